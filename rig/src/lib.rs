@@ -1,1 +1,1 @@
-//! rig
+//! The test rig.

@@ -1,1 +1,1 @@
-//! transport-tcp
+//! Checkpoints over TCP, beats over UDP.

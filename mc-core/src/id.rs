@@ -1,0 +1,160 @@
+//! The vocabulary's numbers, as types that cannot be mixed up.
+
+use std::{fmt, time::Duration};
+
+/// Bytes in a guest page. QEMU's migration stream for x86 uses no other size.
+pub const PAGE_SIZE: usize = 4096;
+
+/// Monotonic nanoseconds since a start that only the caller knows. The core compares times, it never reads a clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Time(pub u64);
+
+impl Time {
+    /// `self + d`, saturating.
+    #[must_use]
+    pub fn after(self, d: Duration) -> Self {
+        Self(self.0.saturating_add(nanos(d)))
+    }
+
+    /// How much later `self` is than `earlier`; zero if it is not.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// Whole nanoseconds of `d`, saturating at `u64::MAX` (584 years).
+#[must_use]
+pub fn nanos(d: Duration) -> u64 {
+    u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The fencing number: the register's value under which a role acts. Rises by one with every won compare-and-swap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct Generation(pub u64);
+
+impl Generation {
+    /// The next one, which a compare-and-swap installs.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+/// One checkpoint of a generation. Epoch 1 is the full synchronisation; 0 means "none yet".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct Epoch(pub u64);
+
+impl Epoch {
+    /// The full synchronisation, with which every generation begins.
+    pub const FULL_SYNC: Self = Self(1);
+
+    /// The next one.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+/// Index of a RAM block in the profile that both sides agreed on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BlockId(pub u16);
+
+/// One connection between one primary and one standby process: random, never reused, in every record and beat.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Incarnation(pub u64);
+
+macro_rules! display {
+    ($($t:ident $prefix:literal),*) => {$(
+        impl fmt::Display for $t {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!($prefix, "{}"), self.0)
+            }
+        }
+    )*};
+}
+display!(Generation "g", Epoch "e", BlockId "block ");
+
+impl fmt::Display for Incarnation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "i{:016x}", self.0)
+    }
+}
+
+/// The name of a node or of a VM: 1 to [`Name::MAX`] bytes of UTF-8, without control characters, held inline so that
+/// machines stay plain values.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name {
+    bytes: [u8; Self::MAX],
+    len: u8,
+}
+
+/// Why a text is no [`Name`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// Longer than [`Name::MAX`] bytes, or empty.
+    #[error("a name has 1 to 47 bytes, this one has {0}")]
+    Length(usize),
+    /// Not UTF-8, or with control characters or slashes (names become file names).
+    #[error("a name is printable UTF-8 without '/', control characters or leading '.'")]
+    Characters,
+}
+
+impl Name {
+    /// Bytes at most.
+    pub const MAX: usize = 47;
+
+    /// Checks and copies `text`.
+    pub fn new(text: &str) -> Result<Self, NameError> {
+        if text.is_empty() || text.len() > Self::MAX {
+            return Err(NameError::Length(text.len()));
+        }
+        if text.starts_with('.') || text.chars().any(|c| c.is_control() || c == '/') {
+            return Err(NameError::Characters);
+        }
+        let mut bytes = [0; Self::MAX];
+        bytes[..text.len()].copy_from_slice(text.as_bytes());
+        let len = u8::try_from(text.len()).map_err(|_| NameError::Length(text.len()))?;
+        Ok(Self { bytes, len })
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.bytes[..usize::from(self.len)]).expect("checked by `new`")
+    }
+}
+
+impl std::str::FromStr for Name {
+    type Err = NameError;
+    fn from_str(s: &str) -> Result<Self, NameError> {
+        Self::new(s)
+    }
+}
+
+impl serde::Serialize for Name {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Name {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(d)?;
+        Self::new(&text).map_err(serde::de::Error::custom)
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.as_str())
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

@@ -1,0 +1,106 @@
+//! Slabs: fixed-size buffers that *are* the wire image. A page is copied into one, once, while the VM is paused; the same
+//! bytes go out; at the standby they are received into one, and copied once more, into the image.
+//!
+//! ```text
+//! SlabPool ──take──> FreeSlab ──writer──> SlabWriter ──seal──> SealedSlab ──Op::Write──> (transport)
+//!    ^                  │  ^                                                                  │
+//!    └──────put─────────┘  └──────────────────────── recycle <── Completion::Written ─────────┘
+//!
+//! standby:  FreeSlab ──Op::Post──> (transport) ──Completion::Arrived──> SealedSlab ──recycle──> FreeSlab
+//! ```
+//!
+//! Each arrow takes `self`: a slab in flight cannot be written, a free one cannot be sent (the typestate of I7: what is not
+//! in the pool is in exactly one place, and the pool never makes more than its cap).
+
+mod pool;
+mod writer;
+
+pub use pool::{PoolStats, SlabPool};
+pub use writer::{SlabFull, SlabMeta, SlabWriter};
+
+use crate::wire::{
+    WireError,
+    slab::{HEADER_LEN, Records, SlabHeader},
+};
+use memmap2::MmapMut;
+
+/// A slab that nobody uses.
+#[derive(Debug)]
+pub struct FreeSlab {
+    memory: MmapMut,
+}
+
+impl FreeSlab {
+    pub(crate) fn allocate(size: usize) -> std::io::Result<Self> {
+        Ok(Self { memory: MmapMut::map_anon(size)? })
+    }
+
+    /// Bytes.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "a slab is never empty memory")]
+    pub fn len(&self) -> usize {
+        self.memory.len()
+    }
+
+    /// Begins to fill it with a checkpoint's records.
+    #[must_use]
+    pub fn writer(self) -> SlabWriter {
+        SlabWriter::new(self)
+    }
+
+    /// The memory, for a transport that receives into it.
+    pub fn receive_buffer(&mut self) -> &mut [u8] {
+        &mut self.memory
+    }
+
+    /// What arrived in [`FreeSlab::receive_buffer`], once its header, length and body checksum are right.
+    pub fn arrived(self) -> Result<SealedSlab, (Self, WireError)> {
+        let checked = SlabHeader::decode(&self.memory, self.memory.len())
+            .and_then(|h| h.check_body(&self.memory[HEADER_LEN..HEADER_LEN + h.body_len as usize]).map(|()| h));
+        match checked {
+            Ok(header) => Ok(SealedSlab { header, memory: self.memory }),
+            Err(error) => Err((self, error)),
+        }
+    }
+
+    pub(crate) fn memory(&mut self) -> &mut [u8] {
+        &mut self.memory
+    }
+}
+
+/// A finished slab: immutable, checksummed, owned by whoever sends, stages or applies it.
+#[derive(Debug)]
+pub struct SealedSlab {
+    header: SlabHeader,
+    memory: MmapMut,
+}
+
+impl SealedSlab {
+    pub(crate) fn new(header: SlabHeader, slab: FreeSlab) -> Self {
+        Self { header, memory: slab.memory }
+    }
+
+    /// Its header, decoded.
+    #[must_use]
+    pub fn header(&self) -> &SlabHeader {
+        &self.header
+    }
+
+    /// Exactly what goes on the wire.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.memory[..HEADER_LEN + self.header.body_len as usize]
+    }
+
+    /// Its records; each is bounded here, but block numbers and offsets are the image's to judge.
+    #[must_use]
+    pub fn records(&self) -> Records<'_> {
+        Records::new(&self.header, &self.as_bytes()[HEADER_LEN..])
+    }
+
+    /// Ends its life as this checkpoint's slab.
+    #[must_use]
+    pub fn recycle(self) -> FreeSlab {
+        FreeSlab { memory: self.memory }
+    }
+}

@@ -1,0 +1,77 @@
+//! Where checkpoints come from: something that can stop a VM, hand over what changed, and let it run on.
+
+use crate::id::{BlockId, PAGE_SIZE};
+use std::{io, os::fd::BorrowedFd};
+
+/// A running VM, as a source of checkpoints. Never blocks, but for the time a checkpoint takes to read.
+///
+/// ```text
+///           ┌────────── VM runs ──────────┐┌────────────── VM stopped ────────────────┐┌─ VM runs
+/// begin ──> (initial copy, VM runs)        Captured ──resume──> Ready ──pause──> … Captured ──resume──> Ready …
+/// ```
+pub trait CheckpointSource {
+    /// Starts the full synchronisation. Its end is reported as `Captured`, like every later checkpoint.
+    fn begin(&mut self) -> Result<(), SourceError>;
+
+    /// Reads what the VM has sent, into `sink`. Call it whenever its fd is readable, and after the sink had no room.
+    fn poll(&mut self, sink: &mut dyn CheckpointSink) -> Result<SourceEvent, SourceError>;
+
+    /// Lets the VM stop and send a checkpoint. Only after [`SourceEvent::Ready`].
+    fn pause(&mut self) -> Result<(), SourceError>;
+
+    /// Lets the VM run on. Only after [`SourceEvent::Captured`], and only once the gate's barrier stands.
+    fn resume(&mut self) -> Result<(), SourceError>;
+
+    /// Readable when `poll` may have something to do; `None` before `begin`.
+    fn wait_fd(&self) -> Option<BorrowedFd<'_>>;
+}
+
+/// What a source has to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceEvent {
+    /// Nothing until its fd is readable.
+    Idle,
+    /// The VM runs, and a checkpoint can be taken.
+    Ready,
+    /// The VM is stopped, and the whole checkpoint is in the sink.
+    Captured,
+    /// The sink has no room: make some and poll again. The VM is stopped meanwhile (or the initial copy waits).
+    NoRoom,
+}
+
+/// The sink had no room for what was offered. Nothing was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no staging slab is free")]
+pub struct NoRoom;
+
+/// Takes a checkpoint, piece by piece.
+pub trait CheckpointSink {
+    /// One page.
+    fn page(&mut self, block: BlockId, offset: u64, data: &[u8; PAGE_SIZE]) -> Result<(), NoRoom>;
+
+    /// One page of zeros.
+    fn zero(&mut self, block: BlockId, offset: u64) -> Result<(), NoRoom>;
+
+    /// Some device state, from the front; says how many bytes were taken.
+    fn device(&mut self, data: &[u8]) -> Result<usize, NoRoom>;
+}
+
+/// Why a source failed. The VM's state is then unknown: whoever holds its control connection must see to it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SourceError {
+    /// The VM's side closed the stream: it shut down, or it died.
+    #[error("the VM closed the checkpoint stream")]
+    Closed,
+    /// The operating system says so.
+    #[error("checkpoint stream: {doing}: {source}")]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// What it said.
+        source: io::Error,
+    },
+    /// The stream is not what it should be.
+    #[error("checkpoint stream: {0}")]
+    Stream(String),
+}

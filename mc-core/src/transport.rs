@@ -1,0 +1,128 @@
+//! What replication needs of a network: a [`Transport`] for checkpoints and a [`Keepalive`] for beats.
+//!
+//! Submission and completion, not `async fn`: a dropped future cannot stop a NIC that still reads the slab. `submit` takes
+//! ownership, a [`Completion`] gives it back, a refusal gives it back at once. `wait_fd` is for whoever sleeps.
+//!
+//! Every implementation passes [`crate::testing::conformance`].
+
+use crate::{
+    slab::{FreeSlab, SealedSlab},
+    wire::{WireError, beat, control::Control},
+};
+use std::{io, os::fd::BorrowedFd, time::Duration};
+
+/// A link between one primary and one standby, for one incarnation. Never blocks.
+pub trait Transport: Send {
+    /// Hands over one operation; a refusal gives it back.
+    fn submit(&mut self, op: Op) -> Result<(), Rejected>;
+
+    /// Moves bytes, then reports one completion if there is any. Call it until `None`.
+    fn poll(&mut self) -> Option<Completion>;
+
+    /// Readable (or writable, if [`Transport::wants_write`]) when `poll` may have something to do.
+    fn wait_fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Whether bytes wait for the peer to make room.
+    fn wants_write(&self) -> bool {
+        false
+    }
+
+    /// I3: ends the peer's access to our memory. When it returns, no byte of the peer's can land in a slab any more.
+    /// What had arrived in full before is still reported by `poll`, then `Completion::Down`, and every slab comes back.
+    fn revoke(&mut self);
+
+    /// Who is at the other end, for messages.
+    fn peer(&self) -> String;
+}
+
+/// An operation.
+#[derive(Debug)]
+pub enum Op {
+    /// Bulk, towards the standby. The transport owns the slab until [`Completion::Written`].
+    Write(SealedSlab),
+    /// A slab for the peer to write into. The transport owns it until [`Completion::Arrived`], or [`Completion::Returned`].
+    Post(FreeSlab),
+    /// Delivered after every earlier `Write`.
+    Send(Control),
+}
+
+/// A refused operation, given back.
+#[derive(Debug)]
+pub struct Rejected {
+    /// The operation.
+    pub op: Op,
+    /// Why.
+    pub why: RejectReason,
+}
+
+/// Why an operation was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RejectReason {
+    /// The queue is full: poll, then try again.
+    Full,
+    /// The link is down.
+    Down,
+}
+
+/// What a transport reports. In order of the wire for what comes from the peer.
+#[derive(Debug)]
+pub enum Completion {
+    /// The transport no longer reads this slab. It says nothing about the peer: only an ACK does (I1).
+    Written(SealedSlab),
+    /// A slab arrived, header and checksum verified.
+    Arrived(SealedSlab),
+    /// A posted slab comes back unused: the link is down.
+    Returned(FreeSlab),
+    /// A control record arrived.
+    Received(Control),
+    /// The link is gone, for good. Reported once, after all slabs came back.
+    Down(LinkError),
+}
+
+/// Why a link is gone.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LinkError {
+    /// The peer closed it.
+    #[error("{peer} closed the connection")]
+    Closed {
+        /// Who.
+        peer: String,
+    },
+    /// We did.
+    #[error("the connection to {peer} was revoked here")]
+    Revoked {
+        /// Who.
+        peer: String,
+    },
+    /// The operating system says so.
+    #[error("{peer}: {doing}: {source}")]
+    Io {
+        /// Who.
+        peer: String,
+        /// What was tried.
+        doing: &'static str,
+        /// What it said.
+        source: io::Error,
+    },
+    /// The peer sent what it must not.
+    #[error("{peer} sent: {source}")]
+    Wire {
+        /// Who.
+        peer: String,
+        /// What is wrong with it.
+        source: WireError,
+    },
+}
+
+/// Best-effort datagrams for beats, apart from the bulk link: loss is normal, delay is not. Never blocks.
+pub trait Keepalive: Send {
+    /// Sends one beat to every other member.
+    fn send(&mut self, beat: &[u8; beat::LEN]) -> io::Result<()>;
+
+    /// Takes one datagram that has arrived, if any; longer ones are cut off at the buffer's end.
+    fn receive(&mut self, buffer: &mut [u8; beat::LEN + 1]) -> io::Result<Option<usize>>;
+
+    /// Waits until a datagram has arrived or `timeout` has passed.
+    fn wait(&mut self, timeout: Duration) -> io::Result<()>;
+}

@@ -1,0 +1,236 @@
+//! The handshake, once per connection, on the control connection.
+//!
+//! ```text
+//! frame:  0 magic "AIH1"   4 kind u16   6 zero u16   8 len u32   12 CRC32C of the body   16 body (len bytes)
+//! ```
+//!
+//! | kind | who | body |
+//! |---|---|---|
+//! | 1 hello | primary, then standby | 208 bytes, below |
+//! | 2 profile | primary, then standby | JSON, at most [`MAX_PROFILE`]: machine, CPU, devices, RAM blocks |
+//! | 3 ready | standby | none: the profiles match, send slabs |
+//! | 4 refuse | either | UTF-8, at most 1024 bytes: why; then it closes |
+//!
+//! ```text
+//! hello:  0 lowest version u16   2 highest version u16   4 slab size u32   8 staging slabs u32  12 zero u32
+//!        16 incarnation u64     24 generation u64       32 vm name 48     80 node name 48
+//!       128 beat key 32        160 beat port u16       162 detect multiplier u8   163 zero 5
+//!       168 desired transmit interval µs u32           172 required receive interval µs u32    176 zero 32
+//! ```
+//!
+//! The primary offers; the standby answers with the version it takes as both lowest and highest, with its own staging,
+//! node, beat port and intervals, and echoes incarnation, generation, VM, key and slab size.
+
+use super::{WireError, WireName, check_crc, check_magic, view};
+use crate::{
+    id::{Generation, Incarnation, Name},
+    wire::{beat::BeatKey, slab},
+};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_endian as le};
+
+/// "AIH1".
+pub const MAGIC: u32 = u32::from_le_bytes(*b"AIH1");
+/// Bytes before a frame's body.
+pub const FRAME_LEN: usize = 16;
+/// Bytes of a hello's body.
+pub const HELLO_LEN: usize = 208;
+/// Bytes of a profile at most.
+pub const MAX_PROFILE: usize = 1 << 20;
+/// Bytes of a refusal at most.
+pub const MAX_REFUSAL: usize = 1024;
+const RECORD: &str = "session frame";
+const HELLO: &str = "hello";
+
+/// Kinds of frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u16)]
+pub enum Kind {
+    /// See [`Hello`].
+    Hello = 1,
+    /// The VM's profile, JSON.
+    Profile = 2,
+    /// The profiles match.
+    Ready = 3,
+    /// Why not.
+    Refuse = 4,
+}
+
+/// A frame's header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrameHeader {
+    /// What follows.
+    pub kind: Kind,
+    /// Bytes that follow.
+    pub len: usize,
+    crc: u32,
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawFrame {
+    magic: le::U32,
+    kind: le::U16,
+    zero: le::U16,
+    len: le::U32,
+    crc: le::U32,
+}
+const _: () = assert!(size_of::<RawFrame>() == FRAME_LEN);
+
+/// Header and body of a frame. Bodies longer than their kind allows are cut off by the receiver's [`FrameHeader::decode`].
+#[must_use]
+pub fn encode_frame(kind: Kind, body: &[u8]) -> Vec<u8> {
+    let raw = RawFrame {
+        magic: MAGIC.into(),
+        kind: le::U16::new(kind as u16),
+        zero: 0.into(),
+        len: u32::try_from(body.len()).expect("callers keep to MAX_PROFILE").into(),
+        crc: crc32c::crc32c(body).into(),
+    };
+    let mut out = Vec::with_capacity(FRAME_LEN + body.len());
+    out.extend_from_slice(raw.as_bytes());
+    out.extend_from_slice(body);
+    out
+}
+
+impl FrameHeader {
+    /// Reads the first [`FRAME_LEN`] bytes of a frame, and bounds the rest.
+    pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        let raw: &RawFrame = view(RECORD, bytes)?;
+        check_magic(RECORD, raw.magic.get(), MAGIC)?;
+        let len = raw.len.get() as usize;
+        let (kind, limit) = match raw.kind.get() {
+            1 => (Kind::Hello, HELLO_LEN),
+            2 => (Kind::Profile, MAX_PROFILE),
+            3 => (Kind::Ready, 0),
+            4 => (Kind::Refuse, MAX_REFUSAL),
+            kind => return Err(field(RECORD, "kind", u64::from(kind), "no such kind")),
+        };
+        if len > limit {
+            return Err(field(RECORD, "len", len as u64, "longer than its kind may be"));
+        }
+        Ok(Self { kind, len, crc: raw.crc.get() })
+    }
+
+    /// Whether `body` is what was sent.
+    pub fn check(&self, body: &[u8]) -> Result<(), WireError> {
+        check_crc(RECORD, self.crc, body)
+    }
+}
+
+/// A hello.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// Lowest and highest version spoken.
+    pub versions: (u16, u16),
+    /// Bytes of every slab.
+    pub slab_size: u32,
+    /// How many slabs the sender can stage.
+    pub staging_slabs: u32,
+    /// Drawn by the primary.
+    pub incarnation: Incarnation,
+    /// The generation that will be replicated.
+    pub generation: Generation,
+    /// The VM.
+    pub vm: Name,
+    /// The sender.
+    pub node: Name,
+    /// Signs the beats.
+    pub beat_key: BeatKey,
+    /// The sender's UDP port for beats, at the address of this connection.
+    pub beat_port: u16,
+    /// See [`crate::wire::beat`].
+    pub detect_multiplier: u8,
+    /// See [`crate::wire::beat`].
+    pub desired_tx_us: u32,
+    /// See [`crate::wire::beat`].
+    pub required_rx_us: u32,
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawHello {
+    lowest: le::U16,
+    highest: le::U16,
+    slab_size: le::U32,
+    staging_slabs: le::U32,
+    zero: le::U32,
+    incarnation: le::U64,
+    generation: le::U64,
+    vm: WireName,
+    node: WireName,
+    beat_key: [u8; 32],
+    beat_port: le::U16,
+    detect_multiplier: u8,
+    zero2: [u8; 5],
+    desired_tx_us: le::U32,
+    required_rx_us: le::U32,
+    zero3: [u8; 32],
+}
+const _: () = assert!(size_of::<RawHello>() == HELLO_LEN);
+
+impl Hello {
+    /// The body of a hello frame.
+    #[must_use]
+    pub fn encode(&self) -> [u8; HELLO_LEN] {
+        let raw = RawHello {
+            lowest: self.versions.0.into(),
+            highest: self.versions.1.into(),
+            slab_size: self.slab_size.into(),
+            staging_slabs: self.staging_slabs.into(),
+            zero: 0.into(),
+            incarnation: self.incarnation.0.into(),
+            generation: self.generation.0.into(),
+            vm: self.vm.into(),
+            node: self.node.into(),
+            beat_key: self.beat_key.0,
+            beat_port: self.beat_port.into(),
+            detect_multiplier: self.detect_multiplier,
+            zero2: [0; 5],
+            desired_tx_us: self.desired_tx_us.into(),
+            required_rx_us: self.required_rx_us.into(),
+            zero3: [0; 32],
+        };
+        let mut out = [0; HELLO_LEN];
+        out.copy_from_slice(raw.as_bytes());
+        out
+    }
+
+    /// Checks and reads the body of a hello frame. The versions are for [`Hello::negotiate`] to judge.
+    pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        let raw: &RawHello = view(HELLO, bytes)?;
+        let slab_size = raw.slab_size.get();
+        if !(slab::MIN_SLAB..=slab::MAX_SLAB).contains(&(slab_size as usize)) {
+            return Err(field(HELLO, "slab_size", slab_size.into(), "outside 8 KiB to 16 MiB"));
+        }
+        if raw.detect_multiplier == 0 {
+            return Err(field(HELLO, "detect_multiplier", 0, "must not be zero"));
+        }
+        Ok(Self {
+            versions: (raw.lowest.get(), raw.highest.get()),
+            slab_size,
+            staging_slabs: raw.staging_slabs.get(),
+            incarnation: Incarnation(raw.incarnation.get()),
+            generation: Generation(raw.generation.get()),
+            vm: raw.vm.require(HELLO)?,
+            node: raw.node.require(HELLO)?,
+            beat_key: BeatKey(raw.beat_key),
+            beat_port: raw.beat_port.get(),
+            detect_multiplier: raw.detect_multiplier,
+            desired_tx_us: raw.desired_tx_us.get(),
+            required_rx_us: raw.required_rx_us.get(),
+        })
+    }
+
+    /// The highest version that both ranges hold.
+    pub fn negotiate(ours: (u16, u16), theirs: (u16, u16)) -> Result<u16, WireError> {
+        let highest = ours.1.min(theirs.1);
+        if highest < ours.0.max(theirs.0) {
+            return Err(WireError::Version { record: HELLO, found: theirs.1 });
+        }
+        Ok(highest)
+    }
+}
+
+fn field(record: &'static str, field: &'static str, value: u64, why: &'static str) -> WireError {
+    WireError::Field { record, field, value, why }
+}
