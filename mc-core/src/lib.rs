@@ -4,6 +4,7 @@
 
 pub mod arbiter;
 pub mod detector;
+pub mod driver;
 pub mod gate;
 pub mod id;
 pub mod image;
