@@ -82,6 +82,13 @@ fn order(body: &Body) -> (u8, u64, bool) {
     (kind, generation, solo)
 }
 
+impl Client {
+    /// Whether answers are on their way.
+    pub(crate) fn has_replies(&self) -> bool {
+        !self.replies.is_empty()
+    }
+}
+
 impl Registry {
     /// An arbiter that holds `register`, and silent clients.
     pub(crate) fn new(register: Register, clients: usize) -> Self {

@@ -19,13 +19,14 @@ impl World {
         // A swap of the dead primary's may still win: then its VM died with it.
         let ours = self.protected_by().is_some() && !self.registry.is_writing();
         let seat = &self.seats[0];
-        let ready =
-            matches!(seat.role(), Some(standby::Role::Protecting | standby::Role::Revoking | standby::Role::Claiming));
-        let in_time = seat.machine.as_ref().is_some_and(|m| m.committed().0 == self.registry.disk.generation);
+        let holds = seat.machine.as_ref().is_some_and(|m| m.committed().0 == self.registry.disk.generation);
+        // A reply from before the registration may be the last that it waits for.
+        let asks = seat.role() == Some(standby::Role::Claiming) && !self.registry.clients[1].has_replies();
+        let ready = asks || matches!(seat.role(), Some(standby::Role::Protecting | standby::Role::Revoking));
         let settled = world.settle(bounds);
         let role = world.seats[0].role();
         let rests = matches!(role, None | Some(standby::Role::Idle | standby::Role::Active));
-        settled && rests && (!(ours && ready && in_time) || role == Some(standby::Role::Active))
+        settled && rests && (!(ours && ready && holds) || role == Some(standby::Role::Active))
     }
 
     /// The link dies. Whether exactly one side runs the VM in the end, if both lived.
