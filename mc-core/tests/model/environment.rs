@@ -108,7 +108,7 @@ impl World {
     pub(crate) fn happen(&mut self, bounds: &Bounds, happening: Happening) {
         match happening {
             Happening::Session(i) => self.session(i),
-            Happening::ToStandby(i, message) => self.to_standby(i, message, bounds),
+            Happening::ToStandby(i, message) => self.reach_standby(i, message, bounds),
             Happening::ToPrimary(Up::Ack { generation, epoch }) => {
                 self.tell_primary(bounds, primary::Event::Ack { generation, epoch });
             }
@@ -278,7 +278,7 @@ impl World {
 
     // The standbys.
 
-    fn to_standby(&mut self, i: usize, message: Down, bounds: &Bounds) {
+    fn reach_standby(&mut self, i: usize, message: Down, bounds: &Bounds) {
         use standby::Event;
         let slabs = bounds.slabs;
         let (event, slab) = match message {

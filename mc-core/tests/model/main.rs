@@ -14,7 +14,6 @@ use check::{I2, I5, SURVIVOR};
 use environment::Happening;
 use mc_core::primary::Sabotage;
 use stateright::{Checker, Expectation, HasDiscoveries, Model};
-use std::time::Instant;
 use world::Bounds;
 
 /// A session of two epochs between two hosts.
@@ -37,10 +36,9 @@ const PAIR: Bounds = Bounds {
 const TWO_STANDBYS: Bounds = Bounds { standbys: 2, sessions: 2, epochs: 1, stalls: 0, retries: 0, ..PAIR };
 
 fn exhaust(bounds: Bounds) {
-    let start = Instant::now();
     let checker = bounds.checker().threads(2).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
     let (states, depth) = (checker.unique_state_count(), checker.max_depth());
-    println!("{states} states, at most {depth} steps deep, {:?}: {bounds:?}", start.elapsed());
+    println!("{states} states, at most {depth} steps deep: {bounds:?}");
     let always = |name: &&'static str| checker.model().property(name).expectation == Expectation::Always;
     if let Some(name) = checker.discoveries().into_keys().find(always) {
         checker.assert_no_discovery(name); // prints the way there
