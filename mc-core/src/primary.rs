@@ -146,8 +146,8 @@ pub enum Action {
     Solo,
     /// Another node owns the VM: drop output, stop this copy.
     Fence,
-    /// Protection ended as asked for; say goodbye and leave.
-    End(GoodbyeReason),
+    /// The VM is gone for good, and so is the reason for this process.
+    End,
 }
 
 /// The role, for status and tests.
@@ -167,7 +167,7 @@ pub enum Role {
     Claiming,
     /// Lost the arbitration, for good.
     Fenced,
-    /// Ended as asked for.
+    /// The VM is gone for good.
     Ended,
 }
 
@@ -346,9 +346,8 @@ impl Primary {
         self.vm = Vm::Running;
         self.actions.push_back(Action::CloseLink(Some(self.ending.unwrap_or(GoodbyeReason::Unprotected))));
         self.actions.push_back(Action::Solo);
-        if let Some(reason) = self.ending {
-            self.role = Role::Ended;
-            self.actions.push_back(Action::End(reason));
+        if self.ending.take() == Some(GoodbyeReason::GuestGone) {
+            self.end();
         }
     }
 
@@ -395,22 +394,23 @@ impl Primary {
     fn unprotect(&mut self, reason: GoodbyeReason) {
         self.ending = Some(reason);
         match self.role {
-            Role::Solo => {
-                self.role = Role::Ended;
-                self.actions.push_back(Action::End(reason));
-            }
+            Role::Solo if reason == GoodbyeReason::GuestGone => self.end(),
+            Role::Solo => self.ending = None,
             _ => self.give_up_standby(false),
         }
+    }
+
+    fn end(&mut self) {
+        self.role = Role::Ended;
+        self.actions.push_back(Action::End);
     }
 
     /// The VM is gone; whoever holds its last commit may have it. Dropping our output is always safe.
     fn source_lost(&mut self) {
         match self.role {
             Role::Solo | Role::Syncing => {
-                self.ending = Some(GoodbyeReason::GuestGone);
-                self.role = Role::Ended;
                 self.actions.push_back(Action::CloseLink(Some(GoodbyeReason::GuestGone)));
-                self.actions.push_back(Action::End(GoodbyeReason::GuestGone));
+                self.end();
             }
             Role::Fenced | Role::Ended => {}
             _ => self.fence(),

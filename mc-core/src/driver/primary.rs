@@ -35,8 +35,8 @@ pub enum PrimaryErrand {
     LeaveSource,
     /// Another node owns the VM: stop this copy for good.
     Fence,
-    /// Ended as asked for.
-    End(GoodbyeReason),
+    /// The VM is gone for good.
+    End,
     /// For the log: the link is gone.
     LinkLost(String),
     /// For the log: the source failed.
@@ -228,7 +228,7 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
             Action::CloseLink(goodbye) => self.close_link(goodbye),
             Action::Solo => self.solo(),
             Action::Fence => self.fence(),
-            Action::End(reason) => self.errands.push_back(PrimaryErrand::End(reason)),
+            Action::End => self.errands.push_back(PrimaryErrand::End),
         }
     }
 
