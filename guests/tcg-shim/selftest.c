@@ -1,8 +1,8 @@
 /*
  * Checks tcgshim.so as QEMU would use it; run with the shim preloaded.
  *
- * Each case would hang, or end with the wrong owner, without the shim; the alarm
- * turns a hang into a failure.
+ * Without the shim the first wait fails and the last one hangs; the alarm turns a
+ * hang into a failure.
  */
 #include <errno.h>
 #include <pthread.h>
