@@ -135,6 +135,15 @@ static void set_up_network(const char *address_and_length)
     eth0.ifr_flags |= IFF_UP;
     if (ioctl(control, SIOCSIFFLAGS, &eth0))
         fail("eth0 up");
+
+    /* Some NICs (e1000) take seconds to find their link. READY should mean it. */
+    for (int waited_ms = 0; waited_ms < 5000; waited_ms += 10) {
+        struct timespec moment = {0, 10 * 1000000};
+
+        if (!ioctl(control, SIOCGIFFLAGS, &eth0) && eth0.ifr_flags & IFF_RUNNING)
+            break;
+        nanosleep(&moment, NULL);
+    }
     close(control);
     free(address);
 }
