@@ -208,7 +208,7 @@ impl DataPath {
     fn hear_arbiter(&mut self) {
         while let Some(answer) = self.arbiter.take_answer() {
             match answer {
-                Answer::Read(register) => self.driver.event(Event::RegisterRead(register)),
+                Answer::Read(_) => {}
                 Answer::Cas(outcome) => {
                     emit("cas", report::outcome(&outcome));
                     self.driver.event(Event::Cas(outcome));
@@ -260,7 +260,6 @@ impl DataPath {
         while let Some(errand) = self.driver.errand() {
             match errand {
                 PrimaryErrand::Cas { expect, new, contested } => self.arbiter.ask(Ask::Cas { expect, new, contested }),
-                PrimaryErrand::ReadRegister => self.arbiter.ask(Ask::Read),
                 PrimaryErrand::StartSource => {
                     self.supervisor.say(&ToSupervisor::StartSource { path: self.source_path.clone() })?;
                 }

@@ -27,8 +27,6 @@ pub enum PrimaryErrand {
         /// See [`Action::Cas`].
         contested: bool,
     },
-    /// Ask the arbiter; answer with [`Event::RegisterRead`].
-    ReadRegister,
     /// Tell the VM to begin sending checkpoints to the source.
     StartSource,
     /// The register says (solo, self): tell the VM to send no more checkpoints, and see that it runs.
@@ -223,7 +221,6 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
             Action::Cas { expect, new, contested } => {
                 self.errands.push_back(PrimaryErrand::Cas { expect, new, contested });
             }
-            Action::ReadRegister => self.errands.push_back(PrimaryErrand::ReadRegister),
             Action::TellRegistered => self.send(Epoch(0), Body::Registered),
             Action::CloseLink(goodbye) => self.close_link(goodbye),
             Action::Solo => self.solo(),
