@@ -25,8 +25,8 @@
 //!
 //! 1. [`Action::Drain`]: the driver reads everything that has arrived and says [`Event::Drained`]. Judged is the silence
 //!    up to the moment of asking, because only that is proven.
-//! 2. A wake-up that came late by more than a quarter of a transmit interval was no listening: the silence is shortened
-//!    by the lateness. The listening time granted that way since the peer's last beat adds up to one detection time at
+//! 2. A wake-up that came late by more than a quarter of an interval (the shorter one) was no listening: the silence is
+//!    shortened by the lateness. The listening time granted that way since the peer's last beat adds up to one detection time at
 //!    most, so a host that is always late still finds a dead peer. (A host that slept while its peer was well should lose
 //!    the arbitration: it must not wake up and accuse first.)
 //! 3. Only then [`Action::Suspect`].
@@ -264,7 +264,9 @@ impl Detector {
     /// Called `late` after the deadline: notes it, and takes the part since the last beat off the peer's silence.
     fn note_lateness(&mut self, now: Time, deadline: Time) {
         let late = now.since(deadline);
-        if late <= self.transmit_interval() / 4 {
+        let interval = self.transmit_interval();
+        let shorter = self.peer().map_or(interval, |peer| interval.min(self.timing.receive_interval(peer)));
+        if late <= shorter / 4 {
             return;
         }
         self.stats.self_late += 1;

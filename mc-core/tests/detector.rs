@@ -234,6 +234,17 @@ fn own_lateness_is_discounted_once_and_a_dead_peer_still_found() {
 }
 
 #[test]
+fn lateness_before_the_last_beat_buys_no_time_after_it() {
+    let mut bench = Bench::up();
+    bench.now = bench.now.after(ms(45));
+    bench.hear();
+    bench.run(Duration::ZERO);
+    assert_eq!(bench.detector.stats().self_late, 1);
+    bench.run(ms(50));
+    assert!(bench.suspicion().is_some());
+}
+
+#[test]
 fn a_host_that_is_always_late_finds_a_dead_peer() {
     let mut bench = Bench::up();
     let start = bench.now;
