@@ -4,6 +4,7 @@
 
 pub mod arbiter;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod exit;
 pub mod gate;
