@@ -67,8 +67,8 @@ impl Shared {
     }
 
     fn signal(&self) {
-        // It fails only when the counter is full, and then it is readable anyway.
-        let _ = rustix::io::write(&self.event, &1_u64.to_ne_bytes());
+        // Any number but 0 and the largest adds up, whatever its byte order; a full counter is readable anyway.
+        let _ = rustix::io::write(&self.event, &1_u64.to_le_bytes());
     }
 }
 
