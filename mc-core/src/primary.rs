@@ -51,7 +51,9 @@ pub struct Config {
 pub enum Sabotage {
     /// I1: releases an epoch when it was sent, not when it was ACKed.
     ReleaseUnacked,
-    /// I3: the standby asks for takeover without having stopped ACKing.
+    /// I2: the standby ACKs an epoch without having all its slabs.
+    AckIncomplete,
+    /// I3: the standby asks for takeover with the link still up, and ACKs on, until its VM runs.
     AckWhileClaiming,
     /// I4: releases everything before the swap to solo is won.
     ReleaseBeforeSolo,
