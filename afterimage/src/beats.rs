@@ -1,7 +1,7 @@
 //! A session's beats, the same on both sides: what the hello says of them, and the thread that sends and hears them.
 
 use crate::{
-    clock::MonotonicClock,
+    clock::Clock,
     keepalive::{BeatHandle, BeatThread},
 };
 use anyhow::{Context, Result};
@@ -18,6 +18,15 @@ pub const PRIMARY: u8 = 1;
 /// The standby's.
 pub const STANDBY: u8 = 2;
 
+/// How one side wants its beats.
+#[derive(Clone, Copy, Debug)]
+pub struct Wish {
+    /// Between two beats, both ways.
+    pub interval: Duration,
+    /// Missed beats until the other side suspects this one.
+    pub multiplier: u8,
+}
+
 /// An interval as the hello and beats carry it, µs.
 pub fn interval_us(interval: Duration) -> Result<u32> {
     u32::try_from(nanos(interval) / 1000).context("the beat interval is longer than an hour")
@@ -25,14 +34,13 @@ pub fn interval_us(interval: Duration) -> Result<u32> {
 
 /// Starts the thread.
 pub fn start(
-    keepalive: Box<dyn Keepalive>,
-    session: (Incarnation, BeatKey),
+    keepalive: impl Keepalive + 'static,
+    (incarnation, key): (Incarnation, BeatKey),
     member: u8,
-    interval: Duration,
-    multiplier: u8,
-    clock: MonotonicClock,
+    wish: Wish,
+    clock: Clock,
 ) -> Result<BeatHandle> {
-    let parameters = Parameters::new(interval, interval, multiplier)?;
-    let config = Config { incarnation: session.0, member, parameters, startup: None };
-    BeatThread::spawn(keepalive, session.1, config, clock).context("the beat thread")
+    let parameters = Parameters::new(wish.interval, wish.interval, wish.multiplier)?;
+    let config = Config { incarnation, member, parameters, startup: None };
+    BeatThread::spawn(Box::new(keepalive), key, config, clock).context("the beat thread")
 }

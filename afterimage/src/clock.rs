@@ -18,6 +18,12 @@ impl Clock {
     }
 }
 
+impl mc_core::driver::Clock for Clock {
+    fn now(&self) -> Time {
+        (*self).now()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::Clock;

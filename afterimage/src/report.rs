@@ -1,7 +1,14 @@
 //! What both sides report in the same words.
 
-use crate::{arbiter::Health, events::emit, keepalive::BeatHandle};
-use mc_core::register::CasOutcome;
+use crate::{
+    arbiter::{ArbiterClient, Health},
+    config,
+    events::emit,
+    gate,
+    keepalive::BeatHandle,
+    status::{ArbiterStatus, Beats, Status},
+};
+use mc_core::{driver::Percentiles, gate::GateStats, register::CasOutcome, slab::PoolStats};
 use serde_json::{Value, json};
 
 /// A swap's outcome, as an event's fields.
@@ -41,7 +48,62 @@ pub fn arbiter(health: &Health) {
 #[must_use]
 pub fn standing_notes() -> Vec<String> {
     vec![
-        "the serial console and other character devices are not held: what they print may be taken back by a takeover"
-            .to_owned(),
+        "the serial console and other character devices are not held: a takeover may take back what they printed"
+            .into(),
     ]
+}
+
+/// The NICs, as the gate wants them.
+#[must_use]
+pub fn nics(nics: &[config::NicSpec]) -> Vec<gate::NicSpec> {
+    nics.iter().map(|n| gate::NicSpec { socket: n.socket.clone(), tap: n.tap.clone() }).collect()
+}
+
+/// Fills in what the gate knows.
+pub fn fill_gate(status: &mut Status, stats: GateStats, gate: &gate::NicGate) {
+    status.held_packets = stats.held_packets;
+    status.held_bytes = stats.held_bytes;
+    status.released_packets = stats.released_packets;
+    status.dropped_packets = stats.dropped_packets;
+    let hold = gate.hold_histogram();
+    let us = |quantile| hold.value_at_quantile(quantile) / 1000;
+    status.hold_us =
+        Percentiles { count: hold.len(), p50: us(0.5), p90: us(0.9), p99: us(0.99), max: hold.max() / 1000 };
+}
+
+/// Fills in what the staging pool knows.
+pub fn fill_staging(status: &mut Status, stats: PoolStats) {
+    status.staging_used_bytes = stats.used_bytes;
+    status.staging_live_bytes = stats.live_bytes;
+    status.staging_cap_bytes = stats.cap_bytes;
+    status.staging_cap_hits = stats.cap_hits;
+}
+
+/// Fills in what the arbiter's client knows.
+pub fn fill_arbiter(status: &mut Status, arbiter: &ArbiterClient) {
+    let health = arbiter.health();
+    status.arbiter =
+        ArbiterStatus { spec: arbiter.spec().to_string(), reachable: health.reachable, last_error: health.last_error };
+}
+
+/// Fills in what the beat thread knows.
+pub fn fill_beats(status: &mut Status, beats: &BeatHandle) {
+    let stats = beats.stats();
+    let same = |p: crate::keepalive::Percentiles| Percentiles {
+        count: p.count,
+        p50: p.p50,
+        p90: p.p90,
+        p99: p.p99,
+        max: p.max,
+    };
+    status.beats = Beats {
+        sent: stats.sent,
+        received: stats.received,
+        missed: stats.missed,
+        self_late: stats.self_late,
+        gap_us: same(stats.gap_us),
+        rtt_us: same(stats.rtt_us),
+        detection_time_us: stats.detection_time_us,
+    };
+    status.notes.extend(beats.notes().iter().cloned());
 }

@@ -23,6 +23,8 @@ pub struct Brief {
     pub profile: Profile,
     /// Whether to seek a standby at once; a data path that follows one that died does not.
     pub protect: bool,
+    /// Whether to stay when no standby is found: the VM's network already passed through a process that left for us.
+    pub stay: bool,
 }
 
 /// From the supervisor.
@@ -70,7 +72,7 @@ pub enum ToSupervisor {
     },
     /// This data path ends on purpose, with this exit code.
     Ending {
-        /// See `exit.rs`.
+        /// An exit code.
         code: u8,
         /// For the operator.
         why: String,

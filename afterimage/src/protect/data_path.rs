@@ -6,23 +6,25 @@
 
 use super::{
     channel::{Brief, Channel, ToDataPath, ToSupervisor},
-    report,
-    session::{self, Connected},
+    session::{self, Found},
 };
 use crate::{
     arbiter::{Answer, ArbiterClient, Ask},
-    clock::MonotonicClock,
-    control::{self, ControlRequest},
+    beats::Wish,
+    cli::Side,
+    clock::Clock,
+    control::Control,
     events::emit,
-    exit,
-    gate::{Mode, NicGate},
+    exit::Code,
+    gate::{Mode, NicGate, Options},
+    inbox::{Inbox, interest, wait},
     keepalive::{BeatHandle, Verdict},
     qemu::colo::ColoSource,
-    wake::{self, Inbox},
+    report,
 };
 use anyhow::{Context, Result};
 use mc_core::{
-    driver::{Clock, PrimaryDriver, PrimaryErrand},
+    driver::{PrimaryDriver, PrimaryErrand},
     id::Time,
     primary::{Config, Event, Primary, Role},
     slab::SlabPool,
@@ -35,9 +37,8 @@ use std::{
     path::PathBuf,
     time::Duration,
 };
-use transport_tcp::TcpLink;
 
-type Driver = PrimaryDriver<ColoSource, NicGate, MonotonicClock>;
+type Driver = PrimaryDriver<ColoSource, NicGate, Clock>;
 
 /// The loop's state.
 pub(super) struct DataPath {
@@ -45,21 +46,23 @@ pub(super) struct DataPath {
     pub(super) driver: Driver,
     pub(super) arbiter: ArbiterClient,
     pub(super) beats: Option<BeatHandle>,
-    pub(super) clock: MonotonicClock,
+    pub(super) clock: Clock,
     pub(super) peer: Option<String>,
     pub(super) notes: Vec<String>,
     supervisor: super::hands::Hands,
-    control: Inbox<ControlRequest>,
-    sessions: Option<Inbox<Result<Connected>>>,
+    control: Control,
+    sessions: Option<Inbox<Result<Found>>>,
     source_path: PathBuf,
     last_turn: Time,
     role: Role,
     arbiter_reachable: bool,
-    ending: Option<(u8, String)>,
+    suspected: bool,
+    pub(super) operator_wants_solo: bool,
+    ending: Option<(Code, String)>,
 }
 
 /// Runs the data path; `stdin` is the channel to the supervisor.
-pub fn run() -> Result<u8> {
+pub fn run() -> Result<Code> {
     let channel = std::io::stdin().as_fd().try_clone_to_owned().context("the channel on stdin")?;
     let mut channel = Channel::new(UnixStream::from(channel))?;
     let brief = hear_brief(&mut channel)?;
@@ -72,25 +75,25 @@ fn hear_brief(channel: &mut Channel) -> Result<Brief> {
             return Ok(*brief);
         }
         anyhow::ensure!(!channel.is_closed(), "the data path is started by `afterimage protect`, not by hand");
-        let mut fds = [wake::interest(channel.as_fd(), false)];
-        wake::wait(&mut fds, Time(0), None, Duration::from_secs(1))?;
+        let mut fds = [interest(channel.as_fd(), false)];
+        wait(&mut fds, Time(0), None, Duration::from_secs(1))?;
     }
 }
 
 impl DataPath {
     fn new(brief: Brief, channel: Channel) -> Result<Self> {
-        let clock = MonotonicClock::new();
+        let clock = Clock;
         let config = &brief.config;
-        let mut gate = NicGate::new(&config.nics, config.held_limit, Mode::Open)?;
+        let held_limit_bytes = usize::try_from(config.held_limit_bytes)?;
+        let options = Options { held_limit_bytes, mode: Mode::Open };
+        let mut gate = NicGate::new(report::nics(&config.nics), options)?;
         gate.connect(Duration::from_secs(5))?;
-        let pool = SlabPool::new(config.slab_bytes(), config.staging_bytes());
-        let machine = Primary::new(
-            Config { epoch: config.epoch, window: config.window, sabotage: None },
-            brief.register,
-        );
+        let pool = SlabPool::new(usize::try_from(config.slab_bytes)?, usize::try_from(config.staging_bytes)?);
+        let machine =
+            Primary::new(Config { epoch: config.epoch, window: config.window, sabotage: None }, brief.register);
         let driver = PrimaryDriver::new(machine, Staging::new(pool), gate, clock);
         let arbiter = ArbiterClient::spawn(config.arbiter.clone(), config.vm, &config.run_dir)?;
-        let control = control::listen(&config.run_dir, config.vm, "primary")?;
+        let control = Control::listen(&config.run_dir, config.vm, Side::Primary)?;
         let source_path = config.run_dir.join(format!("{}.colo.sock", config.vm));
         let mut this = Self {
             driver,
@@ -106,6 +109,8 @@ impl DataPath {
             last_turn: clock.now(),
             role: Role::Solo,
             arbiter_reachable: true,
+            suspected: false,
+            operator_wants_solo: false,
             ending: None,
             brief,
         };
@@ -116,16 +121,16 @@ impl DataPath {
     }
 
     fn seek_standby(&mut self) -> Result<()> {
-        self.sessions = Some(session::connect(&self.brief, self.driver.machine().register().generation.next())?);
+        self.sessions = Some(session::seek(&self.brief, self.driver.machine().register().generation.next())?);
         Ok(())
     }
 
-    fn run(mut self) -> Result<u8> {
+    fn run(mut self) -> Result<Code> {
         emit("solo", json!({ "vm": self.brief.config.vm, "generation": self.driver.machine().register().generation }));
         loop {
             self.turn()?;
             if let Some((code, why)) = self.ending.take() {
-                let _ = self.supervisor.say(&ToSupervisor::Ending { code, why });
+                let _ = self.supervisor.say(&ToSupervisor::Ending { code: code as u8, why });
                 return Ok(code);
             }
         }
@@ -155,15 +160,15 @@ impl DataPath {
     fn sleep(&self) -> Result<()> {
         let (link, link_writes, source) = self.driver.wait_fds();
         let mut fds = Vec::with_capacity(12);
-        fds.extend(link.map(|fd| wake::interest(fd, link_writes)));
-        fds.extend(source.map(|fd| wake::interest(fd, false)));
-        fds.extend(self.supervisor.wait_fd().map(|fd| wake::interest(fd, false)));
-        fds.push(wake::interest(self.arbiter.as_fd(), false));
-        fds.push(wake::interest(self.control.as_fd(), false));
-        fds.extend(self.beats.as_ref().map(|b| wake::interest(b.wait_fd(), false)));
-        fds.extend(self.sessions.as_ref().map(|s| wake::interest(s.as_fd(), false)));
-        self.driver.gate.register(&mut fds);
-        wake::wait(&mut fds, self.clock.now(), self.driver.deadline(), self.stall_limit() / 2)?;
+        fds.extend(link.map(|fd| interest(fd, link_writes)));
+        fds.extend(source.map(|fd| interest(fd, false)));
+        fds.extend(self.supervisor.wait_fd().map(|fd| interest(fd, false)));
+        fds.push(interest(self.arbiter.as_fd(), false));
+        fds.push(interest(self.control.as_fd(), false));
+        fds.extend(self.beats.as_ref().map(|b| interest(b.wait_fd(), false)));
+        fds.extend(self.sessions.as_ref().map(|s| interest(s.as_fd(), false)));
+        fds.extend(self.driver.gate.wait_fds());
+        wait(&mut fds, self.clock.now(), self.driver.deadline(), self.stall_limit() / 2)?;
         Ok(())
     }
 
@@ -182,7 +187,7 @@ impl DataPath {
                 ToDataPath::Begin(_) | ToDataPath::Started { error: None } => {}
                 ToDataPath::Started { error: Some(why) } => {
                     tracing::error!(%why, "QEMU refuses to send checkpoints");
-                    self.ending = Some((exit::PREREQUISITE, why));
+                    self.ending = Some((Code::Prerequisite, why));
                     self.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
                 }
                 ToDataPath::VmGone { orderly: true } => {
@@ -198,7 +203,7 @@ impl DataPath {
     fn source_broken(&mut self, why: String, unsupported: bool) {
         tracing::error!(%why, "the checkpoint stream broke; giving protection up");
         if unsupported {
-            self.ending = Some((exit::PREREQUISITE, why));
+            self.ending = Some((Code::Prerequisite, why));
         } else {
             self.notes.push(why);
         }
@@ -226,9 +231,10 @@ impl DataPath {
         let Some(beats) = &self.beats else { return };
         beats.clear();
         beats.set_committed(self.driver.machine().generation(), self.driver.machine().epochs().1);
-        if beats.verdict() == Verdict::Suspect && self.peer.is_some() {
+        let dead = !beats.is_running(); // a detector that is gone must not pass for one that is content
+        if (beats.verdict() == Verdict::Suspect || dead) && !self.suspected {
             emit("suspect", report::suspicion(beats));
-            self.peer = None;
+            self.suspected = true;
             self.driver.event(Event::Suspect);
         }
     }
@@ -237,29 +243,46 @@ impl DataPath {
         let Some(result) = self.sessions.as_ref().and_then(Inbox::take) else { return Ok(()) };
         self.sessions = None;
         match result {
-            Ok(connected) => self.attach(connected),
+            Ok(found) => self.attach(found),
             Err(error) => {
-                let why = format!("{error:#}");
-                tracing::error!(%why, "no session with the standby");
-                self.ending = Some((exit::FAILED, why));
+                self.no_session(format!("{error:#}"));
                 Ok(())
             }
         }
     }
 
-    fn attach(&mut self, connected: Connected) -> Result<()> {
+    fn no_session(&mut self, why: String) {
+        tracing::error!(why, "no session with the standby; the VM runs on, unprotected");
+        if self.brief.stay {
+            self.notes.push(format!("not protected: {why}"));
+        } else {
+            self.ending = Some((Code::Failed, why));
+        }
+    }
+
+    fn attach(&mut self, found: Found) -> Result<()> {
         let source = ColoSource::listen(&self.source_path, self.brief.profile.blocks.clone())?;
-        emit("syncing", json!({ "standby": connected.standby, "peer": connected.peer }));
-        self.beats = Some(connected.start_beats(&self.brief, self.clock)?);
-        self.peer = Some(connected.peer.clone());
-        self.driver.attach::<TcpLink>(connected.link, connected.incarnation, source, connected.standby);
+        let (standby, incarnation) = (found.standby, found.incarnation);
+        emit("syncing", json!({ "standby": standby, "peer": found.peer }));
+        self.peer = Some(format!("{standby} at {}", found.peer));
+        self.suspected = false;
+        let config = &self.brief.config;
+        let wish = Wish { interval: config.beat_interval, multiplier: config.detect_multiplier };
+        let (link, beats) = found.start(wish, self.clock)?;
+        self.beats = Some(beats);
+        self.driver.attach(link, incarnation, source, standby);
         Ok(())
     }
 
     fn run_errands(&mut self) -> Result<()> {
         while let Some(errand) = self.driver.errand() {
             match errand {
-                PrimaryErrand::Cas { expect, new, contested } => self.arbiter.ask(Ask::Cas { expect, new, contested }),
+                PrimaryErrand::Cas { expect, new, contested } => {
+                    self.arbiter.ask(Ask::Cas { expect, new, contested });
+                    if std::mem::take(&mut self.operator_wants_solo) {
+                        self.arbiter.operator_decides();
+                    }
+                }
                 PrimaryErrand::StartSource => {
                     self.supervisor.say(&ToSupervisor::StartSource { path: self.source_path.clone() })?;
                 }
@@ -290,30 +313,30 @@ impl DataPath {
         emit("fenced", json!({ "vm": self.brief.config.vm }));
         self.beats = None;
         self.supervisor.say(&ToSupervisor::Fence)?;
-        self.ending = Some((exit::FENCED, "another node owns the VM now; this copy was stopped".to_owned()));
+        self.ending = Some((Code::Fenced, "another node owns the VM now; this copy was stopped".to_owned()));
         Ok(())
     }
 
     fn ended(&mut self) {
-        self.ending.get_or_insert((exit::DONE, "the VM is gone".to_owned()));
+        self.ending.get_or_insert((Code::Done, "the VM is gone".to_owned()));
     }
 
     fn hear_control(&mut self) {
         while let Some(request) = self.control.take() {
-            let response = super::commands::answer(self, request.command());
+            let response = super::commands::answer(self, request.request);
             request.reply(response);
         }
     }
 
     /// A hand-over: this process leaves the VM, which runs solo, to its successor.
     pub(super) fn leave(&mut self) {
-        self.ending = Some((exit::DONE, "handed over to another `afterimage protect`".to_owned()));
+        self.ending = Some((Code::Done, "handed over to another `afterimage protect`".to_owned()));
     }
 
     fn report_role(&mut self) {
         let role = self.driver.machine().role();
         if role != std::mem::replace(&mut self.role, role) {
-            report::role(self);
+            super::commands::report_role(self);
         }
     }
 }

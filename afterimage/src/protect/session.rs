@@ -2,15 +2,15 @@
 
 use super::channel::Brief;
 use crate::{
-    clock::MonotonicClock,
-    events, keepalive::{BeatHandle, BeatThread},
+    beats::{self, Wish},
+    clock::Clock,
+    inbox::{self, Inbox},
+    keepalive::BeatHandle,
     qemu::profile::Profile,
-    wake::{self, Inbox},
 };
 use anyhow::{Context, Result, bail};
 use mc_core::{
-    detector,
-    id::{Generation, Incarnation, Name, nanos},
+    id::{Generation, Incarnation, Name},
     wire::{VERSION, beat::BeatKey, session::Hello},
 };
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -21,56 +21,63 @@ use std::{
 use transport_tcp::{TcpLink, UdpKeepalive, session};
 
 /// How long a standby may take to start its QEMU and answer.
-const HANDSHAKE: Duration = Duration::from_secs(20);
+const HANDSHAKE: Duration = Duration::from_secs(30);
 /// How long a standby that is not there yet is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A session that is ready for slabs.
 #[derive(Debug)]
-pub(super) struct Connected {
+pub(super) struct Found {
     pub(super) link: TcpLink,
     pub(super) incarnation: Incarnation,
     pub(super) standby: Name,
-    pub(super) peer: String,
+    pub(super) peer: SocketAddr,
     keepalive: UdpKeepalive,
     key: BeatKey,
 }
 
-/// Begins to connect; the result comes through the inbox.
-pub(super) fn connect(brief: &Brief, generation: Generation) -> Result<Inbox<Result<Connected>>> {
-    let (outbox, inbox) = wake::inbox()?;
+impl Found {
+    /// Starts the session's beats.
+    pub(super) fn start(self, wish: Wish, clock: Clock) -> Result<(TcpLink, BeatHandle)> {
+        let beats = beats::start(self.keepalive, (self.incarnation, self.key), beats::PRIMARY, wish, clock)?;
+        Ok((self.link, beats))
+    }
+}
+
+/// Begins to look for the standby; the result comes through the inbox.
+pub(super) fn seek(brief: &Brief, generation: Generation) -> Result<Inbox<Result<Found>>> {
+    let (outbox, inbox) = inbox::inbox()?;
     let brief = brief.clone();
-    std::thread::Builder::new().name("connect".to_owned()).spawn(move || outbox.put(shake_hands(&brief, generation)))?;
+    let seek = move || outbox.put(shake_hands(&brief, generation));
+    std::thread::Builder::new().name("seek".to_owned()).spawn(seek)?;
     Ok(inbox)
 }
 
-fn shake_hands(brief: &Brief, generation: Generation) -> Result<Connected> {
+fn shake_hands(brief: &Brief, generation: Generation) -> Result<Found> {
     let config = &brief.config;
-    let local = match config.bind {
-        Some(ip) => ip,
-        None => route_to(config.to)?,
-    };
-    let mut keepalive = UdpKeepalive::bind(local).with_context(|| format!("UDP socket for beats on {local}"))?;
+    let to = *config.to.addresses().with_context(|| format!("{}", config.to))?.first().context("no address")?;
+    let local = config.bind.map_or_else(|| route_to(to), Ok)?;
+    let keepalive = UdpKeepalive::bind(local).with_context(|| format!("UDP socket for beats on {local}"))?;
     let hello = hello(brief, generation, keepalive.local_port())?;
     let profile = serde_json::to_vec(&brief.profile)?;
-    let connected = patiently(|| session::connect(config.to, &hello, &profile, HANDSHAKE))?;
+    let connected = patiently(|| session::connect(to, &hello, &profile, HANDSHAKE))?;
     let theirs: Profile = serde_json::from_slice(&connected.profile).context("the standby's profile")?;
     let differences = brief.profile.mismatches(&theirs);
     if !differences.is_empty() {
         bail!("the standby's VM differs:\n  {}", differences.join("\n  "));
     }
     keepalive.connect(SocketAddr::new(connected.peer_addr.ip(), connected.peer.beat_port))?;
-    Ok(Connected {
+    Ok(Found {
         link: connected.link,
         incarnation: hello.incarnation,
         standby: connected.peer.node,
-        peer: connected.peer_addr.to_string(),
+        peer: connected.peer_addr,
         keepalive,
         key: hello.beat_key,
     })
 }
 
-/// A standby that is being started may not listen yet: tries again while connections are refused.
+/// A standby that is being started may not listen yet: tries again while nobody answers.
 fn patiently<T>(mut attempt: impl FnMut() -> Result<T, session::SessionError>) -> Result<T> {
     let start = Instant::now();
     loop {
@@ -89,11 +96,11 @@ fn hello(brief: &Brief, generation: Generation, beat_port: u16) -> Result<Hello>
     let (mut incarnation, mut key) = ([0; 8], [0; 32]);
     getrandom(&mut incarnation, GetRandomFlags::empty())?;
     getrandom(&mut key, GetRandomFlags::empty())?;
-    let interval_us = interval_us(config.beat_interval)?;
+    let interval_us = beats::interval_us(config.beat_interval)?;
     Ok(Hello {
         versions: (VERSION, VERSION),
-        slab_size: u32::try_from(config.slab_bytes()).context("slab size")?,
-        staging_slabs: u32::try_from(config.staging_bytes() / config.slab_bytes()).context("staging size")?,
+        slab_size: u32::try_from(config.slab_bytes).context("slab size")?,
+        staging_slabs: u32::try_from(config.staging_bytes / config.slab_bytes).context("staging size")?,
         incarnation: Incarnation(u64::from_le_bytes(incarnation)),
         generation,
         vm: config.vm,
@@ -106,22 +113,10 @@ fn hello(brief: &Brief, generation: Generation, beat_port: u16) -> Result<Hello>
     })
 }
 
-/// An interval as beats carry it.
-pub(crate) fn interval_us(interval: Duration) -> Result<u32> {
-    u32::try_from(nanos(interval) / 1000).context("the beat interval is longer than an hour")
-}
-
 /// The local address from which `to` is reached.
 fn route_to(to: SocketAddr) -> Result<IpAddr> {
-    let any: SocketAddr = if to.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0; 8], 0).into() };
+    let any: SocketAddr = if to.is_ipv4() { ([0; 4], 0).into() } else { ([0_u16; 8], 0).into() };
     let socket = UdpSocket::bind(any)?;
     socket.connect(to).with_context(|| format!("no route to {to}"))?;
     Ok(socket.local_addr()?.ip())
-}
-
-impl Connected {
-    /// Starts the beats of this session.
-    pub(super) fn start_beats(&mut self, brief: &Brief, clock: MonotonicClock) -> Result<BeatHandle> {
-        todo!()
-    }
 }

@@ -12,19 +12,17 @@
 //! The rule: a data path's death may leave the VM stopped in the middle of a checkpoint, with output that was never
 //! released. Before the VM may run again the register must say (solo, self): else the standby may be running it already.
 
-use super::{
-    channel::{Brief, Channel, ToDataPath, ToSupervisor},
-    report,
-};
+use super::channel::{Brief, Channel, ToDataPath, ToSupervisor};
 use crate::{
-    arbiter::{self, Answer, Ask},
+    arbiter::{self, Answer, ArbiterError, Ask},
     events::emit,
-    exit,
+    exit::Code,
+    inbox::{interest, wait},
     qemu::{
         control::{self, ColoState},
         qmp::Qmp,
     },
-    wake,
+    report,
 };
 use anyhow::{Context, Result, bail};
 use mc_core::{
@@ -113,7 +111,7 @@ const UNSUPPORTED: &str = "this QEMU ended the migration instead of entering che
      known to. The VM runs on, unprotected. Use QEMU 7.2 (Debian 12), or one of which `query-migrate` says \"colo\"";
 
 /// Watches over one VM until it is gone, fenced, or handed over. Returns the exit code.
-pub(super) fn supervise(qmp: Qmp, mut brief: Brief) -> Result<u8> {
+pub(super) fn supervise(qmp: Qmp, mut brief: Brief) -> Result<Code> {
     let mut qemu = Qemu::new(qmp);
     loop {
         let mut child = DataPathProcess::spawn(&brief)?;
@@ -125,7 +123,7 @@ pub(super) fn supervise(qmp: Qmp, mut brief: Brief) -> Result<u8> {
         let Some(register) = claim(&brief)? else {
             qemu.perform(&Task::Fence)?;
             emit("fenced", json!({ "vm": brief.config.vm }));
-            return Ok(exit::FENCED);
+            return Ok(Code::Fenced);
         };
         qemu.perform(&Task::Leave)?;
         (brief.register, brief.protect) = (register, false);
@@ -133,15 +131,15 @@ pub(super) fn supervise(qmp: Qmp, mut brief: Brief) -> Result<u8> {
 }
 
 /// Serves the data path until it ends: `Some(code)` if on purpose, `None` if it died.
-fn watch(qemu: &mut Qemu, child: &mut DataPathProcess) -> Result<Option<u8>> {
+fn watch(qemu: &mut Qemu, child: &mut DataPathProcess) -> Result<Option<Code>> {
     let (mut told_gone, mut gone) = (false, false);
     loop {
         {
-            let mut fds = vec![wake::interest(child.channel.as_fd(), false)];
+            let mut fds = vec![interest(child.channel.as_fd(), false)];
             if !gone {
-                fds.push(wake::interest(qemu.qmp.as_fd(), false));
+                fds.push(interest(qemu.qmp.as_fd(), false));
             }
-            wake::wait(&mut fds, Time(0), None, Duration::from_secs(1))?;
+            wait(&mut fds, Time(0), None, Duration::from_secs(1))?;
         }
         if let (false, Some(orderly)) = (told_gone, qemu.gone()) {
             (told_gone, gone) = (true, true);
@@ -152,13 +150,13 @@ fn watch(qemu: &mut Qemu, child: &mut DataPathProcess) -> Result<Option<u8>> {
                 tracing::info!(%why, code, "the data path ended");
                 emit("ended", json!({ "code": code, "why": why }));
                 child.process.wait()?;
-                return Ok(Some(*code));
+                return Ok(Some(Code::from_number(*code)));
             }
             serve(qemu, child, &message);
         }
         if child.channel.is_closed() {
             child.process.wait()?;
-            return Ok(gone.then_some(exit::DONE));
+            return Ok(gone.then_some(Code::Done));
         }
     }
 }
@@ -175,7 +173,7 @@ fn serve(qemu: &mut Qemu, child: &mut DataPathProcess, message: &ToSupervisor) {
 /// Asks until the arbiter answers. `Some`: the register says (solo, self). `None`: somebody else owns the VM.
 fn claim(brief: &Brief) -> Result<Option<Register>> {
     let owner = brief.register.owner;
-    let ask = |ask| arbiter::ask_until_answered(&brief.config.arbiter, brief.config.vm, &brief.config.run_dir, ask);
+    let ask = |ask| ask_until_answered(brief, ask);
     let held = match ask(Ask::Read)? {
         Answer::Read(Some(held)) => held,
         other => bail!("the arbiter knows nothing of this VM any more: {other:?}"),
@@ -196,6 +194,19 @@ fn claim(brief: &Brief) -> Result<Option<Register>> {
             })
         }
         Answer::Read(_) => bail!("the arbiter answered a read to a swap"),
+    }
+}
+
+/// However long it takes: there is nothing else that may be done.
+fn ask_until_answered(brief: &Brief, ask: Ask) -> Result<Answer> {
+    let config = &brief.config;
+    loop {
+        match arbiter::ask_once(&config.arbiter, config.vm, &config.run_dir, ask, Duration::from_secs(5)) {
+            Err(error @ ArbiterError::Unanswered { .. }) => {
+                tracing::error!(%error, "the VM waits for the arbiter's verdict");
+            }
+            answer => return Ok(answer?),
+        }
     }
 }
 

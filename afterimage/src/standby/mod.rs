@@ -13,11 +13,11 @@ mod node;
 mod report;
 mod vm;
 
-use crate::config::StandbyConfig;
+use crate::{config::StandbyConfig, exit::Code};
 use anyhow::{Context, Result};
 
 /// Runs until the VM that it took over is gone, or handed over. Returns the exit code.
-pub fn run(config: StandbyConfig) -> Result<u8> {
+pub fn run(config: StandbyConfig) -> Result<Code> {
     std::fs::create_dir_all(&config.run_dir).with_context(|| format!("run directory {}", config.run_dir.display()))?;
     node::Node::new(config)?.run()
 }

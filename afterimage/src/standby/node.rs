@@ -1,46 +1,59 @@
 //! The standby's loop.
 
-use super::{accept, report, vm::WaitingVm};
+use super::{accept, report::status, vm::WaitingVm};
 use crate::{
     arbiter::{Answer, ArbiterClient, Ask},
-    clock::MonotonicClock,
+    beats::{self, Wish},
+    cli::Side,
+    clock::Clock,
     config::StandbyConfig,
-    control::{self, Control},
+    control::{Control, done, refused},
     events::emit,
-    exit::{self, ExitError},
-    gate::{Mode, NicGate},
+    exit::{Code, ExitError},
+    gate::{Mode, NicGate, Options},
+    inbox::{Inbox, interest, wait},
     keepalive::{BeatHandle, Verdict},
     qemu::profile::Profile,
-    wake::{self, Inbox},
+    report,
+    status::{Request, Response, Takeover},
 };
 use anyhow::{Context, Result};
 use mc_core::{
-    driver::{Attachment, Clock, SpillFile, StandbyDriver, StandbyErrand},
+    driver::{Attachment, SpillFile, StandbyDriver, StandbyErrand},
     gate::OutputGate,
     id::{Epoch, Generation, Time},
-    register::Owner,
+    image::Image,
+    register::{Owner, Register},
     slab::SlabPool,
     standby::{Config, Event, Role, Standby},
+    transport::Transport,
+    wire::session::Hello,
 };
 use serde_json::json;
-use std::{os::fd::AsFd, time::Duration};
-use transport_tcp::{TcpLink, session::Offer};
+use std::{fs::File, net::SocketAddr, os::fd::AsFd, time::Duration};
+use transport_tcp::{TcpLink, UdpKeepalive, session::Offer};
 
-/// How often a swap that lost to an older register is tried again, and how many times.
+/// How long to wait before a register that is older than our generation is read again, and how often.
 const RETRY: (Duration, u8) = (Duration::from_millis(100), 50);
+/// For the NIC's socket of a QEMU that is there.
+const NIC_PATIENCE: Duration = Duration::from_secs(2);
+/// How often the waiting QEMU is looked after.
+const VM_CHECK: Duration = Duration::from_millis(500);
+/// Slabs until a primary says which size it uses.
+const FIRST_SLAB: usize = 1 << 20;
 
 /// The loop's state.
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) config: StandbyConfig,
-    pub(super) driver: StandbyDriver<TcpLink, MonotonicClock>,
+    pub(super) driver: StandbyDriver<TcpLink, Clock>,
     pub(super) gate: NicGate,
     pub(super) arbiter: ArbiterClient,
     pub(super) beats: Option<BeatHandle>,
-    pub(super) clock: MonotonicClock,
+    pub(super) clock: Clock,
     pub(super) peer: Option<String>,
     pub(super) registered: bool,
-    pub(super) takeover: Option<serde_json::Value>,
+    pub(super) takeover: Option<Takeover>,
     vm: Option<WaitingVm>,
     offers: Inbox<Offer>,
     control: Control,
@@ -48,19 +61,21 @@ pub(super) struct Node {
     suspected_at: Option<Time>,
     checked_vm_at: Time,
     arbiter_reachable: bool,
-    ending: Option<u8>,
+    operator_wants_it: bool,
+    ending: Option<Code>,
 }
 
 impl Node {
     pub(super) fn new(config: StandbyConfig) -> Result<Self> {
-        let clock = MonotonicClock::new();
+        let clock = Clock;
         let nobody = Owner { node: config.node, instance: 0 };
         let machine = Standby::new(Config { owner: nobody, retry: RETRY.0, retries: RETRY.1, sabotage: None });
-        let pool = SlabPool::new(config.slab_bytes(), config.staging_bytes());
+        let pool = SlabPool::new(FIRST_SLAB, usize::try_from(config.staging_bytes)?);
         let driver = StandbyDriver::new(machine, pool, spill_file(&config)?, clock);
+        let gate = NicGate::new(report::nics(&config.nics), Options { mode: Mode::Closed, ..Options::default() })?;
         Ok(Self {
             driver,
-            gate: NicGate::new(&config.nics, config.held_limit, Mode::Closed)?,
+            gate,
             arbiter: ArbiterClient::spawn(config.arbiter.clone(), config.vm, &config.run_dir)?,
             beats: None,
             clock,
@@ -69,17 +84,18 @@ impl Node {
             takeover: None,
             vm: None,
             offers: accept::listen(config.listen)?,
-            control: control::listen(&config.run_dir, config.vm, "standby")?,
+            control: Control::listen(&config.run_dir, config.vm, Side::Standby)?,
             role: Role::Idle,
             suspected_at: None,
             checked_vm_at: clock.now(),
             arbiter_reachable: true,
+            operator_wants_it: false,
             ending: None,
             config,
         })
     }
 
-    pub(super) fn run(mut self) -> Result<u8> {
+    pub(super) fn run(mut self) -> Result<Code> {
         emit("waiting", json!({ "vm": self.config.vm, "listen": self.config.listen }));
         loop {
             self.turn()?;
@@ -109,14 +125,14 @@ impl Node {
     fn sleep(&self) -> Result<()> {
         let mut fds = Vec::with_capacity(12);
         if let Some(link) = self.driver.link() {
-            fds.extend(link.wait_fd().map(|fd| wake::interest(fd, link.wants_write())));
+            fds.extend(link.wait_fd().map(|fd| interest(fd, link.wants_write())));
         }
-        fds.push(wake::interest(self.offers.as_fd(), false));
-        fds.push(wake::interest(self.arbiter.as_fd(), false));
-        fds.push(wake::interest(self.control.requests.as_fd(), false));
-        fds.extend(self.beats.as_ref().map(|b| wake::interest(b.wait_fd(), false)));
-        self.gate.register(&mut fds);
-        wake::wait(&mut fds, self.clock.now(), self.driver.deadline(), VM_CHECK)?;
+        fds.push(interest(self.offers.as_fd(), false));
+        fds.push(interest(self.arbiter.as_fd(), false));
+        fds.push(interest(self.control.as_fd(), false));
+        fds.extend(self.beats.as_ref().map(|b| interest(b.wait_fd(), false)));
+        fds.extend(self.gate.wait_fds());
+        wait(&mut fds, self.clock.now(), self.driver.deadline(), VM_CHECK)?;
         Ok(())
     }
 
@@ -134,22 +150,22 @@ impl Node {
     }
 
     /// Takes a primary on, or says why not.
-    fn consider(&mut self, offer: Offer) -> Result<(), (Option<Offer>, String)> {
+    fn consider(&mut self, offer: Offer) -> Result<(), (Option<Box<Offer>>, String)> {
         let role = self.driver.machine().role();
         if role != Role::Idle {
             let why = format!("this standby is busy ({role:?})");
-            return Err((Some(offer), why));
+            return Err((Some(Box::new(offer)), why));
         }
         let hello = *offer.hello();
         if hello.vm != self.config.vm {
             let why = format!("this standby stands by for {}, not for {}", self.config.vm, hello.vm);
-            return Err((Some(offer), why));
+            return Err((Some(Box::new(offer)), why));
         }
         match self.prepare(offer.profile()) {
             Ok((profile, image)) => self.accept(offer, &profile, image).map_err(|e| (None, format!("{e:#}"))),
             Err(error) => {
                 self.vm = None;
-                Err((Some(offer), format!("{error:#}")))
+                Err((Some(Box::new(offer)), format!("{error:#}")))
             }
         }
     }
@@ -168,18 +184,19 @@ impl Node {
 
     fn accept(&mut self, offer: Offer, profile: &[u8], image: Image) -> Result<()> {
         let theirs = *offer.hello();
-        let slab_size = theirs.slab_size as usize;
         let peer = offer.peer_addr();
-        let mut keepalive = UdpKeepalive::bind(offer.local_addr().ip()).context("UDP socket for beats")?;
-        let ours = beats::answer(&theirs, &self.config, keepalive.local_port(), slab_size)?;
+        let keepalive = UdpKeepalive::bind(offer.local_addr().ip()).context("UDP socket for beats")?;
         keepalive.connect(SocketAddr::new(peer.ip(), theirs.beat_port))?;
-        let accepted = offer.accept(&ours, profile)?;
+        let accepted = offer.accept(&self.hello(&theirs, keepalive.local_port())?, profile)?;
         let owner = self.vm.as_ref().map(WaitingVm::owner).transpose()?.context("a waiting VM")?;
         let machine = Standby::new(Config { owner, retry: RETRY.0, retries: RETRY.1, sabotage: None });
-        let pool = SlabPool::new(slab_size, self.config.staging_bytes());
+        let pool = SlabPool::new(theirs.slab_size as usize, usize::try_from(self.config.staging_bytes)?);
         self.driver = StandbyDriver::new(machine, pool, spill_file(&self.config)?, self.clock);
-        self.beats = Some(beats::start(Box::new(keepalive), &theirs, beats::STANDBY, self.clock)?);
-        (self.registered, self.suspected_at, self.peer) = (false, None, Some(peer.to_string()));
+        let wish = Wish { interval: self.config.beat_interval, multiplier: self.config.detect_multiplier };
+        let session = (theirs.incarnation, theirs.beat_key);
+        self.beats = Some(beats::start(keepalive, session, beats::STANDBY, wish, self.clock)?);
+        (self.registered, self.suspected_at, self.operator_wants_it) = (false, None, false);
+        self.peer = Some(format!("{} at {peer}", theirs.node));
         emit("syncing", json!({ "primary": theirs.node, "peer": peer, "generation": theirs.generation }));
         self.driver.attach(Attachment {
             link: accepted.link,
@@ -190,16 +207,33 @@ impl Node {
         Ok(())
     }
 
+    /// Our answer to a primary's hello.
+    fn hello(&self, theirs: &Hello, beat_port: u16) -> Result<Hello> {
+        let interval_us = beats::interval_us(self.config.beat_interval)?;
+        Ok(Hello {
+            staging_slabs: u32::try_from(self.config.staging_bytes / u64::from(theirs.slab_size))?,
+            node: self.config.node,
+            beat_port,
+            detect_multiplier: self.config.detect_multiplier,
+            desired_tx_us: interval_us,
+            required_rx_us: interval_us,
+            ..*theirs
+        })
+    }
+
     fn hear_arbiter(&mut self) {
         while let Some(answer) = self.arbiter.take_answer() {
-            if let Answer::Cas(outcome) = answer {
-                emit("cas", crate::protect::outcome_json(&outcome));
-                self.driver.event(Event::Cas(outcome));
+            match answer {
+                Answer::Read(held) => self.driver.event(Event::RegisterRead(held)),
+                Answer::Cas(outcome) => {
+                    emit("cas", report::outcome(&outcome));
+                    self.driver.event(Event::Cas(outcome));
+                }
             }
         }
         let health = self.arbiter.health();
         if health.reachable != std::mem::replace(&mut self.arbiter_reachable, health.reachable) {
-            crate::protect::report_arbiter(&health);
+            report::arbiter(&health);
         }
     }
 
@@ -208,8 +242,9 @@ impl Node {
         beats.clear();
         let (generation, epoch) = self.driver.machine().committed();
         beats.set_committed(generation, epoch);
-        if beats.verdict() == Verdict::Suspect && self.suspected_at.is_none() {
-            emit("suspect", crate::protect::suspicion_json(beats));
+        let dead = !beats.is_running(); // a detector that is gone must not pass for one that is content
+        if (beats.verdict() == Verdict::Suspect || dead) && self.suspected_at.is_none() {
+            emit("suspect", report::suspicion(beats));
             self.suspect();
         }
     }
@@ -222,6 +257,7 @@ impl Node {
     fn run_errands(&mut self) -> Result<()> {
         while let Some(errand) = self.driver.errand() {
             match errand {
+                StandbyErrand::ReadRegister => self.arbiter.ask(Ask::Read),
                 StandbyErrand::Cas { expect, new } => self.claim(expect, new),
                 StandbyErrand::TakeOver { generation, epoch } => self.take_over(generation, epoch)?,
                 StandbyErrand::Registered => {
@@ -231,7 +267,7 @@ impl Node {
                 StandbyErrand::Discard => self.discarded(),
                 StandbyErrand::Fatal(why) => {
                     self.vm = None;
-                    return Err(ExitError::new(exit::FAILED, why).into());
+                    return Err(ExitError::new(Code::Failed, why).into());
                 }
                 StandbyErrand::LinkLost(why) => self.link_lost(&why),
                 StandbyErrand::Refused(reason, why) => tracing::error!(?reason, why, "epoch refused"),
@@ -273,7 +309,10 @@ impl Node {
             match vm.take_over(image) {
                 Ok(timings) => break timings,
                 Err(error) if tries < 2 => {
-                    tracing::error!(error = format!("{error:#}"), "takeover; starting QEMU again over the same RAM file");
+                    tracing::error!(
+                        error = format!("{error:#}"),
+                        "takeover; starting QEMU again over the same RAM file"
+                    );
                     tries += 1;
                     vm.restart()?;
                     self.gate.connect(NIC_PATIENCE)?;
@@ -281,18 +320,17 @@ impl Node {
                 Err(error) => return Err(error),
             }
         };
-        let now = self.clock.now();
-        let decided = self.suspected_at.unwrap_or(won_at);
-        let ms = |d: Duration| d.as_secs_f64() * 1e3;
-        let report = json!({
-            "generation": generation, "epoch": epoch,
-            "suspect_to_cas_ms": ms(won_at.since(decided)), "cas_to_running_ms": ms(now.since(won_at)),
-            "qemu": timings,
-        });
-        emit("running", report.clone());
-        self.takeover = Some(report);
+        self.took_over((generation, epoch), won_at, &json!(timings));
         self.driver.event(Event::Running);
         Ok(())
+    }
+
+    fn took_over(&mut self, (generation, epoch): (Generation, Epoch), won_at: Time, qemu: &serde_json::Value) {
+        let decided = self.suspected_at.unwrap_or(won_at);
+        let us = |at: Time| u64::try_from(at.since(decided).as_micros()).unwrap_or(u64::MAX);
+        let takeover = Takeover { won_us: us(won_at), running_us: us(self.clock.now()), ..Takeover::default() };
+        emit("running", json!({ "generation": generation, "epoch": epoch, "since_suspicion": takeover, "qemu": qemu }));
+        self.takeover = Some(takeover);
     }
 
     /// While it waits, a QEMU that died is started again; once it runs, its end is ours.
@@ -308,7 +346,7 @@ impl Node {
         }
         if self.driver.machine().role() == Role::Active {
             emit("ended", json!({ "why": "the VM's QEMU ended" }));
-            self.ending = Some(exit::DONE);
+            self.ending = Some(Code::Done);
             return;
         }
         tracing::warn!("the waiting QEMU died; starting it again over the same RAM file");
@@ -323,12 +361,12 @@ impl Node {
     }
 
     fn hear_control(&mut self) {
-        while let Some(request) = self.control.requests.take() {
-            let response = match request.request() {
-                Request::Status => Response::status(report::status(self)),
+        while let Some(request) = self.control.take() {
+            let response = match request.request {
+                Request::Status => Response::Status(Box::new(status(self))),
                 Request::Takeover => self.operator_takeover(),
                 Request::Handover => self.hand_over(),
-                Request::Solo => Response::error("`solo` is for the primary; this is the standby: see `takeover`"),
+                Request::Solo => refused("`solo` is for the primary; this is the standby: see `takeover`"),
             };
             request.reply(response);
         }
@@ -340,19 +378,19 @@ impl Node {
                 self.operator_wants_it = true;
                 self.suspect();
                 self.arbiter.operator_decides();
-                Response::done()
+                done("taking over")
             }
-            role => Response::error(&format!("nothing to take over: this standby is {role:?}")),
+            role => refused(&format!("nothing to take over: this standby is {role:?}")),
         }
     }
 
     /// `afterimage protect` on this node wants the VM that runs here now.
     fn hand_over(&mut self) -> Response {
         if self.driver.machine().role() != Role::Active {
-            return Response::error("this node stands by for it; `protect` belongs on the node that runs it");
+            return refused("this node stands by for it; `protect` belongs on the node that runs it");
         }
-        self.ending = Some(exit::DONE);
-        Response::done()
+        self.ending = Some(Code::Done);
+        done("leaving")
     }
 
     fn report_role(&mut self) {

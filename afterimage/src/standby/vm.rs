@@ -17,7 +17,7 @@ use mc_core::{
 };
 use std::{
     fs::{File, OpenOptions},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 /// The waiting VM.
@@ -34,12 +34,16 @@ impl WaitingVm {
     /// Starts a QEMU for a primary with this profile, and compares.
     pub(super) fn start(config: &StandbyConfig, theirs: &Profile) -> Result<Self> {
         let ram_file = config.ram_dir.join(format!("afterimage-{}.ram", config.vm));
-        let shared = theirs.main_block().context("the primary's profile has no RAM block")?;
+        let (_, shared) = theirs.main_block().context("the primary's profile has no RAM block")?;
         make_file(&ram_file, shared.used_length)?;
         let mut vm = StandbyVm::launch(&config.qemu, &config.run_dir, &ram_file, shared)?;
         let ours = vm.profile()?;
         let differences = theirs.mismatches(&ours);
-        anyhow::ensure!(differences.is_empty(), "this standby's VM differs from the primary's:\n  {}", differences.join("\n  "));
+        anyhow::ensure!(
+            differences.is_empty(),
+            "this standby's VM differs from the primary's:\n  {}",
+            differences.join("\n  ")
+        );
         Ok(Self { vm, profile: theirs.clone(), node: config.node, ram_file })
     }
 
@@ -66,8 +70,7 @@ impl WaitingVm {
     }
 
     fn main_index(&self) -> usize {
-        let main = self.profile.main_block().map(|b| b.name.as_str());
-        self.profile.blocks.iter().position(|b| Some(b.name.as_str()) == main).unwrap_or(0)
+        self.profile.main_block().map_or(0, |(index, _)| index)
     }
 
     /// Whether QEMU still waits.
@@ -83,27 +86,34 @@ impl WaitingVm {
     /// The VM is ours: feeds it what the RAM file does not hold, and waits until it runs.
     pub(super) fn take_over(&mut self, image: &Image) -> Result<TakeoverTimings> {
         let main = self.main_index();
-        let others: Vec<(BlockId, Vec<u8>)> = (0..self.profile.blocks.len())
-            .filter(|index| *index != main)
-            .map(|index| BlockId(u16::try_from(index).expect("profiles have at most 256 blocks")))
-            .map(|id| (id, image.block(id)))
-            .collect();
-        let pages: Vec<(BlockId, &[u8])> = others.iter().map(|(id, bytes)| (*id, bytes.as_slice())).collect();
+        let block =
+            |index: usize| image.block(BlockId(u16::try_from(index).expect("profiles have at most 256 blocks")));
+        let others = (0..self.profile.blocks.len()).filter(|index| *index != main);
+        let others: Vec<(usize, Vec<u8>)> = others.map(|index| (index, block(index))).collect();
+        let contents: Vec<(usize, &[u8])> = others.iter().map(|(index, bytes)| (*index, bytes.as_slice())).collect();
         let feed = TakeoverFeed {
             machine: &self.profile.machine,
             blocks: &self.profile.blocks,
-            shared: main,
-            pages: &pages,
+            contents: &contents,
             device: image.device(),
         };
-        Ok(self.vm.take_over(feed)?)
+        let timings = self.vm.take_over(feed)?;
+        // QEMU has it mapped; its name has served.
+        let _ = std::fs::remove_file(&self.ram_file);
+        Ok(timings)
     }
 }
 
 /// The RAM file, all of it allocated: a page fault that finds the disk full would end us in the middle of an epoch.
-fn make_file(path: &PathBuf, len: u64) -> Result<()> {
+fn make_file(path: &Path, len: u64) -> Result<()> {
     let what = || format!("RAM file {} ({len} bytes)", path.display());
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path).with_context(what)?;
     rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, len).with_context(what)?;
     Ok(())
+}
+
+impl Drop for WaitingVm {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.ram_file);
+    }
 }
