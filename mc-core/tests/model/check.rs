@@ -55,6 +55,7 @@ fn never() -> Vec<Property<Bounds>> {
         Property::always(I2, |_, w: &World| !w.wrong.ack),
         Property::always(I5, |_, w: &World| !w.wrong.registered),
         Property::always("a fenced primary is silent", |_, w: &World| !w.wrong.after_fence),
+        Property::always("a stalled primary that was overtaken is silent", |_, w: &World| !w.wrong.after_stall),
         Property::always("a takeover starts from a whole epoch, once", |_, w: &World| !w.wrong.takeover),
     ]
 }
@@ -84,10 +85,10 @@ fn seen(bounds: &Bounds) -> Vec<Property<Bounds>> {
             w.role() == Some(Role::Protected) && w.visible >= w.base + 2
         }));
     }
-    if bounds.stalls > 0 {
-        seen.push(Property::sometimes("recheck", |_, w: &World| w.role() == Some(Role::Rechecking)));
-        let passed = |_: &Bounds, w: &World| w.role() == Some(Role::Protected) && w.stalls > 0;
-        seen.push(Property::sometimes("recheck passed", passed));
+    if bounds.stalls > 0 && bounds.epochs > 1 {
+        seen.push(Property::sometimes("epoch 2 released after a stall", |_, w: &World| {
+            w.role() == Some(Role::Protected) && w.stalls > 0 && w.visible >= w.base + 2
+        }));
     }
     if bounds.sessions > 1 {
         let again = |_: &Bounds, w: &World| w.role() == Some(Role::Protected) && w.registry.disk.generation.0 == 4;

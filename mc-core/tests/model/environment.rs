@@ -69,12 +69,13 @@ impl World {
         };
         out.extend(source.map(Happening::Primary));
         if role != Role::Solo {
-            out.extend([Event::LinkDown, Event::Suspect].map(Happening::Primary));
+            out.push(Happening::Primary(Event::LinkDown));
         }
         if role != Role::Solo && self.stalls < bounds.stalls {
             out.push(Happening::Primary(Event::Stalled));
         }
         if bounds.trouble {
+            out.push(Happening::Primary(Event::Suspect)); // the same as LinkDown, as far as this machine knows
             out.push(Happening::Primary(Event::Unprotect(control::GoodbyeReason::Unprotected)));
             out.push(Happening::Primary(Event::SourceLost));
         }
@@ -89,9 +90,9 @@ impl World {
         };
         out.extend(seat.inbox.iter().map(|m| Happening::ToStandby(i, *m)));
         if matches!(role, Role::Syncing | Role::Protecting) {
-            out.extend([Event::LinkDown, Event::Suspect].map(|e| Happening::Standby(i, e)));
+            out.push(Happening::Standby(i, Event::LinkDown));
             if bounds.trouble {
-                out.extend([Event::BadSlab, Event::StagingFull].map(|e| Happening::Standby(i, e)));
+                out.extend([Event::Suspect, Event::BadSlab, Event::StagingFull].map(|e| Happening::Standby(i, e)));
             }
         }
         match role {
@@ -163,7 +164,7 @@ impl World {
         let Some((client, answer)) = self.registry.step(step) else { return };
         match (client, answer) {
             (0, Answer::Cas(outcome)) => self.tell_primary(bounds, primary::Event::Cas(outcome)),
-            (0, Answer::Held(held)) => self.tell_primary(bounds, primary::Event::RegisterRead(held)),
+            (0, Answer::Held(_)) => {} // it never reads
             (i, Answer::Cas(outcome)) => self.tell_standby(bounds, i - 1, standby::Event::Cas(outcome), None),
             (i, Answer::Held(held)) => self.tell_standby(bounds, i - 1, standby::Event::RegisterRead(held), None),
         }
@@ -186,7 +187,10 @@ impl World {
             }
             primary::Event::SourceReady => self.source = Source::Offered,
             primary::Event::SourceLost => self.source = Source::Off,
-            primary::Event::Stalled => self.stalls += 1,
+            primary::Event::Stalled => {
+                self.stalls += 1;
+                self.overtaken = self.seats.iter().any(|s| s.taken.is_some());
+            }
             _ => {}
         }
         self.tell_primary(bounds, event);
@@ -217,9 +221,11 @@ impl World {
             Action::Barrier(_) => {}
             Action::Resume => self.source = Source::Running,
             Action::Commit { epoch } => self.commit(slabs, epoch),
-            Action::Release(epoch) => self.show(self.base + u8::try_from(epoch.0).unwrap()),
+            Action::Release(epoch) => {
+                self.wrong.after_stall |= self.overtaken;
+                self.show(self.base + u8::try_from(epoch.0).unwrap());
+            }
             Action::Cas { expect, new, .. } => self.registry.ask(0, Ask::Cas { expect, new }),
-            Action::ReadRegister => self.registry.ask(0, Ask::Read),
             Action::TellRegistered => {
                 let generation = self.primary.as_ref().expect("acts").generation();
                 self.send(Down::Registered { generation });
@@ -231,7 +237,7 @@ impl World {
                 self.source = Source::Off;
                 self.registry.forget(0);
             }
-            Action::End(_) => self.source = Source::Off,
+            Action::End => self.source = Source::Off,
         }
     }
 

@@ -53,7 +53,7 @@ fn one_session_in_which_everything_goes_wrong() {
 
 #[test]
 fn protection_given_up_and_begun_again() {
-    exhaust(Bounds { sessions: 2, stalls: 0, standby_restarts: true, ..PAIR });
+    exhaust(Bounds { sessions: 2, stalls: 0, retries: 0, standby_restarts: true, ..PAIR });
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn counterexample(bounds: Bounds) -> (&'static str, Vec<Happening>) {
 }
 
 fn breaks(sabotage: Sabotage, expected: &str, bounds: Bounds) {
-    let (property, path) = counterexample(Bounds { sabotage: Some(sabotage), ..bounds });
+    let (property, path) = counterexample(Bounds { sabotage: Some(sabotage), stalls: 0, ..bounds });
     println!("{sabotage:?} breaks {property:?} in {} steps:", path.len());
     path.iter().for_each(|step| println!("  {step:?}"));
     assert_eq!(property, expected, "broken by {sabotage:?}");

@@ -102,6 +102,8 @@ pub(crate) struct Wrong {
     pub(crate) registered: bool,
     /// A fenced primary released output or let its VM run on.
     pub(crate) after_fence: bool,
+    /// A stalled primary released something although a standby had taken over meanwhile.
+    pub(crate) after_stall: bool,
     /// A takeover from an epoch that the standby does not hold, or a second one.
     pub(crate) takeover: bool,
 }
@@ -130,6 +132,8 @@ pub(crate) struct World {
     pub(crate) solo: Option<Generation>,
     /// Ghost: the primary was told to fence itself.
     pub(crate) fenced: bool,
+    /// Ghost: when the primary was stalled, the VM was taken over.
+    pub(crate) overtaken: bool,
     pub(crate) wrong: Wrong,
 }
 
@@ -186,6 +190,7 @@ impl World {
             visible: 0,
             solo: None,
             fenced: false,
+            overtaken: false,
             wrong: Wrong::default(),
         }
     }
