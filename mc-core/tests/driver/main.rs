@@ -2,7 +2,9 @@
 
 mod guest;
 mod link;
+mod peer;
 mod rig;
+mod trouble;
 
 use link::Cut;
 use mc_core::{id::Epoch, primary, standby};

@@ -28,7 +28,7 @@ pub(crate) const SLAB: usize = 8192;
 
 /// A clock that stands still until it is moved.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct ManualClock(Arc<AtomicU64>);
+pub(crate) struct ManualClock(pub(crate) Arc<AtomicU64>);
 
 impl Clock for ManualClock {
     fn now(&self) -> Time {
@@ -48,11 +48,22 @@ pub(crate) struct Plan {
     pub(crate) standby_slabs: usize,
     pub(crate) spill: bool,
     pub(crate) cut: Option<Cut>,
+    /// The source fails instead of this capture.
+    pub(crate) source_fails: Option<usize>,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { seed: 1, appetite: 3, window: 2, primary_slabs: 64, standby_slabs: 64, spill: false, cut: None }
+        Self {
+            seed: 1,
+            appetite: 3,
+            window: 2,
+            primary_slabs: 64,
+            standby_slabs: 64,
+            spill: false,
+            cut: None,
+            source_fails: None,
+        }
     }
 }
 
@@ -68,19 +79,25 @@ pub(crate) struct Rig {
     pub(crate) solo: bool,
     pub(crate) taken_over: Option<(Generation, Epoch)>,
     pub(crate) log: Vec<String>,
+    source_fails: Option<usize>,
 }
 
 pub(crate) fn name(text: &str) -> Name {
     Name::new(text).unwrap()
 }
 
-fn image() -> Image {
+pub(crate) fn image() -> Image {
     Image::new(BLOCKS.iter().map(|pages| SharedRam::anonymous(pages * PAGE_SIZE).unwrap()).collect())
 }
 
 impl Rig {
     /// Both sides are up, and the full synchronisation begins.
     pub(crate) fn new(plan: &Plan) -> Self {
+        Self::with_spill(plan, plan.spill.then(|| SpillFile::new(tempfile::tempfile().unwrap())))
+    }
+
+    /// The same, over this spill file.
+    pub(crate) fn with_spill(plan: &Plan, spill: Option<SpillFile>) -> Self {
         let owner = Owner { node: name("a"), instance: 1 };
         let register = Register { generation: Generation(1), owner, mode: Mode::Solo };
         let guest = Guest::new(plan.seed, plan.appetite);
@@ -92,7 +109,6 @@ impl Rig {
         let owner = Owner { node: name("b"), instance: 1 };
         let config = standby::Config { owner, retry: Duration::from_millis(1), retries: 2, sabotage: None };
         let pool = SlabPool::new(SLAB, plan.standby_slabs * SLAB);
-        let spill = plan.spill.then(|| SpillFile::new(tempfile::tempfile().unwrap()));
         let standby = StandbyDriver::new(Standby::new(config), pool, spill, clock.clone());
         let (_, _, probe) = pair(None);
         let mut rig = Self {
@@ -106,7 +122,9 @@ impl Rig {
             solo: false,
             taken_over: None,
             log: Vec::new(),
+            source_fails: None,
         };
+        rig.source_fails = plan.source_fails;
         rig.attach(plan.cut);
         rig
     }
@@ -119,7 +137,9 @@ impl Rig {
         let generation = self.register.generation.next();
         self.guest.borrow_mut().snapshots.clear();
         self.standby.attach(Attachment { link: theirs, incarnation, generation, image: image() });
-        self.primary.attach(ours, incarnation, Source::new(self.guest.clone()), name("b"));
+        let mut source = Source::new(self.guest.clone());
+        source.fail_at = self.source_fails;
+        self.primary.attach(ours, incarnation, source, name("b"));
     }
 
     /// The guest runs, both drivers pump, a millisecond passes.
