@@ -39,6 +39,10 @@ pub const GUEST_IP: &str = "10.77.0.10";
 pub const STANDBY_REP_IP: &str = "10.78.0.2";
 /// The TAP device of each host.
 pub const TAP: &str = "tap0";
+/// Where files are memory, if this machine has it.
+pub const SHM: &str = "/dev/shm";
+/// What the names of temporary directories begin with; the rig's process id and a dash follow.
+pub const TEMPORARY: &str = "afterimage-rig";
 /// How long processes may take to die.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -79,7 +83,8 @@ impl Host {
         let netns = format!("{prefix}-{}", place.short());
         run("ip", &["netns", "add", &netns])?;
         let host = Self::existing(place, netns)?;
-        host.run("sysctl", &["-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1"])?;
+        // (Kernels without IPv6 have nothing to switch off.)
+        host.run("sh", &["-c", "for f in /proc/sys/net/ipv6/conf/*/disable_ipv6; do [ ! -e $f ] || echo 1 >$f; done"])?;
         host.ip("link set lo up")?;
         Ok(host)
     }
@@ -317,7 +322,7 @@ fn connect(host: &Host, client: &Host, address: &str) -> Result<()> {
     client.ip(&format!("link set {port} up")).map(drop)
 }
 
-/// Removes hosts whose rig is gone, with everything that runs there. Says which.
+/// Removes hosts and RAM files whose rig is gone, with everything that runs there. Says which.
 pub fn clean() -> Result<Vec<String>> {
     let mut removed = Vec::new();
     for entry in std::fs::read_dir("/run/netns").into_iter().flatten().flatten() {
@@ -325,6 +330,16 @@ pub fn clean() -> Result<Vec<String>> {
         let Some((rig, place)) = owner(&name) else { continue };
         if !Path::new(&format!("/proc/{rig}")).exists() {
             drop(Sweeper(vec![Host::existing(place, name.clone())?]));
+            removed.push(name);
+        }
+    }
+    for entry in std::fs::read_dir(SHM).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let rig = name.strip_prefix(TEMPORARY).and_then(|rest| rest.split_once('-')).map(|(rig, _)| rig.parse::<u32>());
+        if let Some(Ok(rig)) = rig
+            && !Path::new(&format!("/proc/{rig}")).exists()
+        {
+            std::fs::remove_dir_all(entry.path()).with_context(|| name.clone())?;
             removed.push(name);
         }
     }
