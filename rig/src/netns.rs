@@ -174,7 +174,7 @@ impl Silencer {
     pub fn fire(&mut self) -> Result<()> {
         let mut input = self.tc.stdin.take().context("tc's standard input is gone")?;
         for device in self.devices {
-            writeln!(input, "qdisc add dev {device} root blackhole")?;
+            writeln!(input, "qdisc replace dev {device} root blackhole")?;
         }
         drop(input);
         let status = self.tc.wait()?;
@@ -245,7 +245,20 @@ impl Topology {
             host.ip(&format!("address add {address}/24 dev rep"))?;
             host.ip("link set rep up")?;
         }
-        Ok(Self { primary, standby, client, _sweeper: sweeper })
+        let hosts = Self { primary, standby, client, _sweeper: sweeper };
+        hosts.settle()?;
+        Ok(hosts)
+    }
+
+    /// Waits until the kernel has noticed all carriers, and the bridges forward: it does both in its own time, and drops
+    /// what comes before.
+    fn settle(&self) -> Result<()> {
+        let forwarding = "[ $(cat /sys/class/net/$l/operstate) = up ] && [ $(cat /sys/class/net/$l/brport/state 2>/dev/null || echo 3) = 3 ]";
+        for (host, links) in [(&self.client, "pri sby"), (&self.primary, "lan rep"), (&self.standby, "lan rep")] {
+            let script = format!("for l in {links}; do until {forwarding}; do sleep 0.01; done; done");
+            host.run("timeout", &["10", "sh", "-c", &script]).with_context(|| format!("links of {}", host.netns))?;
+        }
+        Ok(())
     }
 
     /// The host at `place`.
@@ -288,7 +301,7 @@ impl Topology {
                 host.ip(&format!("link set {link} up"))?;
             }
         }
-        Ok(())
+        self.settle()
     }
 
     /// Ready for another round: nothing runs, everything is connected.

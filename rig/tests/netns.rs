@@ -63,7 +63,7 @@ fn freezing_and_killing_catch_grandchildren() {
     let dir = tempfile::tempdir().unwrap();
     let mut proc = family(&hosts.primary, dir.path(), &Timeline::new(false));
     let child = children(proc.pid())[0];
-    assert_eq!(stat(child).unwrap().name, "sleep");
+    assert!(poll(PATIENCE, || stat(child).is_some_and(|s| s.name == "sleep")).unwrap());
     let mut pids = hosts.primary.pids();
     pids.sort_unstable();
     let mut expected = [proc.pid(), child];
