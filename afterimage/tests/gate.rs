@@ -8,6 +8,7 @@ use mc_core::{
     gate::OutputGate,
     id::{Epoch, Time},
 };
+use rustix::event::PollFlags;
 use std::{io, os::unix::net::UnixDatagram, time::Duration};
 
 const SOON: Duration = Duration::from_secs(5);
@@ -126,6 +127,50 @@ fn a_vm_that_does_not_read_leaves_inbound_in_the_ports_queue() {
     }
     assert!(got == all, "a frame was lost, cut or moved");
     assert_eq!(gate.drops().inbound, 0);
+}
+
+#[test]
+fn a_blocked_direction_waits_for_room_and_the_other_goes_on() {
+    let mut qemu = Qemu::listen(0);
+    let (near, outside) = UnixDatagram::pair().unwrap();
+    outside.set_nonblocking(true).unwrap();
+    let ports = vec![(qemu.path.clone(), Box::new(DatagramPort::new(near)) as _)];
+    let options = Options { mode: Mode::Open, ..Options::default() };
+    let mut gate = NicGate::with_ports(ports, options).unwrap();
+    gate.connect(SOON).unwrap();
+    qemu.accept();
+    let quiet = [PollFlags::IN, PollFlags::IN];
+    assert!(waits_for(&gate).eq(&quiet));
+    // Inbound: until the VM's socket is full, and behind it the datagram queue.
+    let mut full = 0;
+    while full < 3 {
+        full = if outside.send(&frame(1, 1500)).is_ok() { 0 } else { full + 1 };
+        gate.poll().unwrap();
+    }
+    assert!(waits_for(&gate).eq(&[PollFlags::IN | PollFlags::OUT, PollFlags::empty()]));
+    // Outbound: until the outside's queue is full as well.
+    while !waits_for(&gate)[1].contains(PollFlags::OUT) {
+        qemu.send(&frame(2, 1500));
+        gate.poll().unwrap();
+    }
+    assert!(gate.stats().held_packets > 0);
+    while waits_for(&gate) != quiet {
+        qemu.receive();
+        while outside.recv(&mut [0; 1500]).is_ok() {}
+        gate.poll().unwrap();
+    }
+    assert_eq!((gate.stats().held_packets, gate.stats().dropped_packets, gate.drops().inbound), (0, 0, 0));
+}
+
+fn waits_for(gate: &NicGate) -> Vec<PollFlags> {
+    // PollFd keeps its interest to itself, but shows it.
+    let all = [PollFlags::empty(), PollFlags::IN, PollFlags::OUT, PollFlags::IN | PollFlags::OUT];
+    gate.wait_fds()
+        .map(|fd| {
+            let shown = format!("{fd:?}");
+            *all.iter().find(|f| shown.contains(&format!("events: {},", f.bits()))).expect("one of four")
+        })
+        .collect()
 }
 
 #[test]
