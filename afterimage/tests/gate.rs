@@ -278,6 +278,25 @@ fn qemus_end_is_reported_once_and_a_new_qemu_is_served() {
 }
 
 #[test]
+fn an_inbound_frame_cut_by_a_lost_connection_does_not_disturb_the_next() {
+    let (mut gate, mut qemu, ports) = open_gate(1, Mode::Open);
+    (0..600).for_each(|i| ports[0].push(frame(i, 1500)));
+    gate.poll().unwrap();
+    assert!(ports[0].waiting() > 0, "the socket is full, and a frame half in it");
+    qemu[0].hang_up();
+    gate.poll().unwrap_err();
+    gate.poll().unwrap();
+    assert_eq!(ports[0].waiting(), 0, "nobody to deliver to");
+    gate.connect(SOON).unwrap();
+    qemu[0].accept();
+    ports[0].push(frame(7, 60));
+    gate.poll().unwrap();
+    assert_eq!(qemu[0].receive(), [frame(7, 60)]);
+    let stats = gate.stats();
+    assert_eq!(stats.inbound_packets + gate.drops().inbound, 601);
+}
+
+#[test]
 fn a_new_gate_can_take_the_place_of_a_dead_one() {
     let (gate, mut qemu, _ports) = open_gate(1, Mode::Holding);
     drop(gate);

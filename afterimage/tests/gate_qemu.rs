@@ -7,7 +7,7 @@ use afterimage::gate::{HELD_LIMIT_MIN, Mode, NicGate, Options, Port};
 use gate_common::{MemPort, frame, port_box};
 use mc_core::{gate::OutputGate, id::Epoch};
 use std::{
-    io::{ErrorKind, Write},
+    io::{ErrorKind, Read, Write},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -27,7 +27,8 @@ impl Hub {
     fn start() -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let mut qemu = Command::new("qemu-system-x86_64");
-        qemu.args(["-M", "none", "-display", "none", "-nodefaults", "-monitor", "none", "-serial", "none"]);
+        qemu.args(["-M", "none", "-display", "none", "-nodefaults", "-serial", "none"]);
+        qemu.arg("-monitor").arg(format!("unix:{},server=on,wait=off", dir.path().join("monitor").display()));
         for nic in ["vm", "far"] {
             let path = dir.path().join(nic);
             qemu.arg("-netdev").arg(format!("stream,id={nic},server=on,addr.type=unix,addr.path={}", path.display()));
@@ -46,11 +47,22 @@ impl Hub {
         self.dir.path().join(nic)
     }
 
-    /// The end from which the test sends.
-    fn far(&self) -> UnixStream {
-        let stream = until("QEMU listens", || UnixStream::connect(self.path("far")).ok());
-        stream.set_nonblocking(true).unwrap();
-        stream
+    /// A first gate on one NIC, and the end from which the test sends on the other. Comes back when QEMU serves both: QEMU
+    /// 7.2 dereferences a null pointer when a frame reaches a stream NIC that has not begun to listen.
+    fn connect(&self, port: &MemPort, mode: Mode) -> (NicGate, UnixStream) {
+        let gate = gate(&self.path("vm"), port, mode);
+        let far = until("QEMU listens", || UnixStream::connect(self.path("far")).ok());
+        far.set_nonblocking(true).unwrap();
+        let mut monitor = until("the monitor listens", || UnixStream::connect(self.path("monitor")).ok());
+        monitor.set_nonblocking(true).unwrap();
+        let mut said = Vec::new();
+        until("QEMU serves both NICs", || {
+            monitor.write_all(b"info network\n").unwrap();
+            let _ = monitor.read_to_end(&mut said);
+            let text = String::from_utf8_lossy(&said);
+            ["vm", "far"].iter().all(|n| text.contains(&format!("{n}: index=0,type=stream,unix:"))).then_some(())
+        });
+        (gate, far)
     }
 }
 
@@ -95,7 +107,8 @@ fn hold_one(gate: &mut NicGate, far: &mut UnixStream, tag: u16) {
 #[test]
 fn a_restarted_gate_takes_over_a_running_qemus_nic() {
     let Some(hub) = Hub::start() else { return };
-    let mut far = hub.far();
+    let (first, mut far) = hub.connect(&MemPort::default(), Mode::Holding);
+    drop(first);
     for life in 1..=3u16 {
         let port = MemPort::default();
         let mut gate = gate(&hub.path("vm"), &port, Mode::Holding);
@@ -110,9 +123,8 @@ fn a_restarted_gate_takes_over_a_running_qemus_nic() {
 #[test]
 fn a_qemu_that_was_blocked_on_a_late_gate_loses_nothing() {
     let Some(hub) = Hub::start() else { return };
-    let mut far = hub.far();
     let port = MemPort::default();
-    let mut gate = gate(&hub.path("vm"), &port, Mode::Open);
+    let (mut gate, mut far) = hub.connect(&port, Mode::Open);
     until("a frame passes QEMU", || {
         send(&mut far, 0);
         gate.poll().unwrap();
@@ -148,9 +160,8 @@ fn a_qemu_that_was_blocked_on_a_late_gate_loses_nothing() {
 #[test]
 fn a_killed_qemu_is_reported_once() {
     let Some(mut hub) = Hub::start() else { return };
-    let mut far = hub.far();
     let port = MemPort::default();
-    let mut gate = gate(&hub.path("vm"), &port, Mode::Holding);
+    let (mut gate, mut far) = hub.connect(&port, Mode::Holding);
     hold_one(&mut gate, &mut far, 1);
     hub.child.kill().unwrap();
     hub.child.wait().unwrap();
