@@ -11,4 +11,5 @@ pub mod keepalive;
 pub mod qemu;
 pub mod status;
 pub mod sys;
+pub mod wake;
 pub mod witness;
