@@ -22,6 +22,16 @@ pub enum Code {
     Prerequisite = 6,
 }
 
+impl Code {
+    /// The code of this number; one that is none is a failure.
+    #[must_use]
+    pub fn from_number(number: u8) -> Self {
+        use Code::{BoundMissed, Degraded, Done, Failed, Fenced, Prerequisite, Usage};
+        let all = [Done, Failed, Usage, Degraded, Fenced, BoundMissed, Prerequisite];
+        all.into_iter().find(|code| *code as u8 == number).unwrap_or(Failed)
+    }
+}
+
 /// The codes, for `--help`.
 pub const CODES: &str = "\
 Exit codes:

@@ -2,9 +2,9 @@
 
 use afterimage::{
     cli::{Cli, Command, ConfigCommand},
-    config::{self, ConfigError, ProtectConfig, StandbyConfig, WitnessConfig},
+    config::{self, ProtectConfig, StandbyConfig, WitnessConfig},
     exit::{self, Code, ExitError},
-    status, witness,
+    protect, standby, status, witness,
 };
 use clap::Parser;
 use std::{
@@ -53,16 +53,10 @@ fn run(command: Command) -> anyhow::Result<Code> {
         Command::Status(args) => status::show(&args),
         Command::Takeover(args) => status::operate(&args, status::Request::Takeover),
         Command::Solo(args) => status::operate(&args, status::Request::Solo),
-        // NOT BUILT YET: `protect`, `standby` and their data path come with the drivers; only their settings are checked so far.
-        Command::Protect(args) => not_built_yet("protect", ProtectConfig::resolve(args).map(drop)),
-        Command::Standby(args) => not_built_yet("standby", StandbyConfig::resolve(args).map(drop)),
-        Command::DataPath => not_built_yet("data-path", Ok(())),
+        Command::Protect(args) => protect::run(ProtectConfig::resolve(args).map_err(ExitError::from)?),
+        Command::Standby(args) => standby::run(StandbyConfig::resolve(args).map_err(ExitError::from)?),
+        Command::DataPath => protect::data_path::run(),
     }
-}
-
-fn not_built_yet(command: &str, settings: Result<(), ConfigError>) -> anyhow::Result<Code> {
-    settings.map_err(ExitError::from)?;
-    Err(ExitError::new(Code::Failed, format!("afterimage {command} is not built yet")).into())
 }
 
 /// Results, to stdout. A reader that has seen enough is no error.

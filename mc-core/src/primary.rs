@@ -2,21 +2,26 @@
 //!
 //! ```text
 //!             Protect                Ack(1)                 Cas won: (G, protected by S)
-//!   ┌──────┐ ────────> ┌─────────┐ ────────> ┌─────────────┐ ────────> ┌───────────┐ ── Stalled ──> ┌────────────┐
-//!   │ Solo │           │ Syncing │           │ Registering │           │ Protected │ <─ register ── │ Rechecking │
-//!   └──────┘ <──────── └─────────┘            └─────────────┘           └───────────┘    unchanged   └────────────┘
-//!      ^      link down,                            │ link down,              │ link down, suspicion,       │
-//!      │      suspicion, NACK                       │ then Cas won            v NACK, shutdown              │
-//!      │                                            └─────────────────> ┌──────────┐ <────────────────────────┘
-//!      └───────────────────── Cas won: (G+1, solo) ──────────────────── │ Claiming │ ── Cas lost ──> Fenced
-//!                                                                       └──────────┘
+//!   ┌──────┐ ────────> ┌─────────┐ ────────> ┌─────────────┐ ──────────────────────────> ┌───────────┐
+//!   │ Solo │           │ Syncing │           │ Registering │                             │ Protected │
+//!   └──────┘ <──────── └─────────┘           └─────────────┘                             └───────────┘
+//!      ^      link down,                            │ link down,                               │ link down, suspicion,
+//!      │      suspicion, NACK                       │ then Cas won                             │ NACK, shutdown
+//!      │                                            v                                          │
+//!      │                                        ┌──────────┐ <─────────────────────────────────┘
+//!      └────── Cas won: (G+1, solo) ─────────── │ Claiming │ ── Cas lost ──> Fenced
+//!                                               └──────────┘
 //! ```
 //!
 //! The register says (g, solo, self) in Solo and Syncing, one of (g, solo, self) and (G, protected) in Registering, and
-//! (G, protected), or what a standby that took over made of it, in Protected, Rechecking and Claiming. G = g + 1.
+//! (G, protected), or what a standby that took over made of it, in Protected and Claiming. G = g + 1.
 //!
 //! Within Syncing, Registering and Protected the VM goes round: Running ─SourceReady→ Offered ─Pause→ Stopped ─Captured→
 //! Running. Captured runs Hold/Barrier, Resume, Commit, in that order: the barrier is set while the VM is stopped.
+//!
+//! A primary that was stalled (frozen, starved) may have been declared dead meanwhile, with ACKs of old epochs still in its
+//! socket. It releases nothing until it sees an ACK of an epoch that it captured *after* the stall: then the standby was
+//! still standing by (docs/adr/0003).
 //!
 //! - **I1** `release` is the one place that lets ACKed output go; `Solo` the one that lets all of it go.
 //! - **I4** `Solo` is only asked for in states where the register says (solo, self).
@@ -46,7 +51,9 @@ pub struct Config {
 pub enum Sabotage {
     /// I1: releases an epoch when it was sent, not when it was ACKed.
     ReleaseUnacked,
-    /// I3: the standby asks for takeover without having stopped ACKing.
+    /// I2: the standby ACKs an epoch without having all its slabs.
+    AckIncomplete,
+    /// I3: the standby asks for takeover with the link still up, and ACKs on, until its VM runs.
     AckWhileClaiming,
     /// I4: releases everything before the swap to solo is won.
     ReleaseBeforeSolo,
@@ -93,8 +100,6 @@ pub enum Event {
     Stalled,
     /// The arbiter answered a swap.
     Cas(CasOutcome),
-    /// The arbiter answered a read.
-    RegisterRead(Option<Register>),
     /// The operator ends protection, or the guest shuts down: end it through the arbiter.
     Unprotect(GoodbyeReason),
     /// The VM died under us (not: shut down). The standby shall have it.
@@ -136,8 +141,6 @@ pub enum Action {
         /// Whether another node may want it too (so that a manual arbiter must ask its operator).
         contested: bool,
     },
-    /// Ask the arbiter what the register holds.
-    ReadRegister,
     /// Tell the standby that the register names it.
     TellRegistered,
     /// End the session with the standby; with a farewell if it still listens, so that it does not suspect us.
@@ -146,8 +149,8 @@ pub enum Action {
     Solo,
     /// Another node owns the VM: drop output, stop this copy.
     Fence,
-    /// Protection ended as asked for; say goodbye and leave.
-    End(GoodbyeReason),
+    /// The VM is gone for good, and so is the reason for this process.
+    End,
 }
 
 /// The role, for status and tests.
@@ -161,13 +164,11 @@ pub enum Role {
     Registering,
     /// Output waits for ACKs.
     Protected,
-    /// Was stalled; asks whether it still owns the VM. Releases nothing.
-    Rechecking,
     /// Wants to go on alone. Releases nothing.
     Claiming,
     /// Lost the arbitration, for good.
     Fenced,
-    /// Ended as asked for.
+    /// The VM is gone for good.
     Ended,
 }
 
@@ -190,6 +191,8 @@ pub struct Primary {
     staging_room: bool,
     captured: Epoch,
     acked: Epoch,
+    /// Captured before a stall: ACKs up to this one release nothing.
+    distrusted: Epoch,
     next_epoch_at: Time,
     /// While Registering: the session is gone, claim as soon as the arbiter has answered.
     broken: bool,
@@ -213,6 +216,7 @@ impl Primary {
             staging_room: true,
             captured: Epoch(0),
             acked: Epoch(0),
+            distrusted: Epoch(0),
             next_epoch_at: Time(0),
             broken: false,
             ending: None,
@@ -257,13 +261,13 @@ impl Primary {
     }
 
     fn replicates(&self) -> bool {
-        matches!(self.role, Role::Syncing | Role::Registering | Role::Protected | Role::Rechecking)
+        matches!(self.role, Role::Syncing | Role::Registering | Role::Protected)
     }
 
     fn protect(&mut self, standby: Name) {
         self.role = Role::Syncing;
         self.standby = Some(standby);
-        (self.captured, self.acked) = (Epoch(0), Epoch(0));
+        (self.captured, self.acked, self.distrusted) = (Epoch(0), Epoch(0), Epoch(0));
         self.vm = Vm::Running;
         self.broken = false;
         self.actions.push_back(Action::BeginSync { generation: self.generation() });
@@ -286,6 +290,12 @@ impl Primary {
         }
     }
 
+    /// The checkpoint is for nobody, but the VM need not stand still while the arbiter is asked: its output is held.
+    fn resume_while_claiming(&mut self) {
+        self.vm = Vm::Running;
+        self.actions.push_back(Action::Resume);
+    }
+
     fn ack(&mut self, generation: Generation, epoch: Epoch) {
         if generation != self.generation() || epoch <= self.acked || epoch > self.captured {
             return; // late, twice, or of another life
@@ -301,7 +311,10 @@ impl Primary {
     /// I1: only what was ACKed, only while we believe that the register names us and the ACK's sender.
     fn release(&mut self) {
         debug_assert_eq!(self.role, Role::Protected);
-        self.actions.push_back(Action::Release(self.acked));
+        if self.acked > self.distrusted {
+            self.distrusted = Epoch(0);
+            self.actions.push_back(Action::Release(self.acked));
+        }
     }
 
     /// I5.
@@ -325,7 +338,7 @@ impl Primary {
         match self.role {
             Role::Syncing => self.solo(),
             Role::Registering => self.broken = true,
-            Role::Protected | Role::Rechecking => self.claim(),
+            Role::Protected => self.claim(),
             _ => {}
         }
     }
@@ -346,9 +359,8 @@ impl Primary {
         self.vm = Vm::Running;
         self.actions.push_back(Action::CloseLink(Some(self.ending.unwrap_or(GoodbyeReason::Unprotected))));
         self.actions.push_back(Action::Solo);
-        if let Some(reason) = self.ending {
-            self.role = Role::Ended;
-            self.actions.push_back(Action::End(reason));
+        if self.ending.take() == Some(GoodbyeReason::GuestGone) {
+            self.end();
         }
     }
 
@@ -380,37 +392,26 @@ impl Primary {
         }
     }
 
-    fn register_read(&mut self, held: Option<Register>) {
-        if self.role != Role::Rechecking {
-            return;
-        }
-        if held == Some(self.register) {
-            self.role = Role::Protected;
-            self.release();
-        } else {
-            self.fence();
-        }
-    }
-
     fn unprotect(&mut self, reason: GoodbyeReason) {
         self.ending = Some(reason);
         match self.role {
-            Role::Solo => {
-                self.role = Role::Ended;
-                self.actions.push_back(Action::End(reason));
-            }
+            Role::Solo if reason == GoodbyeReason::GuestGone => self.end(),
+            Role::Solo => self.ending = None,
             _ => self.give_up_standby(false),
         }
+    }
+
+    fn end(&mut self) {
+        self.role = Role::Ended;
+        self.actions.push_back(Action::End);
     }
 
     /// The VM is gone; whoever holds its last commit may have it. Dropping our output is always safe.
     fn source_lost(&mut self) {
         match self.role {
             Role::Solo | Role::Syncing => {
-                self.ending = Some(GoodbyeReason::GuestGone);
-                self.role = Role::Ended;
                 self.actions.push_back(Action::CloseLink(Some(GoodbyeReason::GuestGone)));
-                self.actions.push_back(Action::End(GoodbyeReason::GuestGone));
+                self.end();
             }
             Role::Fenced | Role::Ended => {}
             _ => self.fence(),
@@ -445,19 +446,15 @@ impl Machine for Primary {
             Event::SourceReady if self.replicates() && self.vm == Vm::Running => self.vm = Vm::Offered,
             Event::SourceReady => {}
             Event::Captured if self.replicates() && self.vm != Vm::Offered => self.captured(),
-            Event::Captured => {} // of a session that was given up meanwhile
+            Event::Captured if self.role == Role::Claiming => self.resume_while_claiming(),
+            Event::Captured => {}
             Event::Staging { room } => self.staging_room = room,
             Event::Ack { generation, epoch } => self.ack(generation, epoch),
             Event::Nack { generation, .. } if generation == self.generation() => self.give_up_standby(false),
             Event::Nack { .. } => {}
             Event::LinkDown | Event::Suspect => self.give_up_standby(true),
-            Event::Stalled if self.role == Role::Protected => {
-                self.role = Role::Rechecking;
-                self.actions.push_back(Action::ReadRegister);
-            }
-            Event::Stalled => {}
+            Event::Stalled => self.distrusted = self.captured,
             Event::Cas(outcome) => self.cas(outcome),
-            Event::RegisterRead(held) => self.register_read(held),
             Event::Unprotect(reason) => self.unprotect(reason),
             Event::SourceLost => self.source_lost(),
         }

@@ -3,9 +3,9 @@
 //! ```text
 //!          Session            commit of epoch 1            suspicion, link down             Revoked
 //!  ┌──────┐ ────> ┌─────────┐ ──────────> ┌────────────┐ ───────────> ┌──────────┐ ───────────────> ┌──────────┐
-//!  │ Idle │       │ Syncing │             │ Protecting │   [Revoke]   │ Revoking │      [Cas]       │ Claiming │
+//!  │ Idle │       │ Syncing │             │ Protecting │   [Revoke]   │ Revoking │   [Read], [Cas]  │ Claiming │
 //!  └──────┘ <──── └─────────┘             └────────────┘              └──────────┘                  └──────────┘
-//!     ^   suspicion,                             │ goodbye                                    Cas lost │   │ Cas won
+//!     ^   suspicion,                             │ goodbye                       Cas lost, never named │   │ Cas won
 //!     │   link down                              │                                                     │   v
 //!     └──────────────────────────────────────────┴────────────── [Discard] ────────────────────────────┘ TakingOver
 //!                                                                                                          │ Running
@@ -19,8 +19,13 @@
 //! - Slabs of the full synchronisation go into the image as they come: there is nothing older to protect. Later ones are
 //!   staged, and applied when their epoch is committed: the image is always that of one whole epoch.
 //!
-//! A swap that lost to a register *older* than this generation is tried again for a while: the primary's registration of
-//! this standby may still be on its way (it died right after asking).
+//! The swap is only asked for once the register is known to name this standby in this generation: the primary said so, or a
+//! read did. A generation that was synchronised but never registered is used again, maybe with another standby, and a swap
+//! on the number alone would then win a VM whose output this image lacks. A generation that *was* registered holds one
+//! value only, so that the number stands for it. While the register is *older* than this generation it is read again for a
+//! while: the primary's registration may still be on its way (it died right after asking).
+
+mod staged;
 
 use crate::{
     id::{Epoch, Generation, Time},
@@ -29,6 +34,7 @@ use crate::{
     register::{CasOutcome, Mode, Owner, Register, generation_of},
     wire::control::{Body, NackReason},
 };
+use staged::Staged;
 use std::{collections::VecDeque, time::Duration};
 
 /// What does not change while a standby lives.
@@ -36,7 +42,7 @@ use std::{collections::VecDeque, time::Duration};
 pub struct Config {
     /// This node, and the instance of the QEMU that waits: the owner after a takeover.
     pub owner: Owner,
-    /// How long to wait before a swap is tried again that lost to an older register.
+    /// How long to wait before an older register is read again.
     pub retry: Duration,
     /// How often.
     pub retries: u8,
@@ -84,7 +90,14 @@ pub enum Event {
     Goodbye,
     /// The primary's access is ended, and everything that had arrived was handled.
     Revoked,
-    /// The arbiter answered.
+    /// The primary says that the register names this standby.
+    Registered {
+        /// In this generation.
+        generation: Generation,
+    },
+    /// The arbiter answered a read.
+    RegisterRead(Option<Register>),
+    /// The arbiter answered a swap.
     Cas(CasOutcome),
     /// The VM runs here.
     Running,
@@ -114,6 +127,8 @@ pub enum Action {
     DiscardStaged,
     /// End the primary's access to our memory, handle what had arrived, then say [`Event::Revoked`] (I3).
     Revoke,
+    /// Ask the arbiter what the register holds.
+    ReadRegister,
     /// Ask the arbiter for the VM.
     Cas {
         /// If it still has this generation …
@@ -151,46 +166,6 @@ pub enum Role {
     Active,
 }
 
-/// The slabs of the epoch after the committed one. A set, since a transport may use several connections.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-struct Staged {
-    seen: Vec<u64>,
-    count: u32,
-    /// One more than the highest index.
-    end: u32,
-}
-
-impl Staged {
-    /// Slabs of one epoch at most: 1 TiB of the smallest.
-    const LIMIT: u32 = 1 << 27;
-
-    /// Notes a slab; false if it was there already, or is beyond every bound.
-    fn insert(&mut self, index: u32) -> bool {
-        let (word, bit) = ((index / 64) as usize, 1 << (index % 64));
-        if index >= Self::LIMIT {
-            return false;
-        }
-        if word >= self.seen.len() {
-            self.seen.resize(word + 1, 0);
-        }
-        let fresh = self.seen[word] & bit == 0;
-        self.seen[word] |= bit;
-        self.count += u32::from(fresh);
-        self.end = self.end.max(index + 1);
-        fresh
-    }
-
-    /// Whether exactly the slabs 0..slabs are there.
-    fn is_complete(&self, slabs: u32) -> bool {
-        self.count == slabs && self.end == slabs
-    }
-
-    fn clear(&mut self) {
-        self.seen.clear();
-        (self.count, self.end) = (0, 0);
-    }
-}
-
 /// The machine.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Standby {
@@ -199,6 +174,8 @@ pub struct Standby {
     generation: Generation,
     committed: Epoch,
     staged: Staged,
+    /// The register is known to name this standby in this generation, or a later value has replaced that.
+    registered: bool,
     retries_left: u8,
     retry_at: Option<Time>,
     actions: VecDeque<Action>,
@@ -213,7 +190,8 @@ impl Standby {
             role: Role::Idle,
             generation: Generation(0),
             committed: Epoch(0),
-            staged: Staged { seen: Vec::with_capacity(64), count: 0, end: 0 },
+            staged: Staged::new(),
+            registered: false,
             retries_left: 0,
             retry_at: None,
             actions: VecDeque::with_capacity(8),
@@ -244,7 +222,11 @@ impl Standby {
     }
 
     fn receives(&self) -> bool {
-        matches!(self.role, Role::Syncing | Role::Protecting | Role::Revoking)
+        match self.role {
+            Role::Syncing | Role::Protecting | Role::Revoking => true,
+            Role::Claiming | Role::TakingOver => self.config.sabotage == Some(Sabotage::AckWhileClaiming),
+            Role::Idle | Role::Active => false,
+        }
     }
 
     fn session(&mut self, generation: Generation) {
@@ -252,6 +234,7 @@ impl Standby {
         self.generation = generation;
         self.committed = Epoch(0);
         self.staged.clear();
+        self.registered = false;
         self.retries_left = self.config.retries;
         self.retry_at = None;
     }
@@ -271,13 +254,13 @@ impl Standby {
         if !self.receives() || generation != self.generation || epoch <= self.committed {
             return;
         }
-        if epoch != self.committed.next() || !self.staged.is_complete(slabs) {
+        let complete = self.staged.is_complete(slabs) || self.config.sabotage == Some(Sabotage::AckIncomplete);
+        if epoch != self.committed.next() || !complete {
             return self.refuse(NackReason::OutOfOrder);
         }
         self.committed = epoch;
         self.staged.clear();
-        let acks = self.role != Role::Revoking || self.config.sabotage == Some(Sabotage::AckWhileClaiming);
-        if acks {
+        if self.role != Role::Revoking {
             let body = Body::Ack { free_slabs: 0 };
             self.actions.push_back(Action::Send { generation, epoch, body });
         }
@@ -309,12 +292,13 @@ impl Standby {
     fn suspect(&mut self) {
         match self.role {
             Role::Syncing => self.discard(),
+            Role::Protecting if self.config.sabotage == Some(Sabotage::AckWhileClaiming) => {
+                self.role = Role::Claiming;
+                self.ask();
+            }
             Role::Protecting => {
                 self.role = Role::Revoking;
                 self.actions.push_back(Action::Revoke);
-                if self.config.sabotage == Some(Sabotage::AckWhileClaiming) {
-                    self.ask();
-                }
             }
             _ => {}
         }
@@ -330,24 +314,36 @@ impl Standby {
     }
 
     fn ask(&mut self) {
+        if !self.registered {
+            return self.actions.push_back(Action::ReadRegister);
+        }
         let generation = self.generation.next();
         let new = Register { generation, owner: self.config.owner, mode: Mode::Solo };
         self.actions.push_back(Action::Cas { expect: self.generation, new });
     }
 
-    fn cas(&mut self, now: Time, outcome: CasOutcome) {
-        let sabotaged = self.role == Role::Revoking && self.config.sabotage == Some(Sabotage::AckWhileClaiming);
-        if self.role != Role::Claiming && !sabotaged {
+    fn register_read(&mut self, now: Time, held: Option<&Register>) {
+        if self.role != Role::Claiming || self.registered || self.retry_at.is_some() {
             return;
         }
+        let protected = Mode::Protected { standby: self.config.owner.node };
+        if held.is_some_and(|r| r.generation == self.generation && r.mode == protected) {
+            self.registered = true;
+            self.ask();
+        } else if generation_of(held) < self.generation && self.retries_left > 0 {
+            self.retries_left -= 1;
+            self.retry_at = Some(now.after(self.config.retry));
+        } else {
+            self.discard();
+        }
+    }
+
+    fn cas(&mut self, outcome: CasOutcome) {
         match outcome {
+            _ if self.role != Role::Claiming || !self.registered => {}
             CasOutcome::Won(register) => {
                 self.role = Role::TakingOver;
                 self.actions.push_back(Action::TakeOver { generation: register.generation, epoch: self.committed });
-            }
-            CasOutcome::Lost(held) if generation_of(held.as_ref()) < self.generation && self.retries_left > 0 => {
-                self.retries_left -= 1;
-                self.retry_at = Some(now.after(self.config.retry));
             }
             CasOutcome::Lost(_) => self.discard(),
         }
@@ -355,6 +351,7 @@ impl Standby {
 
     fn discard(&mut self) {
         self.role = Role::Idle;
+        self.retry_at = None;
         self.drop_staged();
         self.actions.push_back(Action::Discard);
     }
@@ -380,7 +377,9 @@ impl Machine for Standby {
             Event::Goodbye if self.receives() => self.discard(),
             Event::Goodbye => {}
             Event::Revoked => self.revoked(),
-            Event::Cas(outcome) => self.cas(now, outcome),
+            Event::Registered { generation } => self.registered |= self.receives() && generation == self.generation,
+            Event::RegisterRead(held) => self.register_read(now, held.as_ref()),
+            Event::Cas(outcome) => self.cas(outcome),
             Event::Running if self.role == Role::TakingOver => self.role = Role::Active,
             Event::Running => {}
         }

@@ -27,16 +27,14 @@ pub enum PrimaryErrand {
         /// See [`Action::Cas`].
         contested: bool,
     },
-    /// Ask the arbiter; answer with [`Event::RegisterRead`].
-    ReadRegister,
     /// Tell the VM to begin sending checkpoints to the source.
     StartSource,
     /// The register says (solo, self): tell the VM to send no more checkpoints, and see that it runs.
     LeaveSource,
     /// Another node owns the VM: stop this copy for good.
     Fence,
-    /// Ended as asked for.
-    End(GoodbyeReason),
+    /// The VM is gone for good.
+    End,
     /// For the log: the link is gone.
     LinkLost(String),
     /// For the log: the source failed.
@@ -223,12 +221,11 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
             Action::Cas { expect, new, contested } => {
                 self.errands.push_back(PrimaryErrand::Cas { expect, new, contested });
             }
-            Action::ReadRegister => self.errands.push_back(PrimaryErrand::ReadRegister),
             Action::TellRegistered => self.send(Epoch(0), Body::Registered),
             Action::CloseLink(goodbye) => self.close_link(goodbye),
             Action::Solo => self.solo(),
             Action::Fence => self.fence(),
-            Action::End(reason) => self.errands.push_back(PrimaryErrand::End(reason)),
+            Action::End => self.errands.push_back(PrimaryErrand::End),
         }
     }
 

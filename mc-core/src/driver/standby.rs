@@ -22,6 +22,8 @@ const POSTED: usize = 4;
 /// What the driver's caller has to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StandbyErrand {
+    /// Ask the arbiter what the register holds; answer with [`Event::RegisterRead`].
+    ReadRegister,
     /// Ask the arbiter for the VM; answer with [`Event::Cas`].
     Cas {
         /// See [`Action::Cas`].
@@ -327,7 +329,10 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
                 let slabs = if device_bytes == self.device_bytes { slabs } else { u32::MAX };
                 self.event(Event::Commit { generation, epoch, slabs });
             }
-            Body::Registered => self.errands.push_back(StandbyErrand::Registered),
+            Body::Registered => {
+                self.errands.push_back(StandbyErrand::Registered);
+                self.event(Event::Registered { generation });
+            }
             Body::Goodbye(_) => self.event(Event::Goodbye),
             Body::Ack { .. } | Body::Nack(_) => self.drop_link("a record that only a standby sends".to_owned()),
         }
@@ -353,6 +358,7 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
             Action::Apply(epoch) => self.apply(epoch),
             Action::DiscardStaged => self.discard_staged(),
             Action::Revoke => self.revoke(),
+            Action::ReadRegister => self.errands.push_back(StandbyErrand::ReadRegister),
             Action::Cas { expect, new } => self.errands.push_back(StandbyErrand::Cas { expect, new }),
             Action::TakeOver { generation, epoch } => self.take_over(generation, epoch),
             Action::Discard => self.discard(),
