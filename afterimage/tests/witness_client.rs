@@ -240,6 +240,20 @@ fn manual_promotes_nobody_until_the_operator_says_so() {
 }
 
 #[test]
+fn manual_remembers_a_decision_that_comes_before_it_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let client = ArbiterClient::spawn(ArbiterSpec::Manual, name("vm"), dir.path()).unwrap();
+    assert!(!client.operator_decides(), "nothing was asked");
+    client.ask(Ask::Read);
+    client.ask(cas(0, "a", true));
+    assert!(client.operator_decides());
+    assert_eq!(answer(&client), Answer::Read(None));
+    assert_eq!(answer(&client), won(1, "a"));
+    client.ask(cas(1, "a", true));
+    until(&client, true, "operator");
+}
+
+#[test]
 fn manual_on_one_shared_directory_lets_only_one_of_two_decisions_through() {
     let dir = tempfile::tempdir().unwrap();
     let spawn = || ArbiterClient::spawn(ArbiterSpec::Manual, name("vm"), dir.path()).unwrap();
