@@ -1,1 +1,258 @@
-//! To be written.
+//! The command line. What a flag leaves open, the file and then the defaults decide: see [`crate::config`].
+
+use crate::{
+    arbiter::{ArbiterSpec, HostPort},
+    config::{NicSpec, parse_duration, parse_size},
+    exit::CODES,
+};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use mc_core::id::Name;
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+/// The heading of flags without a default.
+const REQUIRED: &str = "Required, here or in the file of --config";
+
+const AFTER: &str = "\
+Everything listens on loopback unless told otherwise. The link between the hosts is trusted for now: neither authenticated \
+nor encrypted, so keep it on a network of its own.
+
+Results go to stdout, narration to stderr (AFTERIMAGE_LOG=debug for more).";
+
+/// Keeps an after-image of a running QEMU VM on a second host.
+///
+/// Every few milliseconds the VM's changes are copied to a standby; what the VM sends is held until the standby has the
+/// state that it was sent from. When the primary host dies, the standby resumes the VM, and no client sees more than a pause.
+#[derive(Debug, Parser)]
+#[command(name = "afterimage", version, after_help = AFTER, after_long_help = format!("{AFTER}\n\n{CODES}"))]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the arbiter: one compare-and-swap register per VM, on a third host
+    #[command(after_long_help = help("afterimage witness --listen 10.0.0.9:7400 --state /var/lib/afterimage"))]
+    Witness(WitnessArgs),
+    /// Protect a VM that runs on this host
+    #[command(after_long_help = help(
+        "afterimage protect --vm web --qmp /run/web.qmp --nic /run/web.net=tap0 \\\n\
+         \x20     --to 10.0.0.2:7410 --arbiter witness://10.0.0.9:7400"
+    ))]
+    Protect(ProtectArgs),
+    /// Stand by for a VM that runs on another host
+    #[command(after_long_help = help(
+        "afterimage standby --vm web --listen 10.0.0.2:7410 --nic /run/web.net=tap0 \\\n\
+         \x20     --arbiter witness://10.0.0.9:7400 \\\n\
+         \x20     -- qemu-system-x86_64 -machine pc -m 128 -cpu qemu64 -nographic"
+    ))]
+    Standby(StandbyArgs),
+    /// Show how the VMs of this host are doing; exits with 3 if one is not protected
+    #[command(after_long_help = help("afterimage status --vm web --json"))]
+    Status(StatusArgs),
+    /// On the standby, with --arbiter manual: take the VM over
+    #[command(after_long_help = help("afterimage takeover --vm web --yes-the-other-side-is-stopped"))]
+    Takeover(OperatorArgs),
+    /// On the primary, with --arbiter manual: go on without the standby
+    #[command(after_long_help = help("afterimage solo --vm web --yes-the-other-side-is-stopped"))]
+    Solo(OperatorArgs),
+    /// Look at configuration files
+    Config {
+        /// What to do with it.
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// The part of `protect` that moves checkpoints. Started by its supervisor.
+    #[command(hide = true)]
+    DataPath,
+}
+
+fn help(example: &str) -> String {
+    format!("Example:\n  {example}\n\n{AFTER}\n\n{CODES}")
+}
+
+/// `afterimage config …`
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Check a file, and print what it amounts to: every value, and where it comes from
+    #[command(after_long_help = help("afterimage config check /etc/afterimage.toml"))]
+    Check {
+        /// The TOML file, with sections [witness], [protect], [standby]
+        file: PathBuf,
+    },
+}
+
+/// `afterimage witness`
+#[derive(Debug, Default, Args)]
+pub struct WitnessArgs {
+    /// Where to listen [default: 127.0.0.1:7400]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// The directory of its registers, a file of 208 bytes per VM; made if its parent exists. Keep it: a witness that forgot
+    /// would let two hosts run the same VM
+    #[arg(long, value_name = "DIR", help_heading = REQUIRED)]
+    pub state: Option<PathBuf>,
+    /// A TOML file; its section [witness] holds what no flag says
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// `afterimage protect`
+#[derive(Debug, Default, Args)]
+pub struct ProtectArgs {
+    /// The VM's name: the same on both hosts and at the arbiter; 1 to 47 bytes
+    #[arg(long, value_name = "NAME", help_heading = REQUIRED)]
+    pub vm: Option<Name>,
+    /// This host's name in the register [default: its hostname]
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<Name>,
+    /// The QMP socket of the running QEMU
+    #[arg(long, value_name = "SOCKET", help_heading = REQUIRED)]
+    pub qmp: Option<PathBuf>,
+    /// The standby
+    #[arg(long, value_name = "HOST:PORT", help_heading = REQUIRED)]
+    pub to: Option<HostPort>,
+    /// Who arbitrates: witness://HOST:PORT, or manual (an operator does)
+    #[arg(long, value_name = "SPEC", help_heading = REQUIRED)]
+    pub arbiter: Option<ArbiterSpec>,
+    /// From one checkpoint to the next, at least: what the VM sends waits about this long; 1ms to 60s [default: 20ms]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub epoch: Option<Duration>,
+    /// A NIC of the VM: the unix socket of its `-netdev stream`, and the TAP device to connect it to. Once per NIC, in order
+    #[arg(long = "nic", value_name = "SOCKET=TAP")]
+    pub nics: Vec<NicSpec>,
+    /// How often to tell the other side that this one lives [default: 10ms]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub beat_interval: Option<Duration>,
+    /// After this many missed beats the other side is suspect; 1 to 255 [default: 5]
+    #[arg(long, value_name = "N")]
+    pub detect_multiplier: Option<u8>,
+    /// Memory for checkpoints on their way, never exceeded [default: 64MiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub staging: Option<u64>,
+    /// The unit that staging is divided into; 256KiB to 16MiB [default: 1MiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub slab: Option<u64>,
+    /// Checkpoints that may be on their way at once; 1 to 64 [default: 2]
+    #[arg(long, value_name = "N")]
+    pub window: Option<u64>,
+    /// Output that may be held; what the VM sends beyond that is dropped, as by a full queue [default: 64MiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub held_limit: Option<u64>,
+    /// Where sockets and locks live [default: /run/afterimage]
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// The local address of beats [default: the one that the route to the standby uses]
+    #[arg(long, value_name = "IP")]
+    pub bind: Option<IpAddr>,
+    /// Protect the VM although it can write to disks. Those writes are not held: after a takeover the disk may be ahead of
+    /// the memory
+    #[arg(long)]
+    pub force_writable_disks: bool,
+    /// A TOML file; its section [protect] holds what no flag says
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// `afterimage standby`
+#[derive(Debug, Default, Args)]
+pub struct StandbyArgs {
+    /// The VM's name: the same on both hosts and at the arbiter; 1 to 47 bytes
+    #[arg(long, value_name = "NAME", help_heading = REQUIRED)]
+    pub vm: Option<Name>,
+    /// This host's name in the register [default: its hostname]
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<Name>,
+    /// Where to wait for the primary [default: 127.0.0.1:7410]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// Who arbitrates: witness://HOST:PORT, or manual (an operator does)
+    #[arg(long, value_name = "SPEC", help_heading = REQUIRED)]
+    pub arbiter: Option<ArbiterSpec>,
+    /// A NIC of the VM: the unix socket of its `-netdev stream`, and the TAP device to connect it to. Once per NIC, in order
+    #[arg(long = "nic", value_name = "SOCKET=TAP")]
+    pub nics: Vec<NicSpec>,
+    /// Where the file lies that is the VM's RAM: a tmpfs [default: /dev/shm]
+    #[arg(long, value_name = "DIR")]
+    pub ram_dir: Option<PathBuf>,
+    /// A file for what is larger than staging, the first full synchronisation above all. Without it, a checkpoint that does
+    /// not fit ends the protection
+    #[arg(long, value_name = "FILE")]
+    pub spill: Option<PathBuf>,
+    /// Memory for checkpoints that are not committed yet, never exceeded [default: 64MiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub staging: Option<u64>,
+    /// How often to tell the other side that this one lives [default: 10ms]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub beat_interval: Option<Duration>,
+    /// After this many missed beats the other side is suspect; 1 to 255 [default: 5]
+    #[arg(long, value_name = "N")]
+    pub detect_multiplier: Option<u8>,
+    /// Where sockets and locks live [default: /run/afterimage]
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// A TOML file; its section [standby] holds what no flag says
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// QEMU and its arguments, as on the primary
+    #[arg(last = true, value_name = "QEMU ARGS", help_heading = REQUIRED)]
+    pub qemu: Vec<String>,
+}
+
+/// Which side of a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Side {
+    /// Where `afterimage protect` runs
+    Primary,
+    /// Where `afterimage standby` runs
+    Standby,
+}
+
+impl Side {
+    /// As in file names and in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Primary => "primary",
+            Self::Standby => "standby",
+        }
+    }
+}
+
+/// `afterimage status`
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Only this VM
+    #[arg(long, value_name = "NAME")]
+    pub vm: Option<Name>,
+    /// Only this side
+    #[arg(long, value_enum)]
+    pub role: Option<Side>,
+    /// Where the control sockets are
+    #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
+    pub run_dir: PathBuf,
+    /// One JSON object per VM instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `afterimage takeover`, `afterimage solo`
+#[derive(Debug, Args)]
+pub struct OperatorArgs {
+    /// The VM
+    #[arg(long, value_name = "NAME")]
+    pub vm: Name,
+    /// Where the control sockets are
+    #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
+    pub run_dir: PathBuf,
+    /// Confirms that the VM cannot be running on the other host: powered off, or its QEMU killed, and looked at. Were it
+    /// running, two copies would answer the same clients, and nothing could merge them again
+    #[arg(long)]
+    pub yes_the_other_side_is_stopped: bool,
+}

@@ -1,1 +1,196 @@
-//! To be written.
+//! What a command runs with: flags, else the file, else defaults; and where each value comes from.
+//!
+//! The resolved structs serialise with the file's own keys, so that a parent hands them to its child as JSON, and `config
+//! check` prints what is itself a configuration file.
+
+mod file;
+mod resolve;
+mod units;
+
+pub use resolve::check;
+pub use units::{NicSpec, parse_duration, parse_size};
+
+use crate::{
+    arbiter::{ArbiterSpec, HostPort},
+    exit::ExitError,
+};
+use mc_core::id::Name;
+use serde::{Deserialize, Serialize};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+use units::{Kib, Mib, Millis};
+
+/// `afterimage witness`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WitnessConfig {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Its registers' directory.
+    pub state: PathBuf,
+}
+
+/// `afterimage protect`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProtectConfig {
+    /// The VM.
+    pub vm: Name,
+    /// This host.
+    pub node: Name,
+    /// QEMU's QMP socket.
+    pub qmp: PathBuf,
+    /// The standby.
+    pub to: HostPort,
+    /// Who arbitrates.
+    pub arbiter: ArbiterSpec,
+    /// From one pause to the next, at least.
+    #[serde(rename = "epoch_ms", with = "millis")]
+    pub epoch: Duration,
+    /// The VM's NICs.
+    pub nics: Vec<NicSpec>,
+    /// How often a beat is sent.
+    #[serde(rename = "beat_interval_ms", with = "millis")]
+    pub beat_interval: Duration,
+    /// Missed beats until suspicion.
+    pub detect_multiplier: u8,
+    /// Staging's cap, bytes.
+    #[serde(rename = "staging_mib", with = "mib")]
+    pub staging_bytes: u64,
+    /// Bytes of a slab.
+    #[serde(rename = "slab_kib", with = "kib")]
+    pub slab_bytes: u64,
+    /// Checkpoints captured and not yet ACKed, at most.
+    pub window: u64,
+    /// Held output at most, bytes; what comes beyond it is dropped.
+    #[serde(rename = "held_limit_mib", with = "mib")]
+    pub held_limit_bytes: u64,
+    /// Where sockets and locks are.
+    pub run_dir: PathBuf,
+    /// The local address of beats; `None`: the one that the route to the standby uses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bind: Option<IpAddr>,
+    /// Protect a VM whose disks can be written.
+    pub force_writable_disks: bool,
+}
+
+/// `afterimage standby`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StandbyConfig {
+    /// The VM.
+    pub vm: Name,
+    /// This host.
+    pub node: Name,
+    /// Where it waits for the primary.
+    pub listen: SocketAddr,
+    /// Who arbitrates.
+    pub arbiter: ArbiterSpec,
+    /// The VM's NICs.
+    pub nics: Vec<NicSpec>,
+    /// Where the RAM image's file is: memory, so a tmpfs.
+    pub ram_dir: PathBuf,
+    /// Where a checkpoint goes that staging cannot hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spill: Option<PathBuf>,
+    /// Staging's cap, bytes.
+    #[serde(rename = "staging_mib", with = "mib")]
+    pub staging_bytes: u64,
+    /// How often a beat is sent.
+    #[serde(rename = "beat_interval_ms", with = "millis")]
+    pub beat_interval: Duration,
+    /// Missed beats until suspicion.
+    pub detect_multiplier: u8,
+    /// Where sockets and locks are.
+    pub run_dir: PathBuf,
+    /// QEMU and its arguments, as on the primary.
+    pub qemu: Vec<String>,
+}
+
+/// Why there is no configuration to run with.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("reading {}: {source}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The file is too long to be one.
+    #[error("{}: longer than {limit} bytes: no configuration file", path.display())]
+    TooLong {
+        /// Which.
+        path: PathBuf,
+        /// Bytes at most.
+        limit: u64,
+    },
+    /// Not TOML, an unknown key, or a value that a key does not take.
+    #[error("{}:{line}: {what}", path.display())]
+    Syntax {
+        /// Which file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// What is wrong there.
+        what: String,
+    },
+    /// A value is out of its range.
+    #[error("{key} = {value} ({origin}): allowed is {allowed}")]
+    Range {
+        /// Which setting.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// Where it comes from.
+        origin: String,
+        /// What it may be.
+        allowed: String,
+    },
+    /// Something has to be said.
+    #[error("afterimage {command} needs {what}")]
+    Missing {
+        /// Which command.
+        command: &'static str,
+        /// Flags, and keys.
+        what: String,
+    },
+    /// The host's name is none, and no other was given.
+    #[error("this host's name {hostname:?} cannot name a node; give --node NAME")]
+    Hostname {
+        /// As the kernel says.
+        hostname: String,
+    },
+}
+
+impl From<ConfigError> for ExitError {
+    fn from(error: ConfigError) -> Self {
+        Self::usage(error)
+    }
+}
+
+macro_rules! serde_with {
+    ($($module:ident $wrapper:ident $t:ty;)*) => {$(
+        mod $module {
+            use super::*;
+
+            pub(super) fn serialize<S: serde::Serializer>(value: &$t, s: S) -> Result<S::Ok, S::Error> {
+                $wrapper(*value).serialize(s)
+            }
+
+            pub(super) fn deserialize<'de, D: serde::Deserializer<'de>>(d: D) -> Result<$t, D::Error> {
+                $wrapper::deserialize(d).map(|w| w.0)
+            }
+        }
+    )*};
+}
+serde_with! {
+    millis Millis Duration;
+    mib Mib u64;
+    kib Kib u64;
+}

@@ -1,14 +1,36 @@
 //! The program: one binary, a file per command.
+//!
+//! | module | |
+//! |---|---|
+//! | [`cli`], [`config`], [`exit`] | the command line, what it resolves to, how it ends |
+//! | [`protect`] | the primary: supervisor and data path |
+//! | [`standby`] | the standby |
+//! | [`witness`], [`arbiter`] | the register's keeper, and a node's side of it |
+//! | [`status`], [`control`] | the control socket |
+//! | [`qemu`] | QEMU's control connection and migration stream |
+//! | [`gate`] | output commit |
+//! | [`keepalive`], [`beats`] | the beat thread |
+//! | [`events`], [`report`] | what happens, for scripts |
+//! | [`clock`], [`wake`], [`inbox`], [`sys`] | time, waking, waiting; the only `unsafe` |
 
 #![deny(unsafe_code)]
 
 pub mod arbiter;
+pub mod beats;
 pub mod cli;
+pub mod clock;
 pub mod config;
+pub mod control;
+pub mod events;
 pub mod exit;
 pub mod gate;
+pub mod inbox;
 pub mod keepalive;
+pub mod protect;
 pub mod qemu;
+pub mod report;
+pub mod standby;
 pub mod status;
 pub mod sys;
+pub mod wake;
 pub mod witness;

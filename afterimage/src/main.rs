@@ -1,3 +1,68 @@
-//! The `afterimage` binary.
+//! The `afterimage` binary: reads the command line, runs the command, and turns what comes of it into an exit code.
 
-fn main() {}
+use afterimage::{
+    cli::{Cli, Command, ConfigCommand},
+    config::{self, ProtectConfig, StandbyConfig, WitnessConfig},
+    exit::{self, Code, ExitError},
+    protect, standby, status, witness,
+};
+use clap::Parser;
+use std::{
+    io::{IsTerminal, Write},
+    process::ExitCode,
+};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    // Exits with 2, clap's own, on a command line that is none; with 0 on --help and --version.
+    let cli = Cli::parse();
+    narrate();
+    match run(cli.command) {
+        Ok(code) => code.into(),
+        Err(error) => {
+            let (code, text) = exit::explain(&error);
+            // Nobody may be listening: the code still tells.
+            let _ = std::io::stderr().write_all(text.as_bytes());
+            code.into()
+        }
+    }
+}
+
+/// Logs go to stderr: results have stdout for themselves.
+fn narrate() {
+    let filter = EnvFilter::try_from_env("AFTERIMAGE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let stderr = std::io::stderr();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(stderr.is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
+}
+
+fn run(command: Command) -> anyhow::Result<Code> {
+    match command {
+        Command::Witness(args) => {
+            let config = WitnessConfig::resolve(args).map_err(ExitError::from)?;
+            witness::run(&config)?;
+            Ok(Code::Done)
+        }
+        Command::Config { command: ConfigCommand::Check { file } } => {
+            print(&config::check(&file).map_err(ExitError::from)?)?;
+            Ok(Code::Done)
+        }
+        Command::Status(args) => status::show(&args),
+        Command::Takeover(args) => status::operate(&args, status::Request::Takeover),
+        Command::Solo(args) => status::operate(&args, status::Request::Solo),
+        Command::Protect(args) => protect::run(ProtectConfig::resolve(args).map_err(ExitError::from)?),
+        Command::Standby(args) => standby::run(StandbyConfig::resolve(args).map_err(ExitError::from)?),
+        Command::DataPath => protect::data_path::run(),
+    }
+}
+
+/// Results, to stdout. A reader that has seen enough is no error.
+fn print(text: &str) -> std::io::Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        done => done,
+    }
+}

@@ -1,1 +1,231 @@
-//! To be written.
+//! `afterimage status`, and the operator's words: what a running `protect` or `standby` says over its control socket.
+
+mod control;
+mod text;
+
+pub use control::{ControlError, ControlSocket, Handler, Request, Response, ask, socket_path};
+
+use crate::{
+    cli::{OperatorArgs, Side, StatusArgs},
+    exit::{Code, ExitError},
+};
+use mc_core::{driver::Percentiles, id::Name};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+    path::PathBuf,
+    time::Duration,
+};
+
+/// The version of [`Status`] as JSON. Fields may be added under the same number; a reader ignores those it does not know.
+pub const SCHEMA: u32 = 1;
+/// For an answer over the control socket: its thread only copies figures.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How one VM is doing on one side. Times in µs unless their name says otherwise; sizes in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// "primary" or "standby": which command runs here.
+    pub side: String,
+    /// Of the primary "solo", "syncing", "registering", "protected", "rechecking", "claiming", "fenced", "ended"; of the
+    /// standby "idle", "syncing", "protecting", "revoking", "claiming", "taking-over", "running", "fenced".
+    pub role: String,
+    /// Whether the death of the other host would cost nothing now.
+    pub protected: bool,
+    /// The VM.
+    pub vm: String,
+    /// This host.
+    pub node: String,
+    /// The other one, and where; empty without one.
+    pub peer: String,
+    /// "tcp".
+    pub transport: String,
+    /// The register's generation, as far as this side knows.
+    pub generation: u64,
+    /// The newest epoch: captured on the primary, staged or committed on the standby.
+    pub epoch: u64,
+    /// The newest ACKed epoch.
+    pub last_ack_epoch: u64,
+    /// How long ago that was, ms; none before the first.
+    pub last_ack_age_ms: Option<u64>,
+    /// Packets held now.
+    pub held_packets: u64,
+    /// Bytes held now.
+    pub held_bytes: u64,
+    /// Packets let out so far.
+    pub released_packets: u64,
+    /// Packets dropped so far.
+    pub dropped_packets: u64,
+    /// Bytes of slabs in use.
+    pub staging_used_bytes: u64,
+    /// Bytes of slabs that exist.
+    pub staging_live_bytes: u64,
+    /// Bytes that those never exceed.
+    pub staging_cap_bytes: u64,
+    /// How often the cap was hit.
+    pub staging_cap_hits: u64,
+    /// How long the VM stood still per checkpoint.
+    pub pause_us: Percentiles,
+    /// From the end of the pause to the ACK.
+    pub commit_us: Percentiles,
+    /// How long output was held.
+    pub hold_us: Percentiles,
+    /// How long the standby took to apply an epoch.
+    pub apply_us: Percentiles,
+    /// The keepalive's figures.
+    pub beats: Beats,
+    /// The arbiter's health.
+    pub arbiter: ArbiterStatus,
+    /// What a takeover took, once there was one.
+    pub takeover: Option<Takeover>,
+    /// Named counts, such as "throttled_epochs", "full_syncs".
+    pub counters: BTreeMap<String, u64>,
+    /// What the operator should know: "the serial console is not held", "SCHED_FIFO is not permitted".
+    pub notes: Vec<String>,
+}
+
+/// The keepalive's figures.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Beats {
+    /// Sent.
+    pub sent: u64,
+    /// Received.
+    pub received: u64,
+    /// That should have come and did not.
+    pub missed: u64,
+    /// How often this side found itself late, and accused nobody.
+    pub self_late: u64,
+    /// Between two received beats.
+    pub gap_us: Percentiles,
+    /// There and back.
+    pub rtt_us: Percentiles,
+    /// Silence that makes the other side suspect.
+    pub detection_time_us: u64,
+}
+
+/// The arbiter's health.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ArbiterStatus {
+    /// As in --arbiter.
+    pub spec: String,
+    /// Whether it answers: if not, there is no failover.
+    pub reachable: bool,
+    /// Why not, or what it waits for.
+    pub last_error: Option<String>,
+}
+
+/// What a takeover took. µs since the suspicion.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Takeover {
+    /// From the last beat to the suspicion.
+    pub silence_us: u64,
+    /// The primary cannot reach this side's memory any more.
+    pub revoked_us: u64,
+    /// The arbiter said won.
+    pub won_us: u64,
+    /// The VM runs.
+    pub running_us: u64,
+}
+
+impl Status {
+    /// What `afterimage status` exits with for this VM.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match (self.role.as_str(), self.protected) {
+            ("fenced", _) => Code::Fenced,
+            (_, true) => Code::Done,
+            (_, false) => Code::Degraded,
+        }
+    }
+}
+
+/// The sockets of `side` (`None`: both) of `vm` (`None`: all) in the run directory, by name.
+fn sockets(args: &StatusArgs) -> Result<Vec<PathBuf>, ExitError> {
+    let dir = &args.run_dir;
+    let none = |why: String| {
+        let remedy = "start `afterimage protect` or `afterimage standby`, or name the --run-dir that they use";
+        ExitError::new(Code::Failed, why).remedy(remedy)
+    };
+    let entries = std::fs::read_dir(dir).map_err(|e| none(format!("nothing runs here: {}: {e}", dir.display())))?;
+    let wanted = |path: &PathBuf| {
+        let named = path.file_name().and_then(|n| n.to_str()).and_then(side_of);
+        named.is_some_and(|(vm, side)| args.vm.is_none_or(|v| v == vm) && args.role.is_none_or(|r| r == side))
+    };
+    let mut found: Vec<_> = entries.filter_map(|e| Some(e.ok()?.path())).filter(wanted).collect();
+    found.sort();
+    if found.is_empty() {
+        let what = args.vm.map_or_else(|| "no VM".to_owned(), |vm| format!("no {vm}"));
+        return Err(none(format!("{what} has a control socket in {}", dir.display())));
+    }
+    Ok(found)
+}
+
+/// The command: prints the status of every VM asked about. The worst one decides the exit code.
+pub fn show(args: &StatusArgs) -> anyhow::Result<Code> {
+    let mut worst = Code::Done;
+    let mut out = String::new();
+    for path in sockets(args)? {
+        let status = match ask(&path, Request::Status, PATIENCE)? {
+            Response::Status(status) => status,
+            other => anyhow::bail!("{} answered a status request with {other:?}", path.display()),
+        };
+        if status.code() as u8 > worst as u8 {
+            worst = status.code();
+        }
+        if args.json {
+            out.push_str(&serde_json::to_string_pretty(&status)?);
+            out.push('\n');
+        } else {
+            if !out.is_empty() {
+                out.push('\n');
+            }
+            out.push_str(&text::render(&status));
+        }
+    }
+    match io::stdout().write_all(out.as_bytes()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e.into()),
+        _ => Ok(worst),
+    }
+}
+
+/// The commands `takeover` (on the standby) and `solo` (on the primary): tells the process what its operator decided.
+pub fn operate(args: &OperatorArgs, request: Request) -> anyhow::Result<Code> {
+    let (word, side, other) = match request {
+        Request::Solo => ("solo", Side::Primary, Side::Standby),
+        _ => ("takeover", Side::Standby, Side::Primary),
+    };
+    if !args.yes_the_other_side_is_stopped {
+        let what = format!("afterimage {word} needs --yes-the-other-side-is-stopped");
+        let remedy = format!(
+            "make sure that {} cannot be running on the {}: power that host off, or kill its QEMU and look; then say so",
+            args.vm,
+            other.as_str()
+        );
+        return Err(ExitError::usage(what).remedy(remedy).into());
+    }
+    match ask(&socket_path(&args.run_dir, args.vm, side), request, PATIENCE)? {
+        Response::Done { message } => {
+            let _ = writeln!(io::stdout(), "{message}");
+            Ok(Code::Done)
+        }
+        Response::Refused { message, remedy } => {
+            let refused = ExitError::new(Code::Failed, message);
+            Err(remedy.into_iter().fold(refused, |e: ExitError, r: String| e.remedy(r)).into())
+        }
+        Response::Status(_) => anyhow::bail!("{} answered {word} with its status", side.as_str()),
+    }
+}
+
+/// The VM and the side of a control socket, by its file's name: see [`socket_path`].
+fn side_of(file_name: &str) -> Option<(Name, Side)> {
+    let (vm, side) = file_name.strip_suffix(".sock")?.rsplit_once('.')?;
+    let side = [Side::Primary, Side::Standby].into_iter().find(|s| s.as_str() == side)?;
+    Some((Name::new(vm).ok()?, side))
+}

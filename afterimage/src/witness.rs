@@ -1,1 +1,218 @@
-//! To be written.
+//! `afterimage witness`: the embedded arbiter, one small daemon on any third machine.
+//!
+//! It runs [`mc_core::arbiter::Arbiter`] over TCP, and keeps each register in a file of its own (`STATE/<vm>.reg`), durable
+//! before anybody is told. Killed at any moment, it starts again with everything that it ever answered "won" to.
+//!
+//! | what goes wrong | what it does |
+//! |---|---|
+//! | the disk is full, the directory is gone | answers Failed, the register is as it was, logs; the node retries |
+//! | fsync of the directory fails after the rename | exits 1: only a restart, which reads it again, knows what is stored |
+//! | a register file is damaged | does not start, and names the file |
+//! | bytes that are no request | closes that connection, logs |
+
+mod serve;
+mod store;
+
+pub use store::OpenError;
+
+use crate::{
+    arbiter::file::StoreError,
+    config::WitnessConfig,
+    exit::{Code, ExitError},
+    wake::Wake,
+};
+use mc_core::{
+    arbiter::{Arbiter, Limits},
+    id::Name,
+};
+use rustix::event::{PollFd, PollFlags, poll};
+use serve::{Clients, Input};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use socket2::{Domain, Socket, Type};
+use std::{
+    io::{self, Write},
+    net::{SocketAddr, TcpListener},
+    os::{fd::AsFd, unix::net::UnixStream},
+    path::Path,
+    sync::{
+        Arc,
+        mpsc::{Sender, channel},
+    },
+    thread::JoinHandle,
+};
+use tracing::{info, warn};
+
+/// Why a witness does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum WitnessError {
+    /// Its state cannot be used.
+    #[error("witness: {0}")]
+    State(#[from] OpenError),
+    /// It cannot listen.
+    #[error("witness: listening on {listen}: {source}")]
+    Listen {
+        /// Where.
+        listen: SocketAddr,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// Nobody knows what the disk holds now.
+    #[error("witness: {vm}: {source}")]
+    Storage {
+        /// Whose register.
+        vm: Name,
+        /// What happened.
+        source: StoreError,
+    },
+    /// No thread or event descriptor.
+    #[error("witness: {doing}: {source}")]
+    System {
+        /// What was tried.
+        doing: &'static str,
+        /// What the operating system said.
+        source: io::Error,
+    },
+}
+
+fn system(doing: &'static str) -> impl Fn(io::Error) -> WitnessError {
+    move |source| WitnessError::System { doing, source }
+}
+
+/// A running witness.
+#[derive(Debug)]
+pub struct Witness {
+    address: SocketAddr,
+    vms: usize,
+    inputs: Sender<Input>,
+    clients: Arc<Clients>,
+    /// Readable when the witness ends or shall end: the accept thread and [`Witness::ended`] wait for it.
+    end: Arc<Wake>,
+    registrar: JoinHandle<Result<(), WitnessError>>,
+    others: Vec<JoinHandle<()>>,
+}
+
+impl Witness {
+    /// Reads the state in `dir`, listens on `listen` (port 0: any), and starts to answer.
+    pub fn start(listen: SocketAddr, dir: &Path) -> Result<Self, WitnessError> {
+        let (store, registers) = store::Store::open(dir)?;
+        let vms = registers.len();
+        let listener = bind(listen).map_err(|source| WitnessError::Listen { listen, source })?;
+        let address = listener.local_addr().map_err(system("asking for the listener's address"))?;
+        let end = Wake::new().map_err(system("making an event descriptor"))?;
+        let arbiter = Arbiter::recover(Limits::default(), registers);
+        let clients = Arc::new(Clients::default());
+        let (inputs, inbox) = channel();
+        let (work, todo) = channel();
+
+        let done = inputs.clone();
+        let storage = thread("storage", move || serve::storage(&store, &todo, &done))?;
+        let ended = end.on_drop();
+        let registrar = thread("registrar", move || {
+            let _ended = ended;
+            serve::registrar(arbiter, &inbox, &work)
+        })?;
+        let (stop, everyone, requests) = (Arc::clone(&end), Arc::clone(&clients), inputs.clone());
+        let accept = thread("accept", move || serve::accept(&listener, &stop, &everyone, &requests))?;
+        Ok(Self { address, vms, inputs, clients, end, registrar, others: vec![storage, accept] })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Readable once it has ended by itself: then [`Witness::stop`] says why.
+    #[must_use]
+    pub fn ended(&self) -> impl AsFd + '_ {
+        self.end.as_fd()
+    }
+
+    /// Finishes the writes under way, closes every connection, and ends; tells why, if it had ended by itself.
+    pub fn stop(self) -> Result<(), WitnessError> {
+        let _ = self.inputs.send(Input::Stop);
+        let result = self.registrar.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        for thread in self.others {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        }
+        self.clients.close();
+        result
+    }
+}
+
+/// Listens, without waiting in accept(2), and with room for every node to come back at once after a restart (std's backlog
+/// is 128; a connection that does not fit tries again only after a second).
+fn bind(listen: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(listen), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&listen.into())?;
+    socket.listen(i32::try_from(serve::MAX_CLIENTS).unwrap_or(i32::MAX))?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+fn thread<T: Send + 'static>(
+    name: &str,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>, WitnessError> {
+    std::thread::Builder::new().name(name.into()).spawn(body).map_err(system("starting a thread"))
+}
+
+/// The command: runs until SIGTERM, SIGINT, or a failure that only a restart can heal. Prints the address it listens on.
+pub fn run(config: &WitnessConfig) -> anyhow::Result<()> {
+    let (signals, on_signal) = UnixStream::pair()?;
+    for signal in [SIGTERM, SIGINT] {
+        signal_hook::low_level::pipe::register(signal, on_signal.try_clone()?)?;
+    }
+    raise_file_limit();
+    let witness = Witness::start(config.listen, &config.state).map_err(|e| explain(&e))?;
+    info!("{} registers in {}", witness.vms, config.state.display());
+    // Whoever started us may have gone: narrating to nobody is no reason to end.
+    let _ = writeln!(io::stdout(), "listening on {}", witness.local_addr());
+    {
+        let ended = witness.ended();
+        let mut fds = [PollFd::new(&signals, PollFlags::IN), PollFd::new(&ended, PollFlags::IN)];
+        while let Err(e) = poll(&mut fds, None) {
+            if e != rustix::io::Errno::INTR {
+                return Err(io::Error::from(e).into());
+            }
+        }
+    }
+    witness.stop()?;
+    info!("ended");
+    Ok(())
+}
+
+/// Room for [`serve::MAX_CLIENTS`] descriptors and a few more: the usual soft limit is just that number.
+fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(e) = setrlimit(Resource::Nofile, limit) {
+        warn!("the limit of open files stays as it is: {e}");
+    }
+}
+
+/// Adds what to do.
+fn explain(error: &WitnessError) -> ExitError {
+    let remedy = match error {
+        WitnessError::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
+            "another process listens there (`ss -ltnp` names it): stop it, or choose another --listen"
+        }
+        WitnessError::Listen { .. } => "--listen takes an address of this host and a port, such as 127.0.0.1:7400",
+        WitnessError::State(OpenError::Locked { .. }) => {
+            "one witness per directory: stop the other, or choose another --state"
+        }
+        WitnessError::State(OpenError::Damaged { .. } | OpenError::Misnamed { .. }) => {
+            "restore that file from a backup; or, once no standby of that VM is waiting to take over, move it away: \
+             its register is then vacant, and the VM has to be protected anew"
+        }
+        WitnessError::State(OpenError::Io { .. }) => {
+            "--state needs a directory that this user can write, on a disk that keeps"
+        }
+        WitnessError::Storage { .. } | WitnessError::System { .. } => {
+            return ExitError::new(Code::Failed, error.to_string());
+        }
+    };
+    ExitError::new(Code::Prerequisite, error.to_string()).remedy(remedy)
+}

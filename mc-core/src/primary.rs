@@ -1,1 +1,475 @@
-//! To be written.
+//! The primary: runs the VM, takes checkpoints, and lets output go when it may.
+//!
+//! ```text
+//!             Protect                Ack(1)                 Cas won: (G, protected by S)
+//!   ┌──────┐ ────────> ┌─────────┐ ────────> ┌─────────────┐ ──────────────────────────> ┌───────────┐
+//!   │ Solo │           │ Syncing │           │ Registering │                             │ Protected │
+//!   └──────┘ <──────── └─────────┘           └─────────────┘                             └───────────┘
+//!      ^      link down,                            │ link down,                               │ link down, suspicion,
+//!      │      suspicion, NACK                       │ then Cas won                             │ NACK, shutdown
+//!      │                                            v                                          │
+//!      │                                        ┌──────────┐ <─────────────────────────────────┘
+//!      └────── Cas won: (G+1, solo) ─────────── │ Claiming │ ── Cas lost ──> Fenced
+//!                                               └──────────┘
+//! ```
+//!
+//! The register says (g, solo, self) in Solo and Syncing, one of (g, solo, self) and (G, protected) in Registering, and
+//! (G, protected), or what a standby that took over made of it, in Protected and Claiming. G = g + 1.
+//!
+//! Within Syncing, Registering and Protected the VM goes round: Running ─SourceReady→ Offered ─Pause→ Stopped ─Captured→
+//! Running. Captured runs Hold/Barrier, Resume, Commit, in that order: the barrier is set while the VM is stopped.
+//!
+//! A primary that was stalled (frozen, starved) may have been declared dead meanwhile, with ACKs of old epochs still in its
+//! socket. It releases nothing until it sees an ACK of an epoch that it captured *after* the stall: then the standby was
+//! still standing by (docs/adr/0003).
+//!
+//! - **I1** `release` is the one place that lets ACKed output go; `Solo` the one that lets all of it go.
+//! - **I4** `Solo` is only asked for in states where the register says (solo, self).
+//! - **I5** the register is asked for "protected" only by an ACK of epoch 1.
+
+use crate::{
+    id::{Epoch, Generation, Name, Time},
+    machine::Machine,
+    register::{CasOutcome, Mode, Owner, Register},
+    wire::control::{GoodbyeReason, NackReason},
+};
+use std::{collections::VecDeque, time::Duration};
+
+/// What does not change while a primary lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Config {
+    /// From one pause to the next, at least.
+    pub epoch: Duration,
+    /// Checkpoints captured and not yet ACKed, at most. At least 1.
+    pub window: u64,
+    /// Removes one invariant, to see that its test notices. `None` but in tests.
+    pub sabotage: Option<Sabotage>,
+}
+
+/// A seeded bug: what the model checker must find when an invariant is not kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Sabotage {
+    /// I1: releases an epoch when it was sent, not when it was ACKed.
+    ReleaseUnacked,
+    /// I2: the standby ACKs an epoch without having all its slabs.
+    AckIncomplete,
+    /// I3: the standby asks for takeover with the link still up, and ACKs on, until its VM runs.
+    AckWhileClaiming,
+    /// I4: releases everything before the swap to solo is won.
+    ReleaseBeforeSolo,
+    /// I5: registers protection before the full synchronisation was ACKed.
+    RegisterEarly,
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// The operator wants protection, and a session with this standby is up.
+    Protect {
+        /// Who will stand by.
+        standby: Name,
+    },
+    /// The source can take a checkpoint; the VM runs.
+    SourceReady,
+    /// The whole checkpoint is in staging; the VM is stopped.
+    Captured,
+    /// Whether staging has room for another checkpoint.
+    Staging {
+        /// It has.
+        room: bool,
+    },
+    /// The standby has an epoch.
+    Ack {
+        /// Of this generation.
+        generation: Generation,
+        /// This one.
+        epoch: Epoch,
+    },
+    /// The standby refused an epoch.
+    Nack {
+        /// Of this generation.
+        generation: Generation,
+        /// Why.
+        reason: NackReason,
+    },
+    /// The connection broke.
+    LinkDown,
+    /// The standby missed K beats.
+    Suspect,
+    /// This process was not running for longer than the detection time: the standby may have taken over meanwhile.
+    Stalled,
+    /// The arbiter answered a swap.
+    Cas(CasOutcome),
+    /// The operator ends protection, or the guest shuts down: end it through the arbiter.
+    Unprotect(GoodbyeReason),
+    /// The VM died under us (not: shut down). The standby shall have it.
+    SourceLost,
+}
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Start the full synchronisation, as epoch 1 of this generation.
+    BeginSync {
+        /// What every slab and record carries.
+        generation: Generation,
+    },
+    /// Stop the VM and capture this epoch.
+    Pause {
+        /// The epoch that the checkpoint will be.
+        epoch: Epoch,
+    },
+    /// From now on hold output.
+    Hold,
+    /// Close the batch of output that this epoch covers. The VM is stopped.
+    Barrier(Epoch),
+    /// Let the VM run.
+    Resume,
+    /// Send what is staged, then the commit record.
+    Commit {
+        /// Of this epoch.
+        epoch: Epoch,
+    },
+    /// Let the output of every epoch up to this one go.
+    Release(Epoch),
+    /// Ask the arbiter.
+    Cas {
+        /// If it still has this generation …
+        expect: Generation,
+        /// … hold this.
+        new: Register,
+        /// Whether another node may want it too (so that a manual arbiter must ask its operator).
+        contested: bool,
+    },
+    /// Tell the standby that the register names it.
+    TellRegistered,
+    /// End the session with the standby; with a farewell if it still listens, so that it does not suspect us.
+    CloseLink(Option<GoodbyeReason>),
+    /// The register says (solo, self): let all output go, leave the source, see that the VM runs.
+    Solo,
+    /// Another node owns the VM: drop output, stop this copy.
+    Fence,
+    /// The VM is gone for good, and so is the reason for this process.
+    End,
+}
+
+/// The role, for status and tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Runs unprotected; output flows.
+    Solo,
+    /// The full synchronisation is on its way.
+    Syncing,
+    /// The standby has epoch 1; the register does not say so yet, as far as we know.
+    Registering,
+    /// Output waits for ACKs.
+    Protected,
+    /// Wants to go on alone. Releases nothing.
+    Claiming,
+    /// Lost the arbitration, for good.
+    Fenced,
+    /// The VM is gone for good.
+    Ended,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Vm {
+    Running,
+    Offered,
+    Stopped,
+}
+
+/// The machine.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Primary {
+    config: Config,
+    /// What the register holds, as far as we know; we are its owner.
+    register: Register,
+    role: Role,
+    standby: Option<Name>,
+    vm: Vm,
+    staging_room: bool,
+    captured: Epoch,
+    acked: Epoch,
+    /// Captured before a stall: ACKs up to this one release nothing.
+    distrusted: Epoch,
+    next_epoch_at: Time,
+    /// While Registering: the session is gone, claim as soon as the arbiter has answered.
+    broken: bool,
+    /// Why protection is being ended on purpose.
+    ending: Option<GoodbyeReason>,
+    actions: VecDeque<Action>,
+}
+
+impl Primary {
+    /// A primary whose VM runs alone. `register` was read from the arbiter, and says (solo, self).
+    #[must_use]
+    pub fn new(config: Config, register: Register) -> Self {
+        assert!(config.window > 0, "a window of 0 would never checkpoint");
+        assert_eq!(register.mode, Mode::Solo, "a primary starts as the register's solo owner");
+        Self {
+            config,
+            register,
+            role: Role::Solo,
+            standby: None,
+            vm: Vm::Running,
+            staging_room: true,
+            captured: Epoch(0),
+            acked: Epoch(0),
+            distrusted: Epoch(0),
+            next_epoch_at: Time(0),
+            broken: false,
+            ending: None,
+            actions: VecDeque::with_capacity(8),
+        }
+    }
+
+    /// The role.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// What the register holds, as far as this machine knows.
+    #[must_use]
+    pub fn register(&self) -> &Register {
+        &self.register
+    }
+
+    /// The generation that slabs, records and beats carry.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        match self.role {
+            Role::Syncing | Role::Registering => self.register.generation.next(),
+            _ => self.register.generation,
+        }
+    }
+
+    /// The newest captured epoch, and the newest ACKed one.
+    #[must_use]
+    pub fn epochs(&self) -> (Epoch, Epoch) {
+        (self.captured, self.acked)
+    }
+
+    /// Changes the epoch length from the next pause on.
+    pub fn set_epoch(&mut self, epoch: Duration) {
+        self.config.epoch = epoch;
+    }
+
+    fn owner(&self) -> Owner {
+        self.register.owner
+    }
+
+    fn replicates(&self) -> bool {
+        matches!(self.role, Role::Syncing | Role::Registering | Role::Protected)
+    }
+
+    fn protect(&mut self, standby: Name) {
+        self.role = Role::Syncing;
+        self.standby = Some(standby);
+        (self.captured, self.acked, self.distrusted) = (Epoch(0), Epoch(0), Epoch(0));
+        self.vm = Vm::Running;
+        self.broken = false;
+        self.actions.push_back(Action::BeginSync { generation: self.generation() });
+        if self.config.sabotage == Some(Sabotage::RegisterEarly) {
+            self.register_protection();
+        }
+    }
+
+    fn captured(&mut self) {
+        self.captured = self.captured.next();
+        self.vm = Vm::Running;
+        if self.captured == Epoch::FULL_SYNC {
+            self.actions.push_back(Action::Hold);
+        }
+        self.actions.push_back(Action::Barrier(self.captured));
+        self.actions.push_back(Action::Resume);
+        self.actions.push_back(Action::Commit { epoch: self.captured });
+        if self.config.sabotage == Some(Sabotage::ReleaseUnacked) {
+            self.actions.push_back(Action::Release(self.captured));
+        }
+    }
+
+    /// The checkpoint is for nobody, but the VM need not stand still while the arbiter is asked: its output is held.
+    fn resume_while_claiming(&mut self) {
+        self.vm = Vm::Running;
+        self.actions.push_back(Action::Resume);
+    }
+
+    fn ack(&mut self, generation: Generation, epoch: Epoch) {
+        if generation != self.generation() || epoch <= self.acked || epoch > self.captured {
+            return; // late, twice, or of another life
+        }
+        self.acked = epoch;
+        match self.role {
+            Role::Syncing => self.register_protection(),
+            Role::Protected => self.release(),
+            _ => {} // released when the register was heard
+        }
+    }
+
+    /// I1: only what was ACKed, only while we believe that the register names us and the ACK's sender.
+    fn release(&mut self) {
+        debug_assert_eq!(self.role, Role::Protected);
+        if self.acked > self.distrusted {
+            self.distrusted = Epoch(0);
+            self.actions.push_back(Action::Release(self.acked));
+        }
+    }
+
+    /// I5.
+    fn register_protection(&mut self) {
+        let Some(standby) = self.standby else { return };
+        let new = Register {
+            generation: self.register.generation.next(),
+            owner: self.owner(),
+            mode: Mode::Protected { standby },
+        };
+        self.role = Role::Registering;
+        self.actions.push_back(Action::Cas { expect: self.register.generation, new, contested: false });
+    }
+
+    /// The standby is lost, or to be left: go on alone if the arbiter agrees. A standby that is merely left keeps its
+    /// session until then: were it closed now, it would rightly ask for the VM itself.
+    fn give_up_standby(&mut self, lost: bool) {
+        if lost && self.replicates() {
+            self.actions.push_back(Action::CloseLink(None));
+        }
+        match self.role {
+            Role::Syncing => self.solo(),
+            Role::Registering => self.broken = true,
+            Role::Protected => self.claim(),
+            _ => {}
+        }
+    }
+
+    fn claim(&mut self) {
+        let new = Register { generation: self.register.generation.next(), owner: self.owner(), mode: Mode::Solo };
+        self.role = Role::Claiming;
+        if self.config.sabotage == Some(Sabotage::ReleaseBeforeSolo) {
+            self.actions.push_back(Action::Release(self.captured));
+        }
+        self.actions.push_back(Action::Cas { expect: self.register.generation, new, contested: true });
+    }
+
+    /// I4: the register says (solo, self).
+    fn solo(&mut self) {
+        self.role = Role::Solo;
+        self.standby = None;
+        self.vm = Vm::Running;
+        self.actions.push_back(Action::CloseLink(Some(self.ending.unwrap_or(GoodbyeReason::Unprotected))));
+        self.actions.push_back(Action::Solo);
+        if self.ending.take() == Some(GoodbyeReason::GuestGone) {
+            self.end();
+        }
+    }
+
+    fn fence(&mut self) {
+        self.role = Role::Fenced;
+        self.actions.clear();
+        self.actions.push_back(Action::Fence);
+        self.actions.push_back(Action::CloseLink(None));
+    }
+
+    fn cas(&mut self, outcome: CasOutcome) {
+        match (self.role, outcome) {
+            (Role::Registering, CasOutcome::Won(register)) => {
+                self.register = register;
+                self.role = Role::Protected;
+                if self.broken {
+                    self.claim();
+                } else {
+                    self.actions.push_back(Action::TellRegistered);
+                    self.release();
+                }
+            }
+            (Role::Claiming, CasOutcome::Won(register)) => {
+                self.register = register;
+                self.solo();
+            }
+            (Role::Registering | Role::Claiming, CasOutcome::Lost(_)) => self.fence(),
+            _ => {}
+        }
+    }
+
+    fn unprotect(&mut self, reason: GoodbyeReason) {
+        self.ending = Some(reason);
+        match self.role {
+            Role::Solo if reason == GoodbyeReason::GuestGone => self.end(),
+            Role::Solo => self.ending = None,
+            _ => self.give_up_standby(false),
+        }
+    }
+
+    fn end(&mut self) {
+        self.role = Role::Ended;
+        self.actions.push_back(Action::End);
+    }
+
+    /// The VM is gone; whoever holds its last commit may have it. Dropping our output is always safe.
+    fn source_lost(&mut self) {
+        match self.role {
+            Role::Solo | Role::Syncing => {
+                self.actions.push_back(Action::CloseLink(Some(GoodbyeReason::GuestGone)));
+                self.end();
+            }
+            Role::Fenced | Role::Ended => {}
+            _ => self.fence(),
+        }
+    }
+
+    /// Whether only the time keeps the next checkpoint from being taken.
+    fn wants_pause(&self) -> bool {
+        self.role == Role::Protected
+            && self.vm == Vm::Offered
+            && self.staging_room
+            && self.captured.0 - self.acked.0 < self.config.window
+    }
+
+    fn pace(&mut self, now: Time) {
+        if self.wants_pause() && now >= self.next_epoch_at {
+            self.vm = Vm::Stopped;
+            self.next_epoch_at = now.after(self.config.epoch);
+            self.actions.push_back(Action::Pause { epoch: self.captured.next() });
+        }
+    }
+}
+
+impl Machine for Primary {
+    type Event = Event;
+    type Action = Action;
+
+    fn handle(&mut self, now: Time, event: Event) {
+        match event {
+            Event::Protect { standby } if self.role == Role::Solo => self.protect(standby),
+            Event::Protect { .. } => {}
+            Event::SourceReady if self.replicates() && self.vm == Vm::Running => self.vm = Vm::Offered,
+            Event::SourceReady => {}
+            Event::Captured if self.replicates() && self.vm != Vm::Offered => self.captured(),
+            Event::Captured if self.role == Role::Claiming => self.resume_while_claiming(),
+            Event::Captured => {}
+            Event::Staging { room } => self.staging_room = room,
+            Event::Ack { generation, epoch } => self.ack(generation, epoch),
+            Event::Nack { generation, .. } if generation == self.generation() => self.give_up_standby(false),
+            Event::Nack { .. } => {}
+            Event::LinkDown | Event::Suspect => self.give_up_standby(true),
+            Event::Stalled => self.distrusted = self.captured,
+            Event::Cas(outcome) => self.cas(outcome),
+            Event::Unprotect(reason) => self.unprotect(reason),
+            Event::SourceLost => self.source_lost(),
+        }
+        self.pace(now);
+    }
+
+    fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    fn deadline(&self) -> Option<Time> {
+        self.wants_pause().then_some(self.next_epoch_at)
+    }
+
+    fn handle_timeout(&mut self, now: Time) {
+        self.pace(now);
+    }
+}

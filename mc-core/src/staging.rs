@@ -1,1 +1,161 @@
-//! To be written.
+//! The primary's staging: turns the pages that a source hands over into sealed slabs, within the pool's cap.
+
+use crate::{
+    id::{BlockId, Epoch, Generation, Incarnation, PAGE_SIZE},
+    slab::{FreeSlab, SealedSlab, SlabFull, SlabMeta, SlabPool, SlabWriter},
+    source::{CheckpointSink, NoRoom},
+};
+use std::collections::VecDeque;
+
+/// The checkpoint being captured, and slabs that wait to be sent.
+#[derive(Debug)]
+pub struct Staging {
+    pool: SlabPool,
+    incarnation: Incarnation,
+    generation: Generation,
+    epoch: Epoch,
+    writer: Option<SlabWriter>,
+    sealed: VecDeque<SealedSlab>,
+    /// Of the epoch being captured.
+    totals: Totals,
+}
+
+/// What an epoch consists of, for its commit record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Slabs sealed.
+    pub slabs: u32,
+    /// Bytes in them.
+    pub bytes: u64,
+    /// Pages in them.
+    pub pages: u64,
+    /// Bytes of device state in them.
+    pub device_bytes: u64,
+}
+
+impl Staging {
+    /// Empty staging over `pool`.
+    #[must_use]
+    pub fn new(pool: SlabPool) -> Self {
+        let sealed = VecDeque::with_capacity(pool.cap());
+        Self {
+            pool,
+            incarnation: Incarnation(0),
+            generation: Generation(0),
+            epoch: Epoch(0),
+            writer: None,
+            sealed,
+            totals: Totals::default(),
+        }
+    }
+
+    /// From now on slabs belong to this session and generation; the next epoch is the full synchronisation.
+    pub fn begin(&mut self, incarnation: Incarnation, generation: Generation) {
+        self.clear();
+        (self.incarnation, self.generation) = (incarnation, generation);
+        self.begin_epoch(Epoch::FULL_SYNC);
+    }
+
+    /// From now on slabs belong to this epoch.
+    pub fn begin_epoch(&mut self, epoch: Epoch) {
+        self.epoch = epoch;
+        self.totals = Totals::default();
+    }
+
+    /// The checkpoint is complete: seals what is open, and says what the epoch consists of.
+    pub fn finish(&mut self) -> Totals {
+        self.seal();
+        self.totals
+    }
+
+    /// The next slab to send, in order.
+    pub fn pop(&mut self) -> Option<SealedSlab> {
+        self.sealed.pop_front()
+    }
+
+    /// A slab that could not be sent yet goes back to the front.
+    pub fn unpop(&mut self, slab: SealedSlab) {
+        self.sealed.push_front(slab);
+    }
+
+    /// Slabs that wait to be sent.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.sealed.len()
+    }
+
+    /// A slab came back from the transport.
+    pub fn put(&mut self, slab: FreeSlab) {
+        self.pool.put(slab);
+    }
+
+    /// Whether a further checkpoint should be captured: at least half of the pool can be had.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.pool.available() * 2 >= self.pool.cap()
+    }
+
+    /// Drops whatever was captured and not sent.
+    pub fn clear(&mut self) {
+        if let Some(writer) = self.writer.take() {
+            self.pool.put(writer.abandon());
+        }
+        while let Some(slab) = self.sealed.pop_front() {
+            self.pool.put(slab.recycle());
+        }
+    }
+
+    /// The pool.
+    pub fn pool(&mut self) -> &mut SlabPool {
+        &mut self.pool
+    }
+
+    fn seal(&mut self) {
+        let Some(writer) = self.writer.take() else { return };
+        if writer.is_empty() {
+            return self.pool.put(writer.abandon());
+        }
+        let meta = SlabMeta {
+            incarnation: self.incarnation,
+            generation: self.generation,
+            epoch: self.epoch,
+            index: self.totals.slabs,
+        };
+        let slab = writer.seal(meta);
+        self.totals.slabs += 1;
+        self.totals.bytes += slab.as_bytes().len() as u64;
+        self.totals.pages += u64::from(slab.header().pages);
+        self.sealed.push_back(slab);
+    }
+
+    /// Runs `put` on the open slab, and once more on a fresh one if the first was full.
+    fn write<T>(&mut self, mut put: impl FnMut(&mut SlabWriter) -> Result<T, SlabFull>) -> Result<T, NoRoom> {
+        if let Some(writer) = &mut self.writer {
+            if let Ok(done) = put(writer) {
+                return Ok(done);
+            }
+            self.seal();
+        }
+        let mut writer = self.pool.take().ok_or(NoRoom)?.writer();
+        let done = put(&mut writer);
+        self.writer = Some(writer);
+        done.map_err(|SlabFull| NoRoom)
+    }
+}
+
+impl CheckpointSink for Staging {
+    fn page(&mut self, block: BlockId, offset: u64, data: &[u8; PAGE_SIZE]) -> Result<(), NoRoom> {
+        self.write(|w| w.page(block, offset, data))
+    }
+
+    fn zero(&mut self, block: BlockId, offset: u64) -> Result<(), NoRoom> {
+        self.write(|w| w.zero(block, offset))
+    }
+
+    fn device(&mut self, data: &[u8]) -> Result<usize, NoRoom> {
+        let offset = self.totals.device_bytes;
+        let taken = self.write(|w| w.device(offset, data))?;
+        self.totals.device_bytes += taken as u64;
+        Ok(taken)
+    }
+}

@@ -42,7 +42,7 @@ pub enum Op {
     Write(SealedSlab),
     /// A slab for the peer to write into. The transport owns it until [`Completion::Arrived`], or [`Completion::Returned`].
     Post(FreeSlab),
-    /// Delivered after every earlier `Write`.
+    /// Delivered after every earlier `Write`; goes out within `submit` if the network takes it, so that an ACK waits for nobody.
     Send(Control),
 }
 

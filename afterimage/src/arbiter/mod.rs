@@ -1,1 +1,197 @@
-//! To be written.
+//! A node's side of the register: asks the arbiter, and keeps asking until it is answered.
+//!
+//! ```text
+//! data path ──ask──> queue ──> worker thread ──> a witness over TCP        (link.rs)
+//!     ^                            │         └─> the operator, and a file  (manual.rs)
+//!     └── take_answer <── answers <┘  the event descriptor is readable when there is an answer, or the health changed
+//! ```
+//!
+//! Asks are answered in order, each exactly once. A swap is resent until it is answered; that is safe, since an arbiter whose
+//! register holds what is asked for says "won". The data path never waits: it sleeps on the descriptor among its others.
+
+pub mod file;
+mod link;
+mod manual;
+mod spec;
+mod worker;
+
+pub(crate) use spec::serde_as_text;
+pub use spec::{ArbiterSpec, ArbiterSpecError, HostPort, HostPortError};
+
+use crate::wake::Wake;
+use mc_core::{
+    id::{Generation, Name},
+    register::{CasOutcome, Register},
+};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use worker::{Backend, Shared};
+
+/// A question to the arbiter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// What does the register hold?
+    Read,
+    /// If the register still has generation `expect`, hold `new`.
+    Cas {
+        /// 0 for a vacant register.
+        expect: Generation,
+        /// Its generation is `expect + 1`.
+        new: Register,
+        /// Whether another node may want it too (somebody suspects somebody). Only `manual` cares: it asks its operator then.
+        contested: bool,
+    },
+}
+
+/// The arbiter's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// To [`Ask::Read`].
+    Read(Option<Register>),
+    /// To [`Ask::Cas`].
+    Cas(CasOutcome),
+}
+
+/// How the arbiter is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// Whether the last try was answered.
+    pub reachable: bool,
+    /// Since when that has been so.
+    pub since: Instant,
+    /// Why an ask waits, if the last try did not settle it: unreachable, a full disk there, an operator who has to decide.
+    pub last_error: Option<String>,
+}
+
+/// Why the arbiter cannot be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ArbiterError {
+    /// No thread or event descriptor.
+    #[error("arbiter: {doing}: {source}")]
+    System {
+        /// What was tried.
+        doing: &'static str,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// No answer in time. A swap may have taken place nevertheless.
+    #[error("arbiter {spec}: no answer in {timeout:?}: {why}")]
+    Unanswered {
+        /// Which arbiter.
+        spec: ArbiterSpec,
+        /// How long we waited.
+        timeout: Duration,
+        /// What the last try said.
+        why: String,
+    },
+}
+
+/// Asks one VM's register at one arbiter. Dropping it gives up what is not answered yet.
+#[derive(Debug)]
+pub struct ArbiterClient {
+    spec: ArbiterSpec,
+    shared: Arc<Shared>,
+}
+
+impl ArbiterClient {
+    /// Starts the worker thread. A witness is connected to at once, and asked once a second while there is nothing else to
+    /// ask; `manual` keeps its register in `run_dir`.
+    pub fn spawn(spec: ArbiterSpec, vm: Name, run_dir: &Path) -> Result<Self, ArbiterError> {
+        let system = |doing| move |source| ArbiterError::System { doing, source };
+        let wake = Wake::new().map_err(system("making an event descriptor"))?;
+        let shared = Arc::new(Shared::new(wake, spec == ArbiterSpec::Manual));
+        let backend: Box<dyn Backend> = match &spec {
+            ArbiterSpec::Witness(address) => Box::new(link::Link::new(address.clone(), vm)),
+            ArbiterSpec::Manual => Box::new(manual::Manual::new(run_dir, vm)),
+        };
+        let worker = Arc::clone(&shared);
+        std::thread::Builder::new()
+            .name("arbiter".into())
+            .spawn(move || worker::run(&worker, backend, vm))
+            .map_err(system("starting a thread"))?;
+        Ok(Self { spec, shared })
+    }
+
+    /// Which arbiter.
+    #[must_use]
+    pub fn spec(&self) -> &ArbiterSpec {
+        &self.spec
+    }
+
+    /// Queues a question. One that equals a question still unanswered is joined with it: both get one answer.
+    pub fn ask(&self, ask: Ask) {
+        self.shared.ask(ask);
+    }
+
+    /// The next answer. When there is none, the descriptor becomes unreadable until the next answer or change of health: so
+    /// take answers until `None`, then look at [`ArbiterClient::health`].
+    #[must_use]
+    pub fn take_answer(&self) -> Option<Answer> {
+        self.shared.take_answer()
+    }
+
+    /// How the arbiter is.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.shared.health()
+    }
+
+    /// `manual`: the operator has made sure that the other side is stopped, and says that this node goes on. Answers the
+    /// contested swap that was asked for; false if there is none.
+    pub fn operator_decides(&self) -> bool {
+        self.shared.operator_decides()
+    }
+
+    /// Waits for the next answer, at most until `deadline`.
+    fn wait_answer(&self, deadline: Instant) -> io::Result<Option<Answer>> {
+        loop {
+            if let Some(answer) = self.take_answer() {
+                return Ok(Some(answer));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            let left = Timespec::try_from(left).map_err(io::Error::other)?;
+            match poll(&mut [PollFd::new(self, PollFlags::IN)], Some(&left)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+}
+
+impl AsFd for ArbiterClient {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shared.wake.as_fd()
+    }
+}
+
+impl Drop for ArbiterClient {
+    fn drop(&mut self) {
+        self.shared.stop();
+    }
+}
+
+/// Asks one question and waits, for start-up checks: retries until `timeout`.
+pub fn ask_once(
+    spec: &ArbiterSpec,
+    vm: Name,
+    run_dir: &Path,
+    ask: Ask,
+    timeout: Duration,
+) -> Result<Answer, ArbiterError> {
+    let client = ArbiterClient::spawn(spec.clone(), vm, run_dir)?;
+    client.ask(ask);
+    let answer = client.wait_answer(Instant::now() + timeout);
+    answer.map_err(|source| ArbiterError::System { doing: "waiting for an answer", source })?.ok_or_else(|| {
+        let why = client.health().last_error.unwrap_or_else(|| "the first try is still under way".to_owned());
+        ArbiterError::Unanswered { spec: spec.clone(), timeout, why }
+    })
+}

@@ -1,0 +1,144 @@
+//! Which arbiter: `witness://HOST:PORT` or `manual`. There is no word for "none".
+
+use std::{fmt, net::SocketAddr, net::ToSocketAddrs, str::FromStr};
+
+/// A host and a port, looked up when it is used. IPv6 addresses stand in brackets.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct HostPort {
+    /// A name or an address, without brackets.
+    pub host: String,
+    /// Not 0.
+    pub port: u16,
+}
+
+/// Why a text is no [`HostPort`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is no HOST:PORT ({why}); allowed: 10.0.0.2:7410, [fd00::2]:7410, standby.example:7410")]
+pub struct HostPortError {
+    text: String,
+    why: &'static str,
+}
+
+impl FromStr for HostPort {
+    type Err = HostPortError;
+
+    fn from_str(text: &str) -> Result<Self, HostPortError> {
+        let error = |why| HostPortError { text: text.to_owned(), why };
+        let (host, port) = text.rsplit_once(':').ok_or_else(|| error("no port"))?;
+        let port = port.parse().ok().filter(|p| *p != 0).ok_or_else(|| error("the port is 1 to 65535"))?;
+        let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+        if bare.is_none() && host.contains(':') {
+            return Err(error("an IPv6 address stands in brackets"));
+        }
+        let host = bare.unwrap_or(host);
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "-._:%".contains(c);
+        if host.is_empty() || host.len() > 253 || !host.chars().all(allowed) {
+            return Err(error("the host is a name or an address"));
+        }
+        Ok(Self { host: host.to_owned(), port })
+    }
+}
+
+impl HostPort {
+    /// Every address that it stands for now. May wait for the name service.
+    pub fn addresses(&self) -> std::io::Result<Vec<SocketAddr>> {
+        let addresses = (self.host.as_str(), self.port).to_socket_addrs()?;
+        Ok(addresses.take(16).collect())
+    }
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port } = self;
+        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
+    }
+}
+
+/// Which arbiter.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ArbiterSpec {
+    /// `afterimage witness` there.
+    Witness(HostPort),
+    /// An operator: `afterimage takeover` and `afterimage solo`.
+    Manual,
+}
+
+/// Why a text is no [`ArbiterSpec`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ArbiterSpecError {
+    /// Neither of the two.
+    #[error(
+        "{0:?} is no arbiter; allowed: witness://HOST:PORT (an `afterimage witness` on a third host), or manual (nothing is \
+         promoted until an operator says so). Without an arbiter two hosts could run the VM at once, so there is no word for none"
+    )]
+    Kind(String),
+    /// `witness://`, and then no host and port.
+    #[error("witness://{0}")]
+    Witness(#[from] HostPortError),
+}
+
+impl FromStr for ArbiterSpec {
+    type Err = ArbiterSpecError;
+
+    fn from_str(text: &str) -> Result<Self, ArbiterSpecError> {
+        match text.strip_prefix("witness://") {
+            Some(address) => Ok(Self::Witness(address.strip_suffix('/').unwrap_or(address).parse()?)),
+            None if text == "manual" => Ok(Self::Manual),
+            None => Err(ArbiterSpecError::Kind(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for ArbiterSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Witness(address) => write!(f, "witness://{address}"),
+            Self::Manual => f.write_str("manual"),
+        }
+    }
+}
+
+macro_rules! serde_as_text {
+    ($($t:ty),*) => {$(
+        impl serde::Serialize for $t {
+            fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.collect_str(self)
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $t {
+            fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    )*};
+}
+pub(crate) use serde_as_text;
+serde_as_text!(HostPort, ArbiterSpec);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_allowed_comes_back_as_it_was_written() {
+        for text in ["manual", "witness://10.0.0.9:7400", "witness://[fd00::9]:7400", "witness://w.example:1"] {
+            assert_eq!(text.parse::<ArbiterSpec>().unwrap().to_string(), text);
+        }
+        assert_eq!("witness://w:7400/".parse::<ArbiterSpec>().unwrap().to_string(), "witness://w:7400");
+    }
+
+    #[test]
+    fn nothing_means_none_and_errors_say_what_is_allowed() {
+        for text in
+            ["", "none", "off", "no", "null", "false", "0", "Manual", "manual ", "witness", "etcd://a:1", "a:7400"]
+        {
+            let error = text.parse::<ArbiterSpec>().unwrap_err().to_string();
+            assert!(error.contains("witness://HOST:PORT") && error.contains("manual"), "{text:?}: {error}");
+        }
+        for text in ["", "w", "w:", "w:0", "w:65536", ":1", "fd00::9:7400", "[fd00::9]", "w:1:2", "a b:1", "a/b:1"] {
+            let error = format!("witness://{text}").parse::<ArbiterSpec>().unwrap_err().to_string();
+            assert!(error.contains("allowed: 10.0.0.2:7410"), "{text:?}: {error}");
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! A session's beats, the same on both sides: what the hello says of them, and the thread that sends and hears them.
+
+use crate::{
+    clock::Clock,
+    keepalive::{BeatHandle, BeatThread},
+};
+use anyhow::{Context, Result};
+use mc_core::{
+    detector::{Config, Parameters},
+    id::{Incarnation, nanos},
+    transport::Keepalive,
+    wire::beat::BeatKey,
+};
+use std::time::Duration;
+
+/// The primary's number in the group.
+pub const PRIMARY: u8 = 1;
+/// The standby's.
+pub const STANDBY: u8 = 2;
+
+/// How one side wants its beats.
+#[derive(Clone, Copy, Debug)]
+pub struct Wish {
+    /// Between two beats, both ways.
+    pub interval: Duration,
+    /// Missed beats until the other side suspects this one.
+    pub multiplier: u8,
+}
+
+/// An interval as the hello and beats carry it, µs.
+pub fn interval_us(interval: Duration) -> Result<u32> {
+    u32::try_from(nanos(interval) / 1000).context("the beat interval is longer than an hour")
+}
+
+/// Starts the thread.
+pub fn start(
+    keepalive: impl Keepalive + 'static,
+    (incarnation, key): (Incarnation, BeatKey),
+    member: u8,
+    wish: Wish,
+    clock: Clock,
+) -> Result<BeatHandle> {
+    let parameters = Parameters::new(wish.interval, wish.interval, wish.multiplier)?;
+    let config = Config { incarnation, member, parameters, startup: None };
+    BeatThread::spawn(Box::new(keepalive), key, config, clock).context("the beat thread")
+}

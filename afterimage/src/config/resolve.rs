@@ -1,0 +1,291 @@
+//! Flags over file over defaults.
+
+use super::{
+    ConfigError, ProtectConfig, StandbyConfig, WitnessConfig,
+    file::{ProtectSection, Setting, Source, StandbySection, WitnessSection, load},
+    units::{Kib, Mib, Millis},
+};
+use crate::cli::{ProtectArgs, StandbyArgs, WitnessArgs};
+use mc_core::id::Name;
+use serde::Serialize;
+use std::{
+    fmt,
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+    time::Duration,
+};
+
+/// Where a value comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// The command line.
+    Flag,
+    /// The file, this line.
+    Line(usize),
+    /// Neither.
+    Default,
+    /// Nowhere, and it has no default.
+    Missing,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flag => f.write_str("flag"),
+            Self::Line(line) => write!(f, "line {line}"),
+            Self::Default => f.write_str("default"),
+            Self::Missing => f.write_str("not set"),
+        }
+    }
+}
+
+/// Resolves one command's settings, and remembers where each came from.
+struct Resolver<'a> {
+    command: &'static str,
+    file: &'a Source,
+    trail: Vec<(&'static str, Option<String>, Origin)>,
+    missing: Vec<&'static str>,
+}
+
+/// `value` as TOML writes it.
+fn written(value: &impl Serialize) -> Option<String> {
+    toml::Value::try_from(value).ok().map(|v| v.to_string())
+}
+
+impl<'a> Resolver<'a> {
+    fn new(command: &'static str, file: &'a Source) -> Self {
+        Self { command, file, trail: Vec::new(), missing: Vec::new() }
+    }
+
+    /// The flag, else what the file says.
+    fn given<T: Serialize>(&mut self, key: &'static str, flag: Option<T>, file: Setting<T>) -> Option<T> {
+        let line = file.as_ref().map(|s| Origin::Line(self.file.line(s)));
+        let (value, origin) = match flag {
+            Some(flag) => (flag, Origin::Flag),
+            None => (file?.into_inner(), line?),
+        };
+        self.trail.push((key, written(&value), origin));
+        Some(value)
+    }
+
+    fn optional<T: Serialize>(&mut self, key: &'static str, flag: Option<T>, file: Setting<T>) -> Option<T> {
+        let given = self.given(key, flag, file);
+        if given.is_none() {
+            self.trail.push((key, None, Origin::Default));
+        }
+        given
+    }
+
+    fn or<T: Serialize>(&mut self, key: &'static str, flag: Option<T>, file: Setting<T>, default: T) -> T {
+        self.given(key, flag, file).unwrap_or_else(|| {
+            self.trail.push((key, written(&default), Origin::Default));
+            default
+        })
+    }
+
+    /// A setting without a default. `flag_form`: how to say it on the command line.
+    fn need<T: Serialize>(
+        &mut self,
+        key: &'static str,
+        flag_form: &'static str,
+        flag: Option<T>,
+        file: Setting<T>,
+    ) -> Option<T> {
+        let given = self.given(key, flag, file);
+        if given.is_none() {
+            self.trail.push((key, None, Origin::Missing));
+            self.missing.push(flag_form);
+        }
+        given
+    }
+
+    /// The node: by default this host's name.
+    fn node(&mut self, flag: Option<Name>, file: Setting<Name>) -> Result<Name, ConfigError> {
+        if let Some(given) = self.given("node", flag, file) {
+            return Ok(given);
+        }
+        let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let hostname = hostname.trim_end();
+        let name = Name::new(hostname).map_err(|_| ConfigError::Hostname { hostname: hostname.to_owned() })?;
+        self.trail.push(("node", written(&name), Origin::Default));
+        Ok(name)
+    }
+
+    /// Fails unless `ok`, naming the value and where it comes from.
+    fn check(&self, key: &'static str, ok: bool, allowed: impl fmt::Display) -> Result<(), ConfigError> {
+        let entry = self.trail.iter().find(|(k, _, _)| *k == key && !ok);
+        entry.map_or(Ok(()), |(_, value, origin)| {
+            let origin = match origin {
+                Origin::Line(line) => format!("{}:{line}", self.file.path().display()),
+                other => other.to_string(),
+            };
+            let value = value.clone().unwrap_or_default();
+            Err(ConfigError::Range { key, value, origin, allowed: allowed.to_string() })
+        })
+    }
+
+    fn check_beats(&self, interval: Millis, multiplier: u8) -> Result<(), ConfigError> {
+        self.check("beat_interval_ms", interval.0 <= Duration::from_secs(60), "more than 0, to 60000 ms")?;
+        // RFC 5880, 6.8.1: bfd.DetectMult MUST be a nonzero integer.
+        self.check("detect_multiplier", multiplier >= 1, "1 to 255")
+    }
+
+    /// The settings as a section of a file, with comments that say where each comes from.
+    fn print(&self, out: &mut String) {
+        let lines = self.trail.iter().map(|(key, value, origin)| {
+            let setting = value.as_ref().map_or_else(|| format!("# {key}"), |v| format!("{key} = {v}"));
+            let origin = match (value, origin) {
+                (None, Origin::Default) => "not set: optional".to_owned(),
+                (None, _) => "not set: has to come from a flag".to_owned(),
+                (Some(_), origin) => origin.to_string(),
+            };
+            format!("{setting:<44}  # {origin}\n")
+        });
+        out.push_str(&format!("\n[{}]\n", self.command));
+        out.extend(lines);
+    }
+
+    fn incomplete(&self) -> ConfigError {
+        let what = format!("{} (or the same in [{}] of --config FILE)", self.missing.join(", "), self.command);
+        ConfigError::Missing { command: self.command, what }
+    }
+}
+
+const RUN_DIR: &str = "/run/afterimage";
+const STAGING: Mib = Mib(64 << 20);
+const BEAT: Millis = Millis(Duration::from_millis(10));
+const MULTIPLIER: u8 = 5;
+
+fn loopback(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
+}
+
+/// An absent list of flags is no list, not an empty one.
+fn some<T>(list: Vec<T>) -> Option<Vec<T>> {
+    (!list.is_empty()).then_some(list)
+}
+
+fn witness(r: &mut Resolver<'_>, args: WitnessArgs, s: WitnessSection) -> Result<WitnessConfig, ConfigError> {
+    let listen = r.or("listen", args.listen, s.listen, loopback(7400));
+    let state = r.need("state", "--state DIR", args.state, s.state);
+    state.map(|state| WitnessConfig { listen, state }).ok_or_else(|| r.incomplete())
+}
+
+fn protect(r: &mut Resolver<'_>, args: ProtectArgs, s: ProtectSection) -> Result<ProtectConfig, ConfigError> {
+    let vm = r.need("vm", "--vm NAME", args.vm, s.vm);
+    let node = r.node(args.node, s.node)?;
+    let qmp = r.need("qmp", "--qmp SOCKET", args.qmp, s.qmp);
+    let to = r.need("to", "--to HOST:PORT", args.to, s.to);
+    let arbiter = r.need("arbiter", "--arbiter SPEC", args.arbiter, s.arbiter);
+    let epoch = r.or("epoch_ms", args.epoch.map(Millis), s.epoch_ms, Millis(Duration::from_millis(20)));
+    let nics = r.or("nics", some(args.nics), s.nics, Vec::new());
+    let beat = r.or("beat_interval_ms", args.beat_interval.map(Millis), s.beat_interval_ms, BEAT);
+    let detect_multiplier = r.or("detect_multiplier", args.detect_multiplier, s.detect_multiplier, MULTIPLIER);
+    let staging = r.or("staging_mib", args.staging.map(Mib), s.staging_mib, STAGING);
+    let slab = r.or("slab_kib", args.slab.map(Kib), s.slab_kib, Kib(1 << 20));
+    let window = r.or("window", args.window, s.window, 2);
+    let held = r.or("held_limit_mib", args.held_limit.map(Mib), s.held_limit_mib, Mib(64 << 20));
+    let run_dir = r.or("run_dir", args.run_dir, s.run_dir, RUN_DIR.into());
+    let bind = r.optional("bind", args.bind, s.bind);
+    let force = args.force_writable_disks.then_some(true);
+    let force_writable_disks = r.or("force_writable_disks", force, s.force_writable_disks, false);
+
+    r.check("epoch_ms", (Duration::from_millis(1)..=Duration::from_secs(60)).contains(&epoch.0), "1 to 60000 ms")?;
+    r.check_beats(beat, detect_multiplier)?;
+    let whole_pages = slab.0.is_multiple_of(4096);
+    let allowed = "256 to 16384 KiB, whole pages of 4 KiB";
+    r.check("slab_kib", whole_pages && (256 << 10..=16 << 20).contains(&slab.0), allowed)?;
+    r.check("staging_mib", staging.0 >= 2 * slab.0, format!("at least two slabs of {} KiB", slab.0 >> 10))?;
+    r.check("window", (1..=64).contains(&window), "1 to 64 checkpoints")?;
+    let (Some(vm), Some(qmp), Some(to), Some(arbiter)) = (vm, qmp, to, arbiter) else {
+        return Err(r.incomplete());
+    };
+    Ok(ProtectConfig {
+        vm,
+        node,
+        qmp,
+        to,
+        arbiter,
+        epoch: epoch.0,
+        nics,
+        beat_interval: beat.0,
+        detect_multiplier,
+        staging_bytes: staging.0,
+        slab_bytes: slab.0,
+        window,
+        held_limit_bytes: held.0,
+        run_dir,
+        bind,
+        force_writable_disks,
+    })
+}
+
+fn standby(r: &mut Resolver<'_>, args: StandbyArgs, s: StandbySection) -> Result<StandbyConfig, ConfigError> {
+    let vm = r.need("vm", "--vm NAME", args.vm, s.vm);
+    let node = r.node(args.node, s.node)?;
+    let listen = r.or("listen", args.listen, s.listen, loopback(7410));
+    let arbiter = r.need("arbiter", "--arbiter SPEC", args.arbiter, s.arbiter);
+    let nics = r.or("nics", some(args.nics), s.nics, Vec::new());
+    let ram_dir = r.or("ram_dir", args.ram_dir, s.ram_dir, "/dev/shm".into());
+    let spill = r.optional("spill", args.spill, s.spill);
+    let staging = r.or("staging_mib", args.staging.map(Mib), s.staging_mib, STAGING);
+    let beat = r.or("beat_interval_ms", args.beat_interval.map(Millis), s.beat_interval_ms, BEAT);
+    let detect_multiplier = r.or("detect_multiplier", args.detect_multiplier, s.detect_multiplier, MULTIPLIER);
+    let run_dir = r.or("run_dir", args.run_dir, s.run_dir, RUN_DIR.into());
+    let qemu = r.need("qemu", "-- QEMU ARGS...", some(args.qemu), s.qemu);
+
+    r.check("staging_mib", staging.0 >= 512 << 10, "at least 0.5 MiB")?;
+    r.check_beats(beat, detect_multiplier)?;
+    r.check("qemu", qemu.as_ref().is_none_or(|q| !q.is_empty()), "QEMU's path, then its arguments")?;
+    let (Some(vm), Some(arbiter), Some(qemu)) = (vm, arbiter, qemu) else {
+        return Err(r.incomplete());
+    };
+    Ok(StandbyConfig {
+        vm,
+        node,
+        listen,
+        arbiter,
+        nics,
+        ram_dir,
+        spill,
+        staging_bytes: staging.0,
+        beat_interval: beat.0,
+        detect_multiplier,
+        run_dir,
+        qemu,
+    })
+}
+
+macro_rules! resolve {
+    ($($config:ident $args:ident $command:ident;)*) => {$(
+        impl $config {
+            /// From the command line, and the file that it names.
+            pub fn resolve(args: $args) -> Result<Self, ConfigError> {
+                let (file, sections) = load(args.config.as_deref())?;
+                let mut resolver = Resolver::new(stringify!($command), &file);
+                $command(&mut resolver, args, sections.$command.unwrap_or_default())
+            }
+        }
+    )*
+
+        /// `config check FILE`: the file's sections with every default filled in, each value with where it comes from. What
+        /// has no default and may yet come as a flag is listed as not set; whatever is wrong is an error.
+        pub fn check(path: &Path) -> Result<String, ConfigError> {
+            let (file, sections) = load(Some(path))?;
+            let mut out = format!("# {}\n", path.display());
+            $(if let Some(section) = sections.$command {
+                let mut resolver = Resolver::new(stringify!($command), &file);
+                match $command(&mut resolver, $args::default(), section) {
+                    Ok(_) | Err(ConfigError::Missing { .. }) => resolver.print(&mut out),
+                    Err(wrong) => return Err(wrong),
+                }
+            })*
+            Ok(out)
+        }
+    };
+}
+resolve! {
+    WitnessConfig WitnessArgs witness;
+    ProtectConfig ProtectArgs protect;
+    StandbyConfig StandbyArgs standby;
+}

@@ -1,0 +1,200 @@
+//! Durations, sizes and NICs: as flags with their unit ("20ms", "64MiB"), in files with the unit in the key (`epoch_ms`).
+
+use crate::arbiter::serde_as_text;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
+
+/// The longest duration that any setting takes.
+const LONGEST: Duration = Duration::from_secs(3600);
+/// The largest size that any setting takes, bytes: 1 TiB.
+const LARGEST: u64 = 1 << 40;
+
+fn split(text: &str) -> (Option<f64>, &str) {
+    let at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let plain = text[..at].bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    (text[..at].parse().ok().filter(|_| plain), &text[at..])
+}
+
+/// Reads "500us", "20ms", "1.5s".
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let error = || format!("{text:?} is no duration; allowed: a number and us, ms or s, such as 20ms, up to 3600s");
+    let (Some(number), unit) = split(text) else {
+        return Err(error());
+    };
+    let us = match unit {
+        "us" => number,
+        "ms" => number * 1e3,
+        "s" => number * 1e6,
+        _ => return Err(error()),
+    };
+    from_micros(us).ok_or_else(error)
+}
+
+/// More than zero, at most [`LONGEST`], to the microsecond.
+fn from_micros(us: f64) -> Option<Duration> {
+    let duration = Duration::try_from_secs_f64(us.round() / 1e6).ok()?;
+    (!duration.is_zero() && duration <= LONGEST).then_some(duration)
+}
+
+/// Reads "256KiB", "64MiB", "1GiB". Bytes.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let error = || format!("{text:?} is no size; allowed: a number and KiB, MiB or GiB, such as 64MiB, up to 1024GiB");
+    let (Some(number), unit) = split(text) else {
+        return Err(error());
+    };
+    let shift = match unit {
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        _ => return Err(error()),
+    };
+    whole(number * f64::from(1u32 << shift)).ok_or_else(error)
+}
+
+/// A whole number of bytes, more than zero, at most [`LARGEST`]. A thousandth of a byte is forgiven: readers of JSON need not
+/// return the last bit of a fraction.
+fn whole(bytes: f64) -> Option<u64> {
+    let rounded = bytes.round();
+    let ok = (1.0..=LARGEST as f64).contains(&rounded) && (bytes - rounded).abs() < 1e-3;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be whole and in range")]
+    ok.then_some(rounded as u64)
+}
+
+/// `n` as an integer if it is one: "20", not "20.0".
+fn number<S: Serializer>(n: f64, s: S) -> Result<S::Ok, S::Error> {
+    #[expect(clippy::cast_possible_truncation, reason = "whole, and far below 2^53")]
+    if n.fract() == 0.0 { s.serialize_i64(n as i64) } else { s.serialize_f64(n) }
+}
+
+/// A duration that a file writes in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Millis(pub Duration);
+
+impl Serialize for Millis {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        number(self.0.as_secs_f64() * 1e9 / 1e6, s)
+    }
+}
+
+impl<'de> Deserialize<'de> for Millis {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let ms = f64::deserialize(d)?;
+        from_micros(ms * 1e3)
+            .map(Self)
+            .ok_or_else(|| D::Error::custom(format!("{ms} ms: allowed is more than 0, to 3600000")))
+    }
+}
+
+macro_rules! size {
+    ($($(#[$doc:meta])* $t:ident $shift:literal;)*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(super) struct $t(pub u64);
+
+        impl Serialize for $t {
+            fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                number(self.0 as f64 / f64::from(1u32 << $shift), s)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $t {
+            fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                let n = f64::deserialize(d)?;
+                let bytes = whole(n * f64::from(1u32 << $shift));
+                bytes.map(Self).ok_or_else(|| D::Error::custom(format!("{n}: allowed is a whole number of bytes up to 1 TiB")))
+            }
+        }
+    )*};
+}
+size! {
+    /// Bytes that a file writes in KiB.
+    Kib 10;
+    /// Bytes that a file writes in MiB.
+    Mib 20;
+}
+
+/// A NIC of the VM: the unix socket of its `-netdev stream`, and the TAP device behind the gate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NicSpec {
+    /// Where QEMU's `-netdev stream` meets the gate.
+    pub socket: PathBuf,
+    /// The TAP device's name.
+    pub tap: String,
+}
+
+impl FromStr for NicSpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let error = |why| format!("{text:?} is no NIC ({why}); allowed: SOCKET=TAP, such as /run/web.net=tap0");
+        let (socket, tap) = text.rsplit_once('=').ok_or_else(|| error("no '='"))?;
+        if socket.is_empty() {
+            return Err(error("no socket"));
+        }
+        // IFNAMSIZ is 16, with the terminating zero; dev_valid_name() in the kernel refuses the rest.
+        let bad = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
+        if tap.is_empty() || tap.len() > 15 || tap == "." || tap == ".." || tap.contains(bad) {
+            return Err(error("a TAP device's name has 1 to 15 bytes, without '/', ':' and spaces"));
+        }
+        Ok(Self { socket: socket.into(), tap: tap.into() })
+    }
+}
+
+impl fmt::Display for NicSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.socket.display(), self.tap)
+    }
+}
+serde_as_text!(NicSpec);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        for (text, us) in
+            [("20ms", 20_000), ("500us", 500), ("1.5ms", 1_500), ("2s", 2_000_000), ("3600s", 3_600_000_000)]
+        {
+            assert_eq!(parse_duration(text), Ok(Duration::from_micros(us)), "{text}");
+        }
+        for text in [
+            "", "20", "ms", "0ms", "-1ms", "1e3ms", "20 ms", "20m", "20MS", "3601s", "nans", "infs", "1.2.3ms", "0.1us",
+        ] {
+            assert!(parse_duration(text).unwrap_err().contains("us, ms or s"), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [("256KiB", 256 << 10), ("64MiB", 64 << 20), ("1.5KiB", 1536), ("1024GiB", 1 << 40)] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "64", "64MB", "64M", "MiB", "0MiB", "-1MiB", "1025GiB", "0.0001KiB", "64 MiB"] {
+            assert!(parse_size(text).unwrap_err().contains("KiB, MiB or GiB"), "{text}");
+        }
+    }
+
+    #[test]
+    fn nics() {
+        let nic: NicSpec = "/run/a=b.sock=tap0".parse().unwrap();
+        assert_eq!((nic.socket.to_str(), nic.tap.as_str()), (Some("/run/a=b.sock"), "tap0"));
+        for text in ["", "/run/web.net", "=tap0", "/run/web.net=", "/s=a/b", "/s=sixteen-bytes-xx", "/s=a b"] {
+            assert!(text.parse::<NicSpec>().unwrap_err().contains("SOCKET=TAP"), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let json = |us| serde_json::to_string(&Millis(Duration::from_micros(us))).unwrap();
+        for us in [1, 500, 1_001, 16_667, 20_000, 3_600_000_000] {
+            let back: Millis = serde_json::from_str(&json(us)).unwrap();
+            assert_eq!(back.0, Duration::from_micros(us));
+        }
+        assert_eq!((json(20_000).as_str(), json(500).as_str()), ("20", "0.5"));
+        for bytes in [1, 1023, 64 << 20, (64 << 20) + 4096, (1 << 40) - 1] {
+            let back: Mib = serde_json::from_str(&serde_json::to_string(&Mib(bytes)).unwrap()).unwrap();
+            assert_eq!(back.0, bytes);
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! The far side of the gate: where frames go once they are released, and where inbound frames come from.
+
+use super::error::GateError;
+use crate::sys::tap;
+use rustix::net::{RecvFlags, SendFlags};
+use std::{
+    fmt, io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::net::UnixDatagram,
+    },
+};
+
+/// Sends and receives whole Ethernet frames, and never blocks. `WouldBlock` means "later"; a port that is down for the
+/// moment says so with [`is_down`] errors, any other error is taken as the port's end.
+pub trait Port: fmt::Debug + Send {
+    /// Sends one frame, whole or not at all.
+    fn send(&mut self, frame: &[u8]) -> io::Result<()>;
+
+    /// Receives one frame into `buf`, which is large enough for any; gives its length.
+    fn receive(&mut self, buf: &mut [u8]) -> io::Result<usize>;
+
+    /// What to poll for readability and room; `None` for a port that has no descriptor.
+    fn fd(&self) -> Option<BorrowedFd<'_>>;
+}
+
+/// Whether `error` means that the port cannot take this frame now, though it may take others later: link down (EIO from a
+/// TAP device, ENETDOWN from a socket), no memory, or a frame that no Ethernet device takes (a runt: EINVAL, over-long:
+/// EMSGSIZE). Such a frame is lost, as on a wire.
+#[must_use]
+pub fn is_down(error: &io::Error) -> bool {
+    let lost = [libc::EIO, libc::ENETDOWN, libc::ENOBUFS, libc::ENOMEM, libc::EINVAL, libc::EMSGSIZE];
+    error.raw_os_error().is_some_and(|e| lost.contains(&e))
+}
+
+/// A TAP device: what the VM sends enters the host's network there, usually through a bridge.
+#[derive(Debug)]
+pub struct TapPort {
+    fd: OwnedFd,
+}
+
+impl TapPort {
+    /// Opens the existing TAP device `name`.
+    ///
+    /// # Errors
+    /// [`GateError::Tap`], which names the device and the remedy.
+    pub fn open(name: &str) -> Result<Self, GateError> {
+        let fd = tap::open(name).map_err(|source| GateError::tap(name, source))?;
+        Ok(Self { fd })
+    }
+}
+
+impl Port for TapPort {
+    fn send(&mut self, frame: &[u8]) -> io::Result<()> {
+        // A TAP device takes a frame whole, or fails.
+        rustix::io::retry_on_intr(|| rustix::io::write(&self.fd, frame))?;
+        Ok(())
+    }
+
+    fn receive(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        Ok(rustix::io::retry_on_intr(|| rustix::io::read(&self.fd, &mut *buf))?)
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd.as_fd())
+    }
+}
+
+/// A connected datagram socket, one frame a datagram: for a neighbour in another process, and for tests.
+#[derive(Debug)]
+pub struct DatagramPort {
+    socket: UnixDatagram,
+}
+
+impl DatagramPort {
+    /// Takes a connected `socket`.
+    #[must_use]
+    pub fn new(socket: UnixDatagram) -> Self {
+        Self { socket }
+    }
+}
+
+impl Port for DatagramPort {
+    fn send(&mut self, frame: &[u8]) -> io::Result<()> {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        rustix::io::retry_on_intr(|| rustix::net::send(&self.socket, frame, flags))?;
+        Ok(())
+    }
+
+    fn receive(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let (n, _) = rustix::io::retry_on_intr(|| rustix::net::recv(&self.socket, &mut *buf, RecvFlags::DONTWAIT))?;
+        Ok(n)
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.socket.as_fd())
+    }
+}

@@ -1,0 +1,81 @@
+//! A loop's sleep and its letters: one `poll(2)`, rebuilt for every turn from whoever has a file descriptor, and queues that
+//! other threads put values into.
+
+use crate::wake::Wake;
+use mc_core::id::Time;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    sync::{Arc, mpsc},
+    time::Duration,
+};
+
+/// Waits until one of `fds` is ready or `until` has come; never longer than `longest`. A signal counts as ready.
+pub fn wait(fds: &mut [PollFd<'_>], now: Time, until: Option<Time>, longest: Duration) -> io::Result<()> {
+    let sleep = until.map_or(longest, |t| t.since(now).min(longest));
+    let timeout = Timespec::try_from(sleep).map_err(io::Error::other)?;
+    match rustix::event::poll(fds, Some(&timeout)) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// One entry for [`wait`]: readable, and writable if asked for.
+#[must_use]
+pub fn interest(fd: BorrowedFd<'_>, write: bool) -> PollFd<'_> {
+    let flags = if write { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+    PollFd::from_borrowed_fd(fd, flags)
+}
+
+/// Hands values from other threads to a loop that sleeps in [`wait`].
+#[derive(Debug)]
+pub struct Inbox<T> {
+    queue: mpsc::Receiver<T>,
+    wake: Arc<Wake>,
+}
+
+/// The sending end of an [`Inbox`].
+#[derive(Debug)]
+pub struct Outbox<T> {
+    queue: mpsc::Sender<T>,
+    wake: Arc<Wake>,
+}
+
+impl<T> Clone for Outbox<T> {
+    fn clone(&self) -> Self {
+        Self { queue: self.queue.clone(), wake: Arc::clone(&self.wake) }
+    }
+}
+
+/// An inbox and its sending end.
+pub fn inbox<T>() -> io::Result<(Outbox<T>, Inbox<T>)> {
+    let (sender, receiver) = mpsc::channel();
+    let wake = Wake::new()?;
+    Ok((Outbox { queue: sender, wake: Arc::clone(&wake) }, Inbox { queue: receiver, wake }))
+}
+
+impl<T> Outbox<T> {
+    /// Puts a value in; false if the loop is gone.
+    pub fn put(&self, value: T) -> bool {
+        let sent = self.queue.send(value).is_ok();
+        self.wake.raise();
+        sent
+    }
+}
+
+impl<T> Inbox<T> {
+    /// The next value, if any.
+    pub fn take(&self) -> Option<T> {
+        self.queue.try_recv().ok().or_else(|| {
+            self.wake.clear();
+            self.queue.try_recv().ok()
+        })
+    }
+}
+
+impl<T> AsFd for Inbox<T> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+}

@@ -1,0 +1,225 @@
+//! The beat thread's loop: timers first, because our beat is somebody's proof of life; then what has arrived; then sleep.
+//!
+//! It does not log: a log line can block, and what there is to say is in the verdict and the counters.
+
+use super::{
+    SuspicionReport, Verdict,
+    shared::Shared,
+    stats::{Counts, Sample},
+};
+use crate::{clock::Clock, sys::sched};
+use mc_core::{
+    detector::{Action, Config, Detector, Event},
+    id::{Epoch, Generation},
+    machine::Machine,
+    transport::Keepalive,
+    wire::beat::{self, Beat, BeatKey},
+};
+use std::{
+    num::NonZeroU64,
+    sync::{Arc, atomic::Ordering},
+    thread,
+    time::Duration,
+};
+
+/// Above every ordinary thread, below the kernel's own.
+const PRIORITY: i32 = 10;
+/// So long it sleeps at most: how soon it notices `stop` and new parameters between slow beats.
+pub(super) const MAX_SLEEP: Duration = Duration::from_millis(50);
+/// Datagrams read between two looks at the timers. A socket of Linux's default size (212,992 bytes, 768 and more for each
+/// of ours) holds fewer, so one pass reads everything that had arrived when the detector asked; and a flood of forged
+/// beats delays ours by milliseconds, not for ever.
+const PASS: usize = 1024;
+/// Failed receives in one pass before it is given up.
+const ERRORS: usize = 16;
+/// After errors: a socket that only fails must not make a real-time thread spin.
+const AFTER_ERROR: Duration = Duration::from_millis(1);
+/// Samples kept while a reader holds the lock.
+const SAMPLES: usize = 256;
+
+pub(super) struct Worker {
+    keepalive: Box<dyn Keepalive>,
+    key: BeatKey,
+    clock: Clock,
+    detector: Detector,
+    shared: Arc<Shared>,
+    committed: (Generation, Epoch),
+    drain_asked: bool,
+    counts: Counts,
+    samples: Vec<Sample>,
+}
+
+/// Makes the calling thread punctual; returns what was not permitted.
+pub(super) fn settle() -> Vec<String> {
+    let mut notes = vec![];
+    // Without real-time priority, Linux may stretch each sleep by 50 µs.
+    let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
+    if let Err(error) = sched::real_time(PRIORITY) {
+        notes.push(format!(
+            "beats run without real-time priority ({error}): a busy host may delay them; run as root or grant CAP_SYS_NICE"
+        ));
+    }
+    if let Err(error) = sched::lock_code_heap_and_stack() {
+        notes.push(format!(
+            "the beats' memory is not locked ({error}): a host short of memory may delay them; grant CAP_IPC_LOCK or raise \
+             the limit of locked memory"
+        ));
+    }
+    notes
+}
+
+/// Says that the thread is gone, also if it panics.
+struct Ended(Arc<Shared>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+impl Worker {
+    pub(super) fn new(
+        keepalive: Box<dyn Keepalive>,
+        key: BeatKey,
+        config: Config,
+        clock: Clock,
+        shared: Arc<Shared>,
+    ) -> Self {
+        Self {
+            keepalive,
+            key,
+            clock,
+            detector: Detector::new(config, clock.now()),
+            shared,
+            committed: Default::default(),
+            drain_asked: false,
+            counts: Counts::default(),
+            samples: Vec::with_capacity(SAMPLES),
+        }
+    }
+
+    pub(super) fn run(&mut self) {
+        let _ended = Ended(Arc::clone(&self.shared));
+        while !self.shared.stop.load(Ordering::Acquire) {
+            self.take_orders();
+            let now = self.clock.now();
+            if self.detector.deadline().is_some_and(|deadline| deadline <= now) {
+                self.detector.handle_timeout(now);
+                self.act();
+            }
+            let healthy = self.receive();
+            self.publish();
+            if self.sleep().is_err() || !healthy {
+                thread::sleep(AFTER_ERROR);
+            }
+        }
+    }
+
+    fn take_orders(&mut self) {
+        if let Some(committed) = self.shared.committed.get().filter(|&new| new != self.committed) {
+            self.committed = committed;
+            let (generation, epoch) = committed;
+            self.tell(Event::Committed { generation, epoch });
+        }
+        if self.shared.parameters_changed.swap(false, Ordering::AcqRel) {
+            let Some(mut slot) = self.shared.parameters.try_lock() else {
+                self.shared.parameters_changed.store(true, Ordering::Release);
+                return;
+            };
+            let parameters = slot.take();
+            drop(slot);
+            if let Some(parameters) = parameters {
+                self.tell(Event::SetParameters(parameters));
+            }
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.detector.handle(self.clock.now(), event);
+        self.act();
+    }
+
+    fn act(&mut self) {
+        while let Some(action) = self.detector.poll_action() {
+            match action {
+                Action::SendBeat(beat) => {
+                    if self.keepalive.send(&beat.encode(&self.key)).is_err() {
+                        self.counts.send_errors += 1;
+                    }
+                }
+                Action::Drain => self.drain_asked = true,
+                Action::Heard { gap, rtt } => self.sample(Sample { gap, rtt }),
+                Action::Up => self.shared.set_verdict(Verdict::Up),
+                Action::SelfLate(_) => {}
+                Action::Suspect(why) => {
+                    let report = SuspicionReport {
+                        silent_for: why.silent_for,
+                        missed: why.missed,
+                        detection_time: why.detection_time,
+                        at: self.clock.now(),
+                    };
+                    // Said once only; before the verdict, so that who sees the verdict finds it.
+                    let _ = self.shared.suspicion.set(report);
+                    self.shared.set_verdict(Verdict::Suspect);
+                }
+            }
+        }
+    }
+
+    /// Reads what has arrived. False if the socket fails.
+    fn receive(&mut self) -> bool {
+        let mut buffer = [0; beat::LEN + 1];
+        let mut errors = 0;
+        for _ in 0..PASS {
+            match self.keepalive.receive(&mut buffer) {
+                Ok(None) => break,
+                Ok(Some(length)) => self.datagram(&buffer[..length.min(buffer.len())]),
+                Err(_) => {
+                    self.counts.receive_errors += 1;
+                    errors += 1;
+                    if errors == ERRORS {
+                        break;
+                    }
+                }
+            }
+        }
+        if std::mem::take(&mut self.drain_asked) {
+            self.tell(Event::Drained);
+        }
+        errors < ERRORS
+    }
+
+    fn datagram(&mut self, bytes: &[u8]) {
+        match Beat::decode(bytes, &self.key) {
+            Ok(beat) => {
+                self.tell(Event::BeatReceived(beat));
+                self.shared.last_heard.store(self.detector.last_heard().0, Ordering::Release);
+            }
+            Err(_) => self.counts.rejected += 1,
+        }
+    }
+
+    fn sample(&mut self, sample: Sample) {
+        if self.samples.len() < SAMPLES {
+            self.samples.push(sample);
+        } else {
+            self.counts.unrecorded += 1;
+        }
+    }
+
+    fn publish(&mut self) {
+        if let Some(mut published) = self.shared.published.try_lock() {
+            published.update(&self.detector, self.counts, &self.samples);
+            self.samples.clear();
+        }
+    }
+
+    fn sleep(&mut self) -> std::io::Result<()> {
+        let now = self.clock.now();
+        let due = self.detector.deadline().map_or(MAX_SLEEP, |deadline| deadline.since(now));
+        if due.is_zero() {
+            return Ok(());
+        }
+        self.keepalive.wait(due.min(MAX_SLEEP)).inspect_err(|_| self.counts.receive_errors += 1)
+    }
+}

@@ -1,0 +1,98 @@
+//! What the data path answers over its control socket, and what it says when its role changes.
+
+use super::data_path::DataPath;
+use crate::{
+    control::{done, refused},
+    events::emit,
+    report,
+    status::{Request, Response, SCHEMA, Status},
+};
+use mc_core::{
+    gate::OutputGate,
+    id::Epoch,
+    primary::{Event, Role},
+    wire::control::GoodbyeReason,
+};
+use serde_json::json;
+
+pub(super) fn answer(path: &mut DataPath, request: Request) -> Response {
+    let role = path.driver.machine().role();
+    match (request, role) {
+        (Request::Status, _) => Response::Status(Box::new(status(path))),
+        (Request::Handover, Role::Solo) => {
+            path.leave();
+            done("leaving")
+        }
+        (Request::Handover, role) => refused(&format!("it is {} there; `afterimage solo` ends that", word(role))),
+        (Request::Solo, Role::Solo) => done("the VM runs solo already"),
+        (Request::Solo, Role::Claiming) => {
+            path.arbiter.operator_decides();
+            done("going solo")
+        }
+        (Request::Solo, _) => {
+            path.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
+            path.operator_wants_solo = true;
+            done("ending protection through the arbiter")
+        }
+        (Request::Takeover, _) => refused("`takeover` is for the standby; this is the primary: see `solo`"),
+    }
+}
+
+pub(super) fn word(role: Role) -> &'static str {
+    match role {
+        Role::Solo => "solo",
+        Role::Syncing => "syncing",
+        Role::Registering => "registering",
+        Role::Protected => "protected",
+        Role::Claiming => "claiming",
+        Role::Fenced => "fenced",
+        Role::Ended => "ended",
+    }
+}
+
+fn status(path: &mut DataPath) -> Status {
+    let config = &path.brief.config;
+    let machine = path.driver.machine();
+    let (captured, acked) = machine.epochs();
+    let figures = path.driver.figures();
+    let mut status = Status {
+        schema: SCHEMA,
+        side: "primary".into(),
+        role: word(machine.role()).into(),
+        protected: machine.role() == Role::Protected,
+        vm: config.vm.to_string(),
+        node: config.node.to_string(),
+        peer: path.peer.clone().unwrap_or_default(),
+        transport: "tcp".into(),
+        generation: machine.generation().0,
+        epoch: captured.0,
+        last_ack_epoch: acked.0,
+        pause_us: figures.pause.percentiles(),
+        commit_us: figures.commit.percentiles(),
+        notes: path.notes.clone(),
+        ..Status::default()
+    };
+    let now = path.clock.now();
+    status.last_ack_age_ms = figures.last_ack_at.map(|at| now.since(at).as_millis().try_into().unwrap_or(u64::MAX));
+    status.counters.insert("streamed_while_held".into(), figures.streamed_while_held);
+    status.counters.insert("pages".into(), figures.pages);
+    status.counters.insert("bytes".into(), figures.bytes);
+    report::fill_gate(&mut status, path.driver.gate.stats(), &path.driver.gate);
+    report::fill_staging(&mut status, path.driver.pool_stats());
+    report::fill_arbiter(&mut status, &path.arbiter);
+    if let Some(beats) = &path.beats {
+        report::fill_beats(&mut status, beats);
+    }
+    status
+}
+
+/// An event for every change of role that a watcher cares about.
+pub(super) fn report_role(path: &DataPath) {
+    let machine = path.driver.machine();
+    let (captured, acked): (Epoch, Epoch) = machine.epochs();
+    let role = word(machine.role());
+    tracing::info!(role, generation = machine.generation().0, epoch = captured.0, "role");
+    if !matches!(machine.role(), Role::Syncing | Role::Fenced) {
+        emit(role, json!({ "generation": machine.generation(), "epoch": captured, "acked": acked }));
+    }
+}

@@ -1,0 +1,342 @@
+//! The data path: a child process that carries checkpoints to the standby and holds output. It may die at any moment; then
+//! the supervisor, which holds QEMU's control connection, asks the arbiter what becomes of the VM.
+//!
+//! One thread runs the loop below; beside it the beats have a thread, the arbiter's client has one, the control socket has
+//! one, and connecting to a standby has one while it lasts. They talk to the loop through inboxes.
+
+use super::{
+    channel::{Brief, Channel, ToDataPath, ToSupervisor},
+    session::{self, Found},
+};
+use crate::{
+    arbiter::{Answer, ArbiterClient, Ask},
+    beats::Wish,
+    cli::Side,
+    clock::Clock,
+    control::Control,
+    events::emit,
+    exit::Code,
+    gate::{Mode, NicGate, Options},
+    inbox::{Inbox, interest, wait},
+    keepalive::{BeatHandle, Verdict},
+    qemu::colo::ColoSource,
+    report,
+};
+use anyhow::{Context, Result};
+use mc_core::{
+    driver::{PrimaryDriver, PrimaryErrand},
+    id::Time,
+    primary::{Config, Event, Primary, Role},
+    slab::SlabPool,
+    staging::Staging,
+    wire::control::GoodbyeReason,
+};
+use serde_json::json;
+use std::{
+    os::{fd::AsFd, unix::net::UnixStream},
+    path::PathBuf,
+    time::Duration,
+};
+
+type Driver = PrimaryDriver<ColoSource, NicGate, Clock>;
+
+/// The loop's state.
+pub(super) struct DataPath {
+    pub(super) brief: Brief,
+    pub(super) driver: Driver,
+    pub(super) arbiter: ArbiterClient,
+    pub(super) beats: Option<BeatHandle>,
+    pub(super) clock: Clock,
+    pub(super) peer: Option<String>,
+    pub(super) notes: Vec<String>,
+    supervisor: super::hands::Hands,
+    control: Control,
+    sessions: Option<Inbox<Result<Found>>>,
+    source_path: PathBuf,
+    last_turn: Time,
+    role: Role,
+    arbiter_reachable: bool,
+    suspected: bool,
+    pub(super) operator_wants_solo: bool,
+    ending: Option<(Code, String)>,
+}
+
+/// Runs the data path; `stdin` is the channel to the supervisor.
+pub fn run() -> Result<Code> {
+    let channel = std::io::stdin().as_fd().try_clone_to_owned().context("the channel on stdin")?;
+    let mut channel = Channel::new(UnixStream::from(channel))?;
+    let brief = hear_brief(&mut channel)?;
+    DataPath::new(brief, channel)?.run()
+}
+
+fn hear_brief(channel: &mut Channel) -> Result<Brief> {
+    loop {
+        if let Some(ToDataPath::Begin(brief)) = channel.hear()? {
+            return Ok(*brief);
+        }
+        anyhow::ensure!(!channel.is_closed(), "the data path is started by `afterimage protect`, not by hand");
+        let mut fds = [interest(channel.as_fd(), false)];
+        wait(&mut fds, Time(0), None, Duration::from_secs(1))?;
+    }
+}
+
+impl DataPath {
+    fn new(brief: Brief, channel: Channel) -> Result<Self> {
+        let clock = Clock;
+        let config = &brief.config;
+        let held_limit_bytes = usize::try_from(config.held_limit_bytes)?;
+        let options = Options { held_limit_bytes, mode: Mode::Open };
+        let mut gate = NicGate::new(report::nics(&config.nics), options)?;
+        gate.connect(Duration::from_secs(5))?;
+        let pool = SlabPool::new(usize::try_from(config.slab_bytes)?, usize::try_from(config.staging_bytes)?);
+        let machine =
+            Primary::new(Config { epoch: config.epoch, window: config.window, sabotage: None }, brief.register);
+        let driver = PrimaryDriver::new(machine, Staging::new(pool), gate, clock);
+        let arbiter = ArbiterClient::spawn(config.arbiter.clone(), config.vm, &config.run_dir)?;
+        let control = Control::listen(&config.run_dir, config.vm, Side::Primary)?;
+        let source_path = config.run_dir.join(format!("{}.colo.sock", config.vm));
+        let mut this = Self {
+            driver,
+            arbiter,
+            beats: None,
+            clock,
+            peer: None,
+            notes: report::standing_notes(),
+            supervisor: super::hands::Hands::new(channel, &brief.config),
+            control,
+            sessions: None,
+            source_path,
+            last_turn: clock.now(),
+            role: Role::Solo,
+            arbiter_reachable: true,
+            suspected: false,
+            operator_wants_solo: false,
+            ending: None,
+            brief,
+        };
+        if this.brief.protect {
+            this.seek_standby()?;
+        }
+        Ok(this)
+    }
+
+    fn seek_standby(&mut self) -> Result<()> {
+        self.sessions = Some(session::seek(&self.brief, self.driver.machine().register().generation.next())?);
+        Ok(())
+    }
+
+    fn run(mut self) -> Result<Code> {
+        emit("solo", json!({ "vm": self.brief.config.vm, "generation": self.driver.machine().register().generation }));
+        loop {
+            self.turn()?;
+            if let Some((code, why)) = self.ending.take() {
+                let _ = self.supervisor.say(&ToSupervisor::Ending { code: code as u8, why });
+                return Ok(code);
+            }
+        }
+    }
+
+    fn turn(&mut self) -> Result<()> {
+        self.sleep()?;
+        self.notice_stall();
+        self.hear_supervisor()?;
+        self.hear_arbiter();
+        self.hear_beats();
+        self.hear_sessions()?;
+        self.driver.gate.tick(self.clock.now());
+        self.driver.pump();
+        self.run_errands()?;
+        self.hear_control();
+        self.report_role();
+        Ok(())
+    }
+
+    /// How long the loop may be away before it must ask whether it still owns the VM.
+    fn stall_limit(&self) -> Duration {
+        let detection = self.brief.config.beat_interval * u32::from(self.brief.config.detect_multiplier);
+        detection.max(Duration::from_millis(20))
+    }
+
+    fn sleep(&self) -> Result<()> {
+        let (link, link_writes, source) = self.driver.wait_fds();
+        let mut fds = Vec::with_capacity(12);
+        fds.extend(link.map(|fd| interest(fd, link_writes)));
+        fds.extend(source.map(|fd| interest(fd, false)));
+        fds.extend(self.supervisor.wait_fd().map(|fd| interest(fd, false)));
+        fds.push(interest(self.arbiter.as_fd(), false));
+        fds.push(interest(self.control.as_fd(), false));
+        fds.extend(self.beats.as_ref().map(|b| interest(b.wait_fd(), false)));
+        fds.extend(self.sessions.as_ref().map(|s| interest(s.as_fd(), false)));
+        fds.extend(self.driver.gate.wait_fds());
+        wait(&mut fds, self.clock.now(), self.driver.deadline(), self.stall_limit() / 2)?;
+        Ok(())
+    }
+
+    /// A process that was frozen may have been declared dead meanwhile: it asks before it releases anything.
+    fn notice_stall(&mut self) {
+        let now = self.clock.now();
+        if now.since(self.last_turn) > self.stall_limit() {
+            self.driver.event(Event::Stalled);
+        }
+        self.last_turn = now;
+    }
+
+    fn hear_supervisor(&mut self) -> Result<()> {
+        while let Some(message) = self.supervisor.hear()? {
+            match message {
+                ToDataPath::Begin(_) | ToDataPath::Started { error: None } => {}
+                ToDataPath::Started { error: Some(why) } => {
+                    tracing::error!(%why, "QEMU refuses to send checkpoints");
+                    self.ending = Some((Code::Prerequisite, why));
+                    self.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
+                }
+                ToDataPath::VmGone { orderly: true } => {
+                    self.driver.event(Event::Unprotect(GoodbyeReason::GuestGone));
+                }
+                ToDataPath::VmGone { orderly: false } => self.driver.event(Event::SourceLost),
+                ToDataPath::SourceBroken { why, unsupported } => self.source_broken(why, unsupported),
+            }
+        }
+        Ok(())
+    }
+
+    fn source_broken(&mut self, why: String, unsupported: bool) {
+        tracing::error!(%why, "the checkpoint stream broke; giving protection up");
+        if unsupported {
+            self.ending = Some((Code::Prerequisite, why));
+        } else {
+            self.notes.push(why);
+        }
+        self.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
+    }
+
+    fn hear_arbiter(&mut self) {
+        while let Some(answer) = self.arbiter.take_answer() {
+            match answer {
+                Answer::Read(_) => {}
+                Answer::Cas(outcome) => {
+                    emit("cas", report::outcome(&outcome));
+                    self.driver.event(Event::Cas(outcome));
+                }
+            }
+        }
+        let health = self.arbiter.health();
+        if health.reachable != self.arbiter_reachable {
+            self.arbiter_reachable = health.reachable;
+            report::arbiter(&health);
+        }
+    }
+
+    fn hear_beats(&mut self) {
+        let Some(beats) = &self.beats else { return };
+        beats.clear();
+        beats.set_committed(self.driver.machine().generation(), self.driver.machine().epochs().1);
+        let dead = !beats.is_running(); // a detector that is gone must not pass for one that is content
+        if (beats.verdict() == Verdict::Suspect || dead) && !self.suspected {
+            emit("suspect", report::suspicion(beats));
+            self.suspected = true;
+            self.driver.event(Event::Suspect);
+        }
+    }
+
+    fn hear_sessions(&mut self) -> Result<()> {
+        let Some(result) = self.sessions.as_ref().and_then(Inbox::take) else { return Ok(()) };
+        self.sessions = None;
+        match result {
+            Ok(found) => self.attach(found),
+            Err(error) => {
+                self.no_session(format!("{error:#}"));
+                Ok(())
+            }
+        }
+    }
+
+    fn no_session(&mut self, why: String) {
+        tracing::error!(why, "no session with the standby; the VM runs on, unprotected");
+        if self.brief.stay {
+            self.notes.push(format!("not protected: {why}"));
+        } else {
+            self.ending = Some((Code::Failed, why));
+        }
+    }
+
+    fn attach(&mut self, found: Found) -> Result<()> {
+        let source = ColoSource::listen(&self.source_path, self.brief.profile.blocks.clone())?;
+        let (standby, incarnation) = (found.standby, found.incarnation);
+        emit("syncing", json!({ "standby": standby, "peer": found.peer }));
+        self.peer = Some(format!("{standby} at {}", found.peer));
+        self.suspected = false;
+        let config = &self.brief.config;
+        let wish = Wish { interval: config.beat_interval, multiplier: config.detect_multiplier };
+        let (link, beats) = found.start(wish, self.clock)?;
+        self.beats = Some(beats);
+        self.driver.attach(link, incarnation, source, standby);
+        Ok(())
+    }
+
+    fn run_errands(&mut self) -> Result<()> {
+        while let Some(errand) = self.driver.errand() {
+            match errand {
+                PrimaryErrand::Cas { expect, new, contested } => {
+                    self.arbiter.ask(Ask::Cas { expect, new, contested });
+                    if std::mem::take(&mut self.operator_wants_solo) {
+                        self.arbiter.operator_decides();
+                    }
+                }
+                PrimaryErrand::StartSource => {
+                    self.supervisor.say(&ToSupervisor::StartSource { path: self.source_path.clone() })?;
+                }
+                PrimaryErrand::LeaveSource => self.went_solo()?,
+                PrimaryErrand::Fence => self.fenced()?,
+                PrimaryErrand::End => self.ended(),
+                PrimaryErrand::LinkLost(why) => {
+                    tracing::warn!(%why, "link lost");
+                    emit("link-lost", json!({ "why": why }));
+                }
+                PrimaryErrand::SourceFailed(why) => self.supervisor.say(&ToSupervisor::SourceFailed { why })?,
+                PrimaryErrand::GateFailed(why) => {
+                    tracing::error!(%why, "gate; its output stays held");
+                    self.notes.push(why);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn went_solo(&mut self) -> Result<()> {
+        self.beats = None;
+        self.peer = None;
+        self.supervisor.say(&ToSupervisor::LeaveSource)
+    }
+
+    fn fenced(&mut self) -> Result<()> {
+        emit("fenced", json!({ "vm": self.brief.config.vm }));
+        self.beats = None;
+        self.supervisor.say(&ToSupervisor::Fence)?;
+        self.ending = Some((Code::Fenced, "another node owns the VM now; this copy was stopped".to_owned()));
+        Ok(())
+    }
+
+    fn ended(&mut self) {
+        self.ending.get_or_insert((Code::Done, "the VM is gone".to_owned()));
+    }
+
+    fn hear_control(&mut self) {
+        while let Some(request) = self.control.take() {
+            let response = super::commands::answer(self, request.request);
+            request.reply(response);
+        }
+    }
+
+    /// A hand-over: this process leaves the VM, which runs solo, to its successor.
+    pub(super) fn leave(&mut self) {
+        self.ending = Some((Code::Done, "handed over to another `afterimage protect`".to_owned()));
+    }
+
+    fn report_role(&mut self) {
+        let role = self.driver.machine().role();
+        if role != std::mem::replace(&mut self.role, role) {
+            super::commands::report_role(self);
+        }
+    }
+}

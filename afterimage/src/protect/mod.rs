@@ -1,0 +1,116 @@
+//! `afterimage protect`: keeps an after-image of a running VM.
+//!
+//! | file | |
+//! |---|---|
+//! | `mod.rs` | attaches: QEMU, its profile, the register |
+//! | [`supervisor`] | the process that stays: QEMU's control connection, and the VM's fate when the data path dies |
+//! | [`data_path`] | the process that works: the loop around `mc_core`'s primary |
+//! | [`hands`] | the data path's way to QEMU, with and without its supervisor |
+//! | [`session`] | finds the standby |
+//! | [`channel`] | what the two processes say to each other |
+//! | [`commands`] | the control socket: status, solo, handover |
+
+pub mod channel;
+mod commands;
+pub mod data_path;
+mod hands;
+mod session;
+mod supervisor;
+
+use crate::{
+    arbiter::{self, Answer, Ask},
+    config::ProtectConfig,
+    control,
+    events::emit,
+    exit::{Code, ExitError},
+    qemu::{
+        control as qemu,
+        profile::{self, Profile},
+        qmp::{Qmp, instance_id},
+    },
+};
+use anyhow::{Context, Result};
+use channel::Brief;
+use mc_core::register::{CasOutcome, Mode, Owner, Register, generation_of};
+use serde_json::json;
+use std::time::Duration;
+
+/// Runs until the VM is gone, fenced, or handed over. Returns the exit code.
+pub fn run(config: ProtectConfig) -> Result<Code> {
+    std::fs::create_dir_all(&config.run_dir).with_context(|| format!("run directory {}", config.run_dir.display()))?;
+    let handed_over = control::hand_over(&config.run_dir, config.vm)?;
+    let mut qmp = Qmp::connect(&config.qmp, Duration::from_secs(5))?;
+    let profile = Profile::query(&mut qmp)?;
+    refuse_writable_disks(&config, &mut qmp)?;
+    let owner = Owner { node: config.node, instance: instance_id(qmp.peer_pid()?)? };
+    let register = own_the_vm(&config, owner)?;
+    emit("attached", json!({ "vm": config.vm, "machine": profile.machine, "generation": register.generation }));
+    if qemu::colo_state(&mut qmp)? == qemu::ColoState::Colo {
+        tracing::warn!("QEMU is still in checkpoint mode: an earlier `protect` died. Leaving it");
+        qemu::leave_colo(&mut qmp)?;
+    }
+    supervisor::supervise(qmp, Brief { config, register, profile, protect: true, stay: handed_over })
+}
+
+/// Disk writes are not held: after a takeover the disk would be ahead of RAM.
+fn refuse_writable_disks(config: &ProtectConfig, qmp: &mut Qmp) -> Result<()> {
+    let disks = profile::writable_disks(qmp)?;
+    if disks.is_empty() || config.force_writable_disks {
+        return Ok(());
+    }
+    let what = format!("the VM has writable disks: {}", disks.join(", "));
+    let remedy = "disk writes are not held yet, so a takeover would find the disk ahead of RAM; attach disks \
+                  read-only, or accept that with --force-writable-disks";
+    Err(ExitError::new(Code::Prerequisite, what).remedy(remedy).into())
+}
+
+/// Makes the register say (solo, self), or explains why it cannot.
+fn own_the_vm(config: &ProtectConfig, owner: Owner) -> Result<Register> {
+    let ask = |ask| arbiter::ask_once(&config.arbiter, config.vm, &config.run_dir, ask, Duration::from_secs(3));
+    let answer = ask(Ask::Read).map_err(|e| arbiter_unreachable(config, &e.into()))?;
+    let Answer::Read(held) = answer else { anyhow::bail!("the arbiter answered {answer:?} to a read") };
+    match held {
+        Some(held) if held.owner == owner && held.mode == Mode::Solo => return Ok(held),
+        Some(Register { mode: Mode::Protected { standby }, .. })
+            if held.is_some_and(|h| h.owner.node == owner.node && h.owner != owner) =>
+        {
+            return Err(other_instance(config, &standby.to_string()));
+        }
+        Some(held) if held.owner.node != owner.node => return Err(owned_elsewhere(config, &held)),
+        _ => {}
+    }
+    let contested = matches!(held, Some(Register { mode: Mode::Protected { .. }, .. }));
+    let new = Register { generation: generation_of(held.as_ref()).next(), owner, mode: Mode::Solo };
+    let expect = generation_of(held.as_ref());
+    match ask(Ask::Cas { expect, new, contested }).map_err(|e| arbiter_unreachable(config, &e.into()))? {
+        Answer::Cas(CasOutcome::Won(register)) => Ok(register),
+        Answer::Cas(CasOutcome::Lost(Some(held))) => Err(owned_elsewhere(config, &held)),
+        other => anyhow::bail!("the arbiter answered {other:?} to a swap"),
+    }
+}
+
+fn arbiter_unreachable(config: &ProtectConfig, error: &anyhow::Error) -> anyhow::Error {
+    let what = format!("the arbiter {} cannot be reached: {error:#}", config.arbiter);
+    let remedy = "protection without an arbiter would risk two running copies. Start `afterimage witness` on a third \
+                  machine, or use --arbiter manual, where an operator decides";
+    ExitError::new(Code::Prerequisite, what).remedy(remedy).into()
+}
+
+fn owned_elsewhere(config: &ProtectConfig, held: &Register) -> anyhow::Error {
+    let what = format!(
+        "{} belongs to node {} since {}: this copy must not run visibly",
+        config.vm, held.owner.node, held.generation
+    );
+    let remedy = "stop this QEMU and protect the VM on that node; if that node is gone for good and had no standby, remove \
+                  the VM's register at the witness";
+    ExitError::new(Code::Fenced, what).remedy(remedy).into()
+}
+
+fn other_instance(config: &ProtectConfig, standby: &str) -> anyhow::Error {
+    let what = format!(
+        "{} was protected as another QEMU process of this node, which is gone; node {standby} holds its last commit",
+        config.vm
+    );
+    let remedy = "let the standby take over; if its state is to be given up, stop it and remove the VM's register at the witness";
+    ExitError::new(Code::Fenced, what).remedy(remedy).into()
+}

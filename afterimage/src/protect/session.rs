@@ -1,0 +1,122 @@
+//! Finding the standby: connects and shakes hands on a thread of its own, so that the solo VM's packets flow meanwhile.
+
+use super::channel::Brief;
+use crate::{
+    beats::{self, Wish},
+    clock::Clock,
+    inbox::{self, Inbox},
+    keepalive::BeatHandle,
+    qemu::profile::Profile,
+};
+use anyhow::{Context, Result, bail};
+use mc_core::{
+    id::{Generation, Incarnation, Name},
+    wire::{VERSION, beat::BeatKey, session::Hello},
+};
+use rustix::rand::{GetRandomFlags, getrandom};
+use std::{
+    net::{IpAddr, SocketAddr, UdpSocket},
+    time::{Duration, Instant},
+};
+use transport_tcp::{TcpLink, UdpKeepalive, session};
+
+/// How long a standby may take to start its QEMU and answer.
+const HANDSHAKE: Duration = Duration::from_secs(30);
+/// How long a standby that is not there yet is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A session that is ready for slabs.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) link: TcpLink,
+    pub(super) incarnation: Incarnation,
+    pub(super) standby: Name,
+    pub(super) peer: SocketAddr,
+    keepalive: UdpKeepalive,
+    key: BeatKey,
+}
+
+impl Found {
+    /// Starts the session's beats.
+    pub(super) fn start(self, wish: Wish, clock: Clock) -> Result<(TcpLink, BeatHandle)> {
+        let beats = beats::start(self.keepalive, (self.incarnation, self.key), beats::PRIMARY, wish, clock)?;
+        Ok((self.link, beats))
+    }
+}
+
+/// Begins to look for the standby; the result comes through the inbox.
+pub(super) fn seek(brief: &Brief, generation: Generation) -> Result<Inbox<Result<Found>>> {
+    let (outbox, inbox) = inbox::inbox()?;
+    let brief = brief.clone();
+    let seek = move || outbox.put(shake_hands(&brief, generation));
+    std::thread::Builder::new().name("seek".to_owned()).spawn(seek)?;
+    Ok(inbox)
+}
+
+fn shake_hands(brief: &Brief, generation: Generation) -> Result<Found> {
+    let config = &brief.config;
+    let to = *config.to.addresses().with_context(|| format!("{}", config.to))?.first().context("no address")?;
+    let local = config.bind.map_or_else(|| route_to(to), Ok)?;
+    let keepalive = UdpKeepalive::bind(local).with_context(|| format!("UDP socket for beats on {local}"))?;
+    let hello = hello(brief, generation, keepalive.local_port())?;
+    let profile = serde_json::to_vec(&brief.profile)?;
+    let connected = patiently(|| session::connect(to, &hello, &profile, HANDSHAKE))?;
+    let theirs: Profile = serde_json::from_slice(&connected.profile).context("the standby's profile")?;
+    let differences = brief.profile.mismatches(&theirs);
+    if !differences.is_empty() {
+        bail!("the standby's VM differs:\n  {}", differences.join("\n  "));
+    }
+    keepalive.connect(SocketAddr::new(connected.peer_addr.ip(), connected.peer.beat_port))?;
+    Ok(Found {
+        link: connected.link,
+        incarnation: hello.incarnation,
+        standby: connected.peer.node,
+        peer: connected.peer_addr,
+        keepalive,
+        key: hello.beat_key,
+    })
+}
+
+/// A standby that is being started may not listen yet: tries again while nobody answers.
+fn patiently<T>(mut attempt: impl FnMut() -> Result<T, session::SessionError>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        match attempt() {
+            Ok(done) => return Ok(done),
+            Err(error) if error.is_unreachable() && start.elapsed() < PATIENCE => {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn hello(brief: &Brief, generation: Generation, beat_port: u16) -> Result<Hello> {
+    let config = &brief.config;
+    let (mut incarnation, mut key) = ([0; 8], [0; 32]);
+    getrandom(&mut incarnation, GetRandomFlags::empty())?;
+    getrandom(&mut key, GetRandomFlags::empty())?;
+    let interval_us = beats::interval_us(config.beat_interval)?;
+    Ok(Hello {
+        versions: (VERSION, VERSION),
+        slab_size: u32::try_from(config.slab_bytes).context("slab size")?,
+        staging_slabs: u32::try_from(config.staging_bytes / config.slab_bytes).context("staging size")?,
+        incarnation: Incarnation(u64::from_le_bytes(incarnation)),
+        generation,
+        vm: config.vm,
+        node: config.node,
+        beat_key: BeatKey(key),
+        beat_port,
+        detect_multiplier: config.detect_multiplier,
+        desired_tx_us: interval_us,
+        required_rx_us: interval_us,
+    })
+}
+
+/// The local address from which `to` is reached.
+fn route_to(to: SocketAddr) -> Result<IpAddr> {
+    let any: SocketAddr = if to.is_ipv4() { ([0; 4], 0).into() } else { ([0_u16; 8], 0).into() };
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(to).with_context(|| format!("no route to {to}"))?;
+    Ok(socket.local_addr()?.ip())
+}

@@ -1,0 +1,232 @@
+//! The supervisor: holds QEMU's control connection, and outlives the data path.
+//!
+//! ```text
+//!               spawn                     dies                      Cas won: (G+1, solo)
+//!  (register ───────> Watching the ─────────────> Asking the ────────────────────────────> leave checkpoints, see that the
+//!   is solo)          data path                   arbiter          or it said solo already  VM runs, spawn a solo data path
+//!                        │ "Ending"                  │ Cas lost
+//!                        v                           v
+//!                      exit                        fence QEMU, exit 4
+//! ```
+//!
+//! The rule: a data path's death may leave the VM stopped in the middle of a checkpoint, with output that was never
+//! released. Before the VM may run again the register must say (solo, self): else the standby may be running it already.
+
+use super::channel::{Brief, Channel, ToDataPath, ToSupervisor};
+use crate::{
+    arbiter::{self, Answer, ArbiterError, Ask},
+    events::emit,
+    exit::Code,
+    inbox::{interest, wait},
+    qemu::{
+        control::{self, ColoState},
+        qmp::Qmp,
+    },
+    report,
+};
+use anyhow::{Context, Result, bail};
+use mc_core::{
+    id::Time,
+    register::{CasOutcome, Mode, Register},
+};
+use serde_json::json;
+use std::{
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+/// QEMU, as far as we may command it.
+#[derive(Debug)]
+pub(super) struct Qemu {
+    qmp: Qmp,
+}
+
+/// One thing to do to QEMU.
+#[derive(Clone, Debug)]
+pub(super) enum Task {
+    Start(PathBuf),
+    Leave,
+    Fence,
+    Explain(String),
+}
+
+impl Task {
+    pub(super) fn of(message: &ToSupervisor) -> Option<Self> {
+        Some(match message {
+            ToSupervisor::StartSource { path } => Self::Start(path.clone()),
+            ToSupervisor::LeaveSource => Self::Leave,
+            ToSupervisor::Fence => Self::Fence,
+            ToSupervisor::SourceFailed { why } => Self::Explain(why.clone()),
+            ToSupervisor::Ending { .. } => return None,
+        })
+    }
+}
+
+impl Qemu {
+    pub(super) fn connect(path: &Path) -> Result<Self> {
+        Ok(Self { qmp: Qmp::connect(path, Duration::from_secs(5))? })
+    }
+
+    pub(super) fn new(qmp: Qmp) -> Self {
+        Self { qmp }
+    }
+
+    /// Does it; the data path may want to hear how it went.
+    pub(super) fn perform(&mut self, task: &Task) -> Result<Option<ToDataPath>> {
+        match task {
+            Task::Start(path) => {
+                let error = control::start_colo(&mut self.qmp, path).err().map(|e| e.to_string());
+                Ok(Some(ToDataPath::Started { error }))
+            }
+            Task::Leave => control::leave_colo(&mut self.qmp).map(|()| None).context("leaving checkpoint mode"),
+            Task::Fence => control::fence(&mut self.qmp).map(|()| None).context("stopping the fenced VM"),
+            Task::Explain(why) => Ok(Some(self.explain(why))),
+        }
+    }
+
+    /// A broken stream: is the VM gone, or is this QEMU unable to do what is asked of it?
+    fn explain(&mut self, why: &str) -> ToDataPath {
+        match control::colo_state(&mut self.qmp) {
+            Err(_) => ToDataPath::VmGone { orderly: false },
+            Ok(ColoState::Completed) => ToDataPath::SourceBroken { why: UNSUPPORTED.to_owned(), unsupported: true },
+            Ok(state) => ToDataPath::SourceBroken { why: format!("{why}; QEMU says {state:?}"), unsupported: false },
+        }
+    }
+
+    /// Whether QEMU said that the VM is gone: `Some(orderly)`.
+    fn gone(&mut self) -> Option<bool> {
+        match self.qmp.poll_events() {
+            Ok(()) => self.qmp.take_events().iter().any(|e| e.name == "SHUTDOWN").then_some(true),
+            Err(_) => Some(self.qmp.take_events().iter().any(|e| e.name == "SHUTDOWN")),
+        }
+    }
+}
+
+const UNSUPPORTED: &str = "this QEMU ended the migration instead of entering checkpoint mode (COLO): 10.0 and 10.1 are \
+     known to. The VM runs on, unprotected. Use QEMU 7.2 (Debian 12), or one of which `query-migrate` says \"colo\"";
+
+/// Watches over one VM until it is gone, fenced, or handed over. Returns the exit code.
+pub(super) fn supervise(qmp: Qmp, mut brief: Brief) -> Result<Code> {
+    let mut qemu = Qemu::new(qmp);
+    loop {
+        let mut child = DataPathProcess::spawn(&brief)?;
+        if let Some(code) = watch(&mut qemu, &mut child)? {
+            return Ok(code);
+        }
+        emit("data-path-died", json!({ "vm": brief.config.vm }));
+        tracing::error!("the data path died; asking the arbiter for the VM");
+        let Some(register) = claim(&brief)? else {
+            qemu.perform(&Task::Fence)?;
+            emit("fenced", json!({ "vm": brief.config.vm }));
+            return Ok(Code::Fenced);
+        };
+        qemu.perform(&Task::Leave)?;
+        (brief.register, brief.protect) = (register, false);
+    }
+}
+
+/// Serves the data path until it ends: `Some(code)` if on purpose, `None` if it died.
+fn watch(qemu: &mut Qemu, child: &mut DataPathProcess) -> Result<Option<Code>> {
+    let (mut told_gone, mut gone) = (false, false);
+    loop {
+        {
+            let mut fds = vec![interest(child.channel.as_fd(), false)];
+            if !gone {
+                fds.push(interest(qemu.qmp.as_fd(), false));
+            }
+            wait(&mut fds, Time(0), None, Duration::from_secs(1))?;
+        }
+        if let (false, Some(orderly)) = (told_gone, qemu.gone()) {
+            (told_gone, gone) = (true, true);
+            let _ = child.channel.say(&ToDataPath::VmGone { orderly });
+        }
+        while let Some(message) = child.channel.hear::<ToSupervisor>()? {
+            if let ToSupervisor::Ending { code, why } = &message {
+                tracing::info!(%why, code, "the data path ended");
+                emit("ended", json!({ "code": code, "why": why }));
+                child.process.wait()?;
+                return Ok(Some(Code::from_number(*code)));
+            }
+            serve(qemu, child, &message);
+        }
+        if child.channel.is_closed() {
+            child.process.wait()?;
+            return Ok(gone.then_some(Code::Done));
+        }
+    }
+}
+
+fn serve(qemu: &mut Qemu, child: &mut DataPathProcess, message: &ToSupervisor) {
+    let Some(task) = Task::of(message) else { return };
+    match qemu.perform(&task) {
+        Ok(Some(answer)) => drop(child.channel.say(&answer)),
+        Ok(None) => {}
+        Err(error) => tracing::error!(error = format!("{error:#}"), ?task, "QEMU"),
+    }
+}
+
+/// Asks until the arbiter answers. `Some`: the register says (solo, self). `None`: somebody else owns the VM.
+fn claim(brief: &Brief) -> Result<Option<Register>> {
+    let owner = brief.register.owner;
+    let ask = |ask| ask_until_answered(brief, ask);
+    let held = match ask(Ask::Read)? {
+        Answer::Read(Some(held)) => held,
+        other => bail!("the arbiter knows nothing of this VM any more: {other:?}"),
+    };
+    if held.owner != owner {
+        return Ok(None);
+    }
+    if held.mode == Mode::Solo {
+        return Ok(Some(held));
+    }
+    let new = Register { generation: held.generation.next(), owner, mode: Mode::Solo };
+    match ask(Ask::Cas { expect: held.generation, new, contested: true })? {
+        Answer::Cas(outcome) => {
+            emit("cas", report::outcome(&outcome));
+            Ok(match outcome {
+                CasOutcome::Won(register) => Some(register),
+                CasOutcome::Lost(_) => None,
+            })
+        }
+        Answer::Read(_) => bail!("the arbiter answered a read to a swap"),
+    }
+}
+
+/// However long it takes: there is nothing else that may be done.
+fn ask_until_answered(brief: &Brief, ask: Ask) -> Result<Answer> {
+    let config = &brief.config;
+    loop {
+        match arbiter::ask_once(&config.arbiter, config.vm, &config.run_dir, ask, Duration::from_secs(5)) {
+            Err(error @ ArbiterError::Unanswered { .. }) => {
+                tracing::error!(%error, "the VM waits for the arbiter's verdict");
+            }
+            answer => return Ok(answer?),
+        }
+    }
+}
+
+/// The child, and the channel to it.
+#[derive(Debug)]
+struct DataPathProcess {
+    process: Child,
+    channel: Channel,
+}
+
+impl DataPathProcess {
+    fn spawn(brief: &Brief) -> Result<Self> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let process = Command::new(std::env::current_exe()?)
+            .arg("data-path")
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .spawn()
+            .context("starting the data path")?;
+        let mut channel = Channel::new(ours)?;
+        channel.say(&ToDataPath::Begin(Box::new(brief.clone())))?;
+        Ok(Self { process, channel })
+    }
+}

@@ -1,0 +1,23 @@
+//! `afterimage standby`: waits with a stock QEMU in `-incoming`, and takes over.
+//!
+//! | file | |
+//! |---|---|
+//! | `mod.rs` | starts it |
+//! | [`node`] | the loop around `mc_core`'s standby |
+//! | [`accept`] | primaries that knock, on a thread of its own |
+//! | [`vm`] | the waiting QEMU, its RAM file, the image over it, and the takeover |
+//! | [`report`] | status and events |
+
+mod accept;
+mod node;
+mod report;
+mod vm;
+
+use crate::{config::StandbyConfig, exit::Code};
+use anyhow::{Context, Result};
+
+/// Runs until the VM that it took over is gone, or handed over. Returns the exit code.
+pub fn run(config: StandbyConfig) -> Result<Code> {
+    std::fs::create_dir_all(&config.run_dir).with_context(|| format!("run directory {}", config.run_dir.display()))?;
+    node::Node::new(config)?.run()
+}

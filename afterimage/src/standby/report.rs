@@ -1,0 +1,53 @@
+//! The standby's status.
+
+use super::node::Node;
+use crate::{
+    report,
+    status::{SCHEMA, Status},
+};
+use mc_core::{gate::OutputGate, standby::Role};
+
+pub(super) fn word(role: Role) -> &'static str {
+    match role {
+        Role::Idle => "idle",
+        Role::Syncing => "syncing",
+        Role::Protecting => "protecting",
+        Role::Revoking => "revoking",
+        Role::Claiming => "claiming",
+        Role::TakingOver => "taking-over",
+        Role::Active => "running",
+    }
+}
+
+pub(super) fn status(node: &Node) -> Status {
+    let machine = node.driver.machine();
+    let (generation, committed) = machine.committed();
+    let figures = node.driver.figures();
+    let mut status = Status {
+        schema: SCHEMA,
+        side: "standby".into(),
+        role: word(machine.role()).into(),
+        protected: machine.role() == Role::Protecting && node.registered,
+        vm: node.config.vm.to_string(),
+        node: node.config.node.to_string(),
+        peer: node.peer.clone().unwrap_or_default(),
+        transport: "tcp".into(),
+        generation: generation.0,
+        epoch: committed.0,
+        last_ack_epoch: committed.0,
+        apply_us: figures.apply.percentiles(),
+        takeover: node.takeover,
+        notes: report::standing_notes(),
+        ..Status::default()
+    };
+    let now = node.clock.now();
+    status.last_ack_age_ms = figures.last_commit_at.map(|at| now.since(at).as_millis().try_into().unwrap_or(u64::MAX));
+    status.counters.insert("spilled_slabs".into(), figures.spilled_slabs);
+    report::fill_gate(&mut status, node.gate.stats(), &node.gate);
+    report::fill_staging(&mut status, node.driver.pool_stats());
+    report::fill_arbiter(&mut status, &node.arbiter);
+    if let Some(beats) = &node.beats {
+        report::fill_beats(&mut status, beats);
+    }
+    status
+}

@@ -1,0 +1,268 @@
+//! The control socket: `RUN_DIR/<vm>.<side>.sock`, a unix stream, one JSON line each way, mode 0600.
+
+use super::Status;
+use crate::{cli::Side, wake::Wake};
+use mc_core::id::Name;
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    fs::{FlockOperation, flock},
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    fs::{self, File, Permissions},
+    io::{self, BufRead, BufReader, Read, Write},
+    os::unix::{
+        fs::{DirBuilderExt, PermissionsExt},
+        net::{UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+use tracing::{debug, warn};
+
+/// Bytes of a request at most.
+const MAX_REQUEST: u64 = 4096;
+/// Bytes of a response at most.
+const MAX_RESPONSE: u64 = 1 << 20;
+/// For a request to arrive in full, and for its response to be taken.
+const CLIENT: Duration = Duration::from_secs(5);
+/// Connections at a time.
+const MAX_CLIENTS: usize = 16;
+
+/// What can be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case")]
+pub enum Request {
+    /// How is it?
+    Status,
+    /// To a standby with a manual arbiter: the primary is stopped, take over.
+    Takeover,
+    /// To a primary with a manual arbiter: the standby is stopped, go on alone.
+    Solo,
+    /// To a primary: let the standby have the VM, and stop here.
+    Handover,
+}
+
+/// What comes back.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Response {
+    /// To [`Request::Status`].
+    Status(Box<Status>),
+    /// It was done, or begun.
+    Done {
+        /// What, in a sentence.
+        message: String,
+    },
+    /// It was not.
+    Refused {
+        /// Why.
+        message: String,
+        /// What to do.
+        remedy: Option<String>,
+    },
+}
+
+/// Why the control socket does not work.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// Another process serves it.
+    #[error("{}: another afterimage runs this side of this VM", path.display())]
+    Busy {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The operating system says no.
+    #[error("control socket {}: {doing}: {source}", path.display())]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// What was tried.
+        doing: &'static str,
+        /// What it said.
+        source: io::Error,
+    },
+    /// The answer is none.
+    #[error("control socket {}: answered {answer:?}: {source}", path.display())]
+    Answer {
+        /// The socket.
+        path: PathBuf,
+        /// The answer's beginning.
+        answer: String,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+}
+
+fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ControlError {
+    let path = path.to_owned();
+    move |source| ControlError::Io { path, doing, source }
+}
+
+/// Where the control socket of one side of a VM is.
+#[must_use]
+pub fn socket_path(run_dir: &Path, vm: Name, side: Side) -> PathBuf {
+    run_dir.join(format!("{vm}.{}.sock", side.as_str()))
+}
+
+/// Answers a request. Called on the socket's threads, so it must not wait for the data path.
+pub type Handler = Arc<dyn Fn(Request) -> Response + Send + Sync>;
+
+/// A served control socket. Dropping it ends the service and removes the socket.
+pub struct ControlSocket {
+    path: PathBuf,
+    stop: Arc<Wake>,
+    thread: Option<JoinHandle<()>>,
+    /// Held while this lives: one process per side of a VM.
+    _lock: File,
+}
+
+impl std::fmt::Debug for ControlSocket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ControlSocket").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl ControlSocket {
+    /// Serves `path`; makes its directory (mode 0700) if need be, and replaces what a dead predecessor left. Fails with
+    /// [`ControlError::Busy`] while another process serves it.
+    pub fn spawn(path: &Path, handler: Handler) -> Result<Self, ControlError> {
+        if let Some(dir) = path.parent() {
+            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+            made.map_err(failed("creating its directory", path))?;
+        }
+        let lock = lock(path)?;
+        let listener = listen(path).map_err(failed("listening", path))?;
+        let stop = Wake::new().map_err(failed("making an event descriptor", path))?;
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::Builder::new().name("control".into());
+        let thread = thread.spawn(move || accept(&listener, &stopped, &handler));
+        let thread = thread.map_err(failed("starting a thread", path))?;
+        Ok(Self { path: path.to_owned(), stop, thread: Some(thread), _lock: lock })
+    }
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+        self.stop.raise();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn lock(path: &Path) -> Result<File, ControlError> {
+    let file = File::create(path.with_extension("lock")).map_err(failed("creating its lock file", path))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(ControlError::Busy { path: path.to_owned() }),
+        Err(e) => Err(failed("locking its lock file", path)(e.into())),
+    }
+}
+
+/// Listens under another name, and renames: so the socket is never there with another mode than 0600. With the lock held, a
+/// socket of either name is a dead predecessor's.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    let temporary = path.with_extension("new");
+    match fs::remove_file(&temporary) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&temporary)?;
+    listener.set_nonblocking(true)?;
+    fs::set_permissions(&temporary, Permissions::from_mode(0o600))?;
+    fs::rename(&temporary, path)?;
+    Ok(listener)
+}
+
+fn accept(listener: &UnixListener, stop: &Wake, handler: &Handler) {
+    let clients = Arc::new(AtomicUsize::new(0));
+    loop {
+        let mut fds = [PollFd::new(listener, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Ok(_) if !fds[1].revents().is_empty() => return,
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return warn!("control socket: poll: {e}"),
+        }
+        match listener.accept() {
+            Ok((stream, _)) => spawn(stream, &clients, handler),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => {
+                warn!("control socket: accept: {e}");
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+    }
+}
+
+fn spawn(stream: UnixStream, clients: &Arc<AtomicUsize>, handler: &Handler) {
+    if clients.fetch_add(1, Ordering::Relaxed) >= MAX_CLIENTS {
+        clients.fetch_sub(1, Ordering::Relaxed);
+        return warn!("control socket: closed a connection: {MAX_CLIENTS} are open already");
+    }
+    let (counted, handler) = (Arc::clone(clients), Arc::clone(handler));
+    let spawned = std::thread::Builder::new().name("control client".into()).spawn(move || {
+        if let Err(e) = serve(&stream, &handler) {
+            debug!("control socket: {e}");
+        }
+        counted.fetch_sub(1, Ordering::Relaxed);
+    });
+    if let Err(e) = spawned {
+        clients.fetch_sub(1, Ordering::Relaxed);
+        warn!("control socket: no thread for a connection: {e}");
+    }
+}
+
+fn serve(stream: &UnixStream, handler: &Handler) -> io::Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(CLIENT))?;
+    stream.set_write_timeout(Some(CLIENT))?;
+    let mut reader = BufReader::new(stream);
+    loop {
+        let mut line = Vec::new();
+        (&mut reader).take(MAX_REQUEST).read_until(b'\n', &mut line)?;
+        if line.is_empty() {
+            return Ok(());
+        }
+        let whole = line.ends_with(b"\n");
+        let response = match serde_json::from_slice(&line) {
+            Ok(request) => handler(request),
+            Err(e) => refuse(&e.to_string()),
+        };
+        let mut bytes = serde_json::to_vec(&response)?;
+        bytes.push(b'\n');
+        { stream }.write_all(&bytes)?;
+        if !whole {
+            // Too long, or cut off: what follows would be the middle of something.
+            return Ok(());
+        }
+    }
+}
+
+fn refuse(why: &str) -> Response {
+    let remedy = Some(r#"send one line of at most 4096 bytes, such as {"command":"status"}"#.to_owned());
+    Response::Refused { message: format!("no request: {why}"), remedy }
+}
+
+/// Sends one request and waits for its response; each read and write may take `timeout`.
+pub fn ask(path: &Path, request: Request, timeout: Duration) -> Result<Response, ControlError> {
+    let mut stream = UnixStream::connect(path).map_err(failed("connecting", path))?;
+    stream.set_read_timeout(Some(timeout)).map_err(failed("setting a timeout", path))?;
+    stream.set_write_timeout(Some(timeout)).map_err(failed("setting a timeout", path))?;
+    let mut line = serde_json::to_vec(&request).map_err(|e| failed("asking", path)(e.into()))?;
+    line.push(b'\n');
+    stream.write_all(&line).map_err(failed("asking", path))?;
+    let mut answer = Vec::new();
+    let read = BufReader::new(stream).take(MAX_RESPONSE).read_until(b'\n', &mut answer);
+    read.map_err(failed("waiting for the answer", path))?;
+    serde_json::from_slice(&answer).map_err(|source| {
+        let answer = String::from_utf8_lossy(&answer[..answer.len().min(80)]).into_owned();
+        ControlError::Answer { path: path.to_owned(), answer, source }
+    })
+}

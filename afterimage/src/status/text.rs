@@ -1,0 +1,141 @@
+//! A status as text: groups of aligned lines.
+
+use super::Status;
+use mc_core::driver::Percentiles;
+
+/// Lines of "key  value", in groups.
+struct Lines(String);
+
+impl Lines {
+    fn group(&mut self, title: &str) {
+        self.0.push_str(&format!("  {title}\n"));
+    }
+
+    fn line(&mut self, key: &str, value: impl std::fmt::Display) {
+        self.0.push_str(&format!("    {key:<14} {value}\n"));
+    }
+
+    /// A histogram, unless it is empty.
+    fn percentiles(&mut self, key: &str, p: &Percentiles) {
+        if p.count > 0 {
+            let [p50, p90, p99, max] = [p.p50, p.p90, p.p99, p.max].map(micros);
+            self.line(key, format!("p50 {p50}  p90 {p90}  p99 {p99}  max {max}  ({} times)", p.count));
+        }
+    }
+}
+
+/// µs as a person reads them.
+fn micros(us: u64) -> String {
+    match us {
+        0..1_000 => format!("{us} us"),
+        1_000..1_000_000 => format!("{}.{} ms", us / 1_000, us % 1_000 / 100),
+        _ => format!("{}.{} s", us / 1_000_000, us % 1_000_000 / 100_000),
+    }
+}
+
+/// Bytes as a person reads them.
+fn bytes(n: u64) -> String {
+    match n {
+        0..1_024 => format!("{n} B"),
+        1_024..1_048_576 => format!("{} KiB", n >> 10),
+        _ => format!("{} MiB", n >> 20),
+    }
+}
+
+/// The text, ending in a newline.
+pub(super) fn render(s: &Status) -> String {
+    let protected = if s.protected { "protected" } else { "NOT PROTECTED" };
+    let mut out = Lines(format!("{} on {} ({}): {}, {protected}\n", s.vm, s.node, s.side, s.role));
+    pair(&mut out, s);
+    if s.side != "standby" {
+        output(&mut out, s);
+    }
+    costs(&mut out, s);
+    beats(&mut out, s);
+    arbiter(&mut out, s);
+    if let Some(t) = &s.takeover {
+        out.group("takeover");
+        out.line("silence", micros(t.silence_us));
+        out.line(
+            "from suspicion",
+            format!("revoked {}, won {}, running {}", micros(t.revoked_us), micros(t.won_us), micros(t.running_us)),
+        );
+    }
+    if !s.counters.is_empty() {
+        out.group("counters");
+        s.counters.iter().for_each(|(key, n)| out.line(key, n));
+    }
+    if !s.notes.is_empty() {
+        out.group("notes");
+        s.notes.iter().for_each(|note| out.0.push_str(&format!("    {note}\n")));
+    }
+    out.0
+}
+
+fn pair(out: &mut Lines, s: &Status) {
+    out.group("pair");
+    out.line("peer", if s.peer.is_empty() { "none".to_owned() } else { format!("{} over {}", s.peer, s.transport) });
+    out.line("generation", s.generation);
+    let age = s
+        .last_ack_age_ms
+        .map_or_else(|| "no ACK yet".to_owned(), |ms| format!("ACK of {} {ms} ms ago", s.last_ack_epoch));
+    out.line("epoch", format!("{}, {age}", s.epoch));
+}
+
+fn output(out: &mut Lines, s: &Status) {
+    out.group("output");
+    out.line("held", format!("{} packets, {}", s.held_packets, bytes(s.held_bytes)));
+    out.line("released", format!("{} packets", s.released_packets));
+    out.line("dropped", format!("{} packets", s.dropped_packets));
+}
+
+fn costs(out: &mut Lines, s: &Status) {
+    out.group("checkpoints");
+    out.percentiles("pause", &s.pause_us);
+    out.percentiles("commit", &s.commit_us);
+    out.percentiles("hold", &s.hold_us);
+    out.percentiles("apply", &s.apply_us);
+    let (used, live, cap) = (bytes(s.staging_used_bytes), bytes(s.staging_live_bytes), bytes(s.staging_cap_bytes));
+    out.line("staging", format!("{used} used, {live} allocated, cap {cap}, hit {} times", s.staging_cap_hits));
+}
+
+fn beats(out: &mut Lines, s: &Status) {
+    let b = &s.beats;
+    out.group("beats");
+    out.line(
+        "count",
+        format!("{} sent, {} received, {} missed, {} self-late", b.sent, b.received, b.missed, b.self_late),
+    );
+    out.percentiles("gap", &b.gap_us);
+    out.percentiles("round trip", &b.rtt_us);
+    out.line("suspect after", micros(b.detection_time_us));
+}
+
+fn arbiter(out: &mut Lines, s: &Status) {
+    out.group("arbiter");
+    out.line("spec", &s.arbiter.spec);
+    out.line("reachable", if s.arbiter.reachable { "yes" } else { "NO: there is no failover until it is" });
+    if let Some(error) = &s.arbiter.last_error {
+        out.line("last error", error);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_what_matters_first() {
+        let mut status = Status { vm: "web".into(), node: "a".into(), side: "primary".into(), ..Status::default() };
+        status.role = "syncing".into();
+        status.pause_us = Percentiles { count: 7, p50: 900, p90: 1_250, p99: 2_000, max: 3_000_000 };
+        status.staging_cap_bytes = 64 << 20;
+        status.notes = vec!["the serial console is not held".into()];
+        let text = render(&status);
+        assert!(text.starts_with("web on a (primary): syncing, NOT PROTECTED\n"), "{text}");
+        assert!(text.contains("pause          p50 900 us  p90 1.2 ms  p99 2.0 ms  max 3.0 s  (7 times)"), "{text}");
+        assert!(text.contains("cap 64 MiB") && text.contains("    the serial console is not held\n"), "{text}");
+        assert!(text.contains("NO: there is no failover"), "{text}");
+        assert!(!text.contains("commit "), "an empty histogram says nothing: {text}");
+    }
+}

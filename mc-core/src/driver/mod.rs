@@ -1,0 +1,21 @@
+//! The only loops: a machine, a clock, a transport, and what is captured or applied.
+//!
+//! A driver does what can be done without waiting (`pump`), and leaves *errands* to its caller: what goes to the arbiter, or
+//! to whoever controls the VM. Their answers come back as events. The caller sleeps until a file descriptor is ready or
+//! [`PrimaryDriver::deadline`] has come, and pumps again.
+
+mod primary;
+mod standby;
+mod timings;
+
+pub use primary::{Figures, PrimaryDriver, PrimaryErrand};
+pub use standby::{Attachment, SpillFile, StandbyDriver, StandbyErrand, StandbyFigures};
+pub use timings::{Percentiles, Timings};
+
+use crate::id::Time;
+
+/// Reads a monotonic clock: the one thing the core must be handed to measure with.
+pub trait Clock: Send {
+    /// Now.
+    fn now(&self) -> Time;
+}

@@ -1,0 +1,469 @@
+//! Runs the primary's machine against a source, staging, a gate and a link.
+
+use super::{Clock, Timings};
+use crate::{
+    gate::OutputGate,
+    id::{Epoch, Generation, Incarnation, Time},
+    machine::Machine,
+    primary::{Action, Event, Primary, Role},
+    register::Register,
+    slab::PoolStats,
+    source::{CheckpointSource, SourceError, SourceEvent},
+    staging::{Staging, Totals},
+    transport::{Completion, LinkError, Op, RejectReason, Transport},
+    wire::control::{Body, Control, GoodbyeReason},
+};
+use std::{collections::VecDeque, io};
+
+/// What the driver's caller has to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PrimaryErrand {
+    /// Ask the arbiter; answer with [`Event::Cas`].
+    Cas {
+        /// See [`Action::Cas`].
+        expect: Generation,
+        /// See [`Action::Cas`].
+        new: Register,
+        /// See [`Action::Cas`].
+        contested: bool,
+    },
+    /// Tell the VM to begin sending checkpoints to the source.
+    StartSource,
+    /// The register says (solo, self): tell the VM to send no more checkpoints, and see that it runs.
+    LeaveSource,
+    /// Another node owns the VM: stop this copy for good.
+    Fence,
+    /// The VM is gone for good.
+    End,
+    /// For the log: the link is gone.
+    LinkLost(String),
+    /// For the log: the source failed.
+    SourceFailed(String),
+    /// For the log: the gate had trouble. It keeps or drops output meanwhile.
+    GateFailed(String),
+}
+
+/// A captured epoch that was not ACKed yet.
+#[derive(Clone, Copy, Debug)]
+struct InFlight {
+    epoch: Epoch,
+    captured_at: Time,
+    totals: Totals,
+    /// The commit record still has to be sent, after the epoch's slabs.
+    unsent: bool,
+}
+
+/// The primary's loop.
+#[derive(Debug)]
+pub struct PrimaryDriver<S, G, C> {
+    machine: Primary,
+    staging: Staging,
+    source: Option<S>,
+    /// The gate, for its figures and file descriptors.
+    pub gate: G,
+    clock: C,
+    link: Option<Box<dyn Link>>,
+    incarnation: Incarnation,
+    in_flight: VecDeque<InFlight>,
+    errands: VecDeque<PrimaryErrand>,
+    /// The VM was told to stop, and has not been told to run on.
+    paused_at: Option<Time>,
+    room: bool,
+    figures: Figures,
+}
+
+/// What the primary's loop has measured.
+#[derive(Clone, Debug, Default)]
+pub struct Figures {
+    /// From asking the VM to stop until it was told to run on.
+    pub pause: Timings,
+    /// From the end of the pause to the ACK.
+    pub commit: Timings,
+    /// When the newest ACK came.
+    pub last_ack_at: Option<Time>,
+    /// How often a checkpoint had to be sent with the VM held, since staging was too small for it.
+    pub streamed_while_held: u64,
+    /// Pages captured since the session began, the full synchronisation not counted.
+    pub pages: u64,
+    /// Bytes sent likewise.
+    pub bytes: u64,
+}
+
+/// A [`Transport`] that can be printed.
+trait Link: Transport + std::fmt::Debug {}
+impl<T: Transport + std::fmt::Debug> Link for T {}
+
+impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
+    /// A driver without a session: the VM runs solo, its gate is open.
+    #[must_use]
+    pub fn new(machine: Primary, staging: Staging, gate: G, clock: C) -> Self {
+        Self {
+            machine,
+            staging,
+            source: None,
+            gate,
+            clock,
+            link: None,
+            incarnation: Incarnation(0),
+            in_flight: VecDeque::with_capacity(64),
+            errands: VecDeque::with_capacity(16),
+            paused_at: None,
+            room: true,
+            figures: Figures::default(),
+        }
+    }
+
+    /// A session with a standby is up: starts the full synchronisation.
+    pub fn attach(
+        &mut self,
+        link: impl Transport + std::fmt::Debug + 'static,
+        incarnation: Incarnation,
+        source: S,
+        standby: crate::id::Name,
+    ) {
+        self.link = Some(Box::new(link));
+        self.source = Some(source);
+        self.incarnation = incarnation;
+        self.in_flight.clear();
+        self.figures = Figures::default();
+        self.event(Event::Protect { standby });
+    }
+
+    /// Feeds the machine, and does what it asks for.
+    pub fn event(&mut self, event: Event) {
+        let now = self.clock.now();
+        self.machine.handle(now, event);
+        self.act();
+    }
+
+    /// Does everything that can be done without waiting.
+    pub fn pump(&mut self) {
+        let now = self.clock.now();
+        self.machine.handle_timeout(now);
+        self.act();
+        if let Err(error) = self.gate.poll() {
+            self.gate_failed(&error);
+        }
+        self.poll_link();
+        self.poll_source();
+        self.transmit();
+        let room = self.staging.has_room();
+        if room != self.room {
+            self.room = room;
+            self.event(Event::Staging { room });
+        }
+        self.staging.pool().shrink(now);
+    }
+
+    /// The next thing to do for the driver.
+    pub fn errand(&mut self) -> Option<PrimaryErrand> {
+        self.errands.pop_front()
+    }
+
+    /// When to pump at the latest, if nothing else happens.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Time> {
+        self.machine.deadline()
+    }
+
+    /// The machine, to look at.
+    #[must_use]
+    pub fn machine(&self) -> &Primary {
+        &self.machine
+    }
+
+    /// Changes the epoch length.
+    pub fn set_epoch(&mut self, epoch: std::time::Duration) {
+        self.machine.set_epoch(epoch);
+    }
+
+    /// The figures of this session.
+    #[must_use]
+    pub fn figures(&self) -> &Figures {
+        &self.figures
+    }
+
+    /// The staging pool's figures.
+    pub fn pool_stats(&mut self) -> PoolStats {
+        self.staging.pool().stats()
+    }
+
+    /// The link's and the source's file descriptors; whether the link wants to write.
+    #[must_use]
+    pub fn wait_fds(&self) -> (Option<std::os::fd::BorrowedFd<'_>>, bool, Option<std::os::fd::BorrowedFd<'_>>) {
+        let link = self.link.as_ref();
+        (
+            link.and_then(|l| l.wait_fd()),
+            link.is_some_and(|l| l.wants_write()),
+            self.source.as_ref().and_then(CheckpointSource::wait_fd),
+        )
+    }
+
+    fn act(&mut self) {
+        while let Some(action) = self.machine.poll_action() {
+            self.carry_out(action);
+        }
+    }
+
+    fn carry_out(&mut self, action: Action) {
+        match action {
+            Action::BeginSync { generation } => self.begin_sync(generation),
+            Action::Pause { epoch } => self.pause(epoch),
+            Action::Hold => self.gate.hold(),
+            Action::Barrier(epoch) => self.barrier(epoch),
+            Action::Resume => self.resume(),
+            Action::Commit { epoch } => self.commit(epoch),
+            Action::Release(epoch) => {
+                if let Err(error) = self.gate.release(epoch) {
+                    self.gate_failed(&error);
+                }
+            }
+            Action::Cas { expect, new, contested } => {
+                self.errands.push_back(PrimaryErrand::Cas { expect, new, contested });
+            }
+            Action::TellRegistered => self.send(Epoch(0), Body::Registered),
+            Action::CloseLink(goodbye) => self.close_link(goodbye),
+            Action::Solo => self.solo(),
+            Action::Fence => self.fence(),
+            Action::End => self.errands.push_back(PrimaryErrand::End),
+        }
+    }
+
+    fn begin_sync(&mut self, generation: Generation) {
+        self.staging.begin(self.incarnation, generation);
+        match self.source.as_mut().map(CheckpointSource::begin) {
+            Some(Err(error)) => self.source_failed(&error),
+            _ => self.errands.push_back(PrimaryErrand::StartSource),
+        }
+    }
+
+    fn pause(&mut self, epoch: Epoch) {
+        self.staging.begin_epoch(epoch);
+        self.paused_at = Some(self.clock.now());
+        if let Some(Err(error)) = self.source.as_mut().map(CheckpointSource::pause) {
+            return self.source_failed(&error);
+        }
+        self.poll_source();
+    }
+
+    /// I6: without its barrier an epoch's output cannot be told from the next one's. The gate keeps both then: a barrier
+    /// that failed releases nothing, and a later one covers what it should have covered.
+    fn barrier(&mut self, epoch: Epoch) {
+        if let Err(error) = self.gate.barrier(epoch) {
+            self.gate_failed(&error);
+        }
+    }
+
+    fn resume(&mut self) {
+        if let Some(Err(error)) = self.source.as_mut().map(CheckpointSource::resume) {
+            self.source_failed(&error);
+        }
+        if let Some(since) = self.paused_at.take() {
+            self.figures.pause.record(self.clock.now().since(since));
+        }
+    }
+
+    fn commit(&mut self, epoch: Epoch) {
+        let totals = self.staging.finish();
+        if epoch != Epoch::FULL_SYNC {
+            self.figures.pages += totals.pages;
+            self.figures.bytes += totals.bytes;
+        }
+        self.in_flight.push_back(InFlight { epoch, captured_at: self.clock.now(), totals, unsent: true });
+        self.transmit();
+    }
+
+    fn poll_source(&mut self) {
+        loop {
+            let Some(source) = &mut self.source else { return };
+            match source.poll(&mut self.staging) {
+                Ok(SourceEvent::Idle) => return,
+                Ok(SourceEvent::Ready) => self.event(Event::SourceReady),
+                Ok(SourceEvent::Captured) => self.event(Event::Captured),
+                Ok(SourceEvent::NoRoom) => {
+                    if self.paused_at.is_some() && self.staging.waiting() > 0 {
+                        self.figures.streamed_while_held += 1;
+                    }
+                    return self.transmit();
+                }
+                Err(error) => return self.source_failed(&error),
+            }
+        }
+    }
+
+    /// Sends what is staged, in order: the slabs of an epoch, its commit record, the slabs of the next. While the VM is
+    /// stopped nothing is sent, unless staging is exhausted: the network stays off the pause.
+    fn transmit(&mut self) {
+        if self.paused_at.is_some() && self.staging.pool().available() > 0 {
+            return;
+        }
+        while let Some(slab) = self.staging.pop() {
+            if self.commit_before(Some(slab.header().epoch)) {
+                self.staging.unpop(slab);
+                self.send_commit();
+                continue;
+            }
+            if !self.submit_slab(slab) {
+                return;
+            }
+        }
+        if self.commit_before(None) {
+            self.send_commit();
+        }
+    }
+
+    /// Whether a commit record must go out before a slab of `epoch` (or, for `None`, before nothing: all slabs are sent).
+    fn commit_before(&self, epoch: Option<Epoch>) -> bool {
+        self.in_flight.iter().find(|f| f.unsent).is_some_and(|f| epoch.is_none_or(|e| f.epoch < e))
+    }
+
+    fn send_commit(&mut self) {
+        let Some(index) = self.in_flight.iter().position(|f| f.unsent) else { return };
+        let InFlight { epoch, totals, .. } = self.in_flight[index];
+        self.in_flight[index].unsent = false;
+        let Totals { slabs, bytes, device_bytes, .. } = totals;
+        self.send(epoch, Body::Commit { slabs, bytes, device_bytes });
+    }
+
+    /// False when the link takes no more for now.
+    fn submit_slab(&mut self, slab: crate::slab::SealedSlab) -> bool {
+        let Some(link) = &mut self.link else {
+            self.staging.put(slab.recycle());
+            return true;
+        };
+        match link.submit(Op::Write(slab)) {
+            Ok(()) => true,
+            Err(rejected) => {
+                if let Op::Write(slab) = rejected.op {
+                    match rejected.why {
+                        RejectReason::Full => self.staging.unpop(slab),
+                        RejectReason::Down => self.staging.put(slab.recycle()),
+                    }
+                }
+                rejected.why == RejectReason::Down
+            }
+        }
+    }
+
+    /// A control record that the link refuses is lost with the session: the refusal means that it is down, or that a peer
+    /// let 64 KiB of records pile up.
+    fn send(&mut self, epoch: Epoch, body: Body) {
+        let control = Control { incarnation: self.incarnation, generation: self.machine.generation(), epoch, body };
+        let refused = self.link.as_mut().is_some_and(|l| l.submit(Op::Send(control)).is_err());
+        if refused {
+            self.lose_link("the link takes no more control records".to_owned());
+        }
+    }
+
+    fn poll_link(&mut self) {
+        while let Some(completion) = self.link.as_mut().and_then(|l| l.poll()) {
+            match completion {
+                Completion::Written(slab) => self.staging.put(slab.recycle()),
+                Completion::Arrived(slab) => self.staging.put(slab.recycle()),
+                Completion::Returned(slab) => self.staging.put(slab),
+                Completion::Received(control) => self.received(control),
+                Completion::Down(error) => self.link_down(&error),
+            }
+        }
+    }
+
+    fn received(&mut self, control: Control) {
+        if control.incarnation != self.incarnation {
+            return self.lose_link(format!("a control record of another session, {}", control.incarnation));
+        }
+        match control.body {
+            Body::Ack { .. } => {
+                self.acked(control.epoch);
+                self.event(Event::Ack { generation: control.generation, epoch: control.epoch });
+            }
+            Body::Nack(reason) => self.event(Event::Nack { generation: control.generation, reason }),
+            Body::Goodbye(_) => self.event(Event::LinkDown),
+            Body::Commit { .. } | Body::Registered => {
+                self.lose_link("a record that only a primary sends".to_owned());
+            }
+        }
+    }
+
+    fn acked(&mut self, epoch: Epoch) {
+        let now = self.clock.now();
+        while let Some(front) = self.in_flight.front().copied().filter(|f| f.epoch <= epoch && !f.unsent) {
+            self.in_flight.pop_front();
+            if front.epoch != Epoch::FULL_SYNC {
+                self.figures.commit.record(now.since(front.captured_at));
+            }
+            self.figures.last_ack_at = Some(now);
+        }
+    }
+
+    fn link_down(&mut self, error: &LinkError) {
+        self.link = None;
+        self.errands.push_back(PrimaryErrand::LinkLost(error.to_string()));
+        self.event(Event::LinkDown);
+    }
+
+    fn lose_link(&mut self, why: String) {
+        self.errands.push_back(PrimaryErrand::LinkLost(why));
+        self.event(Event::LinkDown);
+    }
+
+    fn close_link(&mut self, goodbye: Option<GoodbyeReason>) {
+        if let Some(reason) = goodbye {
+            let control = Control {
+                incarnation: self.incarnation,
+                generation: self.machine.generation(),
+                epoch: Epoch(0),
+                body: Body::Goodbye(reason),
+            };
+            // Best effort: a standby that misses it asks the arbiter, and is told no.
+            let _ = self.link.as_mut().map(|l| l.submit(Op::Send(control)));
+            let _ = self.link.as_mut().and_then(|l| l.poll()).map(|c| self.reclaim(c));
+        }
+        if let Some(mut link) = self.link.take() {
+            link.revoke();
+            while let Some(completion) = link.poll() {
+                self.reclaim(completion);
+            }
+        }
+        self.in_flight.clear();
+    }
+
+    fn reclaim(&mut self, completion: Completion) {
+        match completion {
+            Completion::Written(slab) | Completion::Arrived(slab) => self.staging.put(slab.recycle()),
+            Completion::Returned(slab) => self.staging.put(slab),
+            Completion::Received(_) | Completion::Down(_) => {}
+        }
+    }
+
+    fn solo(&mut self) {
+        debug_assert!(matches!(self.machine.role(), Role::Solo | Role::Ended));
+        if let Err(error) = self.gate.open() {
+            self.gate_failed(&error);
+        }
+        self.leave_source();
+        self.errands.push_back(PrimaryErrand::LeaveSource);
+    }
+
+    fn leave_source(&mut self) {
+        self.source = None;
+        self.paused_at = None;
+        self.staging.clear();
+        self.in_flight.clear();
+    }
+
+    fn fence(&mut self) {
+        self.gate.shut();
+        self.leave_source();
+        self.errands.push_back(PrimaryErrand::Fence);
+    }
+
+    fn source_failed(&mut self, error: &SourceError) {
+        self.source = None;
+        self.paused_at = None;
+        self.errands.push_back(PrimaryErrand::SourceFailed(error.to_string()));
+    }
+
+    fn gate_failed(&mut self, error: &io::Error) {
+        self.errands.push_back(PrimaryErrand::GateFailed(error.to_string()));
+    }
+}
