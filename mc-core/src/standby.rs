@@ -234,7 +234,7 @@ impl Standby {
         self.generation = generation;
         self.committed = Epoch(0);
         self.staged.clear();
-        self.registered = false;
+        self.registered = self.config.sabotage == Some(Sabotage::SwapUnnamed);
         self.retries_left = self.config.retries;
         self.retry_at = None;
     }
