@@ -13,6 +13,9 @@ use std::{
     time::Duration,
 };
 
+/// The heading of flags without a default.
+const REQUIRED: &str = "Required, here or in the file of --config";
+
 const AFTER: &str = "\
 Everything listens on loopback unless told otherwise. The link between the hosts is trusted for now: neither authenticated \
 nor encrypted, so keep it on a network of its own.
@@ -39,14 +42,15 @@ pub enum Command {
     Witness(WitnessArgs),
     /// Protect a VM that runs on this host
     #[command(after_long_help = help(
-        "afterimage protect --vm web --qmp /run/web.qmp --to 10.0.0.2:7410 --arbiter witness://10.0.0.9:7400 \\\n\
-         \x20     --nic /run/web.net=tap0"
+        "afterimage protect --vm web --qmp /run/web.qmp --nic /run/web.net=tap0 \\\n\
+         \x20     --to 10.0.0.2:7410 --arbiter witness://10.0.0.9:7400"
     ))]
     Protect(ProtectArgs),
     /// Stand by for a VM that runs on another host
     #[command(after_long_help = help(
-        "afterimage standby --vm web --listen 10.0.0.2:7410 --arbiter witness://10.0.0.9:7400 \\\n\
-         \x20     --nic /run/web.net=tap0 -- qemu-system-x86_64 -machine pc -m 128 -cpu qemu64"
+        "afterimage standby --vm web --listen 10.0.0.2:7410 --nic /run/web.net=tap0 \\\n\
+         \x20     --arbiter witness://10.0.0.9:7400 \\\n\
+         \x20     -- qemu-system-x86_64 -machine pc -m 128 -cpu qemu64 -nographic"
     ))]
     Standby(StandbyArgs),
     /// Show how the VMs of this host are doing; exits with 3 if one is not protected
@@ -92,7 +96,7 @@ pub struct WitnessArgs {
     pub listen: Option<SocketAddr>,
     /// The directory of its registers, a file of 208 bytes per VM; made if its parent exists. Keep it: a witness that forgot
     /// would let two hosts run the same VM
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", help_heading = REQUIRED)]
     pub state: Option<PathBuf>,
     /// A TOML file; its section [witness] holds what no flag says
     #[arg(long, value_name = "FILE")]
@@ -103,19 +107,19 @@ pub struct WitnessArgs {
 #[derive(Debug, Default, Args)]
 pub struct ProtectArgs {
     /// The VM's name: the same on both hosts and at the arbiter; 1 to 47 bytes
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = REQUIRED)]
     pub vm: Option<Name>,
     /// This host's name in the register [default: its hostname]
     #[arg(long, value_name = "NAME")]
     pub node: Option<Name>,
     /// The QMP socket of the running QEMU
-    #[arg(long, value_name = "SOCKET")]
+    #[arg(long, value_name = "SOCKET", help_heading = REQUIRED)]
     pub qmp: Option<PathBuf>,
     /// The standby
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT", help_heading = REQUIRED)]
     pub to: Option<HostPort>,
     /// Who arbitrates: witness://HOST:PORT, or manual (an operator does)
-    #[arg(long, value_name = "SPEC")]
+    #[arg(long, value_name = "SPEC", help_heading = REQUIRED)]
     pub arbiter: Option<ArbiterSpec>,
     /// From one checkpoint to the next, at least: what the VM sends waits about this long; 1ms to 60s [default: 20ms]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
@@ -160,7 +164,7 @@ pub struct ProtectArgs {
 #[derive(Debug, Default, Args)]
 pub struct StandbyArgs {
     /// The VM's name: the same on both hosts and at the arbiter; 1 to 47 bytes
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = REQUIRED)]
     pub vm: Option<Name>,
     /// This host's name in the register [default: its hostname]
     #[arg(long, value_name = "NAME")]
@@ -169,7 +173,7 @@ pub struct StandbyArgs {
     #[arg(long, value_name = "ADDR:PORT")]
     pub listen: Option<SocketAddr>,
     /// Who arbitrates: witness://HOST:PORT, or manual (an operator does)
-    #[arg(long, value_name = "SPEC")]
+    #[arg(long, value_name = "SPEC", help_heading = REQUIRED)]
     pub arbiter: Option<ArbiterSpec>,
     /// A NIC of the VM: the unix socket of its `-netdev stream`, and the TAP device to connect it to. Once per NIC, in order
     #[arg(long = "nic", value_name = "SOCKET=TAP")]
@@ -197,7 +201,7 @@ pub struct StandbyArgs {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// QEMU and its arguments, as on the primary
-    #[arg(last = true, value_name = "QEMU ARGS")]
+    #[arg(last = true, value_name = "QEMU ARGS", help_heading = REQUIRED)]
     pub qemu: Vec<String>,
 }
 

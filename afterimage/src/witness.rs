@@ -28,6 +28,7 @@ use mc_core::{
 use rustix::event::{PollFd, PollFlags, poll};
 use serve::{Clients, Input};
 use signal_hook::consts::{SIGINT, SIGTERM};
+use socket2::{Domain, Socket, Type};
 use std::{
     io::{self, Write},
     net::{SocketAddr, TcpListener},
@@ -95,8 +96,7 @@ impl Witness {
     pub fn start(listen: SocketAddr, dir: &Path) -> Result<Self, WitnessError> {
         let (store, registers) = store::Store::open(dir)?;
         let vms = registers.len();
-        let listener = TcpListener::bind(listen).map_err(|source| WitnessError::Listen { listen, source })?;
-        listener.set_nonblocking(true).map_err(system("setting the listener non-blocking"))?;
+        let listener = bind(listen).map_err(|source| WitnessError::Listen { listen, source })?;
         let address = listener.local_addr().map_err(system("asking for the listener's address"))?;
         let end = Wake::new().map_err(system("making an event descriptor"))?;
         let arbiter = Arbiter::recover(Limits::default(), registers);
@@ -138,6 +138,17 @@ impl Witness {
         self.clients.close();
         result
     }
+}
+
+/// Listens, without waiting in accept(2), and with room for every node to come back at once after a restart (std's backlog
+/// is 128; a connection that does not fit tries again only after a second).
+fn bind(listen: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(listen), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&listen.into())?;
+    socket.listen(i32::try_from(serve::MAX_CLIENTS).unwrap_or(i32::MAX))?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
 }
 
 fn thread<T: Send + 'static>(

@@ -105,7 +105,7 @@ impl ArbiterClient {
     pub fn spawn(spec: ArbiterSpec, vm: Name, run_dir: &Path) -> Result<Self, ArbiterError> {
         let system = |doing| move |source| ArbiterError::System { doing, source };
         let wake = Wake::new().map_err(system("making an event descriptor"))?;
-        let shared = Arc::new(Shared::new(wake));
+        let shared = Arc::new(Shared::new(wake, spec == ArbiterSpec::Manual));
         let backend: Box<dyn Backend> = match &spec {
             ArbiterSpec::Witness(address) => Box::new(link::Link::new(address.clone(), vm)),
             ArbiterSpec::Manual => Box::new(manual::Manual::new(run_dir, vm)),
@@ -143,7 +143,7 @@ impl ArbiterClient {
     }
 
     /// `manual`: the operator has made sure that the other side is stopped, and says that this node goes on. Answers the
-    /// contested swap that waits; false if none does.
+    /// contested swap that was asked for; false if there is none.
     pub fn operator_decides(&self) -> bool {
         self.shared.operator_decides()
     }

@@ -43,6 +43,8 @@ const BACKOFF_MAX: Duration = Duration::from_millis(200);
 pub(super) struct Shared {
     state: Mutex<State>,
     changed: Condvar,
+    /// Whether contested swaps are an operator's to decide.
+    by_operator: bool,
     pub(super) wake: Arc<Wake>,
 }
 
@@ -54,13 +56,13 @@ struct State {
     health: Health,
     /// The first ask waits for the operator …
     parked: bool,
-    /// … who has decided.
+    /// … who has decided, perhaps before the worker got as far as to wait.
     decided: bool,
     stop: bool,
 }
 
 impl Shared {
-    pub(super) fn new(wake: Arc<Wake>) -> Self {
+    pub(super) fn new(wake: Arc<Wake>, by_operator: bool) -> Self {
         let health = Health { reachable: false, since: Instant::now(), last_error: None };
         let state = State {
             asks: VecDeque::new(),
@@ -70,7 +72,7 @@ impl Shared {
             decided: false,
             stop: false,
         };
-        Self { state: Mutex::new(state), changed: Condvar::new(), wake }
+        Self { state: Mutex::new(state), changed: Condvar::new(), by_operator, wake }
     }
 
     pub(super) fn ask(&self, ask: Ask) {
@@ -97,9 +99,9 @@ impl Shared {
 
     pub(super) fn operator_decides(&self) -> bool {
         let mut state = self.state.lock();
-        state.decided = state.parked;
+        state.decided = self.by_operator && state.asks.iter().any(is_contested);
         self.changed.notify_all();
-        state.parked
+        state.decided
     }
 
     pub(super) fn stop(&self) {
@@ -136,8 +138,9 @@ impl Shared {
         let (reachable, error) = match attempt {
             Attempt::Answer(answer) => {
                 if asked {
-                    state.asks.pop_front();
-                    (state.parked, state.decided) = (false, false);
+                    let settled = state.asks.pop_front();
+                    state.parked = false;
+                    state.decided &= !settled.as_ref().is_some_and(is_contested);
                     state.answers.push_back(answer);
                     self.wake.raise();
                 }
@@ -163,6 +166,10 @@ impl Shared {
             self.wake.raise();
         }
     }
+}
+
+fn is_contested(ask: &Ask) -> bool {
+    matches!(ask, Ask::Cas { contested: true, .. })
 }
 
 /// The worker: until [`Shared::stop`].

@@ -134,6 +134,11 @@ impl<'a> Resolver<'a> {
     fn print(&self, out: &mut String) {
         let lines = self.trail.iter().map(|(key, value, origin)| {
             let setting = value.as_ref().map_or_else(|| format!("# {key}"), |v| format!("{key} = {v}"));
+            let origin = match (value, origin) {
+                (None, Origin::Default) => "not set: optional".to_owned(),
+                (None, _) => "not set: has to come from a flag".to_owned(),
+                (Some(_), origin) => origin.to_string(),
+            };
             format!("{setting:<44}  # {origin}\n")
         });
         out.push_str(&format!("\n[{}]\n", self.command));

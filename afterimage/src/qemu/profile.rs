@@ -8,8 +8,8 @@ use std::{collections::BTreeSet, time::Duration};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Properties that belong to a host, not to the VM: names of backends, and what a guest may change as it runs.
-const HOST_PROPERTIES: [&str; 8] =
-    ["netdev", "chardev", "drive", "audiodev", "vlan", "hpet-offset-saved", "memdev", "guest_cid"];
+const HOST_PROPERTIES: [&str; 9] =
+    ["netdev", "chardev", "drive", "audiodev", "vlan", "hpet-offset-saved", "memdev", "guest_cid", "smb_io_base"];
 
 /// A RAM block.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -249,3 +249,52 @@ fn read_message(mut stream: &TcpStream) -> io::Result<Option<[u8; LEN]>> {
     }
     Ok(Some(bytes))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mc_core::{
+        id::Generation,
+        register::{Mode, Owner},
+    };
+    use std::sync::mpsc::{RecvTimeoutError, channel};
+
+    #[test]
+    fn when_nobody_knows_what_is_stored_nobody_is_told_and_it_ends() {
+        let vm = Name::new("vm").unwrap();
+        let owner = Owner { node: Name::new("a").unwrap(), instance: 1 };
+        let new = Register { generation: Generation(1), owner, mode: Mode::Solo };
+        let message = Message { id: 1, vm, body: Body::Cas { expect: Generation(0), new } };
+        let (inputs, inbox) = channel();
+        let (work, todo) = channel();
+        let (answer, answered) = sync_channel(1);
+        inputs.send(Input::Request { peer: "127.0.0.1:1".parse().unwrap(), message, answer }).unwrap();
+        let source = io::Error::from_raw_os_error(libc::EIO);
+        let unknown = StoreError::Unknown { doing: "fsync of directory", path: "state".into(), source };
+        inputs.send(Input::Stored { vm, result: Err(unknown) }).unwrap();
+        let error = registrar(Arbiter::default(), &inbox, &work).unwrap_err().to_string();
+        assert!(error.contains("vm") && error.contains("fsync of directory state"), "{error}");
+        assert_eq!(todo.recv().unwrap(), (vm, new));
+        assert_eq!(answered.recv_timeout(Duration::ZERO), Err(RecvTimeoutError::Disconnected));
+    }
+
+    #[test]
+    fn what_is_being_written_is_finished_before_it_stops() {
+        let vm = Name::new("vm").unwrap();
+        let owner = Owner { node: Name::new("a").unwrap(), instance: 1 };
+        let new = Register { generation: Generation(1), owner, mode: Mode::Solo };
+        let peer = "127.0.0.1:1".parse().unwrap();
+        let (inputs, inbox) = channel();
+        let (work, _todo) = channel();
+        let (answer, answered) = sync_channel(1);
+        let message = Message { id: 1, vm, body: Body::Cas { expect: Generation(0), new } };
+        inputs.send(Input::Request { peer, message, answer }).unwrap();
+        inputs.send(Input::Stop).unwrap();
+        let (late, too_late) = sync_channel(1);
+        inputs.send(Input::Request { peer, message, answer: late }).unwrap();
+        inputs.send(Input::Stored { vm, result: Ok(()) }).unwrap();
+        registrar(Arbiter::default(), &inbox, &work).unwrap();
+        assert_eq!(answered.recv().unwrap().body, Body::Won(new));
+        assert_eq!(too_late.recv_timeout(Duration::ZERO), Err(RecvTimeoutError::Disconnected));
+    }
+}

@@ -1,0 +1,188 @@
+//! The command line and the file: what is read, what is refused, and with which exit code.
+
+use afterimage::{
+    cli::{Cli, Command, Side},
+    config::{ConfigError, ProtectConfig, StandbyConfig, WitnessConfig},
+};
+use clap::{CommandFactory, Parser};
+use std::{fs, io::Write, path::PathBuf, process, time::Duration};
+
+const PROTECT: [&str; 10] =
+    ["afterimage", "protect", "--vm", "web", "--qmp", "/run/web.qmp", "--to", "10.0.0.2:7410", "--arbiter", "manual"];
+
+/// Runs the binary: its exit code, stdout and stderr.
+fn run(args: &[&str]) -> (i32, String, String) {
+    let out = process::Command::new(env!("CARGO_BIN_EXE_afterimage")).args(args).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (out.status.code().unwrap(), text(out.stdout), text(out.stderr))
+}
+
+fn protect(more: &[&str]) -> Result<ProtectConfig, ConfigError> {
+    let args = PROTECT.iter().chain(more);
+    let Command::Protect(args) = Cli::try_parse_from(args).unwrap().command else { panic!() };
+    ProtectConfig::resolve(args)
+}
+
+fn file(text: &str) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    file
+}
+
+#[test]
+fn the_command_line_is_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn flags_are_read_and_the_rest_has_defaults() {
+    let config = protect(&["--nic", "/run/a.net=tap0", "--nic", "/run/b.net=tap1", "--node", "alpha"]).unwrap();
+    assert_eq!((config.vm.as_str(), config.node.as_str()), ("web", "alpha"));
+    assert_eq!((config.epoch, config.beat_interval, config.detect_multiplier), (ms(20), ms(10), 5));
+    assert_eq!((config.staging_bytes, config.slab_bytes, config.window), (64 << 20, 1 << 20, 2));
+    assert_eq!(config.held_limit_bytes, 64 << 20);
+    assert_eq!(config.run_dir, PathBuf::from("/run/afterimage"));
+    assert_eq!((config.bind, config.force_writable_disks), (None, false));
+    assert_eq!(config.nics.iter().map(|n| n.tap.as_str()).collect::<Vec<_>>(), ["tap0", "tap1"]);
+
+    let args =
+        ["--epoch", "5ms", "--staging", "8MiB", "--slab", "256KiB", "--bind", "10.0.0.1", "--force-writable-disks"];
+    let config = protect(&args).unwrap();
+    assert_eq!((config.epoch, config.staging_bytes, config.slab_bytes), (ms(5), 8 << 20, 256 << 10));
+    assert_eq!((config.bind, config.force_writable_disks), (Some("10.0.0.1".parse().unwrap()), true));
+}
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+#[test]
+fn a_standby_takes_qemu_after_two_dashes() {
+    let args =
+        ["afterimage", "standby", "--vm", "web", "--arbiter", "witness://w:7400", "--", "qemu", "-m", "128", "--vm"];
+    let Command::Standby(args) = Cli::try_parse_from(args).unwrap().command else { panic!() };
+    let config = StandbyConfig::resolve(args).unwrap();
+    assert_eq!(config.qemu, ["qemu", "-m", "128", "--vm"]);
+    assert_eq!(config.listen, "127.0.0.1:7410".parse().unwrap());
+    assert_eq!(config.ram_dir, PathBuf::from("/dev/shm"));
+    let json = serde_json::to_string(&config).unwrap();
+    assert_eq!(serde_json::from_str::<StandbyConfig>(&json).unwrap(), config, "a child gets it as JSON: {json}");
+}
+
+#[test]
+fn flags_win_over_the_file_and_the_file_over_defaults() {
+    let file = file("[protect]\nvm = 'other'\nepoch_ms = 2.5\nbeat_interval_ms = 30\nnics = ['/run/f.net=tap9']\n");
+    let config = protect(&["--config", file.path().to_str().unwrap(), "--beat-interval", "7ms"]).unwrap();
+    assert_eq!(config.vm.as_str(), "web", "flag");
+    assert_eq!(config.epoch, Duration::from_micros(2500), "file");
+    assert_eq!(config.beat_interval, ms(7), "flag");
+    assert_eq!(config.nics[0].tap, "tap9", "file");
+    assert_eq!(config.detect_multiplier, 5, "default");
+    let json = serde_json::to_string(&config).unwrap();
+    assert_eq!(serde_json::from_str::<ProtectConfig>(&json).unwrap(), config, "a child gets it as JSON: {json}");
+}
+
+#[test]
+fn a_checked_file_is_printed_as_a_file_that_means_the_same() {
+    let written = file("[witness]\nstate = '/var/lib/w'\n[protect]\nepoch_ms = 50\nvm = 'a \"quoted\" name'\n");
+    let (code, once, _) = run(&["config", "check", written.path().to_str().unwrap()]);
+    assert_eq!(code, 0);
+    for line in ["listen = \"127.0.0.1:7400\"", "epoch_ms = 50", "staging_mib = 64", "# qmp ", "# line 4", "# default"]
+    {
+        assert!(once.contains(line), "{line}: {once}");
+    }
+    let values =
+        |text: &str| text.lines().map(|l| l.split("  #").next().unwrap().trim().to_owned()).collect::<Vec<_>>();
+    let again = file(&once);
+    let (code, twice, _) = run(&["config", "check", again.path().to_str().unwrap()]);
+    assert_eq!(code, 0);
+    assert_eq!(values(&once)[1..], values(&twice)[1..]);
+    let args = ["afterimage", "witness", "--config", again.path().to_str().unwrap()];
+    let Command::Witness(args) = Cli::try_parse_from(args).unwrap().command else { panic!() };
+    assert_eq!(WitnessConfig::resolve(args).unwrap().state, PathBuf::from("/var/lib/w"));
+}
+
+#[test]
+fn a_wrong_file_is_refused_with_its_key_name_and_line() {
+    let cases = [
+        ("[protect]\n\nepok_ms = 20\n", 3, "`epok_ms`"),
+        ("[protekt]\n", 1, "`protekt`"),
+        ("epoch_ms = 20\n", 1, "`epoch_ms`"),
+        ("[protect]\nepoch_ms = \"20ms\"\n", 2, "string"),
+        ("[protect]\nepoch_ms = 0\n", 2, "0 ms"),
+        ("[protect]\nepoch_ms = -1\n", 2, "-1 ms"),
+        ("[protect]\nepoch_ms = nan\n", 2, "NaN"),
+        ("[protect]\narbiter = 'none'\n", 2, "witness://HOST:PORT"),
+        ("[protect]\nvm = ''\n", 2, "1 to 47 bytes"),
+        ("[protect]\nto = '10.0.0.2'\n", 2, "no port"),
+        ("[protect]\ndetect_multiplier = 256\n", 2, "256"),
+        ("[protect]\ndetect_multiplier = 0\n", 2, "1 to 255"),
+        ("[protect]\n\n\nslab_kib = 100\n", 4, "256 to 16384"),
+        ("[protect]\nslab_kib = 16384\nstaging_mib = 16\n", 3, "two slabs"),
+        ("[protect]\nwindow = 0\n", 2, "1 to 64"),
+        ("[standby]\nnics = ['/run/web.net']\n", 2, "SOCKET=TAP"),
+        ("[standby]\nqemu = []\n", 2, "QEMU"),
+        ("[standby]\nlisten = 'localhost'\n", 2, "address"),
+        ("[witness]\nlisten = '127.0.0.1:7400'\nlisten = '127.0.0.1:7400'\n", 3, "duplicate"),
+        ("[witness\n", 1, ""),
+    ];
+    for (text, line, what) in cases {
+        let file = file(text);
+        let path = file.path().to_str().unwrap();
+        let (code, _, stderr) = run(&["config", "check", path]);
+        assert_eq!(code, 2, "{text}: {stderr}");
+        assert!(stderr.contains(&format!("{path}:{line}")) && stderr.contains(what), "{text}: {stderr}");
+    }
+    let (code, _, stderr) = run(&["config", "check", "/nonexistent.toml"]);
+    assert!(code == 2 && stderr.contains("/nonexistent.toml"), "{code} {stderr}");
+    let binary = file("");
+    fs::write(binary.path(), b"[witness]\n\n\xff").unwrap();
+    let (code, _, stderr) = run(&["config", "check", binary.path().to_str().unwrap()]);
+    assert!(code == 2 && stderr.contains(":3: not UTF-8"), "{code} {stderr}");
+    fs::write(binary.path(), vec![b'#'; (1 << 20) + 1]).unwrap();
+    let (code, _, stderr) = run(&["config", "check", binary.path().to_str().unwrap()]);
+    assert!(code == 2 && stderr.contains("longer than"), "{code} {stderr}");
+}
+
+#[test]
+fn a_wrong_command_line_exits_with_2_and_says_what_is_allowed() {
+    let cases: [(&[&str], &str); 14] = [
+        (&[], "Usage"),
+        (&["protekt"], "protect"),
+        (&["protect", "--epoch", "20"], "us, ms or s"),
+        (&["protect", "--staging", "64MB"], "KiB, MiB or GiB"),
+        (&["protect", "--arbiter", "none"], "no word for none"),
+        (&["protect", "--arbiter", "witness://w"], "no port"),
+        (&["protect", "--to", "fd00::2:7410"], "brackets"),
+        (&["protect", "--nic", "x"], "SOCKET=TAP"),
+        (&["protect", "--vm", "a/b"], "without '/'"),
+        (&["protect", "--vm", "web", "--to", "b:1"], "--qmp SOCKET, --arbiter SPEC"),
+        (&["standby", "--vm", "web", "--arbiter", "manual"], "-- QEMU ARGS"),
+        (&["standby", "--listen", "7410"], "--listen"),
+        (&["takeover", "--vm", "web"], "power that host off"),
+        (&["solo", "--vm", "web"], "--yes-the-other-side-is-stopped"),
+    ];
+    for (args, what) in cases {
+        let (code, stdout, stderr) = run(args);
+        assert_eq!((code, stdout.as_str()), (2, ""), "{args:?}: {stderr}");
+        assert!(stderr.contains(what), "{args:?}: {stderr}");
+    }
+    assert_eq!(protect(&["--slab", "300KiB"]).unwrap().slab_bytes, 300 << 10);
+    let error = protect(&["--slab", "257KiB"]).unwrap_err().to_string();
+    assert!(error.contains("slab_kib = 257 (flag)"), "{error}");
+}
+
+#[test]
+fn help_and_version_are_results() {
+    for command in ["witness", "protect", "standby", "status", "takeover", "solo"] {
+        let (code, stdout, _) = run(&[command, "--help"]);
+        assert_eq!(code, 0);
+        for part in ["Example:", "loopback", "trusted", "Exit codes:"] {
+            assert!(stdout.contains(part), "{command} {part}: {stdout}");
+        }
+    }
+    let (code, stdout, _) = run(&["--version"]);
+    assert!(code == 0 && stdout.starts_with("afterimage "), "{stdout}");
+    assert!(!run(&["--help"]).1.contains("data-path"));
+    assert_eq!((Side::Primary.as_str(), Side::Standby.as_str()), ("primary", "standby"));
+}

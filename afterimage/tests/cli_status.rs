@@ -1,0 +1,142 @@
+//! The control socket, and the commands that speak over it.
+
+use afterimage::{
+    cli::Side,
+    status::{ControlError, ControlSocket, Handler, Request, Response, SCHEMA, Status, ask, socket_path},
+};
+use mc_core::id::Name;
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    os::unix::{fs::PermissionsExt, net::UnixStream},
+    path::Path,
+    process,
+    sync::Arc,
+    time::Duration,
+};
+
+const LONG: Duration = Duration::from_secs(30);
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+fn status(vm: &str, role: &str, protected: bool) -> Status {
+    let (schema, node, side) = (SCHEMA, "alpha".into(), "primary".into());
+    Status { schema, vm: vm.into(), role: role.into(), protected, node, side, ..Status::default() }
+}
+
+fn serve(dir: &Path, vm: &str, side: Side, role: &'static str, protected: bool) -> ControlSocket {
+    let vm_name = vm.to_owned();
+    let handler: Handler = Arc::new(move |request| match request {
+        Request::Status => Response::Status(Box::new(status(&vm_name, role, protected))),
+        Request::Takeover => Response::Done { message: "taking over".into() },
+        Request::Solo | Request::Handover => {
+            Response::Refused { message: "nothing waits for an operator".into(), remedy: Some("look at status".into()) }
+        }
+    });
+    ControlSocket::spawn(&socket_path(dir, name(vm), side), handler).unwrap()
+}
+
+/// Runs the binary with `--run-dir`: its exit code, stdout and stderr.
+fn run(dir: &Path, args: &[&str]) -> (i32, String, String) {
+    let mut command = process::Command::new(env!("CARGO_BIN_EXE_afterimage"));
+    let out = command.args(args).arg("--run-dir").arg(dir).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (out.status.code().unwrap(), text(out.stdout), text(out.stderr))
+}
+
+#[test]
+fn status_shows_what_was_asked_for_and_exits_accordingly() {
+    let dir = tempfile::tempdir().unwrap();
+    let _web = serve(dir.path(), "web", Side::Primary, "protected", true);
+    let _db = serve(dir.path(), "db.1", Side::Standby, "syncing", false);
+    let _old = serve(dir.path(), "old", Side::Primary, "fenced", false);
+
+    let (code, stdout, _) = run(dir.path(), &["status", "--vm", "web"]);
+    assert_eq!(code, 0, "{stdout}");
+    assert!(stdout.starts_with("web on alpha (primary): protected, protected\n"), "{stdout}");
+    let (code, stdout, _) = run(dir.path(), &["status", "--vm", "db.1", "--json"]);
+    assert_eq!(code, 3);
+    assert_eq!(serde_json::from_str::<Status>(&stdout).unwrap(), status("db.1", "syncing", false));
+    let (code, stdout, _) = run(dir.path(), &["status", "--role", "standby"]);
+    assert!(code == 3 && !stdout.contains("web on"), "{code} {stdout}");
+    let (code, stdout, _) = run(dir.path(), &["status"]);
+    assert_eq!((code, stdout.matches(" on alpha").count()), (4, 3), "the worst decides: {stdout}");
+    let (code, _, stderr) = run(dir.path(), &["status", "--vm", "nobody"]);
+    assert!(code == 1 && stderr.contains("no nobody has a control socket"), "{code} {stderr}");
+}
+
+#[test]
+fn the_operators_words_reach_their_side() {
+    let dir = tempfile::tempdir().unwrap();
+    let _standby = serve(dir.path(), "web", Side::Standby, "claiming", false);
+    let yes = "--yes-the-other-side-is-stopped";
+    let (code, stdout, stderr) = run(dir.path(), &["takeover", "--vm", "web", yes]);
+    assert_eq!((code, stdout.as_str()), (0, "taking over\n"), "{stderr}");
+    let (code, _, stderr) = run(dir.path(), &["solo", "--vm", "web", yes]);
+    assert!(code == 1 && stderr.contains("web.primary.sock"), "no primary here: {code} {stderr}");
+    let _primary = serve(dir.path(), "web", Side::Primary, "protected", true);
+    let (code, _, stderr) = run(dir.path(), &["solo", "--vm", "web", yes]);
+    assert!(code == 1 && stderr.contains("nothing waits") && stderr.contains("what to do: look at status"), "{stderr}");
+}
+
+#[test]
+fn one_process_serves_a_socket_and_only_its_owner_may_speak() {
+    let dir = tempfile::tempdir().unwrap();
+    let run_dir = dir.path().join("made");
+    let path = socket_path(&run_dir, name("web"), Side::Primary);
+    let first = serve(&run_dir, "web", Side::Primary, "solo", false);
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&path), mode(&run_dir)), (0o600, 0o700));
+    let second = ControlSocket::spawn(&path, Arc::new(|_| unreachable!()));
+    assert!(matches!(second, Err(ControlError::Busy { .. })), "{second:?}");
+    assert!(ask(&path, Request::Status, LONG).is_ok(), "the first still serves");
+    drop(first);
+    assert!(!path.exists());
+    // A predecessor that was killed leaves its socket behind.
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let _third = serve(&run_dir, "web", Side::Primary, "solo", false);
+    assert!(ask(&path, Request::Status, LONG).is_ok());
+}
+
+#[test]
+fn what_is_no_request_is_refused_and_the_socket_lives_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let _socket = serve(dir.path(), "web", Side::Primary, "solo", false);
+    let path = socket_path(dir.path(), name("web"), Side::Primary);
+    let long = vec![b'x'; 100_000];
+    for bytes in [b"\n".as_slice(), b"{}\n", b"{\"command\":\"fire\"}\n", b"\xff\n", &long] {
+        let mut stream = UnixStream::connect(&path).unwrap();
+        stream.set_read_timeout(Some(LONG)).unwrap();
+        let _ = stream.write_all(bytes);
+        let mut answer = String::new();
+        BufReader::new(&stream).read_line(&mut answer).unwrap();
+        let response: Response = serde_json::from_str(&answer).unwrap();
+        assert!(matches!(response, Response::Refused { .. }), "{answer}");
+    }
+    let mut stream = UnixStream::connect(&path).unwrap();
+    stream.write_all(b"{\"command\":\"solo\"}\n{\"command\":\"takeover\"}\n").unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut answers = String::new();
+    stream.read_to_string(&mut answers).unwrap();
+    let answers: Vec<&str> = answers.lines().collect();
+    assert!(answers.len() == 2 && answers[0].contains("refused") && answers[1].contains("taking over"), "{answers:?}");
+}
+
+#[test]
+fn a_socket_that_speaks_something_else_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = socket_path(dir.path(), name("web"), Side::Primary);
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let thread = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.write_all(b"{\"QMP\": {\"version\": 7}}\n").unwrap();
+        let _ = stream.read(&mut [0; 100]);
+    });
+    let (code, _, stderr) = run(dir.path(), &["status"]);
+    assert!(code == 1 && stderr.contains("web.primary.sock") && stderr.contains("QMP"), "{code} {stderr}");
+    thread.join().unwrap();
+    let (code, _, stderr) = run(dir.path(), &["status"]);
+    assert!(code == 1 && stderr.contains("connecting"), "dead: {code} {stderr}");
+}

@@ -1,0 +1,285 @@
+//! `afterimage witness` as a process: killed, restarted, on a full disk, with clients that misbehave.
+
+use mc_core::{
+    id::{Generation, Name},
+    register::{Mode, Owner, Register, generation_of},
+    wire::arbiter::{Body, LEN, Message},
+};
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_afterimage");
+
+/// A witness process, killed with SIGKILL when dropped.
+struct Daemon {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Daemon {
+    fn start(dir: &Path) -> Self {
+        let mut command = Command::new(BINARY);
+        command.args(["witness", "--listen", "127.0.0.1:0", "--state"]).arg(dir);
+        Self::spawn(command)
+    }
+
+    fn spawn(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("listening on ").unwrap_or_else(|| panic!("said {line:?}"));
+        Self { address: address.parse().unwrap(), child }
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        stream
+    }
+
+    fn signal(&self, signal: &str) {
+        let status = Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+fn register(generation: u64, instance: u64) -> Register {
+    let owner = Owner { node: name("node"), instance };
+    Register { generation: Generation(generation), owner, mode: Mode::Protected { standby: name("other") } }
+}
+
+fn cas(expect: u64, instance: u64) -> Body {
+    Body::Cas { expect: Generation(expect), new: register(expect + 1, instance) }
+}
+
+fn send(mut stream: &TcpStream, vm: &str, body: Body) {
+    stream.write_all(&Message { id: 9, vm: name(vm), body }.encode()).unwrap();
+}
+
+/// One question, one answer; `None` if the connection ends instead.
+fn ask(mut stream: &TcpStream, vm: &str, body: Body) -> Option<Body> {
+    stream.write_all(&Message { id: 9, vm: name(vm), body }.encode()).ok()?;
+    let mut bytes = [0; LEN];
+    stream.read_exact(&mut bytes).ok()?;
+    let reply = Message::decode(&bytes).unwrap();
+    assert_eq!((reply.id, reply.vm), (9, name(vm)));
+    Some(reply.body)
+}
+
+fn held(stream: &TcpStream, vm: &str) -> Option<Register> {
+    match ask(stream, vm, Body::Read) {
+        Some(Body::Holds(register)) => register,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Runs a witness that is to end by itself.
+fn refused(args: &[&str]) -> (i32, String) {
+    let Output { status, stderr, .. } = Command::new(BINARY).arg("witness").args(args).output().unwrap();
+    (status.code().unwrap(), String::from_utf8(stderr).unwrap())
+}
+
+#[test]
+fn no_won_that_was_told_is_lost_when_it_is_killed_at_any_moment() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut told = 0;
+    for round in 0..12u64 {
+        let mut daemon = Daemon::start(dir.path());
+        let stream = daemon.connect();
+        let found = generation_of(held(&stream, "vm").as_ref()).0;
+        assert!(found == told || found == told + 1, "told {told}, found {found} after a restart");
+        // What was stored but not told is won by asking again.
+        if found == told + 1 {
+            assert_eq!(ask(&stream, "vm", cas(told, 7)), Some(Body::Won(register(found, 7))));
+            told = found;
+        }
+        let victim = std::thread::spawn(move || {
+            // Any moment: a different one each round, in microseconds.
+            std::thread::sleep(Duration::from_micros(2_000 + 1_733 * round));
+            daemon.child.kill().unwrap();
+            daemon.child.wait().unwrap();
+        });
+        while let Some(answer) = ask(&stream, "vm", cas(told, 7)) {
+            assert_eq!(answer, Body::Won(register(told + 1, 7)));
+            told += 1;
+        }
+        victim.join().unwrap();
+    }
+    assert!(told > 0, "nothing was ever won");
+}
+
+#[test]
+fn a_reply_that_was_lost_is_won_by_the_retry_and_by_nobody_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(dir.path());
+    send(&daemon.connect(), "vm", cas(0, 7));
+    let stream = daemon.connect();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while held(&stream, "vm").is_none() {
+        assert!(Instant::now() < deadline, "the swap never took place");
+    }
+    assert_eq!(ask(&stream, "vm", cas(0, 8)), Some(Body::Lost(Some(register(1, 7)))));
+    assert_eq!(ask(&stream, "vm", cas(0, 7)), Some(Body::Won(register(1, 7))));
+}
+
+#[test]
+fn a_full_disk_fails_the_swap_and_leaves_the_register() {
+    if !Command::new("unshare").args(["-m", "true"]).status().is_ok_and(|s| s.success()) {
+        eprintln!("skipped: no private mount namespace (not root?)");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::new("unshare");
+    // `unshare` and `sh` become the witness: one process, one id, and a disk of 16 pages that only it sees.
+    let script = r#"mount -t tmpfs -o size=64k tmpfs "$1" && exec "$0" witness --listen 127.0.0.1:0 --state "$1""#;
+    command.args(["-m", "--propagation", "private", "sh", "-c", script, BINARY]).arg(dir.path());
+    let daemon = Daemon::spawn(command);
+    let stream = daemon.connect();
+    assert_eq!(ask(&stream, "vm", cas(0, 7)), Some(Body::Won(register(1, 7))));
+
+    let inside = PathBuf::from(format!("/proc/{}/root", daemon.child.id())).join(dir.path().strip_prefix("/").unwrap());
+    let filler = inside.join("filler");
+    let mut file = fs::File::create(&filler).unwrap();
+    while file.write_all(&[1; 4096]).is_ok() {}
+    assert_eq!(ask(&stream, "vm", cas(1, 7)), Some(Body::Failed));
+    assert_eq!(ask(&stream, "new", cas(0, 7)), Some(Body::Failed));
+    assert_eq!(held(&stream, "vm"), Some(register(1, 7)));
+    assert_eq!(held(&stream, "new"), None);
+    assert!(!inside.join("vm.tmp").exists());
+
+    drop(file);
+    fs::remove_file(&filler).unwrap();
+    assert_eq!(ask(&stream, "vm", cas(1, 7)), Some(Body::Won(register(2, 7))));
+}
+
+#[test]
+fn a_damaged_register_is_named_and_not_guessed() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(dir.path());
+    let stream = daemon.connect();
+    ask(&stream, "good", cas(0, 7)).unwrap();
+    ask(&stream, "bad", cas(0, 7)).unwrap();
+    drop(daemon);
+    let path = dir.path().join("bad.reg");
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[80] ^= 1;
+    fs::write(&path, &bytes).unwrap();
+    let state = dir.path().to_str().unwrap();
+    let (code, stderr) = refused(&["--listen", "127.0.0.1:0", "--state", state]);
+    assert_eq!(code, 6, "{stderr}");
+    assert!(stderr.contains("bad.reg") && stderr.contains("CRC32C") && stderr.contains("what to do"), "{stderr}");
+
+    fs::remove_file(&path).unwrap();
+    fs::write(dir.path().join(".hidden.reg"), b"").unwrap();
+    let (code, stderr) = refused(&["--listen", "127.0.0.1:0", "--state", state]);
+    assert_eq!(code, 6, "{stderr}");
+    assert!(stderr.contains(".hidden.reg"), "{stderr}");
+
+    fs::remove_file(dir.path().join(".hidden.reg")).unwrap();
+    fs::write(dir.path().join("good.tmp"), b"half a reg").unwrap();
+    let daemon = Daemon::start(dir.path());
+    assert!(!dir.path().join("good.tmp").exists(), "what was never renamed counts for nothing");
+    assert_eq!(held(&daemon.connect(), "good"), Some(register(1, 7)));
+    assert_eq!(held(&daemon.connect(), "bad"), None);
+}
+
+#[test]
+fn what_is_in_use_or_cannot_be_used_is_named() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let daemon = Daemon::start(dir.path());
+    let (taken, state) = (daemon.address.to_string(), dir.path().to_str().unwrap());
+    let (code, stderr) = refused(&["--listen", "127.0.0.1:0", "--state", state]);
+    assert!(code == 6 && stderr.contains(state) && stderr.contains("another witness"), "{code} {stderr}");
+
+    let (code, stderr) = refused(&["--listen", &taken, "--state", other.path().to_str().unwrap()]);
+    assert!(code == 6 && stderr.contains(&taken) && stderr.contains("--listen"), "{code} {stderr}");
+
+    let (code, stderr) = refused(&["--state", "/nonexistent/parent/state"]);
+    assert!(code == 6 && stderr.contains("/nonexistent/parent/state"), "{code} {stderr}");
+
+    let file = other.path().join("file");
+    fs::write(&file, b"").unwrap();
+    let (code, stderr) = refused(&["--listen", "127.0.0.1:0", "--state", file.to_str().unwrap()]);
+    assert!(code == 6 && stderr.contains("file/lock"), "{code} {stderr}");
+
+    let (code, stderr) = refused(&[]);
+    assert!(code == 2 && stderr.contains("--state DIR"), "{code} {stderr}");
+}
+
+#[test]
+fn signals_end_it_cleanly_and_the_state_is_there_again() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("made");
+    for (round, signal) in ["-TERM", "-INT"].into_iter().enumerate() {
+        let mut daemon = Daemon::start(&dir);
+        let round = round as u64;
+        assert_eq!(ask(&daemon.connect(), "vm", cas(round, 7)), Some(Body::Won(register(round + 1, 7))));
+        daemon.signal(signal);
+        assert_eq!(daemon.child.wait().unwrap().code(), Some(0), "{signal}");
+    }
+    assert_eq!(held(&Daemon::start(&dir).connect(), "vm"), Some(register(2, 7)));
+}
+
+#[test]
+fn who_sends_garbage_is_cut_off_and_nobody_else_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(dir.path());
+    let good = daemon.connect();
+    assert_eq!(held(&good, "vm"), None);
+    let mut flipped = Message { id: 1, vm: name("vm"), body: Body::Read }.encode();
+    flipped[20] ^= 4;
+    let answer = Message { id: 1, vm: name("vm"), body: Body::Failed }.encode();
+    for bytes in [[0; LEN], [0xff; LEN], flipped, answer] {
+        let mut bad = daemon.connect();
+        bad.write_all(&bytes).unwrap();
+        assert_eq!(bad.read(&mut [0; 1]).unwrap(), 0, "closed without a word");
+    }
+    // Half a message, then gone.
+    daemon.connect().write_all(&flipped[..100]).unwrap();
+    // Many messages at once are answered one by one.
+    let burst: Vec<u8> = (0..50).flat_map(|id| Message { id, vm: name("vm"), body: Body::Read }.encode()).collect();
+    let mut stream = daemon.connect();
+    stream.write_all(&burst).unwrap();
+    for id in 0..50 {
+        let mut bytes = [0; LEN];
+        stream.read_exact(&mut bytes).unwrap();
+        assert_eq!(Message::decode(&bytes).unwrap().id, id);
+    }
+    assert_eq!(ask(&good, "vm", cas(0, 7)), Some(Body::Won(register(1, 7))));
+}
+
+#[test]
+fn it_serves_so_many_connections_and_no_more() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(dir.path());
+    let mut open: Vec<TcpStream> = (0..1024).map(|_| daemon.connect()).collect();
+    // Connections are accepted in order: when the last one is answered, all of them count.
+    assert_eq!(held(&open[1023], "vm"), None);
+    assert_eq!(daemon.connect().read(&mut [0; 1]).unwrap(), 0);
+    drop(open.remove(0));
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while ask(&daemon.connect(), "vm", Body::Read).is_none() {
+        assert!(Instant::now() < deadline, "the place that became free was never given away");
+    }
+}

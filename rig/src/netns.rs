@@ -1,0 +1,390 @@
+//! Hosts as network namespaces.
+//!
+//! ```text
+//!        client (.3)                        10.77.0.0/24, the guest is .10
+//!        ┌──── lan ────┐ bridge
+//!      veth           veth
+//!        │             │
+//!   ┌─ primary ─┐  ┌─ standby ─┐
+//!   │ lan       │  │ lan       │
+//!   │ br0  (.1) │  │ br0  (.2) │ bridge
+//!   │ tap0      │  │ tap0      │ <- the gate's far side
+//!   │ rep ──────┼──┼────── rep │ 10.78.0.1, .2: the replication link
+//!   └───────────┘  └───────────┘
+//! ```
+//!
+//! Bridges forward at once (no spanning tree, no delay), and IPv6 is off: nothing but the guest and what is asked of it
+//! is on the wire. Names carry the rig's process id, so that several rigs can run at a time.
+
+use crate::{
+    prerequisite::Missing,
+    process::{all_pids, signal},
+};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
+use std::{
+    io::Write,
+    os::unix::fs::MetadataExt,
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
+
+/// The client's address; the witness listens there.
+pub const CLIENT_IP: &str = "10.77.0.3";
+/// The guest's address.
+pub const GUEST_IP: &str = "10.77.0.10";
+/// The standby's end of the replication link.
+pub const STANDBY_REP_IP: &str = "10.78.0.2";
+/// The TAP device of each host.
+pub const TAP: &str = "tap0";
+/// Where files are memory, if this machine has it.
+pub const SHM: &str = "/dev/shm";
+/// What the names of temporary directories begin with; the rig's process id and a dash follow.
+pub const TEMPORARY: &str = "afterimage-rig";
+/// How long processes may take to die.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Which of the three.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Where the VM runs at first.
+    Primary,
+    /// Where its after-image is.
+    Standby,
+    /// Where the client and the witness are.
+    Client,
+}
+
+impl Place {
+    fn short(self) -> &'static str {
+        match self {
+            Self::Primary => "pri",
+            Self::Standby => "sby",
+            Self::Client => "cli",
+        }
+    }
+}
+
+/// A host.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// Which one.
+    pub place: Place,
+    /// Name of its network namespace.
+    pub netns: String,
+    /// What `/proc/PID/ns/net` shows for its processes.
+    identity: String,
+}
+
+impl Host {
+    fn create(prefix: &str, place: Place) -> Result<Self> {
+        let netns = format!("{prefix}-{}", place.short());
+        run("ip", &["netns", "add", &netns])?;
+        let host = Self::existing(place, netns)?;
+        // (Kernels without IPv6 have nothing to switch off.)
+        host.run("sh", &["-c", "for f in /proc/sys/net/ipv6/conf/*/disable_ipv6; do [ ! -e $f ] || echo 1 >$f; done"])?;
+        host.ip("link set lo up")?;
+        Ok(host)
+    }
+
+    fn existing(place: Place, netns: String) -> Result<Self> {
+        let inode = std::fs::metadata(format!("/run/netns/{netns}")).with_context(|| netns.clone())?.ino();
+        Ok(Self { place, netns, identity: format!("net:[{inode}]") })
+    }
+
+    /// Runs a program here and gives its output.
+    pub fn run(&self, program: &str, args: &[&str]) -> Result<String> {
+        run("ip", &[&["netns", "exec", &self.netns, program], args].concat())
+    }
+
+    /// One `ip` command.
+    pub fn ip(&self, command: &str) -> Result<String> {
+        let words: Vec<&str> = ["-n", &self.netns].into_iter().chain(command.split_ascii_whitespace()).collect();
+        run("ip", &words)
+    }
+
+    /// Everything that runs here, whoever started it. Dead processes that nobody asked about yet do not count.
+    #[must_use]
+    pub fn pids(&self) -> Vec<u32> {
+        let here = |pid: &u32| {
+            std::fs::read_link(format!("/proc/{pid}/ns/net")).is_ok_and(|l| l.as_os_str() == &*self.identity)
+        };
+        all_pids().filter(here).collect()
+    }
+
+    /// Kills everything that runs here, until there is nothing left.
+    pub fn kill_all(&self) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let pids = self.pids();
+            if pids.is_empty() {
+                return Ok(());
+            }
+            ensure!(start.elapsed() < PATIENCE, "{}: processes {pids:?} do not die", self.netns);
+            pids.iter().for_each(|pid| signal(*pid, Signal::KILL));
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Stops everything that runs here, as a host does whose hypervisor stalls. Says which processes those are.
+    pub fn freeze(&self) -> Vec<u32> {
+        let mut frozen = Vec::new();
+        loop {
+            // A process may have been started while we looked.
+            let new: Vec<u32> = self.pids().into_iter().filter(|pid| !frozen.contains(pid)).collect();
+            if new.is_empty() {
+                return frozen;
+            }
+            new.iter().for_each(|pid| signal(*pid, Signal::STOP));
+            frozen.extend(new);
+        }
+    }
+
+    /// Lets what was frozen go on.
+    pub fn thaw(&self) {
+        self.pids().iter().for_each(|pid| signal(*pid, Signal::CONT));
+    }
+
+    /// Frames that came out of the host's TAP device so far: what the gate let out.
+    pub fn frames_out(&self) -> Result<u64> {
+        let path = format!("/sys/class/net/{TAP}/statistics/rx_packets");
+        let text = self.run("cat", &[&path])?;
+        text.trim().parse().with_context(|| format!("{path} of {}: '{text}'", self.netns))
+    }
+}
+
+/// A device that can be made to swallow whatever is sent through it. Prepared ahead: then it takes no time.
+#[derive(Debug)]
+pub struct Silencer {
+    tc: Child,
+    devices: &'static [&'static str],
+}
+
+impl Silencer {
+    /// Prepares `devices` of `host`.
+    pub fn prepare(host: &Host, devices: &'static [&'static str]) -> Result<Self> {
+        let mut tc = Command::new("tc");
+        tc.args(["-n", &host.netns, "-batch", "-"]).stdin(Stdio::piped());
+        Ok(Self { tc: tc.spawn().context("tc")?, devices })
+    }
+
+    /// From here on nothing leaves by these devices. No carrier is lost and no error is seen: the worst kind of silence.
+    pub fn fire(&mut self) -> Result<()> {
+        let mut input = self.tc.stdin.take().context("tc's standard input is gone")?;
+        for device in self.devices {
+            writeln!(input, "qdisc replace dev {device} root blackhole")?;
+        }
+        drop(input);
+        let status = self.tc.wait()?;
+        ensure!(status.success(), "tc could not silence {:?}: {status}", self.devices);
+        Ok(())
+    }
+}
+
+impl Drop for Silencer {
+    fn drop(&mut self) {
+        let _ = self.tc.kill();
+        let _ = self.tc.wait();
+    }
+}
+
+/// The three hosts and their links. Dropped: all gone, with everything that ran there.
+#[derive(Debug)]
+pub struct Topology {
+    /// Where the VM runs at first.
+    pub primary: Host,
+    /// Where its after-image is.
+    pub standby: Host,
+    /// Where the client and the witness are.
+    pub client: Host,
+    _sweeper: Sweeper,
+}
+
+/// Removes what was made, also when making it failed half-way.
+#[derive(Debug)]
+struct Sweeper(Vec<Host>);
+
+impl Drop for Sweeper {
+    fn drop(&mut self) {
+        for host in &self.0 {
+            host.thaw();
+            if let Err(error) = host.kill_all().and_then(|()| run("ip", &["netns", "del", &host.netns])) {
+                eprintln!("cleaning up {}: {error:#}", host.netns);
+            }
+        }
+    }
+}
+
+impl Topology {
+    /// Makes them.
+    ///
+    /// # Errors
+    /// [`Missing`] if this machine allows no network namespaces.
+    pub fn create() -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let prefix = format!("ai{}x{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let mut sweeper = Sweeper(Vec::new());
+        for place in [Place::Client, Place::Primary, Place::Standby] {
+            let host = Host::create(&prefix, place).map_err(|e| {
+                Missing::error(
+                    format!("cannot make network namespaces: {e:#}"),
+                    "Run as root, outside of unprivileged containers",
+                )
+            })?;
+            sweeper.0.push(host);
+        }
+        let [client, primary, standby] = sweeper.0.as_slice() else { bail!("three hosts were made") };
+        let (client, primary, standby) = (client.clone(), primary.clone(), standby.clone());
+        bridge(&client, "lan", CLIENT_IP)?;
+        connect(&primary, &client, "10.77.0.1")?;
+        connect(&standby, &client, "10.77.0.2")?;
+        primary.ip(&format!("link add rep type veth peer name rep netns {}", standby.netns))?;
+        for (host, address) in [(&primary, "10.78.0.1"), (&standby, STANDBY_REP_IP)] {
+            host.ip(&format!("address add {address}/24 dev rep"))?;
+            host.ip("link set rep up")?;
+        }
+        let hosts = Self { primary, standby, client, _sweeper: sweeper };
+        hosts.settle()?;
+        Ok(hosts)
+    }
+
+    /// Waits until the kernel has noticed all carriers, and the bridges forward: it does both in its own time, and drops
+    /// what comes before.
+    fn settle(&self) -> Result<()> {
+        let forwarding = "[ $(cat /sys/class/net/$l/operstate) = up ] && [ $(cat /sys/class/net/$l/brport/state 2>/dev/null || echo 3) = 3 ]";
+        for (host, links) in [(&self.client, "pri sby"), (&self.primary, "lan rep"), (&self.standby, "lan rep")] {
+            let script = format!("for l in {links}; do until {forwarding}; do sleep 0.01; done; done");
+            host.run("timeout", &["10", "sh", "-c", &script]).with_context(|| format!("links of {}", host.netns))?;
+        }
+        Ok(())
+    }
+
+    /// The host at `place`.
+    #[must_use]
+    pub fn host(&self, place: Place) -> &Host {
+        match place {
+            Place::Primary => &self.primary,
+            Place::Standby => &self.standby,
+            Place::Client => &self.client,
+        }
+    }
+
+    /// What will make `place` fall silent on all its links.
+    pub fn prepare_death(&self, place: Place) -> Result<Silencer> {
+        Silencer::prepare(self.host(place), &["rep", "lan"])
+    }
+
+    /// The host dies: first nothing leaves it any more (a dead host closes no connection), then everything on it is
+    /// killed, then its links lose their carrier.
+    pub fn kill_host(&self, place: Place, silencer: &mut Silencer) -> Result<()> {
+        let host = self.host(place);
+        silencer.fire()?;
+        host.kill_all()?;
+        ["rep", "lan"].iter().try_for_each(|link| host.ip(&format!("link set {link} down")).map(drop))
+    }
+
+    /// What will cut the replication link, in both directions.
+    pub fn prepare_cut(&self) -> Result<[Silencer; 2]> {
+        Ok([Silencer::prepare(&self.primary, &["rep"])?, Silencer::prepare(&self.standby, &["rep"])?])
+    }
+
+    /// All links of all hosts work again. What runs there goes on.
+    pub fn restore_links(&self) -> Result<()> {
+        for host in [&self.primary, &self.standby] {
+            let disciplines = host.run("tc", &["qdisc", "show"])?;
+            for link in ["rep", "lan"] {
+                if disciplines.lines().any(|l| l.contains("blackhole") && l.contains(&format!("dev {link} "))) {
+                    host.run("tc", &["qdisc", "del", "dev", link, "root"])?;
+                }
+                host.ip(&format!("link set {link} up"))?;
+            }
+        }
+        self.settle()
+    }
+
+    /// Ready for another round: nothing runs, everything is connected.
+    pub fn reset(&self) -> Result<()> {
+        for host in [&self.primary, &self.standby, &self.client] {
+            host.thaw();
+            host.kill_all()?;
+        }
+        self.restore_links()?;
+        self.client.ip("neigh flush dev lan").map(drop)
+    }
+}
+
+fn bridge(host: &Host, name: &str, address: &str) -> Result<()> {
+    host.ip(&format!("link add {name} type bridge stp_state 0 forward_delay 0 mcast_snooping 0"))?;
+    host.ip(&format!("address add {address}/24 dev {name}"))?;
+    host.ip(&format!("link set {name} up")).map(drop)
+}
+
+/// A host with a bridge and a TAP device, on the client's LAN.
+fn connect(host: &Host, client: &Host, address: &str) -> Result<()> {
+    bridge(host, "br0", address)?;
+    let port = host.place.short();
+    host.ip(&format!("link add lan type veth peer name {port} netns {}", client.netns))?;
+    host.ip(&format!("tuntap add dev {TAP} mode tap"))?;
+    for device in ["lan", TAP] {
+        host.ip(&format!("link set {device} master br0"))?;
+        host.ip(&format!("link set {device} up"))?;
+    }
+    client.ip(&format!("link set {port} master lan"))?;
+    client.ip(&format!("link set {port} up")).map(drop)
+}
+
+/// Removes hosts and RAM files whose rig is gone, with everything that runs there. Says which.
+pub fn clean() -> Result<Vec<String>> {
+    let mut removed = Vec::new();
+    for entry in std::fs::read_dir("/run/netns").into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Some((rig, place)) = owner(&name) else { continue };
+        if !Path::new(&format!("/proc/{rig}")).exists() {
+            drop(Sweeper(vec![Host::existing(place, name.clone())?]));
+            removed.push(name);
+        }
+    }
+    for entry in std::fs::read_dir(SHM).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let rig = name.strip_prefix(TEMPORARY).and_then(|rest| rest.split_once('-')).map(|(rig, _)| rig.parse::<u32>());
+        if let Some(Ok(rig)) = rig
+            && !Path::new(&format!("/proc/{rig}")).exists()
+        {
+            std::fs::remove_dir_all(entry.path()).with_context(|| name.clone())?;
+            removed.push(name);
+        }
+    }
+    Ok(removed)
+}
+
+/// The rig's process id and the place that are in a namespace's name; None if it is not one of ours.
+fn owner(name: &str) -> Option<(u32, Place)> {
+    let (prefix, place) = name.strip_prefix("ai")?.split_once('-')?;
+    let (rig, count) = prefix.split_once('x')?;
+    count.parse::<u32>().ok()?;
+    let place = [Place::Primary, Place::Standby, Place::Client].into_iter().find(|p| p.short() == place)?;
+    Some((rig.parse().ok()?, place))
+}
+
+/// Runs a program to its end.
+fn run(program: &str, args: &[&str]) -> Result<String> {
+    let output = Command::new(program).args(args).stdin(Stdio::null()).output().with_context(|| program.to_owned())?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{program} {}: {} {}", args.join(" "), output.status, said.trim());
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_own_names_are_ours() {
+        assert_eq!(owner("ai123x0-pri"), Some((123, Place::Primary)));
+        for other in ["", "ai", "ai-pri", "aix0-pri", "ai12-pri", "ai12x0-web", "air1x0-cli", "mail12x0-pri"] {
+            assert_eq!(owner(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Injects the fault, and watches what becomes of it.
+
+use super::{
+    Scenario,
+    evidence::{Evidence, Side},
+    round::{PATIENCE, Round},
+};
+use crate::{
+    netns::Place,
+    process::{children, signal, stat},
+    timeline::{Mark, now_ms, pass},
+};
+use anyhow::{Context, Result};
+use rustix::process::Signal;
+use std::time::Duration;
+
+/// How soon the loser must be fenced, and the loss of the witness noticed.
+const SOON: Duration = Duration::from_secs(15);
+
+/// Does it, from a round that is protected and has a client.
+///
+/// # Errors
+/// The rig could not do its part. What the product did wrong is in the evidence.
+pub fn run(round: &mut Round<'_>, replies_from: Mark) -> Result<Evidence> {
+    let status = round.status();
+    let mut watch =
+        Watch { mark: round.timeline.mark(), at_ms: now_ms(), survivor: None, frozen_at: None, complaints: Vec::new() };
+    match round.settings.scenario {
+        Scenario::KillPrimary => watch.kill_primary(round)?,
+        Scenario::CutLink => watch.cut_link(round)?,
+        Scenario::FreezePrimary => watch.freeze_primary(round)?,
+        Scenario::KillStandby => watch.kill_standby(round)?,
+        Scenario::KillWitness => watch.kill_witness(round)?,
+        Scenario::KillSidecar => watch.kill_sidecar(round)?,
+    }
+    let mut evidence = watch.finish(round, replies_from)?;
+    evidence.status = status;
+    Ok(evidence)
+}
+
+struct Watch {
+    mark: Mark,
+    at_ms: f64,
+    survivor: Option<Place>,
+    /// Frames that the primary had let out when it was frozen.
+    frozen_at: Option<u64>,
+    complaints: Vec<String>,
+}
+
+impl Watch {
+    fn strike(&mut self, round: &Round<'_>, what: &str) {
+        self.at_ms = round.timeline.note(what);
+    }
+
+    fn kill_primary(&mut self, round: &mut Round<'_>) -> Result<()> {
+        let mut silencer = round.topology.prepare_death(Place::Primary)?;
+        self.strike(round, "primary host dies");
+        round.topology.kill_host(Place::Primary, &mut silencer)?;
+        self.await_survivor(round)
+    }
+
+    fn cut_link(&mut self, round: &mut Round<'_>) -> Result<()> {
+        let mut silencers = round.topology.prepare_cut()?;
+        self.strike(round, "replication link is cut");
+        silencers.iter_mut().try_for_each(|s| s.fire())?;
+        self.await_survivor(round)?;
+        self.await_fenced(round)
+    }
+
+    fn freeze_primary(&mut self, round: &mut Round<'_>) -> Result<()> {
+        self.strike(round, "primary host freezes");
+        round.topology.primary.freeze();
+        self.frozen_at = Some(round.topology.primary.frames_out()?);
+        self.await_survivor(round)?;
+        pass(Duration::from_secs(1))?;
+        round.timeline.note("primary host thaws");
+        round.topology.primary.thaw();
+        self.await_fenced(round)
+    }
+
+    fn kill_standby(&mut self, round: &mut Round<'_>) -> Result<()> {
+        let mut silencer = round.topology.prepare_death(Place::Standby)?;
+        self.strike(round, "standby host dies");
+        round.topology.kill_host(Place::Standby, &mut silencer)?;
+        self.await_survivor(round)?;
+        pass(Duration::from_secs(1))?;
+        round.topology.restore_links()?;
+        round.timeline.note("standby host is back");
+        round.new_standby()?;
+        if let Err(error) = round.protect() {
+            self.complaints.push(format!("the VM was not protected again: {error:#}"));
+        }
+        Ok(())
+    }
+
+    fn kill_witness(&mut self, round: &mut Round<'_>) -> Result<()> {
+        self.strike(round, "witness dies");
+        round.witness.kill();
+        self.survivor = Some(Place::Primary);
+        self.expect(round, "arbiter-unreachable")?;
+        if round.arbiter_reachable() != Some(false) {
+            self.complaints.push("status does not say that the arbiter is unreachable".to_owned());
+        }
+        if !round.hear_a_reply()? {
+            self.complaints.push("no reply while the witness was dead".to_owned());
+        }
+        round.timeline.note("witness is back");
+        round.restart_witness()?;
+        self.expect(round, "arbiter-reachable")
+    }
+
+    fn kill_sidecar(&mut self, round: &mut Round<'_>) -> Result<()> {
+        let supervisor = round.protect.as_ref().context("nothing protects the VM")?.pid();
+        let own = |pid: &u32| stat(*pid).is_some_and(|s| !s.name.starts_with("qemu-system"));
+        let data_path = children(supervisor).into_iter().find(own).context("protect has no data path process")?;
+        self.strike(round, "data path dies");
+        signal(data_path, Signal::KILL);
+        self.await_survivor(round)?;
+        self.await_fenced(round)
+    }
+
+    /// Whoever goes on alone says so: the standby `running`, the primary `solo`.
+    fn await_survivor(&mut self, round: &Round<'_>) -> Result<()> {
+        let found =
+            round.timeline.wait(self.mark, PATIENCE, |e| e.is("standby", "running") || e.is("protect", "solo"))?;
+        self.survivor = found.map(|e| if e.source == "standby" { Place::Standby } else { Place::Primary });
+        Ok(())
+    }
+
+    /// The loser says that it is fenced; a standby that it discarded what it held.
+    fn await_fenced(&mut self, round: &Round<'_>) -> Result<()> {
+        let loser = if self.survivor == Some(Place::Primary) { "standby" } else { "protect" };
+        let fenced = |source: &str, event: &str| source == loser && matches!(event, "fenced" | "discarded");
+        round.timeline.wait(self.mark, SOON, |e| fenced(&e.source, &e.event)).map(drop)
+    }
+
+    fn expect(&mut self, round: &Round<'_>, event: &str) -> Result<()> {
+        if round.timeline.wait(self.mark, SOON, |e| e.is("protect", event))?.is_none() {
+            self.complaints.push(format!("protect did not say '{event}' within {SOON:?}"));
+        }
+        Ok(())
+    }
+
+    /// The survivor alone with the client: who is heard, who runs, and what the client's books say.
+    fn finish(mut self, round: &mut Round<'_>, replies_from: Mark) -> Result<Evidence> {
+        let (primary, standby) = (&round.topology.primary, &round.topology.standby);
+        let first = (self.frozen_at.map_or_else(|| primary.frames_out(), Ok)?, standby.frames_out()?);
+        let quiet_from = now_ms();
+        round.hear_a_reply()?;
+        pass(round.settings.after)?;
+        let last = (primary.frames_out()?, standby.frames_out()?);
+        let summary = round.stop_client()?;
+        let events = round.timeline.since(self.mark);
+        let side = |place: Place, source: &str, frames_out: u64| -> Result<Side> {
+            let said = |event: &str| events.iter().any(|e| e.is(source, event));
+            Ok(Side { executes: round.executes(place)?, frames_out, fenced: said("fenced") || said("discarded") })
+        };
+        self.complaints.extend(round.guest_complaints());
+        Ok(Evidence {
+            scenario: round.settings.scenario,
+            fault_at_ms: self.at_ms,
+            quiet_from_ms: quiet_from,
+            survivor: self.survivor,
+            primary: side(Place::Primary, "protect", last.0.saturating_sub(first.0))?,
+            standby: side(Place::Standby, "standby", last.1.saturating_sub(first.1))?,
+            replies: round.replies(replies_from),
+            summary,
+            complaints: self.complaints,
+            status: serde_json::Value::Null,
+            events,
+        })
+    }
+}

@@ -1,0 +1,106 @@
+//! One fault each: what is done, what is observed, what must be true.
+//!
+//! | module | |
+//! |---|---|
+//! | [`round`] | starts everything: witness, standby, VM, protection, client |
+//! | [`fault`] | injects the fault and watches |
+//! | [`evidence`] | what was observed, and the verdict: a pure function, so that it has tests of its own |
+//! | [`report`] | numbers and JSON |
+//! | [`status`] | what the rig reads from `afterimage status --json` |
+
+pub mod evidence;
+pub mod fault;
+pub mod report;
+pub mod round;
+pub mod status;
+
+use crate::{guest::Guest, netns::Place};
+use clap::ValueEnum;
+use std::{path::PathBuf, time::Duration};
+
+/// A fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Scenario {
+    /// Everything on the primary host dies at once. The standby takes over.
+    KillPrimary,
+    /// The replication link falls silent, both hosts live. One of them goes on, the other is fenced.
+    CutLink,
+    /// Everything on the primary host stops, and goes on after the takeover. It gets no packet out, and is fenced.
+    FreezePrimary,
+    /// Everything on the standby host dies. The primary goes on solo, and is protected again by a new standby.
+    KillStandby,
+    /// The witness dies and comes back. Protection goes on; failover is impossible meanwhile, and that is said.
+    KillWitness,
+    /// The data path of the primary's sidecar dies. One side goes on, the other is fenced; the VM is never left stopped.
+    KillSidecar,
+}
+
+impl Scenario {
+    /// As on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::KillPrimary => "kill-primary",
+            Self::CutLink => "cut-link",
+            Self::FreezePrimary => "freeze-primary",
+            Self::KillStandby => "kill-standby",
+            Self::KillWitness => "kill-witness",
+            Self::KillSidecar => "kill-sidecar",
+        }
+    }
+
+    /// Who may be left running.
+    #[must_use]
+    pub fn allowed(self) -> &'static [Place] {
+        match self {
+            Self::KillPrimary | Self::FreezePrimary => &[Place::Standby],
+            Self::KillStandby | Self::KillWitness => &[Place::Primary],
+            Self::CutLink | Self::KillSidecar => &[Place::Primary, Place::Standby],
+        }
+    }
+
+    /// Whether there is a loser that lives, and must say that it is fenced.
+    #[must_use]
+    pub fn has_loser(self) -> bool {
+        matches!(self, Self::CutLink | Self::FreezePrimary | Self::KillSidecar)
+    }
+
+    /// Whether who runs the VM is to be decided at the arbiter.
+    #[must_use]
+    pub fn is_arbitrated(self) -> bool {
+        self != Self::KillWitness
+    }
+}
+
+/// Everything that a round needs to know.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Which fault.
+    pub scenario: Scenario,
+    /// Which guest, on what.
+    pub guest: Guest,
+    /// The program under test.
+    pub afterimage: PathBuf,
+    /// As `afterimage protect --epoch` takes it.
+    pub epoch: String,
+    /// As `afterimage protect --beat-interval` takes it.
+    pub beat_interval: String,
+    /// As `afterimage protect --detect-multiplier` takes it.
+    pub detect_multiplier: u32,
+    /// As `--staging` of both sides takes it; None leaves it out.
+    pub staging: Option<String>,
+    /// Requests that the client has under way at a time.
+    pub pipeline: usize,
+    /// Time that the client has before the fault.
+    pub before: Duration,
+    /// Time that the client has after the fault was dealt with.
+    pub after: Duration,
+    /// Time to measure the unprotected VM's replies; zero: not measured.
+    pub baseline: Duration,
+    /// Time to measure what the sidecars cost when no client asks; zero: not measured.
+    pub idle: Duration,
+    /// For logs and sockets.
+    pub work_dir: PathBuf,
+    /// For the standby's RAM file.
+    pub ram_dir: PathBuf,
+}

@@ -1,0 +1,381 @@
+//! One run, up to the fault: witness, standby, VM, protection, client; and all of it down again.
+
+use super::{Settings, report::Reply, status};
+use crate::{
+    client::Summary,
+    guest::{Kind, VmPaths},
+    netns::{CLIENT_IP, GUEST_IP, Host, Place, STANDBY_REP_IP, TAP, Topology},
+    process::{self, Line, Proc},
+    qmp,
+    serial::Serial,
+    stats::Latencies,
+    timeline::{Mark, Timeline, pass, poll},
+};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// The VM's name.
+const VM: &str = "demo";
+const WITNESS_PORT: u16 = 7101;
+const STANDBY_PORT: u16 = 7100;
+/// How long anything may take that has no reason to take long.
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the guest may be silent before the client gives it up.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(15);
+
+/// Everything that runs.
+#[derive(Debug)]
+pub struct Round<'a> {
+    /// What it is about.
+    pub settings: &'a Settings,
+    /// Where.
+    pub topology: &'a Topology,
+    /// What happened, but for the replies.
+    pub timeline: Timeline,
+    replies: Timeline,
+    dir: PathBuf,
+    standbys: u32,
+    pub(super) witness: Proc,
+    pub(super) standby: Proc,
+    pub(super) protect: Option<Proc>,
+    client: Option<Proc>,
+    _qemu: Proc,
+}
+
+impl<'a> Round<'a> {
+    /// Starts the witness, the standby and the VM, all of them new, in `dir`.
+    ///
+    /// # Errors
+    /// Something does not start; the message has the end of its log.
+    pub fn start(settings: &'a Settings, topology: &'a Topology, dir: &Path, timeline: Timeline) -> Result<Self> {
+        for place in ["pri", "sby", "cli"] {
+            std::fs::create_dir_all(dir.join(place)).with_context(|| dir.display().to_string())?;
+        }
+        let witness = start_witness(settings, topology, dir, &timeline)?;
+        let standby = start_standby(settings, topology, dir, 0, &timeline)?;
+        let paths = VmPaths::new(&dir.join("pri"));
+        let line = settings.guest.primary(&paths)?;
+        let mut qemu = Proc::spawn(&topology.primary, "qemu", &line, &dir.join("pri"), &timeline)?;
+        let ready = poll(PATIENCE, || paths.nic().exists() && paths.qmp().exists() || !qemu.is_alive())?;
+        ensure!(ready && qemu.is_alive(), "QEMU does not start:\n{}", qemu.log_tail(10));
+        timeline.note("VM started");
+        let (replies, dir) = (Timeline::new(false), dir.to_owned());
+        let round = Self {
+            settings,
+            topology,
+            timeline,
+            replies,
+            dir,
+            standbys: 1,
+            witness,
+            standby,
+            protect: None,
+            client: None,
+            _qemu: qemu,
+        };
+        Ok(round)
+    }
+
+    /// The VM's files on the primary host.
+    #[must_use]
+    pub fn primary_vm(&self) -> VmPaths {
+        VmPaths::new(&self.dir.join("pri"))
+    }
+
+    /// The waiting VM's files on the standby host, the newest if there were several.
+    #[must_use]
+    pub fn standby_vm(&self) -> VmPaths {
+        VmPaths::new(&standby_dir(&self.dir, self.standbys - 1))
+    }
+
+    /// Gives the unprotected VM a network until it serves, and measures its replies if asked to. The Linux guest needs
+    /// a network to come up; the tiny one does not care.
+    ///
+    /// # Errors
+    /// The guest does not come up.
+    pub fn boot(&mut self) -> Result<Latencies> {
+        let mut latencies = Latencies::default();
+        let guest = &self.settings.guest;
+        if guest.kind == Kind::Tiny && self.settings.baseline.is_zero() {
+            return Ok(latencies);
+        }
+        let vm = self.primary_vm();
+        let rig = std::env::current_exe().context("own path")?;
+        let line = Line::new(rig).args(["plug"]).flag("--socket", vm.nic()).flag("--tap", TAP);
+        let plug = Proc::spawn(&self.topology.primary, "plug", &line, &self.dir.join("pri"), &self.timeline)?;
+        let sign = if guest.kind == Kind::Tiny { "CNT " } else { "READY" };
+        let up = || std::fs::read(vm.serial()).is_ok_and(|text| String::from_utf8_lossy(&text).contains(sign));
+        ensure!(poll(guest.kind.boot_patience(), up)?, "the guest does not come up; see {}", vm.serial().display());
+        self.timeline.note("guest is up");
+        if !self.settings.baseline.is_zero() {
+            let mark = self.replies.mark();
+            self.start_client()?;
+            pass(self.settings.baseline)?;
+            self.stop_client()?;
+            self.replies(mark).iter().for_each(|r| latencies.record(r.latency_us));
+            self.timeline.note("baseline measured");
+        }
+        drop(plug);
+        Ok(latencies)
+    }
+
+    /// Starts `afterimage protect`, and waits until the VM is protected. An earlier one hands over.
+    ///
+    /// # Errors
+    /// It ends, or is not there in time.
+    pub fn protect(&mut self) -> Result<()> {
+        let mark = self.timeline.mark();
+        let s = self.settings;
+        let line = Line::new(&s.afterimage)
+            .args(["protect", "--vm", VM, "--node", "host-a"])
+            .flag("--qmp", self.primary_vm().qmp())
+            .flag("--to", format!("{STANDBY_REP_IP}:{STANDBY_PORT}"))
+            .flag("--arbiter", arbiter())
+            .flag("--epoch", &s.epoch)
+            .flag("--nic", nic(&self.primary_vm()))
+            .flag("--run-dir", self.dir.join("pri"))
+            .flag("--beat-interval", &s.beat_interval)
+            .flag("--detect-multiplier", s.detect_multiplier.to_string());
+        let line = staging(s, line);
+        let mut protect = Proc::spawn(&self.topology.primary, "protect", &line, &self.dir.join("pri"), &self.timeline)?;
+        let mut found = None;
+        poll(PATIENCE, || {
+            found = self.timeline.wait(mark, Duration::ZERO, |e| e.is("protect", "protected")).ok().flatten();
+            found.is_some() || !protect.is_alive()
+        })?;
+        let log = || protect_log(&protect, &self.standby);
+        ensure!(found.is_some(), "the VM is not protected:\n{}", log());
+        self.protect = Some(protect);
+        Ok(())
+    }
+
+    /// Starts another standby, after the last one died.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn new_standby(&mut self) -> Result<()> {
+        self.standby = start_standby(self.settings, self.topology, &self.dir, self.standbys, &self.timeline)?;
+        self.standbys += 1;
+        Ok(())
+    }
+
+    /// Starts the witness again, over the state that it had.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn restart_witness(&mut self) -> Result<()> {
+        self.witness = start_witness(self.settings, self.topology, &self.dir, &self.timeline)?;
+        Ok(())
+    }
+
+    /// Starts the client, and waits for its first reply.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn start_client(&mut self) -> Result<()> {
+        let mark = self.replies.mark();
+        let s = self.settings;
+        let rig = std::env::current_exe().context("own path")?;
+        let line = Line::new(rig)
+            .args(["client", "--guest", s.guest.kind.name()])
+            .flag("--address", format!("{GUEST_IP}:{}", s.guest.kind.port()))
+            .flag("--pipeline", s.pipeline.to_string())
+            .flag("--patience", format!("{}ms", CLIENT_PATIENCE.as_millis()));
+        let client = Proc::spawn(&self.topology.client, "client", &line, &self.dir.join("cli"), &self.replies)?;
+        self.client = Some(client);
+        if self
+            .replies
+            .wait(mark, PATIENCE, |e| e.event == "reply" || e.event == "stuck")?
+            .is_none_or(|e| e.event == "stuck")
+        {
+            bail!("the client gets no reply from the guest");
+        }
+        Ok(())
+    }
+
+    /// Has the client finish. None: it ended without a summary.
+    ///
+    /// # Errors
+    /// Somebody interrupted the rig.
+    pub fn stop_client(&mut self) -> Result<Option<Summary>> {
+        let Some(mut client) = self.client.take() else { return Ok(None) };
+        drop(client.take_stdin());
+        if client.wait(CLIENT_PATIENCE + PATIENCE).is_none() {
+            return Ok(None);
+        }
+        let mut entries = self.replies.since(Mark::default());
+        entries
+            .iter()
+            .filter(|e| matches!(e.event.as_str(), "wrong" | "stuck"))
+            .for_each(|e| self.timeline.push(e.clone()));
+        let summary = entries.iter().rfind(|e| e.event == "summary").and_then(|e| Summary::from_json(&e.fields));
+        entries.clear();
+        Ok(summary)
+    }
+
+    /// The present end of the list of replies.
+    #[must_use]
+    pub fn reply_mark(&self) -> Mark {
+        self.replies.mark()
+    }
+
+    /// The replies since `mark`.
+    #[must_use]
+    pub fn replies(&self, mark: Mark) -> Vec<Reply> {
+        self.replies.since(mark).iter().filter_map(Reply::of).collect()
+    }
+
+    /// Waits for a reply that comes after now. False: none came.
+    ///
+    /// # Errors
+    /// Somebody interrupted the rig.
+    pub fn hear_a_reply(&self) -> Result<bool> {
+        let mark = self.replies.mark();
+        let heard = self.replies.wait(mark, CLIENT_PATIENCE, |e| matches!(e.event.as_str(), "reply" | "stuck"))?;
+        Ok(heard.is_some_and(|e| e.event == "reply"))
+    }
+
+    /// `afterimage status --json` of the primary's sidecar; null if it has none to give.
+    #[must_use]
+    pub fn status(&self) -> Value {
+        let program = self.settings.afterimage.to_string_lossy();
+        let run_dir = self.dir.join("pri");
+        let args = ["status", "--vm", VM, "--role", "primary", "--json", "--run-dir", &run_dir.to_string_lossy()];
+        let output = self.topology.primary.run(&program, &args).unwrap_or_default();
+        serde_json::from_str(&output).unwrap_or(Value::Null)
+    }
+
+    /// Whether the sidecar says that it reaches its arbiter.
+    #[must_use]
+    pub fn arbiter_reachable(&self) -> Option<bool> {
+        status::arbiter_reachable(&self.status())
+    }
+
+    /// What share of one core both sidecars use while no client asks anything, in percent.
+    ///
+    /// # Errors
+    /// Somebody interrupted the rig.
+    pub fn idle_cpu_percent(&self) -> Result<Option<f64>> {
+        let time = self.settings.idle;
+        if time.is_zero() {
+            return Ok(None);
+        }
+        let before = self.sidecar_ticks();
+        pass(time)?;
+        let ticks = self.sidecar_ticks().saturating_sub(before);
+        Ok(u32::try_from(ticks).ok().map(|ticks| f64::from(ticks) / time.as_secs_f64()))
+    }
+
+    /// CPU time of everything on both hosts that is not QEMU, in hundredths of a second.
+    fn sidecar_ticks(&self) -> u64 {
+        let hosts = [&self.topology.primary, &self.topology.standby];
+        let stats = hosts.into_iter().flat_map(Host::pids).filter_map(process::stat);
+        stats.filter(|s| !s.name.starts_with("qemu-system")).map(|s| s.cpu_ticks).sum()
+    }
+
+    /// Whether the VM at `place` executes now. Its monitor is asked several times: a pause is no end.
+    ///
+    /// # Errors
+    /// There is a QEMU that does not answer.
+    pub fn executes(&self, place: Place) -> Result<bool> {
+        let vm = if place == Place::Primary { self.primary_vm() } else { self.standby_vm() };
+        for _ in 0..20 {
+            match qmp::run_state(&vm.observer(), Duration::from_secs(5))? {
+                None => return Ok(false),
+                Some(state) if state == "running" => return Ok(true),
+                Some(_) => pass(Duration::from_millis(10))?,
+            }
+        }
+        Ok(false)
+    }
+
+    /// What the guests of both hosts complain about.
+    #[must_use]
+    pub fn guest_complaints(&self) -> Vec<String> {
+        let kind = self.settings.guest.kind;
+        let complaint = |(host, vm): (&str, VmPaths)| {
+            Serial::read(kind, &vm.serial()).complaint().map(|what| format!("{host}: {what}"))
+        };
+        [("primary", self.primary_vm()), ("standby", self.standby_vm())].into_iter().filter_map(complaint).collect()
+    }
+
+    /// The ends of the sidecars' logs.
+    #[must_use]
+    pub fn logs(&self) -> String {
+        self.protect.as_ref().map_or_else(String::new, |protect| protect_log(protect, &self.standby))
+    }
+}
+
+fn protect_log(protect: &Proc, standby: &Proc) -> String {
+    format!("--- protect:\n{}\n--- standby:\n{}", protect.log_tail(20), standby.log_tail(20))
+}
+
+fn arbiter() -> String {
+    format!("witness://{CLIENT_IP}:{WITNESS_PORT}")
+}
+
+fn nic(vm: &VmPaths) -> String {
+    format!("{}={TAP}", vm.nic().display())
+}
+
+fn staging(settings: &Settings, line: Line) -> Line {
+    match &settings.staging {
+        Some(size) => line.flag("--staging", size),
+        None => line,
+    }
+}
+
+fn start_witness(settings: &Settings, topology: &Topology, dir: &Path, timeline: &Timeline) -> Result<Proc> {
+    let line = Line::new(&settings.afterimage)
+        .args(["witness", "--listen", &format!("{CLIENT_IP}:{WITNESS_PORT}")])
+        .flag("--state", dir.join("cli/witness"));
+    let mut witness = Proc::spawn(&topology.client, "witness", &line, &dir.join("cli"), timeline)?;
+    listening(&mut witness, WITNESS_PORT)?;
+    Ok(witness)
+}
+
+fn standby_dir(dir: &Path, number: u32) -> PathBuf {
+    dir.join("sby").join(number.to_string())
+}
+
+fn start_standby(
+    settings: &Settings,
+    topology: &Topology,
+    dir: &Path,
+    number: u32,
+    timeline: &Timeline,
+) -> Result<Proc> {
+    let dir = standby_dir(dir, number);
+    std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
+    let vm = VmPaths::new(&dir);
+    let line = Line::new(&settings.afterimage)
+        .args(["standby", "--vm", VM, "--node", "host-b"])
+        .flag("--listen", format!("{STANDBY_REP_IP}:{STANDBY_PORT}"))
+        .flag("--arbiter", arbiter())
+        .flag("--nic", nic(&vm))
+        .flag("--run-dir", &dir)
+        .flag("--ram-dir", &settings.ram_dir);
+    let line = staging(settings, line).args(["--"]).args(settings.guest.qemu(&vm).0);
+    let mut standby = Proc::spawn(&topology.standby, "standby", &line, &dir, timeline)?;
+    listening(&mut standby, STANDBY_PORT)?;
+    Ok(standby)
+}
+
+/// Waits until `server` listens on the TCP port.
+fn listening(server: &mut Proc, port: u16) -> Result<()> {
+    // Columns of /proc/net/tcp: slot, local address:port, remote address:port, state (0A: listening), ...
+    let listens = |line: &str| {
+        let columns: Vec<&str> = line.split_ascii_whitespace().take(4).collect();
+        columns.get(1).is_some_and(|local| local.ends_with(&format!(":{port:04X}"))) && columns.get(3) == Some(&"0A")
+    };
+    let pid = server.pid();
+    let table = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/net/{name}")).unwrap_or_default();
+    let ready = || table("tcp").lines().any(listens) || table("tcp6").lines().any(listens);
+    poll(PATIENCE, || ready() || !server.is_alive())?;
+    ensure!(server.is_alive() && ready(), "{} does not listen on port {port}:\n{}", server.name, server.log_tail(20));
+    Ok(())
+}

@@ -1,0 +1,40 @@
+//! What the rig reads from `afterimage status --json`. The field names are in this file only.
+
+use serde_json::{Value, json};
+
+/// `{p50, p99, max}` of how long the VM stood still for a checkpoint, in microseconds.
+#[must_use]
+pub fn pause_us(status: &Value) -> Value {
+    percentiles(status.pointer("/pause_us"))
+}
+
+/// `{p50, p99, max}` of how long output was held, in microseconds.
+#[must_use]
+pub fn hold_us(status: &Value) -> Value {
+    percentiles(status.pointer("/hold_us"))
+}
+
+/// The last epoch that was captured.
+#[must_use]
+pub fn epoch(status: &Value) -> Option<u64> {
+    status.pointer("/epoch")?.as_u64()
+}
+
+/// How far staging was over its cap at its highest, in bytes.
+#[must_use]
+pub fn staging_over_cap_bytes(status: &Value) -> Option<u64> {
+    let cap = status.pointer("/staging/cap_bytes")?.as_u64()?;
+    let peak = status.pointer("/staging/peak_bytes").or_else(|| status.pointer("/staging/used_bytes"))?.as_u64()?;
+    Some(peak.saturating_sub(cap))
+}
+
+/// Whether the sidecar reaches its arbiter.
+#[must_use]
+pub fn arbiter_reachable(status: &Value) -> Option<bool> {
+    status.pointer("/arbiter/reachable")?.as_bool()
+}
+
+fn percentiles(histogram: Option<&Value>) -> Value {
+    let Some(histogram) = histogram.filter(|h| h.is_object()) else { return Value::Null };
+    json!({ "p50": histogram["p50"], "p99": histogram["p99"], "max": histogram["max"] })
+}

@@ -1,0 +1,49 @@
+//! The rig's only unsafe code: a TAP device by its name, and two signals that ask the rig to clean up and leave.
+
+use anyhow::{Context, Result, ensure};
+use std::{
+    fs::File,
+    os::fd::AsRawFd,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn note_signal(_: libc::c_int) {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+}
+
+/// From now on SIGINT and SIGTERM end the rig by way of [`interrupted`]: the rig has namespaces and processes to remove.
+pub fn catch_signals() {
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        let handler: extern "C" fn(libc::c_int) = note_signal;
+        // SAFETY: the handler only stores to an atomic, which a signal handler may do; both signals can be caught.
+        unsafe { libc::signal(signal, handler as libc::sighandler_t) };
+    }
+}
+
+/// Whether somebody asked the rig to stop. Everything that waits looks here.
+#[must_use]
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// Attaches to the existing TAP device `name` of this network namespace: whole Ethernet frames, nothing in front of them.
+///
+/// # Errors
+/// No `/dev/net/tun`, no such device, no permission, or somebody else holds it.
+pub fn open_tap(name: &str) -> Result<File> {
+    ensure!(name.len() < libc::IFNAMSIZ, "TAP device name '{name}' is longer than {} bytes", libc::IFNAMSIZ - 1);
+    let file = File::options().read(true).write(true).open("/dev/net/tun").context("/dev/net/tun")?;
+    let mut request = libc::ifreq {
+        ifr_name: [0; libc::IFNAMSIZ],
+        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: (libc::IFF_TAP | libc::IFF_NO_PI).try_into()? },
+    };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = libc::c_char::try_from(from).context("TAP device names are ASCII")?;
+    }
+    // SAFETY: `request` is a whole ifreq with a terminated name, and lives until the call returns; the descriptor is open.
+    let status = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    ensure!(status == 0, "TAP device '{name}': {}", std::io::Error::last_os_error());
+    Ok(file)
+}
