@@ -115,3 +115,47 @@ fn wherever_the_link_is_cut_exactly_one_side_goes_on_and_every_slab_comes_back()
 fn copy(plan: &Plan) -> Plan {
     Plan { cut: None, ..*plan }
 }
+
+/// Two hundred worlds: any sizes, any schedule of the two sides, a cut anywhere.
+#[test]
+fn in_any_world_exactly_one_side_goes_on_and_every_slab_comes_back() {
+    let (mut taken, mut solo) = (0, 0);
+    for seed in 0..200_u64 {
+        let mut dice = numbers(seed);
+        let plan = Plan {
+            seed,
+            appetite: dice(24),
+            window: 1 + dice(3) as u64,
+            primary_slabs: 2 + dice(30),
+            standby_slabs: 2 + dice(30),
+            spill: dice(2) == 0,
+            cut: Some(Cut { after: dice(300), drain: dice(2) == 0 }),
+            source_fails: None,
+        };
+        let mut rig = Rig::new(&plan);
+        for step in 0..1_000 {
+            match dice(3) {
+                _ if step > 600 => rig.step(),
+                0 => rig.pump_primary(),
+                1 => rig.pump_standby(),
+                _ => rig.step(),
+            }
+            rig.check();
+        }
+        let roles = (rig.primary.machine().role(), rig.standby.machine().role());
+        assert_ne!(rig.solo, rig.taken_over.is_some(), "{plan:?}: {roles:?} {:?}", rig.log);
+        assert_eq!(rig.slabs_away(), (0, 0), "{plan:?}: {roles:?}");
+        taken += usize::from(rig.taken_over.is_some());
+        solo += usize::from(rig.solo);
+    }
+    assert!(taken > 20 && solo > 20, "{taken} takeovers, {solo} solos");
+}
+
+/// Numbers below what is asked for, the same for each seed.
+fn numbers(seed: u64) -> impl FnMut(usize) -> usize {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    move |below| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(state >> 33).unwrap() % below
+    }
+}
