@@ -3,7 +3,7 @@
 //! Submission and completion, not `async fn`: a dropped future cannot stop a NIC that still reads the slab. `submit` takes
 //! ownership, a [`Completion`] gives it back, a refusal gives it back at once. `wait_fd` is for whoever sleeps.
 //!
-//! Every implementation passes [`crate::testing::conformance`].
+//! Every implementation passes the one suite in `testing/conformance` (feature `testing`).
 
 use crate::{
     slab::{FreeSlab, SealedSlab},
