@@ -1,0 +1,128 @@
+//! The handshake: how a stream becomes a [`TcpLink`].
+//!
+//! ```text
+//! primary                                   standby
+//!   connect                                   Listener::accept
+//!   hello, profile ─────────────────────────>   versions overlap? ── no ──> refuse, close
+//!                                               └─> Offer ── the caller compares profiles
+//!   hello, profile, ready <───────────────── Offer::accept
+//!   refuse <──────────────────────────────── Offer::refuse
+//!   Connected                                 Connected
+//! ```
+//!
+//! Frames are [`mc_core::wire::session`]'s. They are read to the byte, so that the link begins where the handshake ends.
+//! Both sides work under a deadline for the whole handshake, not per byte: a peer that trickles gains nothing. An answer that
+//! is no frame is quoted in the error, for it is usually another program's greeting.
+
+mod error;
+mod frame;
+mod listen;
+
+pub use error::SessionError;
+pub use listen::{Listener, Offer};
+
+use crate::{link::TcpLink, options::LinkOptions};
+use frame::{FrameStream, hello_of};
+use mc_core::wire::{
+    VERSION,
+    session::{Hello, Kind, MAX_PROFILE},
+};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use std::{
+    net::{SocketAddr, TcpStream, ToSocketAddrs},
+    time::{Duration, Instant},
+};
+
+/// The protocol versions that this build speaks, lowest and highest.
+pub const VERSIONS: (u16, u16) = (VERSION, VERSION);
+
+/// How a session begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionOptions {
+    /// For the whole handshake of one connection: connecting, hello, profile, answer. The primary's must leave the standby
+    /// time to compare the profiles.
+    pub deadline: Duration,
+    /// Of the link that comes out.
+    pub link: LinkOptions,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self { deadline: Duration::from_secs(5), link: LinkOptions::default() }
+    }
+}
+
+/// A session that both sides agreed on.
+#[derive(Debug)]
+pub struct Connected {
+    /// The link.
+    pub link: TcpLink,
+    /// The peer's hello.
+    pub peer: Hello,
+    /// The peer's profile.
+    pub profile: Vec<u8>,
+    /// Where the peer is; beats go to its address and the hello's port.
+    pub peer_addr: SocketAddr,
+    /// Where we are, for the beats' socket.
+    pub local_addr: SocketAddr,
+}
+
+/// The primary's side: connects to `to` ("host:port"; names are resolved, each address is tried), offers `hello` and
+/// `profile`, and waits for the standby's answer.
+pub fn connect(to: &str, hello: &Hello, profile: &[u8], options: &SessionOptions) -> Result<Connected, SessionError> {
+    check_profile(profile)?;
+    let deadline = Instant::now() + options.deadline;
+    let (stream, peer_addr) = reach(to, deadline, options)?;
+    let mut frames = FrameStream::new(stream, peer_addr, deadline, options.deadline)?;
+    frames.send(&[(Kind::Hello, &hello.encode()), (Kind::Profile, profile)])?;
+    let peer = hello_of(peer_addr, &frames.expect(Kind::Hello)?)?;
+    check_answer(hello, &peer, peer_addr)?;
+    let theirs = frames.expect(Kind::Profile)?;
+    frames.expect(Kind::Ready)?;
+    frames.into_connected(peer, theirs, &options.link)
+}
+
+fn check_profile(profile: &[u8]) -> Result<(), SessionError> {
+    if profile.len() > MAX_PROFILE {
+        return Err(SessionError::Profile { len: profile.len() });
+    }
+    Ok(())
+}
+
+fn reach(to: &str, deadline: Instant, options: &SessionOptions) -> Result<(TcpStream, SocketAddr), SessionError> {
+    let unresolved = |source| SessionError::Resolve { to: to.to_owned(), source };
+    let mut last = unresolved(std::io::ErrorKind::NotFound.into());
+    for addr in to.to_socket_addrs().map_err(unresolved)? {
+        match reach_one(addr, deadline, options) {
+            Ok(stream) => return Ok((stream, addr)),
+            Err(source) => last = SessionError::Connect { addr, source },
+        }
+    }
+    Err(last)
+}
+
+fn reach_one(addr: SocketAddr, deadline: Instant, options: &SessionOptions) -> std::io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    options.link.set_buffers(&SockRef::from(&socket))?;
+    let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+    socket.connect_timeout(&addr.into(), left)?;
+    Ok(socket.into())
+}
+
+/// The standby must have taken one version of our range, and echo what identifies the session.
+fn check_answer(ours: &Hello, theirs: &Hello, peer: SocketAddr) -> Result<(), SessionError> {
+    if theirs.versions.0 != theirs.versions.1 || Hello::negotiate(ours.versions, theirs.versions).is_err() {
+        return Err(SessionError::Version { peer, theirs: theirs.versions, ours: ours.versions });
+    }
+    let echoes = [
+        ("incarnation", ours.incarnation == theirs.incarnation),
+        ("generation", ours.generation == theirs.generation),
+        ("VM", ours.vm == theirs.vm),
+        ("beat key", ours.beat_key == theirs.beat_key),
+        ("slab size", ours.slab_size == theirs.slab_size),
+    ];
+    match echoes.into_iter().find(|(_, same)| !same) {
+        Some((field, _)) => Err(SessionError::Echo { peer, field }),
+        None => Ok(()),
+    }
+}
