@@ -23,7 +23,7 @@ pub trait Transport: Send {
     fn wait_fd(&self) -> Option<BorrowedFd<'_>>;
 
     /// Whether `poll` could use what the peer sends. While it is false, a slab waits for an [`Op::Post`], and `wait_fd` may
-    /// stay readable without anything to do: wait for errors only.
+    /// stay readable without anything to do: wait for errors and a hang-up (`POLLRDHUP`) only.
     fn wants_read(&self) -> bool {
         true
     }

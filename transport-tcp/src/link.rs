@@ -9,14 +9,20 @@
 //!
 //! What had arrived in full is reported before the slabs come back: reading goes on after a failed write until the kernel
 //! has nothing left. With no slab posted it stops before the slab (the peer's window closes: that is the back-pressure), and
-//! what lies behind it waits as well, for order's sake.
+//! what lies behind it waits as well, for order's sake. If the peer closes meanwhile, the link goes down at once: what nothing
+//! was posted for had not arrived. (A peer's FIN may be stuck behind bytes that our closed window keeps out; that silence is the
+//! keepalive's to notice.)
 //!
 //! # Revocation
 //!
 //! [`Transport::revoke`] asks the kernel how many bytes have arrived (`FIONREAD`), reads exactly those into the posted slabs,
-//! and shuts both directions down. That needs nothing of the peer, ends after at most a receive buffer's worth of copying,
-//! and takes in whatever the peer had got across the wire by then; a slab for which nothing is posted, and what follows it,
-//! stays out. Bytes only land in a slab when this code reads them, and it never reads again: late ones die in the kernel.
+//! and resets the connection. That needs nothing of the peer, ends after at most a receive buffer's worth of copying, and
+//! takes in whatever the peer had got across the wire by then; a slab for which nothing is posted, and what follows it, stays
+//! out. Bytes only land in a slab when this code reads them, and it never reads again: late ones die in the kernel.
+//!
+//! A reset (by `connect` to no address, connect(2)) rather than a close: a close queues up behind what we have sent, and a
+//! peer that reads nothing would not learn of it. What we had sent may die on the way; only ACKs could matter, and an ACK
+//! that nobody heard releases nothing.
 
 mod rx;
 mod tx;
@@ -26,7 +32,11 @@ use mc_core::{
     slab::FreeSlab,
     transport::{Completion, LinkError, Op, RejectReason, Rejected, Transport},
 };
-use rustix::io::ioctl_fionread;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::ioctl_fionread,
+    net::connect_unspec,
+};
 use rx::{Filled, Inbox};
 use std::{
     collections::VecDeque,
@@ -88,13 +98,17 @@ impl TcpLink {
         matches!(self.state, State::Up)
     }
 
-    /// Touches the socket for the last time. Closing is not enough: the peer shall see it although we still live.
+    /// Touches the socket for the last time; the peer shall see it although we still live.
     fn end(&mut self, why: LinkError) {
-        if self.is_up() {
-            self.state = State::Ending(why);
-            // It fails only if the connection is gone already.
+        if !self.is_up() {
+            return;
+        }
+        // Either fails only if the connection is gone already.
+        let abort = matches!(why, LinkError::Revoked { .. } | LinkError::Wire { .. });
+        if !abort || connect_unspec(&self.stream).is_err() {
             let _ = self.stream.shutdown(Shutdown::Both);
         }
+        self.state = State::Ending(why);
     }
 
     fn io_error(&self, doing: &'static str, source: io::Error) -> LinkError {
@@ -158,15 +172,23 @@ impl TcpLink {
         self.end(why);
     }
 
-    /// Nothing more can be read: a failed write ends the link now, and so does an error that a stalled reader would miss.
+    /// Nothing more can be read: a failed write ends the link now, and so does an end that a stalled reader would not see.
     fn check_idle(&mut self) {
         if let Some(why) = self.broken.take() {
             self.end(why);
-        } else if self.is_up()
-            && self.inbox.is_stalled()
-            && let Ok(Some(source)) = self.stream.take_error()
-        {
-            self.end(self.io_error("waiting to read", source));
+        } else if self.is_up() && self.inbox.is_stalled() {
+            self.check_hang_up();
+        }
+    }
+
+    /// A closed connection is a suspicion at once, also while its end lies behind a slab that nothing is posted for.
+    fn check_hang_up(&mut self) {
+        let mut fds = [PollFd::new(&self.stream, PollFlags::RDHUP)];
+        let polled = poll(&mut fds, Some(&Timespec::default()));
+        if polled.is_ok() && !fds[0].revents().is_empty() {
+            let closed = LinkError::Closed { peer: self.peer.clone() };
+            let error = self.stream.take_error().ok().flatten();
+            self.end(error.map_or(closed, |source| self.io_error("waiting to read", source)));
         }
     }
 
@@ -234,5 +256,14 @@ impl Transport for TcpLink {
 
     fn peer(&self) -> String {
         self.peer.clone()
+    }
+}
+
+/// What is in the kernel is still sent, and the peer learns of the end even if somebody duplicated the descriptor.
+impl Drop for TcpLink {
+    fn drop(&mut self) {
+        if self.is_up() {
+            let _ = self.stream.shutdown(Shutdown::Both);
+        }
     }
 }
