@@ -22,6 +22,12 @@ pub trait Transport: Send {
     /// Readable (or writable, if [`Transport::wants_write`]) when `poll` may have something to do.
     fn wait_fd(&self) -> Option<BorrowedFd<'_>>;
 
+    /// Whether `poll` could use what the peer sends. While it is false, a slab waits for an [`Op::Post`], and `wait_fd` may
+    /// stay readable without anything to do: wait for errors and a hang-up (`POLLRDHUP`) only.
+    fn wants_read(&self) -> bool {
+        true
+    }
+
     /// Whether bytes wait for the peer to make room.
     fn wants_write(&self) -> bool {
         false
