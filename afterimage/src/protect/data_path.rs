@@ -17,7 +17,7 @@ use crate::{
     events::emit,
     exit::Code,
     gate::{Mode, NicGate, Options},
-    inbox::{Inbox, interest, wait},
+    inbox::{self, Inbox, readable, wait},
     keepalive::{BeatHandle, Verdict},
     qemu::colo::ColoSource,
     report,
@@ -28,6 +28,7 @@ use mc_core::{
     id::Time,
     primary::{Config, Event, Primary, Role},
     slab::SlabPool,
+    source::CheckpointSource,
     staging::Staging,
     wire::control::GoodbyeReason,
 };
@@ -75,7 +76,7 @@ fn hear_brief(channel: &mut Channel) -> Result<Brief> {
             return Ok(*brief);
         }
         anyhow::ensure!(!channel.is_closed(), "the data path is started by `afterimage protect`, not by hand");
-        let mut fds = [interest(channel.as_fd(), false)];
+        let mut fds = [readable(channel.as_fd())];
         wait(&mut fds, Time(0), None, Duration::from_secs(1))?;
     }
 }
@@ -158,15 +159,15 @@ impl DataPath {
     }
 
     fn sleep(&self) -> Result<()> {
-        let (link, link_writes, source) = self.driver.wait_fds();
+        let (link, source) = (self.driver.link(), self.driver.source());
         let mut fds = Vec::with_capacity(12);
-        fds.extend(link.map(|fd| interest(fd, link_writes)));
-        fds.extend(source.map(|fd| interest(fd, false)));
-        fds.extend(self.supervisor.wait_fd().map(|fd| interest(fd, false)));
-        fds.push(interest(self.arbiter.as_fd(), false));
-        fds.push(interest(self.control.as_fd(), false));
-        fds.extend(self.beats.as_ref().map(|b| interest(b.wait_fd(), false)));
-        fds.extend(self.sessions.as_ref().map(|s| interest(s.as_fd(), false)));
+        fds.extend(link.and_then(inbox::link));
+        fds.extend(source.and_then(ColoSource::wait_fd).map(readable));
+        fds.extend(self.supervisor.wait_fd().map(readable));
+        fds.push(readable(self.arbiter.as_fd()));
+        fds.push(readable(self.control.as_fd()));
+        fds.extend(self.beats.as_ref().map(|b| readable(b.wait_fd())));
+        fds.extend(self.sessions.as_ref().map(|s| readable(s.as_fd())));
         fds.extend(self.driver.gate.wait_fds());
         wait(&mut fds, self.clock.now(), self.driver.deadline(), self.stall_limit() / 2)?;
         Ok(())

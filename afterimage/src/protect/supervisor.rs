@@ -17,7 +17,7 @@ use crate::{
     arbiter::{self, Answer, ArbiterError, Ask},
     events::emit,
     exit::Code,
-    inbox::{interest, wait},
+    inbox::{readable, wait},
     qemu::{
         control::{self, ColoState},
         qmp::Qmp,
@@ -135,9 +135,9 @@ fn watch(qemu: &mut Qemu, child: &mut DataPathProcess) -> Result<Option<Code>> {
     let (mut told_gone, mut gone) = (false, false);
     loop {
         {
-            let mut fds = vec![interest(child.channel.as_fd(), false)];
+            let mut fds = vec![readable(child.channel.as_fd())];
             if !gone {
-                fds.push(interest(qemu.qmp.as_fd(), false));
+                fds.push(readable(qemu.qmp.as_fd()));
             }
             wait(&mut fds, Time(0), None, Duration::from_secs(1))?;
         }

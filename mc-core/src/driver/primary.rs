@@ -188,15 +188,16 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
         self.staging.pool().stats()
     }
 
-    /// The link's and the source's file descriptors; whether the link wants to write.
+    /// The link, to wait on.
     #[must_use]
-    pub fn wait_fds(&self) -> (Option<std::os::fd::BorrowedFd<'_>>, bool, Option<std::os::fd::BorrowedFd<'_>>) {
-        let link = self.link.as_ref();
-        (
-            link.and_then(|l| l.wait_fd()),
-            link.is_some_and(|l| l.wants_write()),
-            self.source.as_ref().and_then(CheckpointSource::wait_fd),
-        )
+    pub fn link(&self) -> Option<&dyn Transport> {
+        self.link.as_ref().map(|link| &**link as &dyn Transport)
+    }
+
+    /// The source, to wait on.
+    #[must_use]
+    pub fn source(&self) -> Option<&S> {
+        self.source.as_ref()
     }
 
     fn act(&mut self) {
