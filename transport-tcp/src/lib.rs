@@ -16,7 +16,7 @@
 //! | option | value | why |
 //! |---|---|---|
 //! | `TCP_NODELAY` | on | a commit record must not wait for the ACK of the slab before it |
-//! | `TCP_USER_TIMEOUT` | 30 s | a backstop that frees a dead connection; silence is the keepalive's business, within milliseconds |
+//! | `TCP_USER_TIMEOUT` | 30 s | a backstop that ends a dead connection, or one whose peer has not read for that long; silence is the keepalive's business, within milliseconds |
 //! | `SO_KEEPALIVE` | off | likewise |
 //! | `SO_SNDBUF`, `SO_RCVBUF` | the kernel's autotuning unless configured | a fixed size ends autotuning and is clamped to `net.core.[rw]mem_max`, often *less* than autotuning reaches |
 //! | `SO_LINGER` | untouched | `close` returns at once, and what was written is still delivered |

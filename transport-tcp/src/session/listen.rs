@@ -26,7 +26,8 @@ use std::{
 
 /// Handshakes under way at most; the oldest is dropped for a newcomer.
 const MAX_PENDING: usize = 8;
-const BACKLOG: i32 = 16;
+/// Connections that the kernel keeps until they are accepted. Ample: a crowd must not make a primary's SYN wait.
+const BACKLOG: i32 = 128;
 
 /// Accepts sessions. Its descriptor ([`AsFd`]) is readable when [`Listener::accept`] has something to do.
 #[derive(Debug)]
