@@ -1,1 +1,26 @@
-//! To be written.
+//! Stock QEMU, from outside: its migration stream, its control connection, and the VM that waits on the standby.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`blocks`] | RAM blocks: names and lengths, and which one is the main memory |
+//! | [`stream`] | QEMU's migration stream and COLO messages, sans-io: the parser and the emitter |
+//! | [`colo`] | [`colo::ColoSource`]: plays the COLO secondary; the primary's source of checkpoints |
+//! | [`qmp`] | the control connection: commands, events, who is at the other end |
+//! | [`control`] | what a supervisor does over it: start and leave COLO, fence |
+//! | [`profile`] | what a VM is made of, and how two of them differ |
+//! | [`standby`] | [`standby::StandbyVm`]: a QEMU that waits over the RAM image, and its takeover |
+//!
+//! ```text
+//!  primary                                                       standby
+//!  QEMU ──stream──> ColoSource ──CheckpointSink──> …network… ──> image (RAM file) <──shares── QEMU -incoming
+//!   ^ QMP                                                        device state ──StandbyStream──^
+//!  control                                                       StandbyVm
+//! ```
+
+pub mod blocks;
+pub mod colo;
+pub mod control;
+pub mod profile;
+pub mod qmp;
+pub mod standby;
+pub mod stream;
