@@ -12,8 +12,11 @@ use qemu_support::{Guest, PATIENCE, accel, command};
 use serde_json::{Value, json};
 use std::{fs, os::unix::net::UnixListener, thread, time::Duration};
 
+/// To a command line.
+type Change<'a> = &'a dyn Fn(&mut Vec<String>);
+
 /// The profile of the tiny guest's command, changed.
-fn profile(change: &dyn Fn(&mut Vec<String>)) -> Profile {
+fn profile(change: Change<'_>) -> Profile {
     let dir = tempfile::tempdir().unwrap();
     let mut argv = command(dir.path(), accel());
     change(&mut argv);
@@ -50,7 +53,7 @@ fn finds_what_differs_and_nothing_else() {
     assert_eq!(ours.mismatches(&same), Vec::<String>::new());
     assert_eq!(ours.notes(&same), Vec::<String>::new());
 
-    let cases: [(&str, &dyn Fn(&mut Vec<String>), &str); 8] = [
+    let cases: [(&str, Change<'_>, &str); 8] = [
         ("CPU", &|argv| replace(argv, "-cpu", "qemu64,-nx"), "vCPU 0 CPUID.80000001H:EDX"),
         ("CPU model", &|argv| replace(argv, "-cpu", "kvm64"), "vCPU 0 model"),
         ("CPUs", &|argv| replace(argv, "-smp", "2"), "number of vCPUs: 1 on the primary, 2 on the standby"),
