@@ -117,6 +117,17 @@ fn assert_continues(serial: &Path, committed: u32) {
     assert!(found.windows(2).all(|pair| pair[1] == pair[0] + 1), "{found:?}");
 }
 
+/// From each STOP event to the RESUME event after it.
+fn print_pauses(primary: &mut Protected) {
+    primary.qmp.poll_events().unwrap();
+    let events = primary.qmp.take_events();
+    let pairs = events.windows(2).filter(|pair| pair[0].name == "STOP" && pair[1].name == "RESUME");
+    let mut pauses: Vec<_> = pairs.map(|pair| pair[1].timestamp.saturating_sub(pair[0].timestamp)).collect();
+    pauses.sort();
+    assert!(pauses.len() > 90, "{} pauses", pauses.len());
+    println!("pause: p50 {:?}, max {:?}", pauses[pauses.len() / 2], pauses[pauses.len() - 1]);
+}
+
 #[test]
 fn a_hundred_checkpoints_then_a_takeover() {
     if !checkpoints_possible() {
@@ -128,10 +139,13 @@ fn a_hundred_checkpoints_then_a_takeover() {
     let ram_file = config.ram_file.clone();
     let mut standby = StandbyVm::launch(config).unwrap();
     assert_eq!(primary.profile.mismatches(&standby.profile().unwrap()), Vec::<String>::new());
+    primary.qmp.poll_events().unwrap();
+    primary.qmp.take_events();
     for round in 0..100 {
         primary.memory.refuse_every = if round % 10 == 0 { 3 } else { 0 };
         primary.checkpoint().unwrap();
     }
+    print_pauses(&mut primary);
     // Died before the takeover: started again over an image that is there already.
     standby.kill().unwrap();
     assert!(!standby.is_alive());
@@ -185,9 +199,8 @@ fn a_break_in_the_middle_of_a_checkpoint() {
         return;
     }
     let mut primary = Protected::start();
-    primary.checkpoint().unwrap();
-    // Stopped, waiting for our answer: twice, with the socket closed and with it open.
-    for close in [true, false] {
+    // Stopped, waiting for our answer: to the initial copy, then to checkpoints; with the socket open and closed.
+    for close in [false, true, false] {
         let status = control::run_state(&mut primary.qmp).unwrap();
         assert_ne!(status, "running");
         if close {
@@ -207,6 +220,27 @@ fn leave_and_protect_again(primary: &mut Protected) {
     for _ in 0..3 {
         primary.checkpoint().unwrap();
     }
+}
+
+/// What QEMU 10.0 and 10.1 do when they are told to enter COLO: the migration completes, and the VM is stopped for good.
+#[test]
+fn a_migration_that_completed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut guest = Guest::start(dir.path(), "primary", accel(), &[]);
+    let mut qmp = guest.qmp();
+    let path = dir.path().join("sink");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let reader = thread::spawn(move || std::io::copy(&mut listener.accept().unwrap().0, &mut std::io::sink()).unwrap());
+    let uri = serde_json::json!({ "uri": format!("unix:{}", path.display()) });
+    qmp.execute("migrate", uri, PATIENCE).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while control::colo_state(&mut qmp).unwrap() != MigrationState::Completed {
+        assert!(Instant::now() < deadline, "the migration does not complete");
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert!(reader.join().unwrap() > 100_000);
+    control::leave_colo(&mut qmp).unwrap();
+    guest.assert_runs();
 }
 
 #[test]
@@ -345,7 +379,11 @@ fn a_takeover_that_fails_says_why() {
     assert!(matches!(standby.take_over(&StandbyStream { device: &[], ..feed }), Err(StandbyError::Feed(_))));
     let error = standby.take_over(&feed).unwrap_err();
     assert!(error.to_string().contains("pc-i440fx-5.1"), "{error}");
-    assert!(!standby.is_alive());
+    let deadline = Instant::now() + PATIENCE;
+    while standby.is_alive() {
+        assert!(Instant::now() < deadline, "it refused the stream, and lives on");
+        thread::sleep(Duration::from_millis(5));
+    }
     let pid = standby.restart().unwrap().pid();
     assert!(!Path::new(&format!("/proc/{pid}")).exists(), "dropped without a takeover, it dies");
 }

@@ -10,7 +10,12 @@ use afterimage::qemu::{
 };
 use qemu_support::{Guest, PATIENCE, accel, command};
 use serde_json::{Value, json};
-use std::{fs, os::unix::net::UnixListener, thread, time::Duration};
+use std::{
+    fs,
+    os::unix::net::UnixListener,
+    thread,
+    time::{Duration, Instant},
+};
 
 /// To a command line.
 type Change<'a> = &'a dyn Fn(&mut Vec<String>);
@@ -71,6 +76,33 @@ fn finds_what_differs_and_nothing_else() {
         let found = ours.mismatches(&theirs);
         assert!(found.iter().any(|line| line.contains(expected)), "{name}: {found:#?}");
         assert!(!theirs.mismatches(&ours).is_empty(), "{name}");
+    }
+}
+
+/// Firmware assigns addresses and interrupts; none of that is part of a profile.
+#[test]
+fn a_vm_that_has_booted_is_the_same_as_one_that_waits() {
+    for machine in ["pc", "q35"] {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("firmware");
+        let text = format!(
+            "qemu-system-x86_64 -accel tcg -M {machine} -m 32M -smp 2 -display none -no-user-config -vga std \
+             -device virtio-net-pci -device virtio-rng-pci -device qemu-xhci -device usb-tablet \
+             -global isa-debugcon.iobase=0x402 -debugcon file:{}",
+            log.display()
+        );
+        let argv: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
+        let running = Guest::spawn(dir.path(), "running", &argv).expect("qemu-system-x86_64 is not installed");
+        let deadline = Instant::now() + PATIENCE;
+        while !fs::read_to_string(&log).unwrap_or_default().contains("Booting from") {
+            assert!(Instant::now() < deadline, "the firmware does not get there");
+            thread::sleep(Duration::from_millis(20));
+        }
+        let waiting = [argv, vec!["-incoming".into(), "defer".into()]].concat();
+        let waiting = Guest::spawn(dir.path(), "waiting", &waiting).unwrap();
+        let (ours, theirs) = (Profile::query(&mut running.qmp()).unwrap(), Profile::query(&mut waiting.qmp()).unwrap());
+        assert_eq!(ours.mismatches(&theirs), Vec::<String>::new(), "{machine}");
+        assert!(ours.devices.len() > 30, "{}", ours.devices.len());
     }
 }
 

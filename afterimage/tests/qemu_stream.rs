@@ -284,7 +284,7 @@ fn a_planted_end_of_the_device_state_is_not_believed() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
 
     #[test]
     fn arbitrary_bytes_are_no_panic(data in proptest::collection::vec(any::<u8>(), 0..300)) {

@@ -19,10 +19,11 @@ use std::{
 };
 
 /// For each command.
-const TIMEOUT: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(15);
 /// For a VM to come back after COLO, or QEMU to end.
-const SETTLE: Duration = Duration::from_secs(10);
+const SETTLE: Duration = Duration::from_secs(20);
 const STEP: Duration = Duration::from_millis(2);
+const TELL_AGAIN: Duration = Duration::from_millis(200);
 /// Bytes of a unix socket's path at most (`sun_path`, with its end).
 const MAX_SOCKET_PATH: usize = 107;
 /// Capabilities that change the stream, or do not go with COLO.
@@ -171,7 +172,7 @@ pub fn run_state(qmp: &mut Qmp) -> Result<String, QmpError> {
 /// Only for the one who may run the VM (solo in the register).
 pub fn leave_colo(qmp: &mut Qmp) -> Result<(), ControlError> {
     let deadline = Instant::now() + SETTLE;
-    let mut told = None;
+    let mut told: Option<(&str, Instant)> = None;
     loop {
         let state = colo_state(qmp)?;
         let (what, command) = match state {
@@ -179,9 +180,10 @@ pub fn leave_colo(qmp: &mut Qmp) -> Result<(), ControlError> {
             MigrationState::Active => ("cancel its migration", "migrate_cancel"),
             _ => break,
         };
-        if told != Some(command) {
+        // Again after a while: QEMU forgets one that comes just when COLO begins. It refuses what it has heard already.
+        if told.is_none_or(|(earlier, when)| earlier != command || when.elapsed() > TELL_AGAIN) {
             tell(qmp, command)?;
-            told = Some(command);
+            told = Some((command, Instant::now()));
         }
         wait_step(qmp, deadline, what)?;
     }
@@ -201,7 +203,7 @@ pub fn ensure_running(qmp: &mut Qmp) -> Result<(), ControlError> {
                 continued = true;
             }
             // An incoming VM is not ours to start: its memory is not there yet.
-            status @ ("inmigrate" | "internal-error" | "shutdown" | "guest-panicked") => {
+            status @ ("inmigrate" | "suspended" | "io-error" | "internal-error" | "shutdown" | "guest-panicked") => {
                 return Err(ControlError::NotRunning { status: status.into() });
             }
             _ => wait_step(qmp, deadline, "continue")?,

@@ -38,6 +38,9 @@ const HOST_ONLY: &[&str] = &[
     "werror",
 ];
 
+/// Names of properties that firmware changes: state, which the stream carries.
+const RUNTIME: &[&str] = &["MCFG", "smb_io_base"];
+
 /// One device.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -100,7 +103,7 @@ impl<'a> Tree<'a> {
 }
 
 fn property(device: &mut Device, name: &str, value: &str) {
-    if name.contains(' ') || HOST_ONLY.contains(&name) {
+    if name.contains(' ') || HOST_ONLY.contains(&name) || RUNTIME.contains(&name) {
         return;
     }
     // The address on a bus is as good as a name.

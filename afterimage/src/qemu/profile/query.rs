@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use std::{collections::BTreeMap, time::Duration};
 
 /// For each command.
-const TIMEOUT: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(15);
 /// What the guest sees of a vCPU besides the feature words. Not the TSC's frequency: it is the host's, and QEMU deals with it.
 const CPU_PROPERTIES: &[&str] = &["vendor", "family", "model", "stepping", "level", "xlevel", "phys-bits", "model-id"];
 

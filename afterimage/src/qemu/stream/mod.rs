@@ -22,6 +22,7 @@
 mod cursor;
 mod emit;
 pub mod fuzz;
+mod header;
 mod parser;
 mod problem;
 mod records;

@@ -20,7 +20,7 @@
 //! The block that a record without a name continues is remembered over sections and checkpoints, as QEMU does.
 
 use super::{
-    CAPABILITIES, IGNORE_SHARED, MAGIC, MAX_DEVICE, MAX_MACHINE, Problem, RAM_VERSION, StreamError, VERSION, command,
+    MAX_DEVICE, Problem, RAM_VERSION, StreamError, command,
     cursor::{Cursor, Halt, text},
     element, message,
     search::SearchState,
@@ -110,7 +110,7 @@ pub struct Parser {
     pub(super) announced: Vec<bool>,
     pub(super) state: State,
     offset: u64,
-    machine: Vec<u8>,
+    pub(super) machine: Vec<u8>,
     colo: bool,
     pub(super) ignore_shared: bool,
     /// The RAM section's id, once it has started.
@@ -219,59 +219,6 @@ impl Parser {
             State::Ended => return Err(Problem::Trailing.into()),
         }
         Ok(None)
-    }
-
-    fn header(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Halt> {
-        let magic = cursor.u32()?;
-        if magic != MAGIC {
-            return Err(Problem::Magic(magic).into());
-        }
-        expect_version("the stream", cursor.u32()?, VERSION)?;
-        expect_element(cursor.u8()?, element::CONFIGURATION, "0x07 (configuration)")?;
-        let len = cursor.u32()?;
-        if len == 0 || len as usize > MAX_MACHINE {
-            return Err(Problem::machine_length(len.into()).into());
-        }
-        let name = cursor.take(len as usize)?;
-        if !name.iter().all(u8::is_ascii_graphic) {
-            return Err(Problem::Machine.into());
-        }
-        self.machine = name.to_vec();
-        self.state = State::Subsections;
-        Ok(())
-    }
-
-    fn subsection(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Halt> {
-        if *cursor.rest().first().ok_or(Halt::Need(1))? != element::SUBSECTION {
-            self.state = State::Element;
-            return Ok(());
-        }
-        cursor.u8()?;
-        let name = cursor.idstr()?;
-        expect_version("a configuration subsection", cursor.u32()?, 1)?;
-        match name {
-            CAPABILITIES => self.capabilities(cursor),
-            b"configuration/target-page-bits" => match cursor.u32()? {
-                12 => Ok(()),
-                bits => Err(Problem::PageBits(bits).into()),
-            },
-            b"configuration/uuid" => cursor.take(16).map(drop),
-            _ => Err(Problem::Subsection(text(name)).into()),
-        }
-    }
-
-    /// Those that both ends must agree on. With x-ignore-shared the shared memory is missing from the stream.
-    fn capabilities(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Halt> {
-        let mut ignore_shared = false;
-        for _ in 0..cursor.u32()? {
-            let name = cursor.idstr()?;
-            if name != IGNORE_SHARED || self.kind == Kind::Colo || ignore_shared {
-                return Err(Problem::Capability(text(name)).into());
-            }
-            ignore_shared = true;
-        }
-        self.ignore_shared = ignore_shared;
-        Ok(())
     }
 
     fn element(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Halt> {
@@ -400,11 +347,11 @@ impl Parser {
     }
 }
 
-fn expect_version(what: &'static str, found: u32, supported: u32) -> Result<(), Halt> {
+pub(super) fn expect_version(what: &'static str, found: u32, supported: u32) -> Result<(), Halt> {
     if found == supported { Ok(()) } else { Err(Problem::Version { what, found, supported }.into()) }
 }
 
-fn expect_element(found: u8, wanted: u8, expected: &'static str) -> Result<(), Halt> {
+pub(super) fn expect_element(found: u8, wanted: u8, expected: &'static str) -> Result<(), Halt> {
     if found == wanted { Ok(()) } else { Err(Problem::Element { found, expected }.into()) }
 }
 
