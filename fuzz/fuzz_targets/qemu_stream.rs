@@ -4,5 +4,5 @@
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    afterimage::qemu::stream::fuzz(bytes);
+    let _ = afterimage::qemu::stream::fuzz::run(bytes);
 });

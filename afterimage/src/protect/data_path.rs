@@ -59,6 +59,8 @@ pub(super) struct DataPath {
     arbiter_reachable: bool,
     suspected: bool,
     pub(super) operator_wants_solo: bool,
+    /// To end with, once the register says (solo, self) and QEMU was told so.
+    end_when_solo: Option<(Code, String)>,
     ending: Option<(Code, String)>,
 }
 
@@ -112,6 +114,7 @@ impl DataPath {
             arbiter_reachable: true,
             suspected: false,
             operator_wants_solo: false,
+            end_when_solo: None,
             ending: None,
             brief,
         };
@@ -185,12 +188,8 @@ impl DataPath {
     fn hear_supervisor(&mut self) -> Result<()> {
         while let Some(message) = self.supervisor.hear()? {
             match message {
-                ToDataPath::Begin(_) | ToDataPath::Started { error: None } => {}
-                ToDataPath::Started { error: Some(why) } => {
-                    tracing::error!(%why, "QEMU refuses to send checkpoints");
-                    self.ending = Some((Code::Prerequisite, why));
-                    self.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
-                }
+                ToDataPath::Begin(_) | ToDataPath::Started { error: None, .. } => {}
+                ToDataPath::Started { error: Some(why), unsupported } => self.source_broken(why, unsupported),
                 ToDataPath::VmGone { orderly: true } => {
                     self.driver.event(Event::Unprotect(GoodbyeReason::GuestGone));
                 }
@@ -203,12 +202,12 @@ impl DataPath {
 
     fn source_broken(&mut self, why: String, unsupported: bool) {
         tracing::error!(%why, "the checkpoint stream broke; giving protection up");
-        if unsupported {
-            self.ending = Some((Code::Prerequisite, why));
+        self.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
+        if unsupported && !self.brief.stay {
+            self.end_when_solo = Some((Code::Prerequisite, why));
         } else {
             self.notes.push(why);
         }
-        self.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
     }
 
     fn hear_arbiter(&mut self) {
@@ -307,7 +306,9 @@ impl DataPath {
     fn went_solo(&mut self) -> Result<()> {
         self.beats = None;
         self.peer = None;
-        self.supervisor.say(&ToSupervisor::LeaveSource)
+        self.supervisor.say(&ToSupervisor::LeaveSource)?;
+        self.ending = self.ending.take().or_else(|| self.end_when_solo.take());
+        Ok(())
     }
 
     fn fenced(&mut self) -> Result<()> {

@@ -63,10 +63,10 @@ fn shake_hands(brief: &Brief, generation: Generation) -> Result<Found> {
     let local = config.bind.map_or_else(|| route_to(&config.to), Ok)?;
     let keepalive = UdpKeepalive::bind(local).with_context(|| format!("UDP socket for beats on {local}"))?;
     let hello = hello(brief, generation, keepalive.local_port()?)?;
-    let profile = serde_json::to_vec(&brief.profile)?;
+    let profile = brief.profile.to_json();
     let options = SessionOptions { deadline: HANDSHAKE, ..SessionOptions::default() };
     let connected = patiently(|| session::connect(&config.to.to_string(), &hello, &profile, &options))?;
-    let theirs: Profile = serde_json::from_slice(&connected.profile).context("the standby's profile")?;
+    let theirs: Profile = Profile::from_json(&connected.profile).context("the standby")?;
     let differences = brief.profile.mismatches(&theirs);
     if !differences.is_empty() {
         bail!("the standby's VM differs:\n  {}", differences.join("\n  "));

@@ -179,10 +179,10 @@ impl Node {
 
     /// A QEMU that waits, with the primary's profile, and an image over its RAM.
     fn prepare(&mut self, profile: &[u8]) -> Result<(Vec<u8>, Image)> {
-        let theirs: Profile = serde_json::from_slice(profile).context("the primary's profile")?;
+        let theirs: Profile = Profile::from_json(profile).context("the primary")?;
         self.vm = None;
         let mut vm = WaitingVm::start(&self.config, &theirs)?;
-        let ours = serde_json::to_vec(&vm.profile()?)?;
+        let ours = vm.profile()?.to_json();
         let image = vm.image()?;
         self.gate.connect(NIC_PATIENCE)?;
         self.vm = Some(vm);
@@ -195,7 +195,7 @@ impl Node {
         let keepalive = UdpKeepalive::bind(offer.local_addr.ip()).context("UDP socket for beats")?;
         keepalive.connect(SocketAddr::new(peer.ip(), theirs.beat_port))?;
         let accepted = offer.accept(self.hello(&theirs, keepalive.local_port()?)?, profile)?;
-        let owner = self.vm.as_ref().map(WaitingVm::owner).transpose()?.context("a waiting VM")?;
+        let owner = self.vm.as_mut().map(WaitingVm::owner).transpose()?.context("a waiting VM")?;
         let machine = Standby::new(Config { owner, retry: RETRY.0, retries: RETRY.1, sabotage: None });
         let pool = SlabPool::new(theirs.slab_size as usize, usize::try_from(self.config.staging_bytes)?);
         self.driver = StandbyDriver::new(machine, pool, spill_file(&self.config)?, self.clock);
@@ -327,7 +327,9 @@ impl Node {
                 Err(error) => return Err(error),
             }
         };
-        self.took_over((generation, epoch), won_at, &json!(timings));
+        let ms = |d: Duration| d.as_secs_f64() * 1e3;
+        let qemu = json!({ "sent_ms": ms(timings.sent), "resumed_ms": ms(timings.resumed) });
+        self.took_over((generation, epoch), won_at, &qemu);
         self.driver.event(Event::Running);
         Ok(())
     }
