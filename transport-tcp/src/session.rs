@@ -68,7 +68,7 @@ pub struct Connected {
 }
 
 /// The primary's side: connects to `to` ("host:port"; names are resolved, each address is tried), offers `hello` and
-/// `profile`, and waits for the standby's answer.
+/// `profile`, and waits for the standby's answer. Blocks until the deadline at most, plus the resolver's own time for names.
 pub fn connect(to: &str, hello: &Hello, profile: &[u8], options: &SessionOptions) -> Result<Connected, SessionError> {
     check_profile(profile)?;
     let deadline = Instant::now() + options.deadline;
