@@ -16,7 +16,7 @@ use super::channel::{Brief, Channel, ToDataPath, ToSupervisor};
 use crate::{
     arbiter::{self, Answer, ArbiterError, Ask},
     events::emit,
-    exit::Code,
+    exit::{Code, ExitError},
     inbox::{interest, wait},
     qemu::{
         control::{self, ColoState},
