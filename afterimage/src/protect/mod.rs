@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `mod.rs` | attaches: QEMU, its profile, the register |
 //! | [`supervisor`] | the process that stays: QEMU's control connection, and the VM's fate when the data path dies |
+//! | [`claim`] | what the supervisor does when the data path died: asks the arbiter |
 //! | [`data_path`] | the process that works: the loop around `mc_core`'s primary |
 //! | [`hands`] | the data path's way to QEMU, with and without its supervisor |
 //! | [`session`] | finds the standby |
@@ -11,6 +12,7 @@
 //! | [`commands`] | the control socket: status, solo, handover |
 
 pub mod channel;
+mod claim;
 mod commands;
 pub mod data_path;
 mod hands;

@@ -3,8 +3,15 @@
 //!
 //! Tests run one at a time ([`world::World`] has a lock): each is three to six busy processes.
 
+mod again;
+mod deaths;
+mod ends;
 mod guest;
 mod happy;
+mod manual;
+mod misc;
 mod proc;
 mod refusals;
+mod register;
+mod staging;
 mod world;
