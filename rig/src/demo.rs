@@ -2,16 +2,16 @@
 
 use crate::{
     guest::{Accel, Guest, Images, Kind},
-    netns::{Place, Topology},
-    prerequisite,
+    netns::{Place, SHM, TEMPORARY, Topology},
+    prerequisite::{self, Missing},
     scenario::{
         Scenario, Settings, fault,
-        report::{Outcome, head, merge},
+        report::{Outcome, SCHEMA, head, merge},
         round::Round,
     },
     stats::Samples,
     sys,
-    timeline::{Mark, Timeline},
+    timeline::{Timeline, pass},
 };
 use anyhow::{Context, Result};
 use clap::Args;
@@ -105,15 +105,30 @@ pub fn parse_time(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Runs it. True: passed.
+/// Runs it. True: passed. Whatever happens, the last line of output is JSON.
 ///
 /// # Errors
 /// The rig could not do its part, or something that it needs is missing.
 pub fn run(args: &DemoArgs) -> Result<bool> {
+    let result = try_run(args);
+    if let Err(error) = &result {
+        let verdict = if error.is::<Missing>() { "missing" } else { "fail" };
+        let (scenario, guest) = (args.scenario.name(), args.guest.name());
+        let reasons = [format!("{error:#}")];
+        println!(
+            "{}",
+            json!({ "schema": SCHEMA, "scenario": scenario, "guest": guest, "verdict": verdict, "reasons": reasons })
+        );
+    }
+    result
+}
+
+fn try_run(args: &DemoArgs) -> Result<bool> {
     prerequisite::check()?;
     sys::catch_signals();
-    let mut work = tempfile::Builder::new().prefix("afterimage-").tempdir().context("temporary directory")?;
-    let ram = ram_dir(work.path())?;
+    let mut work = temporary(&std::env::temp_dir())?;
+    // The standby's RAM is memory, if this machine has a file system for that.
+    let ram = temporary(if Path::new(SHM).is_dir() { Path::new(SHM) } else { work.path() })?;
     let settings = settings(args, work.path(), ram.path())?;
     let (scenario, guest) = (settings.scenario.name(), &settings.guest);
     eprintln!("{scenario}, {} guest on {}, epochs of {}", guest.kind.name(), guest.accel.name(), settings.epoch);
@@ -128,18 +143,17 @@ pub fn run(args: &DemoArgs) -> Result<bool> {
     Ok(passed)
 }
 
-/// The standby's RAM is memory, if this machine has a file system for that.
-fn ram_dir(work: &Path) -> Result<tempfile::TempDir> {
-    let shm = Path::new("/dev/shm");
-    let parent = if shm.is_dir() { shm } else { work };
-    tempfile::Builder::new().prefix("afterimage-").tempdir_in(parent).with_context(|| parent.display().to_string())
+fn temporary(parent: &Path) -> Result<tempfile::TempDir> {
+    let prefix = format!("{TEMPORARY}{}-", std::process::id());
+    let dir = tempfile::Builder::new().prefix(&prefix).tempdir_in(parent);
+    dir.with_context(|| format!("temporary directory in {}", parent.display()))
 }
 
 fn settings(args: &DemoArgs, work: &Path, ram: &Path) -> Result<Settings> {
     let own = std::env::current_exe().context("own path")?;
     let afterimage = args.afterimage.clone().unwrap_or_else(|| own.with_file_name("afterimage"));
     prerequisite::file(&afterimage, "cargo build --release builds it")?;
-    let checkout = own.ancestors().nth(3).unwrap_or(Path::new("."));
+    let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
     let guests = args.guests.clone().unwrap_or_else(|| checkout.join("guests/build"));
     let images = Images::find(&guests, args.guest)?;
     let once = args.repeat == 1;
@@ -193,12 +207,12 @@ fn one_round(settings: &Settings, topology: &Topology, dir: &Path, single: bool)
     let idle = round.idle_cpu_percent()?;
     let replies_from = round.reply_mark();
     round.start_client()?;
-    crate::timeline::pass(settings.before)?;
+    pass(settings.before)?;
     let evidence = fault::run(&mut round, replies_from)?;
     let outcome = Outcome::of(settings, &evidence, &baseline, idle);
     if single {
         println!("\nTimeline, from the fault:");
-        timeline.since(Mark::default()).iter().for_each(|e| println!("{}", e.line(evidence.fault_at_ms)));
+        evidence.events.iter().for_each(|e| println!("{}", e.line(evidence.fault_at_ms)));
         print_summary(&outcome);
     }
     if !outcome.passed() {

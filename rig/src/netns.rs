@@ -39,6 +39,10 @@ pub const GUEST_IP: &str = "10.77.0.10";
 pub const STANDBY_REP_IP: &str = "10.78.0.2";
 /// The TAP device of each host.
 pub const TAP: &str = "tap0";
+/// Where files are memory, if this machine has it.
+pub const SHM: &str = "/dev/shm";
+/// What the names of temporary directories begin with; the rig's process id and a dash follow.
+pub const TEMPORARY: &str = "afterimage-rig";
 /// How long processes may take to die.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -79,7 +83,8 @@ impl Host {
         let netns = format!("{prefix}-{}", place.short());
         run("ip", &["netns", "add", &netns])?;
         let host = Self::existing(place, netns)?;
-        host.run("sysctl", &["-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1"])?;
+        // (Kernels without IPv6 have nothing to switch off.)
+        host.run("sh", &["-c", "for f in /proc/sys/net/ipv6/conf/*/disable_ipv6; do [ ! -e $f ] || echo 1 >$f; done"])?;
         host.ip("link set lo up")?;
         Ok(host)
     }
@@ -169,7 +174,7 @@ impl Silencer {
     pub fn fire(&mut self) -> Result<()> {
         let mut input = self.tc.stdin.take().context("tc's standard input is gone")?;
         for device in self.devices {
-            writeln!(input, "qdisc add dev {device} root blackhole")?;
+            writeln!(input, "qdisc replace dev {device} root blackhole")?;
         }
         drop(input);
         let status = self.tc.wait()?;
@@ -240,7 +245,20 @@ impl Topology {
             host.ip(&format!("address add {address}/24 dev rep"))?;
             host.ip("link set rep up")?;
         }
-        Ok(Self { primary, standby, client, _sweeper: sweeper })
+        let hosts = Self { primary, standby, client, _sweeper: sweeper };
+        hosts.settle()?;
+        Ok(hosts)
+    }
+
+    /// Waits until the kernel has noticed all carriers, and the bridges forward: it does both in its own time, and drops
+    /// what comes before.
+    fn settle(&self) -> Result<()> {
+        let forwarding = "[ $(cat /sys/class/net/$l/operstate) = up ] && [ $(cat /sys/class/net/$l/brport/state 2>/dev/null || echo 3) = 3 ]";
+        for (host, links) in [(&self.client, "pri sby"), (&self.primary, "lan rep"), (&self.standby, "lan rep")] {
+            let script = format!("for l in {links}; do until {forwarding}; do sleep 0.01; done; done");
+            host.run("timeout", &["10", "sh", "-c", &script]).with_context(|| format!("links of {}", host.netns))?;
+        }
+        Ok(())
     }
 
     /// The host at `place`.
@@ -283,7 +301,7 @@ impl Topology {
                 host.ip(&format!("link set {link} up"))?;
             }
         }
-        Ok(())
+        self.settle()
     }
 
     /// Ready for another round: nothing runs, everything is connected.
@@ -317,7 +335,7 @@ fn connect(host: &Host, client: &Host, address: &str) -> Result<()> {
     client.ip(&format!("link set {port} up")).map(drop)
 }
 
-/// Removes hosts whose rig is gone, with everything that runs there. Says which.
+/// Removes hosts and RAM files whose rig is gone, with everything that runs there. Says which.
 pub fn clean() -> Result<Vec<String>> {
     let mut removed = Vec::new();
     for entry in std::fs::read_dir("/run/netns").into_iter().flatten().flatten() {
@@ -325,6 +343,16 @@ pub fn clean() -> Result<Vec<String>> {
         let Some((rig, place)) = owner(&name) else { continue };
         if !Path::new(&format!("/proc/{rig}")).exists() {
             drop(Sweeper(vec![Host::existing(place, name.clone())?]));
+            removed.push(name);
+        }
+    }
+    for entry in std::fs::read_dir(SHM).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let rig = name.strip_prefix(TEMPORARY).and_then(|rest| rest.split_once('-')).map(|(rig, _)| rig.parse::<u32>());
+        if let Some(Ok(rig)) = rig
+            && !Path::new(&format!("/proc/{rig}")).exists()
+        {
+            std::fs::remove_dir_all(entry.path()).with_context(|| name.clone())?;
             removed.push(name);
         }
     }

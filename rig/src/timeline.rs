@@ -28,7 +28,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Reads one line of `source`. A line that is no event is one named `?`, with its text: nothing is swallowed.
+    /// Reads one line of `source`. A line that is no event is one named `says`, with its text: nothing is swallowed.
     #[must_use]
     pub fn parse(source: &str, line: &str) -> Self {
         let parsed = serde_json::from_str::<Map<String, Value>>(line).ok();
@@ -39,7 +39,7 @@ impl Entry {
             return Self { at_ms, source: source.to_owned(), event, fields };
         }
         let fields = Map::from_iter([("text".to_owned(), Value::from(line))]);
-        Self { at_ms: now_ms(), source: source.to_owned(), event: "?".to_owned(), fields }
+        Self { at_ms: now_ms(), source: source.to_owned(), event: "says".to_owned(), fields }
     }
 
     /// A number among the fields.
@@ -193,7 +193,7 @@ mod tests {
         assert_eq!(entry.line(10.0), "       +2.5 ms  protect  suspect  silent_ms=51");
         for line in ["", "Segmentation fault", "[1]", r#"{"event":3}"#, r#"{"at_ms":1}"#] {
             let entry = Entry::parse("standby", line);
-            assert_eq!((entry.event.as_str(), entry.text("text")), ("?", Some(line)));
+            assert_eq!((entry.event.as_str(), entry.text("text")), ("says", Some(line)));
         }
     }
 

@@ -7,7 +7,7 @@ use crate::{
     cli::Side,
     control::{Control, done, refused},
     events::emit,
-    inbox::{interest, wait},
+    inbox::{readable, wait},
     report,
     status::{Request, Response, SCHEMA, Status},
 };
@@ -66,7 +66,7 @@ impl<'a> Claim<'a> {
             if let Some(answer) = self.arbiter.take_answer() {
                 return Ok(answer);
             }
-            let mut fds = [interest(self.arbiter.as_fd(), false), interest(self.control.as_fd(), false)];
+            let mut fds = [readable(self.arbiter.as_fd()), readable(self.control.as_fd())];
             wait(&mut fds, Time(0), None, Duration::from_secs(1))?;
             while let Some(request) = self.control.take() {
                 let response = self.answer(request.request);

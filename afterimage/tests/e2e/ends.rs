@@ -11,7 +11,7 @@ use std::time::Duration;
 fn a_vm_that_is_shut_down_is_not_taken_over() {
     let Some((world, _witness)) = World::with_witness() else { return };
     let (vm, mut protect, mut standby) = world.pair();
-    let _ = qmp(&vm.look).execute("quit", &json!({}), Duration::from_secs(5));
+    let _ = qmp(&vm.look).execute("quit", json!({}), Duration::from_secs(5));
     protect.expect_end(0, &[]);
     let ended = protect.wait_event("ended");
     assert_eq!(ended["why"], "the VM is gone", "{ended}");
@@ -50,7 +50,7 @@ fn an_orphaned_data_path_sees_that_the_vm_is_shut_down() {
     let data_path = protect.data_path();
     protect.kill();
     vm.serial.goes_on();
-    let _ = qmp(&vm.look).execute("quit", &json!({}), Duration::from_secs(5));
+    let _ = qmp(&vm.look).execute("quit", json!({}), Duration::from_secs(5));
     standby.proc.wait_events("waiting", 2);
     assert_eq!(standby.proc.count("running"), 0, "{}", standby.proc.said());
     until("the data path ends", || (!is_alive(data_path)).then_some(()));

@@ -95,7 +95,7 @@ fn a_protect_that_cannot_start() {
 
     let config = world.path("a.toml");
     std::fs::write(&config, "[protect]\nepoch_ms = 20\nepcoh_ms = 30\n").unwrap();
-    protect("config", &format!("--config {}", config.display())).expect_end(2, &["a.toml", "line 3", "epcoh_ms"]);
+    protect("config", &format!("--config {}", config.display())).expect_end(2, &["a.toml:3", "epcoh_ms"]);
     protect("nic", "--nic /nowhere.sock=nosuchtap").expect_end(6, &["error: ", "nosuchtap"]);
     vm.serial.goes_on();
 }

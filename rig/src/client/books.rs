@@ -155,15 +155,15 @@ impl DatagramBooks {
 
     fn check(&self, reply: Message, findings: &mut Vec<Finding>) {
         let Message { seq, count, tick, bad, status } = reply;
-        if count < seq {
+        if count < self.answered {
             let what =
                 format!("request {seq} was refused, the count is {count}: the guest forgot what it had answered");
-            findings.push(Finding::new(Wrong::Lost, u64::from(seq - count), what));
+            findings.push(Finding::new(Wrong::Lost, u64::from(self.answered - count), what));
         } else if count > seq {
             let what = format!("request {seq} found the count at {count}: requests were carried out more than once");
             findings.push(Finding::new(Wrong::Duplicated, u64::from(count - seq), what));
-        } else if !matches!(status, 1 | 2) {
-            let what = format!("request {seq} was answered with status {status} and the right count");
+        } else if count != seq || !matches!(status, 1 | 2) {
+            let what = format!("request {seq} was answered with status {status} and count {count}, which cannot be");
             findings.push(Finding::new(Wrong::Corrupt, 1, what));
         }
         if tick < self.tick {
@@ -238,9 +238,11 @@ mod tests {
     #[test]
     fn each_lie_of_datagrams_is_counted_once() {
         let forgot = Message { seq: 4, count: 1, tick: 9, bad: 0, status: 3 };
-        assert_eq!(datagrams(&[done(1, 5), done(2, 6), done(3, 7), forgot, done(2, 9)]), (3, 0, 0));
+        assert_eq!(datagrams(&[done(1, 5), done(2, 6), done(3, 7), forgot, done(2, 9)]), (2, 0, 0));
         let twice = Message { seq: 2, count: 3, tick: 9, bad: 0, status: 3 };
         assert_eq!(datagrams(&[done(1, 5), twice, done(4, 9)]), (0, 1, 0));
+        let odd = Message { seq: 2, count: 1, tick: 9, bad: 0, status: 3 };
+        assert_eq!(datagrams(&[done(1, 5), odd, done(2, 9)]), (0, 0, 1), "refused for no reason");
         assert_eq!(datagrams(&[done(1, 5), done(2, 4)]), (1, 0, 0), "time went back");
         let bad = Message { bad: 2, ..done(2, 6) };
         assert_eq!(datagrams(&[done(1, 5), bad, Message { seq: 3, count: 3, ..bad }]), (0, 0, 2));

@@ -14,7 +14,7 @@ pub mod books;
 mod tcp;
 mod udp;
 
-use crate::{guest::Kind, timeline::now_ms};
+use crate::{guest::Kind, stats::round, timeline::now_ms};
 use anyhow::Result;
 use books::Finding;
 use serde_json::{Value, json};
@@ -157,7 +157,7 @@ impl<'a> Diary<'a> {
     fn reply(&mut self, seq: u64, n: u64, asked: Instant) -> Result<()> {
         let now = Instant::now();
         if let Some(last) = self.last_reply.replace(now) {
-            let gap_ms = now.duration_since(last).as_secs_f64() * 1e3;
+            let gap_ms = round(now.duration_since(last).as_secs_f64() * 1e3);
             self.summary.longest_gap_ms = self.summary.longest_gap_ms.max(gap_ms);
         }
         self.summary.replies += 1;

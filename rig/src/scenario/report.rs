@@ -58,13 +58,16 @@ impl Times {
         let at = |entry: Option<&Entry>| entry.map(|e| e.at_ms);
         let (declared, cas, ran) = (at(find("suspect")), at(cas), at(find(running)));
         let between = |a: Option<f64>, b: Option<f64>| Some(round(b? - a?));
-        let own = find(running).and_then(|e| e.number("decided_to_running_ms"));
+        let own = find(running).and_then(|e| {
+            let us = |name: &str| e.fields.get("since_suspicion")?.get(name)?.as_f64();
+            Some(round((us("running_us")? - us("won_us")?) / 1e3))
+        });
         let replied = evidence.replies.iter().find(|r| cas.is_some_and(|cas| r.at_ms >= cas)).map(|r| r.at_ms);
         Self {
             kill_to_declared: between(Some(from), declared),
             declared_to_cas: between(declared, cas),
             cas_to_running: between(cas, ran),
-            decided_to_running: own.map(round).or_else(|| between(cas, ran)),
+            decided_to_running: own.or_else(|| between(cas, ran)),
             kill_to_first_reply: between(Some(from), replied),
         }
     }

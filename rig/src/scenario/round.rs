@@ -358,7 +358,8 @@ fn start_standby(
         .flag("--arbiter", arbiter())
         .flag("--nic", nic(&vm))
         .flag("--run-dir", &dir)
-        .flag("--ram-dir", &settings.ram_dir);
+        .flag("--ram-dir", &settings.ram_dir)
+        .flag("--spill", dir.join("spill"));
     let line = staging(settings, line).args(["--"]).args(settings.guest.qemu(&vm).0);
     let mut standby = Proc::spawn(&topology.standby, "standby", &line, &dir, timeline)?;
     listening(&mut standby, STANDBY_PORT)?;

@@ -20,12 +20,12 @@ pub fn epoch(status: &Value) -> Option<u64> {
     status.pointer("/epoch")?.as_u64()
 }
 
-/// How far staging was over its cap at its highest, in bytes.
+/// How far staging is over its cap, in bytes: of what is allocated, not only of what is in use.
 #[must_use]
 pub fn staging_over_cap_bytes(status: &Value) -> Option<u64> {
-    let cap = status.pointer("/staging/cap_bytes")?.as_u64()?;
-    let peak = status.pointer("/staging/peak_bytes").or_else(|| status.pointer("/staging/used_bytes"))?.as_u64()?;
-    Some(peak.saturating_sub(cap))
+    let bytes = |name: &str| status.get(name)?.as_u64();
+    let live = bytes("staging_live_bytes")?.max(bytes("staging_used_bytes")?);
+    Some(live.saturating_sub(bytes("staging_cap_bytes")?))
 }
 
 /// Whether the sidecar reaches its arbiter.
