@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `mod.rs` | attaches: QEMU, its profile, the register |
 //! | [`supervisor`] | the process that stays: QEMU's control connection, and the VM's fate when the data path dies |
+//! | [`claim`] | what the supervisor does when the data path died: asks the arbiter |
 //! | [`data_path`] | the process that works: the loop around `mc_core`'s primary |
 //! | [`hands`] | the data path's way to QEMU, with and without its supervisor |
 //! | [`session`] | finds the standby |
@@ -11,6 +12,7 @@
 //! | [`commands`] | the control socket: status, solo, handover |
 
 pub mod channel;
+mod claim;
 mod commands;
 pub mod data_path;
 mod hands;
@@ -26,7 +28,7 @@ use crate::{
     qemu::{
         control as qemu,
         profile::{self, Profile},
-        qmp::{Qmp, instance_id},
+        qmp::{Qmp, QmpError, instance_id},
     },
 };
 use anyhow::{Context, Result};
@@ -39,7 +41,7 @@ use std::time::Duration;
 pub fn run(config: ProtectConfig) -> Result<Code> {
     std::fs::create_dir_all(&config.run_dir).with_context(|| format!("run directory {}", config.run_dir.display()))?;
     let handed_over = control::hand_over(&config.run_dir, config.vm)?;
-    let mut qmp = Qmp::connect(&config.qmp, Duration::from_secs(5))?;
+    let mut qmp = Qmp::connect(&config.qmp, Duration::from_secs(5)).map_err(no_qmp)?;
     let profile = Profile::query(&mut qmp)?;
     refuse_writable_disks(&config, &mut qmp)?;
     let owner = Owner { node: config.node, instance: instance_id(qmp.peer_pid()?)? };
@@ -50,6 +52,15 @@ pub fn run(config: ProtectConfig) -> Result<Code> {
         qemu::leave_colo(&mut qmp)?;
     }
     supervisor::supervise(qmp, Brief { config, register, profile, protect: true, stay: handed_over })
+}
+
+/// Nobody listens at the QMP socket, or nobody that speaks QMP.
+fn no_qmp(error: QmpError) -> anyhow::Error {
+    if !matches!(error, QmpError::Connect { .. } | QmpError::NotQmp { .. }) {
+        return error.into();
+    }
+    let remedy = "start QEMU with `-qmp unix:SOCKET,server=on,wait=off`, and name that socket with --qmp";
+    ExitError::new(Code::Prerequisite, error).remedy(remedy).into()
 }
 
 /// Disk writes are not held: after a takeover the disk would be ahead of RAM.
