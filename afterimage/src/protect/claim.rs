@@ -19,30 +19,31 @@ use mc_core::{
 use std::{os::fd::AsFd, time::Duration};
 
 /// Asks until the arbiter answers. `Some`: the register says (solo, self). `None`: somebody else owns the VM.
+///
+/// It swaps even when the register says so already: the dead data path may have asked for "protected" as it died, and that
+/// request may still be on its way. Once the generation has risen it can only lose; else it could name a standby, which
+/// would rightly take over, while the VM runs visibly here.
 pub(super) fn claim(brief: &Brief) -> Result<Option<Register>> {
     let owner = brief.register.owner;
     let mut claim = Claim::new(brief)?;
-    let held = match claim.ask(Ask::Read)? {
+    let mut held = match claim.ask(Ask::Read)? {
         Answer::Read(Some(held)) => held,
         other => bail!("the arbiter knows nothing of this VM any more: {other:?}"),
     };
-    if held.owner != owner {
-        return Ok(None);
+    while held.owner == owner {
+        let new = Register { generation: held.generation.next(), owner, mode: Mode::Solo };
+        let contested = held.mode != Mode::Solo;
+        let Answer::Cas(outcome) = claim.ask(Ask::Cas { expect: held.generation, new, contested })? else {
+            bail!("the arbiter answered a read to a swap")
+        };
+        emit("cas", report::outcome(&outcome));
+        held = match outcome {
+            CasOutcome::Won(register) => return Ok(Some(register)),
+            CasOutcome::Lost(Some(newer)) => newer,
+            CasOutcome::Lost(None) => bail!("the arbiter knows nothing of this VM any more"),
+        };
     }
-    if held.mode == Mode::Solo {
-        return Ok(Some(held));
-    }
-    let new = Register { generation: held.generation.next(), owner, mode: Mode::Solo };
-    match claim.ask(Ask::Cas { expect: held.generation, new, contested: true })? {
-        Answer::Cas(outcome) => {
-            emit("cas", report::outcome(&outcome));
-            Ok(match outcome {
-                CasOutcome::Won(register) => Some(register),
-                CasOutcome::Lost(_) => None,
-            })
-        }
-        Answer::Read(_) => bail!("the arbiter answered a read to a swap"),
-    }
+    Ok(None)
 }
 
 struct Claim<'a> {
