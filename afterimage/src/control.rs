@@ -90,6 +90,8 @@ pub fn hand_over(run_dir: &Path, vm: Name) -> Result<bool> {
         let path = socket_path(run_dir, vm, side);
         match ask(&path, Request::Handover, PATIENCE) {
             Err(ControlError::Io { .. }) => continue, // nobody there
+            // It may be gone before its answer is out.
+            Err(ControlError::Answer { answer, .. }) if answer.is_empty() => wait_until_gone(&path)?,
             Err(error) => return Err(error.into()),
             Ok(Response::Done { .. }) => wait_until_gone(&path)?,
             Ok(Response::Refused { message, .. }) => {

@@ -19,7 +19,7 @@ fn protect_again_relieves_the_process_that_went_solo() {
     second.wait_event("protected");
     standby.proc.wait_event("protected");
     let status = world.status("a");
-    assert_eq!((&status["role"], &status["generation"]), (&"protected".into(), &4.into()), "{status}");
+    assert_eq!((&status["role"], &status["generation"]), (&"protected".into(), &5.into()), "{status}");
     vm.serial.goes_on();
 
     kill_host(&mut vm, &mut second);
@@ -44,7 +44,7 @@ fn a_vm_that_was_taken_over_is_protected_where_it_runs_now() {
     c.proc.wait_event("protected");
     b.serial.goes_on();
     let status = world.status("b");
-    assert_eq!((&status["side"], &status["generation"]), (&"primary".into(), &4.into()), "{status}");
+    assert_eq!((&status["side"], &status["generation"]), (&"primary".into(), &5.into()), "{status}");
 
     // It has no parent any more: it was the standby's.
     let data_path = protect.data_path();
