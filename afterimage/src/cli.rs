@@ -62,6 +62,9 @@ pub enum Command {
     /// On the primary, with --arbiter manual: go on without the standby
     #[command(after_long_help = help("afterimage solo --vm web --yes-the-other-side-is-stopped"))]
     Solo(OperatorArgs),
+    /// On the primary: end protection through the arbiter; the VM runs on alone, its network intact
+    #[command(after_long_help = help("afterimage unprotect --vm web"))]
+    Unprotect(UnprotectArgs),
     /// Look at configuration files
     Config {
         /// What to do with it.
@@ -240,6 +243,17 @@ pub struct StatusArgs {
     /// One JSON object per VM instead of text
     #[arg(long)]
     pub json: bool,
+}
+
+/// `afterimage unprotect`.
+#[derive(Debug, Args)]
+pub struct UnprotectArgs {
+    /// The VM
+    #[arg(long, value_name = "NAME")]
+    pub vm: Name,
+    /// Where the control sockets are
+    #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
+    pub run_dir: PathBuf,
 }
 
 /// `afterimage takeover`, `afterimage solo`

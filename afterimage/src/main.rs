@@ -53,6 +53,7 @@ fn run(command: Command) -> anyhow::Result<Code> {
         Command::Status(args) => status::show(&args),
         Command::Takeover(args) => status::operate(&args, status::Request::Takeover),
         Command::Solo(args) => status::operate(&args, status::Request::Solo),
+        Command::Unprotect(args) => status::unprotect(&args),
         Command::Protect(args) => protect::run(ProtectConfig::resolve(args).map_err(ExitError::from)?),
         Command::Standby(args) => standby::run(StandbyConfig::resolve(args).map_err(ExitError::from)?),
         Command::DataPath => protect::data_path::run(),

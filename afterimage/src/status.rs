@@ -6,7 +6,7 @@ mod text;
 pub use control::{ControlError, ControlSocket, Handler, Request, Response, ask, socket_path};
 
 use crate::{
-    cli::{OperatorArgs, Side, StatusArgs},
+    cli::{OperatorArgs, Side, StatusArgs, UnprotectArgs},
     exit::{Code, ExitError},
 };
 use mc_core::{driver::Percentiles, id::Name};
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -210,7 +210,16 @@ pub fn operate(args: &OperatorArgs, request: Request) -> anyhow::Result<Code> {
         );
         return Err(ExitError::usage(what).remedy(remedy).into());
     }
-    match ask(&socket_path(&args.run_dir, args.vm, side), request, PATIENCE)? {
+    tell(&args.run_dir, args.vm, side, request)
+}
+
+/// The command `unprotect`.
+pub fn unprotect(args: &UnprotectArgs) -> anyhow::Result<Code> {
+    tell(&args.run_dir, args.vm, Side::Primary, Request::Unprotect)
+}
+
+fn tell(run_dir: &Path, vm: Name, side: Side, request: Request) -> anyhow::Result<Code> {
+    match ask(&socket_path(run_dir, vm, side), request, PATIENCE)? {
         Response::Done { message } => {
             let _ = writeln!(io::stdout(), "{message}");
             Ok(Code::Done)
@@ -219,7 +228,7 @@ pub fn operate(args: &OperatorArgs, request: Request) -> anyhow::Result<Code> {
             let refused = ExitError::new(Code::Failed, message);
             Err(remedy.into_iter().fold(refused, |e: ExitError, r: String| e.remedy(r)).into())
         }
-        Response::Status(_) => anyhow::bail!("{} answered {word} with its status", side.as_str()),
+        Response::Status(_) => anyhow::bail!("{} answered {request:?} with its status", side.as_str()),
     }
 }
 

@@ -31,7 +31,7 @@ fn serve(dir: &Path, vm: &str, side: Side, role: &'static str, protected: bool) 
     let handler: Handler = Arc::new(move |request| match request {
         Request::Status => Response::Status(Box::new(status(&vm_name, role, protected))),
         Request::Takeover => Response::Done { message: "taking over".into() },
-        Request::Solo | Request::Handover => {
+        Request::Solo | Request::Unprotect | Request::Handover => {
             Response::Refused { message: "nothing waits for an operator".into(), remedy: Some("look at status".into()) }
         }
     });

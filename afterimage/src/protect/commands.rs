@@ -23,15 +23,18 @@ pub(super) fn answer(path: &mut DataPath, request: Request) -> Response {
             path.leave();
             done("leaving")
         }
-        (Request::Handover, role) => refused(&format!("it is {} there; `afterimage solo` ends that", word(role))),
+        (Request::Handover, role) => refused(&format!("it is {} there; `afterimage unprotect` ends that", word(role))),
         (Request::Solo, Role::Solo) => done("the VM runs solo already"),
-        (Request::Solo, Role::Claiming) => {
-            path.arbiter.operator_decides();
-            done("going solo")
-        }
+        (Request::Solo, Role::Claiming) if path.arbiter.operator_decides() => done("going solo"),
+        (Request::Solo, Role::Claiming) => refused("the arbiter was asked, and decides; it is no operator"),
         (Request::Solo, _) => {
             path.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
             path.operator_wants_solo = true;
+            done("ending protection through the arbiter")
+        }
+        (Request::Unprotect, Role::Solo) => done("the VM is not protected"),
+        (Request::Unprotect, _) => {
+            path.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
             done("ending protection through the arbiter")
         }
         (Request::Takeover, _) => refused("`takeover` is for the standby; this is the primary: see `solo`"),

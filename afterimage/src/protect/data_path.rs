@@ -253,7 +253,8 @@ impl DataPath {
             }
         }
         let health = self.arbiter.health();
-        if health.reachable != self.arbiter_reachable {
+        let known = health.reachable || health.last_error.is_some();
+        if known && health.reachable != self.arbiter_reachable {
             self.arbiter_reachable = health.reachable;
             report::arbiter(&health);
         }

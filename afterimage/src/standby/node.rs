@@ -250,7 +250,8 @@ impl Node {
             }
         }
         let health = self.arbiter.health();
-        if health.reachable != std::mem::replace(&mut self.arbiter_reachable, health.reachable) {
+        let known = health.reachable || health.last_error.is_some();
+        if known && health.reachable != std::mem::replace(&mut self.arbiter_reachable, health.reachable) {
             report::arbiter(&health);
         }
     }
@@ -386,7 +387,9 @@ impl Node {
                 Request::Status => Response::Status(Box::new(status(self))),
                 Request::Takeover => self.operator_takeover(),
                 Request::Handover => self.hand_over(),
-                Request::Solo => refused("`solo` is for the primary; this is the standby: see `takeover`"),
+                Request::Solo | Request::Unprotect => {
+                    refused("that is for the primary; this is the standby: see `takeover`")
+                }
             };
             request.reply(response);
         }

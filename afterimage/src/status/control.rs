@@ -44,7 +44,9 @@ pub enum Request {
     Takeover,
     /// To a primary with a manual arbiter: the standby is stopped, go on alone.
     Solo,
-    /// To a primary: let the standby have the VM, and stop here.
+    /// To a primary: end protection through the arbiter, and go on alone.
+    Unprotect,
+    /// To whoever runs the VM solo: leave it to a successor on this node.
     Handover,
 }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     proc::{is_alive, qmp, until},
-    world::World,
+    world::{VM, World},
 };
 use serde_json::json;
 use std::time::Duration;
@@ -19,6 +19,21 @@ fn a_vm_that_is_shut_down_is_not_taken_over() {
     assert_eq!(standby.proc.count("running"), 0, "{}", standby.proc.said());
     assert_eq!(standby.serial.counts(), [0; 0]);
     world.wait_role("b", "idle");
+}
+
+#[test]
+fn protection_that_is_ended_leaves_a_solo_vm_and_a_standby_that_waits() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (vm, mut protect, mut standby) = world.pair();
+    let (code, stdout, stderr) = world.run("a", &format!("unprotect --vm {VM}"));
+    assert_eq!((code, stdout.as_str()), (0, "ending protection through the arbiter\n"), "{stderr}");
+    world.wait_role("a", "solo");
+    standby.proc.wait_events("waiting", 2);
+    assert_eq!(standby.proc.count("running"), 0, "{}", standby.proc.said());
+    vm.serial.goes_on();
+    vm.serial.assert_sound();
+    assert!(protect.is_running(), "it is the VM's way to its network");
+    assert_eq!(world.run("a", &format!("unprotect --vm {VM}")).0, 0, "ended already");
 }
 
 #[test]
