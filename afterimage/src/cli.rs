@@ -83,7 +83,7 @@ pub enum ConfigCommand {
     /// Check a file, and print what it amounts to: every value, and where it comes from
     #[command(after_long_help = help("afterimage config check /etc/afterimage.toml"))]
     Check {
-        /// The TOML file, with sections [witness], [protect], [standby]
+        /// The TOML file, with sections `[witness]`, `[protect]`, `[standby]`
         file: PathBuf,
     },
 }
@@ -98,7 +98,7 @@ pub struct WitnessArgs {
     /// would let two hosts run the same VM
     #[arg(long, value_name = "DIR", help_heading = REQUIRED)]
     pub state: Option<PathBuf>,
-    /// A TOML file; its section [witness] holds what no flag says
+    /// A TOML file; its section `[witness]` holds what no flag says
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 }
@@ -155,7 +155,7 @@ pub struct ProtectArgs {
     /// the memory
     #[arg(long)]
     pub force_writable_disks: bool,
-    /// A TOML file; its section [protect] holds what no flag says
+    /// A TOML file; its section `[protect]` holds what no flag says
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 }
@@ -197,7 +197,7 @@ pub struct StandbyArgs {
     /// Where sockets and locks live [default: /run/afterimage]
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
-    /// A TOML file; its section [standby] holds what no flag says
+    /// A TOML file; its section `[standby]` holds what no flag says
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// QEMU and its arguments, as on the primary

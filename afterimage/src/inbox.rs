@@ -2,7 +2,7 @@
 //! other threads put values into.
 
 use crate::wake::Wake;
-use mc_core::id::Time;
+use mc_core::{id::Time, transport::Transport};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use std::{
     io,
@@ -21,11 +21,18 @@ pub fn wait(fds: &mut [PollFd<'_>], now: Time, until: Option<Time>, longest: Dur
     }
 }
 
-/// One entry for [`wait`]: readable, and writable if asked for.
+/// One entry for [`wait`]: readable.
 #[must_use]
-pub fn interest(fd: BorrowedFd<'_>, write: bool) -> PollFd<'_> {
-    let flags = if write { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
-    PollFd::from_borrowed_fd(fd, flags)
+pub fn readable(fd: BorrowedFd<'_>) -> PollFd<'_> {
+    PollFd::from_borrowed_fd(fd, PollFlags::IN)
+}
+
+/// The entry of a link: what it has a use for, and always the peer's hanging up.
+pub fn link(link: &(impl Transport + ?Sized)) -> Option<PollFd<'_>> {
+    let mut flags = PollFlags::RDHUP;
+    flags.set(PollFlags::IN, link.wants_read());
+    flags.set(PollFlags::OUT, link.wants_write());
+    link.wait_fd().map(|fd| PollFd::from_borrowed_fd(fd, flags))
 }
 
 /// Hands values from other threads to a loop that sleeps in [`wait`].

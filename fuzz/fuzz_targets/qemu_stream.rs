@@ -3,4 +3,6 @@
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|bytes: &[u8]| afterimage::qemu::stream::fuzz(bytes));
+fuzz_target!(|bytes: &[u8]| {
+    let _ = afterimage::qemu::stream::fuzz::run(bytes);
+});

@@ -59,6 +59,8 @@ pub enum Sabotage {
     ReleaseBeforeSolo,
     /// I5: registers protection before the full synchronisation was ACKed.
     RegisterEarly,
+    /// I5, seen from the standby: asks for takeover without knowing that the register names it.
+    SwapUnnamed,
 }
 
 /// What happened.

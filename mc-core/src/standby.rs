@@ -19,11 +19,10 @@
 //! - Slabs of the full synchronisation go into the image as they come: there is nothing older to protect. Later ones are
 //!   staged, and applied when their epoch is committed: the image is always that of one whole epoch.
 //!
-//! The swap is only asked for once the register is known to name this standby in this generation: the primary said so, or a
-//! read did. A generation that was synchronised but never registered is used again, maybe with another standby, and a swap
-//! on the number alone would then win a VM whose output this image lacks. A generation that *was* registered holds one
-//! value only, so that the number stands for it. While the register is *older* than this generation it is read again for a
-//! while: the primary's registration may still be on its way (it died right after asking).
+//! The swap is asked for only once the register is known to name this standby in this generation: the primary said so, or a
+//! read did. A generation that was synchronised but never registered is used again, maybe with another standby; a swap on
+//! its number alone would win a VM whose output this image lacks. One that was registered has held one value only. An
+//! *older* register is read again for a while: the primary's registration may be on its way (it died right after asking).
 
 mod staged;
 
@@ -234,9 +233,8 @@ impl Standby {
         self.generation = generation;
         self.committed = Epoch(0);
         self.staged.clear();
-        self.registered = false;
+        self.registered = self.config.sabotage == Some(Sabotage::SwapUnnamed);
         self.retries_left = self.config.retries;
-        self.retry_at = None;
     }
 
     fn slab(&mut self, generation: Generation, epoch: Epoch, index: u32) {

@@ -3,7 +3,7 @@
 //! Submission and completion, not `async fn`: a dropped future cannot stop a NIC that still reads the slab. `submit` takes
 //! ownership, a [`Completion`] gives it back, a refusal gives it back at once. `wait_fd` is for whoever sleeps.
 //!
-//! Every implementation passes [`crate::testing::conformance`].
+//! Every implementation passes the one suite in `testing/conformance` (feature `testing`).
 
 use crate::{
     slab::{FreeSlab, SealedSlab},
@@ -21,6 +21,12 @@ pub trait Transport: Send {
 
     /// Readable (or writable, if [`Transport::wants_write`]) when `poll` may have something to do.
     fn wait_fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Whether `poll` could use what the peer sends. While it is false, a slab waits for an [`Op::Post`], and `wait_fd` may
+    /// stay readable without anything to do: wait for errors and a hang-up (`POLLRDHUP`) only.
+    fn wants_read(&self) -> bool {
+        true
+    }
 
     /// Whether bytes wait for the peer to make room.
     fn wants_write(&self) -> bool {

@@ -1,295 +1,269 @@
-//! [`TcpLink`]: slabs and control records, in order, over one TCP connection.
+//! [`TcpLink`]: slabs and control records over one TCP connection.
 //!
 //! ```text
-//! submit ──> queue ──writev──> kernel          kernel ──read──> small buffer ─┬─ control record ──> Received
-//!              │ last byte taken                                              └─ slab header: the rest is read
-//!              └──> Written                                                      straight into a posted slab ──> Arrived
+//!        peer closed, error, hostile bytes            slabs handed back,
+//!  Up ───────────── revoke() ──────────────> Ending ──── one per poll ────> Down reported, Ended
+//!   │                                          │
+//!   └ reads and writes                         └ touches the socket no more
 //! ```
 //!
-//! With no posted slab it stops reading at a slab's header: the kernel's window, and then the primary, feel it.
+//! What had arrived in full is reported before the slabs come back: reading goes on after a failed write until the kernel
+//! has nothing left. With no slab posted it stops before the slab (the peer's window closes: that is the back-pressure), and
+//! what lies behind it waits as well, for order's sake. If the peer closes meanwhile, the link goes down at once: what nothing
+//! was posted for had not arrived. (A peer's FIN may be stuck behind bytes that our closed window keeps out; that silence is the
+//! keepalive's to notice.)
+//!
+//! # Revocation
+//!
+//! [`Transport::revoke`] asks the kernel how many bytes have arrived (`FIONREAD`), reads exactly those into the posted slabs,
+//! and resets the connection. That needs nothing of the peer, ends after at most a receive buffer's worth of copying, and
+//! takes in whatever the peer had got across the wire by then; a slab for which nothing is posted, and what follows it, stays
+//! out. Bytes only land in a slab when this code reads them, and it never reads again: late ones die in the kernel.
+//!
+//! A reset (by `connect` to no address, connect(2)) rather than a close: a close queues up behind what we have sent, and a
+//! peer that reads nothing would not learn of it. What we had sent may die on the way; only ACKs could matter, and an ACK
+//! that nobody heard releases nothing.
 
+mod rx;
+mod tx;
+
+use crate::options::LinkOptions;
 use mc_core::{
-    slab::{FreeSlab, SealedSlab},
+    slab::FreeSlab,
     transport::{Completion, LinkError, Op, RejectReason, Rejected, Transport},
-    wire::{
-        WireError,
-        control::{self, Control},
-        slab::{self, HEADER_LEN, SlabHeader},
-    },
 };
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::ioctl_fionread,
+    net::connect_unspec,
+};
+use rx::{Filled, Inbox};
 use std::{
     collections::VecDeque,
-    io::{self, IoSlice, Read, Write},
-    net::TcpStream,
+    io,
+    net::{Shutdown, TcpStream},
     os::fd::{AsFd, BorrowedFd},
 };
-
-/// Operations that wait to be written, at most.
-const QUEUE: usize = 1024;
-/// Slices in one `writev`.
-const SLICES: usize = 16;
-/// Control records and slab headers are read through a buffer of this size.
-const SMALL: usize = 4096;
-const _: () = assert!(control::LEN == HEADER_LEN, "a record is told from a slab by its first 64 bytes");
+use tx::{Outbox, Outgoing};
 
 #[derive(Debug)]
-enum Outgoing {
-    Slab(SealedSlab),
-    Control([u8; control::LEN]),
+enum State {
+    Up,
+    Ending(LinkError),
+    Ended,
 }
 
-impl Outgoing {
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Self::Slab(slab) => slab.as_bytes(),
-            Self::Control(bytes) => bytes,
-        }
-    }
-}
-
-/// A slab being received.
-#[derive(Debug)]
-struct Incoming {
-    slab: FreeSlab,
-    have: usize,
-    need: usize,
-}
-
-/// One connection.
+/// A [`Transport`] over TCP. Warm, it allocates nothing.
 #[derive(Debug)]
 pub struct TcpLink {
-    /// `None` once it is down.
-    stream: Option<TcpStream>,
+    stream: TcpStream,
     peer: String,
-    slab_size: usize,
-    queue: VecDeque<Outgoing>,
-    /// Bytes of the queue's first entry that the kernel has.
-    sent: usize,
-    posted: VecDeque<FreeSlab>,
-    incoming: Option<Incoming>,
-    small: Box<[u8; SMALL]>,
-    /// What of `small` was read and not used yet.
-    unread: std::ops::Range<usize>,
-    done: VecDeque<Completion>,
+    inbox: Inbox,
+    outbox: Outbox,
+    /// Complete, and not yet reported. More than one only after a revocation.
+    arrived: VecDeque<Completion>,
+    /// Writing failed; the link ends when nothing is left to read.
+    broken: Option<LinkError>,
+    state: State,
 }
 
 impl TcpLink {
-    /// Takes over a connection whose handshake is done.
-    pub fn new(stream: TcpStream, slab_size: usize) -> io::Result<Self> {
-        stream.set_nonblocking(true)?;
-        let peer = stream.peer_addr()?.to_string();
+    /// A link over a connected stream whose handshake is over, with default options. `slab_size` is the hello's; `peer` is
+    /// for messages. Fails if the system refuses a socket option.
+    pub fn new(stream: TcpStream, slab_size: usize, peer: impl Into<String>) -> io::Result<Self> {
+        Self::with_options(stream, slab_size, peer, &LinkOptions::default())
+    }
+
+    /// As [`TcpLink::new`], with options. Buffer sizes must have been set before the stream was connected.
+    pub fn with_options(
+        stream: TcpStream,
+        slab_size: usize,
+        peer: impl Into<String>,
+        options: &LinkOptions,
+    ) -> io::Result<Self> {
+        options.set_stream(&stream)?;
+        let queue = options.queue.max(1);
         Ok(Self {
-            stream: Some(stream),
-            peer,
-            slab_size,
-            queue: VecDeque::with_capacity(QUEUE),
-            sent: 0,
-            posted: VecDeque::with_capacity(64),
-            incoming: None,
-            small: Box::new([0; SMALL]),
-            unread: 0..0,
-            done: VecDeque::with_capacity(QUEUE + 64),
+            stream,
+            peer: peer.into(),
+            inbox: Inbox::new(slab_size, queue),
+            outbox: Outbox::new(queue),
+            arrived: VecDeque::with_capacity(1),
+            broken: None,
+            state: State::Up,
         })
     }
 
-    /// Writes as much as the kernel takes.
-    fn flush(&mut self) {
-        while !self.queue.is_empty() {
-            match self.write_some() {
-                Ok(0) => return self.fail_io("writing", io::ErrorKind::WriteZero.into()),
-                Ok(n) => self.wrote(n),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => {
-                    self.fill(); // what the peer said before it went is still worth hearing
-                    return self.fail_io("writing", e);
-                }
-            }
-        }
+    fn is_up(&self) -> bool {
+        matches!(self.state, State::Up)
     }
 
-    fn write_some(&mut self) -> io::Result<usize> {
-        let Some(stream) = &mut self.stream else { return Err(io::ErrorKind::NotConnected.into()) };
-        let mut slices = [IoSlice::new(&[]); SLICES];
-        let mut count = 0;
-        for (slice, out) in slices.iter_mut().zip(&self.queue) {
-            let skip = if count == 0 { self.sent } else { 0 };
-            *slice = IoSlice::new(&out.bytes()[skip..]);
-            count += 1;
-        }
-        stream.write_vectored(&slices[..count])
-    }
-
-    fn wrote(&mut self, n: usize) {
-        self.sent += n;
-        while let Some(front) = self.queue.front()
-            && self.sent >= front.bytes().len()
-        {
-            self.sent -= front.bytes().len();
-            if let Some(Outgoing::Slab(slab)) = self.queue.pop_front() {
-                self.done.push_back(Completion::Written(slab));
-            }
-        }
-    }
-
-    /// Reads until the kernel has no more, or a slab comes for which nothing is posted.
-    fn fill(&mut self) {
-        loop {
-            if !self.parse() {
-                return;
-            }
-            match self.read_some() {
-                Ok(0) => return self.fail(LinkError::Closed { peer: self.peer.clone() }),
-                Ok(_) => {}
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return self.fail_io("reading", e),
-            }
-        }
-    }
-
-    fn read_some(&mut self) -> io::Result<usize> {
-        let Some(stream) = &mut self.stream else { return Err(io::ErrorKind::WouldBlock.into()) };
-        if let Some(incoming) = &mut self.incoming {
-            let n = stream.read(&mut incoming.slab.receive_buffer()[incoming.have..incoming.need])?;
-            incoming.have += n;
-            return Ok(n);
-        }
-        if !self.unread.is_empty() {
-            self.small.copy_within(self.unread.clone(), 0);
-        }
-        self.unread = 0..self.unread.len();
-        let n = stream.read(&mut self.small[self.unread.end..])?;
-        self.unread.end += n;
-        Ok(n)
-    }
-
-    /// Uses what was read. True if more should be read.
-    fn parse(&mut self) -> bool {
-        loop {
-            if self.incoming.as_ref().is_some_and(|i| i.have == i.need) && !self.finish_slab() {
-                return false;
-            }
-            if self.incoming.is_some() || self.unread.len() < HEADER_LEN {
-                return self.stream.is_some();
-            }
-            match self.parse_record() {
-                Ok(true) => {}
-                Ok(false) => return false,
-                Err(source) => {
-                    self.fail(LinkError::Wire { peer: self.peer.clone(), source });
-                    return false;
-                }
-            }
-        }
-    }
-
-    /// A control record, or the beginning of a slab. False if no slab is posted for it.
-    fn parse_record(&mut self) -> Result<bool, WireError> {
-        let head = &self.small[self.unread.clone()][..HEADER_LEN];
-        if head[..4] == slab::MAGIC.to_le_bytes() {
-            let need = HEADER_LEN + SlabHeader::decode(head, self.slab_size)?.body_len as usize;
-            return Ok(self.begin_slab(need));
-        }
-        let control = Control::decode(head)?;
-        self.unread.start += control::LEN;
-        self.done.push_back(Completion::Received(control));
-        Ok(true)
-    }
-
-    fn begin_slab(&mut self, need: usize) -> bool {
-        let Some(mut slab) = self.posted.pop_front() else { return false };
-        let have = need.min(self.unread.len());
-        slab.receive_buffer()[..have].copy_from_slice(&self.small[self.unread.start..][..have]);
-        self.unread.start += have;
-        self.incoming = Some(Incoming { slab, have, need });
-        true
-    }
-
-    fn finish_slab(&mut self) -> bool {
-        let Some(incoming) = self.incoming.take() else { return true };
-        match incoming.slab.arrived() {
-            Ok(slab) => {
-                self.done.push_back(Completion::Arrived(slab));
-                true
-            }
-            Err((slab, source)) => {
-                self.done.push_back(Completion::Returned(slab));
-                self.fail(LinkError::Wire { peer: self.peer.clone(), source });
-                false
-            }
-        }
-    }
-
-    fn fail_io(&mut self, doing: &'static str, source: io::Error) {
-        self.fail(LinkError::Io { peer: self.peer.clone(), doing, source });
-    }
-
-    /// Ends the connection: every slab comes back, then `Down`, once.
-    fn fail(&mut self, error: LinkError) {
-        if self.stream.take().is_none() {
+    /// Touches the socket for the last time; the peer shall see it although we still live.
+    fn end(&mut self, why: LinkError) {
+        if !self.is_up() {
             return;
         }
-        for out in self.queue.drain(..) {
-            if let Outgoing::Slab(slab) = out {
-                self.done.push_back(Completion::Written(slab));
+        // Either fails only if the connection is gone already.
+        let abort = matches!(why, LinkError::Revoked { .. } | LinkError::Wire { .. });
+        if !abort || connect_unspec(&self.stream).is_err() {
+            let _ = self.stream.shutdown(Shutdown::Both);
+        }
+        self.state = State::Ending(why);
+    }
+
+    fn io_error(&self, doing: &'static str, source: io::Error) -> LinkError {
+        LinkError::Io { peer: self.peer.clone(), doing, source }
+    }
+
+    /// Cuts the next record out of what was read.
+    fn parse(&mut self) -> Option<Completion> {
+        if !self.is_up() {
+            return None;
+        }
+        self.inbox.next().unwrap_or_else(|source| {
+            self.end(LinkError::Wire { peer: self.peer.clone(), source });
+            None
+        })
+    }
+
+    /// A completion that costs no system call.
+    fn ready(&mut self) -> Option<Completion> {
+        let written = self.outbox.take_written().map(Completion::Written);
+        written.or_else(|| self.arrived.pop_front()).or_else(|| self.parse()).or_else(|| self.wind_up())
+    }
+
+    /// Once down: the slabs, then the reason, then nothing.
+    fn wind_up(&mut self) -> Option<Completion> {
+        if !matches!(self.state, State::Ending(_)) {
+            return None;
+        }
+        let slab = self.inbox.take_any().map(Completion::Returned);
+        slab.or_else(|| self.outbox.take_any().map(Completion::Written)).or_else(|| {
+            let State::Ending(why) = std::mem::replace(&mut self.state, State::Ended) else { return None };
+            Some(Completion::Down(why))
+        })
+    }
+
+    /// Writes what the kernel takes, then reads until a record is complete or the kernel has no more.
+    fn exchange(&mut self) {
+        if self.broken.is_none()
+            && let Err(source) = self.outbox.flush(self.stream.as_fd())
+        {
+            self.broken = Some(self.io_error("writing", source));
+        }
+        while self.is_up() && !self.inbox.is_stalled() {
+            match self.inbox.fill(self.stream.as_fd(), usize::MAX) {
+                Ok(Filled::Bytes(_)) => {}
+                Ok(Filled::Nothing) => break,
+                Ok(Filled::End) => self.end_of_stream(),
+                Err(source) => self.end(self.io_error("reading", source)),
+            }
+            if let Some(completion) = self.parse() {
+                return self.arrived.push_back(completion);
             }
         }
-        let unused = self.incoming.take().map(|i| i.slab).into_iter().chain(self.posted.drain(..));
-        self.done.extend(unused.map(Completion::Returned));
-        self.done.push_back(Completion::Down(error));
+        self.check_idle();
+    }
+
+    /// The peer closed, or a failed write made the kernel say so: the latter knows more.
+    fn end_of_stream(&mut self) {
+        let closed = LinkError::Closed { peer: self.peer.clone() };
+        let why = self.broken.take().unwrap_or(closed);
+        self.end(why);
+    }
+
+    /// Nothing more can be read: a failed write ends the link now, and so does an end that a stalled reader would not see.
+    fn check_idle(&mut self) {
+        if let Some(why) = self.broken.take() {
+            self.end(why);
+        } else if self.is_up() && self.inbox.is_stalled() {
+            self.check_hang_up();
+        }
+    }
+
+    /// A closed connection is a suspicion at once, also while its end lies behind a slab that nothing is posted for.
+    fn check_hang_up(&mut self) {
+        let mut fds = [PollFd::new(&self.stream, PollFlags::RDHUP)];
+        let polled = poll(&mut fds, Some(&Timespec::default()));
+        if polled.is_ok() && !fds[0].revents().is_empty() {
+            let closed = LinkError::Closed { peer: self.peer.clone() };
+            let error = self.stream.take_error().ok().flatten();
+            self.end(error.map_or(closed, |source| self.io_error("waiting to read", source)));
+        }
+    }
+
+    /// Takes in what the kernel had received when this was called.
+    fn drain(&mut self) {
+        let arrived = ioctl_fionread(&self.stream).unwrap_or(0);
+        let mut left = usize::try_from(arrived).unwrap_or(0);
+        loop {
+            match self.inbox.next() {
+                Ok(Some(completion)) => self.arrived.push_back(completion),
+                Ok(None) if left > 0 && !self.inbox.is_stalled() => match self.inbox.fill(self.stream.as_fd(), left) {
+                    Ok(Filled::Bytes(bytes)) => left -= bytes.min(left),
+                    Ok(Filled::Nothing | Filled::End) | Err(_) => return,
+                },
+                Ok(None) | Err(_) => return,
+            }
+        }
     }
 }
 
 impl Transport for TcpLink {
     fn submit(&mut self, op: Op) -> Result<(), Rejected> {
-        if self.stream.is_none() {
+        if !self.is_up() {
             return Err(Rejected { op, why: RejectReason::Down });
         }
-        if let Op::Post(slab) = op {
-            self.posted.push_back(slab);
-            return Ok(());
-        }
-        if self.queue.len() == QUEUE {
+        let refuse = |slab: FreeSlab| Rejected { op: Op::Post(slab), why: RejectReason::Full };
+        if !matches!(op, Op::Post(_)) && self.outbox.is_full() {
             return Err(Rejected { op, why: RejectReason::Full });
         }
-        match op {
-            Op::Write(slab) => self.queue.push_back(Outgoing::Slab(slab)),
-            Op::Send(control) => {
-                self.queue.push_back(Outgoing::Control(control.encode()));
-                self.flush();
-            }
-            Op::Post(_) => {}
+        match Outgoing::try_from(op) {
+            Ok(outgoing) => self.outbox.push(outgoing),
+            Err(slab) => self.inbox.post(slab).map_err(refuse)?,
         }
         Ok(())
     }
 
     fn poll(&mut self) -> Option<Completion> {
-        if self.done.is_empty() && self.stream.is_some() {
-            self.flush();
-            self.fill();
+        if let Some(completion) = self.ready() {
+            return Some(completion);
         }
-        self.done.pop_front()
+        if self.is_up() {
+            self.exchange();
+        }
+        self.ready()
     }
 
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.stream.as_ref().map(AsFd::as_fd)
+        (!matches!(self.state, State::Ended)).then(|| self.stream.as_fd())
+    }
+
+    fn wants_read(&self) -> bool {
+        !self.inbox.is_stalled()
     }
 
     fn wants_write(&self) -> bool {
-        !self.queue.is_empty()
+        self.is_up() && self.outbox.has_bytes()
     }
 
-    /// Takes what the kernel has already received, as far as slabs are posted for it, then closes. Bytes of the peer's reach
-    /// a slab only by our own reading, so nothing can land afterwards.
     fn revoke(&mut self) {
-        if self.stream.is_some() {
-            self.fill();
-            self.fail(LinkError::Revoked { peer: self.peer.clone() });
+        if self.is_up() {
+            self.drain();
+            self.end(LinkError::Revoked { peer: self.peer.clone() });
         }
     }
 
     fn peer(&self) -> String {
         self.peer.clone()
+    }
+}
+
+/// What is in the kernel is still sent, and the peer learns of the end even if somebody duplicated the descriptor.
+impl Drop for TcpLink {
+    fn drop(&mut self) {
+        if self.is_up() {
+            let _ = self.stream.shutdown(Shutdown::Both);
+        }
     }
 }

@@ -1,333 +1,128 @@
-//! The handshake: hello, profile, ready; or a refusal in words. Blocking, with a deadline for every byte.
+//! The handshake: how a stream becomes a [`TcpLink`].
 //!
 //! ```text
 //! primary                                   standby
-//!    │── hello, profile ─────────────────────>│  knows the version? the VM? is free? starts a VM, compares
-//!    │<───────────── hello, profile, ready ───│  or refuse
-//!    │  compares                              │
-//!    │── slabs ──────────────────────────────>│
+//!   connect                                   Listener::accept
+//!   hello, profile ─────────────────────────>   versions overlap? ── no ──> refuse, close
+//!                                               └─> Offer ── the caller compares profiles
+//!   hello, profile, ready <───────────────── Offer::accept
+//!   refuse <──────────────────────────────── Offer::refuse
+//!   Connected                                 Connected
 //! ```
+//!
+//! Frames are [`mc_core::wire::session`]'s. They are read to the byte, so that the link begins where the handshake ends.
+//! Both sides work under a deadline for the whole handshake, not per byte: a peer that trickles gains nothing. An answer that
+//! is no frame is quoted in the error, for it is usually another program's greeting.
 
-use crate::{TcpLink, options};
+mod error;
+mod frame;
+mod listen;
+
+pub use error::SessionError;
+pub use listen::{Listener, Offer};
+
+use crate::{link::TcpLink, options::LinkOptions};
+use frame::{FrameStream, hello_of};
 use mc_core::wire::{
-    WireError,
-    session::{FRAME_LEN, FrameHeader, HELLO_LEN, Hello, Kind, MAX_REFUSAL, encode_frame},
+    VERSION,
+    session::{Hello, Kind, MAX_PROFILE},
 };
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::{
-    io::{self, Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
-    os::fd::{AsFd, BorrowedFd},
+    net::{SocketAddr, TcpStream, ToSocketAddrs},
     time::{Duration, Instant},
 };
 
-/// How long a stranger may take to say who it is.
-pub const GREETING: Duration = Duration::from_secs(5);
+/// The protocol versions that this build speaks, lowest and highest.
+pub const VERSIONS: (u16, u16) = (VERSION, VERSION);
 
-/// Why there is no session.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SessionError {
-    /// Nobody there.
-    #[error("cannot connect to {peer}: {source}")]
-    Connect {
-        /// Who.
-        peer: SocketAddr,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {source}")]
-    Listen {
-        /// Which.
-        address: SocketAddr,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// The connection broke, or took too long.
-    #[error("{peer}: handshake: {doing}: {source}")]
-    Io {
-        /// Who.
-        peer: SocketAddr,
-        /// What was tried.
-        doing: &'static str,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// The peer is no Afterimage, or out of step.
-    #[error("{peer}: handshake: {source}")]
-    Wire {
-        /// Who.
-        peer: SocketAddr,
-        /// What is wrong.
-        source: WireError,
-    },
-    /// The peer said something else than it had to.
-    #[error("{peer}: handshake: expected {expected:?}, got {found:?}")]
-    Unexpected {
-        /// Who.
-        peer: SocketAddr,
-        /// Wanted.
-        expected: Kind,
-        /// Found.
-        found: Kind,
-    },
-    /// No common version.
-    #[error("{peer} speaks versions {theirs:?} of the protocol, this build {ours:?}")]
-    Version {
-        /// Who.
-        peer: SocketAddr,
-        /// Its range.
-        theirs: (u16, u16),
-        /// Ours.
-        ours: (u16, u16),
-    },
-    /// The peer refused, in its own words.
-    #[error("{peer} refuses: {why}")]
-    Refused {
-        /// Who.
-        peer: SocketAddr,
-        /// Why.
-        why: String,
-    },
+/// How a session begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionOptions {
+    /// For the whole handshake of one connection: connecting, hello, profile, answer. The primary's must leave the standby
+    /// time to compare the profiles.
+    pub deadline: Duration,
+    /// Of the link that comes out.
+    pub link: LinkOptions,
 }
 
-impl SessionError {
-    /// Whether nobody answered: a peer that is being started may do so later.
-    #[must_use]
-    pub fn is_unreachable(&self) -> bool {
-        matches!(self, Self::Connect { .. })
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self { deadline: Duration::from_secs(5), link: LinkOptions::default() }
     }
 }
 
-/// A session that is ready for slabs.
+/// A session that both sides agreed on.
 #[derive(Debug)]
 pub struct Connected {
     /// The link.
     pub link: TcpLink,
     /// The peer's hello.
     pub peer: Hello,
-    /// The peer's profile; empty at the standby, which has read it before.
+    /// The peer's profile.
     pub profile: Vec<u8>,
-    /// The peer's address.
+    /// Where the peer is; beats go to its address and the hello's port.
     pub peer_addr: SocketAddr,
+    /// Where we are, for the beats' socket.
+    pub local_addr: SocketAddr,
 }
 
-/// Connects to a standby. `timeout` bounds the whole handshake, in which the standby starts a VM.
-pub fn connect(to: SocketAddr, hello: &Hello, profile: &[u8], timeout: Duration) -> Result<Connected, SessionError> {
-    let stream =
-        TcpStream::connect_timeout(&to, GREETING).map_err(|source| SessionError::Connect { peer: to, source })?;
-    let mut wire = Wire::new(stream, to, timeout)?;
-    wire.send(Kind::Hello, &hello.encode())?;
-    wire.send(Kind::Profile, profile)?;
-    let peer = wire.receive_hello()?;
-    check_version(to, hello.versions, peer.versions)?;
-    let profile = wire.receive(Kind::Profile)?;
-    wire.receive(Kind::Ready)?;
-    let link = wire.into_link(hello.slab_size as usize)?;
-    Ok(Connected { link, peer, profile, peer_addr: to })
+/// The primary's side: connects to `to` ("host:port"; names are resolved, each address is tried), offers `hello` and
+/// `profile`, and waits for the standby's answer. Blocks until the deadline at most, plus the resolver's own time for names.
+pub fn connect(to: &str, hello: &Hello, profile: &[u8], options: &SessionOptions) -> Result<Connected, SessionError> {
+    check_profile(profile)?;
+    let deadline = Instant::now() + options.deadline;
+    let (stream, peer_addr) = reach(to, deadline, options)?;
+    let mut frames = FrameStream::new(stream, peer_addr, deadline, options.deadline)?;
+    frames.send(&[(Kind::Hello, &hello.encode()), (Kind::Profile, profile)])?;
+    let peer = hello_of(peer_addr, &frames.expect(Kind::Hello)?)?;
+    check_answer(hello, &peer, peer_addr)?;
+    let theirs = frames.expect(Kind::Profile)?;
+    frames.expect(Kind::Ready)?;
+    frames.into_connected(peer, theirs, &options.link)
 }
 
-fn check_version(peer: SocketAddr, ours: (u16, u16), theirs: (u16, u16)) -> Result<u16, SessionError> {
-    Hello::negotiate(ours, theirs).map_err(|_| SessionError::Version { peer, theirs, ours })
-}
-
-/// Listens for primaries.
-#[derive(Debug)]
-pub struct Listener {
-    listener: TcpListener,
-}
-
-impl Listener {
-    /// Listens on `address`.
-    pub fn bind(address: SocketAddr) -> Result<Self, SessionError> {
-        let listener = TcpListener::bind(address).map_err(|source| SessionError::Listen { address, source })?;
-        Ok(Self { listener })
+fn check_profile(profile: &[u8]) -> Result<(), SessionError> {
+    if profile.len() > MAX_PROFILE {
+        return Err(SessionError::Profile { len: profile.len() });
     }
-
-    /// Where it listens.
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
-    }
-
-    /// Waits for somebody to knock. Greet it on a thread of its own: it may be slow, or nobody we know.
-    pub fn accept(&self) -> io::Result<Knock> {
-        let (stream, peer) = self.listener.accept()?;
-        Ok(Knock { stream, peer })
-    }
+    Ok(())
 }
 
-impl AsFd for Listener {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.listener.as_fd()
-    }
-}
-
-/// A connection of which nothing is known yet.
-#[derive(Debug)]
-pub struct Knock {
-    stream: TcpStream,
-    peer: SocketAddr,
-}
-
-impl Knock {
-    /// Reads hello and profile. `versions` is what this build speaks.
-    pub fn greet(self, versions: (u16, u16)) -> Result<Offer, SessionError> {
-        let peer = self.peer;
-        let local_addr =
-            self.stream.local_addr().map_err(|source| SessionError::Io { peer, doing: "getsockname", source })?;
-        let mut wire = Wire::new(self.stream, peer, GREETING)?;
-        let hello = wire.receive_hello()?;
-        let profile = wire.receive(Kind::Profile)?;
-        let offer = Offer { wire, hello, profile, local_addr };
-        match check_version(peer, versions, hello.versions) {
-            Ok(_) => Ok(offer),
-            Err(error) => {
-                offer.refuse(&format!("this standby speaks versions {versions:?} of the protocol"));
-                Err(error)
-            }
+fn reach(to: &str, deadline: Instant, options: &SessionOptions) -> Result<(TcpStream, SocketAddr), SessionError> {
+    let unresolved = |source| SessionError::Resolve { to: to.to_owned(), source };
+    let mut last = unresolved(std::io::ErrorKind::NotFound.into());
+    for addr in to.to_socket_addrs().map_err(unresolved)? {
+        match reach_one(addr, deadline, options) {
+            Ok(stream) => return Ok((stream, addr)),
+            Err(source) => last = SessionError::Connect { addr, source },
         }
     }
+    Err(last)
 }
 
-/// A primary that asks for a standby.
-#[derive(Debug)]
-pub struct Offer {
-    wire: Wire,
-    hello: Hello,
-    profile: Vec<u8>,
-    local_addr: SocketAddr,
+fn reach_one(addr: SocketAddr, deadline: Instant, options: &SessionOptions) -> std::io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    options.link.set_buffers(&SockRef::from(&socket))?;
+    let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+    socket.connect_timeout(&addr.into(), left)?;
+    Ok(socket.into())
 }
 
-impl Offer {
-    /// Its hello.
-    #[must_use]
-    pub fn hello(&self) -> &Hello {
-        &self.hello
+/// The standby must have taken one version of our range, and echo what identifies the session.
+fn check_answer(ours: &Hello, theirs: &Hello, peer: SocketAddr) -> Result<(), SessionError> {
+    if theirs.versions.0 != theirs.versions.1 || Hello::negotiate(ours.versions, theirs.versions).is_err() {
+        return Err(SessionError::Version { peer, theirs: theirs.versions, ours: ours.versions });
     }
-
-    /// Its VM's profile.
-    #[must_use]
-    pub fn profile(&self) -> &[u8] {
-        &self.profile
+    let echoes = [
+        ("incarnation", ours.incarnation == theirs.incarnation),
+        ("generation", ours.generation == theirs.generation),
+        ("VM", ours.vm == theirs.vm),
+        ("beat key", ours.beat_key == theirs.beat_key),
+        ("slab size", ours.slab_size == theirs.slab_size),
+    ];
+    match echoes.into_iter().find(|(_, same)| !same) {
+        Some((field, _)) => Err(SessionError::Echo { peer, field }),
+        None => Ok(()),
     }
-
-    /// Its address.
-    #[must_use]
-    pub fn peer_addr(&self) -> SocketAddr {
-        self.wire.peer
-    }
-
-    /// The address that it called.
-    #[must_use]
-    pub fn local_addr(&self) -> SocketAddr {
-        self.local_addr
-    }
-
-    /// Takes it on.
-    pub fn accept(mut self, hello: &Hello, profile: &[u8]) -> Result<Connected, SessionError> {
-        self.wire.deadline = Instant::now() + GREETING;
-        self.wire.send(Kind::Hello, &hello.encode())?;
-        self.wire.send(Kind::Profile, profile)?;
-        self.wire.send(Kind::Ready, &[])?;
-        let peer_addr = self.wire.peer;
-        let link = self.wire.into_link(hello.slab_size as usize)?;
-        Ok(Connected { link, peer: self.hello, profile: Vec::new(), peer_addr })
-    }
-
-    /// Turns it away, saying why. Best effort.
-    pub fn refuse(mut self, why: &str) {
-        let end = (0..=why.len().min(MAX_REFUSAL)).rev().find(|i| why.is_char_boundary(*i)).unwrap_or(0);
-        self.wire.deadline = Instant::now() + GREETING;
-        let _ = self.wire.send(Kind::Refuse, &why.as_bytes()[..end]);
-    }
-}
-
-/// A connection during the handshake.
-#[derive(Debug)]
-struct Wire {
-    stream: TcpStream,
-    peer: SocketAddr,
-    deadline: Instant,
-}
-
-impl Wire {
-    fn new(stream: TcpStream, peer: SocketAddr, timeout: Duration) -> Result<Self, SessionError> {
-        options::apply(&stream).map_err(|source| SessionError::Io { peer, doing: "socket options", source })?;
-        Ok(Self { stream, peer, deadline: Instant::now() + timeout })
-    }
-
-    fn io(&self, doing: &'static str) -> impl FnOnce(io::Error) -> SessionError {
-        let peer = self.peer;
-        move |source| {
-            let late = matches!(source.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
-            let source = if late { io::Error::new(io::ErrorKind::TimedOut, "took too long") } else { source };
-            SessionError::Io { peer, doing, source }
-        }
-    }
-
-    fn wire(&self) -> impl Fn(WireError) -> SessionError + use<> {
-        let peer = self.peer;
-        move |source| SessionError::Wire { peer, source }
-    }
-
-    fn left(&self) -> io::Result<Duration> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
-    }
-
-    fn send(&mut self, kind: Kind, body: &[u8]) -> Result<(), SessionError> {
-        let sent = self
-            .left()
-            .and_then(|left| self.stream.set_write_timeout(Some(left)))
-            .and_then(|()| self.stream.write_all(&encode_frame(kind, body)));
-        sent.map_err(self.io("sending"))
-    }
-
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<()> {
-        let mut have = 0;
-        while have < buffer.len() {
-            self.stream.set_read_timeout(Some(self.left()?))?;
-            match self.stream.read(&mut buffer[have..])? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                n => have += n,
-            }
-        }
-        Ok(())
-    }
-
-    fn receive(&mut self, expected: Kind) -> Result<Vec<u8>, SessionError> {
-        let mut head = [0; FRAME_LEN];
-        self.read(&mut head).map_err(self.io("receiving"))?;
-        let header = FrameHeader::decode(&head).map_err(self.wire())?;
-        let mut body = vec![0; header.len];
-        self.read(&mut body).map_err(self.io("receiving"))?;
-        header.check(&body).map_err(self.wire())?;
-        match header.kind {
-            kind if kind == expected => Ok(body),
-            Kind::Refuse => {
-                let why = String::from_utf8_lossy(&body).chars().map(printable).collect();
-                Err(SessionError::Refused { peer: self.peer, why })
-            }
-            found => Err(SessionError::Unexpected { peer: self.peer, expected, found }),
-        }
-    }
-
-    fn receive_hello(&mut self) -> Result<Hello, SessionError> {
-        let body = self.receive(Kind::Hello)?;
-        let exact = if body.len() == HELLO_LEN { &body[..] } else { &[] };
-        Hello::decode(exact).map_err(self.wire())
-    }
-
-    fn into_link(self, slab_size: usize) -> Result<TcpLink, SessionError> {
-        let peer = self.peer;
-        let io = |source| SessionError::Io { peer, doing: "socket options", source };
-        self.stream.set_read_timeout(None).map_err(io)?;
-        self.stream.set_write_timeout(None).map_err(io)?;
-        TcpLink::new(self.stream, slab_size).map_err(io)
-    }
-}
-
-/// A stranger's words go to a terminal: line breaks stay, other control characters don't.
-fn printable(c: char) -> char {
-    if c.is_control() && c != '\n' { ' ' } else { c }
 }

@@ -1,93 +1,139 @@
-//! [`UdpKeepalive`]: beats as UDP datagrams, on a socket of their own.
+//! [`UdpKeepalive`]: beats as datagrams on a socket of their own, so that no bulk transfer delays them.
+//!
+//! The socket is connected to the peer: the kernel drops other senders' datagrams. Authentication is the beat's own business.
+//!
+//! # What counts as loss
+//!
+//! A beat that cannot leave is lost, not an error: [`Keepalive::send`] answers `Ok` and counts it ([`UdpKeepalive::lost`]) if
+//! the peer's port is closed (`ECONNREFUSED`, learnt from an earlier beat: it tries once more), there is no route or the
+//! interface is down (`ENETUNREACH`, `EHOSTUNREACH`, `ENETDOWN`, `EHOSTDOWN`, `EADDRNOTAVAIL`), a packet filter says no
+//! (`EPERM`), or a queue is full (`EAGAIN`, `ENOBUFS`). Whoever does not hear the beat suspects the sender; the sender cannot
+//! know better. Everything else is an error of ours. Receiving swallows the same errors: they report an earlier send.
 
 use mc_core::{transport::Keepalive, wire::beat};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    net::sockopt,
+};
 use socket2::SockRef;
 use std::{
-    io::{self, ErrorKind},
+    io,
     net::{IpAddr, SocketAddr, UdpSocket},
+    os::fd::{AsFd, BorrowedFd},
     time::Duration,
 };
 
-/// DSCP CS6, network control, as BFD's single-hop packets use.
-const TOS_CS6: u32 = 0xc0;
+/// `IPTOS_CLASS_CS6`, network control (RFC 2474, RFC 4594).
+const CS6: u8 = 0xc0;
+/// The highest priority that needs no `CAP_NET_ADMIN` (socket(7)).
+const PRIORITY: u32 = 6;
 
-/// Beats to and from one peer.
+/// Beats over UDP, to one peer.
 #[derive(Debug)]
 pub struct UdpKeepalive {
     socket: UdpSocket,
-    port: u16,
+    lost: u64,
 }
 
 impl UdpKeepalive {
-    /// A socket on a port of the system's choice.
+    /// Binds to a free port of `local`: best the address that the bulk connection uses. Errors name the address.
     pub fn bind(local: IpAddr) -> io::Result<Self> {
-        let socket = UdpSocket::bind(SocketAddr::new(local, 0))?;
+        let at = SocketAddr::new(local, 0);
+        let socket = UdpSocket::bind(at)
+            .map_err(|e| io::Error::new(e.kind(), format!("cannot bind a UDP socket for beats to {local}: {e}")))?;
         socket.set_nonblocking(true)?;
-        if local.is_ipv4() {
-            SockRef::from(&socket).set_tos_v4(TOS_CS6)?;
-        }
-        let port = socket.local_addr()?.port();
-        Ok(Self { socket, port })
+        prefer(&socket, at.is_ipv6());
+        Ok(Self { socket, lost: 0 })
     }
 
-    /// For the hello.
-    #[must_use]
-    pub fn local_port(&self) -> u16 {
-        self.port
+    /// The port for the hello.
+    pub fn local_port(&self) -> io::Result<u16> {
+        Ok(self.socket.local_addr()?.port())
     }
 
-    /// From now on only `peer` is sent to and heard.
+    /// From here on beats go to `peer`, and only `peer`'s are received. Errors name the address.
     pub fn connect(&self, peer: SocketAddr) -> io::Result<()> {
-        self.socket.connect(peer)
+        self.socket.connect(peer).map_err(|e| io::Error::new(e.kind(), format!("cannot send beats to {peer}: {e}")))
+    }
+
+    /// Beats that could not leave this machine.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.lost
     }
 }
 
-/// What the network says when the peer, or the way to it, is gone. For a beat that is loss, and loss is normal.
+/// Asks queues to let beats pass. Not every network family and container allows it; beats work without.
+fn prefer(socket: &UdpSocket, ipv6: bool) {
+    let class = if ipv6 { sockopt::set_ipv6_tclass(socket, CS6.into()) } else { sockopt::set_ip_tos(socket, CS6) };
+    // After the class: setting that one changes the priority.
+    let priority = SockRef::from(socket).set_priority(PRIORITY);
+    if class.is_err() || priority.is_err() {
+        tracing::debug!(?class, ?priority, "beats travel without precedence");
+    }
+}
+
 fn is_loss(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::ConnectionRefused
-            | ErrorKind::HostUnreachable
-            | ErrorKind::NetworkUnreachable
-            | ErrorKind::NetworkDown
-            | ErrorKind::WouldBlock
-            | ErrorKind::Interrupted
-    ) || error.raw_os_error() == Some(rustix::io::Errno::NOBUFS.raw_os_error())
-        || error.raw_os_error() == Some(rustix::io::Errno::PERM.raw_os_error())
+    let losses = [
+        Errno::CONNREFUSED,
+        Errno::NETUNREACH,
+        Errno::HOSTUNREACH,
+        Errno::NETDOWN,
+        Errno::HOSTDOWN,
+        Errno::ADDRNOTAVAIL,
+        Errno::PERM,
+        Errno::AGAIN,
+        Errno::NOBUFS,
+    ];
+    Errno::from_io_error(error).is_some_and(|e| losses.contains(&e))
+}
+
+fn is_about_an_earlier_send(error: &io::Error) -> bool {
+    error.kind() != io::ErrorKind::WouldBlock && is_loss(error)
 }
 
 impl Keepalive for UdpKeepalive {
     fn send(&mut self, beat: &[u8; beat::LEN]) -> io::Result<()> {
-        match self.socket.send(beat) {
+        let mut sent = self.socket.send(beat);
+        if sent.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused) {
+            sent = self.socket.send(beat);
+        }
+        match sent {
             Ok(_) => Ok(()),
-            Err(error) if is_loss(&error) => Ok(()),
+            Err(error) if is_loss(&error) => {
+                self.lost += 1;
+                Ok(())
+            }
             Err(error) => Err(error),
         }
     }
 
     fn receive(&mut self, buffer: &mut [u8; beat::LEN + 1]) -> io::Result<Option<usize>> {
-        match self.socket.recv(buffer) {
-            Ok(n) => Ok(Some(n)),
-            // An ICMP error of an earlier send comes up here; there may be beats behind it.
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused => match self.socket.recv(buffer) {
-                Ok(n) => Ok(Some(n)),
-                Err(_) => Ok(None),
-            },
-            Err(error) if is_loss(&error) => Ok(None),
-            Err(error) => Err(error),
+        loop {
+            match self.socket.recv(buffer) {
+                Ok(len) => return Ok(Some(len)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted || is_about_an_earlier_send(&error) => {}
+                Err(error) => return Err(error),
+            }
         }
     }
 
+    /// `ppoll(2)`, so to the nanosecond. A signal, or an error of an earlier send, ends it early: harmless.
     fn wait(&mut self, timeout: Duration) -> io::Result<()> {
-        let timeout = Timespec {
-            tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: timeout.subsec_nanos().into(),
-        };
+        // A timeout beyond what the kernel can express is for ever.
+        let timeout = Timespec::try_from(timeout).ok();
         let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
-        match poll(&mut fds, Some(&timeout)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+impl AsFd for UdpKeepalive {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }

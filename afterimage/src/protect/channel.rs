@@ -37,6 +37,8 @@ pub enum ToDataPath {
     Started {
         /// Why not.
         error: Option<String>,
+        /// This QEMU, or this VM, cannot do it at all.
+        unsupported: bool,
     },
     /// The VM is gone: it shut down (`orderly`), or its QEMU died.
     VmGone {

@@ -17,7 +17,7 @@ use crate::{
     events::emit,
     exit::Code,
     gate::{Mode, NicGate, Options},
-    inbox::{Inbox, interest, wait},
+    inbox::{self, Inbox, readable, wait},
     keepalive::{BeatHandle, Verdict},
     qemu::colo::ColoSource,
     report,
@@ -28,6 +28,7 @@ use mc_core::{
     id::Time,
     primary::{Config, Event, Primary, Role},
     slab::SlabPool,
+    source::CheckpointSource,
     staging::Staging,
     wire::control::GoodbyeReason,
 };
@@ -58,6 +59,8 @@ pub(super) struct DataPath {
     arbiter_reachable: bool,
     suspected: bool,
     pub(super) operator_wants_solo: bool,
+    /// To end with, once the register says (solo, self) and QEMU was told so.
+    end_when_solo: Option<(Code, String)>,
     ending: Option<(Code, String)>,
 }
 
@@ -75,7 +78,7 @@ fn hear_brief(channel: &mut Channel) -> Result<Brief> {
             return Ok(*brief);
         }
         anyhow::ensure!(!channel.is_closed(), "the data path is started by `afterimage protect`, not by hand");
-        let mut fds = [interest(channel.as_fd(), false)];
+        let mut fds = [readable(channel.as_fd())];
         wait(&mut fds, Time(0), None, Duration::from_secs(1))?;
     }
 }
@@ -111,6 +114,7 @@ impl DataPath {
             arbiter_reachable: true,
             suspected: false,
             operator_wants_solo: false,
+            end_when_solo: None,
             ending: None,
             brief,
         };
@@ -158,15 +162,15 @@ impl DataPath {
     }
 
     fn sleep(&self) -> Result<()> {
-        let (link, link_writes, source) = self.driver.wait_fds();
+        let (link, source) = (self.driver.link(), self.driver.source());
         let mut fds = Vec::with_capacity(12);
-        fds.extend(link.map(|fd| interest(fd, link_writes)));
-        fds.extend(source.map(|fd| interest(fd, false)));
-        fds.extend(self.supervisor.wait_fd().map(|fd| interest(fd, false)));
-        fds.push(interest(self.arbiter.as_fd(), false));
-        fds.push(interest(self.control.as_fd(), false));
-        fds.extend(self.beats.as_ref().map(|b| interest(b.wait_fd(), false)));
-        fds.extend(self.sessions.as_ref().map(|s| interest(s.as_fd(), false)));
+        fds.extend(link.and_then(inbox::link));
+        fds.extend(source.and_then(ColoSource::wait_fd).map(readable));
+        fds.extend(self.supervisor.wait_fd().map(readable));
+        fds.push(readable(self.arbiter.as_fd()));
+        fds.push(readable(self.control.as_fd()));
+        fds.extend(self.beats.as_ref().map(|b| readable(b.wait_fd())));
+        fds.extend(self.sessions.as_ref().map(|s| readable(s.as_fd())));
         fds.extend(self.driver.gate.wait_fds());
         wait(&mut fds, self.clock.now(), self.driver.deadline(), self.stall_limit() / 2)?;
         Ok(())
@@ -184,12 +188,8 @@ impl DataPath {
     fn hear_supervisor(&mut self) -> Result<()> {
         while let Some(message) = self.supervisor.hear()? {
             match message {
-                ToDataPath::Begin(_) | ToDataPath::Started { error: None } => {}
-                ToDataPath::Started { error: Some(why) } => {
-                    tracing::error!(%why, "QEMU refuses to send checkpoints");
-                    self.ending = Some((Code::Prerequisite, why));
-                    self.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
-                }
+                ToDataPath::Begin(_) | ToDataPath::Started { error: None, .. } => {}
+                ToDataPath::Started { error: Some(why), unsupported } => self.source_broken(why, unsupported),
                 ToDataPath::VmGone { orderly: true } => {
                     self.driver.event(Event::Unprotect(GoodbyeReason::GuestGone));
                 }
@@ -202,12 +202,12 @@ impl DataPath {
 
     fn source_broken(&mut self, why: String, unsupported: bool) {
         tracing::error!(%why, "the checkpoint stream broke; giving protection up");
-        if unsupported {
-            self.ending = Some((Code::Prerequisite, why));
+        self.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
+        if unsupported && !self.brief.stay {
+            self.end_when_solo = Some((Code::Prerequisite, why));
         } else {
             self.notes.push(why);
         }
-        self.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
     }
 
     fn hear_arbiter(&mut self) {
@@ -306,7 +306,9 @@ impl DataPath {
     fn went_solo(&mut self) -> Result<()> {
         self.beats = None;
         self.peer = None;
-        self.supervisor.say(&ToSupervisor::LeaveSource)
+        self.supervisor.say(&ToSupervisor::LeaveSource)?;
+        self.ending = self.ending.take().or_else(|| self.end_when_solo.take());
+        Ok(())
     }
 
     fn fenced(&mut self) -> Result<()> {

@@ -45,7 +45,7 @@ pub fn run(config: ProtectConfig) -> Result<Code> {
     let owner = Owner { node: config.node, instance: instance_id(qmp.peer_pid()?)? };
     let register = own_the_vm(&config, owner)?;
     emit("attached", json!({ "vm": config.vm, "machine": profile.machine, "generation": register.generation }));
-    if qemu::colo_state(&mut qmp)? == qemu::ColoState::Colo {
+    if qemu::colo_state(&mut qmp)? == qemu::MigrationState::Colo {
         tracing::warn!("QEMU is still in checkpoint mode: an earlier `protect` died. Leaving it");
         qemu::leave_colo(&mut qmp)?;
     }

@@ -2,6 +2,7 @@
 
 use super::channel::Brief;
 use crate::{
+    arbiter::HostPort,
     beats::{self, Wish},
     clock::Clock,
     inbox::{self, Inbox},
@@ -18,7 +19,11 @@ use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
     time::{Duration, Instant},
 };
-use transport_tcp::{TcpLink, UdpKeepalive, session};
+use transport_tcp::{
+    link::TcpLink,
+    session::{self, SessionError, SessionOptions},
+    udp::UdpKeepalive,
+};
 
 /// How long a standby may take to start its QEMU and answer.
 const HANDSHAKE: Duration = Duration::from_secs(30);
@@ -55,13 +60,13 @@ pub(super) fn seek(brief: &Brief, generation: Generation) -> Result<Inbox<Result
 
 fn shake_hands(brief: &Brief, generation: Generation) -> Result<Found> {
     let config = &brief.config;
-    let to = *config.to.addresses().with_context(|| format!("{}", config.to))?.first().context("no address")?;
-    let local = config.bind.map_or_else(|| route_to(to), Ok)?;
+    let local = config.bind.map_or_else(|| route_to(&config.to), Ok)?;
     let keepalive = UdpKeepalive::bind(local).with_context(|| format!("UDP socket for beats on {local}"))?;
-    let hello = hello(brief, generation, keepalive.local_port())?;
-    let profile = serde_json::to_vec(&brief.profile)?;
-    let connected = patiently(|| session::connect(to, &hello, &profile, HANDSHAKE))?;
-    let theirs: Profile = serde_json::from_slice(&connected.profile).context("the standby's profile")?;
+    let hello = hello(brief, generation, keepalive.local_port()?)?;
+    let profile = brief.profile.to_json();
+    let options = SessionOptions { deadline: HANDSHAKE, ..SessionOptions::default() };
+    let connected = patiently(|| session::connect(&config.to.to_string(), &hello, &profile, &options))?;
+    let theirs: Profile = Profile::from_json(&connected.profile).context("the standby")?;
     let differences = brief.profile.mismatches(&theirs);
     if !differences.is_empty() {
         bail!("the standby's VM differs:\n  {}", differences.join("\n  "));
@@ -78,12 +83,12 @@ fn shake_hands(brief: &Brief, generation: Generation) -> Result<Found> {
 }
 
 /// A standby that is being started may not listen yet: tries again while nobody answers.
-fn patiently<T>(mut attempt: impl FnMut() -> Result<T, session::SessionError>) -> Result<T> {
+fn patiently<T>(mut attempt: impl FnMut() -> Result<T, SessionError>) -> Result<T> {
     let start = Instant::now();
     loop {
         match attempt() {
             Ok(done) => return Ok(done),
-            Err(error) if error.is_unreachable() && start.elapsed() < PATIENCE => {
+            Err(SessionError::Connect { .. }) if start.elapsed() < PATIENCE => {
                 std::thread::sleep(Duration::from_millis(100));
             }
             Err(error) => return Err(error.into()),
@@ -114,7 +119,8 @@ fn hello(brief: &Brief, generation: Generation, beat_port: u16) -> Result<Hello>
 }
 
 /// The local address from which `to` is reached.
-fn route_to(to: SocketAddr) -> Result<IpAddr> {
+fn route_to(to: &HostPort) -> Result<IpAddr> {
+    let to = *to.addresses().with_context(|| to.to_string())?.first().context("a name without an address")?;
     let any: SocketAddr = if to.is_ipv4() { ([0; 4], 0).into() } else { ([0_u16; 8], 0).into() };
     let socket = UdpSocket::bind(any)?;
     socket.connect(to).with_context(|| format!("no route to {to}"))?;

@@ -17,9 +17,9 @@ use crate::{
     arbiter::{self, Answer, ArbiterError, Ask},
     events::emit,
     exit::Code,
-    inbox::{interest, wait},
+    inbox::{readable, wait},
     qemu::{
-        control::{self, ColoState},
+        control::{self, ControlError, MigrationState},
         qmp::Qmp,
     },
     report,
@@ -80,8 +80,9 @@ impl Qemu {
     pub(super) fn perform(&mut self, task: &Task) -> Result<Option<ToDataPath>> {
         match task {
             Task::Start(path) => {
-                let error = control::start_colo(&mut self.qmp, path).err().map(|e| e.to_string());
-                Ok(Some(ToDataPath::Started { error }))
+                let refused = control::start_colo(&mut self.qmp, path).err();
+                let unsupported = matches!(refused, Some(ControlError::NoColo { .. } | ControlError::NoDescription));
+                Ok(Some(ToDataPath::Started { error: refused.map(|e| e.to_string()), unsupported }))
             }
             Task::Leave => control::leave_colo(&mut self.qmp).map(|()| None).context("leaving checkpoint mode"),
             Task::Fence => control::fence(&mut self.qmp).map(|()| None).context("stopping the fenced VM"),
@@ -93,7 +94,9 @@ impl Qemu {
     fn explain(&mut self, why: &str) -> ToDataPath {
         match control::colo_state(&mut self.qmp) {
             Err(_) => ToDataPath::VmGone { orderly: false },
-            Ok(ColoState::Completed) => ToDataPath::SourceBroken { why: UNSUPPORTED.to_owned(), unsupported: true },
+            Ok(MigrationState::Completed) => {
+                ToDataPath::SourceBroken { why: UNSUPPORTED.to_owned(), unsupported: true }
+            }
             Ok(state) => ToDataPath::SourceBroken { why: format!("{why}; QEMU says {state:?}"), unsupported: false },
         }
     }
@@ -135,9 +138,9 @@ fn watch(qemu: &mut Qemu, child: &mut DataPathProcess) -> Result<Option<Code>> {
     let (mut told_gone, mut gone) = (false, false);
     loop {
         {
-            let mut fds = vec![interest(child.channel.as_fd(), false)];
+            let mut fds = vec![readable(child.channel.as_fd())];
             if !gone {
-                fds.push(interest(qemu.qmp.as_fd(), false));
+                fds.push(readable(qemu.qmp.as_fd()));
             }
             wait(&mut fds, Time(0), None, Duration::from_secs(1))?;
         }

@@ -1,201 +1,307 @@
-//! The checkpoint source: plays the secondary of QEMU's COLO mode over a unix socket.
+//! [`ColoSource`]: plays the COLO secondary towards a primary's QEMU.
+//!
+//! QEMU stops its VM when it has read REPLY, and lets it run on when it has read LOADED. Both are ours to send: LOADED as
+//! soon as the checkpoint is staged here, REPLY not before the next checkpoint is wanted. Until then the VM simply runs.
 //!
 //! ```text
-//! begin: listen ─accept─> initial copy (VM runs) ─> Captured ─resume: READY─> … Request = Ready ─pause: REPLY─>
-//!        VMSTATE_SEND, dirty RAM, device state (VM stopped) ─> Captured ─resume: RECEIVED, LOADED─> … Request = Ready …
+//!            begin            accept            Captured            resume: READY, later RECEIVED+LOADED
+//!  Unbound ────────> Waiting ────────> Reading ──────────> Captured ────────> Asking ──(REQUEST read)──> Ready
+//!                                        ^ VM: initial copy runs,               VM runs                    │ VM runs
+//!                                        │ then stopped                                                    │
+//!                                        └──────────────────────── pause: REPLY ───────────────────────────┘
 //! ```
 //!
-//! QEMU keeps the VM stopped until LOADED, and does not care whether we really loaded anything: we answer from staging, and
-//! the network is off the pause. Between Request and REPLY the VM runs: withholding the reply paces for free.
+//! On every error the state is `Broken`; the VM may then be stopped, until whoever holds its QMP connection leaves COLO
+//! ([`crate::qemu::control::leave_colo`]).
 
 use super::{
-    profile::RamBlock,
-    stream::{Item, Parser},
+    blocks::RamBlock,
+    stream::{Kind, Outcome, Parser, StreamError, message},
 };
-use mc_core::source::{CheckpointSink, CheckpointSource, NoRoom, SourceError, SourceEvent};
+use mc_core::source::{CheckpointSink, CheckpointSource, SourceError, SourceEvent};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use socket2::{Domain, SockAddr, Socket, Type};
 use std::{
     fs,
     io::{self, Read, Write},
     os::{
         fd::{AsFd, BorrowedFd},
-        unix::net::{UnixListener, UnixStream},
+        unix::fs::{FileTypeExt, PermissionsExt},
     },
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
-const MSG_READY: u32 = 0;
-const MSG_REPLY: u32 = 2;
-const MSG_RECEIVED: u32 = 5;
-const MSG_LOADED: u32 = 6;
-/// Bytes read at once.
-const BUFFER: usize = 1 << 20;
-/// While the VM stands still, QEMU's next bytes are waited for right here: going round the caller's loop would cost more.
-const LINGER: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
+/// A unix socket passes some 200 KB at a time; twice that lets one read take it all behind an unfinished record.
+const BUFFER: usize = 512 << 10;
+/// Reads before the caller gets the word again, during the initial copy.
+const READS_PER_POLL: u32 = 32;
+/// How long QEMU may take to make room for 8 bytes.
+const WRITE_DEADLINE: Duration = Duration::from_secs(2);
+/// How long `poll` waits for more of a checkpoint. The VM stands still, and QEMU pauses for less than that between two
+/// pieces: going through the caller's loop and back would only lengthen the pause.
+const LINGER: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
 
-/// See the module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Unbound,
+    Waiting,
+    /// A checkpoint is coming in; `first` is the initial copy, during most of which the VM runs.
+    Reading {
+        first: bool,
+    },
+    Captured {
+        first: bool,
+    },
+    Asking,
+    Ready,
+    Broken,
+}
+
+/// The checkpoint source for a QEMU that knows COLO.
 #[derive(Debug)]
 pub struct ColoSource {
     path: PathBuf,
-    listener: UnixListener,
-    stream: Option<UnixStream>,
+    blocks: Vec<RamBlock>,
+    listener: Socket,
+    peer: Option<Socket>,
     parser: Parser,
+    /// What was received and not parsed is `buffer[start..end]`.
     buffer: Vec<u8>,
-    /// What of the buffer was read and not parsed.
-    unread: std::ops::Range<usize>,
-    checkpoints: u64,
+    start: usize,
+    end: usize,
+    state: State,
 }
 
 impl ColoSource {
-    /// Listens at `path` (replacing a socket that an earlier process left there) for a VM with these RAM blocks.
+    /// Binds a unix socket at `path`, for this user only. A socket left behind by a dead process is replaced.
+    ///
+    /// `blocks` are the VM's, from its profile.
+    ///
+    /// # Errors
+    /// Somebody listens at `path`, or it is something else than a socket, or it cannot be bound; or the blocks cannot be.
     pub fn listen(path: &Path, blocks: Vec<RamBlock>) -> io::Result<Self> {
-        if let Err(error) = fs::remove_file(path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            return Err(error);
-        }
-        let listener = UnixListener::bind(path)?;
+        let parser = new_parser(&blocks)?;
+        remove_stale(path)?;
+        let listener = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        listener.bind(&SockAddr::unix(path)?)?;
+        // Before `listen` nobody can connect, so that the mode is never too wide.
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
         listener.set_nonblocking(true)?;
+        listener.listen(1)?;
         Ok(Self {
             path: path.to_owned(),
+            blocks,
             listener,
-            stream: None,
-            parser: Parser::new(blocks),
+            peer: None,
+            parser,
             buffer: vec![0; BUFFER],
-            unread: 0..0,
-            checkpoints: 0,
+            start: 0,
+            end: 0,
+            state: State::Unbound,
         })
     }
 
+    /// Where it listens: for [`crate::qemu::control::start_colo`].
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The machine that QEMU says it is; empty before the first bytes.
+    #[must_use]
+    pub fn machine(&self) -> &str {
+        self.parser.machine()
+    }
+
+    /// Whether QEMU has connected.
+    #[must_use]
+    pub fn connected(&self) -> bool {
+        self.peer.is_some()
+    }
+
     fn accept(&mut self) -> Result<bool, SourceError> {
-        if self.stream.is_some() {
-            return Ok(true);
-        }
         match self.listener.accept() {
-            Ok((stream, _)) => {
-                stream.set_nonblocking(true).map_err(io_error("accepting"))?;
-                self.stream = Some(stream);
+            Ok((peer, _)) => {
+                peer.set_nonblocking(true).map_err(|source| SourceError::Io { doing: "accepting QEMU", source })?;
+                self.peer = Some(peer);
+                self.state = State::Reading { first: true };
                 Ok(true)
             }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(false),
-            Err(e) => Err(io_error("accepting")(e)),
+            Err(error) if again(&error) => Ok(false),
+            Err(source) => Err(SourceError::Io { doing: "accepting QEMU", source }),
         }
     }
 
-    fn say(&mut self, messages: &[u32]) -> Result<(), SourceError> {
-        let stream = self.stream.as_mut().ok_or(SourceError::Closed)?;
-        let mut bytes = [0; 8];
-        for (slot, message) in bytes.chunks_exact_mut(4).zip(messages) {
-            slot.copy_from_slice(&message.to_be_bytes());
+    fn step(&mut self, sink: &mut dyn CheckpointSink) -> Result<SourceEvent, SourceError> {
+        match self.state {
+            State::Unbound | State::Captured { .. } => return Ok(SourceEvent::Idle),
+            State::Ready => return self.nothing_more().map(|()| SourceEvent::Ready),
+            State::Broken => return Err(SourceError::Closed),
+            State::Waiting => {
+                if !self.accept()? {
+                    return Ok(SourceEvent::Idle);
+                }
+            }
+            State::Reading { .. } | State::Asking => {}
         }
-        // Eight bytes into an empty socket: it takes them whole, or QEMU is gone.
-        stream.write_all(&bytes[..messages.len() * 4]).map_err(io_error("answering QEMU"))
+        self.receive(sink)
     }
 
-    /// Hands on what was read. `None`: more has to be read.
-    fn parse(&mut self, sink: &mut dyn CheckpointSink) -> Result<Option<SourceEvent>, SourceError> {
-        let Self { parser, buffer, unread, .. } = self;
+    fn receive(&mut self, sink: &mut dyn CheckpointSink) -> Result<SourceEvent, SourceError> {
+        let mut reads = 0;
         loop {
-            let next = parser.peek(&buffer[unread.clone()]).map_err(|e| SourceError::Stream(e.to_string()))?;
-            let Some(next) = next else { return Ok(None) };
-            let Ok(partly) = offer(&next.item, sink) else { return Ok(Some(SourceEvent::NoRoom)) };
-            unread.start += match partly {
-                Some(taken) => parser.advance_device(taken),
-                None => parser.advance(&next),
-            };
-            match next.item {
-                Item::Request => return Ok(Some(SourceEvent::Ready)),
-                Item::Captured => return Ok(Some(SourceEvent::Captured)),
-                _ => {}
+            let fed = self.parser.feed(&self.buffer[self.start..self.end], sink).map_err(stream_error)?;
+            self.start += fed.used;
+            match fed.outcome {
+                Outcome::NoRoom => return Ok(SourceEvent::NoRoom),
+                Outcome::Ready => {
+                    self.state = State::Ready;
+                    return Ok(SourceEvent::Ready);
+                }
+                Outcome::Captured => {
+                    self.state = State::Captured { first: self.state == State::Reading { first: true } };
+                    return Ok(SourceEvent::Captured);
+                }
+                Outcome::More(wanted) => self.make_room(wanted),
             }
-        }
-    }
-
-    /// Reads once. False: nothing has arrived.
-    fn read(&mut self) -> Result<bool, SourceError> {
-        self.make_room();
-        let Some(stream) = &mut self.stream else { return Ok(false) };
-        match stream.read(&mut self.buffer[self.unread.end..]) {
-            Ok(0) => Err(SourceError::Closed),
-            Ok(n) => {
-                self.unread.end += n;
-                Ok(true)
+            // Everything at hand is parsed here, so that it is safe to leave: whatever comes next makes the fd readable.
+            if reads >= READS_PER_POLL && self.state == (State::Reading { first: true }) {
+                return Ok(SourceEvent::Idle);
             }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(false),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(true),
-            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => Err(SourceError::Closed),
-            Err(e) => Err(io_error("reading")(e)),
-        }
-    }
-
-    /// What is unread moves to the front; the buffer grows only for the first device state, whose end must be searched for.
-    fn make_room(&mut self) {
-        if self.unread.start > 0 {
-            self.buffer.copy_within(self.unread.clone(), 0);
-            self.unread = 0..self.unread.len();
-        }
-        if self.unread.end == self.buffer.len() && self.buffer.len() < self.parser.reach() {
-            self.buffer.resize((self.buffer.len() * 2).min(self.parser.reach()), 0);
-        }
-    }
-
-    fn linger(&self) -> Result<bool, SourceError> {
-        let Some(stream) = &self.stream else { return Ok(false) };
-        let mut fds = [PollFd::new(stream, PollFlags::IN)];
-        match poll(&mut fds, Some(&LINGER)) {
-            Ok(n) => Ok(n > 0),
-            Err(rustix::io::Errno::INTR) => Ok(true),
-            Err(e) => Err(io_error("waiting")(e.into())),
-        }
-    }
-}
-
-/// Offers an item to the sink. `Some(n)`: only so many bytes of it were taken.
-fn offer(item: &Item<'_>, sink: &mut dyn CheckpointSink) -> Result<Option<usize>, NoRoom> {
-    match *item {
-        Item::Page { block, offset, data } => sink.page(block, offset, data).map(|()| None),
-        Item::Zero { block, offset } => sink.zero(block, offset).map(|()| None),
-        Item::Device(data) => sink.device(data).map(|n| (n < data.len()).then_some(n)),
-        Item::Nothing | Item::Request | Item::Captured => Ok(None),
-    }
-}
-
-fn io_error(doing: &'static str) -> impl FnOnce(io::Error) -> SourceError {
-    move |source| SourceError::Io { doing, source }
-}
-
-impl CheckpointSource for ColoSource {
-    /// QEMU is told by others (`migrate unix:PATH`) to come to our socket, which listens already.
-    fn begin(&mut self) -> Result<(), SourceError> {
-        Ok(())
-    }
-
-    fn poll(&mut self, sink: &mut dyn CheckpointSink) -> Result<SourceEvent, SourceError> {
-        if !self.accept()? {
-            return Ok(SourceEvent::Idle);
-        }
-        loop {
-            if let Some(event) = self.parse(sink)? {
-                return Ok(event);
-            }
-            let more = self.read()? || (self.parser.in_checkpoint() && self.linger()?);
-            if !more {
+            reads += 1;
+            if !self.read()? && !self.linger()? {
                 return Ok(SourceEvent::Idle);
             }
         }
     }
 
+    /// While the VM runs and nothing is due, a readable fd can only mean that QEMU is gone.
+    fn nothing_more(&mut self) -> Result<(), SourceError> {
+        self.make_room(self.end - self.start + 1);
+        self.read()?;
+        if self.end > self.start {
+            return Err(SourceError::Stream("QEMU sent something before it was answered".into()));
+        }
+        Ok(())
+    }
+
+    /// Makes the buffer hold `wanted` bytes from `start` on. It grows only while the end of the first device state is
+    /// looked for, whose size the parser bounds.
+    fn make_room(&mut self, wanted: usize) {
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        } else if self.start > 0 && self.buffer.len() - self.end < BUFFER / 2 {
+            self.buffer.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        if self.start + wanted > self.buffer.len() {
+            self.buffer.resize((self.start + wanted).next_power_of_two(), 0);
+        }
+    }
+
+    /// Reads what is there; says whether that was anything.
+    fn read(&mut self) -> Result<bool, SourceError> {
+        let Some(peer) = &mut self.peer else { return Ok(false) };
+        loop {
+            match peer.read(&mut self.buffer[self.end..]) {
+                Ok(0) => return Err(SourceError::Closed),
+                Ok(len) => {
+                    self.end += len;
+                    return Ok(true);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if again(&error) => return Ok(false),
+                Err(error) => return Err(lost("reading", error)),
+            }
+        }
+    }
+
+    /// Whether more has come, for which a stopped VM is worth a short wait ([`LINGER`]).
+    fn linger(&self) -> Result<bool, SourceError> {
+        let (Some(peer), State::Reading { first: false }) = (&self.peer, self.state) else { return Ok(false) };
+        match poll(&mut [PollFd::new(peer, PollFlags::IN)], Some(&LINGER)) {
+            Ok(ready) => Ok(ready > 0),
+            Err(rustix::io::Errno::INTR) => Ok(false),
+            Err(error) => Err(SourceError::Io { doing: "waiting for QEMU", source: error.into() }),
+        }
+    }
+
+    fn send(&mut self, messages: &[u32]) -> Result<(), SourceError> {
+        let mut bytes = [0; 8];
+        for (place, message) in bytes.chunks_exact_mut(4).zip(messages) {
+            place.copy_from_slice(&message.to_be_bytes());
+        }
+        let mut left = &bytes[..4 * messages.len().min(2)];
+        let deadline = Instant::now() + WRITE_DEADLINE;
+        let Some(peer) = &mut self.peer else { return Err(SourceError::Closed) };
+        while !left.is_empty() {
+            match peer.write(left) {
+                Ok(len) => left = &left[len..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // QEMU reads these few bytes at once. If ever it does not, its end of the socket is full of older ones.
+                Err(error) if again(&error) && Instant::now() < deadline => {
+                    let _ = poll(&mut [PollFd::new(&*peer, PollFlags::OUT)], Some(&LINGER));
+                }
+                Err(error) => return Err(lost("answering QEMU", error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// After an error: lets QEMU see that the stream is over, and never speaks to it again.
+    fn broken<T>(&mut self, result: Result<T, SourceError>) -> Result<T, SourceError> {
+        if result.is_err() {
+            self.state = State::Broken;
+            self.peer = None;
+        }
+        result
+    }
+}
+
+impl CheckpointSource for ColoSource {
+    /// Waits for QEMU to connect: now somebody tells it to migrate to [`ColoSource::path`]. Drops an earlier connection.
+    fn begin(&mut self) -> Result<(), SourceError> {
+        self.peer = None;
+        // A connection from before is not what was asked for.
+        while self.accept()? {
+            self.peer = None;
+        }
+        self.parser = new_parser(&self.blocks).map_err(|error| SourceError::Stream(error.to_string()))?;
+        (self.start, self.end) = (0, 0);
+        self.state = State::Waiting;
+        Ok(())
+    }
+
+    fn poll(&mut self, sink: &mut dyn CheckpointSink) -> Result<SourceEvent, SourceError> {
+        let result = self.step(sink);
+        self.broken(result)
+    }
+
     fn pause(&mut self) -> Result<(), SourceError> {
-        self.say(&[MSG_REPLY])
+        if self.state != State::Ready {
+            return Err(SourceError::Stream(format!("pause() while {:?}", self.state)));
+        }
+        self.state = State::Reading { first: false };
+        let result = self.send(&[message::REPLY]);
+        self.broken(result)
     }
 
     fn resume(&mut self) -> Result<(), SourceError> {
-        self.checkpoints += 1;
-        if self.checkpoints == 1 { self.say(&[MSG_READY]) } else { self.say(&[MSG_RECEIVED, MSG_LOADED]) }
+        let result = match self.state {
+            State::Captured { first: true } => self.send(&[message::READY]),
+            State::Captured { first: false } => self.send(&[message::VMSTATE_RECEIVED, message::VMSTATE_LOADED]),
+            state => return Err(SourceError::Stream(format!("resume() while {state:?}"))),
+        };
+        self.state = State::Asking;
+        self.broken(result)
     }
 
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.stream.as_ref().map_or(self.listener.as_fd(), AsFd::as_fd))
+        match self.state {
+            State::Unbound => None,
+            _ => Some(self.peer.as_ref().unwrap_or(&self.listener).as_fd()),
+        }
     }
 }
 
@@ -203,4 +309,38 @@ impl Drop for ColoSource {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
     }
+}
+
+fn new_parser(blocks: &[RamBlock]) -> io::Result<Parser> {
+    Parser::new(Kind::Colo, blocks.to_vec()).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))
+}
+
+/// Removes a socket that nobody listens at.
+pub(super) fn remove_stale(path: &Path) -> io::Result<()> {
+    let wrong = |kind, what| Err(io::Error::new(kind, format!("{}: {what}", path.display())));
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(found) if !found.file_type().is_socket() => wrong(io::ErrorKind::AlreadyExists, "exists, and is no socket"),
+        Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
+            Ok(_) => wrong(io::ErrorKind::AddrInUse, "another process listens there"),
+            Err(_) => fs::remove_file(path),
+        },
+    }
+}
+
+fn again(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock
+}
+
+fn lost(doing: &'static str, source: io::Error) -> SourceError {
+    match source.kind() {
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => SourceError::Closed,
+        _ => SourceError::Io { doing, source },
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn stream_error(error: StreamError) -> SourceError {
+    SourceError::Stream(error.to_string())
 }

@@ -1,17 +1,25 @@
-//! QEMU's side, byte by byte. Stock QEMU, no patches: what it offers over its control socket and its migration stream.
+//! Stock QEMU, from outside: its migration stream, its control connection, and the VM that waits on the standby.
 //!
-//! | module | |
+//! | module | what |
 //! |---|---|
-//! | [`stream`] | sans-io parser of the migration stream and of COLO's messages; [`emit`] writes one |
-//! | [`colo`] | the checkpoint source: plays the secondary of QEMU's COLO mode |
-//! | [`qmp`] | the control connection |
-//! | [`control`] | what a supervisor does over it |
-//! | [`profile`] | what must be alike on both sides |
-//! | [`standby`] | the VM that waits, and its takeover |
+//! | [`blocks`] | RAM blocks: names and lengths, and which one is the main memory |
+//! | [`stream`] | QEMU's migration stream and COLO messages, sans-io: the parser and the emitter |
+//! | [`colo`] | [`colo::ColoSource`]: plays the COLO secondary; the primary's source of checkpoints |
+//! | [`qmp`] | the control connection: commands, events, who is at the other end |
+//! | [`control`] | what a supervisor does over it: start and leave COLO, fence |
+//! | [`profile`] | what a VM is made of, and how two of them differ |
+//! | [`standby`] | [`standby::StandbyVm`]: a QEMU that waits over the RAM image, and its takeover |
+//!
+//! ```text
+//!  primary                                                       standby
+//!  QEMU ──stream──> ColoSource ──CheckpointSink──> …network… ──> image (RAM file) <──shares── QEMU -incoming
+//!   ^ QMP                                                        device state ──StandbyStream──^
+//!  control                                                       StandbyVm
+//! ```
 
+pub mod blocks;
 pub mod colo;
 pub mod control;
-pub mod emit;
 pub mod profile;
 pub mod qmp;
 pub mod standby;

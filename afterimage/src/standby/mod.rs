@@ -4,11 +4,9 @@
 //! |---|---|
 //! | `mod.rs` | starts it |
 //! | [`node`] | the loop around `mc_core`'s standby |
-//! | [`accept`] | primaries that knock, on a thread of its own |
 //! | [`vm`] | the waiting QEMU, its RAM file, the image over it, and the takeover |
 //! | [`report`] | status and events |
 
-mod accept;
 mod node;
 mod report;
 mod vm;

@@ -1,6 +1,6 @@
 //! The standby's loop.
 
-use super::{accept, report::status, vm::WaitingVm};
+use super::{report::status, vm::WaitingVm};
 use crate::{
     arbiter::{Answer, ArbiterClient, Ask},
     beats::{self, Wish},
@@ -11,7 +11,7 @@ use crate::{
     events::emit,
     exit::{Code, ExitError},
     gate::{Mode, NicGate, Options},
-    inbox::{Inbox, interest, wait},
+    inbox::{self, readable, wait},
     keepalive::{BeatHandle, Verdict},
     qemu::profile::Profile,
     report,
@@ -26,12 +26,15 @@ use mc_core::{
     register::{Owner, Register},
     slab::SlabPool,
     standby::{Config, Event, Role, Standby},
-    transport::Transport,
     wire::session::Hello,
 };
 use serde_json::json;
 use std::{fs::File, net::SocketAddr, os::fd::AsFd, time::Duration};
-use transport_tcp::{TcpLink, UdpKeepalive, session::Offer};
+use transport_tcp::{
+    link::TcpLink,
+    session::{Listener, Offer, SessionOptions},
+    udp::UdpKeepalive,
+};
 
 /// How long to wait before a register that is older than our generation is read again, and how often.
 const RETRY: (Duration, u8) = (Duration::from_millis(100), 50);
@@ -55,7 +58,7 @@ pub(super) struct Node {
     pub(super) registered: bool,
     pub(super) takeover: Option<Takeover>,
     vm: Option<WaitingVm>,
-    offers: Inbox<Offer>,
+    listener: Listener,
     control: Control,
     role: Role,
     suspected_at: Option<Time>,
@@ -83,7 +86,7 @@ impl Node {
             registered: false,
             takeover: None,
             vm: None,
-            offers: accept::listen(config.listen)?,
+            listener: Listener::bind(config.listen, SessionOptions::default())?,
             control: Control::listen(&config.run_dir, config.vm, Side::Standby)?,
             role: Role::Idle,
             suspected_at: None,
@@ -124,27 +127,31 @@ impl Node {
 
     fn sleep(&self) -> Result<()> {
         let mut fds = Vec::with_capacity(12);
-        if let Some(link) = self.driver.link() {
-            fds.extend(link.wait_fd().map(|fd| interest(fd, link.wants_write())));
-        }
-        fds.push(interest(self.offers.as_fd(), false));
-        fds.push(interest(self.arbiter.as_fd(), false));
-        fds.push(interest(self.control.as_fd(), false));
-        fds.extend(self.beats.as_ref().map(|b| interest(b.wait_fd(), false)));
+        fds.extend(self.driver.link().and_then(inbox::link));
+        fds.push(readable(self.listener.as_fd()));
+        fds.push(readable(self.arbiter.as_fd()));
+        fds.push(readable(self.control.as_fd()));
+        fds.extend(self.beats.as_ref().map(|b| readable(b.wait_fd())));
         fds.extend(self.gate.wait_fds());
         wait(&mut fds, self.clock.now(), self.driver.deadline(), VM_CHECK)?;
         Ok(())
     }
 
     fn hear_offers(&mut self) {
-        while let Some(offer) = self.offers.take() {
-            let (vm, node, peer) = (offer.hello().vm, offer.hello().node, offer.peer_addr());
-            if let Err((offer, why)) = self.consider(offer) {
-                tracing::warn!(%vm, %node, %peer, why, "refused");
-                emit("refused", json!({ "peer": peer, "node": node, "why": why }));
-                if let Some(offer) = offer {
-                    offer.refuse(&why);
-                }
+        match self.listener.accept(Duration::ZERO) {
+            Ok(None) => {}
+            Ok(Some(offer)) => self.hear_offer(offer),
+            Err(error) => tracing::warn!(%error, "a caller was turned away"),
+        }
+    }
+
+    fn hear_offer(&mut self, offer: Offer) {
+        let (vm, node, peer) = (offer.hello.vm, offer.hello.node, offer.peer_addr);
+        if let Err((offer, why)) = self.consider(offer) {
+            tracing::warn!(%vm, %node, %peer, why, "refused");
+            emit("refused", json!({ "peer": peer, "node": node, "why": why }));
+            if let Some(Err(error)) = offer.map(|offer| offer.refuse(&why)) {
+                tracing::debug!(%error, "the refusal was not heard");
             }
         }
     }
@@ -156,12 +163,12 @@ impl Node {
             let why = format!("this standby is busy ({role:?})");
             return Err((Some(Box::new(offer)), why));
         }
-        let hello = *offer.hello();
+        let hello = offer.hello;
         if hello.vm != self.config.vm {
             let why = format!("this standby stands by for {}, not for {}", self.config.vm, hello.vm);
             return Err((Some(Box::new(offer)), why));
         }
-        match self.prepare(offer.profile()) {
+        match self.prepare(&offer.profile) {
             Ok((profile, image)) => self.accept(offer, &profile, image).map_err(|e| (None, format!("{e:#}"))),
             Err(error) => {
                 self.vm = None;
@@ -172,10 +179,10 @@ impl Node {
 
     /// A QEMU that waits, with the primary's profile, and an image over its RAM.
     fn prepare(&mut self, profile: &[u8]) -> Result<(Vec<u8>, Image)> {
-        let theirs: Profile = serde_json::from_slice(profile).context("the primary's profile")?;
+        let theirs: Profile = Profile::from_json(profile).context("the primary")?;
         self.vm = None;
         let mut vm = WaitingVm::start(&self.config, &theirs)?;
-        let ours = serde_json::to_vec(&vm.profile()?)?;
+        let ours = vm.profile()?.to_json();
         let image = vm.image()?;
         self.gate.connect(NIC_PATIENCE)?;
         self.vm = Some(vm);
@@ -183,12 +190,12 @@ impl Node {
     }
 
     fn accept(&mut self, offer: Offer, profile: &[u8], image: Image) -> Result<()> {
-        let theirs = *offer.hello();
-        let peer = offer.peer_addr();
-        let keepalive = UdpKeepalive::bind(offer.local_addr().ip()).context("UDP socket for beats")?;
+        let theirs = offer.hello;
+        let peer = offer.peer_addr;
+        let keepalive = UdpKeepalive::bind(offer.local_addr.ip()).context("UDP socket for beats")?;
         keepalive.connect(SocketAddr::new(peer.ip(), theirs.beat_port))?;
-        let accepted = offer.accept(&self.hello(&theirs, keepalive.local_port())?, profile)?;
-        let owner = self.vm.as_ref().map(WaitingVm::owner).transpose()?.context("a waiting VM")?;
+        let accepted = offer.accept(self.hello(&theirs, keepalive.local_port()?)?, profile)?;
+        let owner = self.vm.as_mut().map(WaitingVm::owner).transpose()?.context("a waiting VM")?;
         let machine = Standby::new(Config { owner, retry: RETRY.0, retries: RETRY.1, sabotage: None });
         let pool = SlabPool::new(theirs.slab_size as usize, usize::try_from(self.config.staging_bytes)?);
         self.driver = StandbyDriver::new(machine, pool, spill_file(&self.config)?, self.clock);
@@ -320,7 +327,9 @@ impl Node {
                 Err(error) => return Err(error),
             }
         };
-        self.took_over((generation, epoch), won_at, &json!(timings));
+        let ms = |d: Duration| d.as_secs_f64() * 1e3;
+        let qemu = json!({ "sent_ms": ms(timings.sent), "resumed_ms": ms(timings.resumed) });
+        self.took_over((generation, epoch), won_at, &qemu);
         self.driver.event(Event::Running);
         Ok(())
     }

@@ -3,9 +3,10 @@
 use crate::{
     config::StandbyConfig,
     qemu::{
+        blocks,
         profile::Profile,
-        qmp::instance_id,
-        standby::{StandbyVm, TakeoverFeed, TakeoverTimings},
+        standby::{StandbyConfig as VmConfig, StandbyVm, TakeoverTimes},
+        stream::StandbyStream,
     },
 };
 use anyhow::{Context, Result};
@@ -23,9 +24,13 @@ use std::{
 /// The waiting VM.
 #[derive(Debug)]
 pub(super) struct WaitingVm {
-    vm: StandbyVm,
+    /// Gone only while a QEMU that died cannot be started again.
+    vm: Option<StandbyVm>,
+    launch: VmConfig,
     /// Of the primary's VM; ours was found to match.
     profile: Profile,
+    /// The block that is the RAM file.
+    shared: BlockId,
     node: Name,
     ram_file: PathBuf,
 }
@@ -34,32 +39,41 @@ impl WaitingVm {
     /// Starts a QEMU for a primary with this profile, and compares.
     pub(super) fn start(config: &StandbyConfig, theirs: &Profile) -> Result<Self> {
         let ram_file = config.ram_dir.join(format!("afterimage-{}.ram", config.vm));
-        let (_, shared) = theirs.main_block().context("the primary's profile has no RAM block")?;
-        make_file(&ram_file, shared.used_length)?;
-        let mut vm = StandbyVm::launch(&config.qemu, &config.run_dir, &ram_file, shared)?;
-        let ours = vm.profile()?;
-        let differences = theirs.mismatches(&ours);
-        anyhow::ensure!(
-            differences.is_empty(),
-            "this standby's VM differs from the primary's:\n  {}",
-            differences.join("\n  ")
-        );
-        Ok(Self { vm, profile: theirs.clone(), node: config.node, ram_file })
+        let shared = blocks::main_block(&theirs.blocks).context("the primary's profile has no RAM block")?;
+        let main_ram = theirs.blocks[usize::from(shared.0)].clone();
+        make_file(&ram_file, main_ram.used_length)?;
+        let launch = VmConfig {
+            argv: config.qemu.clone(),
+            run_dir: config.run_dir.clone(),
+            ram_file: ram_file.clone(),
+            main_ram,
+        };
+        let vm = Some(StandbyVm::launch(launch.clone())?);
+        let mut waiting = Self { vm, launch, profile: theirs.clone(), shared, node: config.node, ram_file };
+        let differences = theirs.mismatches(&waiting.profile()?);
+        let what = "this standby's VM differs from the primary's";
+        anyhow::ensure!(differences.is_empty(), "{what}:\n  {}", differences.join("\n  "));
+        Ok(waiting)
+    }
+
+    fn vm(&mut self) -> Result<&mut StandbyVm> {
+        self.vm.as_mut().context("the waiting QEMU died, and does not start again")
     }
 
     /// Of the waiting QEMU, for the primary to compare as well.
     pub(super) fn profile(&mut self) -> Result<Profile> {
-        Ok(self.vm.profile()?)
+        Ok(self.vm()?.profile()?)
     }
 
     /// Who we are, once we took over.
-    pub(super) fn owner(&self) -> Result<Owner> {
-        Ok(Owner { node: self.node, instance: instance_id(self.vm.pid())? })
+    pub(super) fn owner(&mut self) -> Result<Owner> {
+        let node = self.node;
+        Ok(Owner { node, instance: self.vm()?.instance()? })
     }
 
     /// The image over the RAM file; blocks that are not in it are kept in private memory.
     pub(super) fn image(&self) -> Result<Image> {
-        let main = self.main_index();
+        let main = usize::from(self.shared.0);
         let file = File::options().read(true).write(true).open(&self.ram_file)?;
         let blocks = self.profile.blocks.iter().enumerate().map(|(index, block)| {
             let len = usize::try_from(block.used_length).context("RAM block size")?;
@@ -69,38 +83,38 @@ impl WaitingVm {
         Ok(Image::new(blocks.collect::<Result<_>>()?))
     }
 
-    fn main_index(&self) -> usize {
-        self.profile.main_block().map_or(0, |(index, _)| index)
-    }
-
-    /// Whether QEMU still waits.
+    /// Whether QEMU still waits, or runs.
     pub(super) fn is_alive(&mut self) -> bool {
-        self.vm.is_alive()
+        self.vm.as_mut().is_some_and(StandbyVm::is_alive)
     }
 
     /// A QEMU that died is started again over the same RAM file.
     pub(super) fn restart(&mut self) -> Result<()> {
-        Ok(self.vm.restart()?)
+        self.vm = match self.vm.take() {
+            Some(vm) => Some(vm.restart()?),
+            None => Some(StandbyVm::launch(self.launch.clone())?),
+        };
+        Ok(())
     }
 
     /// The VM is ours: feeds it what the RAM file does not hold, and waits until it runs.
-    pub(super) fn take_over(&mut self, image: &Image) -> Result<TakeoverTimings> {
-        let main = self.main_index();
-        let block =
-            |index: usize| image.block(BlockId(u16::try_from(index).expect("profiles have at most 256 blocks")));
-        let others = (0..self.profile.blocks.len()).filter(|index| *index != main);
-        let others: Vec<(usize, Vec<u8>)> = others.map(|index| (index, block(index))).collect();
-        let contents: Vec<(usize, &[u8])> = others.iter().map(|(index, bytes)| (*index, bytes.as_slice())).collect();
-        let feed = TakeoverFeed {
+    pub(super) fn take_over(&mut self, image: &Image) -> Result<TakeoverTimes> {
+        let block = |index: usize| BlockId(u16::try_from(index).expect("profiles have at most 256 blocks"));
+        let others = (0..self.profile.blocks.len()).map(block).filter(|id| *id != self.shared);
+        let others: Vec<(BlockId, Vec<u8>)> = others.map(|id| (id, image.block(id))).collect();
+        let others: Vec<(BlockId, &[u8])> = others.iter().map(|(id, bytes)| (*id, bytes.as_slice())).collect();
+        let vm = self.vm.as_mut().context("the waiting QEMU died, and does not start again")?;
+        let feed = StandbyStream {
             machine: &self.profile.machine,
             blocks: &self.profile.blocks,
-            contents: &contents,
+            shared: self.shared,
+            others: &others,
             device: image.device(),
         };
-        let timings = self.vm.take_over(feed)?;
+        let times = vm.take_over(&feed)?;
         // QEMU has it mapped; its name has served.
         let _ = std::fs::remove_file(&self.ram_file);
-        Ok(timings)
+        Ok(times)
     }
 }
 

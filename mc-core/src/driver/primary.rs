@@ -188,15 +188,16 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
         self.staging.pool().stats()
     }
 
-    /// The link's and the source's file descriptors; whether the link wants to write.
+    /// The link, to wait on.
     #[must_use]
-    pub fn wait_fds(&self) -> (Option<std::os::fd::BorrowedFd<'_>>, bool, Option<std::os::fd::BorrowedFd<'_>>) {
-        let link = self.link.as_ref();
-        (
-            link.and_then(|l| l.wait_fd()),
-            link.is_some_and(|l| l.wants_write()),
-            self.source.as_ref().and_then(CheckpointSource::wait_fd),
-        )
+    pub fn link(&self) -> Option<&dyn Transport> {
+        self.link.as_ref().map(|link| &**link as &dyn Transport)
+    }
+
+    /// The source, to wait on.
+    #[must_use]
+    pub fn source(&self) -> Option<&S> {
+        self.source.as_ref()
     }
 
     fn act(&mut self) {
@@ -298,13 +299,15 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
             return;
         }
         while let Some(slab) = self.staging.pop() {
-            if self.commit_before(Some(slab.header().epoch)) {
+            let epoch = slab.header().epoch;
+            let sent = if self.commit_before(Some(epoch)) {
                 self.staging.unpop(slab);
-                self.send_commit();
-                continue;
-            }
-            if !self.submit_slab(slab) {
-                return;
+                self.send_commit()
+            } else {
+                self.submit_slab(slab)
+            };
+            if !sent {
+                return; // the link is full; its next completion brings us back here
             }
         }
         if self.commit_before(None) {
@@ -317,12 +320,14 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
         self.in_flight.iter().find(|f| f.unsent).is_some_and(|f| epoch.is_none_or(|e| f.epoch < e))
     }
 
-    fn send_commit(&mut self) {
-        let Some(index) = self.in_flight.iter().position(|f| f.unsent) else { return };
+    /// False when the link takes no more for now.
+    fn send_commit(&mut self) -> bool {
+        let Some(index) = self.in_flight.iter().position(|f| f.unsent) else { return true };
         let InFlight { epoch, totals, .. } = self.in_flight[index];
-        self.in_flight[index].unsent = false;
         let Totals { slabs, bytes, device_bytes, .. } = totals;
-        self.send(epoch, Body::Commit { slabs, bytes, device_bytes });
+        let sent = self.submit_control(epoch, Body::Commit { slabs, bytes, device_bytes });
+        self.in_flight[index].unsent = sent == Err(RejectReason::Full);
+        sent != Err(RejectReason::Full)
     }
 
     /// False when the link takes no more for now.
@@ -345,12 +350,15 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
         }
     }
 
-    /// A control record that the link refuses is lost with the session: the refusal means that it is down, or that a peer
-    /// let 64 KiB of records pile up.
-    fn send(&mut self, epoch: Epoch, body: Body) {
+    fn submit_control(&mut self, epoch: Epoch, body: Body) -> Result<(), RejectReason> {
         let control = Control { incarnation: self.incarnation, generation: self.machine.generation(), epoch, body };
-        let refused = self.link.as_mut().is_some_and(|l| l.submit(Op::Send(control)).is_err());
-        if refused {
+        let Some(link) = &mut self.link else { return Err(RejectReason::Down) };
+        link.submit(Op::Send(control)).map_err(|rejected| rejected.why)
+    }
+
+    /// For the rare record that has nowhere to wait: if the link is full of it, the session is given up.
+    fn send(&mut self, epoch: Epoch, body: Body) {
+        if self.submit_control(epoch, body) == Err(RejectReason::Full) {
             self.lose_link("the link takes no more control records".to_owned());
         }
     }

@@ -1,6 +1,9 @@
 //! Runs the standby's machine against a link and an image.
 
-use super::{Clock, Timings};
+use super::{
+    Clock, Timings,
+    store::{Shortage, SpillFile, Store},
+};
 use crate::{
     id::{Epoch, Generation, Incarnation, Time},
     image::Image,
@@ -9,12 +12,9 @@ use crate::{
     slab::{FreeSlab, PoolStats, SealedSlab, SlabPool},
     standby::{Action, Event, Role, Standby},
     transport::{Completion, Op, Transport},
-    wire::{
-        control::{Body, Control, NackReason},
-        slab::Record,
-    },
+    wire::control::{Body, Control, NackReason},
 };
-use std::{collections::VecDeque, fs::File, io, os::unix::fs::FileExt};
+use std::collections::VecDeque;
 
 /// Slabs posted to the link at a time: enough to keep it busy, few enough that an idle pool stays small.
 const POSTED: usize = 4;
@@ -63,28 +63,6 @@ pub struct Attachment<L> {
     pub image: Image,
 }
 
-/// A staged slab: in memory, or in the spill file.
-#[derive(Debug)]
-enum Staged {
-    Memory(SealedSlab),
-    Spilled { at: u64, len: usize },
-}
-
-/// Where epochs larger than staging go: an unlinked file that lives as long as the process.
-#[derive(Debug)]
-pub struct SpillFile {
-    file: File,
-    used: u64,
-}
-
-impl SpillFile {
-    /// Spills into `file`, from its start.
-    #[must_use]
-    pub fn new(file: File) -> Self {
-        Self { file, used: 0 }
-    }
-}
-
 /// What the standby's loop has measured.
 #[derive(Clone, Debug, Default)]
 pub struct StandbyFigures {
@@ -92,7 +70,7 @@ pub struct StandbyFigures {
     pub apply: Timings,
     /// When the newest epoch was committed.
     pub last_commit_at: Option<Time>,
-    /// Slabs that went through the spill file.
+    /// Slabs that went through the spill file, in all sessions.
     pub spilled_slabs: u64,
 }
 
@@ -100,19 +78,14 @@ pub struct StandbyFigures {
 #[derive(Debug)]
 pub struct StandbyDriver<L, C> {
     machine: Standby,
-    pool: SlabPool,
+    store: Store,
     clock: C,
     link: Option<L>,
     incarnation: Incarnation,
-    image: Option<Image>,
-    staged: VecDeque<Staged>,
     /// The slab that the machine is being told about.
     arriving: Option<SealedSlab>,
-    /// Device state bytes of the epoch being staged.
-    device_bytes: u64,
     posted: usize,
     revoking: bool,
-    spill: Option<SpillFile>,
     errands: VecDeque<StandbyErrand>,
     figures: StandbyFigures,
 }
@@ -121,20 +94,15 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
     /// A driver without a session.
     #[must_use]
     pub fn new(machine: Standby, pool: SlabPool, spill: Option<SpillFile>, clock: C) -> Self {
-        let staged = VecDeque::with_capacity(pool.cap());
         Self {
             machine,
-            pool,
+            store: Store::new(pool, spill),
             clock,
             link: None,
             incarnation: Incarnation(0),
-            image: None,
-            staged,
             arriving: None,
-            device_bytes: 0,
             posted: 0,
             revoking: false,
-            spill,
             errands: VecDeque::with_capacity(16),
             figures: StandbyFigures::default(),
         }
@@ -145,9 +113,8 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
         assert_eq!(self.machine.role(), Role::Idle, "one session at a time");
         self.link = Some(session.link);
         self.incarnation = session.incarnation;
-        self.image = Some(session.image);
+        self.store.image = Some(session.image);
         self.posted = 0;
-        self.device_bytes = 0;
         self.revoking = false;
         self.figures = StandbyFigures::default();
         self.event(Event::Session { generation: session.generation });
@@ -166,7 +133,8 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
         self.machine.handle_timeout(now);
         self.act();
         self.poll_link();
-        self.pool.shrink(now);
+        self.store.pool.shrink(now);
+        self.figures.spilled_slabs = self.store.spilled;
     }
 
     /// The next thing to do for the driver.
@@ -194,7 +162,7 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
     /// The image; `None` without a session.
     #[must_use]
     pub fn image(&self) -> Option<&Image> {
-        self.image.as_ref()
+        self.store.image.as_ref()
     }
 
     /// The link, to wait on.
@@ -212,7 +180,7 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
     /// The staging pool's figures.
     #[must_use]
     pub fn pool_stats(&self) -> PoolStats {
-        self.pool.stats()
+        self.store.pool.stats()
     }
 
     fn poll_link(&mut self) {
@@ -228,57 +196,43 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
     /// Keeps a few slabs ready for the primary to write into.
     fn post(&mut self) {
         while self.posted < POSTED && self.link.is_some() {
-            let Some(slab) = self.free_slab() else { return };
-            let Some(link) = &mut self.link else { return self.pool.put(slab) };
-            match link.submit(Op::Post(slab)) {
-                Ok(()) => self.posted += 1,
-                Err(rejected) => {
-                    if let Op::Post(slab) = rejected.op {
-                        self.pool.put(slab);
-                    }
-                    return;
-                }
+            let goes_on = match self.store.take(self.posted) {
+                Ok(slab) => self.submit(slab),
+                Err(shortage) => self.drop_epoch(&shortage),
+            };
+            if !goes_on {
+                return;
             }
         }
     }
 
-    /// A slab from the pool; when the epoch in progress has filled all of staging, from the spill file's help, or none.
-    fn free_slab(&mut self) -> Option<FreeSlab> {
-        if self.pool.available() == 0 {
-            if self.posted > 0 || self.staged.is_empty() {
-                return None;
-            }
-            self.make_room();
+    /// Whether the link took it.
+    fn submit(&mut self, slab: FreeSlab) -> bool {
+        let Some(link) = &mut self.link else {
+            self.store.pool.put(slab);
+            return false;
+        };
+        let refused = link.submit(Op::Post(slab)).err();
+        self.posted += usize::from(refused.is_none());
+        match refused.map(|r| r.op) {
+            None => return true,
+            Some(Op::Post(slab)) => self.store.pool.put(slab),
+            Some(_) => {}
         }
-        self.pool.take()
+        false
     }
 
-    fn make_room(&mut self) {
-        match self.spill_staged() {
-            None => self.event(Event::StagingFull),
-            Some(Ok(())) => {}
-            Some(Err(error)) => {
+    /// Whether that made room.
+    fn drop_epoch(&mut self, shortage: &Shortage) -> bool {
+        match shortage {
+            Shortage::ForNow => return false,
+            Shortage::Full => self.event(Event::StagingFull),
+            Shortage::Spill(error) => {
                 self.errands.push_back(StandbyErrand::Refused(NackReason::Storage, format!("spill file: {error}")));
                 self.event(Event::StorageFailed);
             }
         }
-    }
-
-    fn spill_staged(&mut self) -> Option<io::Result<()>> {
-        let spill = self.spill.as_mut()?;
-        for staged in &mut self.staged {
-            let Staged::Memory(slab) = staged else { continue };
-            let (at, len) = (spill.used, slab.as_bytes().len());
-            if let Err(error) = spill.file.write_all_at(slab.as_bytes(), at) {
-                return Some(Err(error));
-            }
-            spill.used += len as u64;
-            self.figures.spilled_slabs += 1;
-            if let Staged::Memory(slab) = std::mem::replace(staged, Staged::Spilled { at, len }) {
-                self.pool.put(slab.recycle());
-            }
-        }
-        Some(Ok(()))
+        self.store.has_room()
     }
 
     fn completed(&mut self, completion: Completion) {
@@ -289,9 +243,9 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
             }
             Completion::Returned(slab) => {
                 self.posted -= 1;
-                self.pool.put(slab);
+                self.store.pool.put(slab);
             }
-            Completion::Written(slab) => self.pool.put(slab.recycle()),
+            Completion::Written(slab) => self.store.pool.put(slab.recycle()),
             Completion::Received(control) => self.received(control),
             Completion::Down(error) => {
                 self.link = None;
@@ -304,8 +258,7 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
     /// I2: what does not fit the image is never staged.
     fn arrived(&mut self, slab: SealedSlab) {
         let header = *slab.header();
-        let checked = self.image.as_ref().map(|image| image.check(&slab));
-        let event = match checked {
+        let event = match self.store.check(&slab) {
             Some(Ok(())) if header.incarnation == self.incarnation => {
                 Event::Slab { generation: header.generation, epoch: header.epoch, index: header.index }
             }
@@ -326,7 +279,7 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
         let (generation, epoch) = (control.generation, control.epoch);
         match control.body {
             Body::Commit { slabs, device_bytes, .. } => {
-                let slabs = if device_bytes == self.device_bytes { slabs } else { u32::MAX };
+                let slabs = if device_bytes == self.store.device_bytes() { slabs } else { u32::MAX };
                 self.event(Event::Commit { generation, epoch, slabs });
             }
             Body::Registered => {
@@ -356,47 +309,38 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
             Action::Drop => self.drop_arriving(),
             Action::Send { generation, epoch, body } => self.send(generation, epoch, body),
             Action::Apply(epoch) => self.apply(epoch),
-            Action::DiscardStaged => self.discard_staged(),
+            Action::DiscardStaged => self.store.discard(),
             Action::Revoke => self.revoke(),
-            Action::ReadRegister => self.errands.push_back(StandbyErrand::ReadRegister),
-            Action::Cas { expect, new } => self.errands.push_back(StandbyErrand::Cas { expect, new }),
-            Action::TakeOver { generation, epoch } => self.take_over(generation, epoch),
+            Action::ReadRegister => self.ask(StandbyErrand::ReadRegister),
+            Action::Cas { expect, new } => self.ask(StandbyErrand::Cas { expect, new }),
+            Action::TakeOver { generation, epoch } => self.ask(StandbyErrand::TakeOver { generation, epoch }),
             Action::Discard => self.discard(),
-        }
-    }
-
-    fn count_device(&mut self, slab: &SealedSlab) {
-        for record in slab.records() {
-            if let Ok(Record::Device { data, .. }) = record {
-                self.device_bytes += data.len() as u64;
-            }
         }
     }
 
     fn stage(&mut self) {
         if let Some(slab) = self.arriving.take() {
-            self.count_device(&slab);
-            self.staged.push_back(Staged::Memory(slab));
+            self.store.stage(slab);
         }
     }
 
     fn apply_now(&mut self) {
-        if let (Some(slab), Some(image)) = (self.arriving.take(), &mut self.image) {
-            image.apply(&slab);
-            self.count_device(&slab);
-            self.pool.put(slab.recycle());
+        if let Some(slab) = self.arriving.take() {
+            self.store.apply_now(slab);
         }
     }
 
     fn drop_arriving(&mut self) {
         if let Some(slab) = self.arriving.take() {
-            self.pool.put(slab.recycle());
+            self.store.pool.put(slab.recycle());
         }
     }
 
     fn send(&mut self, generation: Generation, epoch: Epoch, body: Body) {
         let body = match body {
-            Body::Ack { .. } => Body::Ack { free_slabs: u32::try_from(self.pool.available()).unwrap_or(u32::MAX) },
+            Body::Ack { .. } => {
+                Body::Ack { free_slabs: u32::try_from(self.store.pool.available()).unwrap_or(u32::MAX) }
+            }
             Body::Nack(reason) => {
                 self.errands.push_back(StandbyErrand::Refused(reason, format!("{generation} {epoch}")));
                 body
@@ -411,69 +355,19 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
     /// The committed epoch becomes the image. The ACK is on its way already: what is staged here is not lost by waiting.
     fn apply(&mut self, epoch: Epoch) {
         let start = self.clock.now();
-        let mut order = std::mem::take(&mut self.staged);
-        for staged in order.drain(..) {
-            match self.unspill(staged) {
-                Ok(slab) => {
-                    if let Some(image) = &mut self.image {
-                        image.apply(&slab);
-                    }
-                    self.pool.put(slab.recycle());
-                }
-                Err(error) => self.torn(epoch, &error),
-            }
+        if let Err(error) = self.store.apply() {
+            let text = format!("{epoch} was ACKed and cannot be applied: {error}");
+            self.errands.push_back(StandbyErrand::Fatal(text));
         }
-        self.staged = order;
-        self.reset_epoch();
         let now = self.clock.now();
         self.figures.apply.record(now.since(start));
         self.figures.last_commit_at = Some(now);
     }
 
-    fn unspill(&mut self, staged: Staged) -> io::Result<SealedSlab> {
-        let (at, len) = match staged {
-            Staged::Memory(slab) => return Ok(slab),
-            Staged::Spilled { at, len } => (at, len),
-        };
-        let (Some(spill), Some(mut slab)) = (&self.spill, self.pool.take()) else {
-            return Err(io::Error::other("no slab is free to read the spill file into"));
-        };
-        let read = spill.file.read_exact_at(&mut slab.receive_buffer()[..len], at);
-        match read.map(|()| slab.arrived()) {
-            Ok(Ok(slab)) => Ok(slab),
-            Ok(Err((slab, error))) => {
-                self.pool.put(slab);
-                Err(io::Error::other(error))
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// An ACKed epoch cannot be applied: the image is that of no epoch, and must never run.
-    fn torn(&mut self, epoch: Epoch, error: &io::Error) {
-        self.image = None;
-        self.errands.push_back(StandbyErrand::Fatal(format!("{epoch} was ACKed and cannot be applied: {error}")));
-    }
-
-    fn reset_epoch(&mut self) {
-        self.device_bytes = 0;
-        if let Some(spill) = &mut self.spill {
-            spill.used = 0;
-        }
-    }
-
-    fn discard_staged(&mut self) {
-        while let Some(staged) = self.staged.pop_front() {
-            if let Staged::Memory(slab) = staged {
-                self.pool.put(slab.recycle());
-            }
-        }
-        self.reset_epoch();
-    }
-
-    fn take_over(&mut self, generation: Generation, epoch: Epoch) {
-        if self.image.is_some() {
-            self.errands.push_back(StandbyErrand::TakeOver { generation, epoch });
+    /// Nobody asks for a VM that it could not run: the primary keeps it.
+    fn ask(&mut self, errand: StandbyErrand) {
+        if self.store.image.is_some() {
+            self.errands.push_back(errand);
         }
     }
 
@@ -491,14 +385,14 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
             link.revoke();
             while let Some(completion) = link.poll() {
                 match completion {
-                    Completion::Arrived(slab) | Completion::Written(slab) => self.pool.put(slab.recycle()),
-                    Completion::Returned(slab) => self.pool.put(slab),
+                    Completion::Arrived(slab) | Completion::Written(slab) => self.store.pool.put(slab.recycle()),
+                    Completion::Returned(slab) => self.store.pool.put(slab),
                     Completion::Received(_) | Completion::Down(_) => {}
                 }
             }
         }
         self.posted = 0;
-        self.image = None;
+        self.store.image = None;
         self.errands.push_back(StandbyErrand::Discard);
     }
 }

@@ -132,7 +132,7 @@ impl SlabWriter {
         }
         self.pages += 1;
         if let Some(open) = &mut self.open {
-            open.next_offset += PAGE_SIZE as u64;
+            open.next_offset = open.next_offset.saturating_add(PAGE_SIZE as u64);
         }
     }
 

@@ -1,7 +1,7 @@
 //! The handshake, once per connection, on the control connection.
 //!
 //! ```text
-//! frame:  0 magic "AIH1"   4 kind u16   6 zero u16   8 len u32   12 CRC32C of the body   16 body (len bytes)
+//! frame:  0 magic "AIH1"   4 kind u16   6 zero u16   8 len u32   12 CRC32C of bytes 0..12 and the body   16 body (len bytes)
 //! ```
 //!
 //! | kind | who | body |
@@ -21,7 +21,7 @@
 //! The primary offers; the standby answers with the version it takes as both lowest and highest, with its own staging,
 //! node, beat port and intervals, and echoes incarnation, generation, VM, key and slab size.
 
-use super::{WireError, WireName, check_crc, check_magic, view};
+use super::{WireError, WireName, check_magic, view};
 use crate::{
     id::{Generation, Incarnation, Name},
     wire::{beat::BeatKey, slab},
@@ -62,6 +62,8 @@ pub struct FrameHeader {
     pub kind: Kind,
     /// Bytes that follow.
     pub len: usize,
+    /// Of the bytes before the checksum.
+    head_crc: u32,
     crc: u32,
 }
 
@@ -79,13 +81,14 @@ const _: () = assert!(size_of::<RawFrame>() == FRAME_LEN);
 /// Header and body of a frame. Bodies longer than their kind allows are cut off by the receiver's [`FrameHeader::decode`].
 #[must_use]
 pub fn encode_frame(kind: Kind, body: &[u8]) -> Vec<u8> {
-    let raw = RawFrame {
+    let mut raw = RawFrame {
         magic: MAGIC.into(),
         kind: le::U16::new(kind as u16),
         zero: 0.into(),
         len: u32::try_from(body.len()).expect("callers keep to MAX_PROFILE").into(),
-        crc: crc32c::crc32c(body).into(),
+        crc: 0.into(),
     };
+    raw.crc = crc32c::crc32c_append(crc32c::crc32c(&raw.as_bytes()[..FRAME_LEN - 4]), body).into();
     let mut out = Vec::with_capacity(FRAME_LEN + body.len());
     out.extend_from_slice(raw.as_bytes());
     out.extend_from_slice(body);
@@ -108,12 +111,16 @@ impl FrameHeader {
         if len > limit {
             return Err(field(RECORD, "len", len as u64, "longer than its kind may be"));
         }
-        Ok(Self { kind, len, crc: raw.crc.get() })
+        Ok(Self { kind, len, head_crc: crc32c::crc32c(&bytes[..FRAME_LEN - 4]), crc: raw.crc.get() })
     }
 
-    /// Whether `body` is what was sent.
+    /// Whether this header and `body` are what was sent.
     pub fn check(&self, body: &[u8]) -> Result<(), WireError> {
-        check_crc(RECORD, self.crc, body)
+        let computed = crc32c::crc32c_append(self.head_crc, body);
+        if self.crc == computed {
+            return Ok(());
+        }
+        Err(WireError::Checksum { record: RECORD, found: self.crc, computed })
     }
 }
 

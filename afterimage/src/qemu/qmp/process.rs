@@ -1,0 +1,77 @@
+//! Processes, told apart for good: pids are reused, start times within one boot are not.
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use std::{fs, io};
+
+/// A number that tells this process from every other one on this host, also after a reboot: a hash of the boot id, the pid
+/// and the time the process was started.
+///
+/// # Errors
+/// There is no such process.
+pub fn instance_id(pid: u32) -> io::Result<u64> {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let started = start_time(&stat)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat has no start time")))?;
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(boot.trim().as_bytes());
+    hasher.update(&pid.to_le_bytes());
+    hasher.update(&started.to_le_bytes());
+    let mut first = [0; 8];
+    first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+    Ok(u64::from_le_bytes(first))
+}
+
+/// Field 22 of proc(5)'s `stat`, in clock ticks since boot. The command in field 2 may hold anything but its last ')'.
+fn start_time(stat: &str) -> Option<u64> {
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// Kills (SIGKILL) the process with this pid, if it is still the one with this [`instance_id`]; otherwise it is gone
+/// already, which is as good.
+pub fn kill_instance(pid: u32, instance: u64) -> io::Result<()> {
+    let Some(target) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{pid} is no pid")));
+    };
+    // Opened before it is checked: from here on the pid cannot come to mean another process.
+    let handle = match pidfd_open(target, PidfdFlags::empty()) {
+        Ok(handle) => handle,
+        Err(rustix::io::Errno::SRCH) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    if instance_id(pid).is_ok_and(|found| found == instance) {
+        match pidfd_send_signal(&handle, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn tells_processes_apart() {
+        let own = instance_id(std::process::id()).unwrap();
+        assert_eq!(own, instance_id(std::process::id()).unwrap());
+        let mut child = Command::new("sleep").arg("60").stdout(Stdio::null()).spawn().unwrap();
+        let other = instance_id(child.id()).unwrap();
+        assert_ne!(own, other);
+        kill_instance(child.id(), own).unwrap();
+        assert!(child.try_wait().unwrap().is_none(), "another instance must not be killed");
+        kill_instance(child.id(), other).unwrap();
+        assert!(!child.wait().unwrap().success());
+        kill_instance(child.id(), other).unwrap();
+        assert!(instance_id(child.id()).is_err());
+    }
+
+    #[test]
+    fn a_command_may_hold_anything() {
+        let stat = "7 (a) (b c) d) S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4711 99 1";
+        assert_eq!(start_time(stat), Some(4711));
+        assert_eq!(start_time("7 (sleep"), None);
+    }
+}

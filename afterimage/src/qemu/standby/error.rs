@@ -1,0 +1,85 @@
+//! Why there is no standby VM.
+
+use crate::qemu::{profile::ProfileError, qmp::QmpError, stream::StandbyStreamError};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    process::ExitStatus,
+};
+
+/// Why there is no standby VM.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StandbyError {
+    /// The command line does not go with ours.
+    #[error("the standby's QEMU command must not have {found:?}: {why}")]
+    Argument {
+        /// What stands there.
+        found: String,
+        /// Why it cannot.
+        why: &'static str,
+    },
+    /// No command.
+    #[error("the standby's QEMU command is empty")]
+    NoCommand,
+    /// The RAM image has another size.
+    #[error("RAM image {}: {found} bytes, the VM's main memory has {expected}", path.display())]
+    RamFile {
+        /// Which file.
+        path: PathBuf,
+        /// Its bytes.
+        found: u64,
+        /// The block's.
+        expected: u64,
+    },
+    /// Files and processes.
+    #[error("{doing} {what}: {source}")]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// On what.
+        what: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// QEMU ended.
+    #[error("the standby's QEMU ended ({status}): {stderr}")]
+    Exited {
+        /// How.
+        status: String,
+        /// The end of what it said.
+        stderr: String,
+    },
+    /// QEMU does not answer as it should.
+    #[error("the standby's QEMU: {source}; it said: {stderr}")]
+    Qmp {
+        /// What.
+        source: QmpError,
+        /// The end of what it said.
+        stderr: String,
+    },
+    /// Its profile.
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
+    /// What it should load is incomplete.
+    #[error("takeover: {0}")]
+    Feed(#[from] StandbyStreamError),
+    /// QEMU did not take the stream.
+    #[error("takeover: sending the VM to its QEMU: {source}; it said: {stderr}")]
+    Stream {
+        /// Why.
+        source: io::Error,
+        /// The end of what it said.
+        stderr: String,
+    },
+}
+
+impl StandbyError {
+    pub(super) fn io(doing: &'static str, what: &Path, source: io::Error) -> Self {
+        Self::Io { doing, what: what.display().to_string(), source }
+    }
+
+    pub(super) fn exited(status: ExitStatus, stderr: String) -> Self {
+        Self::Exited { status: status.to_string(), stderr }
+    }
+}

@@ -1,0 +1,215 @@
+//! [`StandbyVm`]: a stock QEMU that waits over the RAM image, and becomes the VM at takeover.
+//!
+//! The operator's command line describes the VM; what is added here makes it wait, and makes the RAM image its main memory.
+//! That memory is written by us while QEMU waits; at takeover QEMU is only sent what is not in it: the small RAM blocks and
+//! the device state ([`StandbyStream`]), a few hundred KiB. So a takeover takes milliseconds, whatever the VM's size.
+//!
+//! ```text
+//!            launch                          take_over                     (RESUME event)
+//!  command ──────────> waiting (inmigrate) ────────────> loading ─────────────────────────> running, disowned
+//!                        │ ^                               │
+//!                  (dies)│ │ restart                       │ refused: stderr is in the error
+//!                        v │                               v
+//!                        dead <──────────────────────────────
+//! ```
+//!
+//! Until it is disowned the QEMU dies with the `StandbyVm`; from the takeover on it outlives us.
+
+mod error;
+mod launch;
+
+pub use error::StandbyError;
+
+use super::{
+    blocks::RamBlock,
+    colo::remove_stale,
+    profile::Profile,
+    qmp::{Qmp, QmpError, instance_id},
+    stream::StandbyStream,
+};
+use launch::{Starting, end, incoming_path, qmp_path, stderr_tail};
+use serde_json::json;
+use std::{
+    io::{self, BufWriter},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::Child,
+    thread,
+    time::{Duration, Instant},
+};
+
+/// For each command.
+const TIMEOUT: Duration = Duration::from_secs(15);
+/// From the stream's last byte to the VM running.
+const RESUME: Duration = Duration::from_secs(20);
+/// For QEMU to take the next piece of the stream.
+const WRITE: Duration = Duration::from_secs(5);
+const STEP: Duration = Duration::from_millis(2);
+
+/// What to start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StandbyConfig {
+    /// The operator's QEMU command for this VM, without `-incoming`, memory backend and main QMP socket.
+    pub argv: Vec<String>,
+    /// For our sockets and QEMU's stderr. Must exist; nobody else's.
+    pub run_dir: PathBuf,
+    /// The RAM image: becomes the main memory. Created if it does not exist.
+    pub ram_file: PathBuf,
+    /// The main memory's RAM block in the primary's profile: gives the memory backend its id, and its size.
+    pub main_ram: RamBlock,
+}
+
+/// How long a takeover's parts took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TakeoverTimes {
+    /// Until the last byte was handed to QEMU.
+    pub sent: Duration,
+    /// Until its RESUME event was seen.
+    pub resumed: Duration,
+}
+
+/// A waiting QEMU.
+#[derive(Debug)]
+pub struct StandbyVm {
+    config: StandbyConfig,
+    child: Child,
+    qmp: Qmp,
+    disowned: bool,
+}
+
+impl StandbyVm {
+    /// Starts QEMU and brings it to where it waits for the takeover.
+    pub fn launch(config: StandbyConfig) -> Result<Self, StandbyError> {
+        launch::check_arguments(&config.argv)?;
+        launch::prepare_ram_file(&config)?;
+        let qmp_path = qmp_path(&config.run_dir);
+        for path in [&qmp_path, &incoming_path(&config.run_dir)] {
+            remove_stale(path).map_err(|error| StandbyError::io("removing", path, error))?;
+        }
+        let child = launch::spawn(&config)?;
+        // From here on `Drop` cleans up.
+        let mut starting = Starting(Some(child));
+        let qmp = launch::connect(&config, &qmp_path, &mut starting)?;
+        let child = starting.0.take().expect("taken here only");
+        let mut vm = Self { config, child, qmp, disowned: false };
+        vm.listen()?;
+        Ok(vm)
+    }
+
+    fn listen(&mut self) -> Result<(), StandbyError> {
+        let ignore = json!({ "capabilities": [{ "capability": "x-ignore-shared", "state": true }] });
+        let uri = format!("unix:{}", incoming_path(&self.config.run_dir).display());
+        let set = self.qmp.execute("migrate-set-capabilities", ignore, TIMEOUT);
+        set.and_then(|_| self.qmp.execute("migrate-incoming", json!({ "uri": uri }), TIMEOUT))
+            .map(drop)
+            .map_err(|error| self.qmp_error(error))
+    }
+
+    /// What the waiting VM is made of.
+    pub fn profile(&mut self) -> Result<Profile, StandbyError> {
+        Ok(Profile::query(&mut self.qmp)?)
+    }
+
+    /// Sends the VM's state, and returns when the VM runs. It is then disowned. [`StandbyStream::shared`] must be the block
+    /// of the RAM image, which must hold the same checkpoint.
+    ///
+    /// # Errors
+    /// The VM does not run here; kill this one, or [`StandbyVm::restart`] and try again: the RAM image is unharmed unless
+    /// the VM ran.
+    pub fn take_over(&mut self, feed: &StandbyStream<'_>) -> Result<TakeoverTimes, StandbyError> {
+        feed.check()?;
+        let begun = Instant::now();
+        if let Err(source) = self.send(feed) {
+            return Err(self.stream_error(source));
+        }
+        let sent = begun.elapsed();
+        match self.qmp.wait_event("RESUME", RESUME) {
+            Ok(_) => {}
+            Err(error) => return Err(self.qmp_error(error)),
+        }
+        self.disown();
+        Ok(TakeoverTimes { sent, resumed: begun.elapsed() })
+    }
+
+    fn send(&self, feed: &StandbyStream<'_>) -> io::Result<()> {
+        let stream = UnixStream::connect(incoming_path(&self.config.run_dir))?;
+        stream.set_write_timeout(Some(WRITE))?;
+        feed.write(BufWriter::with_capacity(256 << 10, stream))
+    }
+
+    /// Whether its QEMU still runs.
+    pub fn is_alive(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Kills QEMU, if it still runs, and starts it again over the same RAM image.
+    pub fn restart(mut self) -> Result<Self, StandbyError> {
+        self.kill()?;
+        Self::launch(self.config.clone())
+    }
+
+    /// Kills QEMU. It is gone when this returns.
+    pub fn kill(&mut self) -> Result<(), StandbyError> {
+        end(&mut self.child).map_err(|source| StandbyError::io("killing", Path::new("QEMU"), source))
+    }
+
+    /// QEMU's pid.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Tells this QEMU process from every other one ([`instance_id`]).
+    pub fn instance(&self) -> io::Result<u64> {
+        instance_id(self.pid())
+    }
+
+    /// QEMU's QMP socket. It serves others only when [`StandbyVm::qmp`] is gone.
+    #[must_use]
+    pub fn qmp_path(&self) -> PathBuf {
+        qmp_path(&self.config.run_dir)
+    }
+
+    /// Our QMP connection.
+    pub fn qmp(&mut self) -> &mut Qmp {
+        &mut self.qmp
+    }
+
+    /// From now on the QEMU outlives this value.
+    pub fn disown(&mut self) {
+        self.disowned = true;
+    }
+
+    fn stderr(&self) -> String {
+        stderr_tail(&self.config.run_dir)
+    }
+
+    /// What went wrong, with what QEMU said: that it ended, if it did.
+    fn qmp_error(&mut self, source: QmpError) -> StandbyError {
+        self.exited().unwrap_or_else(|| StandbyError::Qmp { source, stderr: self.stderr() })
+    }
+
+    fn stream_error(&mut self, source: io::Error) -> StandbyError {
+        self.exited().unwrap_or_else(|| StandbyError::Stream { source, stderr: self.stderr() })
+    }
+
+    /// Waits a moment for QEMU's end: its sockets close before the process is gone.
+    fn exited(&mut self) -> Option<StandbyError> {
+        let deadline = Instant::now() + Duration::from_millis(200);
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => return Some(StandbyError::exited(status, self.stderr())),
+                Ok(None) if Instant::now() < deadline => thread::sleep(STEP),
+                _ => return None,
+            }
+        }
+    }
+}
+
+impl Drop for StandbyVm {
+    fn drop(&mut self) {
+        if !self.disowned {
+            let _ = end(&mut self.child);
+        }
+    }
+}

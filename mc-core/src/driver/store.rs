@@ -1,0 +1,183 @@
+//! What the standby holds: the image, and the slabs of the epoch that is on its way, in memory or in a spill file.
+
+use crate::{
+    image::{Image, ImageError},
+    slab::{FreeSlab, SealedSlab, SlabPool},
+    wire::slab::Record,
+};
+use std::{collections::VecDeque, fs::File, io, os::unix::fs::FileExt};
+
+/// Where epochs larger than staging go: an unlinked file that lives as long as the process.
+#[derive(Debug)]
+pub struct SpillFile {
+    file: File,
+    used: u64,
+}
+
+impl SpillFile {
+    /// Spills into `file`, from its start.
+    #[must_use]
+    pub fn new(file: File) -> Self {
+        Self { file, used: 0 }
+    }
+}
+
+/// A staged slab: in memory, or in the spill file.
+#[derive(Debug)]
+enum Staged {
+    Memory(SealedSlab),
+    Spilled { at: u64, len: usize },
+}
+
+/// Why there is no slab to receive into.
+#[derive(Debug)]
+pub(super) enum Shortage {
+    /// Others are on their way back.
+    ForNow,
+    /// The epoch on its way fills all of staging, and there is no spill file.
+    Full,
+    /// The spill file failed.
+    Spill(io::Error),
+}
+
+/// The standby's memory.
+#[derive(Debug)]
+pub(super) struct Store {
+    pub(super) pool: SlabPool,
+    /// `None` without a session, and once it could not be trusted any more.
+    pub(super) image: Option<Image>,
+    staged: VecDeque<Staged>,
+    /// Bytes of device state in the epoch that is on its way.
+    device_bytes: u64,
+    spill: Option<SpillFile>,
+    /// Slabs that went through the spill file.
+    pub(super) spilled: u64,
+}
+
+impl Store {
+    pub(super) fn new(pool: SlabPool, spill: Option<SpillFile>) -> Self {
+        let staged = VecDeque::with_capacity(pool.cap());
+        Self { pool, image: None, staged, device_bytes: 0, spill, spilled: 0 }
+    }
+
+    /// Slabs that stay free: what was spilled is read back through one, and by then its epoch is ACKed.
+    fn reserve(&self) -> usize {
+        usize::from(self.spill.is_some())
+    }
+
+    /// Whether a slab can be had without spilling.
+    pub(super) fn has_room(&self) -> bool {
+        self.pool.available() > self.reserve()
+    }
+
+    /// A slab to receive into; `posted` of them are with the link already.
+    pub(super) fn take(&mut self, posted: usize) -> Result<FreeSlab, Shortage> {
+        if !self.has_room() {
+            if posted > 0 || self.staged.is_empty() {
+                return Err(Shortage::ForNow);
+            }
+            self.spill()?;
+        }
+        self.pool.take().ok_or(Shortage::ForNow)
+    }
+
+    /// Moves what is staged in memory to the spill file.
+    fn spill(&mut self) -> Result<(), Shortage> {
+        let spill = self.spill.as_mut().ok_or(Shortage::Full)?;
+        for staged in &mut self.staged {
+            let Staged::Memory(slab) = staged else { continue };
+            let (at, len) = (spill.used, slab.as_bytes().len());
+            spill.file.write_all_at(slab.as_bytes(), at).map_err(Shortage::Spill)?;
+            spill.used += len as u64;
+            self.spilled += 1;
+            if let Staged::Memory(slab) = std::mem::replace(staged, Staged::Spilled { at, len }) {
+                self.pool.put(slab.recycle());
+            }
+        }
+        Ok(())
+    }
+
+    /// I2: what does not fit the image is never staged. `None` without an image.
+    pub(super) fn check(&self, slab: &SealedSlab) -> Option<Result<(), ImageError>> {
+        self.image.as_ref().map(|image| image.check(slab))
+    }
+
+    /// Bytes of device state that came for the epoch on its way.
+    pub(super) fn device_bytes(&self) -> u64 {
+        self.device_bytes
+    }
+
+    fn count_device(&mut self, slab: &SealedSlab) {
+        for record in slab.records() {
+            if let Ok(Record::Device { data, .. }) = record {
+                self.device_bytes += data.len() as u64;
+            }
+        }
+    }
+
+    pub(super) fn stage(&mut self, slab: SealedSlab) {
+        self.count_device(&slab);
+        self.staged.push_back(Staged::Memory(slab));
+    }
+
+    pub(super) fn apply_now(&mut self, slab: SealedSlab) {
+        if let Some(image) = &mut self.image {
+            image.apply(&slab);
+        }
+        self.count_device(&slab);
+        self.pool.put(slab.recycle());
+    }
+
+    /// The staged epoch becomes the image. An error leaves no image: it would be that of no epoch.
+    pub(super) fn apply(&mut self) -> io::Result<()> {
+        let applied = self.apply_staged();
+        if applied.is_err() {
+            self.image = None;
+        }
+        self.discard();
+        applied
+    }
+
+    fn apply_staged(&mut self) -> io::Result<()> {
+        while let Some(staged) = self.staged.pop_front() {
+            let slab = self.unspill(staged)?;
+            if let Some(image) = &mut self.image {
+                image.apply(&slab);
+            }
+            self.pool.put(slab.recycle());
+        }
+        Ok(())
+    }
+
+    fn unspill(&mut self, staged: Staged) -> io::Result<SealedSlab> {
+        let (at, len) = match staged {
+            Staged::Memory(slab) => return Ok(slab),
+            Staged::Spilled { at, len } => (at, len),
+        };
+        let (Some(spill), Some(mut slab)) = (&self.spill, self.pool.take()) else {
+            return Err(io::Error::other("no slab is free to read the spill file into"));
+        };
+        let (slab, error) = match spill.file.read_exact_at(&mut slab.receive_buffer()[..len], at) {
+            Err(error) => (slab, error),
+            Ok(()) => match slab.arrived() {
+                Ok(slab) => return Ok(slab),
+                Err((slab, error)) => (slab, io::Error::other(error)),
+            },
+        };
+        self.pool.put(slab);
+        Err(error)
+    }
+
+    /// Frees what is staged.
+    pub(super) fn discard(&mut self) {
+        while let Some(staged) = self.staged.pop_front() {
+            if let Staged::Memory(slab) = staged {
+                self.pool.put(slab.recycle());
+            }
+        }
+        self.device_bytes = 0;
+        if let Some(spill) = &mut self.spill {
+            spill.used = 0;
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! The primary. Generation 1 is solo, generation 2 protected by "b", generation 3 solo again.
+
+use crate::{at, name, protected, solo, timeout};
+use mc_core::{
+    id::{Epoch, Generation, Time},
+    machine::Machine,
+    primary::{Action, Config, Event, Primary, Role},
+    register::CasOutcome::{Lost, Won},
+    wire::control::{GoodbyeReason, NackReason},
+};
+use std::time::Duration;
+
+const G: Generation = Generation(2);
+const SOLO: Action = Action::CloseLink(Some(GoodbyeReason::Unprotected));
+
+fn ms(ms: u64) -> Time {
+    Time(ms * 1_000_000)
+}
+
+fn ack(epoch: u64) -> Event {
+    Event::Ack { generation: G, epoch: Epoch(epoch) }
+}
+
+fn nack() -> Event {
+    Event::Nack { generation: G, reason: NackReason::TooLarge }
+}
+
+fn register_it() -> Action {
+    Action::Cas { expect: Generation(1), new: protected(2, "b"), contested: false }
+}
+
+fn claim() -> Action {
+    Action::Cas { expect: G, new: solo(3, "a"), contested: true }
+}
+
+fn captured(epoch: u64) -> Vec<Action> {
+    vec![Action::Barrier(Epoch(epoch)), Action::Resume, Action::Commit { epoch: Epoch(epoch) }]
+}
+
+fn new(window: u64) -> Primary {
+    Primary::new(Config { epoch: Duration::from_millis(10), window, sabotage: None }, solo(1, "a"))
+}
+
+fn do_all(primary: &mut Primary, events: &[Event]) -> Vec<Action> {
+    events.iter().flat_map(|e| at(primary, Time(0), *e)).collect()
+}
+
+fn syncing() -> Primary {
+    let mut primary = new(2);
+    let actions = do_all(&mut primary, &[Event::Protect { standby: name("b") }]);
+    assert_eq!(actions, [Action::BeginSync { generation: G }]);
+    primary
+}
+
+fn registering() -> Primary {
+    let mut primary = syncing();
+    let mut expected = vec![Action::Hold];
+    expected.extend(captured(1));
+    assert_eq!(do_all(&mut primary, &[Event::Captured]), expected);
+    assert_eq!(do_all(&mut primary, &[ack(1)]), [register_it()]);
+    primary
+}
+
+/// Epoch 1 is released.
+fn protected_pair() -> Primary {
+    let mut primary = registering();
+    let actions = do_all(&mut primary, &[Event::Cas(Won(protected(2, "b")))]);
+    assert_eq!(actions, [Action::TellRegistered, Action::Release(Epoch(1))]);
+    primary
+}
+
+/// Captures the next epoch at once.
+fn capture(primary: &mut Primary, now: Time, epoch: u64) {
+    assert_eq!(at(primary, now, Event::SourceReady), [Action::Pause { epoch: Epoch(epoch) }]);
+    assert_eq!(at(primary, now, Event::Captured), captured(epoch));
+}
+
+#[test]
+fn a_primary_goes_from_solo_to_protected() {
+    let primary = protected_pair();
+    assert_eq!((primary.role(), primary.generation()), (Role::Protected, G));
+    assert_eq!(primary.epochs(), (Epoch(1), Epoch(1)));
+    assert_eq!(*primary.register(), protected(2, "b"));
+}
+
+#[test]
+#[should_panic(expected = "solo owner")]
+fn a_primary_never_starts_from_a_register_that_names_a_standby() {
+    let _ = Primary::new(Config { epoch: Duration::ZERO, window: 1, sabotage: None }, protected(2, "b"));
+}
+
+#[test]
+fn i1_an_epoch_is_released_by_its_ack_and_by_nothing_else() {
+    let mut primary = protected_pair();
+    capture(&mut primary, ms(0), 2);
+    let other = |generation, epoch| Event::Ack { generation: Generation(generation), epoch: Epoch(epoch) };
+    for late in [ack(0), ack(1), ack(3), other(1, 2), other(3, 2), other(2, u64::MAX)] {
+        assert_eq!(at(&mut primary, ms(1), late), [], "{late:?}");
+    }
+    assert_eq!(at(&mut primary, ms(1), ack(2)), [Action::Release(Epoch(2))]);
+    assert_eq!(at(&mut primary, ms(1), ack(2)), [], "twice");
+}
+
+#[test]
+fn an_ack_covers_the_epochs_before_it() {
+    let mut primary = protected_pair();
+    capture(&mut primary, ms(0), 2);
+    capture(&mut primary, ms(10), 3);
+    assert_eq!(at(&mut primary, ms(11), ack(3)), [Action::Release(Epoch(3))]);
+    assert_eq!(at(&mut primary, ms(11), ack(2)), [], "late");
+}
+
+#[test]
+fn i5_nothing_is_registered_or_released_before_the_full_synchronisation_is_acked() {
+    let mut primary = syncing();
+    assert_eq!(do_all(&mut primary, &[ack(1)]), [], "nothing was captured");
+    do_all(&mut primary, &[Event::Captured]);
+    assert_eq!(do_all(&mut primary, &[Event::SourceReady]), [], "one checkpoint until it is registered");
+    assert_eq!(do_all(&mut primary, &[ack(1)]), [register_it()]);
+    assert_eq!(do_all(&mut primary, &[ack(1), Event::SourceReady]), []);
+    assert_eq!(primary.deadline(), None);
+}
+
+#[test]
+fn epochs_are_paced_by_time() {
+    let mut primary = protected_pair();
+    capture(&mut primary, ms(0), 2);
+    at(&mut primary, ms(1), ack(2));
+    assert_eq!(at(&mut primary, ms(2), Event::SourceReady), [], "too early");
+    assert_eq!(primary.deadline(), Some(ms(10)));
+    assert_eq!(timeout(&mut primary, ms(9)), []);
+    assert_eq!(timeout(&mut primary, ms(10)), [Action::Pause { epoch: Epoch(3) }]);
+    assert_eq!(timeout(&mut primary, ms(10)), [], "spurious");
+    assert_eq!(primary.deadline(), None);
+}
+
+#[test]
+fn the_window_bounds_what_is_not_acked() {
+    let mut primary = protected_pair();
+    capture(&mut primary, ms(0), 2);
+    capture(&mut primary, ms(10), 3);
+    assert_eq!(at(&mut primary, ms(100), Event::SourceReady), [], "two are on their way");
+    assert_eq!(primary.deadline(), None);
+    let release = Action::Release(Epoch(2));
+    assert_eq!(at(&mut primary, ms(101), ack(2)), [release, Action::Pause { epoch: Epoch(4) }]);
+}
+
+#[test]
+fn i7_no_checkpoint_is_taken_without_room() {
+    let mut primary = protected_pair();
+    assert_eq!(at(&mut primary, ms(20), Event::Staging { room: false }), []);
+    assert_eq!(at(&mut primary, ms(20), Event::SourceReady), []);
+    assert_eq!(at(&mut primary, ms(30), Event::Staging { room: true }), [Action::Pause { epoch: Epoch(2) }]);
+}
+
+#[test]
+fn a_lost_standby_before_registration_leaves_the_vm_solo_without_the_arbiter() {
+    for event in [Event::LinkDown, Event::Suspect] {
+        let mut primary = syncing();
+        let actions = do_all(&mut primary, &[Event::Captured, event]);
+        assert_eq!(actions[4..], [Action::CloseLink(None), SOLO, Action::Solo]);
+        assert_eq!((primary.role(), primary.generation()), (Role::Solo, Generation(1)));
+    }
+    let mut primary = syncing();
+    let actions = do_all(&mut primary, &[Event::Captured, nack()]);
+    assert_eq!(actions[4..], [SOLO, Action::Solo], "it is told");
+}
+
+#[test]
+fn a_lost_standby_is_given_up_through_the_arbiter() {
+    for event in [Event::LinkDown, Event::Suspect] {
+        let mut primary = protected_pair();
+        capture(&mut primary, ms(0), 2);
+        assert_eq!(do_all(&mut primary, &[event]), [Action::CloseLink(None), claim()]);
+        assert_eq!(primary.role(), Role::Claiming);
+        assert_eq!(do_all(&mut primary, &[ack(2), Event::LinkDown, Event::Suspect, nack()]), [], "I4: not yet");
+        assert_eq!(do_all(&mut primary, &[Event::Cas(Won(solo(3, "a")))]), [SOLO, Action::Solo]);
+        assert_eq!((primary.role(), primary.generation()), (Role::Solo, Generation(3)));
+    }
+}
+
+#[test]
+fn a_nack_ends_protection_with_the_link_up_until_the_arbiter_has_agreed() {
+    let mut primary = protected_pair();
+    let old = Event::Nack { generation: Generation(1), reason: NackReason::TooLarge };
+    assert_eq!(do_all(&mut primary, &[old]), [], "of another life");
+    assert_eq!(do_all(&mut primary, &[nack(), nack()]), [claim()]);
+    assert_eq!(do_all(&mut primary, &[Event::Cas(Won(solo(3, "a")))]), [SOLO, Action::Solo]);
+}
+
+#[test]
+fn a_vm_that_is_stopped_when_the_standby_is_lost_runs_on_with_its_output_held() {
+    let mut primary = protected_pair();
+    assert_eq!(do_all(&mut primary, &[Event::SourceReady]), [Action::Pause { epoch: Epoch(2) }]);
+    do_all(&mut primary, &[Event::LinkDown]);
+    assert_eq!(do_all(&mut primary, &[Event::Captured]), [Action::Resume]);
+    assert_eq!(do_all(&mut primary, &[Event::SourceReady]), [], "and is not stopped again");
+    assert_eq!(primary.deadline(), None);
+}
+
+#[test]
+fn who_loses_the_claim_is_fenced_for_good() {
+    let mut primary = protected_pair();
+    capture(&mut primary, ms(0), 2);
+    do_all(&mut primary, &[Event::LinkDown]);
+    let lost = Event::Cas(Lost(Some(solo(3, "b"))));
+    assert_eq!(do_all(&mut primary, &[lost]), [Action::Fence, Action::CloseLink(None)]);
+    let everything = [
+        ack(2),
+        Event::Captured,
+        Event::SourceReady,
+        Event::Staging { room: true },
+        Event::Cas(Won(solo(3, "a"))),
+        Event::LinkDown,
+        Event::Stalled,
+        Event::SourceLost,
+        Event::Unprotect(GoodbyeReason::Unprotected),
+        Event::Protect { standby: name("b") },
+        nack(),
+    ];
+    assert_eq!(do_all(&mut primary, &everything), []);
+    assert_eq!((primary.role(), primary.deadline()), (Role::Fenced, None));
+}
+
+#[test]
+fn a_registration_that_is_lost_fences() {
+    let mut primary = registering();
+    let lost = Event::Cas(Lost(Some(solo(2, "x"))));
+    assert_eq!(do_all(&mut primary, &[lost]), [Action::Fence, Action::CloseLink(None)]);
+}
+
+#[test]
+fn a_standby_lost_while_registering_is_given_up_once_the_arbiter_has_answered() {
+    let mut primary = registering();
+    assert_eq!(do_all(&mut primary, &[Event::LinkDown]), [Action::CloseLink(None)]);
+    assert_eq!(primary.role(), Role::Registering);
+    assert_eq!(do_all(&mut primary, &[Event::Cas(Won(protected(2, "b")))]), [claim()], "and nothing is released");
+    let mut primary = registering();
+    assert_eq!(do_all(&mut primary, &[nack()]), []);
+    assert_eq!(do_all(&mut primary, &[Event::Cas(Won(protected(2, "b")))]), [claim()]);
+}
+
+#[test]
+fn answers_that_nobody_waits_for_change_nothing() {
+    for mut primary in [new(1), syncing(), protected_pair()] {
+        let before = primary.clone();
+        assert_eq!(do_all(&mut primary, &[Event::Cas(Won(solo(3, "a"))), Event::Cas(Lost(None))]), []);
+        assert_eq!(primary, before);
+    }
+    let mut primary = protected_pair();
+    let before = primary.clone();
+    assert_eq!(do_all(&mut primary, &[Event::Protect { standby: name("c") }]), []);
+    assert_eq!(primary, before);
+}
+
+#[test]
+fn a_stalled_primary_releases_nothing_until_an_epoch_captured_since_is_acked() {
+    let mut primary = protected_pair();
+    capture(&mut primary, ms(0), 2);
+    assert_eq!(at(&mut primary, ms(5), Event::Stalled), []);
+    assert_eq!(at(&mut primary, ms(5), ack(2)), [], "it may have lain in the socket while a standby took over");
+    capture(&mut primary, ms(10), 3);
+    assert_eq!(at(&mut primary, ms(11), ack(3)), [Action::Release(Epoch(3))]);
+    capture(&mut primary, ms(20), 4);
+    assert_eq!(at(&mut primary, ms(21), ack(4)), [Action::Release(Epoch(4))], "trusted again");
+}
+
+#[test]
+fn a_primary_stalled_while_registering_waits_for_the_next_epoch() {
+    let mut primary = registering();
+    do_all(&mut primary, &[Event::Stalled]);
+    assert_eq!(do_all(&mut primary, &[Event::Cas(Won(protected(2, "b")))]), [Action::TellRegistered]);
+    capture(&mut primary, ms(0), 2);
+    assert_eq!(at(&mut primary, ms(1), ack(2)), [Action::Release(Epoch(2))]);
+}
+
+#[test]
+fn protection_ends_on_request() {
+    let unprotect = Event::Unprotect(GoodbyeReason::Unprotected);
+    assert_eq!(do_all(&mut new(1), &[unprotect]), [], "there is none");
+    assert_eq!(do_all(&mut syncing(), &[unprotect]), [SOLO, Action::Solo]);
+    let mut primary = registering();
+    assert_eq!(do_all(&mut primary, &[unprotect]), []);
+    assert_eq!(do_all(&mut primary, &[Event::Cas(Won(protected(2, "b")))]), [claim()]);
+    let mut primary = protected_pair();
+    assert_eq!(do_all(&mut primary, &[unprotect]), [claim()], "the standby keeps its link meanwhile");
+    assert_eq!(do_all(&mut primary, &[Event::Cas(Won(solo(3, "a")))]), [SOLO, Action::Solo]);
+    let again = do_all(&mut primary, &[Event::Protect { standby: name("b") }]);
+    assert_eq!(again, [Action::BeginSync { generation: Generation(4) }]);
+    assert_eq!(primary.epochs(), (Epoch(0), Epoch(0)));
+}
+
+#[test]
+fn a_guest_that_shuts_down_ends_the_process_after_the_arbiter_agreed() {
+    let gone = Event::Unprotect(GoodbyeReason::GuestGone);
+    assert_eq!(do_all(&mut new(1), &[gone]), [Action::End]);
+    let mut primary = protected_pair();
+    assert_eq!(do_all(&mut primary, &[gone]), [claim()]);
+    let farewell = Action::CloseLink(Some(GoodbyeReason::GuestGone));
+    let actions = do_all(&mut primary, &[Event::Cas(Won(solo(3, "a")))]);
+    assert_eq!(actions, [farewell, Action::Solo, Action::End]);
+    assert_eq!(primary.role(), Role::Ended);
+    assert_eq!(do_all(&mut primary, &[Event::Protect { standby: name("b") }, gone, Event::SourceLost]), []);
+}
+
+#[test]
+fn a_vm_that_dies_is_left_to_the_standby_if_there_is_one() {
+    let farewell = Action::CloseLink(Some(GoodbyeReason::GuestGone));
+    for mut primary in [new(1), syncing()] {
+        assert_eq!(do_all(&mut primary, &[Event::SourceLost]), [farewell, Action::End]);
+    }
+    for mut primary in [registering(), protected_pair()] {
+        assert_eq!(do_all(&mut primary, &[Event::SourceLost]), [Action::Fence, Action::CloseLink(None)]);
+    }
+    let mut primary = protected_pair();
+    do_all(&mut primary, &[Event::LinkDown]);
+    assert_eq!(do_all(&mut primary, &[Event::SourceLost]), [Action::Fence, Action::CloseLink(None)]);
+    assert_eq!(do_all(&mut primary, &[Event::Cas(Won(solo(3, "a")))]), [], "too late to show anything");
+}

@@ -1,0 +1,100 @@
+//! What stateright checks: the world's happenings, and what must hold in every state.
+
+use crate::{
+    environment::Happening,
+    world::{Bounds, World},
+};
+use mc_core::{primary::Role, standby};
+use stateright::{Model, Property};
+
+/// The outside has seen nothing that the standby which runs the VM now does not hold: neither before nor after its takeover.
+pub(crate) const SURVIVOR: &str = "the survivor has whatever the outside saw";
+/// See [`SURVIVOR`].
+pub(crate) const I2: &str = "I2: an ACK is for a complete epoch, in order";
+/// See [`SURVIVOR`].
+pub(crate) const I5: &str = "I5: the register names a standby that is in step";
+
+impl Model for Bounds {
+    type State = World;
+    type Action = Happening;
+
+    fn init_states(&self) -> Vec<World> {
+        vec![World::new(self)]
+    }
+
+    fn actions(&self, world: &World, actions: &mut Vec<Happening>) {
+        world.happenings(self, actions);
+    }
+
+    fn next_state(&self, world: &World, happening: Happening) -> Option<World> {
+        let mut next = world.clone();
+        next.happen(self, happening);
+        (next != *world).then_some(next)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        let mut properties = never();
+        properties.extend(seen(self));
+        if self.walks {
+            properties.extend(walks());
+        }
+        properties
+    }
+}
+
+/// What no order of events may lead to.
+fn never() -> Vec<Property<Bounds>> {
+    vec![
+        Property::always(SURVIVOR, |_, w: &World| {
+            w.seats.iter().filter_map(|s| s.taken).all(|(_, progress)| w.visible <= progress)
+        }),
+        Property::always("one winner", |_, w: &World| {
+            let mut winners = w.seats.iter().filter_map(|s| s.taken);
+            winners.next().is_none_or(|(g, _)| w.solo.is_none_or(|solo| solo < g)) && winners.next().is_none()
+        }),
+        Property::always(I2, |_, w: &World| !w.wrong.ack),
+        Property::always(I5, |_, w: &World| !w.wrong.registered),
+        Property::always("a fenced primary is silent", |_, w: &World| !w.wrong.after_fence),
+        Property::always("a stalled primary that was overtaken is silent", |_, w: &World| !w.wrong.after_stall),
+        Property::always("a takeover starts from a whole epoch, once", |_, w: &World| !w.wrong.takeover),
+    ]
+}
+
+/// What every state leads to, when nothing fails any more.
+fn walks() -> Vec<Property<Bounds>> {
+    vec![
+        Property::always("when the primary dies the standby takes over", |b, w: &World| w.survives_the_primary(b)),
+        Property::always("when the link dies one side survives", |b, w: &World| w.one_side_survives_the_link(b)),
+    ]
+}
+
+/// What some order of events leads to: without these the rest might hold because nothing ever happens.
+fn seen(bounds: &Bounds) -> Vec<Property<Bounds>> {
+    let mut seen = vec![
+        Property::sometimes("takeover", |_, w: &World| w.seats.iter().any(|s| s.role() == Some(standby::Role::Active))),
+        Property::sometimes("solo after protection", |_, w: &World| w.solo.is_some()),
+        Property::sometimes("fence", |_, w: &World| w.fenced),
+    ];
+    if bounds.retries > 0 {
+        seen.push(Property::sometimes("takeover at the second try", |_, w: &World| {
+            w.seats.iter().any(|s| s.retried && s.taken.is_some())
+        }));
+    }
+    if bounds.epochs > 1 {
+        seen.push(Property::sometimes("epoch 2 released", |_, w: &World| {
+            w.role() == Some(Role::Protected) && w.visible >= w.base + 2
+        }));
+    }
+    if bounds.stalls > 0 && bounds.epochs > 1 {
+        seen.push(Property::sometimes("epoch 2 released after a stall", |_, w: &World| {
+            w.role() == Some(Role::Protected) && w.stalls > 0 && w.visible >= w.base + 2
+        }));
+    }
+    if bounds.sessions > 1 {
+        let again = |_: &Bounds, w: &World| w.role() == Some(Role::Protected) && w.registry.disk.generation.0 == 4;
+        seen.push(Property::sometimes("protected again", again));
+        let after = |_: &Bounds, w: &World| w.solo.is_some() && w.seats.iter().any(|s| s.taken.is_some());
+        seen.push(Property::sometimes("takeover in the second protection", after));
+    }
+    seen
+}

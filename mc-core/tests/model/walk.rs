@@ -1,0 +1,68 @@
+//! From any state to rest, by fair steps only: what is asked is answered, what is written arrives, and nothing else fails.
+
+use crate::{
+    environment::Happening,
+    world::{Bounds, World},
+};
+use mc_core::{machine::Machine, primary, standby};
+
+/// Far more than any walk takes.
+const LIMIT: usize = 100;
+
+impl World {
+    /// The primary dies. Whether the standby gets where it should.
+    pub(crate) fn survives_the_primary(&self, bounds: &Bounds) -> bool {
+        let mut world = self.clone();
+        if world.primary.is_some() {
+            world.happen(bounds, Happening::PrimaryCrashes);
+        }
+        // A swap of the dead primary's may still win: then its VM died with it.
+        let ours = self.protected_by().is_some() && !self.registry.is_writing();
+        let seat = &self.seats[0];
+        let holds = seat.machine.as_ref().is_some_and(|m| m.committed().0 == self.registry.disk.generation);
+        // A reply from before the registration may be the last that it waits for.
+        let asks = seat.role() == Some(standby::Role::Claiming) && !self.registry.clients[1].has_replies();
+        let ready = asks || matches!(seat.role(), Some(standby::Role::Protecting | standby::Role::Revoking));
+        let settled = world.settle(bounds);
+        let role = world.seats[0].role();
+        let rests = matches!(role, None | Some(standby::Role::Idle | standby::Role::Active));
+        settled && rests && (!(ours && ready && holds) || role == Some(standby::Role::Active))
+    }
+
+    /// The link dies. Whether exactly one side runs the VM in the end, if both lived.
+    pub(crate) fn one_side_survives_the_link(&self, bounds: &Bounds) -> bool {
+        if self.primary.is_none() || self.seats[0].machine.is_none() || self.sessions == 0 {
+            return true;
+        }
+        let mut world = self.clone();
+        world.happen(bounds, Happening::Primary(primary::Event::LinkDown));
+        let settled = world.settle(bounds);
+        let here = matches!(world.role(), Some(primary::Role::Solo | primary::Role::Ended));
+        let there = world.seats[0].role() == Some(standby::Role::Active);
+        settled && here != there && (here || world.role() == Some(primary::Role::Fenced))
+    }
+
+    /// Until nothing is left to do; false if that never comes.
+    fn settle(&mut self, bounds: &Bounds) -> bool {
+        for _ in 0..LIMIT {
+            let Some(next) = self.fair() else { return true };
+            self.happen(bounds, next);
+        }
+        false
+    }
+
+    fn fair(&self) -> Option<Happening> {
+        use standby::{Event, Role};
+        let at = |e| Some(Happening::Standby(0, e));
+        match self.seats[0].role() {
+            Some(Role::Syncing | Role::Protecting) => return at(Event::LinkDown),
+            Some(Role::Revoking) => return at(Event::Revoked),
+            Some(Role::TakingOver) => return at(Event::Running),
+            _ => {}
+        }
+        self.registry.fair().map(Happening::Arbiter).or_else(|| {
+            let waits = self.seats[0].machine.as_ref().is_some_and(|m| m.deadline().is_some());
+            waits.then_some(Happening::Timeout(0))
+        })
+    }
+}

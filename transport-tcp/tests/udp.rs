@@ -1,0 +1,58 @@
+//! What only UDP has: strangers, closed ports, options.
+
+use mc_core::{transport::Keepalive, wire::beat};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    os::fd::AsFd,
+    time::Duration,
+};
+use transport_tcp::udp::UdpKeepalive;
+
+const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+#[test]
+fn a_strangers_datagram_is_not_received() {
+    let mut keepalive = UdpKeepalive::bind(HERE).unwrap();
+    let peer = UdpSocket::bind((HERE, 0)).unwrap();
+    let stranger = UdpSocket::bind((HERE, 0)).unwrap();
+    let at = SocketAddr::new(HERE, keepalive.local_port().unwrap());
+    keepalive.connect(peer.local_addr().unwrap()).unwrap();
+    stranger.send_to(&[1; beat::LEN], at).unwrap();
+    peer.send_to(&[2; beat::LEN], at).unwrap();
+    let mut buffer = [0; beat::LEN + 1];
+    keepalive.wait(Duration::from_secs(30)).unwrap();
+    assert_eq!(keepalive.receive(&mut buffer).unwrap(), Some(beat::LEN));
+    assert_eq!(buffer[0], 2);
+    assert_eq!(keepalive.receive(&mut buffer).unwrap(), None);
+}
+
+#[test]
+fn beats_to_nowhere_are_counted_as_lost() {
+    let mut keepalive = UdpKeepalive::bind(HERE).unwrap();
+    keepalive.send(&[0; beat::LEN]).expect_err("sending before connect is our own mistake");
+    // From loopback there is no way to a documentation address (RFC 5737).
+    if keepalive.connect(SocketAddr::from(([192, 0, 2, 1], 9))).is_ok() {
+        keepalive.send(&[0; beat::LEN]).unwrap();
+        keepalive.send(&[0; beat::LEN]).unwrap();
+        assert!(keepalive.receive(&mut [0; beat::LEN + 1]).unwrap().is_none());
+    }
+    let closed = UdpSocket::bind((HERE, 0)).unwrap().local_addr().unwrap();
+    let mut keepalive = UdpKeepalive::bind(HERE).unwrap();
+    keepalive.connect(closed).unwrap();
+    (0..10).for_each(|_| keepalive.send(&[0; beat::LEN]).unwrap());
+    assert!(keepalive.lost() <= 10);
+}
+
+#[test]
+fn beats_ask_for_precedence() {
+    let keepalive = UdpKeepalive::bind(HERE).unwrap();
+    let socket = socket2::SockRef::from(&keepalive);
+    assert_eq!((socket.tos_v4().unwrap(), socket.priority().unwrap()), (0xc0, 6));
+    assert!(keepalive.as_fd().try_clone_to_owned().is_ok());
+}
+
+#[test]
+fn an_address_that_is_not_ours_is_named() {
+    let error = UdpKeepalive::bind(IpAddr::from([192, 0, 2, 1])).unwrap_err().to_string();
+    assert!(error.starts_with("cannot bind a UDP socket for beats to 192.0.2.1: "), "{error}");
+}
