@@ -31,9 +31,9 @@ pub trait CheckpointSource {
 pub enum SourceEvent {
     /// Nothing until its fd is readable.
     Idle,
-    /// The VM runs, and a checkpoint can be taken.
+    /// The VM runs, and a checkpoint can be taken. Reported once; nothing more comes until `pause`.
     Ready,
-    /// The VM is stopped, and the whole checkpoint is in the sink.
+    /// The VM is stopped, and the whole checkpoint is in the sink. Reported once.
     Captured,
     /// The sink has no room: make some and poll again. The VM is stopped meanwhile (or the initial copy waits).
     NoRoom,

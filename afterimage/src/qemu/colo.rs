@@ -136,7 +136,7 @@ impl ColoSource {
     fn step(&mut self, sink: &mut dyn CheckpointSink) -> Result<SourceEvent, SourceError> {
         match self.state {
             State::Unbound | State::Captured { .. } => return Ok(SourceEvent::Idle),
-            State::Ready => return self.nothing_more().map(|()| SourceEvent::Ready),
+            State::Ready => return self.nothing_more().map(|()| SourceEvent::Idle),
             State::Broken => return Err(SourceError::Closed),
             State::Waiting => {
                 if !self.accept()? {

@@ -279,7 +279,7 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
             let Some(source) = &mut self.source else { return };
             match source.poll(&mut self.staging) {
                 Ok(SourceEvent::Idle) => return,
-                Ok(SourceEvent::Ready) => self.event(Event::SourceReady),
+                Ok(SourceEvent::Ready) => return self.event(Event::SourceReady), // no more comes until it is paused
                 Ok(SourceEvent::Captured) => self.event(Event::Captured),
                 Ok(SourceEvent::NoRoom) => {
                     if self.paused_at.is_some() && self.staging.waiting() > 0 {
