@@ -74,11 +74,23 @@ impl ExitError {
     }
 }
 
+/// An error and its causes in one line. Many of our errors quote their cause: it is not said twice.
+#[must_use]
+pub fn words(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |mut text, cause| {
+        if !text.ends_with(&cause) && !text.contains(&format!("{cause};")) {
+            text.push_str(if text.is_empty() { "" } else { ": " });
+            text.push_str(&cause);
+        }
+        text
+    })
+}
+
 /// The code that `error` ends with, and what to print on stderr.
 #[must_use]
 pub fn explain(error: &anyhow::Error) -> (Code, String) {
     let exit = error.chain().find_map(|e| e.downcast_ref::<ExitError>()).or_else(|| error.downcast_ref());
-    let mut text = format!("error: {error:#}\n");
+    let mut text = format!("error: {}\n", words(error));
     if let Some(remedy) = exit.and_then(|e| e.remedy.as_ref()) {
         text.push_str(&format!("  what to do: {remedy}\n"));
     }
@@ -105,6 +117,8 @@ mod tests {
             assert_eq!(code, Code::Fenced);
             assert!(text.contains("vm web belongs to b") && text.contains("what to do: look at b"), "{text}");
         }
+        let quoting = anyhow::anyhow!("refused").context("a: refused").context("b: a: refused").context("c");
+        assert_eq!(words(&quoting), "c: b: a: refused");
         assert_eq!(explain(&anyhow::anyhow!("plain")), (Code::Failed, "error: plain\n".to_owned()));
     }
 }

@@ -92,7 +92,8 @@ pub(super) fn report_role(path: &DataPath) {
     let (captured, acked): (Epoch, Epoch) = machine.epochs();
     let role = word(machine.role());
     tracing::info!(role, generation = machine.generation().0, epoch = captured.0, "role");
-    if !matches!(machine.role(), Role::Syncing | Role::Fenced) {
+    // These have events of their own, with more to say.
+    if !matches!(machine.role(), Role::Syncing | Role::Fenced | Role::Ended) {
         emit(role, json!({ "generation": machine.generation(), "epoch": captured, "acked": acked }));
     }
 }

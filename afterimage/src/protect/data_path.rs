@@ -6,6 +6,7 @@
 
 use super::{
     channel::{Brief, Channel, ToDataPath, ToSupervisor},
+    hands::Hands,
     session::{self, Found},
 };
 use crate::{
@@ -15,8 +16,8 @@ use crate::{
     clock::Clock,
     control::Control,
     events::emit,
-    exit::Code,
-    gate::{Mode, NicGate, Options},
+    exit::{self, Code, ExitError},
+    gate::{GateError, Mode, NicGate, NicSpec, Options},
     inbox::{self, Inbox, readable, wait},
     keepalive::{BeatHandle, Verdict},
     qemu::colo::ColoSource,
@@ -30,7 +31,7 @@ use mc_core::{
     slab::SlabPool,
     source::CheckpointSource,
     staging::Staging,
-    wire::control::GoodbyeReason,
+    wire::control::{GoodbyeReason, NackReason},
 };
 use serde_json::json;
 use std::{
@@ -50,7 +51,7 @@ pub(super) struct DataPath {
     pub(super) clock: Clock,
     pub(super) peer: Option<String>,
     pub(super) notes: Vec<String>,
-    supervisor: super::hands::Hands,
+    supervisor: Hands,
     control: Control,
     sessions: Option<Inbox<Result<Found>>>,
     source_path: PathBuf,
@@ -59,6 +60,8 @@ pub(super) struct DataPath {
     arbiter_reachable: bool,
     suspected: bool,
     pub(super) operator_wants_solo: bool,
+    /// Its QEMU ended without having been told to.
+    vm_died: bool,
     /// To end with, once the register says (solo, self) and QEMU was told so.
     end_when_solo: Option<(Code, String)>,
     ending: Option<(Code, String)>,
@@ -69,7 +72,37 @@ pub fn run() -> Result<Code> {
     let channel = std::io::stdin().as_fd().try_clone_to_owned().context("the channel on stdin")?;
     let mut channel = Channel::new(UnixStream::from(channel))?;
     let brief = hear_brief(&mut channel)?;
-    DataPath::new(brief, channel)?.run()
+    let mut supervisor = Hands::new(channel, &brief.config);
+    let prepared = match prepare(&brief) {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            // One that cannot even start would only be started again.
+            let (code, why) = (exit::explain(&error).0, exit::words(&error));
+            supervisor.say(&ToSupervisor::Ending { code: code as u8, why })?;
+            return Ok(code);
+        }
+    };
+    DataPath::new(brief, supervisor, prepared)?.run()
+}
+
+/// What may be missing: the NICs, their TAP devices, a free control socket.
+fn prepare(brief: &Brief) -> Result<(NicGate, ArbiterClient, Control)> {
+    let config = &brief.config;
+    let control = Control::listen(&config.run_dir, config.vm, Side::Primary)?;
+    let held_limit_bytes = usize::try_from(config.held_limit_bytes)?;
+    let options = Options { held_limit_bytes, mode: Mode::Open };
+    let gate = connected_gate(report::nics(&config.nics), options).map_err(|error| {
+        let code = if error.is_prerequisite() { Code::Prerequisite } else { Code::Failed };
+        ExitError::new(code, error)
+    })?;
+    let arbiter = ArbiterClient::spawn(config.arbiter.clone(), config.vm, &config.run_dir)?;
+    Ok((gate, arbiter, control))
+}
+
+fn connected_gate(nics: Vec<NicSpec>, options: Options) -> Result<NicGate, GateError> {
+    let mut gate = NicGate::new(nics, options)?;
+    gate.connect(Duration::from_secs(5))?;
+    Ok(gate)
 }
 
 fn hear_brief(channel: &mut Channel) -> Result<Brief> {
@@ -84,19 +117,14 @@ fn hear_brief(channel: &mut Channel) -> Result<Brief> {
 }
 
 impl DataPath {
-    fn new(brief: Brief, channel: Channel) -> Result<Self> {
+    fn new(brief: Brief, supervisor: Hands, prepared: (NicGate, ArbiterClient, Control)) -> Result<Self> {
         let clock = Clock;
         let config = &brief.config;
-        let held_limit_bytes = usize::try_from(config.held_limit_bytes)?;
-        let options = Options { held_limit_bytes, mode: Mode::Open };
-        let mut gate = NicGate::new(report::nics(&config.nics), options)?;
-        gate.connect(Duration::from_secs(5))?;
+        let (gate, arbiter, control) = prepared;
         let pool = SlabPool::new(usize::try_from(config.slab_bytes)?, usize::try_from(config.staging_bytes)?);
         let machine =
             Primary::new(Config { epoch: config.epoch, window: config.window, sabotage: None }, brief.register);
         let driver = PrimaryDriver::new(machine, Staging::new(pool), gate, clock);
-        let arbiter = ArbiterClient::spawn(config.arbiter.clone(), config.vm, &config.run_dir)?;
-        let control = Control::listen(&config.run_dir, config.vm, Side::Primary)?;
         let source_path = config.run_dir.join(format!("{}.colo.sock", config.vm));
         let mut this = Self {
             driver,
@@ -105,7 +133,7 @@ impl DataPath {
             clock,
             peer: None,
             notes: report::standing_notes(),
-            supervisor: super::hands::Hands::new(channel, &brief.config),
+            supervisor,
             control,
             sessions: None,
             source_path,
@@ -114,6 +142,7 @@ impl DataPath {
             arbiter_reachable: true,
             suspected: false,
             operator_wants_solo: false,
+            vm_died: false,
             end_when_solo: None,
             ending: None,
             brief,
@@ -146,7 +175,7 @@ impl DataPath {
         self.hear_supervisor()?;
         self.hear_arbiter();
         self.hear_beats();
-        self.hear_sessions()?;
+        self.hear_sessions();
         self.driver.gate.tick(self.clock.now());
         self.driver.pump();
         self.run_errands()?;
@@ -193,7 +222,10 @@ impl DataPath {
                 ToDataPath::VmGone { orderly: true } => {
                     self.driver.event(Event::Unprotect(GoodbyeReason::GuestGone));
                 }
-                ToDataPath::VmGone { orderly: false } => self.driver.event(Event::SourceLost),
+                ToDataPath::VmGone { orderly: false } => {
+                    self.vm_died = true;
+                    self.driver.event(Event::SourceLost);
+                }
                 ToDataPath::SourceBroken { why, unsupported } => self.source_broken(why, unsupported),
             }
         }
@@ -239,15 +271,16 @@ impl DataPath {
         }
     }
 
-    fn hear_sessions(&mut self) -> Result<()> {
-        let Some(result) = self.sessions.as_ref().and_then(Inbox::take) else { return Ok(()) };
+    fn hear_sessions(&mut self) {
+        let Some(result) = self.sessions.as_ref().and_then(Inbox::take) else { return };
         self.sessions = None;
         match result {
-            Ok(found) => self.attach(found),
-            Err(error) => {
-                self.no_session(format!("{error:#}"));
-                Ok(())
+            Ok(found) => {
+                if let Err(error) = self.attach(found) {
+                    self.no_session(exit::words(&error));
+                }
             }
+            Err(error) => self.no_session(exit::words(&error)),
         }
     }
 
@@ -261,7 +294,8 @@ impl DataPath {
     }
 
     fn attach(&mut self, found: Found) -> Result<()> {
-        let source = ColoSource::listen(&self.source_path, self.brief.profile.blocks.clone())?;
+        let source = ColoSource::listen(&self.source_path, self.brief.profile.blocks.clone())
+            .with_context(|| format!("socket {}", self.source_path.display()))?;
         let (standby, incarnation) = (found.standby, found.incarnation);
         emit("syncing", json!({ "standby": standby, "peer": found.peer }));
         self.peer = Some(format!("{standby} at {}", found.peer));
@@ -293,6 +327,7 @@ impl DataPath {
                     tracing::warn!(%why, "link lost");
                     emit("link-lost", json!({ "why": why }));
                 }
+                PrimaryErrand::Refused(reason) => self.refused(reason),
                 PrimaryErrand::SourceFailed(why) => self.supervisor.say(&ToSupervisor::SourceFailed { why })?,
                 PrimaryErrand::GateFailed(why) => {
                     tracing::error!(%why, "gate; its output stays held");
@@ -301,6 +336,21 @@ impl DataPath {
             }
         }
         Ok(())
+    }
+
+    /// The standby cannot go on; the machine gives it up through the arbiter.
+    fn refused(&mut self, reason: NackReason) {
+        let why = match reason {
+            NackReason::TooLarge => {
+                "a checkpoint was larger than the standby's staging: give it more with --staging, or a file with --spill"
+            }
+            NackReason::OutOfOrder => "the standby missed a part of a checkpoint",
+            NackReason::Malformed => "the standby says that a checkpoint does not fit the VM's profile",
+            NackReason::Storage => "the standby could not write its image or its spill file",
+        };
+        tracing::error!(why, "giving protection up");
+        emit("refused", json!({ "why": why }));
+        self.notes.push(format!("not protected: {why}"));
     }
 
     fn went_solo(&mut self) -> Result<()> {
@@ -315,12 +365,20 @@ impl DataPath {
         emit("fenced", json!({ "vm": self.brief.config.vm }));
         self.beats = None;
         self.supervisor.say(&ToSupervisor::Fence)?;
-        self.ending = Some((Code::Fenced, "another node owns the VM now; this copy was stopped".to_owned()));
+        let why = match self.vm_died {
+            true => "the VM's QEMU died; its standby has the last commit, and takes over",
+            false => "another node owns the VM now; this copy was stopped",
+        };
+        self.ending = Some((Code::Fenced, why.to_owned()));
         Ok(())
     }
 
     fn ended(&mut self) {
-        self.ending.get_or_insert((Code::Done, "the VM is gone".to_owned()));
+        let end = match self.vm_died {
+            true => (Code::Failed, "the VM's QEMU died, and no standby had it"),
+            false => (Code::Done, "the VM is gone"),
+        };
+        self.ending.get_or_insert((end.0, end.1.to_owned()));
     }
 
     fn hear_control(&mut self) {

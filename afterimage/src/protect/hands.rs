@@ -1,13 +1,18 @@
 //! The data path's hands on QEMU: its supervisor, or, when that died, its own control connection.
 //!
-//! A supervisor that is killed must not take protection with it. The data path goes on; should it need QEMU's control
-//! connection later, it opens one itself (QEMU serves one client at a time, and the dead supervisor's place is free).
+//! ```text
+//! Supervisor ──it died──> Own (QEMU serves one client at a time, and the dead supervisor's place is free)
+//!                 └─────> Nobody (no connection came about; tried again when something has to be done)
+//! ```
+//!
+//! A supervisor that is killed must not take protection with it: the data path goes on, and hears from QEMU itself when the
+//! VM shuts down.
 
 use super::{
     channel::{Channel, ToDataPath, ToSupervisor},
     supervisor::{Qemu, Task},
 };
-use crate::config::ProtectConfig;
+use crate::{config::ProtectConfig, exit, qemu::qmp::QmpError};
 use anyhow::Result;
 use std::{
     collections::VecDeque,
@@ -15,51 +20,91 @@ use std::{
     path::PathBuf,
 };
 
+#[derive(Debug)]
+enum Reach {
+    Supervisor(Channel),
+    Own(Qemu),
+    Nobody,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Hands {
-    channel: Option<Channel>,
+    reach: Reach,
     qmp: PathBuf,
     answers: VecDeque<ToDataPath>,
 }
 
 impl Hands {
     pub(super) fn new(channel: Channel, config: &ProtectConfig) -> Self {
-        Self { channel: Some(channel), qmp: config.qmp.clone(), answers: VecDeque::new() }
+        Self { reach: Reach::Supervisor(channel), qmp: config.qmp.clone(), answers: VecDeque::new() }
     }
 
     pub(super) fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.channel.as_ref().map(AsFd::as_fd)
+        match &self.reach {
+            Reach::Supervisor(channel) => Some(channel.as_fd()),
+            Reach::Own(qemu) => Some(qemu.as_fd()),
+            Reach::Nobody => None,
+        }
     }
 
-    /// The next thing that the supervisor says.
+    /// The next thing that the supervisor says, or would say.
     pub(super) fn hear(&mut self) -> Result<Option<ToDataPath>> {
         if let Some(answer) = self.answers.pop_front() {
             return Ok(Some(answer));
         }
-        let Some(channel) = &mut self.channel else { return Ok(None) };
-        let message = channel.hear()?;
-        if channel.is_closed() {
-            tracing::warn!("the supervisor died; this data path goes on without it");
-            self.channel = None;
+        match &mut self.reach {
+            Reach::Supervisor(channel) => {
+                let message = channel.hear()?;
+                if message.is_none() && channel.is_closed() {
+                    self.orphaned();
+                }
+                Ok(message)
+            }
+            Reach::Own(qemu) => Ok(qemu.gone().map(|orderly| {
+                self.reach = Reach::Nobody;
+                ToDataPath::VmGone { orderly }
+            })),
+            Reach::Nobody => Ok(None),
         }
-        Ok(message)
     }
 
     /// Has something done to QEMU.
     pub(super) fn say(&mut self, message: &ToSupervisor) -> Result<()> {
-        if let Some(channel) = &mut self.channel {
+        if let Reach::Supervisor(channel) = &mut self.reach {
             if channel.say(message).is_ok() {
                 return Ok(());
             }
-            self.channel = None;
+            self.orphaned();
         }
         let Some(task) = Task::of(message) else { return Ok(()) };
-        let answer = Qemu::connect(&self.qmp).and_then(|mut qemu| qemu.perform(&task));
-        match answer {
+        if matches!(self.reach, Reach::Nobody) {
+            self.reach_out();
+        }
+        let Reach::Own(qemu) = &mut self.reach else { return Ok(()) };
+        match qemu.perform(&task) {
             Ok(answer) => self.answers.extend(answer),
-            Err(error) => tracing::error!(error = format!("{error:#}"), "QEMU could not be told to {task:?}"),
+            Err(error) => tracing::error!(error = exit::words(&error), "QEMU could not be told to {task:?}"),
         }
         Ok(())
+    }
+
+    fn orphaned(&mut self) {
+        tracing::warn!("the supervisor died; this data path goes on without it");
+        self.reach_out();
+    }
+
+    fn reach_out(&mut self) {
+        self.reach = match Qemu::connect(&self.qmp) {
+            Ok(qemu) => Reach::Own(qemu),
+            Err(error) => {
+                tracing::error!(%error, "no control connection to QEMU");
+                if matches!(error, QmpError::Connect { .. }) {
+                    // Nobody listens: it is gone, and nobody heard why.
+                    self.answers.push_back(ToDataPath::VmGone { orderly: false });
+                }
+                Reach::Nobody
+            }
+        };
     }
 }

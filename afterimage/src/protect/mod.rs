@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `mod.rs` | attaches: QEMU, its profile, the register |
 //! | [`supervisor`] | the process that stays: QEMU's control connection, and the VM's fate when the data path dies |
+//! | [`claim`] | what the supervisor does when the data path died: asks the arbiter |
 //! | [`data_path`] | the process that works: the loop around `mc_core`'s primary |
 //! | [`hands`] | the data path's way to QEMU, with and without its supervisor |
 //! | [`session`] | finds the standby |
@@ -11,6 +12,7 @@
 //! | [`commands`] | the control socket: status, solo, handover |
 
 pub mod channel;
+mod claim;
 mod commands;
 pub mod data_path;
 mod hands;
@@ -26,7 +28,7 @@ use crate::{
     qemu::{
         control as qemu,
         profile::{self, Profile},
-        qmp::{Qmp, instance_id},
+        qmp::{Qmp, QmpError, instance_id},
     },
 };
 use anyhow::{Context, Result};
@@ -39,7 +41,7 @@ use std::time::Duration;
 pub fn run(config: ProtectConfig) -> Result<Code> {
     std::fs::create_dir_all(&config.run_dir).with_context(|| format!("run directory {}", config.run_dir.display()))?;
     let handed_over = control::hand_over(&config.run_dir, config.vm)?;
-    let mut qmp = Qmp::connect(&config.qmp, Duration::from_secs(5))?;
+    let mut qmp = Qmp::connect(&config.qmp, Duration::from_secs(5)).map_err(no_qmp)?;
     let profile = Profile::query(&mut qmp)?;
     refuse_writable_disks(&config, &mut qmp)?;
     let owner = Owner { node: config.node, instance: instance_id(qmp.peer_pid()?)? };
@@ -50,6 +52,15 @@ pub fn run(config: ProtectConfig) -> Result<Code> {
         qemu::leave_colo(&mut qmp)?;
     }
     supervisor::supervise(qmp, Brief { config, register, profile, protect: true, stay: handed_over })
+}
+
+/// Nobody listens at the QMP socket, or nobody that speaks QMP.
+fn no_qmp(error: QmpError) -> anyhow::Error {
+    if !matches!(error, QmpError::Connect { .. } | QmpError::NotQmp { .. }) {
+        return error.into();
+    }
+    let remedy = "start QEMU with `-qmp unix:SOCKET,server=on,wait=off`, and name that socket with --qmp";
+    ExitError::new(Code::Prerequisite, error).remedy(remedy).into()
 }
 
 /// Disk writes are not held: after a takeover the disk would be ahead of RAM.
@@ -64,28 +75,35 @@ fn refuse_writable_disks(config: &ProtectConfig, qmp: &mut Qmp) -> Result<()> {
     Err(ExitError::new(Code::Prerequisite, what).remedy(remedy).into())
 }
 
-/// Makes the register say (solo, self), or explains why it cannot.
+/// Makes the register say (solo, self), or explains why it cannot. It swaps even when the register says so already: see
+/// [`claim`] for what an earlier process of ours may have left under way.
 fn own_the_vm(config: &ProtectConfig, owner: Owner) -> Result<Register> {
-    let ask = |ask| arbiter::ask_once(&config.arbiter, config.vm, &config.run_dir, ask, Duration::from_secs(3));
-    let answer = ask(Ask::Read).map_err(|e| arbiter_unreachable(config, &e.into()))?;
-    let Answer::Read(held) = answer else { anyhow::bail!("the arbiter answered {answer:?} to a read") };
-    match held {
-        Some(held) if held.owner == owner && held.mode == Mode::Solo => return Ok(held),
-        Some(Register { mode: Mode::Protected { standby }, .. })
-            if held.is_some_and(|h| h.owner.node == owner.node && h.owner != owner) =>
-        {
-            return Err(other_instance(config, &standby.to_string()));
+    let ask = |ask| {
+        let answer = arbiter::ask_once(&config.arbiter, config.vm, &config.run_dir, ask, Duration::from_secs(3));
+        answer.map_err(|e| arbiter_unreachable(config, &e.into()))
+    };
+    let Answer::Read(mut held) = ask(Ask::Read)? else { anyhow::bail!("the arbiter answered a swap to a read") };
+    loop {
+        refuse_foreign(config, owner, held.as_ref())?;
+        let contested = held.is_some_and(|h| h.mode != Mode::Solo);
+        let expect = generation_of(held.as_ref());
+        let new = Register { generation: expect.next(), owner, mode: Mode::Solo };
+        match ask(Ask::Cas { expect, new, contested })? {
+            Answer::Cas(CasOutcome::Won(register)) => return Ok(register),
+            Answer::Cas(CasOutcome::Lost(newer)) => held = newer,
+            Answer::Read(_) => anyhow::bail!("the arbiter answered a read to a swap"),
         }
-        Some(held) if held.owner.node != owner.node => return Err(owned_elsewhere(config, &held)),
-        _ => {}
     }
-    let contested = matches!(held, Some(Register { mode: Mode::Protected { .. }, .. }));
-    let new = Register { generation: generation_of(held.as_ref()).next(), owner, mode: Mode::Solo };
-    let expect = generation_of(held.as_ref());
-    match ask(Ask::Cas { expect, new, contested }).map_err(|e| arbiter_unreachable(config, &e.into()))? {
-        Answer::Cas(CasOutcome::Won(register)) => Ok(register),
-        Answer::Cas(CasOutcome::Lost(Some(held))) => Err(owned_elsewhere(config, &held)),
-        other => anyhow::bail!("the arbiter answered {other:?} to a swap"),
+}
+
+/// A VM that another node owns, or of which a standby holds more than this QEMU knows, is not ours to run.
+fn refuse_foreign(config: &ProtectConfig, owner: Owner, held: Option<&Register>) -> Result<()> {
+    match held {
+        Some(held) if held.owner.node != owner.node => Err(owned_elsewhere(config, held)),
+        Some(Register { mode: Mode::Protected { standby }, owner: other, .. }) if *other != owner => {
+            Err(other_instance(config, &standby.to_string()))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -12,27 +12,25 @@
 //! The rule: a data path's death may leave the VM stopped in the middle of a checkpoint, with output that was never
 //! released. Before the VM may run again the register must say (solo, self): else the standby may be running it already.
 
-use super::channel::{Brief, Channel, ToDataPath, ToSupervisor};
+use super::{
+    channel::{Brief, Channel, ToDataPath, ToSupervisor},
+    claim::claim,
+};
 use crate::{
-    arbiter::{self, Answer, ArbiterError, Ask},
     events::emit,
-    exit::Code,
+    exit::{self, Code, ExitError},
     inbox::{readable, wait},
     qemu::{
         control::{self, ControlError, MigrationState},
-        qmp::Qmp,
+        qmp::{Qmp, QmpError},
     },
-    report,
 };
-use anyhow::{Context, Result, bail};
-use mc_core::{
-    id::Time,
-    register::{CasOutcome, Mode, Register},
-};
+use anyhow::{Context, Result};
+use mc_core::id::Time;
 use serde_json::json;
 use std::{
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
     path::{Path, PathBuf},
@@ -44,6 +42,8 @@ use std::{
 #[derive(Debug)]
 pub(super) struct Qemu {
     qmp: Qmp,
+    /// QEMU said that its VM shuts down, or was told to.
+    shut_down: bool,
 }
 
 /// One thing to do to QEMU.
@@ -68,12 +68,12 @@ impl Task {
 }
 
 impl Qemu {
-    pub(super) fn connect(path: &Path) -> Result<Self> {
-        Ok(Self { qmp: Qmp::connect(path, Duration::from_secs(5))? })
+    pub(super) fn connect(path: &Path) -> Result<Self, QmpError> {
+        Ok(Self::new(Qmp::connect(path, Duration::from_secs(5))?))
     }
 
     pub(super) fn new(qmp: Qmp) -> Self {
-        Self { qmp }
+        Self { qmp, shut_down: false }
     }
 
     /// Does it; the data path may want to hear how it went.
@@ -93,7 +93,8 @@ impl Qemu {
     /// A broken stream: is the VM gone, or is this QEMU unable to do what is asked of it?
     fn explain(&mut self, why: &str) -> ToDataPath {
         match control::colo_state(&mut self.qmp) {
-            Err(_) => ToDataPath::VmGone { orderly: false },
+            // Its stream often ends before its last words on the control connection are read.
+            Err(_) => ToDataPath::VmGone { orderly: self.said_shutdown() },
             Ok(MigrationState::Completed) => {
                 ToDataPath::SourceBroken { why: UNSUPPORTED.to_owned(), unsupported: true }
             }
@@ -102,11 +103,21 @@ impl Qemu {
     }
 
     /// Whether QEMU said that the VM is gone: `Some(orderly)`.
-    fn gone(&mut self) -> Option<bool> {
-        match self.qmp.poll_events() {
-            Ok(()) => self.qmp.take_events().iter().any(|e| e.name == "SHUTDOWN").then_some(true),
-            Err(_) => Some(self.qmp.take_events().iter().any(|e| e.name == "SHUTDOWN")),
-        }
+    pub(super) fn gone(&mut self) -> Option<bool> {
+        let closed = self.qmp.poll_events().is_err();
+        let orderly = self.said_shutdown();
+        (closed || orderly).then_some(orderly)
+    }
+
+    fn said_shutdown(&mut self) -> bool {
+        self.shut_down |= self.qmp.take_events().iter().any(|e| e.name == "SHUTDOWN");
+        self.shut_down
+    }
+}
+
+impl AsFd for Qemu {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.qmp.as_fd()
     }
 }
 
@@ -122,12 +133,21 @@ pub(super) fn supervise(qmp: Qmp, mut brief: Brief) -> Result<Code> {
             return Ok(code);
         }
         emit("data-path-died", json!({ "vm": brief.config.vm }));
+        let gone = qemu.gone();
+        if gone == Some(false) {
+            let what = "QEMU and the data path died; the standby, if there is one, asks for the VM";
+            return Err(ExitError::new(Code::Fenced, what).into());
+        }
         tracing::error!("the data path died; asking the arbiter for the VM");
         let Some(register) = claim(&brief)? else {
             qemu.perform(&Task::Fence)?;
             emit("fenced", json!({ "vm": brief.config.vm }));
-            return Ok(Code::Fenced);
+            let what = "the data path died, and another node owns the VM now; this copy was stopped";
+            return Err(ExitError::new(Code::Fenced, what).into());
         };
+        if gone.is_some() {
+            return Ok(Code::Done); // it was shut down, and no standby will run it again
+        }
         qemu.perform(&Task::Leave)?;
         (brief.register, brief.protect) = (register, false);
     }
@@ -140,7 +160,7 @@ fn watch(qemu: &mut Qemu, child: &mut DataPathProcess) -> Result<Option<Code>> {
         {
             let mut fds = vec![readable(child.channel.as_fd())];
             if !gone {
-                fds.push(readable(qemu.qmp.as_fd()));
+                fds.push(readable(qemu.as_fd()));
             }
             wait(&mut fds, Time(0), None, Duration::from_secs(1))?;
         }
@@ -150,10 +170,12 @@ fn watch(qemu: &mut Qemu, child: &mut DataPathProcess) -> Result<Option<Code>> {
         }
         while let Some(message) = child.channel.hear::<ToSupervisor>()? {
             if let ToSupervisor::Ending { code, why } = &message {
-                tracing::info!(%why, code, "the data path ended");
                 emit("ended", json!({ "code": code, "why": why }));
                 child.process.wait()?;
-                return Ok(Some(Code::from_number(*code)));
+                return match Code::from_number(*code) {
+                    Code::Done => Ok(Some(Code::Done)),
+                    code => Err(ExitError::new(code, why).into()),
+                };
             }
             serve(qemu, child, &message);
         }
@@ -169,47 +191,7 @@ fn serve(qemu: &mut Qemu, child: &mut DataPathProcess, message: &ToSupervisor) {
     match qemu.perform(&task) {
         Ok(Some(answer)) => drop(child.channel.say(&answer)),
         Ok(None) => {}
-        Err(error) => tracing::error!(error = format!("{error:#}"), ?task, "QEMU"),
-    }
-}
-
-/// Asks until the arbiter answers. `Some`: the register says (solo, self). `None`: somebody else owns the VM.
-fn claim(brief: &Brief) -> Result<Option<Register>> {
-    let owner = brief.register.owner;
-    let ask = |ask| ask_until_answered(brief, ask);
-    let held = match ask(Ask::Read)? {
-        Answer::Read(Some(held)) => held,
-        other => bail!("the arbiter knows nothing of this VM any more: {other:?}"),
-    };
-    if held.owner != owner {
-        return Ok(None);
-    }
-    if held.mode == Mode::Solo {
-        return Ok(Some(held));
-    }
-    let new = Register { generation: held.generation.next(), owner, mode: Mode::Solo };
-    match ask(Ask::Cas { expect: held.generation, new, contested: true })? {
-        Answer::Cas(outcome) => {
-            emit("cas", report::outcome(&outcome));
-            Ok(match outcome {
-                CasOutcome::Won(register) => Some(register),
-                CasOutcome::Lost(_) => None,
-            })
-        }
-        Answer::Read(_) => bail!("the arbiter answered a read to a swap"),
-    }
-}
-
-/// However long it takes: there is nothing else that may be done.
-fn ask_until_answered(brief: &Brief, ask: Ask) -> Result<Answer> {
-    let config = &brief.config;
-    loop {
-        match arbiter::ask_once(&config.arbiter, config.vm, &config.run_dir, ask, Duration::from_secs(5)) {
-            Err(error @ ArbiterError::Unanswered { .. }) => {
-                tracing::error!(%error, "the VM waits for the arbiter's verdict");
-            }
-            answer => return Ok(answer?),
-        }
+        Err(error) => tracing::error!(error = exit::words(&error), ?task, "QEMU"),
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
     config::StandbyConfig,
     control::{Control, done, refused},
     events::emit,
-    exit::{Code, ExitError},
+    exit::{self, Code, ExitError},
     gate::{Mode, NicGate, Options},
     inbox::{self, readable, wait},
     keepalive::{BeatHandle, Verdict},
@@ -168,11 +168,22 @@ impl Node {
             let why = format!("this standby stands by for {}, not for {}", self.config.vm, hello.vm);
             return Err((Some(Box::new(offer)), why));
         }
+        if u64::from(hello.slab_size) * 2 > self.config.staging_bytes {
+            let (slab, staging) = (hello.slab_size, self.config.staging_bytes);
+            let why = format!(
+                "slabs of {slab} bytes: this standby's staging of {staging} bytes does not hold two; raise --staging here, or \
+                 lower --slab there"
+            );
+            return Err((Some(Box::new(offer)), why));
+        }
         match self.prepare(&offer.profile) {
-            Ok((profile, image)) => self.accept(offer, &profile, image).map_err(|e| (None, format!("{e:#}"))),
+            Ok((profile, image)) => self.accept(offer, &profile, image).map_err(|error| {
+                self.vm = None;
+                (None, exit::words(&error))
+            }),
             Err(error) => {
                 self.vm = None;
-                Err((Some(Box::new(offer)), format!("{error:#}")))
+                Err((Some(Box::new(offer)), exit::words(&error)))
             }
         }
     }
@@ -317,7 +328,7 @@ impl Node {
                 Ok(timings) => break timings,
                 Err(error) if tries < 2 => {
                     tracing::error!(
-                        error = format!("{error:#}"),
+                        error = exit::words(&error),
                         "takeover; starting QEMU again over the same RAM file"
                     );
                     tries += 1;
@@ -365,7 +376,7 @@ impl Node {
         });
         match restarted {
             Ok(owner) => self.driver.set_owner(owner),
-            Err(error) => tracing::error!(error = format!("{error:#}"), "the waiting QEMU does not start"),
+            Err(error) => tracing::error!(error = exit::words(&error), "the waiting QEMU does not start"),
         }
     }
 

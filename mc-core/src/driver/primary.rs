@@ -11,7 +11,7 @@ use crate::{
     source::{CheckpointSource, SourceError, SourceEvent},
     staging::{Staging, Totals},
     transport::{Completion, LinkError, Op, RejectReason, Transport},
-    wire::control::{Body, Control, GoodbyeReason},
+    wire::control::{Body, Control, GoodbyeReason, NackReason},
 };
 use std::{collections::VecDeque, io};
 
@@ -37,6 +37,8 @@ pub enum PrimaryErrand {
     End,
     /// For the log: the link is gone.
     LinkLost(String),
+    /// For the log: the standby refused an epoch.
+    Refused(NackReason),
     /// For the log: the source failed.
     SourceFailed(String),
     /// For the log: the gate had trouble. It keeps or drops output meanwhile.
@@ -384,7 +386,10 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
                 self.acked(control.epoch);
                 self.event(Event::Ack { generation: control.generation, epoch: control.epoch });
             }
-            Body::Nack(reason) => self.event(Event::Nack { generation: control.generation, reason }),
+            Body::Nack(reason) => {
+                self.errands.push_back(PrimaryErrand::Refused(reason));
+                self.event(Event::Nack { generation: control.generation, reason });
+            }
             Body::Goodbye(_) => self.event(Event::LinkDown),
             Body::Commit { .. } | Body::Registered => {
                 self.lose_link("a record that only a primary sends".to_owned());

@@ -1,0 +1,69 @@
+//! Protected again: after the standby's death, and after a takeover.
+
+use crate::{
+    proc::kill,
+    world::{World, kill_host},
+};
+
+#[test]
+fn protect_again_relieves_the_process_that_went_solo() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (mut vm, mut first, mut lost) = world.pair();
+    lost.proc.kill();
+    first.wait_events("solo", 2);
+    vm.serial.goes_on();
+
+    let mut standby = world.standby("c");
+    let mut second = world.protect("a", "a2", &vm.qmp, standby.addr, "");
+    first.expect_end(0, &[]);
+    second.wait_event("protected");
+    standby.proc.wait_event("protected");
+    let status = world.status("a");
+    assert_eq!((&status["role"], &status["generation"]), (&"protected".into(), &4.into()), "{status}");
+    vm.serial.goes_on();
+
+    kill_host(&mut vm, &mut second);
+    standby.proc.wait_event("running");
+    standby.serial.goes_on();
+    vm.serial.assert_continued_by(&standby.serial);
+}
+
+#[test]
+fn a_vm_that_was_taken_over_is_protected_where_it_runs_now() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (mut vm, mut protect, mut b) = world.pair();
+    kill_host(&mut vm, &mut protect);
+    b.proc.wait_event("running");
+    b.serial.goes_on();
+
+    let qemu = b.proc.child_with("qemu").expect("the standby's QEMU");
+    let mut c = world.standby("c");
+    let mut protect = world.protect("b", "b2", &world.run_dir("b").join("standby.qmp"), c.addr, "");
+    b.proc.expect_end(0, &[]);
+    protect.wait_event("protected");
+    c.proc.wait_event("protected");
+    b.serial.goes_on();
+    let status = world.status("b");
+    assert_eq!((&status["side"], &status["generation"]), (&"primary".into(), &4.into()), "{status}");
+
+    // It has no parent any more: it was the standby's.
+    let data_path = protect.data_path();
+    for pid in [protect.pid(), data_path, qemu] {
+        kill(pid);
+    }
+    c.proc.wait_event("running");
+    c.serial.goes_on();
+    b.serial.assert_continued_by(&c.serial);
+    vm.serial.assert_continued_by(&b.serial);
+}
+
+#[test]
+fn a_protect_that_is_busy_is_not_relieved() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (vm, mut first, standby) = world.pair();
+    let mut second = world.protect("a", "a2", &vm.qmp, standby.addr, "");
+    second.expect_end(1, &["another afterimage on this node has web", "protected", "afterimage solo"]);
+    assert_eq!(world.status("a")["role"], "protected");
+    assert!(first.is_running());
+    vm.serial.goes_on();
+}

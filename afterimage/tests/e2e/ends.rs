@@ -1,0 +1,71 @@
+//! How a protected VM ends: on purpose, or not.
+
+use crate::{
+    proc::{is_alive, qmp, until},
+    world::World,
+};
+use serde_json::json;
+use std::time::Duration;
+
+#[test]
+fn a_vm_that_is_shut_down_is_not_taken_over() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (vm, mut protect, mut standby) = world.pair();
+    let _ = qmp(&vm.look).execute("quit", json!({}), Duration::from_secs(5));
+    protect.expect_end(0, &[]);
+    let ended = protect.wait_event("ended");
+    assert_eq!(ended["why"], "the VM is gone", "{ended}");
+    standby.proc.wait_events("waiting", 2);
+    assert_eq!(standby.proc.count("running"), 0, "{}", standby.proc.said());
+    assert_eq!(standby.serial.counts(), [0; 0]);
+    world.wait_role("b", "idle");
+}
+
+#[test]
+fn a_qemu_that_dies_is_taken_over() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (mut vm, mut protect, mut standby) = world.pair();
+    vm.proc.kill();
+    protect.expect_end(4, &["error: ", "QEMU died", "its standby"]);
+    standby.proc.wait_event("running");
+    standby.serial.goes_on();
+    vm.serial.assert_continued_by(&standby.serial);
+}
+
+#[test]
+fn a_qemu_that_dies_unprotected_is_an_error() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (mut vm, mut protect, mut standby) = world.pair();
+    standby.proc.kill();
+    protect.wait_events("solo", 2);
+    vm.serial.goes_on();
+    vm.proc.kill();
+    protect.expect_end(1, &["error: ", "QEMU died"]);
+}
+
+#[test]
+fn an_orphaned_data_path_sees_that_the_vm_is_shut_down() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (vm, mut protect, mut standby) = world.pair();
+    let data_path = protect.data_path();
+    protect.kill();
+    vm.serial.goes_on();
+    let _ = qmp(&vm.look).execute("quit", json!({}), Duration::from_secs(5));
+    standby.proc.wait_events("waiting", 2);
+    assert_eq!(standby.proc.count("running"), 0, "{}", standby.proc.said());
+    until("the data path ends", || (!is_alive(data_path)).then_some(()));
+}
+
+#[test]
+fn an_orphaned_data_path_sees_that_qemu_died() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (mut vm, mut protect, mut standby) = world.pair();
+    let data_path = protect.data_path();
+    protect.kill();
+    vm.serial.goes_on();
+    vm.proc.kill();
+    standby.proc.wait_event("running");
+    standby.serial.goes_on();
+    vm.serial.assert_continued_by(&standby.serial);
+    until("the data path ends", || (!is_alive(data_path)).then_some(()));
+}

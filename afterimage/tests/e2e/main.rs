@@ -1,0 +1,17 @@
+//! The program as a user runs it: `afterimage witness`, `standby` and `protect` around a stock QEMU with the tiny guest
+//! (`guests/README.md`), on loopback. Prints "skipped: …" where there is no QEMU or no C compiler.
+//!
+//! Tests run one at a time ([`world::World`] has a lock): each is three to six busy processes.
+
+mod again;
+mod deaths;
+mod ends;
+mod guest;
+mod happy;
+mod manual;
+mod misc;
+mod proc;
+mod refusals;
+mod register;
+mod staging;
+mod world;

@@ -1,0 +1,174 @@
+//! What `protect` finds in its way: each time it ends with a code and a message that names the trouble, and the guest runs on.
+
+use crate::{
+    guest::Vm,
+    proc::Proc,
+    world::{Standby, StandbyOptions, World, free_addr, words},
+};
+use mc_core::wire::session::{FRAME_LEN, FrameHeader, HELLO_LEN, Hello, Kind, encode_frame};
+use std::{
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    os::unix::net::UnixListener,
+    path::Path,
+};
+
+/// `protect` of this VM towards `to` ends so, and the guest counts on.
+fn fails(world: &World, vm: &Vm, to: SocketAddr, flags: &str, code: i32, words: &[&str]) {
+    let mut protect = world.protect("a", "protect", &vm.qmp, to, flags);
+    protect.expect_end(code, words);
+    vm.serial.goes_on();
+}
+
+#[test]
+fn a_qmp_socket_that_is_missing_or_something_else() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let protect = |name: &str, qmp: &Path| world.protect("a", name, qmp, free_addr(), "");
+
+    let missing = world.path("missing.qmp");
+    protect("missing", &missing).expect_end(6, &["missing.qmp", "No such file", "what to do"]);
+    let dead = world.path("dead.qmp");
+    drop(UnixListener::bind(&dead).unwrap());
+    protect("dead", &dead).expect_end(6, &["dead.qmp", "refused", "what to do"]);
+
+    let talks: [(&str, &'static [u8], &str); 3] = [
+        ("silent", b"", "no greeting within"),
+        ("noisy", b"220 mail.example ESMTP\r\n", "not a QMP socket"),
+        ("json", b"{\"hello\": 1}\n", "not a QMP socket"),
+    ];
+    for (name, greeting, why) in talks {
+        let path = world.path(name);
+        let listener = UnixListener::bind(&path).unwrap();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(greeting).unwrap();
+            let _ = stream.read_to_end(&mut Vec::new());
+        });
+        protect(name, &path).expect_end(6, &[name, why]);
+        server.join().unwrap();
+    }
+}
+
+#[test]
+fn an_arbiter_that_is_not_there() {
+    let Some(mut world) = World::new() else { return };
+    world.arbiter = format!("witness://{}", free_addr());
+    let vm = world.vm("vm", &[]);
+    let arbiter = world.arbiter.clone();
+    fails(&world, &vm, free_addr(), "", 6, &[&arbiter, "cannot be reached", "what to do", "--arbiter manual"]);
+}
+
+#[test]
+fn a_standby_that_is_not_there_or_is_something_else() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let vm = world.vm("vm", &[]);
+    let nobody = free_addr();
+    fails(&world, &vm, nobody, "", 1, &[&nobody.to_string(), "refused"]);
+
+    type Answer = fn(&mut TcpStream, Hello);
+    let cases: [(Answer, &[&str]); 5] = [
+        (|_, _| {}, &["handshake"]),
+        (|stream, _| drop(stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")), &["handshake", "magic"]),
+        (|stream, _| drop(stream.write_all(&oversized())), &["handshake", "longer than its kind may be"]),
+        (
+            |stream, hello| {
+                let hello = Hello { versions: (9, 9), ..hello };
+                let _ = stream.write_all(&encode_frame(Kind::Hello, &hello.encode()));
+            },
+            &["speaks versions (9, 9)"],
+        ),
+        (|stream, _| drop(stream.write_all(&encode_frame(Kind::Ready, b""))), &["expected Hello, got Ready"]),
+    ];
+    for (answer, words) in cases {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let addr = listener.local_addr().unwrap();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let hello = hear_hello(&mut stream);
+            answer(&mut stream, hello);
+        });
+        let addr_text = addr.to_string();
+        fails(&world, &vm, addr, "", 1, &[&[addr_text.as_str()], words].concat());
+        server.join().unwrap();
+    }
+}
+
+/// The header of a hello of 4 GiB.
+fn oversized() -> Vec<u8> {
+    let mut frame = encode_frame(Kind::Hello, b"");
+    frame[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
+    frame
+}
+
+/// Reads the primary's hello and profile.
+fn hear_hello(stream: &mut TcpStream) -> Hello {
+    let mut head = [0; FRAME_LEN];
+    stream.read_exact(&mut head).unwrap();
+    assert_eq!(FrameHeader::decode(&head).unwrap().kind, Kind::Hello);
+    let mut body = [0; HELLO_LEN];
+    stream.read_exact(&mut body).unwrap();
+    let hello = Hello::decode(&body).unwrap();
+    stream.read_exact(&mut head).unwrap();
+    let mut profile = vec![0; FrameHeader::decode(&head).unwrap().len];
+    stream.read_exact(&mut profile).unwrap();
+    hello
+}
+
+#[test]
+fn a_standby_with_another_vm() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let vm = world.vm("vm", &[]);
+    let qemu = |change: &dyn Fn(&mut Vec<String>)| {
+        let mut line = world.standby_qemu("b", None);
+        change(&mut line);
+        StandbyOptions { qemu: Some(line), ..StandbyOptions::default() }
+    };
+    let replace = |from: &'static str, to: &'static str| {
+        qemu(&|line| line.iter_mut().filter(|w| *w == from).for_each(|w| *w = to.to_owned()))
+    };
+    let cases: [(&str, StandbyOptions, &[&str]); 7] = [
+        ("name", StandbyOptions { vm: "db", ..StandbyOptions::default() }, &["stands by for db, not for web"]),
+        ("cpu", replace("qemu64", "qemu64,-cx16"), &["vCPU 0", "differs"]),
+        ("ram", replace("16392K", "32776K"), &["memory size does not match"]),
+        ("vcpus", qemu(&|line| line.extend(words("-smp 2"))), &["vCPUs: primary 1, standby 2"]),
+        ("machine", replace("pc", "q35"), &["machine: primary pc-i440fx", "standby pc-q35"]),
+        (
+            "device",
+            qemu(&|line| line.extend(words("-device isa-debug-exit"))),
+            &["only the standby has isa-debug-exit"],
+        ),
+        ("qemu", qemu(&|line| line.extend(words("-no-such-option"))), &["standby's QEMU", "no-such-option"]),
+    ];
+    for (case, options, words) in cases {
+        let mut standby: Standby = world.standby_with("b", &options);
+        let mut protect: Proc = world.protect("a", &format!("protect-{case}"), &vm.qmp, standby.addr, "");
+        protect.expect_end(1, words);
+        assert!(protect.stderr().contains("refuses"), "{}", protect.said());
+        vm.serial.goes_on();
+        // It says the same, and waits for the next one.
+        standby.proc.wait_event("refused");
+        assert_eq!(world.run("b", &format!("status --vm {}", options.vm)).0, 3, "{}", standby.proc.said());
+    }
+}
+
+#[test]
+fn a_disk_that_can_be_written_to() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let disk = |node: &str| {
+        let path = world.path(&format!("{node}.img"));
+        std::fs::write(&path, vec![0; 1 << 20]).unwrap();
+        let drive = format!("file={},if=none,id=d0,format=raw,file.locking=off", path.display());
+        ["-drive".to_owned(), drive, "-device".to_owned(), "virtio-blk-pci,drive=d0".to_owned()]
+    };
+    let mine = disk("a");
+    let vm = world.vm("vm", &mine.each_ref().map(String::as_str));
+    let mut line = world.standby_qemu("b", None);
+    line.extend(disk("b"));
+    let mut standby = world.standby_with("b", &StandbyOptions { qemu: Some(line), ..StandbyOptions::default() });
+    fails(&world, &vm, standby.addr, "", 6, &["writable disks", "d0", "a.img", "--force-writable-disks"]);
+
+    let mut protect = world.protect("a", "forced", &vm.qmp, standby.addr, "--force-writable-disks");
+    protect.wait_event("protected");
+    standby.proc.wait_event("protected");
+    vm.serial.goes_on();
+}
