@@ -11,7 +11,7 @@ use crate::{
     },
     stats::Samples,
     sys,
-    timeline::{Timeline, pass},
+    timeline::{Mark, Timeline, pass},
 };
 use anyhow::{Context, Result};
 use clap::Args;
@@ -201,6 +201,23 @@ fn rounds(args: &DemoArgs, settings: &Settings, topology: &Topology) -> Result<V
 
 fn one_round(settings: &Settings, topology: &Topology, dir: &Path, single: bool) -> Result<Outcome> {
     let timeline = Timeline::new(single);
+    let outcome = protected_round(settings, topology, dir, &timeline, single);
+    // Of a run that is one of many, nobody has seen the events yet.
+    if !single && !outcome.as_ref().is_ok_and(Outcome::passed) {
+        let events = timeline.since(Mark::default());
+        let origin_ms = events.first().map_or(0.0, |e| e.at_ms);
+        events.iter().for_each(|e| eprintln!("{}", e.line(origin_ms)));
+    }
+    outcome
+}
+
+fn protected_round(
+    settings: &Settings,
+    topology: &Topology,
+    dir: &Path,
+    timeline: &Timeline,
+    single: bool,
+) -> Result<Outcome> {
     let mut round = Round::start(settings, topology, dir, timeline.clone())?;
     let baseline = round.boot()?;
     round.protect()?;

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::{
-    io::{BufRead, BufReader, Read, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     os::unix::net::UnixStream,
     path::Path,
     time::{Duration, Instant},
@@ -17,29 +17,62 @@ const LINE_MAX: u64 = 1024 * 1024;
 /// # Errors
 /// A QEMU that is there and does not answer within `patience`, or answers something else.
 pub fn run_state(socket: &Path, patience: Duration) -> Result<Option<String>> {
-    let Ok(mut stream) = UnixStream::connect(socket) else { return Ok(None) };
+    let Ok(stream) = UnixStream::connect(socket) else { return Ok(None) };
+    let answer = match ask(stream, patience) {
+        // A QEMU that is being killed still takes connections for a moment.
+        Err(error) if error.downcast_ref::<io::Error>().is_some_and(has_gone) => return Ok(None),
+        answer => answer,
+    };
+    answer.with_context(|| format!("QEMU on {}", socket.display()))
+}
+
+fn has_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+}
+
+fn ask(mut stream: UnixStream, patience: Duration) -> Result<Option<String>> {
     let start = Instant::now();
     stream.set_read_timeout(Some(patience))?;
     stream.write_all(b"{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"query-status\"}\n")?;
     let mut lines = BufReader::new(stream);
     while start.elapsed() < patience {
         let mut line = String::new();
-        let read = lines.by_ref().take(LINE_MAX).read_line(&mut line);
-        match read.with_context(|| format!("QEMU does not answer on {}", socket.display()))? {
-            0 => return Ok(None),
-            _ => {
-                let message: Value = serde_json::from_str(&line).context("QMP")?;
-                if let Some(status) = message.pointer("/return/status").and_then(Value::as_str) {
-                    return Ok(Some(status.to_owned()));
-                }
-            }
+        if lines.by_ref().take(LINE_MAX).read_line(&mut line)? == 0 {
+            return Ok(None);
+        }
+        let message: Value = serde_json::from_str(&line).context("not QMP")?;
+        if let Some(status) = message.pointer("/return/status").and_then(Value::as_str) {
+            return Ok(Some(status.to_owned()));
         }
     }
-    bail!("QEMU does not answer on {}", socket.display())
+    bail!("no answer within {patience:?}")
 }
 
-/// Whether a VM in this state executes, or did a moment ago and will again: `colo` is the pause of a checkpoint.
-#[must_use]
-pub fn executes(state: &str) -> bool {
-    matches!(state, "running" | "colo" | "finish-migrate")
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    /// What a monitor that greets and says `reply` makes of it.
+    fn against(reply: &'static [u8]) -> Result<Option<String>> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("qmp");
+        let listener = UnixListener::bind(&path).unwrap();
+        let server = std::thread::spawn(move || {
+            let (mut to, _) = listener.accept().unwrap();
+            to.write_all(b"{\"QMP\": {}}\n{\"return\": {}}\n").unwrap();
+            to.write_all(reply).unwrap();
+        });
+        let state = run_state(&path, Duration::from_secs(10));
+        server.join().unwrap();
+        state
+    }
+
+    #[test]
+    fn states_rubbish_and_nobody() {
+        assert_eq!(against(b"{\"return\": {\"status\": \"colo\"}}\n").unwrap().as_deref(), Some("colo"));
+        assert!(format!("{:#}", against(b"hello\n").unwrap_err()).contains("not QMP"));
+        assert_eq!(against(b"").unwrap(), None, "it went away");
+        assert_eq!(run_state(Path::new("/nowhere/qmp"), Duration::ZERO).unwrap(), None);
+    }
 }

@@ -147,8 +147,11 @@ impl<'a> Round<'a> {
             found = self.timeline.wait(mark, Duration::ZERO, |e| e.is("protect", "protected")).ok().flatten();
             found.is_some() || !protect.is_alive()
         })?;
-        let log = || protect_log(&protect, &self.standby);
-        ensure!(found.is_some(), "the VM is not protected:\n{}", log());
+        if found.is_none() {
+            let how = if protect.is_alive() { "does not say so" } else { "has ended" };
+            eprintln!("{}", protect_log(&protect, &self.standby));
+            bail!("the VM is not protected within {PATIENCE:?}: protect {how}");
+        }
         self.protect = Some(protect);
         Ok(())
     }
