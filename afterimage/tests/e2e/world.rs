@@ -112,7 +112,9 @@ impl World {
         for socket in [&qmp, &look] {
             line.extend(["-qmp".to_owned(), format!("unix:{},server=on,wait=off", socket.display())]);
         }
-        let proc = Proc::spawn(self.dir.path(), name, self.machine.primary(self.dir.path(), &line));
+        let mut command = Command::new(&line[0]);
+        command.args(&line[1..]);
+        let proc = Proc::spawn(self.dir.path(), name, command);
         let vm = Vm { proc, qmp, look, serial };
         vm.serial.goes_on();
         vm
