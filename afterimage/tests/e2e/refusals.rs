@@ -6,10 +6,11 @@ use crate::{
     world::{Standby, StandbyOptions, World, free_addr, words},
 };
 use mc_core::wire::session::{FRAME_LEN, FrameHeader, HELLO_LEN, Hello, Kind, encode_frame};
+use serde_json::Value;
 use std::{
-    io::{Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    os::unix::net::UnixListener,
+    io::{BufRead, BufReader, Read, Write},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    os::unix::net::{UnixListener, UnixStream},
     path::Path,
 };
 
@@ -82,7 +83,7 @@ fn a_standby_that_is_not_there_or_is_something_else() {
         ),
         (
             |stream, _| drop(stream.write_all(&encode_frame(Kind::Ready, b""))),
-            &["sent a Ready frame where its Hello was due"],
+            &["sent a Ready frame where its hello was due"],
         ),
     ];
     for (answer, words) in cases {
@@ -97,6 +98,42 @@ fn a_standby_that_is_not_there_or_is_something_else() {
         fails(&world, &vm, addr, "", 1, &[&[addr_text.as_str()], words].concat());
         server.join().unwrap();
     }
+}
+
+#[test]
+fn a_qemu_that_ends_the_migration_instead_of_taking_checkpoints() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let vm = world.vm("vm", &[]);
+    let mut standby = world.standby("b");
+    let proxy = world.path("proxy.qmp");
+    without_colo(&proxy, &vm.qmp);
+    let mut protect = world.protect("a", "a", &proxy, standby.addr, "");
+    protect.expect_end(6, &["error: ", "instead of entering checkpoint mode", "runs on, unprotected", "QEMU 7.2"]);
+    assert_eq!(protect.count("protected"), 0, "{}", protect.said());
+    // QEMU itself had stopped it.
+    vm.serial.goes_on();
+    vm.serial.assert_sound();
+    standby.proc.wait_events("waiting", 2);
+}
+
+/// A control connection to QEMU on which x-colo cannot be switched on: then it does what QEMU 10.0 does.
+fn without_colo(listen: &Path, qemu: &Path) {
+    let listener = UnixListener::bind(listen).unwrap();
+    let qemu = UnixStream::connect(qemu).unwrap();
+    std::thread::spawn(move || {
+        let (client, _) = listener.accept().unwrap();
+        let (mut answers, mut back) = (qemu.try_clone().unwrap(), client.try_clone().unwrap());
+        std::thread::spawn(move || std::io::copy(&mut answers, &mut back));
+        for line in BufReader::new(client).lines() {
+            let mut command: Value = serde_json::from_str(&line.unwrap()).unwrap();
+            let capabilities = command["arguments"]["capabilities"].as_array_mut();
+            for one in capabilities.into_iter().flatten().filter(|c| c["capability"] == "x-colo") {
+                one["state"] = false.into();
+            }
+            (&qemu).write_all(format!("{command}\n").as_bytes()).unwrap();
+        }
+        let _ = qemu.shutdown(Shutdown::Both);
+    });
 }
 
 /// The header of a hello of 4 GiB.
@@ -136,12 +173,12 @@ fn a_standby_with_another_vm() {
         ("name", StandbyOptions { vm: "db", ..StandbyOptions::default() }, &["stands by for db, not for web"]),
         ("cpu", replace("qemu64", "qemu64,-cx16"), &["vCPU 0", "differs"]),
         ("ram", replace("16392K", "32776K"), &["memory size does not match"]),
-        ("vcpus", qemu(&|line| line.extend(words("-smp 2"))), &["vCPUs: primary 1, standby 2"]),
-        ("machine", replace("pc", "q35"), &["machine: primary pc-i440fx", "standby pc-q35"]),
+        ("vcpus", qemu(&|line| line.extend(words("-smp 2"))), &["number of vCPUs: 1 on the primary, 2 on the standby"]),
+        ("machine", replace("pc", "q35"), &["pc-i440fx", "on the primary", "pc-q35", "on the standby"]),
         (
             "device",
             qemu(&|line| line.extend(words("-device isa-debug-exit"))),
-            &["only the standby has isa-debug-exit"],
+            &["isa-debug-exit", "on the standby only"],
         ),
         ("qemu", qemu(&|line| line.extend(words("-no-such-option"))), &["standby's QEMU", "no-such-option"]),
     ];
