@@ -253,8 +253,8 @@ impl DataPath {
             }
         }
         let health = self.arbiter.health();
-        let known = health.reachable || health.last_error.is_some();
-        if known && health.reachable != self.arbiter_reachable {
+        // Before its first try it is neither.
+        if health.reachable != self.arbiter_reachable && (health.reachable || health.last_error.is_some()) {
             self.arbiter_reachable = health.reachable;
             report::arbiter(&health);
         }

@@ -69,7 +69,7 @@ fn shake_hands(brief: &Brief, generation: Generation) -> Result<Found> {
     let theirs: Profile = Profile::from_json(&connected.profile).context("the standby")?;
     let differences = brief.profile.mismatches(&theirs);
     if !differences.is_empty() {
-        bail!("the standby's VM differs:\n  {}", differences.join("\n  "));
+        bail!("the standby's VM differs: {}", differences.join("; "));
     }
     keepalive.connect(SocketAddr::new(connected.peer_addr.ip(), connected.peer.beat_port))?;
     Ok(Found {

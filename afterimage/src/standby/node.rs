@@ -250,8 +250,8 @@ impl Node {
             }
         }
         let health = self.arbiter.health();
-        let known = health.reachable || health.last_error.is_some();
-        if known && health.reachable != std::mem::replace(&mut self.arbiter_reachable, health.reachable) {
+        if health.reachable != self.arbiter_reachable && (health.reachable || health.last_error.is_some()) {
+            self.arbiter_reachable = health.reachable;
             report::arbiter(&health);
         }
     }

@@ -52,7 +52,7 @@ impl WaitingVm {
         let mut waiting = Self { vm, launch, profile: theirs.clone(), shared, node: config.node, ram_file };
         let differences = theirs.mismatches(&waiting.profile()?);
         let what = "this standby's VM differs from the primary's";
-        anyhow::ensure!(differences.is_empty(), "{what}:\n  {}", differences.join("\n  "));
+        anyhow::ensure!(differences.is_empty(), "{what}: {}", differences.join("; "));
         Ok(waiting)
     }
 

@@ -1,14 +1,15 @@
 //! Parts of `protect` die: there is one survivor, and the register agrees.
 
 use crate::{
-    proc::{Proc, kill, until},
-    world::{Standby, VM, World},
+    proc::{Proc, kill, signal, until},
+    world::{Standby, VM, World, kill_host},
 };
 use afterimage::arbiter::file;
 use mc_core::{
     id::Name,
     register::{Mode, Register},
 };
+use rustix::process::Signal;
 
 /// What the witness has on its disk.
 fn register(world: &World) -> Register {
@@ -75,7 +76,7 @@ fn a_data_paths_death_without_a_standby_ends_in_a_new_one() {
     let (vm, mut protect, mut standby) = world.pair();
     let first = protect.data_path();
     // The standby is stopped, not dead: it cannot ask, and the supervisor must.
-    crate::proc::signal(standby.proc.pid(), rustix::process::Signal::STOP);
+    signal(standby.proc.pid(), Signal::STOP);
     kill(first);
     world.wait_role("a", "solo");
     vm.serial.goes_on();
@@ -83,8 +84,94 @@ fn a_data_paths_death_without_a_standby_ends_in_a_new_one() {
     assert_ne!(protect.data_path(), first);
     assert_eq!(register(&world).generation.0, 3);
     // It wakes up, suspects, asks, and loses.
-    crate::proc::signal(standby.proc.pid(), rustix::process::Signal::CONT);
+    signal(standby.proc.pid(), Signal::CONT);
     standby.proc.wait_events("waiting", 2);
     assert_eq!(standby.proc.count("running"), 0, "{}", standby.proc.said());
     assert!(protect.is_running());
+}
+
+#[test]
+fn a_frozen_primary_wakes_up_fenced() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (mut vm, mut protect, mut standby) = world.pair();
+    let host = [protect.pid(), protect.data_path(), vm.proc.pid()];
+    host.iter().for_each(|pid| signal(*pid, Signal::STOP));
+    standby.proc.wait_event("running");
+    standby.serial.goes_on();
+    vm.serial.assert_continued_by(&standby.serial);
+    host.iter().for_each(|pid| signal(*pid, Signal::CONT));
+    protect.expect_end(4, &["error: ", "another node owns the VM now"]);
+    until("its copy is stopped", || (!vm.proc.is_running()).then_some(()));
+    standby.serial.goes_on();
+    assert_eq!(register(&world).owner.node.to_string(), "b");
+}
+
+#[test]
+fn all_of_protect_dies_and_the_old_copy_cannot_come_back() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (vm, mut protect, mut standby) = world.pair();
+    let data_path = protect.data_path();
+    protect.kill();
+    kill(data_path);
+    standby.proc.wait_event("running");
+    standby.serial.goes_on();
+    // The old QEMU is still there. Whether it runs or stands still, nobody sees it; and nobody protects it.
+    let mut again = world.protect("a", "a2", &vm.qmp, standby.addr, "");
+    again.expect_end(4, &["error: ", "web belongs to node b", "what to do"]);
+}
+
+#[test]
+fn all_of_protect_and_the_standby_die_and_protect_starts_anew() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (vm, mut protect, mut standby) = world.pair();
+    let data_path = protect.data_path();
+    for pid in [standby.proc.pid(), protect.pid(), data_path] {
+        kill(pid);
+    }
+    standby.proc.kill();
+    protect.kill();
+    let next = world.standby("c");
+    let mut again = world.protect("a", "a2", &vm.qmp, next.addr, "");
+    again.wait_event("protected");
+    vm.serial.goes_on();
+    vm.serial.assert_sound();
+}
+
+#[test]
+fn a_waiting_qemu_that_dies_is_started_again() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (mut vm, mut protect, mut standby) = world.pair();
+    let waiting = standby.proc.child_with("qemu").expect("a waiting QEMU");
+    kill(waiting);
+    until("another one waits", || standby.proc.child_with("qemu").filter(|pid| *pid != waiting));
+    assert_eq!(world.status("a")["role"], "protected", "{}", protect.said());
+    until("it is ready", || standby.proc.stderr().contains("starting it again").then_some(()));
+    assert_eq!(world.wait_role("b", "protecting")["protected"], true);
+    kill_host(&mut vm, &mut protect);
+    standby.proc.wait_event("running");
+    standby.serial.goes_on();
+    vm.serial.assert_continued_by(&standby.serial);
+}
+
+#[test]
+fn a_witness_that_dies_stops_failover_and_nothing_else() {
+    let Some((world, mut witness)) = World::with_witness() else { return };
+    let (mut vm, mut protect, mut standby) = world.pair();
+    witness.kill();
+    for process in [&mut protect, &mut standby.proc] {
+        process.wait_event("arbiter-unreachable");
+    }
+    let status = world.status("a");
+    assert_eq!((&status["protected"], &status["arbiter"]["reachable"]), (&true.into(), &false.into()), "{status}");
+    let epoch = status["last_ack_epoch"].as_u64();
+    until("epochs are still committed", || (world.status("a")["last_ack_epoch"].as_u64() > epoch).then_some(()));
+    vm.serial.goes_on();
+
+    kill_host(&mut vm, &mut protect);
+    world.wait_role("b", "claiming");
+    assert_eq!(standby.proc.count("running"), 0, "{}", standby.proc.said());
+    let _witness = world.witness_again();
+    standby.proc.wait_event("running");
+    standby.serial.goes_on();
+    vm.serial.assert_continued_by(&standby.serial);
 }

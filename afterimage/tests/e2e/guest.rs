@@ -82,21 +82,23 @@ impl Machine {
             bios = dir.join("dirty.bin");
             fs::write(&bios, image).unwrap();
         }
-        let mut line = vec!["qemu-system-x86_64".to_owned()];
+        let mut line = self.shim(dir);
+        line.push("qemu-system-x86_64".to_owned());
         line.extend(self.words(&bios, serial));
         line
     }
 
-    /// As a primary: under TCG with the preload library.
-    pub(crate) fn primary(&self, dir: &Path, line: &[String]) -> Command {
-        let mut command = Command::new(&line[0]);
-        command.args(&line[1..]);
-        if !self.kvm {
-            let shim = dir.join("tcgshim.so"); // LD_PRELOAD cannot express a path with spaces
-            fs::copy(&self.shim, &shim).unwrap();
-            command.env("LD_PRELOAD", shim);
+    /// Under TCG a primary needs the preload library, and a standby may become one. A copy of it: `LD_PRELOAD` cannot
+    /// express a path with spaces.
+    fn shim(&self, dir: &Path) -> Vec<String> {
+        if self.kvm {
+            return Vec::new();
         }
-        command
+        let shim = dir.join("tcgshim.so");
+        if !shim.exists() {
+            fs::copy(&self.shim, &shim).unwrap();
+        }
+        vec!["env".to_owned(), format!("LD_PRELOAD={}", shim.display())]
     }
 }
 

@@ -6,10 +6,11 @@ use crate::{
     world::{Standby, StandbyOptions, World, free_addr, words},
 };
 use mc_core::wire::session::{FRAME_LEN, FrameHeader, HELLO_LEN, Hello, Kind, encode_frame};
+use serde_json::Value;
 use std::{
-    io::{Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    os::unix::net::UnixListener,
+    io::{BufRead, BufReader, Read, Write},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    os::unix::net::{UnixListener, UnixStream},
     path::Path,
 };
 
@@ -33,8 +34,8 @@ fn a_qmp_socket_that_is_missing_or_something_else() {
 
     let talks: [(&str, &'static [u8], &str); 3] = [
         ("silent", b"", "no greeting within"),
-        ("noisy", b"220 mail.example ESMTP\r\n", "no QMP socket"),
-        ("json", b"{\"hello\": 1}\n", "no QMP socket"),
+        ("noisy", b"220 mail.example ESMTP\r\n", "is no QMP socket"),
+        ("json", b"{\"hello\": 1}\n", "is no QMP socket"),
     ];
     for (name, greeting, why) in talks {
         let path = world.path(name);
@@ -72,15 +73,18 @@ fn a_standby_that_is_not_there_or_is_something_else() {
             |stream, _| drop(stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")),
             &["does not speak Afterimage's protocol", "HTTP/1.1"],
         ),
-        (|stream, _| drop(stream.write_all(&oversized())), &["longer than its kind may be"]),
+        (|stream, _| drop(stream.write_all(&oversized())), &["sent: ", "longer than its kind may be"]),
         (
             |stream, hello| {
                 let hello = Hello { versions: (9, 9), ..hello };
                 let _ = stream.write_all(&encode_frame(Kind::Hello, &hello.encode()));
             },
-            &["speaks version 9"],
+            &["speaks version", "9", "this build"],
         ),
-        (|stream, _| drop(stream.write_all(&encode_frame(Kind::Ready, b""))), &["where its hello was due"]),
+        (
+            |stream, _| drop(stream.write_all(&encode_frame(Kind::Ready, b""))),
+            &["sent a Ready frame where its hello was due"],
+        ),
     ];
     for (answer, words) in cases {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -94,6 +98,42 @@ fn a_standby_that_is_not_there_or_is_something_else() {
         fails(&world, &vm, addr, "", 1, &[&[addr_text.as_str()], words].concat());
         server.join().unwrap();
     }
+}
+
+#[test]
+fn a_qemu_that_ends_the_migration_instead_of_taking_checkpoints() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let vm = world.vm("vm", &[]);
+    let mut standby = world.standby("b");
+    let proxy = world.path("proxy.qmp");
+    without_colo(&proxy, &vm.qmp);
+    let mut protect = world.protect("a", "a", &proxy, standby.addr, "");
+    protect.expect_end(6, &["error: ", "instead of entering checkpoint mode", "runs on, unprotected", "QEMU 7.2"]);
+    assert_eq!(protect.count("protected"), 0, "{}", protect.said());
+    // QEMU itself had stopped it.
+    vm.serial.goes_on();
+    vm.serial.assert_sound();
+    standby.proc.wait_events("waiting", 2);
+}
+
+/// A control connection to QEMU on which x-colo cannot be switched on: then it does what QEMU 10.0 does.
+fn without_colo(listen: &Path, qemu: &Path) {
+    let listener = UnixListener::bind(listen).unwrap();
+    let qemu = UnixStream::connect(qemu).unwrap();
+    std::thread::spawn(move || {
+        let (client, _) = listener.accept().unwrap();
+        let (mut answers, mut back) = (qemu.try_clone().unwrap(), client.try_clone().unwrap());
+        std::thread::spawn(move || std::io::copy(&mut answers, &mut back));
+        for line in BufReader::new(client).lines() {
+            let mut command: Value = serde_json::from_str(&line.unwrap()).unwrap();
+            let capabilities = command["arguments"]["capabilities"].as_array_mut();
+            for one in capabilities.into_iter().flatten().filter(|c| c["capability"] == "x-colo") {
+                one["state"] = false.into();
+            }
+            (&qemu).write_all(format!("{command}\n").as_bytes()).unwrap();
+        }
+        let _ = qemu.shutdown(Shutdown::Both);
+    });
 }
 
 /// The header of a hello of 4 GiB.
@@ -134,7 +174,7 @@ fn a_standby_with_another_vm() {
         ("cpu", replace("qemu64", "qemu64,-cx16"), &["vCPU 0", "on the primary"]),
         ("ram", replace("16392K", "32776K"), &["memory size does not match"]),
         ("vcpus", qemu(&|line| line.extend(words("-smp 2"))), &["number of vCPUs: 1 on the primary, 2 on the standby"]),
-        ("machine", replace("pc", "q35"), &["machine", "pc-i440fx", "pc-q35"]),
+        ("machine", replace("pc", "q35"), &["pc-i440fx", "on the primary", "pc-q35", "on the standby"]),
         (
             "device",
             qemu(&|line| line.extend(words("-device isa-debug-exit"))),
@@ -146,7 +186,7 @@ fn a_standby_with_another_vm() {
         let mut standby: Standby = world.standby_with("b", &options);
         let mut protect: Proc = world.protect("a", &format!("protect-{case}"), &vm.qmp, standby.addr, "");
         protect.expect_end(1, words);
-        assert!(protect.stderr().contains("refused"), "{}", protect.said());
+        assert!(protect.stderr().contains("refused: "), "{}", protect.said());
         vm.serial.goes_on();
         // It says the same, and waits for the next one.
         standby.proc.wait_event("refused");

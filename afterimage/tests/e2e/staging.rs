@@ -92,6 +92,6 @@ fn a_standby_refuses_slabs_that_its_staging_does_not_hold() {
     let options = StandbyOptions { flags: words("--staging 1MiB"), ..StandbyOptions::default() };
     let standby = world.standby_with("b", &options);
     let mut protect = world.protect("a", "a", &vm.qmp, standby.addr, "--slab 1MiB");
-    protect.expect_end(1, &["refused", "slabs of 1048576 bytes", "--staging"]);
+    protect.expect_end(1, &["refused: ", "slabs of 1048576 bytes", "--staging"]);
     vm.serial.goes_on();
 }

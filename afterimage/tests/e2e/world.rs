@@ -81,10 +81,15 @@ impl World {
     }
 
     pub(crate) fn witness(&mut self) -> Proc {
-        let addr = free_addr();
-        self.arbiter = format!("witness://{addr}");
+        self.arbiter = format!("witness://{}", free_addr());
+        self.witness_again()
+    }
+
+    /// At the same address, with the same state.
+    pub(crate) fn witness_again(&self) -> Proc {
+        let addr = self.arbiter.strip_prefix("witness://").expect("a witness before");
         let mut command = Self::program();
-        command.args(["witness", "--listen", &addr.to_string(), "--state"]).arg(self.path("witness"));
+        command.args(["witness", "--listen", addr, "--state"]).arg(self.path("witness"));
         let witness = Proc::spawn(self.dir.path(), "witness", command);
         until("the witness listens", || std::net::TcpStream::connect(addr).ok());
         witness
@@ -112,7 +117,9 @@ impl World {
         for socket in [&qmp, &look] {
             line.extend(["-qmp".to_owned(), format!("unix:{},server=on,wait=off", socket.display())]);
         }
-        let proc = Proc::spawn(self.dir.path(), name, self.machine.primary(self.dir.path(), &line));
+        let mut command = Command::new(&line[0]);
+        command.args(&line[1..]);
+        let proc = Proc::spawn(self.dir.path(), name, command);
         let vm = Vm { proc, qmp, look, serial };
         vm.serial.goes_on();
         vm
