@@ -30,6 +30,7 @@ use crate::{
         profile::{self, Profile},
         qmp::{Qmp, QmpError, instance_id},
     },
+    report,
 };
 use anyhow::{Context, Result};
 use channel::Brief;
@@ -47,6 +48,9 @@ pub fn run(config: ProtectConfig) -> Result<Code> {
     let owner = Owner { node: config.node, instance: instance_id(qmp.peer_pid()?)? };
     let register = own_the_vm(&config, owner)?;
     emit("attached", json!({ "vm": config.vm, "machine": profile.machine, "generation": register.generation }));
+    for note in report::standing_notes() {
+        tracing::warn!("{note}");
+    }
     if qemu::colo_state(&mut qmp)? == qemu::MigrationState::Colo {
         tracing::warn!("QEMU is still in checkpoint mode: an earlier `protect` died. Leaving it");
         qemu::leave_colo(&mut qmp)?;
