@@ -116,23 +116,47 @@ fn a_qemu_that_ends_the_migration_instead_of_taking_checkpoints() {
     standby.proc.wait_events("waiting", 2);
 }
 
-/// A control connection to QEMU on which x-colo cannot be switched on: then it does what QEMU 10.0 does.
+/// Makes a QEMU that does what 10.0 does: it announces checkpoints, and then ends like any migration. On this control
+/// connection x-colo cannot be switched on; the announcement is put into its stream.
 fn without_colo(listen: &Path, qemu: &Path) {
     let listener = UnixListener::bind(listen).unwrap();
     let qemu = UnixStream::connect(qemu).unwrap();
+    let stream = listen.with_extension("stream");
     std::thread::spawn(move || {
         let (client, _) = listener.accept().unwrap();
         let (mut answers, mut back) = (qemu.try_clone().unwrap(), client.try_clone().unwrap());
         std::thread::spawn(move || std::io::copy(&mut answers, &mut back));
         for line in BufReader::new(client).lines() {
             let mut command: Value = serde_json::from_str(&line.unwrap()).unwrap();
-            let capabilities = command["arguments"]["capabilities"].as_array_mut();
+            let capabilities = command.pointer_mut("/arguments/capabilities").and_then(Value::as_array_mut);
             for one in capabilities.into_iter().flatten().filter(|c| c["capability"] == "x-colo") {
                 one["state"] = false.into();
+            }
+            if let Some(uri) = command.pointer_mut("/arguments/uri") {
+                announce_colo(&stream, uri.as_str().unwrap().strip_prefix("unix:").unwrap());
+                *uri = format!("unix:{}", stream.display()).into();
             }
             (&qemu).write_all(format!("{command}\n").as_bytes()).unwrap();
         }
         let _ = qemu.shutdown(Shutdown::Both);
+    });
+}
+
+/// Passes a stream on, with the command that enables COLO behind the configuration.
+fn announce_colo(listen: &Path, to: &str) {
+    let listener = UnixListener::bind(listen).unwrap();
+    let mut to = UnixStream::connect(to).unwrap();
+    std::thread::spawn(move || {
+        let (mut from, _) = listener.accept().unwrap();
+        let mut header = [0; 13]; // magic, version, 0x07, the length of the machine's name
+        from.read_exact(&mut header).unwrap();
+        let mut name = vec![0; u32::from_be_bytes([header[9], header[10], header[11], header[12]]) as usize];
+        from.read_exact(&mut name).unwrap();
+        for part in [&header[..], &name, &[0x08, 0, 8, 0, 0]] {
+            to.write_all(part).unwrap();
+        }
+        let _ = std::io::copy(&mut from, &mut to);
+        let _ = to.shutdown(Shutdown::Both);
     });
 }
 
