@@ -101,24 +101,27 @@ fn a_standby_that_is_not_there_or_is_something_else() {
 }
 
 #[test]
-fn a_qemu_that_begins_an_ordinary_migration() {
+fn a_qemu_that_ends_the_migration_instead_of_taking_checkpoints() {
     let Some((world, _witness)) = World::with_witness() else { return };
     let vm = world.vm("vm", &[]);
     let mut standby = world.standby("b");
     let proxy = world.path("proxy.qmp");
     without_colo(&proxy, &vm.qmp);
     let mut protect = world.protect("a", "a", &proxy, standby.addr, "");
-    protect.expect_end(1, &["error: ", "an ordinary migration", "x-colo was not set"]);
+    protect.expect_end(6, &["error: ", "instead of entering checkpoint mode", "runs on, unprotected", "QEMU 7.2"]);
     assert_eq!(protect.count("protected"), 0, "{}", protect.said());
+    // QEMU itself had stopped it.
     vm.serial.goes_on();
     vm.serial.assert_sound();
     standby.proc.wait_events("waiting", 2);
 }
 
-/// A control connection to QEMU on which x-colo cannot be switched on.
+/// Makes a QEMU that does what 10.0 does: it announces checkpoints, and then ends like any migration. On this control
+/// connection x-colo cannot be switched on; the announcement is put into its stream.
 fn without_colo(listen: &Path, qemu: &Path) {
     let listener = UnixListener::bind(listen).unwrap();
     let qemu = UnixStream::connect(qemu).unwrap();
+    let stream = listen.with_extension("stream");
     std::thread::spawn(move || {
         let (client, _) = listener.accept().unwrap();
         let (mut answers, mut back) = (qemu.try_clone().unwrap(), client.try_clone().unwrap());
@@ -129,9 +132,31 @@ fn without_colo(listen: &Path, qemu: &Path) {
             for one in capabilities.into_iter().flatten().filter(|c| c["capability"] == "x-colo") {
                 one["state"] = false.into();
             }
+            if let Some(uri) = command.pointer_mut("/arguments/uri") {
+                announce_colo(&stream, uri.as_str().unwrap().strip_prefix("unix:").unwrap());
+                *uri = format!("unix:{}", stream.display()).into();
+            }
             (&qemu).write_all(format!("{command}\n").as_bytes()).unwrap();
         }
         let _ = qemu.shutdown(Shutdown::Both);
+    });
+}
+
+/// Passes a stream on, with the command that enables COLO behind the configuration.
+fn announce_colo(listen: &Path, to: &str) {
+    let listener = UnixListener::bind(listen).unwrap();
+    let mut to = UnixStream::connect(to).unwrap();
+    std::thread::spawn(move || {
+        let (mut from, _) = listener.accept().unwrap();
+        let mut header = [0; 13]; // magic, version, 0x07, the length of the machine's name
+        from.read_exact(&mut header).unwrap();
+        let mut name = vec![0; u32::from_be_bytes([header[9], header[10], header[11], header[12]]) as usize];
+        from.read_exact(&mut name).unwrap();
+        for part in [&header[..], &name, &[0x08, 0, 8, 0, 0]] {
+            to.write_all(part).unwrap();
+        }
+        let _ = std::io::copy(&mut from, &mut to);
+        let _ = to.shutdown(Shutdown::Both);
     });
 }
 
