@@ -232,13 +232,16 @@ impl DataPath {
         Ok(())
     }
 
+    /// A first attempt that fails for want of the source ends this process; a VM that was protected once keeps its gate.
     fn source_broken(&mut self, why: String, unsupported: bool) {
         tracing::error!(%why, "the checkpoint stream broke; giving protection up");
+        let first = self.driver.figures().last_ack_at.is_none();
         self.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
-        if unsupported && !self.brief.stay {
-            self.end_when_solo = Some((Code::Prerequisite, why));
+        if (unsupported || first) && !self.brief.stay {
+            let code = if unsupported { Code::Prerequisite } else { Code::Failed };
+            self.end_when_solo = Some((code, why));
         } else {
-            self.notes.push(why);
+            self.notes.push(format!("not protected: {why}"));
         }
     }
 
