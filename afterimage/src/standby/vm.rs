@@ -4,7 +4,9 @@ use crate::{
     config::StandbyConfig,
     qemu::{
         blocks,
+        control::run_state,
         profile::Profile,
+        qmp::{Qmp, QmpError, instance_id, kill_instance},
         standby::{StandbyConfig as VmConfig, StandbyVm, TakeoverTimes},
         stream::StandbyStream,
     },
@@ -19,7 +21,11 @@ use mc_core::{
 use std::{
     fs::{File, OpenOptions},
     path::{Path, PathBuf},
+    time::Duration,
 };
+
+/// For a QEMU that an earlier standby may have left behind to answer.
+const PREDECESSOR: Duration = Duration::from_secs(2);
 
 /// The waiting VM.
 #[derive(Debug)]
@@ -41,13 +47,11 @@ impl WaitingVm {
         let ram_file = config.ram_dir.join(format!("afterimage-{}.ram", config.vm));
         let shared = blocks::main_block(&theirs.blocks).context("the primary's profile has no RAM block")?;
         let main_ram = theirs.blocks[usize::from(shared.0)].clone();
+        let run_dir = config.run_dir.join(config.vm.to_string());
+        std::fs::create_dir_all(&run_dir).with_context(|| run_dir.display().to_string())?;
+        dismiss_predecessor(&run_dir)?;
         make_file(&ram_file, main_ram.used_length)?;
-        let launch = VmConfig {
-            argv: config.qemu.clone(),
-            run_dir: config.run_dir.clone(),
-            ram_file: ram_file.clone(),
-            main_ram,
-        };
+        let launch = VmConfig { argv: config.qemu.clone(), run_dir, ram_file: ram_file.clone(), main_ram };
         let vm = Some(StandbyVm::launch(launch.clone())?);
         let mut waiting = Self { vm, launch, profile: theirs.clone(), shared, node: config.node, ram_file };
         let differences = theirs.mismatches(&waiting.profile()?);
@@ -116,6 +120,28 @@ impl WaitingVm {
         let _ = std::fs::remove_file(&self.ram_file);
         Ok(times)
     }
+}
+
+/// A standby that was killed left its QEMU behind. One that still waits ends now; one that runs a VM is not ours to end.
+fn dismiss_predecessor(run_dir: &Path) -> Result<()> {
+    let path = run_dir.join("standby.qmp");
+    let mut qmp = match Qmp::connect(&path, PREDECESSOR) {
+        Ok(qmp) => qmp,
+        Err(QmpError::Connect { .. }) => return Ok(()),
+        Err(error) => return Err(anyhow::Error::from(error).context("a QEMU of an earlier standby")),
+    };
+    let state = run_state(&mut qmp)?;
+    if state != "inmigrate" {
+        anyhow::bail!(
+            "a QEMU of an earlier standby runs a VM that it took over ({state}; control socket {}): protect that one, or end it",
+            path.display()
+        );
+    }
+    let pid = qmp.peer_pid()?;
+    tracing::warn!(pid, "an earlier standby's QEMU still waits; ending it");
+    let ending = || format!("ending an earlier standby's QEMU, process {pid}");
+    kill_instance(pid, instance_id(pid)?).with_context(ending)?;
+    qmp.wait_closed(PREDECESSOR).with_context(ending)
 }
 
 /// The RAM file, all of it allocated: a page fault that finds the disk full would end us in the middle of an epoch.

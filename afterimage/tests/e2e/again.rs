@@ -1,7 +1,7 @@
 //! Protected again: after the standby's death, and after a takeover.
 
 use crate::{
-    proc::kill,
+    proc::{is_alive, kill, until},
     world::{World, kill_host},
 };
 
@@ -40,7 +40,7 @@ fn a_vm_that_was_taken_over_is_protected_where_it_runs_now() {
 
     let qemu = b.proc.child_with("qemu").expect("the standby's QEMU");
     let mut c = world.standby("c");
-    let mut protect = world.protect("b", "b2", &world.run_dir("b").join("standby.qmp"), c.addr, "");
+    let mut protect = world.protect("b", "b2", &world.run_dir("b").join("web/standby.qmp"), c.addr, "");
     b.proc.expect_end(0, &[]);
     protect.wait_event("protected");
     c.proc.wait_event("protected");
@@ -68,5 +68,40 @@ fn a_protect_that_is_busy_is_not_relieved() {
     second.expect_end(1, &["another afterimage on this node has web", "protected", "afterimage unprotect"]);
     assert_eq!(world.status("a")["role"], "protected");
     assert!(first.is_running());
+    vm.serial.goes_on();
+}
+
+#[test]
+fn a_standby_leaves_a_vm_alone_that_was_taken_over_on_its_host() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (mut vm, mut protect, mut b) = world.pair();
+    kill_host(&mut vm, &mut protect);
+    b.proc.wait_event("running");
+    let qemu = b.proc.child_with("qemu").expect("the standby's QEMU");
+    b.proc.kill();
+    b.serial.goes_on();
+
+    // A primary would have the standby start a QEMU in its place.
+    let stranger = world.vm("stranger", &[]);
+    let next = world.standby("b");
+    let mut protect =
+        world.protect("b", "p", &stranger.qmp, next.addr, &format!("--run-dir {}", world.path("p").display()));
+    protect.expect_end(1, &["refused: ", "runs a VM", "standby.qmp"]);
+    assert!(is_alive(qemu));
+    b.serial.goes_on();
+}
+
+#[test]
+fn a_standbys_orphan_is_dismissed() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (vm, mut protect, mut lost) = world.pair();
+    let orphan = lost.proc.child_with("qemu").expect("the standby's QEMU");
+    lost.proc.kill();
+    protect.wait_events("solo", 2);
+    assert!(is_alive(orphan), "it waits for nobody");
+    let standby = world.standby("b");
+    let mut again = world.protect("a", "a2", &vm.qmp, standby.addr, "");
+    again.wait_event("protected");
+    until("the orphan is gone", || (!is_alive(orphan)).then_some(()));
     vm.serial.goes_on();
 }

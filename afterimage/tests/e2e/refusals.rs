@@ -12,6 +12,7 @@ use std::{
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     os::unix::net::{UnixListener, UnixStream},
     path::Path,
+    thread::JoinHandle,
 };
 
 /// `protect` of this VM towards `to` ends so, and the guest counts on.
@@ -101,24 +102,30 @@ fn a_standby_that_is_not_there_or_is_something_else() {
 }
 
 #[test]
-fn a_qemu_that_ends_the_migration_instead_of_taking_checkpoints() {
+fn a_qemu_that_migrates_instead_of_taking_checkpoints() {
     let Some((world, _witness)) = World::with_witness() else { return };
     let vm = world.vm("vm", &[]);
     let mut standby = world.standby("b");
-    let proxy = world.path("proxy.qmp");
-    without_colo(&proxy, &vm.qmp);
-    let mut protect = world.protect("a", "a", &proxy, standby.addr, "");
-    protect.expect_end(6, &["error: ", "instead of entering checkpoint mode", "runs on, unprotected", "QEMU 7.2"]);
-    assert_eq!(protect.count("protected"), 0, "{}", protect.said());
-    // QEMU itself had stopped it.
-    vm.serial.goes_on();
-    vm.serial.assert_sound();
-    standby.proc.wait_events("waiting", 2);
+    let ended = ["instead of entering checkpoint mode", "runs on, unprotected", "QEMU 7.2"];
+    let cases: [(&str, i32, &[&str]); 2] =
+        [("announced", 6, &ended), ("plain", 1, &["an ordinary migration", "x-colo was not set"])];
+    for (waiting, (case, code, words)) in cases.into_iter().enumerate() {
+        let proxy = world.path(case);
+        let proxied = without_colo(&proxy, &vm.qmp, case == "announced");
+        let mut protect = world.protect("a", &format!("protect-{case}"), &proxy, standby.addr, "");
+        protect.expect_end(code, words);
+        assert_eq!(protect.count("protected"), 0, "{}", protect.said());
+        // QEMU itself may have stopped it.
+        vm.serial.goes_on();
+        vm.serial.assert_sound();
+        standby.proc.wait_events("waiting", 2 + waiting);
+        proxied.join().unwrap();
+    }
 }
 
-/// Makes a QEMU that does what 10.0 does: it announces checkpoints, and then ends like any migration. On this control
-/// connection x-colo cannot be switched on; the announcement is put into its stream.
-fn without_colo(listen: &Path, qemu: &Path) {
+/// A control connection to QEMU on which x-colo cannot be switched on. `announced`: its stream begins as if it could,
+/// which makes it a QEMU that does what 10.0 does.
+fn without_colo(listen: &Path, qemu: &Path, announced: bool) -> JoinHandle<()> {
     let listener = UnixListener::bind(listen).unwrap();
     let qemu = UnixStream::connect(qemu).unwrap();
     let stream = listen.with_extension("stream");
@@ -132,14 +139,14 @@ fn without_colo(listen: &Path, qemu: &Path) {
             for one in capabilities.into_iter().flatten().filter(|c| c["capability"] == "x-colo") {
                 one["state"] = false.into();
             }
-            if let Some(uri) = command.pointer_mut("/arguments/uri") {
+            if let Some(uri) = command.pointer_mut("/arguments/uri").filter(|_| announced) {
                 announce_colo(&stream, uri.as_str().unwrap().strip_prefix("unix:").unwrap());
                 *uri = format!("unix:{}", stream.display()).into();
             }
             (&qemu).write_all(format!("{command}\n").as_bytes()).unwrap();
         }
         let _ = qemu.shutdown(Shutdown::Both);
-    });
+    })
 }
 
 /// Passes a stream on, with the command that enables COLO behind the configuration.

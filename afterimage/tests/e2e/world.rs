@@ -157,7 +157,10 @@ impl World {
     pub(crate) fn protect(&self, node: &str, name: &str, qmp: &Path, to: SocketAddr, flags: &str) -> Proc {
         let mut command = Self::program();
         command.args(["protect", "--vm", VM, "--node", node, "--to", &to.to_string(), "--qmp"]).arg(qmp);
-        command.args(["--arbiter", &self.arbiter, "--run-dir"]).arg(self.run_dir(node)).args(words(flags));
+        command.args(["--arbiter", &self.arbiter]).args(words(flags));
+        if !flags.contains("--run-dir") {
+            command.arg("--run-dir").arg(self.run_dir(node));
+        }
         Proc::spawn(self.dir.path(), name, command)
     }
 
