@@ -20,8 +20,9 @@ use mc_core::{
 };
 use std::{
     fs::{File, OpenOptions},
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// For a QEMU that an earlier standby may have left behind to answer.
@@ -141,7 +142,14 @@ fn dismiss_predecessor(run_dir: &Path) -> Result<()> {
     tracing::warn!(pid, "an earlier standby's QEMU still waits; ending it");
     let ending = || format!("ending an earlier standby's QEMU, process {pid}");
     kill_instance(pid, instance_id(pid)?).with_context(ending)?;
-    qmp.wait_closed(PREDECESSOR).with_context(ending)
+    qmp.wait_closed(PREDECESSOR).with_context(ending)?;
+    // A dying process closes its sockets one by one: until the last one is gone its place is taken.
+    let deadline = Instant::now() + PREDECESSOR;
+    while UnixStream::connect(&path).is_ok() {
+        anyhow::ensure!(Instant::now() < deadline, "{} is still served, though its QEMU was killed", path.display());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
 }
 
 /// The RAM file, all of it allocated: a page fault that finds the disk full would end us in the middle of an epoch.
