@@ -93,8 +93,12 @@ impl Qemu {
     /// A broken stream: is the VM gone, or is this QEMU unable to do what is asked of it?
     fn explain(&mut self, why: &str) -> ToDataPath {
         match control::colo_state(&mut self.qmp) {
-            // Its stream often ends before its last words on the control connection are read.
-            Err(_) => ToDataPath::VmGone { orderly: self.said_shutdown() },
+            Err(_) => {
+                // Its stream often ends before its last words are read here; and a question that could not be sent has
+                // read none of them.
+                let _ = self.qmp.poll_events();
+                ToDataPath::VmGone { orderly: self.said_shutdown() }
+            }
             Ok(MigrationState::Completed) => {
                 ToDataPath::SourceBroken { why: UNSUPPORTED.to_owned(), unsupported: true }
             }
