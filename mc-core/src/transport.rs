@@ -33,9 +33,13 @@ pub trait Transport: Send {
         false
     }
 
-    /// I3: ends the peer's access to our memory. When it returns, no byte of the peer's can land in a slab any more.
+    /// I3: ends the peer's access to our memory. When it returns success, no byte of the peer's can land in a slab any more.
     /// What had arrived in full before is still reported by `poll`, then `Completion::Down`, and every slab comes back.
-    fn revoke(&mut self);
+    ///
+    /// # Errors
+    /// The network's hardware or driver does not confirm that: nothing that was staged may be trusted, and no takeover may
+    /// rest on it. Slabs that the peer might still write to do not come back.
+    fn revoke(&mut self) -> Result<(), NotFenced>;
 
     /// Who is at the other end, for messages.
     fn peer(&self) -> String;
@@ -85,6 +89,16 @@ pub enum Completion {
     Down(LinkError),
 }
 
+/// A peer's access to our memory could not be ended.
+#[derive(Debug, thiserror::Error)]
+#[error("{peer} is not fenced, its writes may still land here: {why}")]
+pub struct NotFenced {
+    /// Who.
+    pub peer: String,
+    /// What was tried, and what the system said.
+    pub why: String,
+}
+
 /// Why a link is gone.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -119,6 +133,12 @@ pub enum LinkError {
         /// What is wrong with it.
         source: WireError,
     },
+    /// The network says so, in words of its own, which name the peer.
+    #[error(transparent)]
+    Network(Box<dyn std::error::Error + Send + Sync>),
+    /// We could not be sure to have ended its access.
+    #[error(transparent)]
+    NotFenced(#[from] NotFenced),
 }
 
 /// Best-effort datagrams for beats, apart from the bulk link: loss is normal, delay is not. Never blocks.

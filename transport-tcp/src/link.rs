@@ -30,7 +30,7 @@ mod tx;
 use crate::options::LinkOptions;
 use mc_core::{
     slab::FreeSlab,
-    transport::{Completion, LinkError, Op, RejectReason, Rejected, Transport},
+    transport::{Completion, LinkError, NotFenced, Op, RejectReason, Rejected, Transport},
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -247,11 +247,13 @@ impl Transport for TcpLink {
         self.is_up() && self.outbox.has_bytes()
     }
 
-    fn revoke(&mut self) {
+    /// Never fails: only this code writes into slabs.
+    fn revoke(&mut self) -> Result<(), NotFenced> {
         if self.is_up() {
             self.drain();
             self.end(LinkError::Revoked { peer: self.peer.clone() });
         }
+        Ok(())
     }
 
     fn peer(&self) -> String {

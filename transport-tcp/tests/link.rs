@@ -179,7 +179,7 @@ fn a_revocation_in_the_middle_of_a_slab_reports_what_was_whole() {
     while rustix::io::ioctl_fionread(&ours).unwrap() < stream.len() as u64 {
         sleep(Duration::from_micros(100));
     }
-    link.revoke();
+    link.revoke().unwrap();
     assert!(peer.write_all(&bytes).is_err() || peer.read(&mut [0]).is_err(), "the peer is told at once");
     let kinds: Vec<u8> = std::iter::from_fn(|| link.poll())
         .map(|completion| match completion {

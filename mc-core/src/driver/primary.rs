@@ -432,7 +432,10 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
             let _ = self.link.as_mut().and_then(|l| l.poll()).map(|c| self.reclaim(c));
         }
         if let Some(mut link) = self.link.take() {
-            link.revoke();
+            // A peer that may still write here harms nothing: the primary reads no slab that it did not fill itself.
+            if let Err(error) = link.revoke() {
+                self.errands.push_back(PrimaryErrand::LinkLost(error.to_string()));
+            }
             while let Some(completion) = link.poll() {
                 self.reclaim(completion);
             }

@@ -374,15 +374,19 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
     /// I3. What had arrived in full is reported by the link before it says that it is down; see `completed`.
     fn revoke(&mut self) {
         self.revoking = true;
-        match &mut self.link {
-            Some(link) => link.revoke(),
+        match self.link.as_mut().map(Transport::revoke) {
+            Some(Ok(())) => {}
+            // No takeover rests on memory that the primary may still write to: this standby is of no use any more.
+            Some(Err(error)) => self.errands.push_back(StandbyErrand::Fatal(error.to_string())),
             None => self.event(Event::Revoked),
         }
     }
 
     fn discard(&mut self) {
         if let Some(mut link) = self.link.take() {
-            link.revoke();
+            if let Err(error) = link.revoke() {
+                self.errands.push_back(StandbyErrand::Fatal(error.to_string()));
+            }
             while let Some(completion) = link.poll() {
                 match completion {
                     Completion::Arrived(slab) | Completion::Written(slab) => self.store.pool.put(slab.recycle()),

@@ -23,23 +23,40 @@ use crate::wire::{
     slab::{HEADER_LEN, Records, SlabHeader},
 };
 use memmap2::MmapMut;
+use std::any::Any;
+
+/// What a transport keeps with a slab from one use to the next: a memory registration. It goes before the memory does.
+pub type Attachment = Option<Box<dyn Any + Send>>;
+
+/// The memory of a slab: a mapping of its own.
+#[derive(Debug)]
+struct Memory {
+    // Fields are dropped in this order.
+    attachment: Attachment,
+    map: MmapMut,
+}
 
 /// A slab that nobody uses.
 #[derive(Debug)]
 pub struct FreeSlab {
-    memory: MmapMut,
+    memory: Memory,
 }
 
 impl FreeSlab {
     pub(crate) fn allocate(size: usize) -> std::io::Result<Self> {
-        Ok(Self { memory: MmapMut::map_anon(size)? })
+        Ok(Self { memory: Memory { attachment: None, map: MmapMut::map_anon(size)? } })
     }
 
     /// Bytes.
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "a slab is never empty memory")]
     pub fn len(&self) -> usize {
-        self.memory.len()
+        self.memory.map.len()
+    }
+
+    /// For the transport: what it keeps with this slab.
+    pub fn attachment(&mut self) -> &mut Attachment {
+        &mut self.memory.attachment
     }
 
     /// Begins to fill it with a checkpoint's records.
@@ -50,13 +67,14 @@ impl FreeSlab {
 
     /// The memory, for a transport that receives into it.
     pub fn receive_buffer(&mut self) -> &mut [u8] {
-        &mut self.memory
+        &mut self.memory.map
     }
 
     /// What arrived in [`FreeSlab::receive_buffer`], once its header, length and body checksum are right.
     pub fn arrived(self) -> Result<SealedSlab, (Self, WireError)> {
-        let checked = SlabHeader::decode(&self.memory, self.memory.len())
-            .and_then(|h| h.check_body(&self.memory[HEADER_LEN..HEADER_LEN + h.body_len as usize]).map(|()| h));
+        let bytes = &self.memory.map;
+        let checked = SlabHeader::decode(bytes, bytes.len())
+            .and_then(|h| h.check_body(&bytes[HEADER_LEN..HEADER_LEN + h.body_len as usize]).map(|()| h));
         match checked {
             Ok(header) => Ok(SealedSlab { header, memory: self.memory }),
             Err(error) => Err((self, error)),
@@ -64,7 +82,7 @@ impl FreeSlab {
     }
 
     pub(crate) fn memory(&mut self) -> &mut [u8] {
-        &mut self.memory
+        &mut self.memory.map
     }
 }
 
@@ -72,7 +90,7 @@ impl FreeSlab {
 #[derive(Debug)]
 pub struct SealedSlab {
     header: SlabHeader,
-    memory: MmapMut,
+    memory: Memory,
 }
 
 impl SealedSlab {
@@ -89,7 +107,18 @@ impl SealedSlab {
     /// Exactly what goes on the wire.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
-        &self.memory[..HEADER_LEN + self.header.body_len as usize]
+        &self.memory.map[..HEADER_LEN + self.header.body_len as usize]
+    }
+
+    /// All of its memory, for a transport that registers it. It begins with [`SealedSlab::as_bytes`].
+    #[must_use]
+    pub fn memory(&self) -> &[u8] {
+        &self.memory.map
+    }
+
+    /// For the transport: what it keeps with this slab.
+    pub fn attachment(&mut self) -> &mut Attachment {
+        &mut self.memory.attachment
     }
 
     /// Its records; each is bounded here, but block numbers and offsets are the image's to judge.

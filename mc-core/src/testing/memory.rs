@@ -12,7 +12,7 @@
 
 use crate::{
     slab::{FreeSlab, SealedSlab},
-    transport::{Completion, LinkError, Op, RejectReason, Rejected, Transport},
+    transport::{Completion, LinkError, NotFenced, Op, RejectReason, Rejected, Transport},
     wire::{
         WireError,
         control::{self, Control},
@@ -281,14 +281,15 @@ impl Transport for MemoryTransport {
         self.is_up() && !self.outgoing.is_empty()
     }
 
-    fn revoke(&mut self) {
+    fn revoke(&mut self) -> Result<(), NotFenced> {
         if !self.is_up() {
-            return;
+            return Ok(());
         }
         while let Ok(Some(completion)) = self.pull() {
             self.arrived.push_back(completion);
         }
         self.end(LinkError::Revoked { peer: self.peer() });
+        Ok(())
     }
 
     fn peer(&self) -> String {

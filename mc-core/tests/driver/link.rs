@@ -2,7 +2,7 @@
 
 use mc_core::{
     slab::{FreeSlab, SealedSlab},
-    transport::{Completion, LinkError, Op, RejectReason, Rejected, Transport},
+    transport::{Completion, LinkError, NotFenced, Op, RejectReason, Rejected, Transport},
     wire::control::Control,
 };
 use std::{
@@ -169,8 +169,9 @@ impl Transport for Link {
         None
     }
 
-    fn revoke(&mut self) {
+    fn revoke(&mut self) -> Result<(), NotFenced> {
         self.wire.lock().unwrap().kill(true);
+        Ok(())
     }
 
     fn peer(&self) -> String {

@@ -82,8 +82,8 @@ pub fn revoke_reports_what_had_arrived<F: Fabric>(fabric: &mut F) {
     w.b.post_many(6);
     write_a_checkpoint(&mut w.a);
     w.settle();
-    w.b.link.revoke();
-    w.b.link.revoke(); // the second does nothing
+    w.b.link.revoke().expect("fenced");
+    w.b.link.revoke().expect("fenced"); // the second does nothing
     w.until_second("the revoked end goes down", |b| b.down.is_some());
     assert!(matches!(w.b.down, Some(LinkError::Revoked { .. })), "{:?}", w.b.down);
     w.b.check_down();
@@ -98,7 +98,7 @@ pub fn after_revoke_nothing_lands<F: Fabric>(fabric: &mut F) {
     write_a_checkpoint(&mut w.a);
     w.settle();
     let before = w.a.sent.clone();
-    w.b.link.revoke();
+    w.b.link.revoke().expect("fenced");
     // The peer does not know yet, and may even get its bytes out. Or it does know: then it takes no more.
     while w.a.write(3).is_ok() && w.a.sent.len() < 12 {
         w.a.step();
@@ -132,7 +132,7 @@ pub fn revoke_in_mid_stream_keeps_a_prefix<F: Fabric>(fabric: &mut F) {
                 _ => drop(w.b.step()),
             }
         }
-        w.b.link.revoke();
+        w.b.link.revoke().expect("fenced");
         w.until_second("the revoked end goes down", |b| b.down.is_some());
         w.check_prefixes();
         w.until_both_down();
@@ -144,7 +144,7 @@ pub fn the_revoked_end_takes_no_more_operations<F: Fabric>(fabric: &mut F) {
     let mut w = World::new(fabric, SLAB, 8);
     w.b.post_many(2);
     w.b.write(1).expect("an empty queue");
-    w.b.link.revoke();
+    w.b.link.revoke().expect("fenced");
     assert_eq!(w.b.write(1), Err(RejectReason::Down));
     assert_eq!(w.b.send(), Err(RejectReason::Down));
     assert_eq!(w.b.post(), Err(RejectReason::Down));
@@ -159,7 +159,7 @@ pub fn revoke_by_the_sender_returns_every_slab<F: Fabric>(fabric: &mut F) {
         w.a.write(3).expect("an empty queue");
     }
     w.a.step();
-    w.a.link.revoke();
+    w.a.link.revoke().expect("fenced");
     w.until_both_down();
     w.check_prefixes();
 }

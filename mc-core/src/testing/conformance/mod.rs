@@ -34,10 +34,11 @@ pub trait Fabric {
     /// Breaks the last pair's link in a way that both ends notice; what arrived before stays arrived.
     fn cut(&mut self);
 
-    /// Returns when `bytes`, all written by the first end and none of them taken by the second, have arrived at the second
-    /// end's host. Nothing to do where `Written` means just that.
-    fn settle(&mut self, bytes: usize) {
-        let _ = bytes;
+    /// Whether all `bytes` that the first end has written, none of them taken by the second, have arrived at the second
+    /// end's host. True at once where `Written` means just that.
+    fn settled(&mut self, first: &Self::T, bytes: usize) -> bool {
+        let _ = (first, bytes);
+        true
     }
 
     /// Neither end has anything to do: lets a moment pass, at least 50 µs if the fabric is more than memory.

@@ -36,8 +36,8 @@ fn one_seed<F: Fabric>(fabric: &mut F, seed: u64) {
     }
     match rng.below(4) {
         0 => w.fabric.cut(),
-        1 => w.a.link.revoke(),
-        2 => w.b.link.revoke(),
+        1 => w.a.link.revoke().expect("fenced"),
+        2 => w.b.link.revoke().expect("fenced"),
         _ => {
             finish(&mut w);
             w.check_complete();

@@ -216,14 +216,13 @@ impl<'f, F: Fabric> World<'f, F> {
     pub(super) fn settle(&mut self) {
         let bytes = self.a.sent.iter().map(Item::len).sum();
         let mut idle = 0;
-        while self.a.writing > 0 || self.a.link.wants_write() {
+        while self.a.writing > 0 || self.a.link.wants_write() || !self.fabric.settled(&self.a.link, bytes) {
             if !self.a.step() {
                 idle += 1;
                 assert!(idle < PATIENCE, "hangs: writing what the second end does not read yet");
                 self.fabric.idle();
             }
         }
-        self.fabric.settle(bytes);
     }
 
     pub(super) fn until_both_down(&mut self) {

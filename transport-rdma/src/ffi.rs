@@ -1,0 +1,716 @@
+//! Safe, owned handles over libibverbs (ibv_*(3)): the crate's only `unsafe`.
+//!
+//! ```text
+//!   Context ──> Domain (PD) ──> Region (MR)          one Domain per peer and incarnation
+//!      │           ├──────────> Qp ──> posts, state changes
+//!      │           └──────────> Address (AH)
+//!      └──> Channel ──> Cq
+//! ```
+//!
+//! Every handle keeps what it was made from alive, so nothing is freed under a user's feet, in whatever order they are
+//! dropped. What can fail on the way out is a method that says so ([`Qp::destroy`], [`Region::deregister`]): a fence needs
+//! the answer. `Drop` tries once more, logs, and never panics.
+//!
+//! # Memory
+//!
+//! A [`Region`] is made of a whole mapping only, never of heap memory: the kernel pins a mapping's pages until the region is
+//! deregistered, so a device that is late writes into pages that nobody else can own meanwhile, even if the mapping is gone.
+#![allow(unsafe_code)]
+
+use crate::types::{
+    Access, Completion, Gid, Limits, Piece, Port, PostError, QpSizes, RcPath, Request, Work, lane_mbit, lanes,
+    mtu_bytes, mtu_code,
+};
+use mc_core::slab::{FreeSlab, SealedSlab};
+use memmap2::{MmapMut, MmapRaw};
+use rdma_sys as sys;
+use std::{
+    ffi::{CStr, CString, c_int},
+    fmt,
+    io::{self, Error},
+    mem::zeroed,
+    os::fd::{AsFd, BorrowedFd},
+    ptr::{NonNull, null_mut},
+    sync::{
+        Arc,
+        atomic::{AtomicPtr, Ordering},
+    },
+};
+
+/// Turns what a verb returned (0, an error number, or -1 and `errno`) into a result.
+fn check(returned: c_int) -> io::Result<()> {
+    match returned {
+        0 => Ok(()),
+        code if code > 0 => Err(Error::from_raw_os_error(code)),
+        _ => Err(Error::last_os_error()),
+    }
+}
+
+fn made<T>(pointer: *mut T) -> io::Result<NonNull<T>> {
+    NonNull::new(pointer).ok_or_else(Error::last_os_error)
+}
+
+/// Of a failed clean-up nobody but the log learns: there is no one to tell in a `Drop`.
+fn log_failed(what: &str, returned: c_int) {
+    if let Err(error) = check(returned) {
+        tracing::error!(%error, "{what} failed");
+    }
+}
+
+/// Declares a handle that owns one pointer of libibverbs.
+macro_rules! handle {
+    ($(#[$doc:meta])* $name:ident, $raw:ty, { $($field:ident: $type:ty),* $(,)? }, $destroy:path, $what:literal) => {
+        $(#[$doc])*
+        pub struct $name {
+            raw: NonNull<$raw>,
+            $($field: $type,)*
+        }
+        // SAFETY: libibverbs locks its objects (ibv_open_device(3), "thread safe"); the pointer is never shared outside.
+        unsafe impl Send for $name {}
+        // SAFETY: as above; every method takes what it needs by value or through libibverbs' own locks.
+        unsafe impl Sync for $name {}
+        impl Drop for $name {
+            fn drop(&mut self) {
+                // SAFETY: `raw` came from the matching constructor, is destroyed only here, and everything made from it
+                // holds an `Arc` of it, so nothing made from it is left.
+                log_failed($what, unsafe { $destroy(self.raw.as_ptr()) });
+            }
+        }
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(stringify!($name))
+            }
+        }
+    };
+}
+
+handle!(
+    /// An open device.
+    Context, sys::ibv_context, { name: String }, sys::ibv_close_device, "ibv_close_device"
+);
+handle!(
+    /// A protection domain: queue pairs reach the memory of their own domain only.
+    Domain, sys::ibv_pd, { context: Arc<Context> }, sys::ibv_dealloc_pd, "ibv_dealloc_pd"
+);
+handle!(
+    /// Wakes whoever sleeps on its descriptor when an armed [`Cq`] gets a completion.
+    Channel, sys::ibv_comp_channel, { _context: Arc<Context> }, sys::ibv_destroy_comp_channel, "ibv_destroy_comp_channel"
+);
+handle!(
+    /// A completion queue.
+    Cq, sys::ibv_cq, { channel: Option<Arc<Channel>>, _context: Arc<Context> }, sys::ibv_destroy_cq, "ibv_destroy_cq"
+);
+handle!(
+    /// Where a datagram goes (an address handle).
+    Address, sys::ibv_ah, { _domain: Arc<Domain> }, sys::ibv_destroy_ah, "ibv_destroy_ah"
+);
+
+impl Context {
+    /// Opens the device of that name.
+    ///
+    /// # Errors
+    /// `ENOSYS`: the kernel has no RDMA; not found: no such device; otherwise what the driver says.
+    pub fn open(name: &str) -> io::Result<Arc<Self>> {
+        let wanted = CString::new(name).map_err(io::Error::other)?;
+        let mut count = 0;
+        // SAFETY: `count` outlives the call. The list is freed below, on every path.
+        let list = made(unsafe { sys::ibv_get_device_list(&raw mut count) })?;
+        let mut context = Err(io::ErrorKind::NotFound.into());
+        for index in 0..usize::try_from(count).unwrap_or(0) {
+            // SAFETY: the list has `count` entries.
+            let device = unsafe { list.as_ptr().wrapping_add(index).read() };
+            // SAFETY: `device` is an entry of a list that is not freed yet.
+            let name = unsafe { sys::ibv_get_device_name(device) };
+            // SAFETY: a device's name is a C string, which lives as long as the list.
+            let found = unsafe { CStr::from_ptr(name) };
+            if found == wanted.as_c_str() {
+                // SAFETY: likewise; an open context outlives the list (ibv_get_device_list(3)).
+                context = made(unsafe { sys::ibv_open_device(device) });
+            }
+        }
+        // SAFETY: `list` came from `ibv_get_device_list`, and no entry of it is used from here on.
+        unsafe { sys::ibv_free_device_list(list.as_ptr()) };
+        Ok(Arc::new(Self { raw: context?, name: name.to_owned() }))
+    }
+
+    /// The device's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its limits.
+    pub fn limits(&self) -> io::Result<Limits> {
+        // SAFETY: a C struct of integers, for which zeros are valid.
+        let mut a: sys::ibv_device_attr = unsafe { zeroed() };
+        // SAFETY: `raw` is open, `a` outlives the call.
+        check(unsafe { sys::ibv_query_device(self.raw.as_ptr(), &raw mut a) })?;
+        Ok(Limits {
+            max_mr_size: a.max_mr_size,
+            max_mr: a.max_mr,
+            max_qp: a.max_qp,
+            max_qp_wr: a.max_qp_wr,
+            max_sge: a.max_sge,
+            max_cqe: a.max_cqe,
+            max_mcast_grp: a.max_mcast_grp,
+            max_qp_rd_atom: a.max_qp_rd_atom,
+            atomics: a.atomic_cap != sys::ibv_atomic_cap::IBV_ATOMIC_NONE,
+            ports: a.phys_port_cnt,
+        })
+    }
+
+    /// The state of port `number`.
+    pub fn port(&self, number: u8) -> io::Result<Port> {
+        // SAFETY: a C struct of integers, for which zeros are valid.
+        let mut a: sys::ibv_port_attr = unsafe { zeroed() };
+        // SAFETY: `raw` is open, `a` outlives the call.
+        check(unsafe { sys::___ibv_query_port(self.raw.as_ptr(), number, &raw mut a) })?;
+        Ok(Port {
+            active: a.state == sys::ibv_port_state::IBV_PORT_ACTIVE,
+            mtu: mtu_bytes(a.active_mtu),
+            gids: a.gid_tbl_len,
+            ethernet: a.link_layer == ETHERNET,
+            lid: a.lid,
+            mbit: lanes(a.active_width) * lane_mbit(a.active_speed),
+        })
+    }
+
+    /// Entry `index` of the port's GID table.
+    pub fn gid(&self, port: u8, index: u8) -> io::Result<Gid> {
+        // SAFETY: a union of integers, for which zeros are valid.
+        let mut gid: sys::ibv_gid = unsafe { zeroed() };
+        // SAFETY: `raw` is open, `gid` outlives the call.
+        check(unsafe { sys::ibv_query_gid(self.raw.as_ptr(), port, index.into(), &raw mut gid) })?;
+        // SAFETY: all bit patterns of the union are bytes.
+        Ok(unsafe { gid.raw })
+    }
+}
+
+/// `IBV_LINK_LAYER_ETHERNET` of <infiniband/verbs.h>.
+const ETHERNET: u8 = 2;
+
+impl Domain {
+    /// A new domain.
+    pub fn new(context: &Arc<Context>) -> io::Result<Arc<Self>> {
+        // SAFETY: `context` is open.
+        let raw = made(unsafe { sys::ibv_alloc_pd(context.raw.as_ptr()) })?;
+        Ok(Arc::new(Self { raw, context: Arc::clone(context) }))
+    }
+
+    /// The device that it belongs to.
+    #[must_use]
+    pub fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+}
+
+impl Channel {
+    /// A new channel; its descriptor does not block.
+    pub fn new(context: &Arc<Context>) -> io::Result<Arc<Self>> {
+        // SAFETY: `context` is open.
+        let raw = made(unsafe { sys::ibv_create_comp_channel(context.raw.as_ptr()) })?;
+        let this = Self { raw, _context: Arc::clone(context) };
+        let flags = rustix::fs::fcntl_getfl(this.as_fd())?;
+        rustix::fs::fcntl_setfl(this.as_fd(), flags | rustix::fs::OFlags::NONBLOCK)?;
+        Ok(Arc::new(this))
+    }
+
+    /// Takes what made the descriptor readable, if anything.
+    pub fn clear(&self) {
+        loop {
+            let (mut cq, mut context) = (null_mut(), null_mut());
+            // SAFETY: the channel exists, both pointers outlive the call; the descriptor does not block.
+            if unsafe { sys::ibv_get_cq_event(self.raw.as_ptr(), &raw mut cq, &raw mut context) } != 0 {
+                return;
+            }
+            // SAFETY: `cq` was just handed out by the channel, and its owner cannot have destroyed it: that waits for
+            // this acknowledgement (ibv_get_cq_event(3)).
+            unsafe { sys::ibv_ack_cq_events(cq, 1) };
+        }
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the channel exists as long as `self`.
+        let fd = unsafe { (*self.raw.as_ptr()).fd };
+        // SAFETY: the descriptor is open as long as the channel exists, and the borrow is bounded by `self`.
+        unsafe { BorrowedFd::borrow_raw(fd) }
+    }
+}
+
+/// The library's words for a completion's status.
+#[must_use]
+pub fn status_words(status: u32) -> String {
+    // SAFETY: takes every value.
+    let words = unsafe { sys::ibv_wc_status_str(status) };
+    // SAFETY: it returned a static C string.
+    unsafe { CStr::from_ptr(words) }.to_string_lossy().into_owned()
+}
+
+impl Cq {
+    /// A queue for at least `entries`, woken through `channel` if there is one.
+    pub fn new(context: &Arc<Context>, entries: u32, channel: Option<&Arc<Channel>>) -> io::Result<Arc<Self>> {
+        let entries = c_int::try_from(entries).map_err(io::Error::other)?;
+        let raw_channel = channel.map_or(null_mut(), |c| c.raw.as_ptr());
+        // SAFETY: device and channel exist, and are kept alive by the result.
+        let raw = made(unsafe { sys::ibv_create_cq(context.raw.as_ptr(), entries, null_mut(), raw_channel, 0) })?;
+        Ok(Arc::new(Self { raw, channel: channel.cloned(), _context: Arc::clone(context) }))
+    }
+
+    /// The next completion, if any.
+    pub fn poll(&self) -> io::Result<Option<Completion>> {
+        // SAFETY: a C struct of integers, for which zeros are valid.
+        let mut wc: sys::ibv_wc = unsafe { zeroed() };
+        // SAFETY: the queue exists, `wc` has room for the one entry asked for.
+        match unsafe { sys::ibv_poll_cq(self.raw.as_ptr(), 1, &raw mut wc) } {
+            0 => Ok(None),
+            1 => Ok(Some(Completion {
+                id: wc.wr_id,
+                status: wc.status,
+                vendor: wc.vendor_err,
+                bytes: wc.byte_len,
+                from: wc.src_qp,
+                routed: wc.wc_flags & sys::ibv_wc_flags::IBV_WC_GRH.0 != 0,
+            })),
+            _ => Err(io::Error::other("ibv_poll_cq failed: the completion queue has overrun")),
+        }
+    }
+
+    /// The next completion makes the channel readable. Poll once more afterwards: one may have come just before.
+    pub fn arm(&self) -> io::Result<()> {
+        debug_assert!(self.channel.is_some(), "armed without a channel");
+        // SAFETY: the queue exists.
+        check(unsafe { sys::ibv_req_notify_cq(self.raw.as_ptr(), 0) })
+    }
+}
+
+impl Access {
+    fn flags(self) -> u32 {
+        match self {
+            Self::Read => 0,
+            Self::LocalWrite => sys::ibv_access_flags::IBV_ACCESS_LOCAL_WRITE.0,
+            // IBTA: remote write needs local write.
+            Self::RemoteWrite => {
+                sys::ibv_access_flags::IBV_ACCESS_LOCAL_WRITE.0 | sys::ibv_access_flags::IBV_ACCESS_REMOTE_WRITE.0
+            }
+        }
+    }
+}
+
+/// Registered memory.
+pub struct Region {
+    /// Null once deregistered.
+    raw: AtomicPtr<sys::ibv_mr>,
+    addr: u64,
+    len: usize,
+    lkey: u32,
+    rkey: u32,
+    access: Access,
+    domain: Arc<Domain>,
+    /// What is registered, if the region owns it.
+    memory: Memory,
+}
+
+/// Who keeps the memory.
+#[derive(Debug)]
+enum Memory {
+    /// Its slab.
+    Elsewhere,
+    Owned(MmapMut),
+    /// A reference of ours, so that it outlives the region.
+    Shared {
+        _map: Arc<MmapRaw>,
+    },
+}
+
+impl Region {
+    /// Registers the whole of `slab`'s memory. The slab keeps it; see the module's words on memory.
+    pub fn of_slab(domain: &Arc<Domain>, slab: &mut FreeSlab, access: Access) -> io::Result<Self> {
+        let memory = slab.receive_buffer();
+        Self::register(domain, memory.as_mut_ptr(), memory.len(), access, Memory::Elsewhere)
+    }
+
+    /// Registers what a sealed slab sends, for reading only.
+    pub fn of_sealed(domain: &Arc<Domain>, slab: &SealedSlab) -> io::Result<Self> {
+        let memory = slab.memory();
+        Self::register(domain, memory.as_ptr().cast_mut(), memory.len(), Access::Read, Memory::Elsewhere)
+    }
+
+    /// Fresh memory of `len` bytes, for messages.
+    pub fn buffer(domain: &Arc<Domain>, len: usize) -> io::Result<Self> {
+        let mut map = MmapMut::map_anon(len)?;
+        Self::register(domain, map.as_mut_ptr(), len, Access::LocalWrite, Memory::Owned(map))
+    }
+
+    /// Registers `len` bytes from `at` on of a shared mapping.
+    ///
+    /// # Panics
+    /// When they are not inside.
+    pub fn of_mapping(
+        domain: &Arc<Domain>,
+        map: &Arc<MmapRaw>,
+        at: usize,
+        len: usize,
+        access: Access,
+    ) -> io::Result<Self> {
+        assert!(at.checked_add(len).is_some_and(|end| end <= map.len()), "a region outside its mapping");
+        let addr = map.as_mut_ptr().wrapping_add(at);
+        Self::register(domain, addr, len, access, Memory::Shared { _map: Arc::clone(map) })
+    }
+
+    fn register(domain: &Arc<Domain>, addr: *mut u8, len: usize, access: Access, memory: Memory) -> io::Result<Self> {
+        // SAFETY: the domain exists. `addr` and `len` are all of, or inside, a mapping that is there during the call; later
+        // the pages stay pinned until the deregistration (module, "Memory"). Nobody holds a reference to memory while the
+        // device may write to it: slabs that were posted belong to the transport, buffers are only copied from, shared
+        // mappings are raw.
+        let raw = made(unsafe {
+            sys::ibv_reg_mr_iova2(domain.raw.as_ptr(), addr.cast(), len, addr.addr() as u64, access.flags())
+        })?;
+        // SAFETY: a region that was just made; the keys never change.
+        let mr = unsafe { raw.as_ref() };
+        let (lkey, rkey) = (mr.lkey, mr.rkey);
+        let domain = Arc::clone(domain);
+        let raw = AtomicPtr::new(raw.as_ptr());
+        Ok(Self { raw, addr: addr.addr() as u64, len, lkey, rkey, access, domain, memory })
+    }
+
+    /// Ends all access. When it has returned success, no byte lands any more, and no work request can name it. The second
+    /// call does nothing.
+    ///
+    /// # Errors
+    /// The device may still write: what must not change meanwhile must not be trusted.
+    pub fn deregister(&self) -> io::Result<()> {
+        let raw = self.raw.swap(null_mut(), Ordering::AcqRel);
+        if raw.is_null() {
+            return Ok(());
+        }
+        // SAFETY: `raw` is a region of ours, taken out above, so that nobody deregisters it twice.
+        let returned = check(unsafe { sys::ibv_dereg_mr(raw) });
+        if returned.is_err() {
+            self.raw.store(raw, Ordering::Release);
+        }
+        returned
+    }
+
+    /// Where it begins, for work requests and the peer.
+    #[must_use]
+    pub fn addr(&self) -> u64 {
+        self.addr
+    }
+
+    /// Bytes.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "regions are never empty")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The key that the peer needs.
+    #[must_use]
+    pub fn rkey(&self) -> u32 {
+        self.rkey
+    }
+
+    /// The key that our own work requests need.
+    #[must_use]
+    pub fn lkey(&self) -> u32 {
+        self.lkey
+    }
+
+    /// Whether it is of this domain, still registered, and allows `access`.
+    #[must_use]
+    pub fn serves(&self, domain: &Arc<Domain>, access: Access) -> bool {
+        Arc::ptr_eq(&self.domain, domain) && self.access >= access && !self.raw.load(Ordering::Acquire).is_null()
+    }
+
+    /// Copies out what was received at `at` of a [`Region::buffer`].
+    ///
+    /// # Panics
+    /// When that is not inside, or the memory is not the region's own.
+    pub fn copy_out(&self, at: usize, to: &mut [u8]) {
+        let Memory::Owned(map) = &self.memory else { panic!("a region without memory of its own") };
+        assert!(at.checked_add(to.len()).is_some_and(|end| end <= map.len()), "outside the region");
+        let from = map.as_ptr().wrapping_add(at);
+        // SAFETY: inside the mapping (asserted), which is ours; `to` is exclusively the caller's. The receive that filled
+        // these bytes has completed, and is posted again only after this.
+        unsafe { std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), to.len()) };
+    }
+}
+
+impl fmt::Debug for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Region({} bytes, rkey {:#x})", self.len, self.rkey)
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        if let Err(error) = self.deregister() {
+            tracing::error!(%error, "ibv_dereg_mr failed; the memory stays pinned");
+            // The device may still write: its memory must not go back to the system.
+            let memory = std::mem::replace(&mut self.memory, Memory::Elsewhere);
+            std::mem::forget(memory);
+        }
+    }
+}
+
+/// Most requests that are rung in at a time: longer chains are split. As many as it takes to make a doorbell cheap.
+pub const CHAIN: usize = 16;
+
+/// A queue pair.
+pub struct Qp {
+    /// `None` once destroyed.
+    raw: Option<NonNull<sys::ibv_qp>>,
+    number: u32,
+    domain: Arc<Domain>,
+    _cqs: [Arc<Cq>; 2],
+}
+
+// SAFETY: as for the other handles; `raw` is not shared outside.
+unsafe impl Send for Qp {}
+// SAFETY: as for the other handles.
+unsafe impl Sync for Qp {}
+
+impl fmt::Debug for Qp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Qp({:#x}{})", self.number, if self.raw.is_some() { "" } else { ", destroyed" })
+    }
+}
+
+use sys::ibv_qp_attr_mask as Mask;
+
+impl Qp {
+    /// A reliable, connected one; its completions go to `send` and `receive`.
+    pub fn reliable(domain: &Arc<Domain>, send: &Arc<Cq>, receive: &Arc<Cq>, sizes: QpSizes) -> io::Result<Self> {
+        Self::new(domain, send, receive, sizes, sys::ibv_qp_type::IBV_QPT_RC)
+    }
+
+    /// One for datagrams.
+    pub fn datagram(domain: &Arc<Domain>, send: &Arc<Cq>, receive: &Arc<Cq>, sizes: QpSizes) -> io::Result<Self> {
+        Self::new(domain, send, receive, sizes, sys::ibv_qp_type::IBV_QPT_UD)
+    }
+
+    fn new(
+        domain: &Arc<Domain>,
+        send: &Arc<Cq>,
+        receive: &Arc<Cq>,
+        sizes: QpSizes,
+        kind: sys::ibv_qp_type::Type,
+    ) -> io::Result<Self> {
+        // SAFETY: a C struct of integers and pointers, for which zeros are valid.
+        let mut a: sys::ibv_qp_init_attr = unsafe { zeroed() };
+        (a.send_cq, a.recv_cq, a.qp_type) = (send.raw.as_ptr(), receive.raw.as_ptr(), kind);
+        a.cap.max_send_wr = sizes.send;
+        a.cap.max_recv_wr = sizes.receive;
+        a.cap.max_send_sge = sizes.pieces;
+        a.cap.max_recv_sge = 1;
+        a.cap.max_inline_data = sizes.inline;
+        // SAFETY: domain and queues exist, and are kept alive by the result; `a` outlives the call.
+        let raw = made(unsafe { sys::ibv_create_qp(domain.raw.as_ptr(), &raw mut a) })?;
+        // SAFETY: a queue pair that was just made; its number never changes.
+        let number = unsafe { raw.as_ref().qp_num };
+        let cqs = [Arc::clone(send), Arc::clone(receive)];
+        Ok(Self { raw: Some(raw), number, domain: Arc::clone(domain), _cqs: cqs })
+    }
+
+    /// Its number, for the peer.
+    #[must_use]
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Its domain.
+    #[must_use]
+    pub fn domain(&self) -> &Arc<Domain> {
+        &self.domain
+    }
+
+    fn raw(&self) -> io::Result<*mut sys::ibv_qp> {
+        let gone = || io::Error::new(io::ErrorKind::NotConnected, "the queue pair was destroyed");
+        self.raw.map(NonNull::as_ptr).ok_or_else(gone)
+    }
+
+    fn modify(
+        &self,
+        state: sys::ibv_qp_state::Type,
+        mask: Mask,
+        set: impl FnOnce(&mut sys::ibv_qp_attr),
+    ) -> io::Result<()> {
+        // SAFETY: a C struct of integers, for which zeros are valid.
+        let mut a: sys::ibv_qp_attr = unsafe { zeroed() };
+        set(&mut a);
+        a.qp_state = state;
+        let mask = (mask | Mask::IBV_QP_STATE).0.cast_signed();
+        // SAFETY: the queue pair exists, `a` outlives the call.
+        check(unsafe { sys::ibv_modify_qp(self.raw()?, &raw mut a, mask) })
+    }
+
+    /// RESET to INIT: receives may be posted. `remote_write`: whether the peer may write into regions that allow it.
+    pub fn init_reliable(&self, remote_write: bool) -> io::Result<()> {
+        let access = if remote_write { Access::RemoteWrite } else { Access::LocalWrite };
+        let mask = Mask::IBV_QP_PKEY_INDEX | Mask::IBV_QP_PORT | Mask::IBV_QP_ACCESS_FLAGS;
+        self.modify(sys::ibv_qp_state::IBV_QPS_INIT, mask, |a| {
+            a.port_num = crate::types::PORT;
+            a.qp_access_flags = access.flags();
+        })
+    }
+
+    /// INIT to RTR to RTS: connected.
+    pub fn connect(&self, path: &RcPath) -> io::Result<()> {
+        let mask = Mask::IBV_QP_AV
+            | Mask::IBV_QP_PATH_MTU
+            | Mask::IBV_QP_DEST_QPN
+            | Mask::IBV_QP_RQ_PSN
+            | Mask::IBV_QP_MAX_DEST_RD_ATOMIC
+            | Mask::IBV_QP_MIN_RNR_TIMER;
+        self.modify(sys::ibv_qp_state::IBV_QPS_RTR, mask, |a| {
+            a.path_mtu = mtu_code(path.mtu);
+            a.dest_qp_num = path.qpn;
+            a.rq_psn = path.peer_psn;
+            a.max_dest_rd_atomic = 1;
+            a.min_rnr_timer = RNR_TIMER;
+            route(&mut a.ah_attr, path.gid, path.lid, path.gid_index);
+        })?;
+        let mask = Mask::IBV_QP_TIMEOUT
+            | Mask::IBV_QP_RETRY_CNT
+            | Mask::IBV_QP_RNR_RETRY
+            | Mask::IBV_QP_SQ_PSN
+            | Mask::IBV_QP_MAX_QP_RD_ATOMIC;
+        self.modify(sys::ibv_qp_state::IBV_QPS_RTS, mask, |a| {
+            (a.timeout, a.retry_cnt, a.rnr_retry) = (path.timeout, path.retry.min(6), path.rnr_retry.min(6));
+            a.sq_psn = path.psn;
+            a.max_rd_atomic = 1;
+        })
+    }
+
+    /// RESET to RTS, for datagrams with this Q_Key.
+    pub fn ready_datagram(&self, qkey: u32) -> io::Result<()> {
+        let mask = Mask::IBV_QP_PKEY_INDEX | Mask::IBV_QP_PORT | Mask::IBV_QP_QKEY;
+        self.modify(sys::ibv_qp_state::IBV_QPS_INIT, mask, |a| (a.port_num, a.qkey) = (crate::types::PORT, qkey))?;
+        self.modify(sys::ibv_qp_state::IBV_QPS_RTR, Mask(0), |_| {})?;
+        self.modify(sys::ibv_qp_state::IBV_QPS_RTS, Mask::IBV_QP_SQ_PSN, |_| {})
+    }
+
+    /// To ERR: no new work begins, what is posted comes back flushed. No fence: what is on its way may still land.
+    pub fn fail(&self) -> io::Result<()> {
+        self.modify(sys::ibv_qp_state::IBV_QPS_ERR, Mask(0), |_| {})
+    }
+
+    /// Destroys it. When this has returned success, it touches no memory any more. The second call does nothing.
+    pub fn destroy(&mut self) -> io::Result<()> {
+        let Some(raw) = self.raw else { return Ok(()) };
+        // SAFETY: the queue pair exists; it is forgotten below once it does not.
+        check(unsafe { sys::ibv_destroy_qp(raw.as_ptr()) })?;
+        self.raw = None;
+        Ok(())
+    }
+
+    /// Posts `requests`, in order, [`CHAIN`] to a doorbell.
+    pub fn post(&self, requests: &[Request<'_>]) -> Result<(), PostError> {
+        for (round, chain) in requests.chunks(CHAIN).enumerate() {
+            self.ring(chain).map_err(|e| PostError { posted: round * CHAIN + e.posted, ..e })?;
+        }
+        Ok(())
+    }
+
+    fn ring(&self, chain: &[Request<'_>]) -> Result<(), PostError> {
+        let raw = self.raw().map_err(|source| PostError { posted: 0, source })?;
+        // SAFETY: C structs of integers, pointers and unions of such, for which zeros are valid.
+        let mut wrs: [sys::ibv_send_wr; CHAIN] = unsafe { zeroed() };
+        let mut inline = [Piece { addr: 0, length: 0, lkey: 0 }; CHAIN];
+        for ((request, wr), piece) in chain.iter().zip(&mut wrs).zip(&mut inline) {
+            describe(request, wr, piece);
+        }
+        let first = wrs.as_mut_ptr();
+        for index in 1..chain.len() {
+            wrs[index - 1].next = first.wrapping_add(index);
+        }
+        let mut bad = null_mut();
+        // SAFETY: the queue pair exists; the chain of `chain.len()` requests and the pieces they name outlive the call, which
+        // copies them, and inline data with them. Memory that a piece names is the device's to check: by its local key.
+        match check(unsafe { sys::ibv_post_send(raw, first, &raw mut bad) }) {
+            Ok(()) => Ok(()),
+            Err(source) => {
+                let posted = (bad.addr().wrapping_sub(first.addr())) / size_of::<sys::ibv_send_wr>();
+                Err(PostError { posted: posted.min(chain.len()), source })
+            }
+        }
+    }
+
+    /// Posts a receive for `len` bytes at `at` of `region`, which must outlive it.
+    ///
+    /// # Panics
+    /// When they are not inside.
+    pub fn post_receive(&self, id: u64, region: &Region, at: usize, len: u32) -> io::Result<()> {
+        assert!(at.checked_add(len as usize).is_some_and(|end| end <= region.len), "a receive outside its region");
+        let mut piece = Piece { addr: region.addr + at as u64, length: len, lkey: region.lkey };
+        let mut wr = sys::ibv_recv_wr { wr_id: id, next: null_mut(), sg_list: (&raw mut piece).cast(), num_sge: 1 };
+        let mut bad = null_mut();
+        // SAFETY: the queue pair exists; `wr` and `piece` outlive the call, which copies them. What lands is inside a
+        // registered region (asserted), which has no references to it.
+        check(unsafe { sys::ibv_post_recv(self.raw()?, &raw mut wr, &raw mut bad) })
+    }
+
+    /// Joins or leaves a multicast group. Ethernet needs an IP membership on the same netdev beside it.
+    pub fn multicast(&self, group: Gid, join: bool) -> io::Result<()> {
+        let (raw, gid) = (self.raw()?, sys::ibv_gid { raw: group });
+        let verb = if join { sys::ibv_attach_mcast } else { sys::ibv_detach_mcast };
+        // SAFETY: the queue pair exists, `gid` outlives the call.
+        check(unsafe { verb(raw, &raw const gid, 0) })
+    }
+}
+
+/// The timer of "receiver not ready": code 12 is 0.64 ms (IBTA table 45).
+const RNR_TIMER: u8 = 12;
+
+/// Fills a work request in.
+fn describe(request: &Request<'_>, wr: &mut sys::ibv_send_wr, inline: &mut Piece) {
+    wr.wr_id = request.id;
+    let signaled = if request.signaled { sys::ibv_send_flags::IBV_SEND_SIGNALED.0 } else { 0 };
+    wr.send_flags = signaled;
+    if let Work::Send(bytes) | Work::Datagram { bytes, .. } = request.work {
+        wr.send_flags |= sys::ibv_send_flags::IBV_SEND_INLINE.0;
+        wr.opcode = sys::ibv_wr_opcode::IBV_WR_SEND;
+        inline.addr = bytes.as_ptr().addr() as u64;
+        inline.length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        (wr.sg_list, wr.num_sge) = (std::ptr::from_mut(inline).cast(), 1);
+    }
+    match request.work {
+        Work::Send(_) => {}
+        Work::Write { from, to, rkey } => {
+            wr.opcode = sys::ibv_wr_opcode::IBV_WR_RDMA_WRITE;
+            wr.sg_list = from.as_ptr().cast_mut().cast();
+            wr.num_sge = c_int::try_from(from.len()).unwrap_or(c_int::MAX);
+            wr.wr.rdma = sys::rdma_t { remote_addr: to, rkey };
+        }
+        Work::Datagram { to, qpn, qkey, .. } => {
+            wr.wr.ud = sys::ud_t { ah: to.raw.as_ptr(), remote_qpn: qpn, remote_qkey: qkey };
+        }
+    }
+}
+
+fn route(a: &mut sys::ibv_ah_attr, gid: Gid, lid: u16, gid_index: u8) {
+    (a.is_global, a.port_num, a.dlid) = (1, crate::types::PORT, lid);
+    (a.grh.dgid, a.grh.sgid_index, a.grh.hop_limit) = (sys::ibv_gid { raw: gid }, gid_index, 64);
+}
+
+impl Drop for Qp {
+    fn drop(&mut self) {
+        if let Err(error) = self.destroy() {
+            tracing::error!(%error, "ibv_destroy_qp failed");
+        }
+    }
+}
+
+impl Address {
+    /// Where datagrams to `gid` go.
+    pub fn new(domain: &Arc<Domain>, gid: Gid, lid: u16, gid_index: u8) -> io::Result<Self> {
+        // SAFETY: a C struct of integers, for which zeros are valid.
+        let mut a: sys::ibv_ah_attr = unsafe { zeroed() };
+        route(&mut a, gid, lid, gid_index);
+        // SAFETY: the domain exists, `a` outlives the call.
+        let raw = made(unsafe { sys::ibv_create_ah(domain.raw.as_ptr(), &raw mut a) })?;
+        Ok(Self { raw, _domain: Arc::clone(domain) })
+    }
+}
