@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use mc_core::wire::{arbiter, control, session};
+use mc_core::wire::{arbiter, control, rdma, session};
 
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(record) = control::Control::decode(bytes) {
@@ -13,6 +13,12 @@ fuzz_target!(|bytes: &[u8]| {
     }
     if let Ok(hello) = session::Hello::decode(bytes) {
         assert_eq!(session::Hello::decode(&hello.encode()), Ok(hello));
+    }
+    if let Ok(endpoint) = rdma::Endpoint::decode(bytes) {
+        assert_eq!(rdma::Endpoint::decode(&endpoint.encode()), Ok(endpoint));
+    }
+    if let Ok(message) = rdma::Message::decode(bytes) {
+        assert_eq!(rdma::Message::decode(&message.encode()), Ok(message));
     }
     if let Ok(header) = session::FrameHeader::decode(bytes) {
         assert!(header.len <= session::MAX_PROFILE);

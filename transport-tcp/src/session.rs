@@ -3,9 +3,9 @@
 //! ```text
 //! primary                                   standby
 //!   connect                                   Listener::accept
-//!   hello, profile ─────────────────────────>   versions overlap? ── no ──> refuse, close
+//!   hello, profile, [endpoint] ─────────────>   versions overlap? ── no ──> refuse, close
 //!                                               └─> Offer ── the caller compares profiles
-//!   hello, profile, ready <───────────────── Offer::accept
+//!   hello, profile, [endpoint], ready <───── Offer::accept
 //!   refuse <──────────────────────────────── Offer::refuse
 //!   Connected                                 Connected
 //! ```
@@ -13,6 +13,9 @@
 //! Frames are [`mc_core::wire::session`]'s. They are read to the byte, so that the link begins where the handshake ends.
 //! Both sides work under a deadline for the whole handshake, not per byte: a peer that trickles gains nothing. An answer that
 //! is no frame is quoted in the error, for it is usually another program's greeting.
+//!
+//! A primary that has RDMA sends its endpoint along; a standby that takes it answers with its own. Then the slabs go another
+//! way, and the [`TcpLink`] stands by: nothing is sent over it while the other one works.
 
 mod error;
 mod frame;
@@ -22,9 +25,10 @@ pub use error::SessionError;
 pub use listen::{Listener, Offer};
 
 use crate::{link::TcpLink, options::LinkOptions};
-use frame::{FrameStream, hello_of};
+use frame::{FrameStream, endpoint_of, hello_of};
 use mc_core::wire::{
     VERSION,
+    rdma::Endpoint,
     session::{Hello, Kind, MAX_PROFILE},
 };
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -61,25 +65,36 @@ pub struct Connected {
     pub peer: Hello,
     /// The peer's profile.
     pub profile: Vec<u8>,
+    /// The peer's RDMA endpoint, if both sides want RDMA.
+    pub endpoint: Option<Endpoint>,
     /// Where the peer is; beats go to its address and the hello's port.
     pub peer_addr: SocketAddr,
     /// Where we are, for the beats' socket.
     pub local_addr: SocketAddr,
 }
 
-/// The primary's side: connects to `to` ("host:port"; names are resolved, each address is tried), offers `hello` and
-/// `profile`, and waits for the standby's answer. Blocks until the deadline at most, plus the resolver's own time for names.
-pub fn connect(to: &str, hello: &Hello, profile: &[u8], options: &SessionOptions) -> Result<Connected, SessionError> {
+/// The primary's side: connects to `to` ("host:port"; names are resolved, each address is tried), offers `hello`, `profile`
+/// and, for RDMA, `endpoint`, and waits for the standby's answer. Blocks until the deadline at most, plus the resolver's own
+/// time for names.
+pub fn connect(
+    to: &str,
+    hello: &Hello,
+    profile: &[u8],
+    endpoint: Option<&Endpoint>,
+    options: &SessionOptions,
+) -> Result<Connected, SessionError> {
     check_profile(profile)?;
     let deadline = Instant::now() + options.deadline;
     let (stream, peer_addr) = reach(to, deadline, options)?;
     let mut frames = FrameStream::new(stream, peer_addr, deadline, options.deadline)?;
-    frames.send(&[(Kind::Hello, &hello.encode()), (Kind::Profile, profile)])?;
+    let hello = Hello { rdma: endpoint.is_some(), ..*hello };
+    frames.offer(&hello, profile, endpoint, false)?;
     let peer = hello_of(peer_addr, &frames.expect(Kind::Hello)?)?;
-    check_answer(hello, &peer, peer_addr)?;
+    check_answer(&hello, &peer, peer_addr)?;
     let theirs = frames.expect(Kind::Profile)?;
+    let endpoint = if peer.rdma { Some(endpoint_of(peer_addr, &frames.expect(Kind::Endpoint)?)?) } else { None };
     frames.expect(Kind::Ready)?;
-    frames.into_connected(peer, theirs, &options.link)
+    frames.into_connected(peer, theirs, endpoint, &options.link)
 }
 
 fn check_profile(profile: &[u8]) -> Result<(), SessionError> {
@@ -120,6 +135,7 @@ fn check_answer(ours: &Hello, theirs: &Hello, peer: SocketAddr) -> Result<(), Se
         ("VM", ours.vm == theirs.vm),
         ("beat key", ours.beat_key == theirs.beat_key),
         ("slab size", ours.slab_size == theirs.slab_size),
+        ("transport", ours.rdma || !theirs.rdma),
     ];
     match echoes.into_iter().find(|(_, same)| !same) {
         Some((field, _)) => Err(SessionError::Echo { peer, field }),

@@ -6,6 +6,7 @@ use mc_core::{
     wire::{
         beat::BeatKey,
         control::{Body, Control},
+        rdma::{Beats, Endpoint, Queues},
         session::{Hello, Kind, MAX_PROFILE, encode_frame},
     },
 };
@@ -25,6 +26,7 @@ fn hello(node: &str) -> Hello {
         versions: (1, 1),
         slab_size: 64 << 10,
         staging_slabs: 32,
+        rdma: false,
         incarnation: Incarnation(42),
         generation: Generation(7),
         vm: Name::new("db1").unwrap(),
@@ -50,7 +52,7 @@ fn listener(deadline_ms: u64) -> (Listener, String) {
 /// A primary in a thread of its own.
 fn primary(to: &str, hello: Hello, profile: Vec<u8>) -> JoinHandle<Result<Connected, SessionError>> {
     let to = to.to_owned();
-    spawn(move || connect(&to, &hello, &profile, &options(20_000)))
+    spawn(move || connect(&to, &hello, &profile, None, &options(20_000)))
 }
 
 fn offer(listener: &mut Listener) -> Offer {
@@ -83,7 +85,7 @@ fn both_sides_agree_and_the_link_works() {
     let offered = offer(&mut listener);
     assert_eq!((offered.hello, &offered.profile[..]), (hello("left"), &b"{\"machine\":\"q35\"}"[..]));
     assert_eq!(offered.local_addr, listener.local_addr());
-    let mut standby = offered.accept(hello("right"), b"{}").unwrap();
+    let mut standby = offered.accept(hello("right"), b"{}", None).unwrap();
     let mut primary = primary.join().unwrap().unwrap();
     assert_eq!((primary.peer, &primary.profile[..]), (hello("right"), &b"{}"[..]));
     assert_eq!(primary.peer_addr, standby.local_addr);
@@ -103,12 +105,37 @@ fn both_sides_agree_and_the_link_works() {
     }
 }
 
+fn endpoint(first: u32) -> Endpoint {
+    let queues = Queues::new(&[first, first + 1]).unwrap();
+    let beats = Some(Beats { queue: 9, qkey: 8, group: None });
+    Endpoint { gid: [3; 16], lid: 0, mtu: 1024, receives: 64, psn: 5, queues, beats, incarnation: Incarnation(42) }
+}
+
+#[test]
+fn endpoints_are_exchanged_only_if_both_sides_have_one() {
+    for (ours, theirs) in [(true, true), (true, false), (false, true), (false, false)] {
+        let (mut listener, to) = listener(5000);
+        let primary = spawn(move || {
+            let mine = ours.then(|| endpoint(1));
+            connect(&to, &hello("left"), b"{}", mine.as_ref(), &options(20_000)).unwrap()
+        });
+        let offered = offer(&mut listener);
+        assert_eq!(offered.endpoint, ours.then(|| endpoint(1)));
+        let mine = theirs.then(|| endpoint(7));
+        let standby = offered.accept(hello("right"), b"{}", mine.as_ref()).unwrap();
+        let primary = primary.join().unwrap();
+        let both = ours && theirs;
+        assert_eq!(standby.endpoint, both.then(|| endpoint(1)));
+        assert_eq!(primary.endpoint, both.then(|| endpoint(7)));
+    }
+}
+
 #[test]
 fn the_standby_echoes_what_identifies_the_session_whatever_its_own_hello_says() {
     let (mut listener, to) = listener(5000);
     let primary = primary(&to, hello("left"), vec![]);
     let other = Hello { incarnation: Incarnation(9), slab_size: 8192, versions: (1, 9), ..hello("right") };
-    let _standby = offer(&mut listener).accept(other, &[]).unwrap();
+    let _standby = offer(&mut listener).accept(other, &[], None).unwrap();
     let peer = primary.join().unwrap().unwrap().peer;
     assert_eq!((peer.incarnation, peer.slab_size, peer.versions), (Incarnation(42), 64 << 10, (1, 1)));
 }
@@ -146,7 +173,7 @@ fn an_answer_to_another_session_is_not_taken() {
     let answer = Hello { generation: Generation(8), ..hello("right") };
     let frames = [(Kind::Hello, &answer.encode()[..]), (Kind::Profile, b""), (Kind::Ready, b"")];
     let (to, standby) = impostor(frames.iter().flat_map(|(kind, body)| encode_frame(*kind, body)).collect());
-    let error = connect(&to, &hello("left"), &[], &options(5000)).unwrap_err();
+    let error = connect(&to, &hello("left"), &[], None, &options(5000)).unwrap_err();
     assert!(matches!(error, SessionError::Echo { field: "generation", .. }), "{error}");
     standby.join().unwrap();
 }
@@ -155,7 +182,7 @@ fn an_answer_to_another_session_is_not_taken() {
 fn a_standby_that_took_a_version_nobody_offered_is_refused() {
     let answer = Hello { versions: (1, 2), ..hello("right") };
     let (to, standby) = impostor(encode_frame(Kind::Hello, &answer.encode()));
-    let error = connect(&to, &hello("left"), &[], &options(5000)).unwrap_err();
+    let error = connect(&to, &hello("left"), &[], None, &options(5000)).unwrap_err();
     assert!(matches!(error, SessionError::Version { theirs: (1, 2), .. }), "{error}");
     standby.join().unwrap();
 }
@@ -163,7 +190,7 @@ fn a_standby_that_took_a_version_nobody_offered_is_refused() {
 #[test]
 fn another_servers_greeting_is_quoted() {
     let (to, server) = impostor(b"SSH-2.0-OpenSSH_9.2p1\r\n".to_vec());
-    let error = connect(&to, &hello("left"), &[], &options(5000)).unwrap_err().to_string();
+    let error = connect(&to, &hello("left"), &[], None, &options(5000)).unwrap_err().to_string();
     assert_eq!(error, format!("{to} does not speak Afterimage's protocol: it began with \"SSH-2.0-OpenSSH_\""));
     server.join().unwrap();
 }
@@ -172,10 +199,10 @@ fn another_servers_greeting_is_quoted() {
 fn a_silent_standby_is_not_waited_for_beyond_the_deadline() {
     let silent = TcpListener::bind(LOOPBACK).unwrap();
     let to = silent.local_addr().unwrap().to_string();
-    let error = connect(&to, &hello("left"), &[], &options(50)).unwrap_err();
+    let error = connect(&to, &hello("left"), &[], None, &options(50)).unwrap_err();
     assert!(matches!(error, SessionError::Silent { awaited: "hello", .. }), "{error}");
     // Neither is one that takes no bytes.
-    let error = connect(&to, &hello("left"), &vec![0; MAX_PROFILE], &options(50)).unwrap_err();
+    let error = connect(&to, &hello("left"), &vec![0; MAX_PROFILE], None, &options(50)).unwrap_err();
     assert!(matches!(error, SessionError::Silent { .. }), "{error}");
 }
 
@@ -184,17 +211,17 @@ fn damaged_and_misplaced_frames_name_what_is_wrong() {
     let mut damaged = encode_frame(Kind::Hello, &hello("right").encode());
     *damaged.last_mut().unwrap() ^= 1;
     let (to, standby) = impostor(damaged);
-    let error = connect(&to, &hello("left"), &[], &options(5000)).unwrap_err().to_string();
+    let error = connect(&to, &hello("left"), &[], None, &options(5000)).unwrap_err().to_string();
     assert!(error.contains("session frame: CRC32C"), "{error}");
     standby.join().unwrap();
 
     let (to, standby) = impostor(encode_frame(Kind::Ready, &[]));
-    let error = connect(&to, &hello("left"), &[], &options(5000)).unwrap_err().to_string();
+    let error = connect(&to, &hello("left"), &[], None, &options(5000)).unwrap_err().to_string();
     assert_eq!(error, format!("{to} sent a Ready frame where its hello was due"));
     standby.join().unwrap();
 
     let (to, standby) = impostor(encode_frame(Kind::Hello, &[0; 20]));
-    let error = connect(&to, &hello("left"), &[], &options(5000)).unwrap_err().to_string();
+    let error = connect(&to, &hello("left"), &[], None, &options(5000)).unwrap_err().to_string();
     assert!(error.contains("hello: 20 bytes, needs 208"), "{error}");
     standby.join().unwrap();
 }
@@ -202,11 +229,11 @@ fn damaged_and_misplaced_frames_name_what_is_wrong() {
 #[test]
 fn nobody_there_is_named() {
     let free = TcpListener::bind(LOOPBACK).unwrap().local_addr().unwrap().to_string();
-    let error = connect(&free, &hello("left"), &[], &options(5000)).unwrap_err().to_string();
+    let error = connect(&free, &hello("left"), &[], None, &options(5000)).unwrap_err().to_string();
     assert!(error.starts_with(&format!("cannot connect to {free}: Connection refused")), "{error}");
-    let error = connect("nonsense", &hello("left"), &[], &options(5000)).unwrap_err().to_string();
+    let error = connect("nonsense", &hello("left"), &[], None, &options(5000)).unwrap_err().to_string();
     assert!(error.starts_with("cannot resolve \"nonsense\" (expected HOST:PORT)"), "{error}");
-    let error = connect(&free, &hello("left"), &vec![0; MAX_PROFILE + 1], &options(5000)).unwrap_err();
+    let error = connect(&free, &hello("left"), &vec![0; MAX_PROFILE + 1], None, &options(5000)).unwrap_err();
     assert!(matches!(error, SessionError::Profile { .. }), "{error}");
 }
 
@@ -240,7 +267,7 @@ fn strangers_at_the_listener_are_named_and_do_no_harm() {
     assert!(answer.starts_with(b"AIH1\x04"), "someone who speaks our protocol is told why");
 
     let primary = primary(&to, hello("left"), vec![]);
-    offer(&mut listener).accept(hello("right"), &[]).unwrap();
+    offer(&mut listener).accept(hello("right"), &[], None).unwrap();
     primary.join().unwrap().unwrap();
 }
 
@@ -266,7 +293,7 @@ fn slow_clients_run_into_the_deadline_and_block_nobody() {
     let (mut busy, busy_to) = listener(60_000);
     let _slow: Vec<_> = (0..5).map(|_| TcpStream::connect(&busy_to).unwrap()).collect();
     let primary = primary(&busy_to, hello("left"), vec![]);
-    offer(&mut busy).accept(hello("right"), &[]).unwrap();
+    offer(&mut busy).accept(hello("right"), &[], None).unwrap();
     primary.join().unwrap().unwrap();
 
     let mut errors = [failure(&mut slow_listener), failure(&mut slow_listener)];
@@ -291,7 +318,7 @@ fn a_crowd_of_idle_connections_does_not_keep_a_primary_out() {
         }
     };
     assert_eq!(crowded, 13, "of 21 connections 8 may be under way");
-    offer.accept(hello("right"), &[]).unwrap();
+    offer.accept(hello("right"), &[], None).unwrap();
     primary.join().unwrap().unwrap();
 }
 
@@ -308,6 +335,6 @@ fn the_listeners_descriptor_is_readable_when_there_is_something_to_do() {
             break offer;
         }
     };
-    offer.accept(hello("right"), &[]).unwrap();
+    offer.accept(hello("right"), &[], None).unwrap();
     primary.join().unwrap().unwrap();
 }

@@ -65,7 +65,7 @@ fn shake_hands(brief: &Brief, generation: Generation) -> Result<Found> {
     let hello = hello(brief, generation, keepalive.local_port()?)?;
     let profile = brief.profile.to_json();
     let options = SessionOptions { deadline: HANDSHAKE, ..SessionOptions::default() };
-    let connected = patiently(|| session::connect(&config.to.to_string(), &hello, &profile, &options))?;
+    let connected = patiently(|| session::connect(&config.to.to_string(), &hello, &profile, None, &options))?;
     let theirs: Profile = Profile::from_json(&connected.profile).context("the standby")?;
     let differences = brief.profile.mismatches(&theirs);
     if !differences.is_empty() {
@@ -106,6 +106,7 @@ fn hello(brief: &Brief, generation: Generation, beat_port: u16) -> Result<Hello>
         versions: (VERSION, VERSION),
         slab_size: u32::try_from(config.slab_bytes).context("slab size")?,
         staging_slabs: u32::try_from(config.staging_bytes / config.slab_bytes).context("staging size")?,
+        rdma: false,
         incarnation: Incarnation(u64::from_le_bytes(incarnation)),
         generation,
         vm: config.vm,

@@ -205,7 +205,7 @@ impl Node {
         let peer = offer.peer_addr;
         let keepalive = UdpKeepalive::bind(offer.local_addr.ip()).context("UDP socket for beats")?;
         keepalive.connect(SocketAddr::new(peer.ip(), theirs.beat_port))?;
-        let accepted = offer.accept(self.hello(&theirs, keepalive.local_port()?)?, profile)?;
+        let accepted = offer.accept(self.hello(&theirs, keepalive.local_port()?)?, profile, None)?;
         let owner = self.vm.as_mut().map(WaitingVm::owner).transpose()?.context("a waiting VM")?;
         let machine = Standby::new(Config { owner, retry: RETRY.0, retries: RETRY.1, sabotage: None });
         let pool = SlabPool::new(theirs.slab_size as usize, usize::try_from(self.config.staging_bytes)?);

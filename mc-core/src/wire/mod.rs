@@ -5,6 +5,7 @@
 //! | [`session`] | hello, profile, refusal: variable, once per connection | the control connection |
 //! | [`slab`] | a slab: header, runs of pages, device state; 64 bytes and up | the data path |
 //! | [`control`] | commit, ACK, NACK, …: 64 bytes | the data path, in order with the slabs |
+//! | [`rdma`] | endpoint: 120 bytes, once per session; messages: 80 bytes | the control connection; SENDs beside RDMA writes |
 //! | [`beat`] | keepalive: 96 bytes, authenticated | datagrams |
 //! | [`arbiter`] | read and compare-and-swap: 208 bytes | a connection to the witness |
 //!
@@ -14,6 +15,7 @@
 pub mod arbiter;
 pub mod beat;
 pub mod control;
+pub mod rdma;
 pub mod session;
 pub mod slab;
 

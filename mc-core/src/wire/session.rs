@@ -9,14 +9,18 @@
 //! | 1 hello | primary, then standby | 208 bytes, below |
 //! | 2 profile | primary, then standby | JSON, at most [`MAX_PROFILE`]: machine, CPU, devices, RAM blocks |
 //! | 3 ready | standby | none: the profiles match, send slabs |
+//! | 5 endpoint | primary, then standby | 120 bytes, [`super::rdma`]: after the profile, if the hello says so |
 //! | 4 refuse | either | UTF-8, at most 1024 bytes: why; then it closes |
 //!
 //! ```text
-//! hello:  0 lowest version u16   2 highest version u16   4 slab size u32   8 staging slabs u32  12 zero u32
+//! hello:  0 lowest version u16   2 highest version u16   4 slab size u32   8 staging slabs u32  12 transports u32
 //!        16 incarnation u64     24 generation u64       32 vm name 48     80 node name 48
 //!       128 beat key 32        160 beat port u16       162 detect multiplier u8   163 zero 5
 //!       168 desired transmit interval µs u32           172 required receive interval µs u32    176 zero 32
 //! ```
+//!
+//! `transports`: bit 0, an RDMA endpoint follows the profile. The standby sets it only if the primary did: then the link is an
+//! RDMA one, and this connection stays as the way to fall back to.
 //!
 //! The primary offers; the standby answers with the version it takes as both lowest and highest, with its own staging,
 //! node, beat port and intervals, and echoes incarnation, generation, VM, key and slab size.
@@ -53,6 +57,8 @@ pub enum Kind {
     Ready = 3,
     /// Why not.
     Refuse = 4,
+    /// See [`super::rdma::Endpoint`].
+    Endpoint = 5,
 }
 
 /// A frame's header.
@@ -106,6 +112,7 @@ impl FrameHeader {
             2 => (Kind::Profile, MAX_PROFILE),
             3 => (Kind::Ready, 0),
             4 => (Kind::Refuse, MAX_REFUSAL),
+            5 => (Kind::Endpoint, super::rdma::ENDPOINT_LEN),
             kind => return Err(field(RECORD, "kind", u64::from(kind), "no such kind")),
         };
         if len > limit {
@@ -133,6 +140,8 @@ pub struct Hello {
     pub slab_size: u32,
     /// How many slabs the sender can stage.
     pub staging_slabs: u32,
+    /// Whether an RDMA endpoint follows.
+    pub rdma: bool,
     /// Drawn by the primary.
     pub incarnation: Incarnation,
     /// The generation that will be replicated.
@@ -160,7 +169,7 @@ struct RawHello {
     highest: le::U16,
     slab_size: le::U32,
     staging_slabs: le::U32,
-    zero: le::U32,
+    transports: le::U32,
     incarnation: le::U64,
     generation: le::U64,
     vm: WireName,
@@ -184,7 +193,7 @@ impl Hello {
             highest: self.versions.1.into(),
             slab_size: self.slab_size.into(),
             staging_slabs: self.staging_slabs.into(),
-            zero: 0.into(),
+            transports: u32::from(self.rdma).into(),
             incarnation: self.incarnation.0.into(),
             generation: self.generation.0.into(),
             vm: self.vm.into(),
@@ -216,6 +225,7 @@ impl Hello {
             versions: (raw.lowest.get(), raw.highest.get()),
             slab_size,
             staging_slabs: raw.staging_slabs.get(),
+            rdma: raw.transports.get() & 1 != 0,
             incarnation: Incarnation(raw.incarnation.get()),
             generation: Generation(raw.generation.get()),
             vm: raw.vm.require(HELLO)?,

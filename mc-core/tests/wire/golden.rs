@@ -108,6 +108,7 @@ fn a_hello_and_its_frame() {
         versions: (1, 2),
         slab_size: 65_536,
         staging_slabs: 3,
+        rdma: false,
         incarnation: Incarnation(0x11),
         generation: Generation(0x22),
         vm: name("vm"),

@@ -10,7 +10,8 @@ use mc_core::{
     wire::{
         arbiter,
         beat::{Beat, BeatKey, BeatState},
-        control::{Body, Control, GoodbyeReason, NackReason},
+        control::{self, Body, Control, GoodbyeReason, NackReason},
+        rdma,
         session::Hello,
         slab::SlabHeader,
     },
@@ -99,6 +100,7 @@ fn hello() -> impl Strategy<Value = Hello> {
             versions: (versions[0], versions[1]),
             slab_size,
             staging_slabs,
+            rdma: beat_port % 2 == 0,
             incarnation: Incarnation(n[0]),
             generation: Generation(n[1]),
             vm,
@@ -108,6 +110,38 @@ fn hello() -> impl Strategy<Value = Hello> {
             detect_multiplier,
             desired_tx_us: us[0],
             required_rx_us: us[1],
+        },
+    )
+}
+
+fn endpoint() -> impl Strategy<Value = rdma::Endpoint> {
+    let small = 0..1_u32 << 24;
+    let beats = (small.clone(), 0..1_u32 << 31, any::<Option<[u8; 16]>>());
+    let numbers = proptest::collection::vec(small.clone(), 1..=rdma::MAX_QUEUES);
+    (any::<[u8; 16]>(), any::<u16>(), 8..=12_u32, 2..=32_768_u32, small, numbers, proptest::option::of(beats)).prop_map(
+        |(gid, lid, mtu, receives, psn, numbers, beats)| rdma::Endpoint {
+            gid,
+            lid,
+            mtu: 1 << mtu,
+            receives,
+            psn,
+            queues: rdma::Queues::new(&numbers).unwrap(),
+            beats: beats.map(|(queue, qkey, group)| rdma::Beats { queue, qkey, group }),
+            incarnation: Incarnation(u64::from(psn) << 20),
+        },
+    )
+}
+
+fn rdma_message() -> impl Strategy<Value = rdma::Message> {
+    (any::<u16>(), any::<u32>(), 0..4_u8, any::<[u32; 3]>(), any::<u64>()).prop_map(
+        |(credits, serial, kind, n, addr)| {
+            let body = match kind {
+                0 => rdma::Body::Control([n[0].to_le_bytes()[0]; control::LEN]),
+                1 => rdma::Body::Slab { slot: n[0], len: n[1] },
+                2 => rdma::Body::Slot(rdma::Slot { number: n[0], len: n[1], addr, rkey: n[2] }),
+                _ => rdma::Body::Credits,
+            };
+            rdma::Message { credits, serial, body }
         },
     )
 }

@@ -1,6 +1,6 @@
 //! Round trips, and damage: each record refuses every flipped bit and every truncation.
 
-use crate::{KEY, beat, control, hello, message, slab_header};
+use crate::{KEY, beat, control, endpoint, hello, message, rdma_message, slab_header};
 use mc_core::{
     id::{Generation, Name},
     register::{Mode, Owner, Register},
@@ -8,6 +8,7 @@ use mc_core::{
         WireError, arbiter,
         beat::{Beat, BeatKey},
         control::Control,
+        rdma,
         session::{FRAME_LEN, FrameHeader, Hello, Kind, MAX_PROFILE, encode_frame},
         slab::SlabHeader,
     },
@@ -73,6 +74,20 @@ proptest! {
     }
 
     #[test]
+    fn endpoints(record in endpoint()) {
+        let bytes = record.encode();
+        prop_assert_eq!(rdma::Endpoint::decode(&bytes), Ok(record));
+        is_guarded(&bytes, rdma::Endpoint::decode);
+    }
+
+    #[test]
+    fn rdma_messages(record in rdma_message()) {
+        let bytes = record.encode();
+        prop_assert_eq!(rdma::Message::decode(&bytes), Ok(record));
+        is_guarded(&bytes, rdma::Message::decode);
+    }
+
+    #[test]
     fn session_frames(kind in prop::sample::select(vec![Kind::Profile, Kind::Refuse]), body in prop::collection::vec(any::<u8>(), 0..100)) {
         let bytes = encode_frame(kind, &body);
         prop_assert_eq!(frame(&bytes), Ok((kind, body)));
@@ -96,6 +111,8 @@ proptest! {
         prop_assert!(Control::decode(&bytes).is_err());
         prop_assert!(Beat::decode(&bytes, &KEY).is_err());
         prop_assert!(arbiter::Message::decode(&bytes).is_err());
+        prop_assert!(rdma::Endpoint::decode(&bytes).is_err());
+        prop_assert!(rdma::Message::decode(&bytes).is_err());
         prop_assert!(SlabHeader::decode(&bytes, 8192).is_err());
         prop_assert!(frame(&bytes).is_err());
         let _ = Hello::decode(&bytes); // guarded by its frame alone
@@ -104,7 +121,9 @@ proptest! {
 
 #[test]
 fn a_frame_longer_than_its_kind_allows_is_refused_before_its_body_is_read() {
-    for (kind, len) in [(1, 209), (2, MAX_PROFILE + 1), (3, 1), (4, 1025), (0, 0), (5, 0), (2, u32::MAX as usize)] {
+    for (kind, len) in
+        [(1, 209), (2, MAX_PROFILE + 1), (3, 1), (4, 1025), (5, 121), (0, 0), (6, 0), (2, u32::MAX as usize)]
+    {
         let mut head = *b"AIH1\0\0\0\0\0\0\0\0\0\0\0\0";
         head[4] = kind;
         head[8..12].copy_from_slice(&u32::try_from(len).unwrap().to_le_bytes());

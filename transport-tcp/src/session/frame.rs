@@ -4,6 +4,7 @@ use super::{Connected, SessionError, error::printable};
 use crate::{link::TcpLink, options::LinkOptions};
 use mc_core::wire::{
     WireError,
+    rdma::Endpoint,
     session::{FRAME_LEN, FrameHeader, Hello, Kind, MAGIC, encode_frame},
 };
 use std::{
@@ -19,6 +20,7 @@ pub(super) fn label(kind: Kind) -> &'static str {
         Kind::Profile => "profile",
         Kind::Ready => "ready frame",
         Kind::Refuse => "refusal",
+        Kind::Endpoint => "RDMA endpoint",
     }
 }
 
@@ -53,6 +55,11 @@ pub(super) fn frame_body(
 /// A hello frame's body.
 pub(super) fn hello_of(peer: SocketAddr, body: &[u8]) -> Result<Hello, SessionError> {
     Hello::decode(body).map_err(|source| SessionError::Wire { peer, source })
+}
+
+/// An endpoint frame's body.
+pub(super) fn endpoint_of(peer: SocketAddr, body: &[u8]) -> Result<Endpoint, SessionError> {
+    Endpoint::decode(body).map_err(|source| SessionError::Wire { peer, source })
 }
 
 /// A stream that carries frames until `deadline`.
@@ -97,6 +104,21 @@ impl FrameStream {
             }
             Err(_) => self.io("sending the handshake", error),
         })
+    }
+
+    /// What each side says of itself; with `ready`, the standby's agreement.
+    pub(super) fn offer(
+        &mut self,
+        hello: &Hello,
+        profile: &[u8],
+        endpoint: Option<&Endpoint>,
+        ready: bool,
+    ) -> Result<(), SessionError> {
+        let (hello, endpoint) = (hello.encode(), endpoint.map(Endpoint::encode));
+        let mut frames: Vec<(Kind, &[u8])> = vec![(Kind::Hello, &hello), (Kind::Profile, profile)];
+        frames.extend(endpoint.as_ref().map(|e| (Kind::Endpoint, &e[..])));
+        frames.extend(ready.then_some((Kind::Ready, &[][..])));
+        self.send(&frames)
     }
 
     fn write_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
@@ -153,6 +175,7 @@ impl FrameStream {
         self,
         peer: Hello,
         profile: Vec<u8>,
+        endpoint: Option<Endpoint>,
         options: &LinkOptions,
     ) -> Result<Connected, SessionError> {
         let (peer_addr, doing) = (self.peer, "preparing the socket");
@@ -160,7 +183,7 @@ impl FrameStream {
         let local_addr = self.stream.local_addr().map_err(io)?;
         let name = format!("{} ({peer_addr})", peer.node);
         let link = TcpLink::with_options(self.stream, peer.slab_size as usize, name, options).map_err(io)?;
-        Ok(Connected { link, peer, profile, peer_addr, local_addr })
+        Ok(Connected { link, peer, profile, endpoint, peer_addr, local_addr })
     }
 }
 

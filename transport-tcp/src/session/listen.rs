@@ -1,7 +1,7 @@
 //! The standby's side: a listener that handshakes with several peers at once, so that a slow one blocks nobody.
 //!
 //! ```text
-//!             connection                  hello, profile complete
+//!             connection            hello, profile, endpoint complete
 //! listening ─────────────> pending (<= 8) ───────────────────────> Offer ── accept ──> Connected
 //!                            │ deadline, hang-up, garbage,           └───── refuse ──> closed
 //!                            │ wrong version, crowded out
@@ -11,9 +11,12 @@
 use super::{
     Connected, SessionError, SessionOptions, VERSIONS, check_profile,
     error::versions,
-    frame::{FrameStream, frame_body, frame_header, hello_of, is_stranger, label},
+    frame::{FrameStream, endpoint_of, frame_body, frame_header, hello_of, is_stranger, label},
 };
-use mc_core::wire::session::{FRAME_LEN, FrameHeader, Hello, Kind, MAX_REFUSAL, encode_frame};
+use mc_core::wire::{
+    rdma::Endpoint,
+    session::{FRAME_LEN, FrameHeader, Hello, Kind, MAX_REFUSAL, encode_frame},
+};
 use rustix::event::{Timespec, epoll};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::{
@@ -46,9 +49,13 @@ struct Pending {
     peer: SocketAddr,
     deadline: Instant,
     hello: Option<Hello>,
+    profile: Option<Vec<u8>>,
     header: Option<FrameHeader>,
     bytes: Vec<u8>,
 }
+
+/// A complete offer's profile and endpoint.
+type Said = (Vec<u8>, Option<Endpoint>);
 
 /// A primary that wants to be protected.
 #[derive(Debug)]
@@ -57,6 +64,8 @@ pub struct Offer {
     pub hello: Hello,
     /// Its VM's profile.
     pub profile: Vec<u8>,
+    /// Its RDMA endpoint, if it wants RDMA.
+    pub endpoint: Option<Endpoint>,
     /// Where it is.
     pub peer_addr: SocketAddr,
     /// Where it reached us: its beats will come to this address, too.
@@ -129,7 +138,7 @@ impl Listener {
         for index in 0..self.pending.len() {
             match self.pending[index].pump(self.options.deadline) {
                 Ok(None) => {}
-                Ok(Some(profile)) => return self.forget(index).into_offer(profile, self.options).map(Some),
+                Ok(Some(said)) => return self.forget(index).into_offer(said, self.options).map(Some),
                 Err(error) => {
                     self.forget(index).explain(&error);
                     return Err(error);
@@ -145,7 +154,15 @@ impl Listener {
         watch(&self.epoll, &stream).map_err(io)?;
         let crowded = (self.pending.len() == MAX_PENDING).then(|| self.forget(0));
         let deadline = Instant::now() + self.options.deadline;
-        self.pending.push_back(Pending { stream, peer, deadline, hello: None, header: None, bytes: Vec::new() });
+        self.pending.push_back(Pending {
+            stream,
+            peer,
+            deadline,
+            hello: None,
+            profile: None,
+            header: None,
+            bytes: Vec::new(),
+        });
         match crowded {
             Some(old) => Err(SessionError::Crowded { peer: old.peer, awaited: label(old.due()) }),
             None => Ok(()),
@@ -185,11 +202,15 @@ impl AsFd for Listener {
 impl Pending {
     /// The frame that is due.
     fn due(&self) -> Kind {
-        if self.hello.is_none() { Kind::Hello } else { Kind::Profile }
+        match (self.hello, &self.profile) {
+            (None, _) => Kind::Hello,
+            (_, None) => Kind::Profile,
+            _ => Kind::Endpoint,
+        }
     }
 
-    /// Reads what is there, never past the frame that is due. `Some` is the profile: the offer is complete.
-    fn pump(&mut self, allowed: Duration) -> Result<Option<Vec<u8>>, SessionError> {
+    /// Reads what is there, never past the frame that is due. `Some`: the offer is complete.
+    fn pump(&mut self, allowed: Duration) -> Result<Option<Said>, SessionError> {
         let (peer, awaited) = (self.peer, label(self.due()));
         loop {
             match self.read_some() {
@@ -202,8 +223,8 @@ impl Pending {
                 }
                 Err(source) => return Err(SessionError::Io { peer, doing: "waiting for the handshake", source }),
             }
-            if let Some(profile) = self.advance()? {
-                return Ok(Some(profile));
+            if let Some(said) = self.advance()? {
+                return Ok(Some(said));
             }
         }
     }
@@ -219,7 +240,7 @@ impl Pending {
     }
 
     /// Makes of the bytes what they allow.
-    fn advance(&mut self) -> Result<Option<Vec<u8>>, SessionError> {
+    fn advance(&mut self) -> Result<Option<Said>, SessionError> {
         if self.header.is_none() {
             if is_stranger(&self.bytes) {
                 let began = super::error::printable(&self.bytes);
@@ -233,10 +254,12 @@ impl Pending {
         }
         let Some(header) = self.header.take_if(|h| h.len == self.bytes.len()) else { return Ok(None) };
         let body = frame_body(self.peer, header, std::mem::take(&mut self.bytes), self.due())?;
-        if self.hello.is_some() {
-            return Ok(Some(body));
+        match (self.hello, self.profile.take()) {
+            (None, _) => self.greet(&body)?,
+            (Some(hello), None) if hello.rdma => self.profile = Some(body),
+            (_, None) => return Ok(Some((body, None))),
+            (_, Some(profile)) => return Ok(Some((profile, Some(endpoint_of(self.peer, &body)?)))),
         }
-        self.greet(&body)?;
         Ok(None)
     }
 
@@ -249,12 +272,12 @@ impl Pending {
         Ok(())
     }
 
-    fn into_offer(self, profile: Vec<u8>, options: SessionOptions) -> Result<Offer, SessionError> {
+    fn into_offer(self, (profile, endpoint): Said, options: SessionOptions) -> Result<Offer, SessionError> {
         let Self { stream, peer, hello, .. } = self;
         let local = stream.local_addr();
         let local_addr = local.map_err(|source| SessionError::Io { peer, doing: "preparing the socket", source })?;
         let hello = hello.expect("a profile is due only after the hello");
-        Ok(Offer { hello, profile, peer_addr: peer, local_addr, stream, options })
+        Ok(Offer { hello, profile, endpoint, peer_addr: peer, local_addr, stream, options })
     }
 
     /// Tells a peer that speaks our protocol what was wrong. One write, never waited for: an empty socket takes it whole.
@@ -282,8 +305,14 @@ fn cut(why: &str) -> &str {
 
 impl Offer {
     /// Agrees: answers with our hello and profile, and that we are ready. What the standby must echo (incarnation,
-    /// generation, VM, beat key, slab size) and the version taken are filled in here, whatever `hello` says.
-    pub fn accept(self, mut hello: Hello, profile: &[u8]) -> Result<Connected, SessionError> {
+    /// generation, VM, beat key, slab size) and the version taken are filled in here, whatever `hello` says. With `endpoint`,
+    /// which counts only if the offer has one, the slabs come over RDMA.
+    pub fn accept(
+        self,
+        mut hello: Hello,
+        profile: &[u8],
+        endpoint: Option<&Endpoint>,
+    ) -> Result<Connected, SessionError> {
         check_profile(profile)?;
         let peer = self.peer_addr;
         let version = Hello::negotiate(VERSIONS, self.hello.versions).map_err(|_| SessionError::Version {
@@ -297,9 +326,11 @@ impl Offer {
         hello.vm = self.hello.vm;
         hello.beat_key = self.hello.beat_key;
         hello.slab_size = self.hello.slab_size;
+        let endpoint = endpoint.filter(|_| self.endpoint.is_some());
+        hello.rdma = endpoint.is_some();
         let mut frames = frames(self.stream, peer, &self.options)?;
-        frames.send(&[(Kind::Hello, &hello.encode()), (Kind::Profile, profile), (Kind::Ready, &[])])?;
-        frames.into_connected(self.hello, self.profile, &self.options.link)
+        frames.offer(&hello, profile, endpoint, true)?;
+        frames.into_connected(self.hello, self.profile, self.endpoint.filter(|_| hello.rdma), &self.options.link)
     }
 
     /// Says no, and why; the primary sees the text. Best effort: a peer that has gone needs no refusal.
