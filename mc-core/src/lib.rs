@@ -33,7 +33,7 @@
 //! # The map
 //!
 //! [`id`] has the vocabulary's numbers, [`wire`] every byte, [`slab`] and [`staging`] the memory, [`transport`], [`source`]
-//! and [`gate`] the traits that the outside implements, `testing` (a feature) an in-memory transport and the suite that
+//! and [`gate`] the traits that the outside implements, [`failover`] a transport made of two, `testing` (a feature) an in-memory transport and the suite that
 //! every transport must pass.
 
 #![deny(unsafe_code)]
@@ -41,6 +41,7 @@
 pub mod arbiter;
 pub mod detector;
 pub mod driver;
+pub mod failover;
 pub mod gate;
 pub mod id;
 pub mod image;
