@@ -17,7 +17,7 @@ use super::{
 use crate::{
     error::{RdmaError, WorkFailure},
     ffi::{Qp, status_words},
-    types::Completion as Done,
+    types::{Completion as Done, FLUSHED},
 };
 use mc_core::{
     transport::{Completion, LinkError, NotFenced, Op, RejectReason, Rejected, Transport},
@@ -232,9 +232,13 @@ impl RdmaLink {
                 (Err(error), _) | (_, Err(error)) => self.verb_failed("polling for completions", error),
                 (Ok(sent), Ok(received)) => {
                     any = true;
-                    // Received first: a failure ends the link, and what had arrived is reported.
-                    received.into_iter().for_each(|done| self.received_one(&done));
-                    sent.into_iter().for_each(|done| self.sent_one(&done));
+                    // What has arrived is reported before a failure ends the link; a flushed receive knows less than a
+                    // failed work request.
+                    let ok = |done: &Done| done.status == 0;
+                    sent.filter(ok).into_iter().for_each(|done| self.sender.completed(done.id));
+                    received.filter(ok).into_iter().for_each(|done| self.received_one(&done));
+                    sent.filter(|done| !ok(done)).into_iter().for_each(|done| self.send_failed(&done));
+                    received.filter(|done| !ok(done)).into_iter().for_each(|done| self.receive_failed(&done));
                 }
             }
         }
@@ -245,21 +249,21 @@ impl RdmaLink {
         self.fail(RdmaError::Verb { peer: self.peer.clone(), qpn: self.qpn(), doing, source });
     }
 
-    fn sent_one(&mut self, done: &Done) {
-        if done.status == 0 {
-            return self.sender.completed(done.id);
+    fn send_failed(&mut self, done: &Done) {
+        if self.is_up() {
+            let (qpn, kind, at) = self.sender.describe(done.id);
+            self.work_failed(qpn, kind, done, at.map(|at| at.elapsed()));
         }
-        let (qpn, kind, at) = self.sender.describe(done.id);
-        self.work_failed(qpn, kind, done, at.map(|at| at.elapsed()));
+    }
+
+    fn receive_failed(&mut self, done: &Done) {
+        self.look_for_the_cause();
+        if self.is_up() {
+            self.work_failed(self.qpn(), "RECV", done, None);
+        }
     }
 
     fn received_one(&mut self, done: &Done) {
-        if !self.is_up() {
-            return;
-        }
-        if done.status != 0 {
-            return self.work_failed(self.qpn(), "RECV", done, None);
-        }
         let message = match self.receiver.take(done) {
             Err(error) => return self.verb_failed("posting a receive", error),
             Ok(message) => message,
@@ -271,6 +275,19 @@ impl RdmaLink {
                 let _ = self.end(closed);
             }
             Err(source) => self.fail(RdmaError::Wire { peer: self.peer.clone(), source }),
+        }
+    }
+
+    /// A receive that comes back flushed tells of a failure, but not which: a work request of ours may know, in a moment.
+    fn look_for_the_cause(&mut self) {
+        let start = Instant::now();
+        while self.is_up() && self.sender.has_posted() && start.elapsed() < fence::FLUSH {
+            match self.parts.send_cq.poll() {
+                Ok(Some(done)) if done.status == 0 => self.sender.completed(done.id),
+                Ok(Some(done)) if done.status != FLUSHED => self.send_failed(&done),
+                Ok(Some(_)) | Err(_) => return,
+                Ok(None) => std::thread::yield_now(),
+            }
         }
     }
 
