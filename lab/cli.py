@@ -6,9 +6,10 @@ import argparse
 import os
 import sys
 
-from . import session
+from . import client, host, session
 from .common import EXIT_USAGE, LabError, cache_dir, say
 from .options import Options
+from .server import VERBS
 
 HELP = """\
 SoftRoCE lab: RDMA without RDMA hardware, in QEMU virtual machines (docs/LAB.md).
@@ -17,7 +18,12 @@ SoftRoCE lab: RDMA without RDMA hardware, in QEMU virtual machines (docs/LAB.md)
   lab run [opts] -- CMD      CMD in one VM: rxe0 (10.77.1.1) and rxe1 (10.77.1.2) on a wire
   lab run --host -- CMD      CMD on this machine, which has RDMA devices itself
   lab shell [opts]           a shell in such a VM
-"""
+  lab pair [opts] -- CMD     two VMs, a (10.77.0.1) and b (10.77.0.2), rxe0 each, on a wire
+                             with faults; CMD runs on this machine, with `lab` in its PATH
+
+Verbs for CMD of a pair:
+
+""" + "".join(f"  lab {form}\n" for form in VERBS.values())
 
 EXIT_CODES = """\
 Exit code: CMD's own; 2 wrong arguments; 6 something is missing here; 124 timeout;
@@ -25,9 +31,6 @@ Exit code: CMD's own; 2 wrong arguments; 6 something is missing here; 124 timeou
 The VMs see this machine's files read-only; what they write elsewhere than in
 $LAB_OUT and the --rw directories is gone at the end. CMD's stdin is empty.
 """
-
-VM_VERBS = ("run", "shell")
-
 
 def parser() -> argparse.ArgumentParser:
     """The parser for the verbs that start a lab; what follows ``--`` is cut off before."""
@@ -52,6 +55,10 @@ def parser() -> argparse.ArgumentParser:
     run = verbs.add_parser("run", parents=[machine], help="CMD in one VM")
     run.add_argument("--host", action="store_true", help="no VM: this machine has RDMA devices")
     verbs.add_parser("shell", parents=[machine], help="a shell in one VM")
+    pair = verbs.add_parser("pair", parents=[machine], help="CMD here, beside two VMs")
+    pair.add_argument("--seed", type=int, default=1, metavar="N", help="of the link's chance (1)")
+    pair.add_argument("--lan", action="store_true", help="eth1 in both VMs on a hub with a TAP device here (root)")
+    pair.add_argument("--lan-netns", metavar="NAME", help="the TAP device in this network namespace")
     return root
 
 
@@ -97,22 +104,26 @@ def parse(argv: list[str]) -> Options:
     arguments = parser()
     given = vars(arguments.parse_args(argv))
     options = Options(**{**given, "env": dict(given.get("env", [])), "command": command})
-    if options.verb == "run" and not command:
+    if options.verb in ("run", "pair") and not command:
         arguments.error(f"nothing to run: lab {options.verb} [opts] -- CMD")
     if options.verb in ("setup", "shell") and command:
         arguments.error(f"lab {options.verb} takes no command")
+    if options.lan_netns is not None and not options.lan:
+        arguments.error("--lan-netns is for --lan")
     return options
 
 
 def main(argv: list[str]) -> int:
     """Runs the lab; returns the exit code."""
     try:
+        if argv and argv[0] in VERBS:
+            return client.call(argv)
         options = parse(argv)
         if options.verb == "setup":
             machine = session.prepare(options.accel)
             say(f"ready: kernel {machine.kernel.version}, {machine.accel}, in {cache_dir()}")
             return 0
-        return session.run(options)
+        return host.run(options) if options.host else session.run(options)
     except LabError as error:
         say(str(error))
         return error.code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -18,11 +19,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from . import accel, console, initramfs, kernel
-from .common import EXIT_KERNEL, EXIT_VM, LabError, cache_dir, missing, say, tool
+from . import accel, console, host, initramfs, kernel
+from .common import EXIT_KERNEL, EXIT_VM, cache_dir, missing, say, tool
+from .lan import TAP_NAME, Tap
 from .options import Options
-from .qemu import Machine, Share
+from .qemu import Machine, Nic, Share
+from .relay import Relay
+from .server import Server
 from .vm import Job, Vm
+
+PAIR = {"a": "10.77.0.1", "b": "10.77.0.2"}
+"""The VMs of `lab pair` and their addresses on the replication link"""
 
 DETACH = b"\x1d"
 """ctrl-]: leaves `lab shell`."""
@@ -59,6 +66,8 @@ class Session:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.vms: dict[str, Vm] = {}
+        self._relay: Relay | None = None
+        self._tap: Tap | None = None
         self._start = time.monotonic()
         # Not below a long TMPDIR: a unix socket's path has 107 bytes.
         parent = tempfile.gettempdir()
@@ -81,14 +90,35 @@ class Session:
     def boot(self, template: Machine) -> None:
         """Starts the VMs and waits for them."""
         self._start = time.monotonic()
-        self.vms["vm"] = self.make_vm(template, "vm", "")
+        if self.options.verb == "pair":
+            self._lay_wires()
+            for name, ip in PAIR.items():
+                self.vms[name] = self._make_vm(template, name, self._nics(name), f"lab.ip={ip}")
+        else:
+            self.vms["vm"] = self._make_vm(template, "vm", [], "")
         for vm in self.vms.values():
             vm.start()
         for vm in self.vms.values():
             vm.wait_ready()
         self.event("up", boot_s=round(time.monotonic() - self._start, 2))
 
-    def make_vm(self, template: Machine, name: str, arguments: str) -> Vm:
+    def _lay_wires(self) -> None:
+        """Relay, LAN, and the socket for the verbs."""
+        if self.options.lan:
+            self._tap = Tap(self.options.lan_netns)
+        self._relay = Relay(self.run, self.options.seed, self._tap.descriptor if self._tap else None)
+        self._relay.start()
+        Server(self, self._relay, self.run / "lab.sock").start()
+
+    def _nics(self, name: str) -> list[Nic]:
+        """eth0 is the replication link, eth1 the LAN port."""
+        number = f"{list(PAIR).index(name) + 1:02x}"
+        nics = [Nic("eth0", self.run / f"n.{name}", self.run / f"r.{name}", f"52:54:00:77:00:{number}")]
+        if self.options.lan:
+            nics.append(Nic("eth1", self.run / f"m.{name}", self.run / f"h.{name}", f"52:54:00:77:01:{number}"))
+        return nics
+
+    def _make_vm(self, template: Machine, name: str, nics: list[Nic], arguments: str) -> Vm:
         """A VM of this session, not started."""
         directory = self.out / name
         jobs = directory / "jobs"
@@ -98,7 +128,7 @@ class Session:
         (jobs / "shares").write_text("".join(f"{share.tag} {share.path}\n" for share in writable))
         machine = Machine(
             template.kernel, template.initramfs, template.accel, name=name, cpus=self.options.cpus,
-            memory_mib=self.options.mem, shares=shares + writable,
+            memory_mib=self.options.mem, nics=nics, shares=shares + writable,
             arguments=f"lab.name={name} lab.mtu={self.options.mtu} lab.modules={template.kernel.modules} {arguments}")
         return Vm(machine, directory, self.run / name, self.event, float(os.environ.get("LAB_BOOT_TIMEOUT", "120")),
                   with_tty=self.options.verb == "shell")
@@ -108,6 +138,19 @@ class Session:
         vm = self.vms["vm"]
         job = vm.submit(self.options.command, self.options.env, os.getcwd())
         return vm.follow(job, sys.stdout.buffer, sys.stderr.buffer, self.options.timeout)
+
+    def run_outside(self) -> int:
+        """`lab pair`: the command on this machine, with `lab` in its PATH."""
+        programs = self.run / "bin"
+        programs.mkdir()
+        (programs / "lab").symlink_to(Path(__file__).resolve().parent.parent / "scripts" / "lab")
+        environment = {
+            **os.environ, "LAB_SOCK": str(self.run / "lab.sock"), "LAB_OUT": str(self.out),
+            "LAB_A": PAIR["a"], "LAB_B": PAIR["b"], "PATH": f"{programs}:{os.environ.get('PATH', '')}"}
+        if self.options.lan:
+            environment["LAB_LAN"] = TAP_NAME
+            environment["LAB_LAN_NETNS"] = self.options.lan_netns or ""
+        return host.call(self.options.command, {**environment, **self.options.env}, self.options.timeout)
 
     def run_shell(self) -> int:
         """`lab shell`: this terminal on the VM's serial line."""
@@ -132,15 +175,23 @@ class Session:
     def close(self) -> None:
         """Ends the VMs and removes what is temporary."""
         self._closed = True
-        for vm in self.vms.values():
-            vm.stop()
+        with contextlib.ExitStack() as steps:  # last in, first out, whatever fails
+            steps.callback(shutil.rmtree, self.run, ignore_errors=True)
+            steps.callback(self._close_events)
+            if self._tap:
+                steps.callback(self._tap.close)
+            if self._relay:
+                steps.callback(self._relay.stop)
+            for vm in self.vms.values():
+                steps.callback(vm.stop)
+
+    def _close_events(self) -> None:
         with self._events_lock:
             self._events.close()
-        shutil.rmtree(self.run, ignore_errors=True)
 
 
 def run(options: Options) -> int:
-    """Runs a lab: the verbs run and shell."""
+    """Runs a lab: the verbs run, shell and pair."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
     try:
@@ -150,7 +201,8 @@ def run(options: Options) -> int:
             start = time.monotonic()
             session.boot(template)
             up = time.monotonic()
-            code = session.run_shell() if options.verb == "shell" else session.run_inside()
+            verbs = {"run": session.run_inside, "shell": session.run_shell, "pair": session.run_outside}
+            code = verbs[options.verb]()
             if not options.quiet:
                 say(f"kernel {template.kernel.version}, {template.accel}; boot {up - start:.1f} s, "
                     f"command {time.monotonic() - up:.1f} s, exit {code}")
