@@ -20,7 +20,7 @@ use std::{io, time::Instant};
 
 /// How long to wait for our own requests to come back flushed before their queue pair is destroyed: some drivers want that.
 /// It is a local matter, and takes microseconds.
-const FLUSH: std::time::Duration = std::time::Duration::from_millis(20);
+pub(super) const FLUSH: std::time::Duration = std::time::Duration::from_millis(20);
 
 /// What the system did not confirm.
 pub(super) fn failed(what: &'static str) -> impl FnOnce(io::Error) -> String {

@@ -10,14 +10,16 @@
 //! peer could still write to never come back, and `Down` says so.
 
 use super::{
-    Parts, fence,
+    Parts,
+    bell::Bell,
+    fence,
     receive::Receiver,
     send::{Outgoing, Sender, Trouble},
 };
 use crate::{
     error::{RdmaError, WorkFailure},
     ffi::{Qp, status_words},
-    types::Completion as Done,
+    types::{Completion as Done, FLUSHED},
 };
 use mc_core::{
     transport::{Completion, LinkError, NotFenced, Op, RejectReason, Rejected, Resumable, Transport},
@@ -53,7 +55,7 @@ pub struct RdmaLink {
     ready: VecDeque<Completion>,
     /// Arrived and reported, slabs and records.
     received: u64,
-    armed: bool,
+    bell: Bell,
     state: State,
     /// Not [`State::Ended`] yet, but nothing can be relied on.
     failed: bool,
@@ -66,7 +68,7 @@ impl RdmaLink {
         let sender = Sender::new(&parts.domain, &parts.queues, parts.options, theirs.receives, speaks_first);
         let ready = VecDeque::with_capacity(2 * ROUND);
         let (received, state) = (0, State::Up);
-        Self { sender, receiver, ready, received, armed: false, state, failed: false, peer, parts }
+        Self { sender, receiver, ready, received, bell: Bell::default(), state, failed: false, peer, parts }
     }
 
     /// Number of the queue pair that carries the messages.
@@ -214,9 +216,14 @@ impl RdmaLink {
                 (Err(error), _) | (_, Err(error)) => self.verb_failed("polling for completions", error),
                 (Ok(sent), Ok(received)) => {
                     any = true;
-                    // Received first: a failure ends the link, and what had arrived is reported.
-                    received.into_iter().for_each(|done| self.received_one(&done));
-                    sent.into_iter().for_each(|done| self.sent_one(&done));
+                    self.bell.rang([sent.is_some(), received.is_some()]);
+                    // What has arrived is reported before a failure ends the link; a flushed receive knows less than a
+                    // failed work request.
+                    let ok = |done: &Done| done.status == 0;
+                    sent.filter(ok).into_iter().for_each(|done| self.sender.completed(done.id));
+                    received.filter(ok).into_iter().for_each(|done| self.received_one(&done));
+                    sent.filter(|done| !ok(done)).into_iter().for_each(|done| self.send_failed(&done));
+                    received.filter(|done| !ok(done)).into_iter().for_each(|done| self.receive_failed(&done));
                 }
             }
         }
@@ -227,21 +234,21 @@ impl RdmaLink {
         self.fail(RdmaError::Verb { peer: self.peer.clone(), qpn: self.qpn(), doing, source });
     }
 
-    fn sent_one(&mut self, done: &Done) {
-        if done.status == 0 {
-            return self.sender.completed(done.id);
+    fn send_failed(&mut self, done: &Done) {
+        if self.is_up() {
+            let (qpn, kind, at) = self.sender.describe(done.id);
+            self.work_failed(qpn, kind, done, at.map(|at| at.elapsed()));
         }
-        let (qpn, kind, at) = self.sender.describe(done.id);
-        self.work_failed(qpn, kind, done, at.map(|at| at.elapsed()));
+    }
+
+    fn receive_failed(&mut self, done: &Done) {
+        self.look_for_the_cause();
+        if self.is_up() {
+            self.work_failed(self.qpn(), "RECV", done, None);
+        }
     }
 
     fn received_one(&mut self, done: &Done) {
-        if !self.is_up() {
-            return;
-        }
-        if done.status != 0 {
-            return self.work_failed(self.qpn(), "RECV", done, None);
-        }
         let message = match self.receiver.take(done) {
             Err(error) => return self.verb_failed("posting a receive", error),
             Ok(message) => message,
@@ -253,6 +260,19 @@ impl RdmaLink {
                 let _ = self.end(closed);
             }
             Err(source) => self.fail(RdmaError::Wire { peer: self.peer.clone(), source }),
+        }
+    }
+
+    /// A receive that comes back flushed tells of a failure, but not which: a work request of ours may know, in a moment.
+    fn look_for_the_cause(&mut self) {
+        let start = Instant::now();
+        while self.is_up() && self.sender.has_posted() && start.elapsed() < fence::FLUSH {
+            match self.parts.send_cq.poll() {
+                Ok(Some(done)) if done.status == 0 => self.sender.completed(done.id),
+                Ok(Some(done)) if done.status != FLUSHED => self.send_failed(&done),
+                Ok(Some(_)) | Err(_) => return,
+                Ok(None) => std::thread::yield_now(),
+            }
         }
     }
 
@@ -304,16 +324,15 @@ impl RdmaLink {
 
     /// Nothing is ready: the next completion shall wake who sleeps. Whether one came just before.
     fn arm(&mut self) -> bool {
-        if self.parts.channel.clear() || !self.armed {
-            let armed = self.parts.send_cq.arm().and_then(|()| self.parts.receive_cq.arm());
-            if let Err(error) = armed {
+        let queues = [&self.parts.send_cq, &self.parts.receive_cq];
+        match self.bell.set(&self.parts.channel, queues) {
+            Ok(false) => false,
+            Ok(true) => self.reap(),
+            Err(error) => {
                 self.verb_failed("arming completion queues", error);
-                return true;
+                true
             }
-            self.armed = true;
-            return self.reap();
         }
-        false
     }
 }
 
