@@ -54,6 +54,40 @@ pub trait Transport: Send {
     }
 }
 
+impl<T: Transport + ?Sized> Transport for Box<T> {
+    fn submit(&mut self, op: Op) -> Result<(), Rejected> {
+        (**self).submit(op)
+    }
+
+    fn poll(&mut self) -> Option<Completion> {
+        (**self).poll()
+    }
+
+    fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
+        (**self).wait_fd()
+    }
+
+    fn wants_read(&self) -> bool {
+        (**self).wants_read()
+    }
+
+    fn wants_write(&self) -> bool {
+        (**self).wants_write()
+    }
+
+    fn revoke(&mut self) -> Result<(), NotFenced> {
+        (**self).revoke()
+    }
+
+    fn peer(&self) -> String {
+        (**self).peer()
+    }
+
+    fn fell_back(&self) -> Option<&str> {
+        (**self).fell_back()
+    }
+}
+
 /// A transport that another can take over from without a loss: it knows how far it got. An *item* is an [`Op::Write`] or an
 /// [`Op::Send`] that it took, counted from 0 in order of submission, in each direction for itself.
 pub trait Resumable: Transport {
