@@ -10,6 +10,7 @@
 //! | [`qemu`] | QEMU's control connection and migration stream |
 //! | [`gate`] | output commit |
 //! | [`keepalive`], [`beats`] | the beat thread |
+//! | [`rdma`] | this host's RDMA devices |
 //! | [`events`], [`report`] | what happens, for scripts |
 //! | [`clock`], [`wake`], [`inbox`], [`sys`] | time, waking, waiting; the only `unsafe` |
 
@@ -28,6 +29,7 @@ pub mod inbox;
 pub mod keepalive;
 pub mod protect;
 pub mod qemu;
+pub mod rdma;
 pub mod report;
 pub mod standby;
 pub mod status;
