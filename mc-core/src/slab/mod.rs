@@ -16,7 +16,7 @@ mod pool;
 mod writer;
 
 pub use pool::{PoolStats, SlabPool};
-pub use writer::{SlabFull, SlabMeta, SlabWriter};
+pub use writer::{Place, SlabFull, SlabMeta, SlabWriter};
 
 use crate::wire::{
     WireError,
@@ -33,7 +33,11 @@ pub type Attachment = Option<Box<dyn Any + Send>>;
 struct Memory {
     // Fields are dropped in this order.
     attachment: Attachment,
+    /// The capture engine's: its registration is of another domain than the transport's.
+    captured: Attachment,
     map: MmapMut,
+    /// The writer's; kept here, so that a warm slab does not allocate.
+    places: Vec<Place>,
 }
 
 /// A slab that nobody uses.
@@ -44,7 +48,8 @@ pub struct FreeSlab {
 
 impl FreeSlab {
     pub(crate) fn allocate(size: usize) -> std::io::Result<Self> {
-        Ok(Self { memory: Memory { attachment: None, map: MmapMut::map_anon(size)? } })
+        let map = MmapMut::map_anon(size)?;
+        Ok(Self { memory: Memory { attachment: None, captured: None, map, places: Vec::new() } })
     }
 
     /// Bytes.
@@ -79,6 +84,11 @@ impl FreeSlab {
             Ok(header) => Ok(SealedSlab { header, memory: self.memory }),
             Err(error) => Err((self, error)),
         }
+    }
+
+    /// For a capture engine: what it keeps with this slab, beside the transport's [`FreeSlab::attachment`].
+    pub fn capture_attachment(&mut self) -> &mut Attachment {
+        &mut self.memory.captured
     }
 
     pub(crate) fn memory(&mut self) -> &mut [u8] {
