@@ -127,7 +127,7 @@ impl CaptureEngine for Slow {
         if self.polls >= self.fails_at {
             return Err(CaptureError::Engine { engine: "slow", source: "it broke".into() });
         }
-        if self.polls % 7 != 0 {
+        if !self.polls.is_multiple_of(7) {
             return Ok(None);
         }
         self.queue.pop_front().map_or(Ok(()), |slab| self.memcpy.submit(slab))?;

@@ -33,10 +33,17 @@ pub type Attachment = Option<Box<dyn Any + Send>>;
 struct Memory {
     // Fields are dropped in this order.
     attachment: Attachment,
-    /// The capture engine's: its registration is of another domain than the transport's.
-    captured: Attachment,
+    /// `None` until it is used: pages that are handed over one by one need none of it.
+    capture: Option<Box<Capture>>,
     map: MmapMut,
-    /// The writer's; kept here, so that a warm slab does not allocate.
+}
+
+/// What capturing keeps with a slab, so that a warm one is neither registered again nor allocates.
+#[derive(Debug, Default)]
+struct Capture {
+    /// The engine's: its registration is of another domain than the transport's.
+    attachment: Attachment,
+    /// The writer's: what has not landed.
     places: Vec<Place>,
 }
 
@@ -49,7 +56,7 @@ pub struct FreeSlab {
 impl FreeSlab {
     pub(crate) fn allocate(size: usize) -> std::io::Result<Self> {
         let map = MmapMut::map_anon(size)?;
-        Ok(Self { memory: Memory { attachment: None, captured: None, map, places: Vec::new() } })
+        Ok(Self { memory: Memory { attachment: None, capture: None, map } })
     }
 
     /// Bytes.
@@ -88,7 +95,7 @@ impl FreeSlab {
 
     /// For a capture engine: what it keeps with this slab, beside the transport's [`FreeSlab::attachment`].
     pub fn capture_attachment(&mut self) -> &mut Attachment {
-        &mut self.memory.captured
+        &mut self.memory.capture.get_or_insert_default().attachment
     }
 
     pub(crate) fn memory(&mut self) -> &mut [u8] {

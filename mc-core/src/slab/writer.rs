@@ -70,9 +70,10 @@ pub struct SlabWriter {
 }
 
 impl SlabWriter {
-    pub(super) fn new(mut slab: FreeSlab) -> Self {
-        slab.memory.places.clear();
-        Self { slab, used: HEADER_LEN, records: 0, pages: 0, open: None }
+    pub(super) fn new(slab: FreeSlab) -> Self {
+        let mut this = Self { slab, used: HEADER_LEN, records: 0, pages: 0, open: None };
+        this.landed();
+        this
     }
 
     /// Whether nothing was written yet.
@@ -105,10 +106,11 @@ impl SlabWriter {
         self.join_or_begin(KIND_PAGES, block, offset, pages);
         let at = self.used;
         self.used += pages as usize * PAGE_SIZE;
-        match self.slab.memory.places.last_mut() {
+        let places = &mut self.slab.memory.capture.get_or_insert_default().places;
+        match places.last_mut() {
             // The record's earlier pages may have landed already: then it is a place of its own.
             Some(last) if joins && last.at + last.len() == at => last.pages += pages,
-            _ => self.slab.memory.places.push(Place { block, offset, pages, at }),
+            _ => places.push(Place { block, offset, pages, at }),
         }
         Ok(pages)
     }
@@ -116,13 +118,13 @@ impl SlabWriter {
     /// What was reserved and has not landed, in the order of the slab.
     #[must_use]
     pub fn places(&self) -> &[Place] {
-        &self.slab.memory.places
+        self.slab.memory.capture.as_ref().map_or(&[], |capture| &capture.places)
     }
 
     /// Has `copy` fill all places: it is handed each, and its memory.
     pub fn fill(&mut self, mut copy: impl FnMut(&Place, &mut [u8])) {
-        let super::Memory { map, places, .. } = &mut self.slab.memory;
-        for place in places.iter() {
+        let super::Memory { map, capture, .. } = &mut self.slab.memory;
+        for place in capture.iter().flat_map(|capture| &capture.places) {
             copy(place, &mut map[place.at..place.at + place.len()]);
         }
         self.landed();
@@ -130,7 +132,9 @@ impl SlabWriter {
 
     /// All places are filled. For an engine whose bytes land by themselves.
     pub fn landed(&mut self) {
-        self.slab.memory.places.clear();
+        if let Some(capture) = &mut self.slab.memory.capture {
+            capture.places.clear();
+        }
     }
 
     /// All of the slab's memory, for an engine that registers it; never empty. Records are in it: do not write.
