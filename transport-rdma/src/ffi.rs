@@ -17,11 +17,12 @@
 //! deregistered, so a device that is late writes into pages that nobody else can own meanwhile, even if the mapping is gone.
 #![allow(unsafe_code)]
 
+use crate::memlock;
 use crate::types::{
     Access, Completion, Gid, Limits, Piece, Port, PostError, QpSizes, RcPath, Request, Work, lane_mbit, lanes,
     mtu_bytes, mtu_code,
 };
-use mc_core::slab::{FreeSlab, SealedSlab};
+use mc_core::slab::{FreeSlab, SealedSlab, SlabWriter};
 use memmap2::{MmapMut, MmapRaw};
 use rdma_sys as sys;
 use std::{
@@ -33,7 +34,7 @@ use std::{
     ptr::{NonNull, null_mut},
     sync::{
         Arc,
-        atomic::{AtomicPtr, Ordering},
+        atomic::{AtomicPtr, AtomicU8, Ordering},
     },
 };
 
@@ -331,6 +332,13 @@ impl Region {
         Self::register(domain, memory.as_mut_ptr(), memory.len(), access, Memory::Elsewhere)
     }
 
+    /// Registers the whole memory of a slab that is being filled: a capture engine writes into the places that the writer
+    /// keeps. The writer must not be used while it does.
+    pub fn of_writer(domain: &Arc<Domain>, slab: &mut SlabWriter, access: Access) -> io::Result<Self> {
+        let memory = slab.memory();
+        Self::register(domain, memory.as_mut_ptr(), memory.len(), access, Memory::Elsewhere)
+    }
+
     /// Registers what a sealed slab sends, for reading only.
     pub fn of_sealed(domain: &Arc<Domain>, slab: &SealedSlab) -> io::Result<Self> {
         let memory = slab.memory();
@@ -370,6 +378,7 @@ impl Region {
         // SAFETY: a region that was just made; the keys never change.
         let mr = unsafe { raw.as_ref() };
         let (lkey, rkey) = (mr.lkey, mr.rkey);
+        memlock::charge(len);
         let domain = Arc::clone(domain);
         let raw = AtomicPtr::new(raw.as_ptr());
         Ok(Self { raw, addr: addr.addr() as u64, len, lkey, rkey, access, domain, memory })
@@ -387,8 +396,9 @@ impl Region {
         }
         // SAFETY: `raw` is a region of ours, taken out above, so that nobody deregisters it twice.
         let returned = check(unsafe { sys::ibv_dereg_mr(raw) });
-        if returned.is_err() {
-            self.raw.store(raw, Ordering::Release);
+        match returned {
+            Ok(()) => memlock::release(self.len),
+            Err(_) => self.raw.store(raw, Ordering::Release),
         }
         returned
     }
@@ -435,6 +445,23 @@ impl Region {
         // SAFETY: inside the mapping (asserted), which is ours; `to` is exclusively the caller's. The receive that filled
         // these bytes has completed, and is posted again only after this.
         unsafe { std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), to.len()) };
+    }
+}
+
+/// Makes the pages of `len` bytes from `at` on present and writable, and changes no byte, not even one that somebody else
+/// is changing. For kernels that cannot populate by themselves.
+///
+/// # Panics
+/// When they are not inside.
+pub fn touch(map: &MmapRaw, at: usize, len: usize) {
+    assert!(at.checked_add(len).is_some_and(|end| end <= map.len()), "outside the mapping");
+    for at in (at..at + len).step_by(4096) {
+        // SAFETY: inside the mapping (asserted), which is readable and writable and lives as long as the borrow; bytes are
+        // always aligned; no Rust reference to the memory exists, as with all shared mappings (mc_core::ram).
+        let byte = unsafe { AtomicU8::from_ptr(map.as_mut_ptr().wrapping_add(at)) };
+        let value = byte.load(Ordering::Relaxed);
+        // If it has changed meanwhile, then somebody has written, and the page is there.
+        let _ = byte.compare_exchange(value, value, Ordering::Relaxed, Ordering::Relaxed);
     }
 }
 

@@ -2,7 +2,7 @@
 //! and so is everything from then on.
 //!
 //! ```text
-//! Main ──error of submit, poll──> abort ──its slabs──> Memcpy (for good)
+//! Main ──error of prepare, submit, poll──> abort ──its slabs──> Memcpy (for good)
 //! ```
 
 use super::{CaptureEngine, CaptureError, Run, memcpy::Memcpy};
@@ -47,7 +47,7 @@ impl CaptureEngine for WithSpare {
     }
 
     fn prepare(&mut self, slab: &mut FreeSlab) -> Result<(), CaptureError> {
-        self.engine().prepare(slab)
+        self.engine().prepare(slab).or_else(|error| self.fail(error))
     }
 
     fn submit(&mut self, slab: SlabWriter) -> Result<(), CaptureError> {
