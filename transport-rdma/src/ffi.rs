@@ -448,6 +448,19 @@ impl Region {
     }
 }
 
+/// Whether all pages of `len` bytes from `at` on (page aligned) are in memory, as far as the kernel tells (mincore(2)).
+///
+/// # Panics
+/// When they are not inside.
+#[must_use]
+pub fn is_resident(map: &MmapRaw, at: usize, len: usize) -> bool {
+    assert!(at.checked_add(len).is_some_and(|end| end <= map.len()), "outside the mapping");
+    let mut pages = vec![0_u8; len.div_ceil(4096)];
+    // SAFETY: the range is inside a mapping of ours (asserted), whose content is not touched; `pages` has a byte for each.
+    let returned = unsafe { libc::mincore(map.as_mut_ptr().wrapping_add(at).cast(), len, pages.as_mut_ptr()) };
+    returned == 0 && pages.iter().all(|page| page & 1 != 0)
+}
+
 /// Makes the pages of `len` bytes from `at` on present and writable, and changes no byte, not even one that somebody else
 /// is changing. For kernels that cannot populate by themselves.
 ///

@@ -72,7 +72,7 @@ impl fmt::Display for Choice {
             Why::DeviceFailed(error) => write!(f, "{error}")?,
         }
         for figure in &self.figures {
-            write!(f, "; {} {:.1} MB/s", figure.engine, figure.best_mb_s())?;
+            write!(f, "; {} {:.1} MB/s", figure.engine, figure.capture_mb_s())?;
         }
         Ok(())
     }
@@ -105,7 +105,7 @@ pub fn choose(
         }
         (Wanted::Auto, None) => Ok(memcpy(Why::NoDevice, Vec::new())),
         (Wanted::Auto, Some(device)) => Ok(match probe(device, options) {
-            Ok([by_memcpy, by_device]) if by_device.best < by_memcpy.best => {
+            Ok([by_memcpy, by_device]) if by_device.capture < by_memcpy.capture => {
                 let figures = vec![by_memcpy, by_device];
                 rdma(device, blocks, options, Why::Faster, figures.clone())
                     .unwrap_or_else(|error| memcpy(Why::DeviceFailed(Box::new(error)), figures))

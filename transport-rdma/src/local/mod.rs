@@ -57,7 +57,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            gather: 1,
+            gather: 16,
             write_bytes: 64 << 10,
             depth: 128,
             chain: 16,

@@ -227,7 +227,7 @@ impl RegisteredMemory {
 /// Bytes that a thread touches at a time; a multiple of most page sizes.
 const STRIPE: usize = 32 << 20;
 
-/// Makes every page present and writable without changing it.
+/// Makes every page present, and those that were not writable, without changing any.
 fn touch(map: &MmapRaw, threads: usize) -> Result<(), MrError> {
     let next = AtomicUsize::new(0);
     let work = || -> Result<(), MrError> {
@@ -246,7 +246,11 @@ fn touch(map: &MmapRaw, threads: usize) -> Result<(), MrError> {
     })
 }
 
+/// Asking whether pages are there is many times cheaper than having each of them populated once more.
 fn populate(map: &MmapRaw, offset: usize, bytes: usize) -> io::Result<()> {
+    if ffi::is_resident(map, offset, bytes) {
+        return Ok(());
+    }
     match map.advise_range(Advice::PopulateWrite, offset, bytes) {
         // Before Linux 5.14 there is no such advice (madvise(2)).
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
