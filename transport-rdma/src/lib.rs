@@ -1,7 +1,19 @@
 //! Checkpoints over RC, beats over UD, local copies by RDMA: what [`mc_core::transport`] asks for, on RDMA devices.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`rc`] | [`rc::RdmaLink`], the [`mc_core::transport::Transport`]: slabs by RDMA WRITE, records by SEND |
+//! | [`local`] | [`local::LocalCopy`], a [`mc_core::capture::CaptureEngine`]: checkpoints by RDMA WRITE on one host |
+//! | [`mr`] | guest RAM and other large memory, registered in chunks |
+//! | [`memlock`] | what is registered, against the limit on locked memory |
+//! | [`error`] | what goes wrong, with peer, queue pair, work request, times and a hint |
+//! | [`types`] | plain values of the verbs |
+//! | [`ffi`] | owned handles over libibverbs: the only `unsafe` |
 
+pub mod error;
 pub mod ffi;
 pub mod local;
 pub mod memlock;
 pub mod mr;
+pub mod rc;
 pub mod types;

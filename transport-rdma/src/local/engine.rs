@@ -97,6 +97,8 @@ impl LocalCopy {
         if let Some(region) = known.filter(|region| region.serves(self.pair.domain(), Access::RemoteWrite)) {
             return Ok(Target::of(region));
         }
+        // The old registration goes first: both count.
+        *attachment(slab) = None;
         memlock::check(len).map_err(MrError::from)?;
         let device = self.pair.domain().context().name().to_owned();
         let region =

@@ -28,7 +28,11 @@ pub use choose::{Choice, Wanted, choose};
 pub use engine::LocalCopy;
 pub use measure::{Figure, Pattern, measure, scratch};
 
-use crate::{mr::MrError, mr::RegisterOptions, types::PostError};
+use crate::{
+    error::WorkFailure,
+    mr::{MrError, RegisterOptions},
+    types::PostError,
+};
 use std::{io, time::Duration};
 
 /// How to copy.
@@ -117,29 +121,14 @@ pub enum LocalError {
         source: PostError,
     },
     /// A write failed.
-    #[error(
-        "local copies on {device}: queue pair {qpn:#x}: RDMA WRITE {id} into a slab failed: {words} (status {status}, vendor \
-         code {vendor:#x}), {elapsed:.1?} after the slab was submitted; timeout {timeout} x {} tries", .retry + 1
-    )]
+    #[error("local copies on {device}: queue pair {qpn:#x}: {failure}")]
     Work {
         /// The device.
         device: String,
         /// Ours.
         qpn: u32,
-        /// The write, counted from 1.
-        id: u64,
-        /// The completion's status.
-        status: u32,
-        /// The library's words for it.
-        words: String,
-        /// The vendor's own code.
-        vendor: u32,
-        /// Since the slab that it belongs to was submitted.
-        elapsed: Duration,
-        /// The local ACK timeout in force.
-        timeout: u8,
-        /// The retries in force.
-        retry: u8,
+        /// The rest; times count from when the slab was submitted.
+        failure: Box<WorkFailure>,
     },
     /// Nothing completes any more.
     #[error(

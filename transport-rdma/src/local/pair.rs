@@ -7,6 +7,7 @@
 
 use super::{LocalError, Options};
 use crate::{
+    error::{WorkFailure, ack_timeout},
     ffi::{CHAIN, Context, Cq, Domain, Qp, status_words},
     types::{PORT, Piece, QpSizes, RcPath, Request, Work},
 };
@@ -117,17 +118,17 @@ impl Pair {
         let failed = |this: &Self, source| LocalError::Device { device: this.device(), doing: "polling", source };
         while let Some(done) = self.cq.poll().map_err(|source| failed(self, source))? {
             if done.status != 0 {
-                return Err(LocalError::Work {
-                    device: self.device(),
-                    qpn: self.writer.number(),
-                    id: done.id,
+                let failure = WorkFailure {
+                    kind: "RDMA WRITE into a slab",
                     status: done.status,
                     words: status_words(done.status),
                     vendor: done.vendor,
-                    elapsed: since.map_or(Duration::ZERO, |since| since.elapsed()),
+                    elapsed: since.map(|since| since.elapsed()),
                     timeout: self.options.timeout,
                     retry: self.options.retry,
-                });
+                };
+                let (device, qpn, failure) = (self.device(), self.writer.number(), Box::new(failure));
+                return Err(LocalError::Work { device, qpn, failure });
             }
             self.completed = done.id;
             self.progress = Instant::now();
@@ -189,8 +190,7 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(2);
 
 /// When a queue pair must have reported an error by itself: devices may wait four times the timeout (IBTA 9.7.6.1.3).
 fn patience(options: &Options) -> Duration {
-    let timeout = Duration::from_nanos(4096) * (1 << options.timeout.min(24));
-    timeout * 4 * (u32::from(options.retry) + 1) + Duration::from_secs(1)
+    ack_timeout(options.timeout) * 4 * (u32::from(options.retry) + 1) + Duration::from_secs(1)
 }
 
 fn join(context: &Context, options: &Options, pair: [&Qp; 2]) -> io::Result<()> {

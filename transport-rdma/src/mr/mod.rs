@@ -260,3 +260,40 @@ fn populate(map: &MmapRaw, offset: usize, bytes: usize) -> io::Result<()> {
         other => other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use memmap2::MmapOptions;
+    use rustix::fs::{MemfdFlags, memfd_create};
+    use std::os::unix::fs::FileExt;
+
+    /// Both ways of making pages present, the kernel's and that for kernels which have none.
+    #[test]
+    fn touched_memory_is_there_and_holds_what_it_held() {
+        let ways: [fn(&MmapRaw); 2] = [|map| touch(map, 2).unwrap(), |map| ffi::touch(map, 0, map.len())];
+        for way in ways {
+            let file = File::from(memfd_create("touched", MemfdFlags::CLOEXEC).unwrap());
+            file.set_len(9 * 4096).unwrap();
+            file.write_all_at(b"as it was", 3 * 4096 - 4).unwrap();
+            let map = MmapOptions::new().map_raw(&file).unwrap();
+            assert!(!ffi::is_resident(&map, 0, map.len()));
+            way(&map);
+            assert!(ffi::is_resident(&map, 0, map.len()));
+            let mut content = vec![0; 9 * 4096];
+            file.read_exact_at(&mut content, 0).unwrap();
+            assert_eq!(&content[3 * 4096 - 4..3 * 4096 + 5], b"as it was");
+            assert_eq!(content.iter().filter(|byte| **byte != 0).count(), 9);
+        }
+    }
+
+    #[test]
+    fn memory_that_cannot_be_touched_is_an_error_that_says_where() {
+        let file = File::from(memfd_create("short", MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(8 * 4096).unwrap();
+        let map = MmapOptions::new().map_raw(&file).unwrap();
+        file.set_len(4096).unwrap(); // Its end is gone.
+        let said = touch(&map, 1).unwrap_err().to_string();
+        assert!(said.contains("touching 32768 bytes at 0x0"), "{said}");
+    }
+}
