@@ -655,6 +655,11 @@ impl Qp {
         self.modify(sys::ibv_qp_state::IBV_QPS_RTS, Mask::IBV_QP_SQ_PSN, |_| {})
     }
 
+    /// To RESET: whatever was posted is forgotten. The number stays, and it can be made ready again. No fence either.
+    pub fn reset(&self) -> io::Result<()> {
+        self.modify(sys::ibv_qp_state::IBV_QPS_RESET, Mask(0), |_| {})
+    }
+
     /// To ERR: no new work begins, what is posted comes back flushed. No fence: what is on its way may still land.
     pub fn fail(&self) -> io::Result<()> {
         self.modify(sys::ibv_qp_state::IBV_QPS_ERR, Mask(0), |_| {})
@@ -747,6 +752,12 @@ fn describe(request: &Request<'_>, wr: &mut sys::ibv_send_wr, inline: &mut Piece
             wr.wr.rdma = sys::rdma_t { remote_addr: to, rkey };
         }
         Work::Datagram { to, qpn, qkey, .. } => {
+            wr.wr.ud = sys::ud_t { ah: to.raw.as_ptr(), remote_qpn: qpn, remote_qkey: qkey };
+        }
+        Work::LongDatagram { from, to, qpn, qkey } => {
+            wr.opcode = sys::ibv_wr_opcode::IBV_WR_SEND;
+            wr.sg_list = from.as_ptr().cast_mut().cast();
+            wr.num_sge = c_int::try_from(from.len()).unwrap_or(c_int::MAX);
             wr.wr.ud = sys::ud_t { ah: to.raw.as_ptr(), remote_qpn: qpn, remote_qkey: qkey };
         }
     }

@@ -169,6 +169,17 @@ pub enum Work<'a> {
         /// Its Q_Key.
         qkey: u32,
     },
+    /// Sends a datagram out of registered memory: one too long to be inline.
+    LongDatagram {
+        /// In our own domain.
+        from: &'a [Piece],
+        /// Where to. Must live until the request has completed.
+        to: &'a Address,
+        /// The queue pair there.
+        qpn: u32,
+        /// Its Q_Key.
+        qkey: u32,
+    },
 }
 
 /// A work request.
