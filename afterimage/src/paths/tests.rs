@@ -15,7 +15,7 @@ use std::{net::Ipv4Addr, path::Path};
 
 fn config(transport: TransportWish, keepalive: KeepaliveWish) -> PathsConfig {
     let (rdma_device, rdma_gid_index, rdma_timeout, rdma_retry) = (None, None, None, 6);
-    PathsConfig { transport, keepalive, rdma_device, rdma_gid_index, rdma_timeout, rdma_retry }
+    PathsConfig { transport, keepalive, rdma_device, rdma_gid_index, rdma_timeout, rdma_retry, staging_bytes: 64 << 20 }
 }
 
 fn hello(beat_port: u16) -> Hello {
