@@ -2,7 +2,9 @@
 
 use crate::{
     guest::{Accel, Guest, Images, Kind},
-    netns::{Place, SHM, TEMPORARY, Topology},
+    hosts::{Place, Topology},
+    lab,
+    netns::{self, SHM, TEMPORARY},
     prerequisite::{self, Missing},
     scenario::{
         Scenario, Settings, fault,
@@ -14,7 +16,7 @@ use crate::{
     timeline::{Mark, Timeline, pass},
 };
 use anyhow::{Context, Result};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use std::{
     path::{Path, PathBuf},
@@ -27,6 +29,9 @@ pub struct DemoArgs {
     /// The fault
     #[arg(long, value_enum, default_value = "kill-primary")]
     pub scenario: Scenario,
+    /// What the hosts are [default: lab inside of scripts/lab pair --lan, else netns]
+    #[arg(long, value_enum)]
+    pub hosts: Option<Hosts>,
     /// The guest
     #[arg(long, value_enum, default_value = "linux")]
     pub guest: Kind,
@@ -36,15 +41,15 @@ pub struct DemoArgs {
     /// Number of runs, each with everything new but the hosts
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub repeat: u32,
-    /// Length of an epoch
-    #[arg(long, default_value = "20ms")]
-    pub epoch: String,
-    /// Time between beats
-    #[arg(long, default_value = "10ms")]
-    pub beat_interval: String,
-    /// Beats that may be missed before the peer is suspect
-    #[arg(long, default_value_t = 5)]
-    pub detect_multiplier: u32,
+    /// Length of an epoch [default: 20ms; lab: 200ms]
+    #[arg(long)]
+    pub epoch: Option<String>,
+    /// Time between beats [default: 10ms; lab: 100ms]
+    #[arg(long)]
+    pub beat_interval: Option<String>,
+    /// Beats that may be missed before the peer is suspect [default: 5; lab: 15]
+    #[arg(long)]
+    pub detect_multiplier: Option<u32>,
     /// Cap of the staging memory of each side [default: the program's]
     #[arg(long)]
     pub staging: Option<String>,
@@ -60,10 +65,10 @@ pub struct DemoArgs {
     /// How long it runs after the fault was dealt with [default: 3s; 300ms with --repeat]
     #[arg(long, value_parser = parse_time)]
     pub after: Option<Duration>,
-    /// How long to measure the unprotected VM first, for the added delay [default: 2s; 0s with --repeat]
+    /// How long to measure the unprotected VM first, for the added delay [default: 2s; 0s with --repeat, or in the lab]
     #[arg(long, value_parser = parse_time)]
     pub baseline: Option<Duration>,
-    /// How long to measure what the sidecars cost while no client asks [default: 2s; 0s with --repeat]
+    /// How long to measure what the sidecars cost while no client asks [default: 2s; 0s with --repeat, or in the lab]
     #[arg(long, value_parser = parse_time)]
     pub idle: Option<Duration>,
     /// The program under test [default: `afterimage` next to this one]
@@ -76,6 +81,49 @@ pub struct DemoArgs {
     #[arg(long)]
     pub keep: bool,
 }
+
+/// What hosts are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Hosts {
+    /// Network namespaces of this machine.
+    Netns,
+    /// The virtual machines of `scripts/lab pair --lan`, which have RDMA devices.
+    Lab,
+}
+
+impl Hosts {
+    /// What is wanted, or what is there.
+    fn of(args: &DemoArgs) -> Self {
+        args.hosts.unwrap_or(if lab::is_here() { Self::Lab } else { Self::Netns })
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Netns => "netns",
+            Self::Lab => "lab",
+        }
+    }
+
+    fn create(self) -> Result<Box<dyn Topology>> {
+        Ok(match self {
+            Self::Netns => Box::new(netns::Topology::create()?),
+            Self::Lab => Box::new(lab::Pair::take()?),
+        })
+    }
+}
+
+/// Times that suit the hosts: emulated machines stall for half a second now and then, which is no death.
+struct Pace {
+    epoch: &'static str,
+    beat_interval: &'static str,
+    detect_multiplier: u32,
+    repeat_after: Duration,
+}
+
+const PACE: Pace =
+    Pace { epoch: "20ms", beat_interval: "10ms", detect_multiplier: 5, repeat_after: Duration::from_millis(20) };
+const LAB_PACE: Pace =
+    Pace { epoch: "200ms", beat_interval: "100ms", detect_multiplier: 15, repeat_after: Duration::from_millis(500) };
 
 /// Which accelerator is wanted; None: whichever works best.
 pub type AccelChoice = Option<Accel>;
@@ -132,8 +180,8 @@ fn try_run(args: &DemoArgs) -> Result<bool> {
     let settings = settings(args, work.path(), ram.path())?;
     let (scenario, guest) = (settings.scenario.name(), &settings.guest);
     eprintln!("{scenario}, {} guest on {}, epochs of {}", guest.kind.name(), guest.accel.name(), settings.epoch);
-    let topology = Topology::create()?;
-    let outcomes = rounds(args, &settings, &topology)?;
+    let topology = Hosts::of(args).create()?;
+    let outcomes = rounds(args, &settings, &*topology)?;
     let passed = outcomes.iter().all(Outcome::passed);
     if args.keep || !passed {
         work.disable_cleanup(true);
@@ -156,29 +204,39 @@ fn settings(args: &DemoArgs, work: &Path, ram: &Path) -> Result<Settings> {
     let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
     let guests = args.guests.clone().unwrap_or_else(|| checkout.join("guests/build"));
     let images = Images::find(&guests, args.guest)?;
+    let lab = Hosts::of(args) == Hosts::Lab;
+    if lab {
+        lab::check_guest(args.guest)?;
+    }
+    let pace = if lab { LAB_PACE } else { PACE };
     let once = args.repeat == 1;
+    // What costs extra is left out of many runs, and where it cannot be measured.
+    let extra = if lab { 0 } else { 2000 };
     let or = |given: Option<Duration>, single: u64, many: u64| {
         given.unwrap_or(Duration::from_millis(if once { single } else { many }))
     };
     Ok(Settings {
         scenario: args.scenario,
-        guest: Guest::new(args.guest, args.accel, args.pages, images)?,
+        // (No KVM in the lab's VMs.)
+        guest: Guest::new(args.guest, if lab { Some(Accel::Tcg) } else { args.accel }, args.pages, images)?,
         afterimage: afterimage.canonicalize().with_context(|| afterimage.display().to_string())?,
-        epoch: args.epoch.clone(),
-        beat_interval: args.beat_interval.clone(),
-        detect_multiplier: args.detect_multiplier,
+        epoch: args.epoch.clone().unwrap_or_else(|| pace.epoch.to_owned()),
+        beat_interval: args.beat_interval.clone().unwrap_or_else(|| pace.beat_interval.to_owned()),
+        detect_multiplier: args.detect_multiplier.unwrap_or(pace.detect_multiplier),
         staging: args.staging.clone(),
         pipeline: args.pipeline,
+        repeat_after: pace.repeat_after,
+        hosts: Hosts::of(args).name(),
         before: or(args.before, 3000, 500),
         after: or(args.after, 3000, 300),
-        baseline: or(args.baseline, 2000, 0),
-        idle: or(args.idle, 2000, 0),
+        baseline: or(args.baseline, extra, 0),
+        idle: or(args.idle, extra, 0),
         work_dir: work.to_owned(),
         ram_dir: ram.to_owned(),
     })
 }
 
-fn rounds(args: &DemoArgs, settings: &Settings, topology: &Topology) -> Result<Vec<Outcome>> {
+fn rounds(args: &DemoArgs, settings: &Settings, topology: &dyn Topology) -> Result<Vec<Outcome>> {
     let mut outcomes = Vec::new();
     for number in 1..=args.repeat {
         let dir = settings.work_dir.join(number.to_string());
@@ -199,7 +257,7 @@ fn rounds(args: &DemoArgs, settings: &Settings, topology: &Topology) -> Result<V
     Ok(outcomes)
 }
 
-fn one_round(settings: &Settings, topology: &Topology, dir: &Path, single: bool) -> Result<Outcome> {
+fn one_round(settings: &Settings, topology: &dyn Topology, dir: &Path, single: bool) -> Result<Outcome> {
     let timeline = Timeline::new(single);
     let outcome = protected_round(settings, topology, dir, &timeline, single);
     // Of a run that is one of many, nobody has seen the events yet.
@@ -213,7 +271,7 @@ fn one_round(settings: &Settings, topology: &Topology, dir: &Path, single: bool)
 
 fn protected_round(
     settings: &Settings,
-    topology: &Topology,
+    topology: &dyn Topology,
     dir: &Path,
     timeline: &Timeline,
     single: bool,

@@ -14,7 +14,7 @@ pub mod report;
 pub mod round;
 pub mod status;
 
-use crate::{guest::Guest, netns::Place};
+use crate::{guest::Guest, hosts::Place};
 use clap::ValueEnum;
 use std::{path::PathBuf, time::Duration};
 
@@ -83,14 +83,18 @@ pub struct Settings {
     pub afterimage: PathBuf,
     /// As `afterimage protect --epoch` takes it.
     pub epoch: String,
-    /// As `afterimage protect --beat-interval` takes it.
+    /// As `--beat-interval` of both sides takes it.
     pub beat_interval: String,
-    /// As `afterimage protect --detect-multiplier` takes it.
+    /// As `--detect-multiplier` of both sides takes it.
     pub detect_multiplier: u32,
     /// As `--staging` of both sides takes it; None leaves it out.
     pub staging: Option<String>,
     /// Requests that the client has under way at a time.
     pub pipeline: usize,
+    /// Time after which it repeats one that is not answered (tiny guest).
+    pub repeat_after: Duration,
+    /// What the hosts are made of, as in the report.
+    pub hosts: &'static str,
     /// Time that the client has before the fault.
     pub before: Duration,
     /// Time that the client has after the fault was dealt with.

@@ -2,7 +2,7 @@
 
 use super::{Settings, evidence::Evidence, status};
 use crate::{
-    netns::Place,
+    hosts::Place,
     stats::{Latencies, added, round},
     timeline::Entry,
 };
@@ -167,6 +167,7 @@ pub fn head(settings: &Settings, reasons: &[String]) -> Value {
     json!({
         "schema": SCHEMA,
         "scenario": settings.scenario.name(),
+        "hosts": settings.hosts,
         "guest": settings.guest.kind.name(),
         "accel": settings.guest.accel.name(),
         "epoch": settings.epoch,
