@@ -82,7 +82,8 @@ def kernel_dependency(paragraph: str) -> str | None:
 
 def _open_url(url: str) -> BinaryIO:
     try:
-        return urllib.request.urlopen(url, timeout=60)
+        reply: BinaryIO = urllib.request.urlopen(url, timeout=60)
+        return reply
     except (urllib.error.URLError, OSError) as error:
         raise missing(f"cannot fetch {url}: {error}. Set LAB_KERNEL to a Debian kernel .deb or to an "
                       "unpacked one, or LAB_MIRROR to a Debian mirror") from error
@@ -149,6 +150,8 @@ def _unpack_data(file: BinaryIO, package: Path, target: Path) -> None:
         if name.endswith(".zst"):
             data = unzstd(data)
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            # Newer Pythons refuse by default what a kernel package may hold: absolute links
+            archive.extraction_filter = getattr(tarfile, "tar_filter", None)
             archive.extractall(target)
         return
     raise missing(f"{package} has no data.tar")

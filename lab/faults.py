@@ -63,7 +63,7 @@ def parse_changes(words: list[str]) -> tuple[int, dict[str, float | bool]]:
         except ValueError:
             raise ValueError(f"{word}: {text!r} is no number") from None
         if key == "port":
-            if value != int(value) or not 0 <= value <= 65535:
+            if not value.is_integer() or not 0 <= value <= 65535:
                 raise ValueError(f"{word}: a port is 0 (all) to 65535")
             port = int(value)
         elif key == "cut":

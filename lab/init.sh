@@ -47,6 +47,7 @@ mount -t overlay -o lowerdir=/root,upperdir=/over/upper,workdir=/over/work over 
 release=$(uname -r)
 mkdir -p $N/lib/modules/$release
 mount --bind /root$lab_modules $N/lib/modules/$release
+# From here on /dev/null is $N/dev/null, as /dev is an empty directory.
 for d in proc sys dev; do mount --move /$d $N/$d; done
 # /tmp stays part of the overlay: a checkout may live there
 mount -t tmpfs run $N/run
@@ -80,13 +81,13 @@ jobs=/run/lab/spool/jobs
 while read -r verb id columns <&3; do
     case $verb in
     run) (
-        setsid chroot $N /bin/sh $jobs/$id.sh </dev/null >$N$jobs/$id.out 2>$N$jobs/$id.err
+        setsid chroot $N /bin/sh $jobs/$id.sh <$N/dev/null >$N$jobs/$id.out 2>$N$jobs/$id.err
         echo "done $id $?" >&3
     ) & ;;
     stop) (
         # The job's script wrote its own id, which is its process group's too.
         read -r group <$N/run/lab/$id.pid && kill -TERM "-$group" && sleep 2 && kill -KILL "-$group"
-    ) 2>/dev/null & ;;
+    ) 2>$N/dev/null & ;;
     tty) (
         setsid -c chroot $N /bin/sh -c "stty sane rows $id cols $columns; bash -l || sh -l" \
             <>$N/dev/ttyS1 >&0 2>&1

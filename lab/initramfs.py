@@ -51,7 +51,7 @@ class Cpio:
 def busybox() -> Path:
     """A busybox that needs no shared libraries; ``LAB_BUSYBOX`` overrides."""
     override = os.environ.get("LAB_BUSYBOX")
-    candidates = [override] if override else [tool("busybox"), tool("busybox.static"), "/usr/lib/busybox/busybox-static"]
+    candidates = [override] if override else [tool("busybox"), tool("busybox.static"), tool("busybox-static")]
     for path in filter(None, candidates):
         if os.path.exists(path) and is_static(Path(path)):
             return Path(path).resolve()

@@ -7,9 +7,9 @@ import lzma
 import os
 import subprocess
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
 
 from . import debian
 from .common import missing, say, tool

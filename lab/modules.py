@@ -5,8 +5,8 @@ from __future__ import annotations
 import lzma
 import re
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 from .common import missing
 from .debian import unzstd

@@ -19,8 +19,9 @@ import socket
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Callable
 
 from .faults import Direction
 
@@ -137,9 +138,9 @@ class Relay(threading.Thread):
         selector = selectors.DefaultSelector()
         handlers: list[tuple[socket.socket | int, Callable[[], None]]] = []
         for host in "ab":
-            handlers.append((self._link[host].socket, lambda host=host: self._from_link(host)))
+            handlers.append((self._link[host].socket, partial(self._from_link, host)))
             if self._lan:
-                handlers.append((self._lan[host].socket, lambda host=host: self._from_lan(host)))
+                handlers.append((self._lan[host].socket, partial(self._from_lan, host)))
         if self._tap is not None:
             handlers.append((self._tap, self._from_tap))
         for source, handler in handlers:

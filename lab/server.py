@@ -7,6 +7,7 @@ a kind (one byte: ``o`` stdout, ``e`` stderr, ``x`` exit code in decimal), a len
 
 from __future__ import annotations
 
+import contextlib
 import json
 import select
 import socket
@@ -21,6 +22,7 @@ from .faults import parse_changes
 if TYPE_CHECKING:
     from .relay import Relay
     from .session import Session
+    from .vm import Vm
 
 FRAME = struct.Struct("!cI")
 
@@ -46,10 +48,8 @@ class Stream:
 
     def write(self, data: bytes) -> None:
         """Sends one frame. A reader that is gone is found out by `hung_up`."""
-        try:
+        with contextlib.suppress(OSError):
             self._connection.sendall(FRAME.pack(self._kind, len(data)) + data)
-        except OSError:
-            pass
 
     def flush(self) -> None:
         """Nothing is held back."""
@@ -103,7 +103,7 @@ class Server(threading.Thread):
         self._session.event("done", words[0], verb=verb)
         return 0
 
-    def _vm(self, name: str):  # type: ignore[no-untyped-def]
+    def _vm(self, name: str) -> Vm:
         if name not in self._session.vms:
             raise usage(f"no VM {name!r}: there are {' and '.join(self._session.vms)}")
         return self._session.vms[name]
@@ -165,7 +165,7 @@ class Server(threading.Thread):
         job = vm.submit(words[1:], self._session.options.env, cwd)
         out, err = (cast(BinaryIO, Stream(connection, kind)) for kind in (b"o", b"e"))
         # A caller that is killed takes its command in the VM along.
-        return int(vm.follow(job, out, err, timeout, lambda: hung_up(connection)))
+        return vm.follow(job, out, err, timeout, lambda: hung_up(connection))
 
 
 def hung_up(connection: socket.socket) -> bool:

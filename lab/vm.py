@@ -19,9 +19,10 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, Callable
+from typing import Any, BinaryIO
 
 from .common import EXIT_TIMEOUT, EXIT_VM, LabError, missing, tool
 from .qemu import Machine, remedy
