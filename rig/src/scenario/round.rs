@@ -55,7 +55,6 @@ impl<'a> Round<'a> {
             std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
             topology.host(place).make_dir(&dir)?;
         }
-        topology.host(Place::Standby).make_dir(&settings.ram_dir)?;
         let witness = start_witness(settings, topology, dir, &timeline)?;
         let standby = start_standby(settings, topology, dir, 0, &timeline)?;
         let paths = VmPaths::new(&dir.join("pri"));
@@ -358,7 +357,9 @@ fn start_standby(
     let dir = standby_dir(dir, number);
     let host = topology.host(Place::Standby);
     std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
+    // (A host that comes back from the dead may have lost what it had.)
     host.make_dir(&dir)?;
+    host.make_dir(&settings.ram_dir)?;
     let vm = VmPaths::new(&dir);
     let line = Line::new(&settings.afterimage)
         .args(["standby", "--vm", VM, "--node", "host-b"])
