@@ -32,8 +32,8 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
     ptr::{NonNull, null_mut},
     sync::{
-        Arc,
-        atomic::{AtomicPtr, Ordering},
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicPtr, Ordering},
     },
 };
 
@@ -90,7 +90,7 @@ handle!(
 );
 handle!(
     /// A protection domain: queue pairs reach the memory of their own domain only.
-    Domain, sys::ibv_pd, { context: Arc<Context> }, sys::ibv_dealloc_pd, "ibv_dealloc_pd"
+    Domain, sys::ibv_pd, { context: Arc<Context>, lost: AtomicBool }, sys::ibv_dealloc_pd, "ibv_dealloc_pd"
 );
 handle!(
     /// Wakes whoever sleeps on its descriptor when an armed [`Cq`] gets a completion.
@@ -194,13 +194,19 @@ impl Domain {
     pub fn new(context: &Arc<Context>) -> io::Result<Arc<Self>> {
         // SAFETY: `context` is open.
         let raw = made(unsafe { sys::ibv_alloc_pd(context.raw.as_ptr()) })?;
-        Ok(Arc::new(Self { raw, context: Arc::clone(context) }))
+        Ok(Arc::new(Self { raw, context: Arc::clone(context), lost: AtomicBool::new(false) }))
     }
 
     /// The device that it belongs to.
     #[must_use]
     pub fn context(&self) -> &Arc<Context> {
         &self.context
+    }
+
+    /// Whether a region was dropped that could not be deregistered: whoever has its key may still write there.
+    #[must_use]
+    pub fn has_lost_regions(&self) -> bool {
+        self.lost.load(Ordering::Acquire)
     }
 }
 
@@ -215,14 +221,16 @@ impl Channel {
         Ok(Arc::new(this))
     }
 
-    /// Takes what made the descriptor readable, if anything.
-    pub fn clear(&self) {
+    /// Takes what made the descriptor readable; says whether there was anything.
+    pub fn clear(&self) -> bool {
+        let mut any = false;
         loop {
             let (mut cq, mut context) = (null_mut(), null_mut());
             // SAFETY: the channel exists, both pointers outlive the call; the descriptor does not block.
             if unsafe { sys::ibv_get_cq_event(self.raw.as_ptr(), &raw mut cq, &raw mut context) } != 0 {
-                return;
+                return any;
             }
+            any = true;
             // SAFETY: `cq` was just handed out by the channel, and its owner cannot have destroyed it: that waits for
             // this acknowledgement (ibv_get_cq_event(3)).
             unsafe { sys::ibv_ack_cq_events(cq, 1) };
@@ -438,6 +446,17 @@ impl Region {
     }
 }
 
+impl Region {
+    /// Fills part of a [`Region::buffer`] that is only sent from.
+    ///
+    /// # Panics
+    /// When that is not inside, or the memory is not the region's own.
+    pub fn copy_in(&mut self, at: usize, bytes: &[u8]) {
+        let Memory::Owned(map) = &mut self.memory else { panic!("a region without memory of its own") };
+        map[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+}
+
 impl fmt::Debug for Region {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Region({} bytes, rkey {:#x})", self.len, self.rkey)
@@ -448,6 +467,7 @@ impl Drop for Region {
     fn drop(&mut self) {
         if let Err(error) = self.deregister() {
             tracing::error!(%error, "ibv_dereg_mr failed; the memory stays pinned");
+            self.domain.lost.store(true, Ordering::Release);
             // The device may still write: its memory must not go back to the system.
             let memory = std::mem::replace(&mut self.memory, Memory::Elsewhere);
             std::mem::forget(memory);
@@ -460,21 +480,22 @@ pub const CHAIN: usize = 16;
 
 /// A queue pair.
 pub struct Qp {
-    /// `None` once destroyed.
-    raw: Option<NonNull<sys::ibv_qp>>,
+    /// `None` once destroyed. Locked, so that no call meets a queue pair that another thread destroys.
+    raw: Mutex<Option<Live>>,
     number: u32,
     domain: Arc<Domain>,
     _cqs: [Arc<Cq>; 2],
 }
 
-// SAFETY: as for the other handles; `raw` is not shared outside.
-unsafe impl Send for Qp {}
-// SAFETY: as for the other handles.
-unsafe impl Sync for Qp {}
+/// A queue pair that exists.
+struct Live(NonNull<sys::ibv_qp>);
+
+// SAFETY: as for the other handles; the pointer stays behind the lock.
+unsafe impl Send for Live {}
 
 impl fmt::Debug for Qp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Qp({:#x}{})", self.number, if self.raw.is_some() { "" } else { ", destroyed" })
+        write!(f, "Qp({:#x})", self.number)
     }
 }
 
@@ -511,7 +532,7 @@ impl Qp {
         // SAFETY: a queue pair that was just made; its number never changes.
         let number = unsafe { raw.as_ref().qp_num };
         let cqs = [Arc::clone(send), Arc::clone(receive)];
-        Ok(Self { raw: Some(raw), number, domain: Arc::clone(domain), _cqs: cqs })
+        Ok(Self { raw: Mutex::new(Some(Live(raw))), number, domain: Arc::clone(domain), _cqs: cqs })
     }
 
     /// Its number, for the peer.
@@ -526,9 +547,11 @@ impl Qp {
         &self.domain
     }
 
-    fn raw(&self) -> io::Result<*mut sys::ibv_qp> {
+    /// Calls `verb` with the queue pair, which exists meanwhile.
+    fn with<T>(&self, verb: impl FnOnce(*mut sys::ibv_qp) -> io::Result<T>) -> io::Result<T> {
         let gone = || io::Error::new(io::ErrorKind::NotConnected, "the queue pair was destroyed");
-        self.raw.map(NonNull::as_ptr).ok_or_else(gone)
+        let raw = self.raw.lock().unwrap_or_else(PoisonError::into_inner);
+        verb(raw.as_ref().ok_or_else(gone)?.0.as_ptr())
     }
 
     fn modify(
@@ -543,7 +566,7 @@ impl Qp {
         a.qp_state = state;
         let mask = (mask | Mask::IBV_QP_STATE).0.cast_signed();
         // SAFETY: the queue pair exists, `a` outlives the call.
-        check(unsafe { sys::ibv_modify_qp(self.raw()?, &raw mut a, mask) })
+        self.with(|qp| check(unsafe { sys::ibv_modify_qp(qp, &raw mut a, mask) }))
     }
 
     /// RESET to INIT: receives may be posted. `remote_write`: whether the peer may write into regions that allow it.
@@ -598,11 +621,12 @@ impl Qp {
     }
 
     /// Destroys it. When this has returned success, it touches no memory any more. The second call does nothing.
-    pub fn destroy(&mut self) -> io::Result<()> {
-        let Some(raw) = self.raw else { return Ok(()) };
-        // SAFETY: the queue pair exists; it is forgotten below once it does not.
-        check(unsafe { sys::ibv_destroy_qp(raw.as_ptr()) })?;
-        self.raw = None;
+    pub fn destroy(&self) -> io::Result<()> {
+        let mut raw = self.raw.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(Live(qp)) = &*raw else { return Ok(()) };
+        // SAFETY: the queue pair exists; it is forgotten below once it does not, and the lock keeps everybody away meanwhile.
+        check(unsafe { sys::ibv_destroy_qp(qp.as_ptr()) })?;
+        *raw = None;
         Ok(())
     }
 
@@ -615,7 +639,6 @@ impl Qp {
     }
 
     fn ring(&self, chain: &[Request<'_>]) -> Result<(), PostError> {
-        let raw = self.raw().map_err(|source| PostError { posted: 0, source })?;
         // SAFETY: C structs of integers, pointers and unions of such, for which zeros are valid.
         let mut wrs: [sys::ibv_send_wr; CHAIN] = unsafe { zeroed() };
         let mut inline = [Piece { addr: 0, length: 0, lkey: 0 }; CHAIN];
@@ -629,13 +652,12 @@ impl Qp {
         let mut bad = null_mut();
         // SAFETY: the queue pair exists; the chain of `chain.len()` requests and the pieces they name outlive the call, which
         // copies them, and inline data with them. Memory that a piece names is the device's to check: by its local key.
-        match check(unsafe { sys::ibv_post_send(raw, first, &raw mut bad) }) {
-            Ok(()) => Ok(()),
-            Err(source) => {
-                let posted = (bad.addr().wrapping_sub(first.addr())) / size_of::<sys::ibv_send_wr>();
-                Err(PostError { posted: posted.min(chain.len()), source })
-            }
-        }
+        let rung = self.with(|qp| check(unsafe { sys::ibv_post_send(qp, first, &raw mut bad) }));
+        rung.map_err(|source| {
+            // (`bad` stays null if the queue pair is gone: then the difference wraps, and nothing was posted.)
+            let posted = bad.addr().wrapping_sub(first.addr()) / size_of::<sys::ibv_send_wr>();
+            PostError { posted: if posted < chain.len() { posted } else { 0 }, source }
+        })
     }
 
     /// Posts a receive for `len` bytes at `at` of `region`, which must outlive it.
@@ -649,15 +671,15 @@ impl Qp {
         let mut bad = null_mut();
         // SAFETY: the queue pair exists; `wr` and `piece` outlive the call, which copies them. What lands is inside a
         // registered region (asserted), which has no references to it.
-        check(unsafe { sys::ibv_post_recv(self.raw()?, &raw mut wr, &raw mut bad) })
+        self.with(|qp| check(unsafe { sys::ibv_post_recv(qp, &raw mut wr, &raw mut bad) }))
     }
 
     /// Joins or leaves a multicast group. Ethernet needs an IP membership on the same netdev beside it.
     pub fn multicast(&self, group: Gid, join: bool) -> io::Result<()> {
-        let (raw, gid) = (self.raw()?, sys::ibv_gid { raw: group });
+        let gid = sys::ibv_gid { raw: group };
         let verb = if join { sys::ibv_attach_mcast } else { sys::ibv_detach_mcast };
         // SAFETY: the queue pair exists, `gid` outlives the call.
-        check(unsafe { verb(raw, &raw const gid, 0) })
+        self.with(|qp| check(unsafe { verb(qp, &raw const gid, 0) }))
     }
 }
 

@@ -16,6 +16,7 @@
 //! | 2 slab | slot u32, bytes u32: all of the slab was written before into the slot, which is used up |
 //! | 3 slot | slot u32, bytes u32, address u64, rkey u32: the receiver may write one slab there |
 //! | 4 credits | none |
+//! | 5 bye | none: the sender closes the link; the last message |
 //!
 //! Slabs are not in messages: they are written to where a slot says (RDMA WRITE), then announced. Slots are used in the order
 //! in which they were offered, and each once. `credits` says how many receives the sender of the message has posted again
@@ -214,6 +215,8 @@ pub enum Body {
     Slot(Slot),
     /// Only credits.
     Credits,
+    /// The sender closes the link.
+    Bye,
 }
 
 /// Room for one slab, in the memory of the message's sender.
@@ -270,6 +273,7 @@ impl Message {
             Body::Slab { slot, len } => (2, RawSlot::bytes(slot, len, 0, 0)),
             Body::Slot(Slot { number, len, addr, rkey }) => (3, RawSlot::bytes(number, len, addr, rkey)),
             Body::Credits => (4, [0; control::LEN]),
+            Body::Bye => (5, [0; control::LEN]),
         };
         let mut raw = RawMessage {
             kind,
@@ -295,6 +299,7 @@ impl Message {
             2 => Body::Slab { slot: number, len },
             3 => Body::Slot(Slot { number, len, addr: slot.addr.get(), rkey: slot.rkey.get() }),
             4 => Body::Credits,
+            5 => Body::Bye,
             kind => return Err(field(MESSAGE, "kind", kind.into(), "no such kind")),
         };
         Ok(Self { credits: raw.credits.get(), serial: raw.serial.get(), body })
