@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 EXIT_USAGE = 2
@@ -46,8 +49,23 @@ def cache_dir() -> Path:
     """Where the kernel and the initramfs are kept; made if need be."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     path = Path(os.environ.get("LAB_CACHE") or os.path.join(base, "afterimage-lab")).absolute()
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise missing(f"cannot make the cache {path}: {error.strerror}. Set LAB_CACHE") from error
     return path
+
+
+@contextlib.contextmanager
+def locked(cache: Path) -> Iterator[None]:
+    """Only one lab at a time fills the cache; the others wait and find it full."""
+    try:
+        file = open(cache / "lock", "w")
+    except OSError as error:
+        raise missing(f"cannot write the cache {cache}: {error.strerror}. Set LAB_CACHE") from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def tool(name: str) -> str | None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from .common import EXIT_KERNEL, EXIT_TIMEOUT, missing, say
+from .common import EXIT_KERNEL, EXIT_TIMEOUT, missing, say, usage
 from .console import COMPLAINT
 from .options import Options
 
@@ -22,7 +22,10 @@ def run(options: Options) -> int:
         raise missing("this machine has no RDMA device (`rdma link` lists none): leave out --host, or as root "
                       "`modprobe rdma_rxe && rdma link add rxe0 type rxe netdev ETH`")
     out = Path(options.out or ".").absolute()
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise usage(f"--out {out}: {error.strerror}") from error
     _lift_memlock()
     complaints = _kernel_log()
     if not options.quiet:

@@ -47,8 +47,9 @@ mount -t overlay -o lowerdir=/root,upperdir=/over/upper,workdir=/over/work over 
 release=$(uname -r)
 mkdir -p $N/lib/modules/$release
 mount --bind /root$lab_modules $N/lib/modules/$release
-# From here on /dev/null is $N/dev/null, as /dev is an empty directory.
 for d in proc sys dev; do mount --move /$d $N/$d; done
+# The shell opens /dev/null for whatever it starts in the background.
+mount --bind $N/dev /dev
 # /tmp stays part of the overlay: a checkout may live there
 mount -t tmpfs run $N/run
 mkdir -p $N/dev/shm $N/dev/pts $N/run/lab/spool $N/run/netns $N/run/lock
@@ -67,11 +68,11 @@ printf '127.0.0.1 localhost\n::1 localhost\n10.78.0.1 a\n10.78.0.2 b\n' >$N/etc/
 printf '#!/bin/busybox sh\nexec /bin/busybox chroot /new /sbin/modprobe "$@"\n' >/sbin/modprobe
 chmod 755 /sbin/modprobe
 cat /net.sh >$N/run/lab/net.sh
-chroot $N /bin/sh /run/lab/net.sh "$lab_mtu" "$lab_ip" || echo "lab: the network is not up"
+chroot $N /bin/sh /run/lab/net.sh "$lab_mtu" "$lab_ip" || { echo "lab: the network is not up"; bye; }
 
 for port in $N/sys/class/virtio-ports/*; do
     read -r name <$port/name
-    [ "$name" = lab.ctl ] && control=$N/dev/${port##*/}
+    [ "$name" = lab.ctl ] && control=/dev/${port##*/}
 done
 exec 3<>"$control"
 read -r uptime _ <$N/proc/uptime
@@ -81,16 +82,16 @@ jobs=/run/lab/spool/jobs
 while read -r verb id columns <&3; do
     case $verb in
     run) (
-        setsid chroot $N /bin/sh $jobs/$id.sh <$N/dev/null >$N$jobs/$id.out 2>$N$jobs/$id.err
+        setsid chroot $N /bin/sh $jobs/$id.sh </dev/null >$N$jobs/$id.out 2>$N$jobs/$id.err 3>&-
         echo "done $id $?" >&3
     ) & ;;
     stop) (
         # The job's script wrote its own id, which is its process group's too.
         read -r group <$N/run/lab/$id.pid && kill -TERM "-$group" && sleep 2 && kill -KILL "-$group"
-    ) 2>$N/dev/null & ;;
+    ) 2>/dev/null & ;;
     tty) (
         setsid -c chroot $N /bin/sh -c "stty sane rows $id cols $columns; bash -l || sh -l" \
-            <>$N/dev/ttyS1 >&0 2>&1
+            <>/dev/ttyS1 >&0 2>&1 3>&-
         echo "done tty $?" >&3
     ) & ;;
     time)

@@ -61,7 +61,7 @@ def _root(cache: Path) -> Path:
         say(f"unpacking {package.name}")
         debian.unpack(package, target)
         if not override:
-            package.unlink()
+            package.unlink(missing_ok=True)
     return target
 
 

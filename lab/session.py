@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 from . import accel, console, host, initramfs, kernel
-from .common import EXIT_KERNEL, EXIT_VM, cache_dir, missing, say, tool
+from .common import EXIT_KERNEL, EXIT_VM, cache_dir, locked, missing, say, tool, usage
 from .lan import TAP_NAME, Tap
 from .options import Options
 from .qemu import Machine, Nic, Share
@@ -54,10 +54,11 @@ def prepare(wanted_accel: str) -> Machine:
         if not tool(name):
             raise missing(f"{name} is missing, which the VMs use from here: install iproute2")
     cache = cache_dir()
-    found = kernel.find(cache)
-    image = initramfs.build(found, cache)
-    probe = Machine(found, image, "kvm", name="probe", arguments="lab.probe=1").probe()
-    return Machine(found, image, accel.choose(wanted_accel, cache, image, probe))
+    with locked(cache):
+        found = kernel.find(cache)
+        image = initramfs.build(found, cache)
+        probe = Machine(found, image, "kvm", name="probe", arguments="lab.probe=1").probe()
+        return Machine(found, image, accel.choose(wanted_accel, cache, image, probe))
 
 
 class Session:
@@ -73,8 +74,12 @@ class Session:
         parent = tempfile.gettempdir()
         self.run = Path(tempfile.mkdtemp(prefix="lab.", dir=parent if len(parent) < 60 else "/tmp"))
         self.out = Path(options.out).absolute() if options.out else self.run / "out"
-        self.out.mkdir(parents=True, exist_ok=True)
-        self._events = open(self.out / "events.log", "a", buffering=1)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            self._events = open(self.out / "events.log", "a", buffering=1)
+        except OSError as error:
+            shutil.rmtree(self.run, ignore_errors=True)
+            raise usage(f"--out {self.out}: {error.strerror}") from error
         self._events_lock = threading.Lock()
         self._closed = False
 
