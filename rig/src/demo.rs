@@ -50,6 +50,12 @@ pub struct DemoArgs {
     /// Beats that may be missed before the peer is suspect [default: 5; lab: 15]
     #[arg(long)]
     pub detect_multiplier: Option<u32>,
+    /// How checkpoints travel: rdma, tcp or auto [default: the program's]
+    #[arg(long)]
+    pub transport: Option<String>,
+    /// How beats travel: ud, udp or both [default: the program's]
+    #[arg(long)]
+    pub keepalive: Option<String>,
     /// Cap of the staging memory of each side [default: the program's]
     #[arg(long)]
     pub staging: Option<String>,
@@ -223,6 +229,8 @@ fn settings(args: &DemoArgs, work: &Path, ram: &Path) -> Result<Settings> {
         epoch: args.epoch.clone().unwrap_or_else(|| pace.epoch.to_owned()),
         beat_interval: args.beat_interval.clone().unwrap_or_else(|| pace.beat_interval.to_owned()),
         detect_multiplier: args.detect_multiplier.unwrap_or(pace.detect_multiplier),
+        transport: args.transport.clone(),
+        keepalive: args.keepalive.clone(),
         staging: args.staging.clone(),
         pipeline: args.pipeline,
         repeat_after: pace.repeat_after,

@@ -148,6 +148,12 @@ pub trait Topology: Debug {
     /// It cannot be prepared.
     fn prepare_cut(&self) -> Result<Blow<'_>>;
 
+    /// A cut of RDMA alone: its port is filtered on the replication link, all else goes on.
+    ///
+    /// # Errors
+    /// These hosts have no RDMA, or it cannot be prepared.
+    fn prepare_rdma_cut(&self) -> Result<Blow<'_>>;
+
     /// All links work, and dead hosts are back. What runs on the others goes on.
     ///
     /// # Errors

@@ -275,6 +275,11 @@ impl hosts::Topology for Pair {
         Ok(Box::new(|| verb(&["link", "both", "cut=1"]).map(drop)))
     }
 
+    fn prepare_rdma_cut(&self) -> Result<Blow<'_>> {
+        // RoCE v2's port (IANA).
+        Ok(Box::new(|| verb(&["link", "both", "port=4791", "cut=1"]).map(drop)))
+    }
+
     fn restore(&self) -> Result<()> {
         verb(&["link", "both", "clear"])?;
         self.primary.revive(PRIMARY_LAN_IP)?;

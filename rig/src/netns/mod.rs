@@ -290,6 +290,10 @@ impl hosts::Topology for Topology {
         Ok(Box::new(move || silencers.iter_mut().try_for_each(Silencer::fire)))
     }
 
+    fn prepare_rdma_cut(&self) -> Result<Blow<'_>> {
+        Err(Missing::error("network namespaces have no RDMA devices", "Use --hosts lab"))
+    }
+
     fn restore(&self) -> Result<()> {
         for host in [&self.primary, &self.standby] {
             let disciplines = host.run("tc", &["qdisc", "show"])?;

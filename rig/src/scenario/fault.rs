@@ -4,12 +4,14 @@ use super::{
     Scenario,
     evidence::{Evidence, Side},
     round::Round,
+    status,
 };
 use crate::{
     hosts::Place,
-    timeline::{Mark, now_ms, pass},
+    timeline::{Mark, now_ms, pass, poll},
 };
 use anyhow::{Context, Result};
+use serde_json::Value;
 use std::time::Duration;
 
 /// How soon the loser must be fenced, and the loss of the witness noticed.
@@ -26,6 +28,7 @@ pub fn run(round: &mut Round<'_>, replies_from: Mark) -> Result<Evidence> {
     match round.settings.scenario {
         Scenario::KillPrimary => watch.kill_primary(round)?,
         Scenario::CutLink => watch.cut_link(round)?,
+        Scenario::CutRdma => watch.cut_rdma(round)?,
         Scenario::FreezePrimary => watch.freeze_primary(round)?,
         Scenario::KillStandby => watch.kill_standby(round)?,
         Scenario::KillWitness => watch.kill_witness(round)?,
@@ -63,6 +66,26 @@ impl Watch {
         cut()?;
         self.await_survivor(round)?;
         self.await_fenced(round)
+    }
+
+    fn cut_rdma(&mut self, round: &mut Round<'_>) -> Result<()> {
+        let cut = round.topology.prepare_rdma_cut()?;
+        self.strike(round, "RDMA is cut");
+        cut()?;
+        self.survivor = Some(Place::Primary);
+        let mut status = Value::Null;
+        poll(round.topology.patience(), || {
+            status = round.status();
+            status::transport(&status).is_some_and(|t| t.starts_with("tcp"))
+        })?;
+        round.timeline.note("checkpoints travel over TCP");
+        if status::fallbacks(&status).unwrap_or(0) == 0 {
+            self.complaints.push(format!("no fall-back was counted; transport: {:?}", status::transport(&status)));
+        }
+        if !status::is_protected(&status) {
+            self.complaints.push("the VM was not protected after the fall-back".to_owned());
+        }
+        Ok(())
     }
 
     fn freeze_primary(&mut self, round: &mut Round<'_>) -> Result<()> {
@@ -164,7 +187,7 @@ impl Watch {
             replies: round.replies(replies_from),
             summary,
             complaints: self.complaints,
-            status: serde_json::Value::Null,
+            status: Value::Null,
             events,
         })
     }

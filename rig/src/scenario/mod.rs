@@ -25,6 +25,8 @@ pub enum Scenario {
     KillPrimary,
     /// The replication link falls silent, both hosts live. One of them goes on, the other is fenced.
     CutLink,
+    /// RDMA stops working on the replication link, all else goes on. Checkpoints go over TCP from there on, and none is lost.
+    CutRdma,
     /// Everything on the primary host stops, and goes on after the takeover. It gets no packet out, and is fenced.
     FreezePrimary,
     /// Everything on the standby host dies. The primary goes on solo, and is protected again by a new standby.
@@ -42,6 +44,7 @@ impl Scenario {
         match self {
             Self::KillPrimary => "kill-primary",
             Self::CutLink => "cut-link",
+            Self::CutRdma => "cut-rdma",
             Self::FreezePrimary => "freeze-primary",
             Self::KillStandby => "kill-standby",
             Self::KillWitness => "kill-witness",
@@ -54,7 +57,7 @@ impl Scenario {
     pub fn allowed(self) -> &'static [Place] {
         match self {
             Self::KillPrimary | Self::FreezePrimary => &[Place::Standby],
-            Self::KillStandby | Self::KillWitness => &[Place::Primary],
+            Self::KillStandby | Self::KillWitness | Self::CutRdma => &[Place::Primary],
             Self::CutLink | Self::KillSidecar => &[Place::Primary, Place::Standby],
         }
     }
@@ -68,7 +71,7 @@ impl Scenario {
     /// Whether who runs the VM is to be decided at the arbiter.
     #[must_use]
     pub fn is_arbitrated(self) -> bool {
-        self != Self::KillWitness
+        !matches!(self, Self::KillWitness | Self::CutRdma)
     }
 }
 
@@ -87,6 +90,10 @@ pub struct Settings {
     pub beat_interval: String,
     /// As `--detect-multiplier` of both sides takes it.
     pub detect_multiplier: u32,
+    /// As `--transport` of both sides takes it; None leaves it out.
+    pub transport: Option<String>,
+    /// As `--keepalive` of both sides takes it; None leaves it out.
+    pub keepalive: Option<String>,
     /// As `--staging` of both sides takes it; None leaves it out.
     pub staging: Option<String>,
     /// Requests that the client has under way at a time.

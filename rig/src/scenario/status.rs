@@ -28,6 +28,24 @@ pub fn staging_over_cap_bytes(status: &Value) -> Option<u64> {
     Some(live.saturating_sub(bytes("staging_cap_bytes")?))
 }
 
+/// How checkpoints travel now.
+#[must_use]
+pub fn transport(status: &Value) -> Option<&str> {
+    status.pointer("/transport")?.as_str()
+}
+
+/// Whether the VM is protected now.
+#[must_use]
+pub fn is_protected(status: &Value) -> bool {
+    status.pointer("/protected").and_then(Value::as_bool) == Some(true)
+}
+
+/// How often checkpoints had to take the second path.
+#[must_use]
+pub fn fallbacks(status: &Value) -> Option<u64> {
+    status.pointer("/counters/fallbacks")?.as_u64()
+}
+
 /// Whether the sidecar reaches its arbiter.
 #[must_use]
 pub fn arbiter_reachable(status: &Value) -> Option<bool> {
