@@ -221,16 +221,16 @@ impl Channel {
         Ok(Arc::new(this))
     }
 
-    /// Takes what made the descriptor readable; says whether there was anything.
-    pub fn clear(&self) -> bool {
-        let mut any = false;
+    /// Takes the events that make the descriptor readable; says how many there were.
+    pub fn clear(&self) -> u32 {
+        let mut taken = 0;
         loop {
             let (mut cq, mut context) = (null_mut(), null_mut());
             // SAFETY: the channel exists, both pointers outlive the call; the descriptor does not block.
             if unsafe { sys::ibv_get_cq_event(self.raw.as_ptr(), &raw mut cq, &raw mut context) } != 0 {
-                return any;
+                return taken;
             }
-            any = true;
+            taken += 1;
             // SAFETY: `cq` was just handed out by the channel, and its owner cannot have destroyed it: that waits for
             // this acknowledgement (ibv_get_cq_event(3)).
             unsafe { sys::ibv_ack_cq_events(cq, 1) };

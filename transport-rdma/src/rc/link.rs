@@ -10,7 +10,9 @@
 //! peer could still write to never come back, and `Down` says so.
 
 use super::{
-    Parts, fence,
+    Parts,
+    bell::Bell,
+    fence,
     receive::Receiver,
     send::{Outgoing, Sender, Trouble},
 };
@@ -53,7 +55,7 @@ pub struct RdmaLink {
     ready: VecDeque<Completion>,
     /// Arrived and reported, slabs and records.
     received: u64,
-    armed: bool,
+    bell: Bell,
     state: State,
     /// Not [`State::Ended`] yet, but nothing can be relied on.
     failed: bool,
@@ -66,7 +68,7 @@ impl RdmaLink {
         let sender = Sender::new(&parts.domain, &parts.queues, parts.options, theirs.receives, speaks_first);
         let ready = VecDeque::with_capacity(2 * ROUND);
         let (received, state) = (0, State::Up);
-        Self { sender, receiver, ready, received, armed: false, state, failed: false, peer, parts }
+        Self { sender, receiver, ready, received, bell: Bell::default(), state, failed: false, peer, parts }
     }
 
     /// Number of the queue pair that carries the messages.
@@ -232,6 +234,7 @@ impl RdmaLink {
                 (Err(error), _) | (_, Err(error)) => self.verb_failed("polling for completions", error),
                 (Ok(sent), Ok(received)) => {
                     any = true;
+                    self.bell.rang([sent.is_some(), received.is_some()]);
                     // What has arrived is reported before a failure ends the link; a flushed receive knows less than a
                     // failed work request.
                     let ok = |done: &Done| done.status == 0;
@@ -339,16 +342,15 @@ impl RdmaLink {
 
     /// Nothing is ready: the next completion shall wake who sleeps. Whether one came just before.
     fn arm(&mut self) -> bool {
-        if self.parts.channel.clear() || !self.armed {
-            let armed = self.parts.send_cq.arm().and_then(|()| self.parts.receive_cq.arm());
-            if let Err(error) = armed {
+        let queues = [&self.parts.send_cq, &self.parts.receive_cq];
+        match self.bell.set(&self.parts.channel, queues) {
+            Ok(false) => false,
+            Ok(true) => self.reap(),
+            Err(error) => {
                 self.verb_failed("arming completion queues", error);
-                return true;
+                true
             }
-            self.armed = true;
-            return self.reap();
         }
-        false
     }
 }
 
