@@ -90,12 +90,8 @@ pub struct Settings {
     pub beat_interval: String,
     /// As `--detect-multiplier` of both sides takes it.
     pub detect_multiplier: u32,
-    /// As `--transport` of both sides takes it; None leaves it out.
-    pub transport: Option<String>,
-    /// As `--keepalive` of both sides takes it; None leaves it out.
-    pub keepalive: Option<String>,
-    /// As `--staging` of both sides takes it; None leaves it out.
-    pub staging: Option<String>,
+    /// More flags, for both sides, with their values.
+    pub flags: Vec<(&'static str, String)>,
     /// Requests that the client has under way at a time.
     pub pipeline: usize,
     /// Time after which it repeats one that is not answered (tiny guest).

@@ -328,10 +328,7 @@ fn common(settings: &Settings, line: Line) -> Line {
     let line = line
         .flag("--beat-interval", &settings.beat_interval)
         .flag("--detect-multiplier", settings.detect_multiplier.to_string());
-    let optional =
-        [("--staging", &settings.staging), ("--transport", &settings.transport), ("--keepalive", &settings.keepalive)];
-    let given = optional.into_iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
-    given.fold(line, |line, (name, value)| line.flag(name, value))
+    settings.flags.iter().fold(line, |line, (name, value)| line.flag(name, value))
 }
 
 fn start_witness(settings: &Settings, topology: &dyn Topology, dir: &Path, timeline: &Timeline) -> Result<Proc> {

@@ -1,13 +1,17 @@
 //! `rig demo`: runs a scenario once or many times, prints the timeline and the verdict.
 
+mod args;
+
+pub use args::{AccelChoice, DemoArgs, Hosts, parse_time};
+
 use crate::{
-    guest::{Accel, Guest, Images, Kind},
+    guest::{Accel, Guest, Images},
     hosts::{Place, Topology},
     lab,
-    netns::{self, SHM, TEMPORARY},
+    netns::{SHM, TEMPORARY},
     prerequisite::{self, Missing},
     scenario::{
-        Scenario, Settings, fault,
+        Settings, fault,
         report::{Outcome, SCHEMA, head, merge},
         round::Round,
     },
@@ -16,148 +20,8 @@ use crate::{
     timeline::{Mark, Timeline, pass},
 };
 use anyhow::{Context, Result};
-use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
-
-/// Options of `rig demo`. Times are written as 20ms or 2s.
-#[derive(Args, Clone, Debug)]
-pub struct DemoArgs {
-    /// The fault
-    #[arg(long, value_enum, default_value = "kill-primary")]
-    pub scenario: Scenario,
-    /// What the hosts are [default: lab inside of scripts/lab pair --lan, else netns]
-    #[arg(long, value_enum)]
-    pub hosts: Option<Hosts>,
-    /// The guest
-    #[arg(long, value_enum, default_value = "linux")]
-    pub guest: Kind,
-    /// KVM or TCG; by default KVM if it boots this guest here, else TCG
-    #[arg(long, value_parser = parse_accel, default_value = "auto")]
-    pub accel: AccelChoice,
-    /// Number of runs, each with everything new but the hosts
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    pub repeat: u32,
-    /// Length of an epoch [default: 20ms; lab: 200ms]
-    #[arg(long)]
-    pub epoch: Option<String>,
-    /// Time between beats [default: 10ms; lab: 100ms]
-    #[arg(long)]
-    pub beat_interval: Option<String>,
-    /// Beats that may be missed before the peer is suspect [default: 5; lab: 15]
-    #[arg(long)]
-    pub detect_multiplier: Option<u32>,
-    /// How checkpoints travel: rdma, tcp or auto [default: the program's]
-    #[arg(long)]
-    pub transport: Option<String>,
-    /// How beats travel: ud, udp or both [default: the program's]
-    #[arg(long)]
-    pub keepalive: Option<String>,
-    /// Cap of the staging memory of each side [default: the program's]
-    #[arg(long)]
-    pub staging: Option<String>,
-    /// Requests that the client has under way at a time (Linux guest)
-    #[arg(long, default_value_t = 1)]
-    pub pipeline: usize,
-    /// Pages that the Linux guest rewrites every 100 ms
-    #[arg(long, default_value_t = 64)]
-    pub pages: u32,
-    /// How long the client runs before the fault [default: 3s; 500ms with --repeat]
-    #[arg(long, value_parser = parse_time)]
-    pub before: Option<Duration>,
-    /// How long it runs after the fault was dealt with [default: 3s; 300ms with --repeat]
-    #[arg(long, value_parser = parse_time)]
-    pub after: Option<Duration>,
-    /// How long to measure the unprotected VM first, for the added delay [default: 2s; 0s with --repeat, or in the lab]
-    #[arg(long, value_parser = parse_time)]
-    pub baseline: Option<Duration>,
-    /// How long to measure what the sidecars cost while no client asks [default: 2s; 0s with --repeat, or in the lab]
-    #[arg(long, value_parser = parse_time)]
-    pub idle: Option<Duration>,
-    /// The program under test [default: `afterimage` next to this one]
-    #[arg(long)]
-    pub afterimage: Option<PathBuf>,
-    /// What scripts/guests built [default: guests/build of this checkout]
-    #[arg(long)]
-    pub guests: Option<PathBuf>,
-    /// Keep logs and files of all runs; those of a failed run are always kept
-    #[arg(long)]
-    pub keep: bool,
-}
-
-/// What hosts are made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Hosts {
-    /// Network namespaces of this machine.
-    Netns,
-    /// The virtual machines of `scripts/lab pair --lan`, which have RDMA devices.
-    Lab,
-}
-
-impl Hosts {
-    /// What is wanted, or what is there.
-    fn of(args: &DemoArgs) -> Self {
-        args.hosts.unwrap_or(if lab::is_here() { Self::Lab } else { Self::Netns })
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Netns => "netns",
-            Self::Lab => "lab",
-        }
-    }
-
-    fn create(self) -> Result<Box<dyn Topology>> {
-        Ok(match self {
-            Self::Netns => Box::new(netns::Topology::create()?),
-            Self::Lab => Box::new(lab::Pair::take()?),
-        })
-    }
-}
-
-/// Times that suit the hosts: emulated machines stall for half a second now and then, which is no death.
-struct Pace {
-    epoch: &'static str,
-    beat_interval: &'static str,
-    detect_multiplier: u32,
-    repeat_after: Duration,
-}
-
-const PACE: Pace =
-    Pace { epoch: "20ms", beat_interval: "10ms", detect_multiplier: 5, repeat_after: Duration::from_millis(20) };
-const LAB_PACE: Pace =
-    Pace { epoch: "200ms", beat_interval: "100ms", detect_multiplier: 15, repeat_after: Duration::from_millis(500) };
-
-/// Which accelerator is wanted; None: whichever works best.
-pub type AccelChoice = Option<Accel>;
-
-fn parse_accel(text: &str) -> Result<AccelChoice, String> {
-    match text {
-        "auto" => Ok(None),
-        "kvm" => Ok(Some(Accel::Kvm)),
-        "tcg" => Ok(Some(Accel::Tcg)),
-        _ => Err("auto, kvm or tcg".to_owned()),
-    }
-}
-
-/// A duration: a whole number and `us`, `ms` or `s`.
-///
-/// # Errors
-/// Says what is expected.
-pub fn parse_time(text: &str) -> Result<Duration, String> {
-    let expected = || format!("'{text}' is no time; write 500us, 20ms or 2s");
-    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(expected)?;
-    let number: u64 = text[..digits].parse().map_err(|_| expected())?;
-    match &text[digits..] {
-        "us" => Ok(Duration::from_micros(number)),
-        "ms" => Ok(Duration::from_millis(number)),
-        "s" => Ok(Duration::from_secs(number)),
-        _ => Err(expected()),
-    }
-}
+use std::{path::Path, time::Duration};
 
 /// Runs it. True: passed. Whatever happens, the last line of output is JSON.
 ///
@@ -186,7 +50,7 @@ fn try_run(args: &DemoArgs) -> Result<bool> {
     let settings = settings(args, work.path(), ram.path())?;
     let (scenario, guest) = (settings.scenario.name(), &settings.guest);
     eprintln!("{scenario}, {} guest on {}, epochs of {}", guest.kind.name(), guest.accel.name(), settings.epoch);
-    let topology = Hosts::of(args).create()?;
+    let topology = args.hosts().create()?;
     let outcomes = rounds(args, &settings, &*topology)?;
     let passed = outcomes.iter().all(Outcome::passed);
     if args.keep || !passed {
@@ -210,11 +74,11 @@ fn settings(args: &DemoArgs, work: &Path, ram: &Path) -> Result<Settings> {
     let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
     let guests = args.guests.clone().unwrap_or_else(|| checkout.join("guests/build"));
     let images = Images::find(&guests, args.guest)?;
-    let lab = Hosts::of(args) == Hosts::Lab;
+    let (hosts, lab) = (args.hosts(), args.hosts() == Hosts::Lab);
     if lab {
         lab::check_guest(args.guest)?;
     }
-    let pace = if lab { LAB_PACE } else { PACE };
+    let pace = hosts.pace();
     let once = args.repeat == 1;
     // What costs extra is left out of many runs, and where it cannot be measured.
     let extra = if lab { 0 } else { 2000 };
@@ -229,12 +93,10 @@ fn settings(args: &DemoArgs, work: &Path, ram: &Path) -> Result<Settings> {
         epoch: args.epoch.clone().unwrap_or_else(|| pace.epoch.to_owned()),
         beat_interval: args.beat_interval.clone().unwrap_or_else(|| pace.beat_interval.to_owned()),
         detect_multiplier: args.detect_multiplier.unwrap_or(pace.detect_multiplier),
-        transport: args.transport.clone(),
-        keepalive: args.keepalive.clone(),
-        staging: args.staging.clone(),
+        flags: args.flags(hosts),
         pipeline: args.pipeline,
         repeat_after: pace.repeat_after,
-        hosts: Hosts::of(args).name(),
+        hosts: hosts.name(),
         before: or(args.before, 3000, 500),
         after: or(args.after, 3000, 300),
         baseline: or(args.baseline, extra, 0),
@@ -356,19 +218,4 @@ fn final_json(settings: &Settings, outcomes: &[Outcome]) -> Value {
         json[*name] = samples.to_json();
     }
     json
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_numbers_with_units() {
-        assert_eq!(parse_time("20ms"), Ok(Duration::from_millis(20)));
-        assert_eq!(parse_time("2s"), Ok(Duration::from_secs(2)));
-        assert_eq!(parse_time("500us"), Ok(Duration::from_micros(500)));
-        for wrong in ["", "20", "ms", "-1s", "1.5s", "20 ms", "99999999999999999999s", "2m"] {
-            assert!(parse_time(wrong).unwrap_err().contains("20ms"), "{wrong}");
-        }
-    }
 }
