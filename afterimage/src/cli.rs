@@ -2,7 +2,7 @@
 
 use crate::{
     arbiter::{ArbiterSpec, HostPort},
-    config::{NicSpec, parse_duration, parse_size},
+    config::{NicSpec, PathArgs, parse_duration, parse_size},
     exit::CODES,
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -158,6 +158,9 @@ pub struct ProtectArgs {
     /// the memory
     #[arg(long)]
     pub force_writable_disks: bool,
+    /// Which way checkpoints and beats go.
+    #[command(flatten)]
+    pub paths: PathArgs,
     /// A TOML file; its section `[protect]` holds what no flag says
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -200,6 +203,9 @@ pub struct StandbyArgs {
     /// Where sockets and locks live [default: /run/afterimage]
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
+    /// Which way checkpoints and beats go.
+    #[command(flatten)]
+    pub paths: PathArgs,
     /// A TOML file; its section `[standby]` holds what no flag says
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
