@@ -71,6 +71,12 @@ pub enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// Look at this host's RDMA devices
+    Rdma {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: RdmaCommand,
+    },
     /// The part of `protect` that moves checkpoints. Started by its supervisor.
     #[command(hide = true)]
     DataPath,
@@ -88,6 +94,18 @@ pub enum ConfigCommand {
     Check {
         /// The TOML file, with sections `[witness]`, `[protect]`, `[standby]`
         file: PathBuf,
+    },
+}
+
+/// `afterimage rdma …`
+#[derive(Debug, Subcommand)]
+pub enum RdmaCommand {
+    /// Show the devices, their addresses, what they can do, and which one is the default; exits with 6 if there is none
+    #[command(after_long_help = help("afterimage rdma devices --json"))]
+    Devices {
+        /// A JSON object instead of text
+        #[arg(long)]
+        json: bool,
     },
 }
 

@@ -135,7 +135,7 @@ impl Ours {
 
 fn over_tcp(tcp: TcpLink, udp: Option<UdpKeepalive>, why: String) -> Result<Route> {
     let Some(udp) = udp else { bail!("{} takes no beats over UDP; set --keepalive alike on both sides", tcp.peer()) };
-    let report = Report { transport: "tcp", why, rdma: None, keepalive: "udp" };
+    let report = Report { transport: "tcp", why, rdma: None, keepalive: "udp", beat_paths: None };
     Ok(Route { link: Box::new(tcp), keepalive: Beats(Box::new(udp)), report })
 }
 
@@ -174,11 +174,13 @@ impl Answer {
         hello: &Hello,
         theirs: &Endpoint,
     ) -> Result<Result<(First, Endpoint), String>> {
-        let half = match open(config, local, hello)? {
-            Ok(half) if theirs.beats.is_none() => half.without_beats(),
+        let mut half = match open(config, local, hello)? {
             Ok(half) => half,
             Err(why) => return Ok(Err(why)),
         };
+        if theirs.beats.is_none() {
+            half.drop_beats();
+        }
         let endpoint = half.endpoint();
         match half.connect(theirs, hello.node.to_string(), false) {
             Ok(first) => Ok(Ok((first, endpoint))),

@@ -8,6 +8,7 @@ pub use control::{ControlError, ControlSocket, Handler, Request, Response, ask, 
 use crate::{
     cli::{OperatorArgs, Side, StatusArgs, UnprotectArgs},
     exit::{Code, ExitError},
+    keepalive::PathStats,
     paths::RdmaInfo,
 };
 use mc_core::{driver::Percentiles, id::Name};
@@ -51,6 +52,8 @@ pub struct Status {
     pub rdma: Option<RdmaInfo>,
     /// What beats go over: "ud" (RDMA datagrams), "udp", or "both". Empty without a session.
     pub keepalive: String,
+    /// With both: what came and went by each.
+    pub beat_paths: Vec<PathStats>,
     /// The register's generation, as far as this side knows.
     pub generation: u64,
     /// The newest epoch: captured on the primary, staged or committed on the standby.

@@ -237,6 +237,21 @@ fn help_and_version_are_results() {
     }
     let (code, stdout, _) = run(&["--version"]);
     assert!(code == 0 && stdout.starts_with("afterimage "), "{stdout}");
+    assert!(run(&["rdma", "devices", "--help"]).1.contains("exits with 6"));
     assert!(!run(&["--help"]).1.contains("data-path"));
     assert_eq!((Side::Primary.as_str(), Side::Standby.as_str()), ("primary", "standby"));
+}
+
+#[test]
+fn a_host_without_rdma_says_so_and_what_to_do() {
+    if PathBuf::from("/sys/class/infiniband_verbs").exists() {
+        eprintln!("skipped: this host has RDMA");
+        return;
+    }
+    for args in [&["rdma", "devices"][..], &["rdma", "devices", "--json"]] {
+        let (code, stdout, stderr) = run(args);
+        assert_eq!((code, stdout.as_str()), (6, ""), "{stderr}");
+        let words = if cfg!(feature = "rdma") { ["no RDMA", "modprobe rdma_rxe"] } else { ["without RDMA", "feature"] };
+        assert!(words.iter().all(|w| stderr.contains(w)) && stderr.contains("what to do:"), "{stderr}");
+    }
 }

@@ -1,13 +1,19 @@
 //! One side of RDMA: a device, queue pairs for checkpoints, a queue pair for beats.
 
 use super::{Beats, RdmaInfo, Report, Route, either, missing};
-use crate::{config::PathsConfig, exit::ExitError};
+use crate::{
+    clock::Clock,
+    config::PathsConfig,
+    exit::ExitError,
+    keepalive::{Paths, PathsReader},
+};
 use anyhow::{Context, Result, bail};
 use mc_core::{
     failover::Failover,
     id::Incarnation,
-    transport::{LinkError, Transport},
+    transport::{LinkError, PollableKeepalive, Transport},
     wire::{
+        beat::BeatKey,
         rdma::{self, Endpoint},
         session::Hello,
     },
@@ -35,6 +41,7 @@ fn choose(config: &PathsConfig, local: Option<IpAddr>) -> Result<Choice, ExitErr
 pub(super) struct Half {
     choice: Choice,
     prepared: Prepared,
+    session: (Incarnation, BeatKey),
     beats: Option<UdKeepalive>,
 }
 
@@ -42,7 +49,7 @@ pub(super) struct Half {
 #[derive(Debug)]
 pub(super) struct First {
     link: RdmaLink,
-    incarnation: Incarnation,
+    session: (Incarnation, BeatKey),
     beats: Option<UdKeepalive>,
     info: RdmaInfo,
 }
@@ -55,7 +62,8 @@ impl Half {
         let broken = |error: RdmaError| missing(error, "look at `afterimage rdma devices`, or use --transport tcp");
         let prepared = Prepared::new(&choice.place(), hello.incarnation, &options).map_err(broken)?;
         let beats = config.wants_ud().then(|| UdKeepalive::open(&choice, UdOptions::new(qkey_of(&hello.beat_key))));
-        Ok(Self { choice, prepared, beats: beats.transpose().map_err(broken)? })
+        let session = (hello.incarnation, hello.beat_key);
+        Ok(Self { choice, prepared, session, beats: beats.transpose().map_err(broken)? })
     }
 
     /// For the peer.
@@ -66,13 +74,13 @@ impl Half {
     }
 
     /// The peer has no use for them.
-    pub(super) fn without_beats(self) -> Self {
-        Self { beats: None, ..self }
+    pub(super) fn drop_beats(&mut self) {
+        self.beats = None;
     }
 
     /// Connects to the peer's endpoint; `speaks_first`: it is connected to ours already.
     pub(super) fn connect(self, theirs: &Endpoint, peer: String, speaks_first: bool) -> Result<First, RdmaError> {
-        let Self { choice, prepared, beats } = self;
+        let Self { choice, prepared, session, beats } = self;
         let beats = match (beats, theirs.beats) {
             (Some(mut beats), Some(rdma::Beats { queue, qkey, .. })) => {
                 beats.add_member(UdAddress { gid: theirs.gid, lid: theirs.lid, qpn: queue, qkey })?;
@@ -91,18 +99,18 @@ impl Half {
             retry,
             why: choice.why,
         };
-        Ok(First { link, incarnation: theirs.incarnation, beats, info })
+        Ok(First { link, session, beats, info })
     }
 }
 
 impl First {
     /// With TCP to fall back to.
     pub(super) fn over(self, tcp: TcpLink, udp: Option<UdpKeepalive>) -> Result<Route> {
-        let Self { link, incarnation, beats, info } = self;
+        let Self { link, session, beats, info } = self;
         let both = either(&link, &tcp).context("a descriptor for both paths of the link")?;
-        let link = Failover::new(link, tcp, Some(both), incarnation, LinkOptions::default().queue);
-        let (keepalive, name) = keepalive(beats, udp)?;
-        let report = Report { transport: "rdma", why: info.why.clone(), rdma: Some(info), keepalive: name };
+        let link = Failover::new(link, tcp, Some(both), session.0, LinkOptions::default().queue);
+        let (keepalive, name, beat_paths) = keepalive(session, beats, udp)?;
+        let report = Report { transport: "rdma", why: info.why.clone(), rdma: Some(info), keepalive: name, beat_paths };
         Ok(Route { link: Box::new(link), keepalive, report })
     }
 }
@@ -115,17 +123,28 @@ pub(super) fn give_up(
     incarnation: Incarnation,
 ) -> Result<Route> {
     let Some(udp) = udp else { bail!("{error}; and {} takes no beats over UDP", tcp.peer()) };
-    let report = Report { transport: "rdma", why: error.to_string(), rdma: None, keepalive: "udp" };
+    let report = Report { transport: "rdma", why: error.to_string(), rdma: None, keepalive: "udp", beat_paths: None };
     let why = LinkError::Network(Box::new(error));
     let link = Failover::<RdmaLink, _>::without_first(why, tcp, incarnation, LinkOptions::default().queue);
     Ok(Route { link: Box::new(link), keepalive: Beats(Box::new(udp)), report })
 }
 
-fn keepalive(ud: Option<UdKeepalive>, udp: Option<UdpKeepalive>) -> Result<(Beats, &'static str)> {
+type Keepalives = (Beats, &'static str, Option<PathsReader>);
+
+fn keepalive(
+    session: (Incarnation, BeatKey),
+    ud: Option<UdKeepalive>,
+    udp: Option<UdpKeepalive>,
+) -> Result<Keepalives> {
     Ok(match (ud, udp) {
-        (Some(ud), Some(_udp)) => (Beats(Box::new(ud)), "both"),
-        (Some(ud), None) => (Beats(Box::new(ud)), "ud"),
-        (None, Some(udp)) => (Beats(Box::new(udp)), "udp"),
+        (Some(ud), Some(udp)) => {
+            let paths: Vec<(_, Box<dyn PollableKeepalive>)> = vec![("ud", Box::new(ud)), ("udp", Box::new(udp))];
+            let both = Paths::new(session, Clock, paths);
+            let reader = both.reader();
+            (Beats(Box::new(both)), "both", Some(reader))
+        }
+        (Some(ud), None) => (Beats(Box::new(ud)), "ud", None),
+        (None, Some(udp)) => (Beats(Box::new(udp)), "udp", None),
         (None, None) => bail!("no common way for beats; set --keepalive alike on both sides"),
     })
 }

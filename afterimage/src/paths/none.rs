@@ -36,8 +36,8 @@ impl Half {
         match *self {}
     }
 
-    pub(super) fn without_beats(self) -> Self {
-        self
+    pub(super) fn drop_beats(&mut self) {
+        match *self {}
     }
 
     pub(super) fn connect(self, _: &Endpoint, _: String, _: bool) -> Result<First, ExitError> {

@@ -1,6 +1,6 @@
 //! What the operator hears of a session's way.
 
-use crate::{events::emit, status::Status};
+use crate::{events::emit, keepalive::PathsReader, status::Status};
 use mc_core::transport::Transport;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -16,6 +16,8 @@ pub struct Report {
     pub rdma: Option<RdmaInfo>,
     /// "ud", "udp" or "both".
     pub keepalive: &'static str,
+    /// The figures of each, if both.
+    pub beat_paths: Option<PathsReader>,
 }
 
 /// Our side of RDMA.
@@ -51,7 +53,7 @@ pub struct Watch {
 impl Watch {
     /// A session is up.
     pub fn begin(&mut self, report: Report) {
-        let Report { transport, why, rdma, keepalive } = &report;
+        let Report { transport, why, rdma, keepalive, .. } = &report;
         tracing::info!(transport, why, keepalive, "checkpoints go this way");
         emit("transport", json!({ "transport": transport, "why": why, "keepalive": keepalive, "rdma": rdma }));
         self.report = Some(report);
@@ -83,5 +85,6 @@ impl Watch {
         status.transport_why.clone_from(&report.why);
         status.rdma.clone_from(&report.rdma);
         status.keepalive = report.keepalive.to_owned();
+        status.beat_paths = report.beat_paths.as_ref().map(PathsReader::stats).unwrap_or_default();
     }
 }

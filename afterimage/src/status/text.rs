@@ -113,6 +113,10 @@ fn beats(out: &mut Lines, s: &Status) {
         "count",
         format!("{} sent, {} received, {} missed, {} self-late", b.sent, b.received, b.missed, b.self_late),
     );
+    for path in &s.beat_paths {
+        let (errors, heard) = (path.send_errors + path.receive_errors, path.heard);
+        out.line(&path.name, format!("{} sent, {heard} heard ({} first), {errors} errors", path.sent, path.first));
+    }
     out.percentiles("gap", &b.gap_us);
     out.percentiles("round trip", &b.rtt_us);
     out.line("suspect after", micros(b.detection_time_us));
