@@ -172,6 +172,9 @@ fn print_summary(outcome: &Outcome) {
         let shown = value.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1}"));
         println!("{:<24} {shown:>9}", name.replace('_', " "));
     }
+    if let Some(ms) = outcome.json.pointer("/rdma/gives_up_ms").and_then(Value::as_f64) {
+        println!("{:<24} {ms:>9.1}", "RDMA alone gives up ms");
+    }
     outcome.reasons.iter().for_each(|reason| println!("WRONG: {reason}"));
     println!("verdict: {}\n", if outcome.passed() { "pass" } else { "fail" });
 }

@@ -128,6 +128,8 @@ impl Outcome {
                 "same_connection": summary.same_connection, "longest_gap_ms": round(summary.longest_gap_ms),
                 "pause_us": status::pause_us(&evidence.status), "hold_us": status::hold_us(&evidence.status),
                 "epochs": status::epoch(&evidence.status),
+                "transport": status::transport(&evidence.status), "keepalive": status::keepalive(&evidence.status),
+                "rdma": status::rdma(&evidence.status),
                 "staging_over_cap_bytes": status::staging_over_cap_bytes(&evidence.status),
                 "latency_us": protected.to_json(), "baseline_us": baseline.to_json(),
                 "added_delay_us": added(&protected, baseline),
