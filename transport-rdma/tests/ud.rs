@@ -268,6 +268,36 @@ fn credits_and_wake_ups([a, b]: &[Choice; 2]) {
     }
 }
 
+/// Two devices count their queue pairs each for itself: a member with our number is not us.
+fn a_peer_with_our_number_is_heard([a, b]: &[Choice; 2]) {
+    if a.device == b.device {
+        return eprintln!("skipped: one device gives no number twice");
+    }
+    let mut members = [a, b].map(|device| open(device, &KEY));
+    for _ in 0..500 {
+        let [x, y] = [&members[0], &members[1]].map(|member| member.address().qpn);
+        if x == y {
+            break;
+        }
+        let behind = usize::from(y < x);
+        members[behind] = open([a, b][behind], &KEY);
+    }
+    let [mut x, mut y] = members;
+    if x.address().qpn != y.address().qpn {
+        return eprintln!("skipped: the two devices gave no equal numbers");
+    }
+    for member in [&mut x, &mut y] {
+        member.join(group_of(&KEY, a.gid)).unwrap();
+    }
+    for (from, to) in [(0, 1), (1, 0)] {
+        let both = [&mut x, &mut y];
+        both[from].send(&[7; beat::LEN]).unwrap();
+        assert!(next(both[to], LONG).is_some(), "its beat was taken for our own");
+        assert!(next(both[from], Duration::from_millis(200)).is_none(), "our own beat was taken for its");
+    }
+    eprintln!("a group of two with the same queue pair number, {:#x}: each hears the other", x.address().qpn);
+}
+
 /// The network interface below the first device, if it is one end of a veth: no cable of anybody's.
 fn veth(choice: &Choice) -> Option<String> {
     let all = devices().ok()?;
@@ -404,6 +434,7 @@ fn beats_over_ud() {
     }
     strays_change_nothing(&devices);
     credits_and_wake_ups(&devices);
+    a_peer_with_our_number_is_heard(&devices);
     a_group_of_three(&devices, false);
     a_group_of_three(&devices, true);
     a_link_that_was_down_is_used_again(&devices);
