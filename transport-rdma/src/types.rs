@@ -93,7 +93,7 @@ pub(crate) fn lane_mbit(speed: u8) -> u32 {
 pub struct Completion {
     /// The number that it was posted with.
     pub id: u64,
-    /// 0 for success; see [`status_words`].
+    /// 0 for success; see [`crate::ffi::status_words`].
     pub status: u32,
     /// The vendor's own code.
     pub vendor: u32,
