@@ -19,6 +19,8 @@ mod half;
 #[path = "paths/half.rs"]
 mod half;
 mod report;
+#[cfg(test)]
+mod tests;
 
 pub use report::{RdmaInfo, Report, Watch};
 
@@ -70,7 +72,7 @@ pub fn check(config: &PathsConfig) -> Result<(), ExitError> {
 /// Our side of RDMA: `Ok(Err(why))` where there is none, and none is needed.
 fn open(config: &PathsConfig, local: IpAddr, hello: &Hello) -> Result<Result<Half, String>> {
     match config.transport {
-        TransportWish::Tcp => Ok(Err("configured".to_owned())),
+        TransportWish::Tcp => Ok(Err("TCP is configured".to_owned())),
         TransportWish::Rdma => Ok(Ok(Half::open(config, local, hello)?)),
         TransportWish::Auto => Ok(Half::open(config, local, hello).map_err(|e| exit::words(&e.into()))),
     }
@@ -162,8 +164,8 @@ impl Answer {
         let has_udp = config.wants_udp() && hello.beat_port != 0;
         let has_ud = first.as_ref().is_ok_and(|(_, endpoint)| endpoint.beats.is_some());
         if !has_udp && !has_ud {
-            let has_rdma = if first.is_ok() { "" } else { ", and there is no RDMA between them" };
-            bail!("no common way for beats{has_rdma}; set --keepalive alike on both sides");
+            let no_rdma = first.err().map_or_else(String::new, |why| format!(" (no RDMA: {why})"));
+            bail!("no common way for beats{no_rdma}; set --transport and --keepalive alike on both sides");
         }
         Ok(Self { first, has_udp })
     }

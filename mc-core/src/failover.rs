@@ -166,6 +166,10 @@ impl<A: Resumable, B: Transport> Failover<A, B> {
                 tracing::warn!(error = %why, "the link has lost what it could fall back to");
                 self.second_lost = Some(why);
                 self.second = None; // its descriptor leaves the set
+                // Perhaps the peer is gone altogether, and the first path too idle to know.
+                if let State::First(first) = &mut self.state {
+                    first.nudge();
+                }
             }
             other => self.halt(unexpected(&self.peer, &other)),
         }

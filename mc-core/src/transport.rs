@@ -101,6 +101,9 @@ pub trait Resumable: Transport {
     /// Whether something has failed: from then on a slab that comes back as written may not have arrived, and nothing more
     /// should be submitted. [`Completion::Down`] follows.
     fn has_failed(&self) -> bool;
+
+    /// Asks the peer's end for a sign of life, on a link that may be idle: one that is gone is then noticed.
+    fn nudge(&mut self) {}
 }
 
 /// An operation.

@@ -81,6 +81,8 @@ pub struct PathsConfig {
     pub rdma_timeout: Option<u8>,
     /// Transport retries.
     pub rdma_retry: u8,
+    /// Staging, which RDMA pins as it grows.
+    pub staging_bytes: u64,
 }
 
 impl PathsConfig {
@@ -103,7 +105,12 @@ impl PathsConfig {
     }
 }
 
-pub(super) fn resolve(r: &mut Resolver<'_>, args: PathArgs, s: PathSettings) -> Result<PathsConfig, ConfigError> {
+pub(super) fn resolve(
+    r: &mut Resolver<'_>,
+    args: PathArgs,
+    s: PathSettings,
+    staging_bytes: u64,
+) -> Result<PathsConfig, ConfigError> {
     let transport = r.or("transport", args.transport, s.transport, TransportWish::Auto);
     let usual = match transport {
         TransportWish::Rdma => KeepaliveWish::Ud,
@@ -125,5 +132,5 @@ pub(super) fn resolve(r: &mut Resolver<'_>, args: PathArgs, s: PathSettings) -> 
     r.check("rdma_gid_index", !(is_tcp && rdma_gid_index.is_some()), without)?;
     r.check("rdma_timeout", rdma_timeout.is_none_or(|n| (8..=22).contains(&n)), "8 (1 ms) to 22 (17 s)")?;
     r.check("rdma_retry", rdma_retry <= 6, "0 to 6: 7 means for ever on some devices")?;
-    Ok(PathsConfig { transport, keepalive, rdma_device, rdma_gid_index, rdma_timeout, rdma_retry })
+    Ok(PathsConfig { transport, keepalive, rdma_device, rdma_gid_index, rdma_timeout, rdma_retry, staging_bytes })
 }

@@ -191,7 +191,7 @@ fn protect(r: &mut Resolver<'_>, args: ProtectArgs, mut s: ProtectSection) -> Re
     let bind = r.optional("bind", args.bind, s.bind);
     let force = args.force_writable_disks.then_some(true);
     let force_writable_disks = r.or("force_writable_disks", force, s.force_writable_disks, false);
-    let paths = paths::resolve(r, args.paths, path_settings)?;
+    let paths = paths::resolve(r, args.paths, path_settings, staging.0)?;
 
     r.check("epoch_ms", (Duration::from_millis(1)..=Duration::from_secs(60)).contains(&epoch.0), "1 to 60000 ms")?;
     r.check_beats(beat, detect_multiplier)?;
@@ -237,7 +237,7 @@ fn standby(r: &mut Resolver<'_>, args: StandbyArgs, mut s: StandbySection) -> Re
     let beat = r.or("beat_interval_ms", args.beat_interval.map(Millis), s.beat_interval_ms, BEAT);
     let detect_multiplier = r.or("detect_multiplier", args.detect_multiplier, s.detect_multiplier, MULTIPLIER);
     let run_dir = r.or("run_dir", args.run_dir, s.run_dir, RUN_DIR.into());
-    let paths = paths::resolve(r, args.paths, path_settings)?;
+    let paths = paths::resolve(r, args.paths, path_settings, staging.0)?;
     let qemu = r.need("qemu", "-- QEMU ARGS...", some(args.qemu), s.qemu);
 
     r.check("staging_mib", staging.0 >= 512 << 10, "at least 0.5 MiB")?;

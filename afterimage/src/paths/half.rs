@@ -22,13 +22,21 @@ use std::net::IpAddr;
 use transport_rdma::{
     device::{self, Choice, DeviceError, Wish},
     error::RdmaError,
+    memlock,
     rc::{Prepared, RcOptions, RdmaLink},
     ud::{UdAddress, UdKeepalive, UdOptions, qkey_of},
 };
 use transport_tcp::{link::TcpLink, options::LinkOptions, udp::UdpKeepalive};
 
 pub(super) fn check(config: &PathsConfig) -> Result<(), ExitError> {
-    choose(config, None).map(drop)
+    choose(config, None).map(drop)?;
+    check_memlock(config)
+}
+
+/// All of staging will be registered, slab by slab: better refused now than in mid-session.
+fn check_memlock(config: &PathsConfig) -> Result<(), ExitError> {
+    let bytes = usize::try_from(config.staging_bytes).unwrap_or(usize::MAX);
+    memlock::check(bytes).map_err(|error| missing(error, "or lower --staging"))
 }
 
 fn choose(config: &PathsConfig, local: Option<IpAddr>) -> Result<Choice, ExitError> {
@@ -58,6 +66,7 @@ impl Half {
     /// For the session that `hello` begins, whose connection has our address `local`.
     pub(super) fn open(config: &PathsConfig, local: IpAddr, hello: &Hello) -> Result<Self, ExitError> {
         let choice = choose(config, Some(local))?;
+        check_memlock(config)?;
         let options = RcOptions { timeout: config.rdma_timeout, retry: config.rdma_retry, ..RcOptions::default() };
         let broken = |error: RdmaError| missing(error, "look at `afterimage rdma devices`, or use --transport tcp");
         let prepared = Prepared::new(&choice.place(), hello.incarnation, &options).map_err(broken)?;

@@ -42,7 +42,7 @@ fn what_was_asked_for_is_what_the_reason_says() {
     let standby = world.standby_with("b", &StandbyOptions { flags, ..StandbyOptions::default() });
     let mut protect = world.protect("a", "a", &vm.qmp, standby.addr, "--transport tcp");
     protect.wait_event("protected");
-    assert_eq!(protect.wait_event("transport")["why"], "configured");
+    assert_eq!(protect.wait_event("transport")["why"], "TCP is configured");
     let (code, text, _) = world.run("a", "status --vm web");
-    assert!(code == 0 && text.contains("because        configured"), "{text}");
+    assert!(code == 0 && text.contains("because        TCP is configured"), "{text}");
 }

@@ -422,6 +422,12 @@ impl Resumable for RdmaLink {
     fn has_failed(&self) -> bool {
         self.failed
     }
+
+    /// A message that nobody acknowledges fails when the device's retries are used up. An idle queue pair notices nothing.
+    fn nudge(&mut self) {
+        self.sender.nudge();
+        self.pump();
+    }
 }
 
 /// The peer is told, and fenced, however the link goes.
