@@ -36,9 +36,10 @@ mod send;
 pub use link::{Breaker, RdmaLink};
 
 use crate::{
+    cm::Tie,
     error::RdmaError,
     ffi::{Channel, Context, Cq, Domain, Qp},
-    types::{Gid, PORT, QpSizes},
+    types::{Gid, PORT, Patience, QpSizes},
 };
 use mc_core::{
     id::Incarnation,
@@ -183,6 +184,8 @@ struct Parts {
     send_cq: Arc<Cq>,
     receive_cq: Arc<Cq>,
     queues: Vec<Arc<Qp>>,
+    /// If rdma_cm has connected them. It goes last: the peer learns of it when nothing of its access is left.
+    tie: Option<Tie>,
 }
 
 impl Prepared {
@@ -220,7 +223,7 @@ impl Prepared {
             incarnation,
         };
         let place = place.clone();
-        let parts = Parts { place, options, domain, channel, send_cq, receive_cq, queues };
+        let parts = Parts { place, options, domain, channel, send_cq, receive_cq, queues, tie: None };
         Ok(Self { parts, receiver, endpoint })
     }
 
@@ -274,10 +277,29 @@ impl Prepared {
             rnr_retry: options.rnr_retry,
         }
     }
+
+    pub(crate) fn place(&self) -> &Place {
+        &self.parts.place
+    }
+
+    pub(crate) fn queues(&self) -> &[Arc<Qp>] {
+        &self.parts.queues
+    }
+
+    pub(crate) fn patience(&self) -> Patience {
+        let Parts { place, options, .. } = &self.parts;
+        Patience { timeout: options.timeout_code(place.mbit), retry: options.retry, rnr_retry: options.rnr_retry }
+    }
+
+    /// The link, when rdma_cm has connected the queue pair.
+    pub(crate) fn connected(mut self, tie: Tie, theirs: &Endpoint, peer: String, speaks_first: bool) -> RdmaLink {
+        self.parts.tie = Some(tie);
+        RdmaLink::new(self.parts, self.receiver, theirs, peer, speaks_first)
+    }
 }
 
 /// A netdev that has just come up resolves no neighbour yet (IPv6 checks its own address first): tries again for a second.
-fn patiently(mut attempt: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+pub(crate) fn patiently<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     for _ in 0..5 {
         match attempt() {
             Err(error) if error.kind() == io::ErrorKind::TimedOut => std::thread::sleep(Duration::from_millis(200)),
