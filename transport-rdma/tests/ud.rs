@@ -290,7 +290,7 @@ fn a_peer_with_our_number_is_heard([a, b]: &[Choice; 2]) {
         member.join(group_of(&KEY, a.gid)).unwrap();
     }
     for (from, to) in [(0, 1), (1, 0)] {
-        let mut both = [&mut x, &mut y];
+        let both = [&mut x, &mut y];
         both[from].send(&[7; beat::LEN]).unwrap();
         assert!(next(both[to], LONG).is_some(), "its beat was taken for our own");
         assert!(next(both[from], Duration::from_millis(200)).is_none(), "our own beat was taken for its");
