@@ -20,6 +20,7 @@ pub mod ffi;
 pub mod local;
 pub mod memlock;
 pub mod mr;
+mod patience;
 pub mod rc;
 pub mod types;
 pub mod ud;

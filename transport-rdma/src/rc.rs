@@ -257,7 +257,7 @@ impl Prepared {
         for (queue, number) in self.parts.queues.iter().zip(theirs.queues.numbers()) {
             let failed =
                 |source| RdmaError::Verb { peer: peer.clone(), qpn: queue.number(), doing: "connecting", source };
-            patiently(|| queue.connect(&self.path(theirs, *number))).map_err(failed)?;
+            crate::patience::patiently(|| queue.connect(&self.path(theirs, *number))).map_err(failed)?;
         }
         Ok(RdmaLink::new(self.parts, self.receiver, theirs, peer, speaks_first))
     }
@@ -296,17 +296,6 @@ impl Prepared {
         self.parts.tie = Some(tie);
         RdmaLink::new(self.parts, self.receiver, theirs, peer, speaks_first)
     }
-}
-
-/// A netdev that has just come up resolves no neighbour yet (IPv6 checks its own address first): tries again for a second.
-pub(crate) fn patiently<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    for _ in 0..5 {
-        match attempt() {
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => std::thread::sleep(Duration::from_millis(200)),
-            done => return done,
-        }
-    }
-    attempt()
 }
 
 /// 24 bits that no earlier session's packets are likely to match.
