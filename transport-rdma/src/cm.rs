@@ -47,7 +47,8 @@ use crate::{
     device::{self, DeviceError, Wish},
     error::RdmaError,
     ffi::{CmId, CmOffer},
-    rc::{Place, Prepared, RdmaLink, patiently},
+    patience::patiently,
+    rc::{Place, Prepared, RdmaLink},
     types::RcPath,
 };
 use error::refusal;
