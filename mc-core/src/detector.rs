@@ -1,6 +1,6 @@
 //! The detector: tells one side that the other is suspect. It never decides who goes on (that is the arbiter's
 //! compare-and-swap), so a false suspicion costs protection, not correctness. One detector watches one peer in one
-//! incarnation: the first member other than us that it hears.
+//! incarnation: the first member other than us that it hears. Where there are more, [`Group`] has one for each.
 //!
 //! ```text
 //!                 a beat of the peer               a beat is overdue               K beats' time is over
@@ -31,14 +31,16 @@
 //!    the arbitration: it must not wake up and accuse first.)
 //! 3. Only then [`Action::Suspect`].
 //!
-//! Beats with an older or equal sequence (duplicates, late ones, replays), of other incarnations or members, and our own
-//! are counted and change nothing.
+//! Beats with an older or equal sequence (duplicates, late ones, replays, the same one by a second path), of other
+//! incarnations or members, and our own are counted and change nothing: gaps and round trips are those of first arrivals.
 
 mod config;
+mod group;
 mod report;
 mod timing;
 
 pub use config::{Config, MAX_INTERVAL, MIN_INTERVAL, MIN_STARTUP, ParameterError, Parameters};
+pub use group::{Group, GroupAction};
 pub use report::{Action, Event, State, Stats, Suspicion};
 
 use crate::{
@@ -189,6 +191,7 @@ impl Detector {
                 State::Suspect => BeatState::Suspect,
             },
             member: self.config.member,
+            meant_for: 0,
             poll,
             is_final,
         };
@@ -216,7 +219,7 @@ impl Detector {
         } else if self.peer.is_some_and(|p| p.sequence >= beat.sequence) {
             self.stats.duplicates += 1;
         } else {
-            self.hear(now, beat);
+            self.hear(now, beat.as_heard_by(self.config.member));
         }
     }
 

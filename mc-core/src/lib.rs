@@ -32,13 +32,14 @@
 //!
 //! # The map
 //!
-//! [`id`] has the vocabulary's numbers, [`wire`] every byte, [`slab`] and [`staging`] the memory, [`transport`], [`source`]
-//! and [`gate`] the traits that the outside implements, `testing` (a feature) an in-memory transport and the suite that
-//! every transport must pass.
+//! [`id`] has the vocabulary's numbers, [`wire`] every byte, [`slab`] and [`staging`] the memory, [`capture`] who copies
+//! into it, [`transport`], [`source`] and [`gate`] the traits that the outside implements, `testing` (a feature) an
+//! in-memory transport and the suite that every transport must pass.
 
 #![deny(unsafe_code)]
 
 pub mod arbiter;
+pub mod capture;
 pub mod detector;
 pub mod driver;
 pub mod gate;

@@ -7,12 +7,12 @@
 
 use crate::id::PAGE_SIZE;
 use memmap2::{MmapOptions, MmapRaw};
-use std::{fs::File, io};
+use std::{fs::File, io, sync::Arc};
 
 /// The memory of one RAM block.
 #[derive(Debug)]
 pub struct SharedRam {
-    map: MmapRaw,
+    map: Arc<MmapRaw>,
 }
 
 impl SharedRam {
@@ -26,12 +26,12 @@ impl SharedRam {
             let text = format!("the RAM file has {have} bytes, the RAM block {len}");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
-        Ok(Self { map: MmapOptions::new().len(len).map_raw(file)? })
+        Ok(Self { map: Arc::new(MmapOptions::new().len(len).map_raw(file)?) })
     }
 
     /// Private memory of `len` bytes of zeros.
     pub fn anonymous(len: usize) -> io::Result<Self> {
-        Ok(Self { map: MmapOptions::new().len(len).map_anon()?.into() })
+        Ok(Self { map: Arc::new(MmapOptions::new().len(len).map_anon()?.into()) })
     }
 
     /// Bytes.
@@ -39,6 +39,12 @@ impl SharedRam {
     #[expect(clippy::len_without_is_empty, reason = "mappings are never empty")]
     pub fn len(&self) -> usize {
         self.map.len()
+    }
+
+    /// The mapping itself, for a device that reads it: whoever registers it keeps it alive by this.
+    #[must_use]
+    pub fn mapping(&self) -> &Arc<MmapRaw> {
+        &self.map
     }
 
     /// Copies `data` to `offset`.

@@ -1,6 +1,7 @@
 //! The primary's staging: turns the pages that a source hands over into sealed slabs, within the pool's cap.
 
 use crate::{
+    capture::{CaptureEngine, CaptureError, Runs},
     id::{BlockId, Epoch, Generation, Incarnation, PAGE_SIZE},
     slab::{FreeSlab, SealedSlab, SlabFull, SlabMeta, SlabPool, SlabWriter},
     source::{CheckpointSink, NoRoom},
@@ -64,7 +65,7 @@ impl Staging {
 
     /// The checkpoint is complete: seals what is open, and says what the epoch consists of.
     pub fn finish(&mut self) -> Totals {
-        self.seal();
+        self.seal_open();
         self.totals
     }
 
@@ -110,8 +111,80 @@ impl Staging {
         &mut self.pool
     }
 
-    fn seal(&mut self) {
-        let Some(writer) = self.writer.take() else { return };
+    /// Has `engine` copy `runs`; all bytes are there when this returns. They go into the open slab and further ones, exactly
+    /// as pages do that are handed over one by one.
+    ///
+    /// # Errors
+    /// No room: send slabs, then go on with what is left of `runs`. Otherwise the epoch cannot be completed.
+    pub fn capture(&mut self, engine: &mut dyn CaptureEngine, runs: &mut Runs<'_>) -> Result<(), CaptureError> {
+        debug_assert_eq!(engine.pending(), 0, "an engine serves one epoch at a time");
+        let captured = match self.submit_all(engine, runs) {
+            Ok(()) => self.land(engine),
+            Err(full @ CaptureError::NoRoom(_)) => self.land(engine).and(Err(full)),
+            Err(error) => Err(error),
+        };
+        if captured.as_ref().is_err_and(|error| !matches!(error, CaptureError::NoRoom(_))) {
+            self.give_up(engine);
+        }
+        captured
+    }
+
+    fn submit_all(&mut self, engine: &mut dyn CaptureEngine, runs: &mut Runs<'_>) -> Result<(), CaptureError> {
+        while let Some(run) = runs.first() {
+            if !engine.covers(&run) {
+                return Err(CaptureError::Outside(run));
+            }
+            let Some(mut writer) = self.writer.take().or_else(|| Some(self.pool.take()?.writer())) else {
+                return Err(NoRoom.into());
+            };
+            match writer.reserve(run.block, run.offset, run.pages) {
+                Ok(pages) => {
+                    runs.take(pages);
+                    self.writer = Some(writer);
+                }
+                Err(SlabFull) => engine.submit(writer)?,
+            }
+            while let Some(landed) = engine.poll()? {
+                self.seal(landed);
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until everything has landed. The open slab stays open: device state follows.
+    fn land(&mut self, engine: &mut dyn CaptureEngine) -> Result<(), CaptureError> {
+        let open = self.writer.take_if(|writer| !writer.places().is_empty());
+        let reopen = open.is_some();
+        open.map_or(Ok(()), |writer| engine.submit(writer))?;
+        while engine.pending() > 0 {
+            let last = engine.pending() == 1;
+            match engine.poll()? {
+                Some(landed) if last && reopen => self.writer = Some(landed),
+                Some(landed) => self.seal(landed),
+                None => std::hint::spin_loop(),
+            }
+        }
+        Ok(())
+    }
+
+    fn give_up(&mut self, engine: &mut dyn CaptureEngine) {
+        if let Some(writer) = self.writer.take_if(|writer| !writer.places().is_empty()) {
+            self.pool.put(writer.abandon());
+        }
+        match engine.abort() {
+            Ok(slabs) => slabs.into_iter().for_each(|slab| self.pool.put(slab.abandon())),
+            // They stay out of the pool for good: something may still write into them.
+            Err(error) => tracing::error!(%error, "staging slabs are lost"),
+        }
+    }
+
+    fn seal_open(&mut self) {
+        if let Some(writer) = self.writer.take() {
+            self.seal(writer);
+        }
+    }
+
+    fn seal(&mut self, writer: SlabWriter) {
         if writer.is_empty() {
             return self.pool.put(writer.abandon());
         }
@@ -134,7 +207,7 @@ impl Staging {
             if let Ok(done) = put(writer) {
                 return Ok(done);
             }
-            self.seal();
+            self.seal_open();
         }
         let mut writer = self.pool.take().ok_or(NoRoom)?.writer();
         let done = put(&mut writer);

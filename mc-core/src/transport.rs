@@ -9,7 +9,11 @@ use crate::{
     slab::{FreeSlab, SealedSlab},
     wire::{WireError, beat, control::Control},
 };
-use std::{io, os::fd::BorrowedFd, time::Duration};
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    time::Duration,
+};
 
 /// A link between one primary and one standby, for one incarnation. Never blocks.
 pub trait Transport: Send {
@@ -151,4 +155,11 @@ pub trait Keepalive: Send {
 
     /// Waits until a datagram has arrived or `timeout` has passed.
     fn wait(&mut self, timeout: Duration) -> io::Result<()>;
+}
+
+/// A keepalive that can be waited for together with others: the descriptor is readable once something has arrived.
+pub trait PollableKeepalive: Keepalive + AsFd {
+    /// Call it before each wait on the descriptor: what arrives afterwards makes that readable. True: something may be there
+    /// already, so do not wait.
+    fn arm(&mut self) -> io::Result<bool>;
 }

@@ -56,6 +56,7 @@ impl Bench {
             detect_multiplier: 5,
             state: BeatState::Up,
             member: 2,
+            meant_for: 0,
             poll: false,
             is_final: false,
         }
@@ -393,4 +394,31 @@ fn an_undrained_queue_keeps_the_newest_of_each_kind() {
     let queued: Vec<_> = std::iter::from_fn(|| bench.detector.poll_action()).collect();
     assert!(queued.len() <= 6, "{}", queued.len());
     assert!(queued.iter().any(|a| matches!(a, Action::SendBeat(b) if b.sequence == bench.detector.stats().sent)));
+}
+
+/// Two paths bring every beat twice, the second a while after the first, and now and then after the next one's first. That is
+/// neither a forgery nor a beat: gaps, round trips, the echo and the deadline are those of first arrivals.
+#[test]
+fn the_same_beat_by_a_second_path_changes_nothing() {
+    let mut bench = Bench::up();
+    let mut twin = Bench::up();
+    for late in [0, 1, 4, 9, 11, 15] {
+        let beat = bench.beat();
+        let next = bench.beat();
+        for (at, received) in [(0, beat), (10, next)] {
+            for bench in [&mut bench, &mut twin] {
+                bench.run(ms(if at == 0 { 0 } else { 10 }));
+                bench.event(Event::BeatReceived(received));
+            }
+        }
+        let (_, _) = (bench.run(ms(late)), twin.run(ms(late)));
+        bench.event(Event::BeatReceived(beat));
+        bench.event(Event::BeatReceived(next));
+        assert_eq!(bench.detector.deadline(), twin.detector.deadline());
+        assert_eq!(bench.detector.peer(), twin.detector.peer());
+    }
+    assert_eq!(bench.asked, twin.asked, "the samples for the histograms, the beats, everything");
+    let (doubled, single) = (bench.detector.stats(), twin.detector.stats());
+    assert_eq!((doubled.duplicates, single.duplicates), (12, 0));
+    assert_eq!((doubled.received, doubled.foreign, doubled.missed), (single.received, 0, single.missed));
 }

@@ -17,11 +17,12 @@
 //! deregistered, so a device that is late writes into pages that nobody else can own meanwhile, even if the mapping is gone.
 #![allow(unsafe_code)]
 
+use crate::memlock;
 use crate::types::{
     Access, Completion, Gid, Limits, Piece, Port, PostError, QpSizes, RcPath, Request, Work, lane_mbit, lanes,
     mtu_bytes, mtu_code,
 };
-use mc_core::slab::{FreeSlab, SealedSlab};
+use mc_core::slab::{FreeSlab, SealedSlab, SlabWriter};
 use memmap2::{MmapMut, MmapRaw};
 use rdma_sys as sys;
 use std::{
@@ -33,7 +34,7 @@ use std::{
     ptr::{NonNull, null_mut},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicPtr, Ordering},
+        atomic::{AtomicBool, AtomicPtr, AtomicU8, Ordering},
     },
 };
 
@@ -339,6 +340,13 @@ impl Region {
         Self::register(domain, memory.as_mut_ptr(), memory.len(), access, Memory::Elsewhere)
     }
 
+    /// Registers the whole memory of a slab that is being filled: a capture engine writes into the places that the writer
+    /// keeps. The writer must not be used while it does.
+    pub fn of_writer(domain: &Arc<Domain>, slab: &mut SlabWriter, access: Access) -> io::Result<Self> {
+        let memory = slab.memory();
+        Self::register(domain, memory.as_mut_ptr(), memory.len(), access, Memory::Elsewhere)
+    }
+
     /// Registers what a sealed slab sends, for reading only.
     pub fn of_sealed(domain: &Arc<Domain>, slab: &SealedSlab) -> io::Result<Self> {
         let memory = slab.memory();
@@ -378,6 +386,7 @@ impl Region {
         // SAFETY: a region that was just made; the keys never change.
         let mr = unsafe { raw.as_ref() };
         let (lkey, rkey) = (mr.lkey, mr.rkey);
+        memlock::charge(len);
         let domain = Arc::clone(domain);
         let raw = AtomicPtr::new(raw.as_ptr());
         Ok(Self { raw, addr: addr.addr() as u64, len, lkey, rkey, access, domain, memory })
@@ -395,8 +404,9 @@ impl Region {
         }
         // SAFETY: `raw` is a region of ours, taken out above, so that nobody deregisters it twice.
         let returned = check(unsafe { sys::ibv_dereg_mr(raw) });
-        if returned.is_err() {
-            self.raw.store(raw, Ordering::Release);
+        match returned {
+            Ok(()) => memlock::release(self.len),
+            Err(_) => self.raw.store(raw, Ordering::Release),
         }
         returned
     }
@@ -454,6 +464,36 @@ impl Region {
     pub fn copy_in(&mut self, at: usize, bytes: &[u8]) {
         let Memory::Owned(map) = &mut self.memory else { panic!("a region without memory of its own") };
         map[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+}
+
+/// Whether all pages of `len` bytes from `at` on (page aligned) are in memory, as far as the kernel tells (mincore(2)).
+///
+/// # Panics
+/// When they are not inside.
+#[must_use]
+pub fn is_resident(map: &MmapRaw, at: usize, len: usize) -> bool {
+    assert!(at.checked_add(len).is_some_and(|end| end <= map.len()), "outside the mapping");
+    let mut pages = vec![0_u8; len.div_ceil(4096)];
+    // SAFETY: the range is inside a mapping of ours (asserted), whose content is not touched; `pages` has a byte for each.
+    let returned = unsafe { libc::mincore(map.as_mut_ptr().wrapping_add(at).cast(), len, pages.as_mut_ptr()) };
+    returned == 0 && pages.iter().all(|page| page & 1 != 0)
+}
+
+/// Makes the pages of `len` bytes from `at` on present and writable, and changes no byte, not even one that somebody else
+/// is changing. For kernels that cannot populate by themselves.
+///
+/// # Panics
+/// When they are not inside.
+pub fn touch(map: &MmapRaw, at: usize, len: usize) {
+    assert!(at.checked_add(len).is_some_and(|end| end <= map.len()), "outside the mapping");
+    for at in (at..at + len).step_by(4096) {
+        // SAFETY: inside the mapping (asserted), which is readable and writable and lives as long as the borrow; bytes are
+        // always aligned; no Rust reference to the memory exists, as with all shared mappings (mc_core::ram).
+        let byte = unsafe { AtomicU8::from_ptr(map.as_mut_ptr().wrapping_add(at)) };
+        let value = byte.load(Ordering::Relaxed);
+        // If it has changed meanwhile, then somebody has written, and the page is there.
+        let _ = byte.compare_exchange(value, value, Ordering::Relaxed, Ordering::Relaxed);
     }
 }
 
@@ -615,6 +655,11 @@ impl Qp {
         self.modify(sys::ibv_qp_state::IBV_QPS_RTS, Mask::IBV_QP_SQ_PSN, |_| {})
     }
 
+    /// To RESET: whatever was posted is forgotten. The number stays, and it can be made ready again. No fence either.
+    pub fn reset(&self) -> io::Result<()> {
+        self.modify(sys::ibv_qp_state::IBV_QPS_RESET, Mask(0), |_| {})
+    }
+
     /// To ERR: no new work begins, what is posted comes back flushed. No fence: what is on its way may still land.
     pub fn fail(&self) -> io::Result<()> {
         self.modify(sys::ibv_qp_state::IBV_QPS_ERR, Mask(0), |_| {})
@@ -707,6 +752,12 @@ fn describe(request: &Request<'_>, wr: &mut sys::ibv_send_wr, inline: &mut Piece
             wr.wr.rdma = sys::rdma_t { remote_addr: to, rkey };
         }
         Work::Datagram { to, qpn, qkey, .. } => {
+            wr.wr.ud = sys::ud_t { ah: to.raw.as_ptr(), remote_qpn: qpn, remote_qkey: qkey };
+        }
+        Work::LongDatagram { from, to, qpn, qkey } => {
+            wr.opcode = sys::ibv_wr_opcode::IBV_WR_SEND;
+            wr.sg_list = from.as_ptr().cast_mut().cast();
+            wr.num_sge = c_int::try_from(from.len()).unwrap_or(c_int::MAX);
             wr.wr.ud = sys::ud_t { ah: to.raw.as_ptr(), remote_qpn: qpn, remote_qkey: qkey };
         }
     }

@@ -93,7 +93,7 @@ pub(crate) fn lane_mbit(speed: u8) -> u32 {
 pub struct Completion {
     /// The number that it was posted with.
     pub id: u64,
-    /// 0 for success; see [`status_words`].
+    /// 0 for success; see [`crate::ffi::status_words`].
     pub status: u32,
     /// The vendor's own code.
     pub vendor: u32,
@@ -165,6 +165,17 @@ pub enum Work<'a> {
         /// Where to. Must live until the request has completed.
         to: &'a Address,
         /// The queue pair there; [`MULTICAST_QPN`] for a group.
+        qpn: u32,
+        /// Its Q_Key.
+        qkey: u32,
+    },
+    /// Sends a datagram out of registered memory: one too long to be inline.
+    LongDatagram {
+        /// In our own domain.
+        from: &'a [Piece],
+        /// Where to. Must live until the request has completed.
+        to: &'a Address,
+        /// The queue pair there.
         qpn: u32,
         /// Its Q_Key.
         qkey: u32,

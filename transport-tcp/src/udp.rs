@@ -10,7 +10,10 @@
 //! (`EPERM`), or a queue is full (`EAGAIN`, `ENOBUFS`). Whoever does not hear the beat suspects the sender; the sender cannot
 //! know better. Everything else is an error of ours. Receiving swallows the same errors: they report an earlier send.
 
-use mc_core::{transport::Keepalive, wire::beat};
+use mc_core::{
+    transport::{Keepalive, PollableKeepalive},
+    wire::beat,
+};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
@@ -129,6 +132,13 @@ impl Keepalive for UdpKeepalive {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+impl PollableKeepalive for UdpKeepalive {
+    /// A socket is readable for as long as a datagram waits.
+    fn arm(&mut self) -> io::Result<bool> {
+        Ok(false)
     }
 }
 

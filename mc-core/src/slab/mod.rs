@@ -16,7 +16,7 @@ mod pool;
 mod writer;
 
 pub use pool::{PoolStats, SlabPool};
-pub use writer::{SlabFull, SlabMeta, SlabWriter};
+pub use writer::{Place, SlabFull, SlabMeta, SlabWriter};
 
 use crate::wire::{
     WireError,
@@ -33,7 +33,18 @@ pub type Attachment = Option<Box<dyn Any + Send>>;
 struct Memory {
     // Fields are dropped in this order.
     attachment: Attachment,
+    /// `None` until it is used: pages that are handed over one by one need none of it.
+    capture: Option<Box<Capture>>,
     map: MmapMut,
+}
+
+/// What capturing keeps with a slab, so that a warm one is neither registered again nor allocates.
+#[derive(Debug, Default)]
+struct Capture {
+    /// The engine's: its registration is of another domain than the transport's.
+    attachment: Attachment,
+    /// The writer's: what has not landed.
+    places: Vec<Place>,
 }
 
 /// A slab that nobody uses.
@@ -44,7 +55,8 @@ pub struct FreeSlab {
 
 impl FreeSlab {
     pub(crate) fn allocate(size: usize) -> std::io::Result<Self> {
-        Ok(Self { memory: Memory { attachment: None, map: MmapMut::map_anon(size)? } })
+        let map = MmapMut::map_anon(size)?;
+        Ok(Self { memory: Memory { attachment: None, capture: None, map } })
     }
 
     /// Bytes.
@@ -79,6 +91,11 @@ impl FreeSlab {
             Ok(header) => Ok(SealedSlab { header, memory: self.memory }),
             Err(error) => Err((self, error)),
         }
+    }
+
+    /// For a capture engine: what it keeps with this slab, beside the transport's [`FreeSlab::attachment`].
+    pub fn capture_attachment(&mut self) -> &mut Attachment {
+        &mut self.memory.capture.get_or_insert_default().attachment
     }
 
     pub(crate) fn memory(&mut self) -> &mut [u8] {

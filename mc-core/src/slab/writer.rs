@@ -1,6 +1,9 @@
 //! Fills a slab with records, merging neighbours: a run of pages costs one record header.
+//!
+//! Pages come in by a copy ([`SlabWriter::page`]), or a place is kept for them ([`SlabWriter::reserve`]), which a capture
+//! engine ([`crate::capture`]) fills. Either way the bytes are the same.
 
-use super::{FreeSlab, SealedSlab};
+use super::{Attachment, FreeSlab, SealedSlab};
 use crate::{
     id::{BlockId, Epoch, Generation, Incarnation, PAGE_SIZE},
     wire::slab::{HEADER_LEN, KIND_DEVICE, KIND_PAGES, KIND_ZERO, RECORD_LEN, RawRecord, SlabHeader},
@@ -25,6 +28,28 @@ pub struct SlabMeta {
     pub index: u32,
 }
 
+/// Pages that are still to be copied into the slab.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Where they come from: the RAM block.
+    pub block: BlockId,
+    /// Of the first page, in the block.
+    pub offset: u64,
+    /// How many, contiguous there and here.
+    pub pages: u32,
+    /// Of the first page, in the slab's memory.
+    pub at: usize,
+}
+
+impl Place {
+    /// Bytes.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "places are never empty")]
+    pub fn len(&self) -> usize {
+        self.pages as usize * PAGE_SIZE
+    }
+}
+
 /// The record that the next page may join.
 #[derive(Clone, Copy, Debug)]
 struct Open {
@@ -46,7 +71,9 @@ pub struct SlabWriter {
 
 impl SlabWriter {
     pub(super) fn new(slab: FreeSlab) -> Self {
-        Self { slab, used: HEADER_LEN, records: 0, pages: 0, open: None }
+        let mut this = Self { slab, used: HEADER_LEN, records: 0, pages: 0, open: None };
+        this.landed();
+        this
     }
 
     /// Whether nothing was written yet.
@@ -61,9 +88,63 @@ impl SlabWriter {
         if self.used + header + PAGE_SIZE > self.slab.len() {
             return Err(SlabFull);
         }
-        self.join_or_begin(KIND_PAGES, block, offset);
+        self.join_or_begin(KIND_PAGES, block, offset, 1);
         self.append(data);
         Ok(())
+    }
+
+    /// Keeps a place for as many of `pages` pages as fit, and says for how many. Their bytes are to be there before
+    /// [`SlabWriter::seal`]: see [`SlabWriter::places`].
+    pub fn reserve(&mut self, block: BlockId, offset: u64, pages: u32) -> Result<u32, SlabFull> {
+        let joins = self.joins(KIND_PAGES, block, offset);
+        let header = if joins { 0 } else { RECORD_LEN };
+        let room = (self.slab.len() - self.used).saturating_sub(header) / PAGE_SIZE;
+        let pages = pages.min(u32::try_from(room).unwrap_or(u32::MAX));
+        if pages == 0 {
+            return Err(SlabFull);
+        }
+        self.join_or_begin(KIND_PAGES, block, offset, pages);
+        let at = self.used;
+        self.used += pages as usize * PAGE_SIZE;
+        let places = &mut self.slab.memory.capture.get_or_insert_default().places;
+        match places.last_mut() {
+            // The record's earlier pages may have landed already: then it is a place of its own.
+            Some(last) if joins && last.at + last.len() == at => last.pages += pages,
+            _ => places.push(Place { block, offset, pages, at }),
+        }
+        Ok(pages)
+    }
+
+    /// What was reserved and has not landed, in the order of the slab.
+    #[must_use]
+    pub fn places(&self) -> &[Place] {
+        self.slab.memory.capture.as_ref().map_or(&[], |capture| &capture.places)
+    }
+
+    /// Has `copy` fill all places: it is handed each, and its memory.
+    pub fn fill(&mut self, mut copy: impl FnMut(&Place, &mut [u8])) {
+        let super::Memory { map, capture, .. } = &mut self.slab.memory;
+        for place in capture.iter().flat_map(|capture| &capture.places) {
+            copy(place, &mut map[place.at..place.at + place.len()]);
+        }
+        self.landed();
+    }
+
+    /// All places are filled. For an engine whose bytes land by themselves.
+    pub fn landed(&mut self) {
+        if let Some(capture) = &mut self.slab.memory.capture {
+            capture.places.clear();
+        }
+    }
+
+    /// All of the slab's memory, for an engine that registers it; never empty. Records are in it: do not write.
+    pub fn memory(&mut self) -> &mut [u8] {
+        self.slab.memory()
+    }
+
+    /// See [`FreeSlab::capture_attachment`].
+    pub fn capture_attachment(&mut self) -> &mut Attachment {
+        self.slab.capture_attachment()
     }
 
     /// Notes a page of zeros.
@@ -71,7 +152,7 @@ impl SlabWriter {
         if !self.joins(KIND_ZERO, block, offset) && self.used + RECORD_LEN > self.slab.len() {
             return Err(SlabFull);
         }
-        self.join_or_begin(KIND_ZERO, block, offset);
+        self.join_or_begin(KIND_ZERO, block, offset, 1);
         Ok(())
     }
 
@@ -93,8 +174,12 @@ impl SlabWriter {
     }
 
     /// Ends writing: header, checksums, immutable from here on.
+    ///
+    /// # Panics
+    /// When a reserved place was never filled.
     #[must_use]
     pub fn seal(mut self, meta: SlabMeta) -> SealedSlab {
+        assert!(self.places().is_empty(), "sealed before its pages landed");
         let body = &self.slab.memory()[HEADER_LEN..self.used];
         let header = SlabHeader {
             incarnation: meta.incarnation,
@@ -120,19 +205,19 @@ impl SlabWriter {
         self.open.is_some_and(|o| o.kind == kind && o.block == block && o.next_offset == offset)
     }
 
-    fn join_or_begin(&mut self, kind: u8, block: BlockId, offset: u64) {
+    fn join_or_begin(&mut self, kind: u8, block: BlockId, offset: u64, pages: u32) {
         if self.joins(kind, block, offset) {
             let at = self.open.expect("joins").at;
             let (record, _) = RawRecord::mut_from_prefix(&mut self.slab.memory()[at..]).expect("begun at `at`");
-            record.count.set(record.count.get() + 1);
+            record.count.set(record.count.get() + pages);
         } else {
             let at = self.used;
-            self.begin(kind, block, 1, offset);
+            self.begin(kind, block, pages, offset);
             self.open = Some(Open { at, kind, block, next_offset: offset });
         }
-        self.pages += 1;
+        self.pages += pages;
         if let Some(open) = &mut self.open {
-            open.next_offset = open.next_offset.saturating_add(PAGE_SIZE as u64);
+            open.next_offset = open.next_offset.saturating_add(u64::from(pages) * PAGE_SIZE as u64);
         }
     }
 

@@ -6,7 +6,7 @@
 //! 32 sequence u64                  40 sent at u64 (sender's clock, ns)
 //! 48 echo of the newest `sent at` received u64 (0: none)   56 ns between receiving that and sending this u64
 //! 64 desired transmit interval µs u32   68 required receive interval µs u32
-//! 72 detect multiplier u8   73 state u8   74 member u8   75 zero 5
+//! 72 detect multiplier u8   73 state u8   74 member u8   75 the member that echo, poll and final are for u8 (0: all)   76 zero 4
 //! 80 BLAKE3 keyed hash of bytes 0..80, first 16 bytes
 //! ```
 //!
@@ -70,8 +70,10 @@ pub struct Beat {
     pub detect_multiplier: u8,
     /// See [`BeatState`].
     pub state: BeatState,
-    /// The sender's number in the group.
+    /// The sender's number in the group, from 1.
     pub member: u8,
+    /// The member that the echo, and poll and final, are meant for; 0: whoever hears it (there are only two).
+    pub meant_for: u8,
     /// The sender wants its new parameters confirmed.
     pub poll: bool,
     /// The sender confirms.
@@ -96,7 +98,8 @@ struct Raw {
     detect_multiplier: u8,
     state: u8,
     member: u8,
-    zero: [u8; 5],
+    meant_for: u8,
+    zero: [u8; 4],
     mac: [u8; 16],
 }
 const _: () = assert!(size_of::<Raw>() == LEN);
@@ -127,13 +130,23 @@ impl Beat {
             detect_multiplier: self.detect_multiplier,
             state: self.state as u8,
             member: self.member,
-            zero: [0; 5],
+            meant_for: self.meant_for,
+            zero: [0; 4],
             mac: [0; 16],
         };
         raw.mac = mac(key, &raw.as_bytes()[..SIGNED]);
         let mut out = [0; LEN];
         out.copy_from_slice(raw.as_bytes());
         out
+    }
+
+    /// What it says to `member`: that the sender lives, to everybody; the rest only to whom it is meant for.
+    #[must_use]
+    pub fn as_heard_by(self, member: u8) -> Self {
+        if [0, member].contains(&self.meant_for) {
+            return self;
+        }
+        Self { echo: 0, echo_delay: 0, poll: false, is_final: false, ..self }
     }
 
     /// Checks and reads a datagram. Only one of exactly [`LEN`] bytes with the session's key is a beat.
@@ -170,6 +183,7 @@ impl Beat {
             detect_multiplier: raw.detect_multiplier,
             state,
             member: raw.member,
+            meant_for: raw.meant_for,
             poll: flags & 1 != 0,
             is_final: flags & 2 != 0,
         })

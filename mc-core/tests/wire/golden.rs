@@ -66,6 +66,7 @@ fn a_beat() {
         detect_multiplier: 10,
         state: BeatState::Up,
         member: 11,
+        meant_for: 0,
         poll: false,
         is_final: true,
     };

@@ -50,8 +50,8 @@ fn control() -> impl Strategy<Value = Control> {
 
 fn beat() -> impl Strategy<Value = Beat> {
     let state = prop::sample::select(vec![BeatState::Waiting, BeatState::Up, BeatState::Suspect]);
-    (any::<[u64; 7]>(), any::<[u32; 2]>(), 1_u8.., state, any::<(u8, bool, bool)>()).prop_map(
-        |(n, us, detect_multiplier, state, (member, poll, is_final))| Beat {
+    (any::<[u64; 7]>(), any::<[u32; 2]>(), 1_u8.., state, any::<(u8, u8, bool, bool)>()).prop_map(
+        |(n, us, detect_multiplier, state, (member, meant_for, poll, is_final))| Beat {
             incarnation: Incarnation(n[0]),
             generation: Generation(n[1]),
             committed: Epoch(n[2]),
@@ -64,6 +64,7 @@ fn beat() -> impl Strategy<Value = Beat> {
             detect_multiplier,
             state,
             member,
+            meant_for,
             poll,
             is_final,
         },

@@ -39,6 +39,7 @@ pub(super) fn region_of(slab: &mut FreeSlab, domain: &Arc<Domain>, access: Acces
         return Ok((region, false));
     }
     *slab.attachment() = None; // the old registration goes first: pinned memory is limited
+    crate::memlock::check(slab.len()).map_err(io::Error::other)?;
     let region = Arc::new(Region::of_slab(domain, slab, access)?);
     *slab.attachment() = Some(Box::new(Registered(Arc::clone(&region))));
     Ok((region, true))
@@ -50,6 +51,7 @@ pub(super) fn region_of_sealed(slab: &mut SealedSlab, domain: &Arc<Domain>) -> i
         return Ok(region);
     }
     *slab.attachment() = None;
+    crate::memlock::check(slab.memory().len()).map_err(io::Error::other)?;
     let region = Arc::new(Region::of_sealed(domain, slab)?);
     *slab.attachment() = Some(Box::new(Registered(Arc::clone(&region))));
     Ok(region)

@@ -1,0 +1,57 @@
+//! The plain engine: the processor copies, page run by page run, when a slab is submitted.
+
+use super::{CaptureEngine, CaptureError, Run};
+use crate::{ram::SharedRam, slab::SlabWriter};
+use std::{collections::VecDeque, sync::Arc};
+
+/// One thread, ordinary stores.
+#[derive(Debug)]
+pub struct Memcpy {
+    blocks: Arc<[SharedRam]>,
+    done: VecDeque<SlabWriter>,
+}
+
+impl Memcpy {
+    /// Blocks in the order of the profile.
+    #[must_use]
+    pub fn new(blocks: Arc<[SharedRam]>) -> Self {
+        Self { blocks, done: VecDeque::with_capacity(16) }
+    }
+}
+
+/// Whether the block is there, and has these pages.
+#[must_use]
+pub fn covers(blocks: &[SharedRam], run: &Run) -> bool {
+    blocks.get(usize::from(run.block.0)).is_some_and(|ram| ram.contains(run.offset, run.len()))
+}
+
+impl CaptureEngine for Memcpy {
+    fn name(&self) -> &'static str {
+        "memcpy"
+    }
+
+    fn covers(&self, run: &Run) -> bool {
+        covers(&self.blocks, run)
+    }
+
+    fn submit(&mut self, mut slab: SlabWriter) -> Result<(), CaptureError> {
+        slab.fill(|place, to| {
+            let offset = usize::try_from(place.offset).expect("inside a mapping, so it fits");
+            self.blocks[usize::from(place.block.0)].read(offset, to);
+        });
+        self.done.push_back(slab);
+        Ok(())
+    }
+
+    fn poll(&mut self) -> Result<Option<SlabWriter>, CaptureError> {
+        Ok(self.done.pop_front())
+    }
+
+    fn pending(&self) -> usize {
+        self.done.len()
+    }
+
+    fn abort(&mut self) -> Result<Vec<SlabWriter>, CaptureError> {
+        Ok(self.done.drain(..).collect())
+    }
+}

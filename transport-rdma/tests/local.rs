@@ -1,0 +1,351 @@
+//! Registered memory and local copies, on a real device (SoftRoCE will do).
+//!
+//! Without one every test says `skipped: why`; with `AFTERIMAGE_RDMA=required` that is a failure. `AFTERIMAGE_RDMA_DEVICES`:
+//! a comma list, of which the first is used.
+
+use mc_core::{
+    capture::{CaptureEngine, CaptureError, Run, Runs, memcpy::Memcpy, spare::WithSpare},
+    id::{BlockId, Generation, Incarnation, PAGE_SIZE},
+    ram::SharedRam,
+    slab::SlabPool,
+    source::CheckpointSink,
+    staging::Staging,
+    testing::Rng,
+};
+use memmap2::{MmapOptions, MmapRaw};
+use rustix::{
+    fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create},
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+    thread::{CapabilitySet, capabilities, set_capabilities},
+};
+use std::{
+    fs::File,
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+use transport_rdma::{
+    ffi::{Context, Domain, Region},
+    local::{LocalCopy, Options, Pattern, Wanted, choose, measure, scratch},
+    memlock,
+    mr::{self, MrError, RegisterOptions, RegisteredMemory},
+    types::Access,
+};
+
+/// What is registered is counted per process, and an emulated device has no speed to share: one test at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
+struct Device {
+    context: Arc<Context>,
+    _alone: MutexGuard<'static, ()>,
+}
+
+fn first_device() -> Result<String, String> {
+    if let Ok(names) = std::env::var("AFTERIMAGE_RDMA_DEVICES") {
+        return Ok(names.split(',').next().unwrap_or_default().to_owned());
+    }
+    let listed = std::fs::read_dir("/sys/class/infiniband").map_err(|_| "the kernel has no RDMA device".to_owned())?;
+    let mut names: Vec<_> = listed.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.sort();
+    names.into_iter().next().ok_or_else(|| "there is no RDMA device".to_owned())
+}
+
+fn device() -> Option<Device> {
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let open = |name: String| Context::open(&name).map_err(|error| format!("{name}: {error}"));
+    match first_device().and_then(open) {
+        Ok(context) => Some(Device { context, _alone: alone }),
+        Err(why) => {
+            assert!(std::env::var("AFTERIMAGE_RDMA").as_deref() != Ok("required"), "no RDMA: {why}");
+            eprintln!("skipped: {why}");
+            None
+        }
+    }
+}
+
+fn shared(len: usize, flags: MemfdFlags) -> io::Result<(File, Arc<MmapRaw>)> {
+    let file = File::from(memfd_create("registered", flags | MemfdFlags::CLOEXEC)?);
+    file.set_len(len as u64)?;
+    let map = MmapOptions::new().len(len).map_raw(&file)?;
+    Ok((file, Arc::new(map)))
+}
+
+/// A guest with a page per byte value, its file, and an engine for it.
+fn guest(device: &Device, options: &Options) -> (File, Arc<[SharedRam]>, LocalCopy) {
+    let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).unwrap());
+    file.set_len(64 * PAGE_SIZE as u64).unwrap();
+    let mut ram = SharedRam::map(&file, 64 * PAGE_SIZE).unwrap();
+    for page in 0..64_u8 {
+        ram.write(usize::from(page) * PAGE_SIZE, &[page + 1; PAGE_SIZE]);
+    }
+    let blocks: Arc<[SharedRam]> = Arc::new([ram]);
+    let engine = LocalCopy::new(&device.context, &blocks, options).unwrap();
+    (file, blocks, engine)
+}
+
+fn staging(slab: usize) -> Staging {
+    let mut staging = Staging::new(SlabPool::new(slab, 64 * slab));
+    staging.begin(Incarnation(1), Generation(1));
+    staging
+}
+
+/// The bytes of the slabs that `engine` fills with `runs`.
+fn captured(engine: &mut dyn CaptureEngine, runs: &[Run], slab: usize) -> Result<Vec<Vec<u8>>, CaptureError> {
+    let mut staging = staging(slab);
+    staging.zero(BlockId(0), 0).unwrap();
+    staging.capture(engine, &mut Runs::new(runs))?;
+    staging.finish();
+    Ok(std::iter::from_fn(|| staging.pop()).map(|slab| slab.as_bytes().to_vec()).collect())
+}
+
+fn page_run(page: u64, pages: u32) -> Run {
+    Run { block: BlockId(0), offset: page * PAGE_SIZE as u64, pages }
+}
+
+#[test]
+fn every_shape_of_work_request_copies_exactly() {
+    let Some(device) = device() else { return };
+    let blocks = scratch(96).unwrap();
+    // Regions of three pages, so that runs cross their borders.
+    let small = RegisterOptions { chunk_bytes: 3 * PAGE_SIZE, ..RegisterOptions::default() };
+    let shapes = [
+        Options::default(),
+        Options { gather: 3, register: small, ..Options::default() },
+        Options { gather: 32, write_bytes: 128 << 10, depth: 7, signal_every: 5, ..Options::default() },
+        Options {
+            gather: 1,
+            write_bytes: 0,
+            depth: 1,
+            chain: 1,
+            signal_every: 1,
+            register: small,
+            ..Options::default()
+        },
+    ];
+    for options in shapes {
+        let mut engine = LocalCopy::new(&device.context, &blocks, &options).unwrap();
+        for pattern in Pattern::ALL {
+            let figure = measure(&mut engine, &blocks, pattern, 96, 64 << 10, 1).unwrap();
+            assert_eq!(figure.pages, 96);
+        }
+    }
+    assert_eq!(memlock::registered(), 0, "a region outlived its engine");
+}
+
+#[test]
+fn slabs_are_those_of_memcpy() {
+    let Some(device) = device() else { return };
+    let (_file, blocks, mut engine) = guest(&device, &Options { gather: 8, ..Options::default() });
+    let mut rng = Rng::new(3);
+    for _ in 0..8 {
+        let runs: Vec<_> = (0..20).map(|_| page_run(rng.below(56), u32::try_from(1 + rng.below(8)).unwrap())).collect();
+        let wanted = captured(&mut Memcpy::new(Arc::clone(&blocks)), &runs, 40_000).unwrap();
+        assert_eq!(captured(&mut engine, &runs, 40_000).unwrap(), wanted);
+    }
+}
+
+#[test]
+fn a_device_that_fails_says_why_and_costs_no_checkpoint() {
+    let Some(device) = device() else { return };
+    let runs = [page_run(0, 1), page_run(9, 30), page_run(50, 2)];
+    let (_file, blocks, engine) = guest(&device, &Options::default());
+    let wanted = captured(&mut Memcpy::new(Arc::clone(&blocks)), &runs, 40_000).unwrap();
+
+    engine.memory()[0].deregister().unwrap();
+    let mut engine = WithSpare::new(Box::new(engine), Memcpy::new(Arc::clone(&blocks)));
+    assert_eq!(captured(&mut engine, &runs, 40_000).unwrap(), wanted);
+    assert_eq!(engine.name(), "memcpy");
+
+    let (_file, _blocks, mut engine) = guest(&device, &Options::default());
+    engine.memory()[0].deregister().unwrap();
+    let said = captured(&mut engine, &runs, 40_000).unwrap_err().to_string();
+    let parts =
+        ["local-rdma", device.context.name(), "queue pair 0x", "RDMA WRITE", "status ", "timeout 18", "7 tries"];
+    for part in parts {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    eprintln!("{said}");
+    let again = captured(&mut engine, &runs, 40_000).unwrap_err().to_string();
+    assert!(again.contains("failed before"), "{again}");
+}
+
+#[test]
+fn dropping_an_engine_in_mid_copy_is_safe_and_leaves_nothing_registered() {
+    let Some(device) = device() else { return };
+    let (_file, blocks, mut engine) = guest(&device, &Options::default());
+    drop(blocks); // The engine keeps what the device reads.
+    let mut pool = SlabPool::new(256 << 10, 1 << 20);
+    for _ in 0..2 {
+        let mut writer = pool.take().unwrap().writer();
+        for n in 0..32 {
+            assert_eq!(writer.reserve(BlockId(0), n * 2 * PAGE_SIZE as u64, 1), Ok(1));
+        }
+        engine.submit(writer).unwrap();
+    }
+    assert_eq!(engine.pending(), 2);
+    assert!(memlock::registered() > 0);
+    drop(engine);
+    assert_eq!(memlock::registered(), 0);
+}
+
+#[test]
+fn memory_is_registered_in_chunks_unchanged_and_stays_while_it_is() {
+    let Some(device) = device() else { return };
+    let domain = Domain::new(&device.context).unwrap();
+    let len = 10 * PAGE_SIZE;
+    let (file, map) = shared(len, MemfdFlags::empty()).unwrap();
+    let mut ram = SharedRam::map(&file, len).unwrap();
+    ram.write(5 * PAGE_SIZE + 7, b"as it was");
+
+    let options = RegisterOptions { chunk_bytes: 4 * PAGE_SIZE, threads: 2, ..RegisterOptions::default() };
+    let memory = RegisteredMemory::register(&domain, &map, Access::RemoteWrite, &options).unwrap();
+    assert_eq!((memory.regions(), memory.len(), memory.page_size()), (3, len, 4096));
+    assert_eq!(memlock::registered(), len as u64);
+    let pieces: Vec<_> = memory.locate(3 * PAGE_SIZE + 5, 6 * PAGE_SIZE).collect();
+    assert_eq!(pieces.iter().map(|p| p.len).collect::<Vec<_>>(), [4091, 4 * PAGE_SIZE, PAGE_SIZE + 5]);
+    assert_eq!(pieces[0].addr, map.as_ptr().addr() as u64 + 3 * 4096 + 5);
+    assert_eq!(pieces[1].addr, pieces[0].addr + 4091, "one mapping");
+    assert!(pieces[0].rkey != pieces[1].rkey && pieces[1].lkey != pieces[2].lkey);
+
+    let mut there = [0; 9];
+    ram.read(5 * PAGE_SIZE + 7, &mut there);
+    assert_eq!(&there, b"as it was");
+    let kept = Arc::downgrade(&map);
+    drop(map);
+    assert!(kept.upgrade().is_some(), "unmapped under a registration");
+    assert!(matches!(memory.discard(0, PAGE_SIZE), Err(MrError::Pinned { .. })));
+    memory.deregister().unwrap();
+    memory.deregister().unwrap();
+    assert_eq!(memlock::registered(), 0);
+    drop(memory);
+    assert!(kept.upgrade().is_none());
+}
+
+#[test]
+fn a_limit_on_locked_memory_is_noticed_beforehand() {
+    let Some(device) = device() else { return };
+    let domain = Domain::new(&device.context).unwrap();
+    let sets = capabilities(None).unwrap();
+    if !sets.effective.contains(CapabilitySet::IPC_LOCK) {
+        return eprintln!("skipped: needs CAP_IPC_LOCK, to do without it");
+    }
+    let before = getrlimit(Resource::Memlock);
+    let (_file, map) = shared(64 * PAGE_SIZE, MemfdFlags::empty()).unwrap();
+    let small = Region::buffer(&domain, 16 * PAGE_SIZE).unwrap();
+    setrlimit(Resource::Memlock, Rlimit { current: Some(64 * PAGE_SIZE as u64), ..before }).unwrap();
+    // The capability is the thread's.
+    set_capabilities(None, without(sets, CapabilitySet::IPC_LOCK)).unwrap();
+    let refused = RegisteredMemory::register(&domain, &map, Access::Read, &RegisterOptions::default());
+    let by_kernel = Region::of_mapping(&domain, &map, 0, map.len(), Access::Read);
+    drop(small);
+    let fits = RegisteredMemory::register(&domain, &map, Access::Read, &RegisterOptions::default());
+    set_capabilities(None, sets).unwrap();
+    setrlimit(Resource::Memlock, before).unwrap();
+
+    let said = refused.unwrap_err().to_string();
+    assert!(said.contains("262144 bytes beside 65536") && said.contains("LimitMEMLOCK"), "{said}");
+    assert_eq!(by_kernel.unwrap_err().raw_os_error(), Some(libc::ENOMEM), "our count is not the kernel's");
+    fits.unwrap();
+    assert_eq!(memlock::registered(), 0);
+}
+
+fn without(mut sets: rustix::thread::CapabilitySets, capability: CapabilitySet) -> rustix::thread::CapabilitySets {
+    sets.effective.remove(capability);
+    sets
+}
+
+/// Why a guest with a balloon is refused: the hole succeeds, the device goes on reading the page that was there before, and
+/// nobody gets an error. Should this ever fail, kernels have learnt better, and `refuse_discard` may go.
+#[test]
+fn a_hole_under_registered_memory_leaves_the_device_with_a_stale_page() {
+    let Some(device) = device() else { return };
+    let (file, blocks, mut engine) = guest(&device, &Options::default());
+    let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    fallocate(&file, hole, 3 * PAGE_SIZE as u64, PAGE_SIZE as u64).unwrap();
+    let mut guest_writes = SharedRam::map(&file, 64 * PAGE_SIZE).unwrap();
+    guest_writes.write(3 * PAGE_SIZE, &[99; PAGE_SIZE]);
+    let by_device = captured(&mut engine, &[page_run(3, 1)], 16 << 10).unwrap();
+    let by_processor = captured(&mut Memcpy::new(blocks), &[page_run(3, 1)], 16 << 10).unwrap();
+    assert_eq!((by_processor[0].last(), by_device[0].last()), (Some(&99), Some(&4)));
+}
+
+#[test]
+fn huge_pages_are_registered_as_such() {
+    let Some(device) = device() else { return };
+    let pages = "/proc/sys/vm/nr_hugepages";
+    if !std::fs::read_to_string(pages).is_ok_and(|n| n.trim().parse().is_ok_and(|n: u32| n >= 8)) {
+        let _ = std::fs::write(pages, "16");
+    }
+    let (file, map) = match shared(16 << 20, MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB) {
+        Ok(made) => made,
+        Err(error) => return eprintln!("skipped: no huge pages: {error}"),
+    };
+    let page_size = mr::page_size_of(&file).unwrap();
+    assert_eq!(page_size, 2 << 20);
+    assert_eq!(mr::page_size_of(&shared(4096, MemfdFlags::empty()).unwrap().0).unwrap(), 4096);
+    let domain = Domain::new(&device.context).unwrap();
+    let options = RegisterOptions { page_size, chunk_bytes: 5 << 20, ..RegisterOptions::default() };
+    let memory = RegisteredMemory::register(&domain, &map, Access::Read, &options).unwrap();
+    assert_eq!((memory.page_size(), memory.regions()), (2 << 20, 4));
+    eprintln!("16 MiB of huge pages: {:?}", memory.timings());
+}
+
+#[test]
+fn a_probe_chooses_and_says_what_it_measured() {
+    let Some(device) = device() else { return };
+    let blocks = scratch(8).unwrap();
+    let options = Options::default();
+    let asked = choose(Wanted::LocalRdma, Some(&device.context), &blocks, &options).unwrap();
+    assert_eq!(asked.engine.name(), "local-rdma");
+    let mut auto = choose(Wanted::Auto, Some(&device.context), &blocks, &options).unwrap();
+    eprintln!("{auto}");
+    assert_eq!(auto.figures.len(), 2, "{auto}");
+    let faster = auto.figures.iter().min_by_key(|figure| figure.capture).unwrap();
+    assert_eq!(auto.engine.name(), faster.engine);
+    captured(auto.engine.as_mut(), &[page_run(1, 3)], 16 << 10).unwrap();
+}
+
+#[test]
+fn without_a_device_the_processor_copies_unless_it_must_not() {
+    let blocks = scratch(2).unwrap();
+    let auto = choose(Wanted::Auto, None, &blocks, &Options::default()).unwrap();
+    assert_eq!(auto.to_string(), "capture by memcpy: there is no RDMA device");
+    let asked = choose(Wanted::LocalRdma, None, &blocks, &Options::default()).unwrap_err();
+    assert!(asked.to_string().contains("looking for an RDMA device"), "{asked}");
+    assert!("dma".parse::<Wanted>().unwrap_err().contains("local-rdma"));
+}
+
+/// `FIGURES_MIB`: how much the figures are taken on.
+fn mib(default: u32) -> u32 {
+    std::env::var("FIGURES_MIB").map_or(default, |n| n.parse().expect("FIGURES_MIB: a number"))
+}
+
+/// For the record; only the content is asserted (`measure` checks it).
+#[test]
+fn figures_of_registration() {
+    let Some(device) = device() else { return };
+    let domain = Domain::new(&device.context).unwrap();
+    let (_file, map) = shared((mib(64) as usize) << 20, MemfdFlags::empty()).unwrap();
+    let cost = mr::measure::registration(&domain, &map, &RegisterOptions::default(), 5).unwrap();
+    println!("{} ratio {:.2}", serde_json::to_string(&cost).unwrap(), cost.ratio());
+}
+
+/// Likewise.
+#[test]
+fn figures_of_local_copies() {
+    let Some(device) = device() else { return };
+    let (pages, rounds) = (mib(1) * 256, 3);
+    let blocks = scratch(pages).unwrap();
+    let report = |engine: &mut dyn CaptureEngine, shape: &str| {
+        for pattern in Pattern::ALL {
+            let figure = measure(engine, &blocks, pattern, pages, 1 << 20, rounds).unwrap();
+            let (copy, all) = (figure.copy_mb_s(), figure.capture_mb_s());
+            println!("{:10} {shape:28} {pattern:10?} copy {copy:8.1} capture {all:8.1} MB/s", figure.engine);
+        }
+    };
+    report(&mut Memcpy::new(Arc::clone(&blocks)), "");
+    for options in [Options::default(), Options { gather: 1, ..Options::default() }] {
+        let Options { gather, write_bytes, .. } = options;
+        let shape = format!("gather {gather} write {write_bytes}");
+        report(&mut LocalCopy::new(&device.context, &blocks, &options).unwrap(), &shape);
+    }
+}
