@@ -49,6 +49,7 @@ fn control_records() {
     expect(Body::Goodbye(GoodbyeReason::Unprotected), "0500", &one("0100000000000000"), "346f6009");
     expect(Body::Goodbye(GoodbyeReason::GuestGone), "0500", &one("0200000000000000"), "9984b2ea");
     expect(Body::Goodbye(GoodbyeReason::Fenced), "0500", &one("0300000000000000"), "ad0fa748");
+    expect(Body::Rerouted { received: 8 }, "0600", &one("0800000000000000"), "6c00b70e");
 }
 
 #[test]

@@ -39,6 +39,7 @@ fn control() -> impl Strategy<Value = Control> {
         nack.prop_map(Body::Nack),
         Just(Body::Registered),
         goodbye.prop_map(Body::Goodbye),
+        any::<u64>().prop_map(|received| Body::Rerouted { received }),
     ];
     (any::<[u64; 3]>(), body).prop_map(|([i, g, e], body)| Control {
         incarnation: Incarnation(i),

@@ -22,7 +22,7 @@ use crate::{
     types::{Completion as Done, FLUSHED},
 };
 use mc_core::{
-    transport::{Completion, LinkError, NotFenced, Op, RejectReason, Rejected, Transport},
+    transport::{Completion, LinkError, NotFenced, Op, RejectReason, Rejected, Resumable, Transport},
     wire::{
         WireError,
         control::Control,
@@ -101,24 +101,6 @@ impl RdmaLink {
     #[must_use]
     pub fn is_settled(&self) -> bool {
         self.sender.is_settled()
-    }
-
-    /// Items submitted (slabs and records, in order) that have reached the peer's device.
-    #[must_use]
-    pub fn delivered(&self) -> u64 {
-        self.sender.delivered()
-    }
-
-    /// Items that arrived and were reported.
-    #[must_use]
-    pub fn received(&self) -> u64 {
-        self.received
-    }
-
-    /// Whether the link has failed: slabs that come back as written from here on may not have arrived.
-    #[must_use]
-    pub fn has_failed(&self) -> bool {
-        self.failed
     }
 
     /// For tests: breaks the link from outside, as a device that fails does.
@@ -411,6 +393,20 @@ impl Transport for RdmaLink {
 
     fn peer(&self) -> String {
         self.peer.clone()
+    }
+}
+
+impl Resumable for RdmaLink {
+    fn delivered(&self) -> u64 {
+        self.sender.delivered()
+    }
+
+    fn received(&self) -> u64 {
+        self.received
+    }
+
+    fn has_failed(&self) -> bool {
+        self.failed
     }
 }
 
