@@ -4,6 +4,7 @@ use crate::{
     link::{Network, Poll, Port, RcKnobs},
     units::{parse_size, parse_time},
 };
+use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use mc_core::{
     id::PAGE_SIZE,
@@ -25,6 +26,12 @@ pub struct Cli {
 pub enum Command {
     /// Goodput of checkpoints, and latency of an empty one, from its commit record to its ACK
     Transport(TransportArgs),
+    /// Beats beside bulk: losses and one-way times, idle and while checkpoints go over the same devices
+    Beats(BeatsArgs),
+    /// The local copy engine beside ib_write_bw of the device to itself
+    Capture(CaptureArgs),
+    /// Registration of memory that is there already, beside the bare verb
+    Register(RegisterArgs),
     /// The other end of a measurement (started by the other commands)
     #[command(hide = true)]
     Peer {
@@ -78,27 +85,27 @@ pub struct Where {
     /// The receiver's
     #[arg(long, default_value = "rxe1")]
     pub peer_device: String,
-    /// Index in both devices' GID tables
-    #[arg(long, default_value_t = 0)]
-    pub gid_index: u8,
-    /// What a side does that has nothing to do
-    #[arg(long, value_enum, default_value_t = Poll::Busy)]
-    pub poll: Poll,
+    /// Index in both devices' GID tables [default: the first RoCE v2 entry]
+    #[arg(long, value_name = "N")]
+    pub gid_index: Option<u8>,
     /// Bytes of each slab
     #[arg(long, value_name = "SIZE", value_parser = slab_size, default_value = "1MiB")]
     pub slab: usize,
-    /// RDMA: bytes of one RDMA WRITE at most [default: 64KiB]
+    /// RDMA: bytes of one RDMA WRITE at most [default: the transport's]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub slice: Option<usize>,
-    /// RDMA: queue pairs
+    /// RDMA: queue pairs [default: the transport's]
     #[arg(long)]
     pub queues: Option<usize>,
-    /// RDMA: a completion with every so many work requests
+    /// RDMA: a completion with every so many work requests [default: the transport's]
     #[arg(long, value_name = "N")]
     pub signal_every: Option<u32>,
-    /// RDMA: work requests outstanding on each queue pair
+    /// RDMA: work requests outstanding on each queue pair [default: the transport's]
     #[arg(long, value_name = "N")]
     pub send_depth: Option<u32>,
+    /// RDMA: local ACK timeout, 4.096 us * 2^N [default: the transport's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=31))]
+    pub ack_timeout: Option<u8>,
 }
 
 impl Where {
@@ -111,14 +118,19 @@ impl Where {
             send_depth: self.send_depth.unwrap_or(default.send_depth),
             signal_every: self.signal_every.unwrap_or(default.signal_every),
             queues: self.queues.unwrap_or(default.queues),
+            timeout: self.ack_timeout.or(default.timeout),
         }
     }
 
-    /// Our port and the peer's.
-    #[must_use]
-    pub fn ports(&self) -> (Port, Port) {
-        let port = |device: &String| Port { device: device.clone(), gid_index: self.gid_index };
-        (port(&self.device), port(&self.peer_device))
+    /// Our port and the peer's; `None` if the transport is not RDMA.
+    ///
+    /// # Errors
+    /// What is wrong with either.
+    pub fn ports(&self) -> Result<Option<(Port, Port)>> {
+        if self.transport != Network::Rdma {
+            return Ok(None);
+        }
+        Ok(Some((Port::find(&self.device, self.gid_index)?, Port::find(&self.peer_device, self.gid_index)?)))
     }
 }
 
@@ -138,6 +150,12 @@ pub struct TransportArgs {
     /// Begin a checkpoint every so often instead of as soon as possible; latency counts from when it was due
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     pub every: Option<Duration>,
+    /// What a side does that has nothing to do
+    #[arg(long, value_enum, default_value_t = Poll::Busy)]
+    pub poll: Poll,
+    /// Bytes of ib_write_bw's messages [default: where it does best, which takes a sweep]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub yardstick_size: Option<usize>,
     /// Messages of perftest's latency tests
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(5..))]
     pub latency_iterations: u32,
@@ -146,19 +164,79 @@ pub struct TransportArgs {
     pub effort: Effort,
 }
 
-fn checkpoint_size(text: &str) -> Result<usize, String> {
+/// `mc-bench beats`.
+#[derive(Clone, Debug, Args)]
+pub struct BeatsArgs {
+    /// Where
+    #[command(flatten)]
+    pub place: Where,
+    /// Time between beats
+    #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "20ms")]
+    pub every: Duration,
+    /// Bytes of pages in each checkpoint of the load
+    #[arg(long, value_name = "SIZE", value_parser = checkpoint_size, default_value = "16MiB")]
+    pub size: usize,
+    /// Checkpoints under way
+    #[arg(long, value_parser = depth, default_value = "4")]
+    pub depth: usize,
+    /// What a side of the load does that has nothing to do; the product sleeps
+    #[arg(long, value_enum, default_value_t = Poll::Event)]
+    pub poll: Poll,
+    /// How much of it
+    #[command(flatten)]
+    pub effort: Effort,
+}
+
+/// `mc-bench capture`.
+#[derive(Clone, Debug, Args)]
+pub struct CaptureArgs {
+    /// The device that copies
+    #[arg(long, default_value = "rxe0")]
+    pub device: String,
+    /// Index in its GID table [default: the first RoCE v2 entry]
+    #[arg(long, value_name = "N")]
+    pub gid_index: Option<u8>,
+    /// Bytes of dirty pages
+    #[arg(long, value_name = "SIZE", value_parser = checkpoint_size, default_value = "16MiB")]
+    pub size: usize,
+    /// Pieces of guest RAM that one write gathers at most [default: the engine's]
+    #[arg(long, value_name = "N")]
+    pub gather: Option<u32>,
+    /// Bytes of ib_write_bw's messages [default: where it does best, which takes a sweep]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub yardstick_size: Option<usize>,
+    /// How much of it
+    #[command(flatten)]
+    pub effort: Effort,
+}
+
+/// `mc-bench register`.
+#[derive(Clone, Debug, Args)]
+pub struct RegisterArgs {
+    /// The device to register with
+    #[arg(long, default_value = "rxe0")]
+    pub device: String,
+    /// Bytes of memory
+    #[arg(long, value_name = "SIZE", value_parser = checkpoint_size, default_value = "1GiB")]
+    pub size: usize,
+    /// How much of it (`--for` has no meaning here)
+    #[command(flatten)]
+    pub effort: Effort,
+}
+
+fn checkpoint_size(text: &str) -> std::result::Result<usize, String> {
     let bytes = parse_size(text)?;
     let whole = bytes.is_multiple_of(PAGE_SIZE);
     whole.then_some(bytes).ok_or_else(|| format!("{text} are not whole pages of 4 KiB"))
 }
 
-fn slab_size(text: &str) -> Result<usize, String> {
+fn slab_size(text: &str) -> std::result::Result<usize, String> {
     let bytes = parse_size(text)?;
     let fits = (MIN_SLAB..=MAX_SLAB).contains(&bytes) && bytes.is_multiple_of(PAGE_SIZE);
     fits.then_some(bytes).ok_or_else(|| format!("slabs have 8KiB to 16MiB, in steps of 4KiB; {text} does not fit"))
 }
 
-fn depth(text: &str) -> Result<usize, String> {
+fn depth(text: &str) -> std::result::Result<usize, String> {
     let depth = text.parse().ok().filter(|d| (1..=64).contains(d));
     depth.ok_or_else(|| format!("{text:?} is no depth; allowed: 1 to 64"))
 }
@@ -167,11 +245,11 @@ fn depth(text: &str) -> Result<usize, String> {
 mod tests {
     use super::*;
 
-    fn transport(args: &str) -> Result<TransportArgs, String> {
+    fn transport(args: &str) -> std::result::Result<TransportArgs, String> {
         let words = ["mc-bench", "transport"].into_iter().chain(args.split_whitespace());
         match Cli::try_parse_from(words).map_err(|e| e.to_string())?.command {
             Command::Transport(args) => Ok(args),
-            Command::Peer { .. } => unreachable!("not asked for"),
+            _ => unreachable!("not asked for"),
         }
     }
 
@@ -188,9 +266,9 @@ mod tests {
     fn the_defaults_are_the_published_ones() {
         let args = transport("--transport tcp").unwrap();
         assert_eq!((args.effort.runs, args.effort.time), (5, Duration::from_secs(2)));
-        assert_eq!((args.place.slab, args.place.poll), (1 << 20, Poll::Busy));
-        let (near, far) = args.place.ports();
-        assert_eq!((near.device.as_str(), far.device.as_str()), ("rxe0", "rxe1"));
+        assert_eq!((args.place.slab, args.poll), (1 << 20, Poll::Busy));
+        assert_eq!((args.place.device.as_str(), args.place.peer_device.as_str()), ("rxe0", "rxe1"));
+        assert!(args.place.ports().unwrap().is_none(), "TCP needs no device");
     }
 
     #[test]
@@ -208,6 +286,7 @@ mod tests {
             ("--slab 4KiB", "8KiB to 16MiB"),
             ("--depth 0", "1 to 64"),
             ("--for 2", "20ms"),
+            ("--ack-timeout 32", "0..=31"),
             ("--runs 0", "1..=1000"),
         ] {
             let error = transport(&format!("--transport tcp {wrong}")).unwrap_err();

@@ -6,7 +6,10 @@ use mc_core::{id::Incarnation, transport::Transport};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
-use transport_rdma::rc::{Place, Prepared, RcOptions};
+use transport_rdma::{
+    device::{Choice, Wish, choose},
+    rc::{Prepared, RcOptions},
+};
 
 /// Which network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -65,12 +68,14 @@ pub struct RcKnobs {
     pub signal_every: u32,
     /// Queue pairs.
     pub queues: usize,
+    /// Local ACK timeout: 4.096 µs * 2^this; `None` for the default.
+    pub timeout: Option<u8>,
 }
 
 impl Default for RcKnobs {
     fn default() -> Self {
-        let RcOptions { slice_bytes, depth, signal_every, queues, .. } = RcOptions::default();
-        Self { slice_bytes, send_depth: depth, signal_every, queues }
+        let RcOptions { slice_bytes, depth, signal_every, queues, timeout, .. } = RcOptions::default();
+        Self { slice_bytes, send_depth: depth, signal_every, queues, timeout }
     }
 }
 
@@ -84,6 +89,7 @@ impl RcKnobs {
             depth: self.send_depth,
             signal_every: self.signal_every,
             queues: self.queues,
+            timeout: self.timeout,
             queue: QUEUE,
             ..RcOptions::default()
         }
@@ -100,13 +106,23 @@ pub struct Port {
 }
 
 impl Port {
-    /// Whether it is there, and up.
+    /// The port of that device, with that entry of its GID table or the default one.
     ///
     /// # Errors
     /// What is wrong with the device, its port or its GID.
-    pub fn check(&self) -> Result<()> {
-        Place::of(&self.device, Some(self.gid_index))?;
-        Ok(())
+    pub fn find(device: &str, gid_index: Option<u8>) -> Result<Self> {
+        let wish = Wish { device: Some(device.to_owned()), gid_index, local: None };
+        let choice = choose(&wish)?;
+        Ok(Self { device: choice.device, gid_index: choice.gid_index })
+    }
+
+    /// It, opened.
+    ///
+    /// # Errors
+    /// It has gone since it was found.
+    pub fn open(&self) -> Result<Choice> {
+        let wish = Wish { device: Some(self.device.clone()), gid_index: Some(self.gid_index), local: None };
+        Ok(choose(&wish)?)
     }
 
     /// Queue pairs that are not connected yet.
@@ -114,8 +130,7 @@ impl Port {
     /// # Errors
     /// The device, its port or its GID is not there; the device refuses.
     pub fn prepare(&self, incarnation: Incarnation, knobs: RcKnobs) -> Result<Prepared> {
-        let place = Place::of(&self.device, Some(self.gid_index))?;
-        Prepared::new(&place, incarnation, &knobs.options())
+        Prepared::new(&self.open()?.place(), incarnation, &knobs.options())
             .with_context(|| format!("preparing queue pairs on {}", self.device))
     }
 }

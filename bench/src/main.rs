@@ -3,11 +3,13 @@
 use anyhow::Result;
 use clap::Parser;
 use mc_bench::{
-    cli::{Cli, Command},
+    beats, capture,
+    cli::{Cli, Command, Effort},
     peer, transport,
+    verdict::Report,
 };
 use std::{io::Write, process::ExitCode};
-use transport_rdma::error::RdmaError;
+use transport_rdma::device::DeviceError;
 
 const MISSED: u8 = 5;
 const MISSING: u8 = 6;
@@ -17,8 +19,9 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("mc-bench: {error:#}");
-            let no_device = error.chain().any(|e| matches!(e.downcast_ref(), Some(RdmaError::Device { .. })));
-            if no_device { ExitCode::from(MISSING) } else { ExitCode::FAILURE }
+            let Some(no_device) = error.downcast_ref::<DeviceError>() else { return ExitCode::FAILURE };
+            eprintln!("mc-bench: {}", no_device.remedy());
+            ExitCode::from(MISSING)
         }
     }
 }
@@ -26,12 +29,15 @@ fn main() -> ExitCode {
 fn dispatch(command: Command) -> Result<ExitCode> {
     match command {
         Command::Peer { control } => peer::serve(control).map(|()| ExitCode::SUCCESS),
-        Command::Transport(args) => {
-            let report = transport::run(&args)?;
-            let text = if args.effort.json { serde_json::to_string(&report)? } else { report.lines().join("\n") };
-            writeln!(std::io::stdout(), "{text}")?;
-            let missed = args.effort.strict && report.targets.iter().any(|t| !t.met);
-            Ok(if missed { ExitCode::from(MISSED) } else { ExitCode::SUCCESS })
-        }
+        Command::Transport(args) => show(&transport::run(&args)?, &args.effort),
+        Command::Beats(args) => show(&beats::run(&args)?, &args.effort),
+        Command::Capture(args) => show(&capture::run(&args)?, &args.effort),
+        Command::Register(args) => show(&capture::register(&args)?, &args.effort),
     }
+}
+
+fn show(report: &impl Report, effort: &Effort) -> Result<ExitCode> {
+    let text = if effort.json { serde_json::to_string(report)? } else { report.lines().join("\n") };
+    writeln!(std::io::stdout(), "{text}")?;
+    Ok(if effort.strict && report.frame().missed() { ExitCode::from(MISSED) } else { ExitCode::SUCCESS })
 }

@@ -13,12 +13,18 @@
 //! Requests and replies are lines of JSON.
 
 use crate::{
-    link::{Network, Poll, Port, QUEUE, RcKnobs},
+    beating::{Address, Echo, End, Heard},
+    link::{Poll, Port, QUEUE, RcKnobs},
     pong,
     sink::{self, SinkReport},
 };
 use anyhow::{Context, Result, anyhow, bail};
-use mc_core::{id::Incarnation, slab::SlabPool, transport::Transport, wire::rdma::Endpoint};
+use mc_core::{
+    id::Incarnation,
+    slab::SlabPool,
+    transport::Transport,
+    wire::{beat::BeatKey, rdma::Endpoint},
+};
 use rustix::{
     process::{Signal, set_parent_process_death_signal},
     rand::{GetRandomFlags, getrandom},
@@ -39,12 +45,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// What a link is like, on both sides.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LinkSpec {
-    /// Which network.
-    pub network: Network,
-    /// The first process's port, with RDMA.
-    pub near: Port,
-    /// The second one's.
-    pub far: Port,
+    /// RDMA: the first process's port and the second one's. TCP otherwise.
+    pub ports: Option<(Port, Port)>,
     /// Of the queue pairs.
     pub knobs: RcKnobs,
     /// Bytes of each slab.
@@ -57,6 +59,10 @@ pub struct LinkSpec {
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Request {
+    /// Answer beats from that address, on a thread, until told to end.
+    Beats { port: Option<Port>, address: Address, key: [u8; 32] },
+    /// End that.
+    EndBeats,
     /// Be the sink of a link; with RDMA, to this endpoint.
     Sink { spec: LinkSpec, incarnation: u64, endpoint: Option<String> },
     /// Answer a ping-pong over TCP.
@@ -68,6 +74,8 @@ enum Reply {
     Listening(SocketAddr),
     Connected(String),
     Done(SinkReport),
+    Beating(Address),
+    Heard(Heard),
     Failed(String),
 }
 
@@ -180,9 +188,9 @@ impl Peer {
     /// Either end cannot be opened.
     pub fn link(&mut self, spec: &LinkSpec) -> Result<(Box<dyn Transport>, Incarnation)> {
         let incarnation = draw()?;
-        let link = match spec.network {
-            Network::Tcp => self.tcp(spec, incarnation)?,
-            Network::Rdma => self.rdma(spec, incarnation)?,
+        let link = match &spec.ports {
+            None => self.tcp(spec, incarnation)?,
+            Some((near, far)) => self.rdma(spec, near, far, incarnation)?,
         };
         Ok((link, incarnation))
     }
@@ -193,12 +201,18 @@ impl Peer {
         Ok(Box::new(TcpLink::new(stream, spec.slab_bytes, "the peer process")?))
     }
 
-    fn rdma(&mut self, spec: &LinkSpec, incarnation: Incarnation) -> Result<Box<dyn Transport>> {
-        let prepared = spec.near.prepare(incarnation, spec.knobs)?;
+    fn rdma(
+        &mut self,
+        spec: &LinkSpec,
+        near: &Port,
+        far: &Port,
+        incarnation: Incarnation,
+    ) -> Result<Box<dyn Transport>> {
+        let prepared = near.prepare(incarnation, spec.knobs)?;
         let endpoint = Some(hex(&prepared.endpoint().encode()));
         self.lines.send(&Request::Sink { spec: spec.clone(), incarnation: incarnation.0, endpoint })?;
         let Reply::Connected(theirs) = self.reply()? else { bail!("the peer process does not connect") };
-        Ok(Box::new(prepared.connect(&endpoint_of(&theirs)?, spec.far.device.clone(), true)?))
+        Ok(Box::new(prepared.connect(&endpoint_of(&theirs)?, far.device.clone(), true)?))
     }
 
     /// What the sink took, once the link was dropped.
@@ -208,6 +222,30 @@ impl Peer {
     pub fn account(&mut self) -> Result<SinkReport> {
         match self.reply()? {
             Reply::Done(report) => Ok(report),
+            other => bail!("the peer process answers {other:?}"),
+        }
+    }
+
+    /// Has beats answered. Its address for them.
+    ///
+    /// # Errors
+    /// It cannot open its end.
+    pub fn beats(&mut self, port: Option<&Port>, address: Address, key: BeatKey) -> Result<Address> {
+        self.lines.send(&Request::Beats { port: port.cloned(), address, key: key.0 })?;
+        match self.reply()? {
+            Reply::Beating(address) => Ok(address),
+            other => bail!("the peer process answers {other:?}"),
+        }
+    }
+
+    /// Ends that. What it heard.
+    ///
+    /// # Errors
+    /// Its keepalive failed.
+    pub fn end_beats(&mut self) -> Result<Heard> {
+        self.lines.send(&Request::EndBeats)?;
+        match self.reply()? {
+            Reply::Heard(heard) => Ok(heard),
             other => bail!("the peer process answers {other:?}"),
         }
     }
@@ -235,23 +273,65 @@ fn draw() -> Result<Incarnation> {
 pub fn serve(control: SocketAddr) -> Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // If the first process died before that, nobody listens.
-    let mut lines = Lines::new(TcpStream::connect(control)?)?;
-    let new_pool = |bytes| SlabPool::new(bytes, QUEUE * bytes);
-    let mut pool = new_pool(1 << 20);
-    while let Some(request) = lines.receive()? {
-        let done = match request {
-            Request::Echo { poll } => echo(&mut lines, poll),
-            Request::Sink { spec, incarnation, endpoint } => {
-                if pool.slab_size() != spec.slab_bytes {
-                    pool = new_pool(spec.slab_bytes);
-                }
-                be_sink(&mut lines, &mut pool, &spec, Incarnation(incarnation), endpoint.as_deref())
-            }
-        };
-        let failed = |error: anyhow::Error| Reply::Failed(format!("{error:#}"));
-        lines.send(&done.map_or_else(failed, Reply::Done))?;
+    let lines = Lines::new(TcpStream::connect(control)?)?;
+    let mut second = Second { lines, pool: new_pool(1 << 20), beats: None };
+    while let Some(request) = second.lines.receive()? {
+        let reply = second.answer(request).unwrap_or_else(|error| Reply::Failed(format!("{error:#}")));
+        second.lines.send(&reply)?;
     }
     Ok(())
+}
+
+fn new_pool(slab_bytes: usize) -> SlabPool {
+    SlabPool::new(slab_bytes, QUEUE * slab_bytes)
+}
+
+/// What the second process keeps from one request to the next.
+struct Second {
+    lines: Lines,
+    pool: SlabPool,
+    beats: Option<Echo>,
+}
+
+impl Second {
+    fn answer(&mut self, request: Request) -> Result<Reply> {
+        match request {
+            Request::Echo { poll } => {
+                pong::echo(accept(&mut self.lines)?, poll)?;
+                Ok(Reply::Done(SinkReport::default()))
+            }
+            Request::Sink { spec, incarnation, endpoint } => {
+                if self.pool.slab_size() != spec.slab_bytes {
+                    self.pool = new_pool(spec.slab_bytes);
+                }
+                let mut link = open(&mut self.lines, &spec, Incarnation(incarnation), endpoint.as_deref())?;
+                Ok(Reply::Done(sink::run(link.as_mut(), spec.posts, &mut self.pool, spec.poll)?))
+            }
+            Request::Beats { port, address, key } => {
+                let mut end = End::open(port.as_ref(), BeatKey(key))?;
+                let ours = end.address()?;
+                end.meet(address)?;
+                self.beats = Some(Echo::start(end, BeatKey(key)));
+                Ok(Reply::Beating(ours))
+            }
+            Request::EndBeats => {
+                let beats = self.beats.take().context("there are no beats to end")?;
+                Ok(Reply::Heard(beats.end()?))
+            }
+        }
+    }
+}
+
+fn open(
+    lines: &mut Lines,
+    spec: &LinkSpec,
+    incarnation: Incarnation,
+    endpoint: Option<&str>,
+) -> Result<Box<dyn Transport>> {
+    Ok(match endpoint {
+        None => Box::new(TcpLink::new(accept(lines)?, spec.slab_bytes, "the first process")?),
+        Some(theirs) => Box::new(connect(lines, spec, incarnation, theirs)?),
+    })
 }
 
 fn accept(lines: &mut Lines) -> Result<TcpStream> {
@@ -260,28 +340,11 @@ fn accept(lines: &mut Lines) -> Result<TcpStream> {
     Ok(listener.accept()?.0)
 }
 
-fn echo(lines: &mut Lines, poll: Poll) -> Result<SinkReport> {
-    pong::echo(accept(lines)?, poll).map(|()| SinkReport::default())
-}
-
-fn be_sink(
-    lines: &mut Lines,
-    pool: &mut SlabPool,
-    spec: &LinkSpec,
-    incarnation: Incarnation,
-    endpoint: Option<&str>,
-) -> Result<SinkReport> {
-    let mut link: Box<dyn Transport> = match endpoint {
-        None => Box::new(TcpLink::new(accept(lines)?, spec.slab_bytes, "the first process")?),
-        Some(theirs) => Box::new(connect(lines, spec, incarnation, theirs)?),
-    };
-    sink::run(link.as_mut(), spec.posts, pool, spec.poll)
-}
-
 fn connect(lines: &mut Lines, spec: &LinkSpec, incarnation: Incarnation, theirs: &str) -> Result<RdmaLink> {
-    let prepared = spec.far.prepare(incarnation, spec.knobs)?;
+    let (near, far) = spec.ports.as_ref().context("an endpoint, but no ports")?;
+    let prepared = far.prepare(incarnation, spec.knobs)?;
     let ours = hex(&prepared.endpoint().encode());
-    let link = prepared.connect(&endpoint_of(theirs)?, spec.near.device.clone(), false)?;
+    let link = prepared.connect(&endpoint_of(theirs)?, near.device.clone(), false)?;
     lines.send(&Reply::Connected(ours))?;
     Ok(link)
 }

@@ -2,41 +2,28 @@
 
 use crate::{
     load::Outcome,
-    machine::Machine,
     stats::{Spread, Summary},
     table::{Table, spread},
     transport::Settings,
     units,
-    yard::YardError,
+    verdict::{Frame, Report, Target, ratios},
 };
 use serde::Serialize;
 
-/// Of the JSON records: rises when a field changes its meaning or goes.
-pub const SCHEMA: u32 = 1;
-
 /// Everything.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
-    /// [`SCHEMA`].
-    pub schema: u32,
-    /// "transport".
-    pub kind: &'static str,
-    /// Where.
-    pub machine: Machine,
+pub struct TransportReport {
+    /// Head, targets.
+    #[serde(flatten)]
+    pub frame: Frame,
     /// How.
     pub settings: Settings,
-    /// What must be known beside the figures.
-    pub caveats: Vec<String>,
     /// The bandwidth yardstick's name, with the size at which it does best.
     pub bandwidth_yardstick: Option<String>,
     /// Goodput of checkpoints.
     pub goodput: Vec<Goodput>,
     /// Latency of empty checkpoints.
     pub commit: Commit,
-    /// Yardsticks that gave no figure, each named once.
-    pub missing: Vec<YardError>,
-    /// What was to be reached, and whether it was.
-    pub targets: Vec<Target>,
 }
 
 /// One size at one depth.
@@ -82,26 +69,6 @@ pub struct LatencyYardstick {
     pub weight: f64,
     /// Each just before ours.
     pub runs: Vec<Option<Summary>>,
-}
-
-/// Something to be reached.
-#[derive(Clone, Debug, Serialize)]
-pub struct Target {
-    /// What.
-    pub name: String,
-    /// The median.
-    pub value: f64,
-    /// The bound.
-    pub bound: f64,
-    /// Whether it was.
-    pub met: bool,
-}
-
-/// Ours by theirs, run by run, where both are there.
-#[must_use]
-pub fn ratios(ours: &[f64], theirs: &[Option<f64>]) -> Option<Spread> {
-    let pairs = ours.iter().zip(theirs).filter_map(|(o, t)| t.filter(|t| *t > 0.0).map(|t| o / t));
-    Spread::of(&pairs.collect::<Vec<_>>())
 }
 
 impl Goodput {
@@ -158,25 +125,25 @@ fn bounds(yardsticks: &[LatencyYardstick], runs: usize, of: fn(&Summary) -> f64)
     (0..runs).map(|run| yardsticks.iter().filter(|y| y.weight > 0.0).map(|y| part(run, y)).sum()).collect()
 }
 
-impl Report {
-    /// Lines for people.
-    #[must_use]
-    pub fn lines(&self) -> Vec<String> {
-        let mut lines = self.machine.lines();
-        lines.extend(self.settings.lines());
-        lines.extend(self.caveats.iter().map(|note| format!("note     {note}")));
-        lines.push(String::new());
+impl Report for TransportReport {
+    fn frame(&self) -> &Frame {
+        &self.frame
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let mut lines = self.frame.head(self.settings.lines());
         if !self.goodput.is_empty() {
             lines.extend(self.goodput_lines());
             lines.push(String::new());
         }
         lines.extend(self.commit_lines());
         lines.push(String::new());
-        lines.extend(self.missing.iter().map(|error| format!("missing  {error}")));
-        lines.extend(self.targets.iter().map(Target::line));
+        lines.extend(self.frame.tail());
         lines
     }
+}
 
+impl TransportReport {
     fn goodput_lines(&self) -> Vec<String> {
         let yardstick = self.bandwidth_yardstick.as_deref().unwrap_or("yardstick");
         let mut table = Table::new(&[
@@ -211,9 +178,9 @@ impl Report {
             "t_typical over runs",
         ]);
         let ours: Vec<Option<Summary>> = self.commit.runs.iter().copied().map(Some).collect();
-        table.row(latency_row("commit record to ACK (round trip)".to_owned(), &ours));
+        table.row(latency_row("commit record to ACK (round trip)".to_owned(), 64, &ours));
         for y in &self.commit.yardsticks {
-            table.row(latency_row(format!("{} ({})", y.name, y.is), &y.runs));
+            table.row(latency_row(format!("{} ({})", y.name, y.is), 64, &y.runs));
         }
         let mut lines = vec!["latency of an empty checkpoint; the middle run".to_owned()];
         lines.extend(table.lines());
@@ -227,29 +194,15 @@ impl Report {
 }
 
 /// perftest's columns of the middle run.
-fn latency_row(name: String, runs: &[Option<Summary>]) -> Vec<String> {
+pub(crate) fn latency_row(name: String, bytes: usize, runs: &[Option<Summary>]) -> Vec<String> {
     let runs: Vec<Summary> = runs.iter().flatten().copied().collect();
     let Some(s) = Summary::middle(&runs) else { return vec![name, "-".to_owned()] };
     let typical: Vec<f64> = runs.iter().map(|r| r.t_typical).collect();
-    let mut cells = vec![name, "64".to_owned(), s.iterations.to_string()];
+    let mut cells = vec![name, bytes.to_string(), s.iterations.to_string()];
     let times = [s.t_min, s.t_max, s.t_typical, s.t_avg, s.t_stdev, s.p99, s.p999];
     cells.extend(times.map(|time| format!("{time:.2}")));
     cells.push(spread(Spread::of(&typical), 2));
     cells
-}
-
-impl Target {
-    /// Something that must not be less, or not be more.
-    #[must_use]
-    pub fn new(name: String, value: f64, bound: f64, at_least: bool) -> Self {
-        let met = if at_least { value >= bound } else { value <= bound };
-        Self { name, value, bound, met }
-    }
-
-    fn line(&self) -> String {
-        let (word, Self { name, value, bound, .. }) = (if self.met { "met" } else { "MISSED" }, self);
-        format!("target   {name}: {value:.3}, bound {bound}: {word}")
-    }
 }
 
 /// The targets for RDMA: goodput of checkpoints of 1 MiB or more at least 0.95 of the yardstick; an empty commit within its bound.
@@ -258,10 +211,10 @@ pub fn rdma_targets(goodput: &[Goodput], commit: &Commit) -> Vec<Target> {
     let large = goodput.iter().filter(|g| g.bytes >= 1 << 20);
     let goodput = large.filter_map(|g| {
         let name = format!("goodput, {} at depth {}, by ib_write_bw", units::size(g.bytes), g.depth);
-        g.ratio.map(|r| Target::new(name, r.median, 0.95, true))
+        g.ratio.map(|r| Target::at_least(name, r.median, 0.95))
     });
     let name = format!("empty commit by ({})", commit.bound_is);
-    goodput.chain(commit.ratio.map(|r| Target::new(name, r.median, 1.0, false))).collect()
+    goodput.chain(commit.ratio.map(|r| Target::at_most(name, r.median, 1.0))).collect()
 }
 
 #[cfg(test)]
@@ -281,8 +234,6 @@ mod tests {
         let g = Goodput::new(1 << 20, 1, vec![outcome(90.0), outcome(40.0)], vec![Some(100.0), Some(50.0)]);
         let ratio = g.ratio.unwrap();
         assert_eq!((ratio.min, ratio.max, ratio.runs), (0.8, 0.9, 2));
-        assert_eq!(ratios(&[1.0], &[None]), None);
-        assert_eq!(ratios(&[1.0, 3.0], &[Some(0.0), Some(2.0)]).unwrap().median, 1.5);
     }
 
     #[test]
@@ -308,6 +259,6 @@ mod tests {
         let cells = [cell(4096, 1.0), cell(1 << 20, 96.0), cell(4 << 20, 90.0)];
         let targets = rdma_targets(&cells, &Commit::default());
         assert_eq!(targets.iter().map(|t| t.met).collect::<Vec<_>>(), [true, false]);
-        assert!(targets[1].line().contains("4 MiB at depth 1") && targets[1].line().ends_with("MISSED"));
+        assert!(targets[1].name.contains("4 MiB at depth 1"), "{}", targets[1].name);
     }
 }

@@ -6,11 +6,13 @@ use super::{
     YardError,
     process::{self, Tool},
 };
-use crate::stats::Summary;
+use crate::{link::Port, stats::Summary};
 use serde::Serialize;
 use std::time::Duration;
 
 const PACKAGE: &str = "perftest";
+/// 4.096 µs * 2^18 = 1.1 s: its default, 67 ms, has been seen to fail on busy machines without any fault.
+const ACK_TIMEOUT: &str = "18";
 /// Besides the measurement: perftest's own setup, which takes seconds on emulated machines.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -31,23 +33,22 @@ pub struct Bandwidth {
 #[derive(Clone, Debug)]
 pub struct Devices {
     /// The sender's, where perftest's client runs.
-    pub device: String,
+    pub near: Port,
     /// The receiver's.
-    pub peer: String,
-    /// Index in the GID table of both ports.
-    pub gid_index: u8,
+    pub far: Port,
 }
 
 impl Devices {
     fn run(&self, tool: Tool, options: &[String], patience: Duration) -> Result<String, YardError> {
         let port = process::free_port().map_err(|e| YardError::failed(tool.name, e.to_string()))?;
-        let args = |device: &str| {
-            let fixed = ["-F", "-d", device, "-x", &self.gid_index.to_string(), "-p", &port.to_string()];
+        let args = |at: &Port| {
+            let (gid, port) = (at.gid_index.to_string(), port.to_string());
+            let fixed = ["-F", "-d", &at.device, "-x", &gid, "-p", &port];
             fixed.into_iter().map(str::to_owned).chain(options.iter().cloned()).collect::<Vec<_>>()
         };
-        let mut client = args(&self.device);
+        let mut client = args(&self.near);
         client.push("127.0.0.1".to_owned());
-        process::pair(&tool, &args(&self.peer), &client, port, patience + PATIENCE)
+        process::pair(&tool, &args(&self.far), &client, port, patience + PATIENCE)
     }
 
     /// `ib_write_bw` with messages of so many bytes for about so long.
@@ -57,7 +58,8 @@ impl Devices {
     pub fn write_bw(&self, bytes: usize, time: Duration) -> Result<Bandwidth, YardError> {
         let tool = Tool { name: "ib_write_bw", package: PACKAGE };
         let seconds = time.as_secs_f64().ceil().max(1.0);
-        let options = ["-s", &bytes.to_string(), "-D", &format!("{seconds}"), "-f", "0"].map(str::to_owned);
+        let options =
+            ["-s", &bytes.to_string(), "-D", &format!("{seconds}"), "-f", "0", "-u", ACK_TIMEOUT].map(str::to_owned);
         let output = self.run(tool, &options, time)?;
         bandwidth(&output).ok_or_else(|| YardError::failed("ib_write_bw", unreadable(&output)))
     }
