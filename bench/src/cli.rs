@@ -144,7 +144,7 @@ pub struct TransportArgs {
     #[arg(long, value_name = "SIZE,...", value_delimiter = ',', value_parser = checkpoint_size,
           default_value = "4KiB,64KiB,1MiB,16MiB,64MiB")]
     pub size: Vec<usize>,
-    /// Checkpoints under way at a time
+    /// Checkpoints under way at most (and 64 slabs)
     #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = depth, default_value = "1,4")]
     pub depth: Vec<usize>,
     /// Begin a checkpoint every so often instead of as soon as possible; latency counts from when it was due
