@@ -80,7 +80,7 @@ impl RdmaLink {
     /// The local ACK timeout's code, and the retries, in force.
     #[must_use]
     pub fn timeout(&self) -> (u8, u8) {
-        (self.parts.options.timeout_code(self.parts.place.mbit), self.parts.options.retry)
+        (self.parts.options.timeout_code(&self.parts.place), self.parts.options.retry)
     }
 
     /// How long the device takes to give up on a peer that does not answer: the timeouts of all tries. Real devices may take up
