@@ -276,11 +276,14 @@ impl Prepared {
     }
 }
 
-/// A netdev that has just come up resolves no neighbour yet (IPv6 checks its own address first): tries again for a second.
-fn patiently(mut attempt: impl FnMut() -> io::Result<()>) -> io::Result<()> {
-    for _ in 0..5 {
+/// A netdev that has just come up has no route and resolves no neighbour yet (IPv6 checks its own address first, for a second
+/// or two): tries again for three.
+pub(crate) fn patiently<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    for _ in 0..15 {
         match attempt() {
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => std::thread::sleep(Duration::from_millis(200)),
+            Err(error) if matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::NetworkUnreachable) => {
+                std::thread::sleep(Duration::from_millis(200));
+            }
             done => return done,
         }
     }

@@ -160,7 +160,7 @@ impl UdKeepalive {
         UdAddress { gid, lid, qpn: self.queue.number(), qkey: self.queue.qkey() }
     }
 
-    /// From here on every beat goes to `member` too.
+    /// From here on every beat goes to `member` too. Blocks while the address is resolved: seconds, if it cannot be.
     ///
     /// # Errors
     /// The address cannot be resolved: no route, no answer to the neighbour discovery.
@@ -212,7 +212,7 @@ impl UdKeepalive {
     }
 
     fn handle(&self, gid: Gid, lid: u16) -> io::Result<Address> {
-        Address::new(&self.domain, gid, lid, self.place.gid_index)
+        crate::rc::patiently(|| Address::new(&self.domain, gid, lid, self.place.gid_index))
     }
 
     fn failed(&self, doing: &'static str) -> impl FnOnce(io::Error) -> RdmaError {

@@ -39,6 +39,8 @@ enum Outcome {
     Survives { items: Option<u64>, counter: Option<&'static str> },
     /// Each end goes down by itself, and these hosts suspect their peer.
     Dies { suspects: &'static [&'static str] },
+    /// Beats tell first, and both ends revoke while their work requests are still under way, as a takeover does.
+    Revokes,
     /// As `Dies`, for the host that lives; the other one is frozen, thawed, and learns it then.
     Freezes,
     /// The other one is gone, and comes back as a stranger.
@@ -61,7 +63,7 @@ const fn striped(case: Case) -> Case {
 }
 
 /// The killed host is last: it boots meanwhile.
-pub(crate) const CASES: [Case; 17] = [
+pub(crate) const CASES: [Case; 18] = [
     survives("loss_of_1_percent", &["link", "both", "drop=1"], CLEAR, Some(150), Some("dropped")),
     survives("loss_of_5_percent", &["link", "both", "drop=5"], CLEAR, Some(60), Some("dropped")),
     striped(survives("loss_of_5_percent_striped", &["link", "both", "drop=5"], CLEAR, Some(60), Some("dropped"))),
@@ -77,6 +79,7 @@ pub(crate) const CASES: [Case; 17] = [
     striped(dies("cut_of_both_ways_striped", &["link", "both", "cut=1"], CLEAR, BOTH)),
     dies("cut_of_port_4791", &["link", "both", "port=4791", "cut=1"], CLEAR, BOTH),
     dies("carrier_off", &["carrier", "a", "down"], &["carrier", "a", "up"], BOTH),
+    Case { outcome: Outcome::Revokes, ..dies("cut_of_both_ways_and_revoked", &["link", "both", "cut=1"], CLEAR, BOTH) },
     Case { name: "frozen_host", queues: 1, on: &["freeze", "b"], off: &["thaw", "b"], outcome: Outcome::Freezes },
     Case { name: "killed_host", queues: 1, on: &["kill", "b"], off: &["start", "b"], outcome: Outcome::Kills },
 ];
@@ -84,11 +87,12 @@ pub(crate) const CASES: [Case; 17] = [
 impl Case {
     /// Runs it, in sessions from `number` on.
     pub(crate) fn run(&self, lab: &Lab, number: u64) -> anyhow::Result<()> {
-        let timeout = if matches!(self.outcome, Outcome::Kills) { LONG_TIMEOUT } else { TIMEOUT };
+        let timeout = if matches!(self.outcome, Outcome::Kills | Outcome::Revokes) { LONG_TIMEOUT } else { TIMEOUT };
         let session = Session::start(lab, number, timeout, self.queues)?;
         match self.outcome {
             Outcome::Survives { items, counter } => self.survive(lab, session, items, counter),
             Outcome::Dies { suspects } => self.die(lab, session, suspects),
+            Outcome::Revokes => self.revoke(lab, session),
             Outcome::Freezes => self.freeze(lab, session),
             Outcome::Kills => self.kill(lab, session),
         }
@@ -143,6 +147,22 @@ impl Case {
         session.ends.iter_mut().try_for_each(|end| end.end().map(drop))
     }
 
+    fn revoke(&self, lab: &Lab, mut session: Session) -> anyhow::Result<()> {
+        let fault = Instant::now();
+        lab.call(self.on)?;
+        session.ends.iter_mut().try_for_each(|end| suspected(end, fault).map(drop))?;
+        session.quit(lab)?;
+        for end in &mut session.ends {
+            let (_, down) = end.down()?;
+            println!("  {}: {}", end.host, down.words);
+            ensure!(down.orderly, "{}: revoked too late, RC told first: {}", end.host, down.words);
+            end.check_safe(&down)?;
+            end.end()?;
+        }
+        lab.call(self.off)?;
+        prefixes(&session)
+    }
+
     fn freeze(&self, lab: &Lab, mut session: Session) -> anyhow::Result<()> {
         let fault = Instant::now();
         lab.call(self.on)?;
@@ -167,9 +187,13 @@ impl Case {
         lab.call(self.off)?;
         let address = serde_json::to_string(&a.up.beats)?;
         let job = lab.start("b", &["--revenant", &session.number.to_string(), &address])?;
-        while let Heard::Line(_, line) = job.heard.recv()? {
-            println!("  {line}");
-        }
+        let how = loop {
+            match job.heard.recv()? {
+                Heard::Line(_, line) => println!("  {line}"),
+                Heard::Over(how) => break how,
+            }
+        };
+        ensure!(how.starts_with("exit code 0."), "the host that came back cannot beat: {how}");
         session.quit(lab)?;
         let beats = session.ends[0].end()?;
         println!("  a, of the host that came back: {beats:?}");

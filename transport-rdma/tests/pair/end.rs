@@ -7,7 +7,9 @@
 //!      └────────────────────────────────┴──────── the link is down ──────────────┴──────> Down ── SESSION.quit ──> Ended
 //! ```
 //!
-//! Both ends talk at the same time, at an easy pace: an end that has nothing under way learns nothing of its peer's death.
+//! Both ends talk at the same time, at an easy pace. RC tells nothing of a dead peer to an end that has nothing on the wire, and
+//! a slab that waits for a slot is not, nor is what was submitted after it. So no slab is begun before the peer has said, in a
+//! note, that there is room for it; and a note goes out every now and then, whatever happens.
 
 use crate::{
     beats::{self, Watch},
@@ -19,7 +21,10 @@ use mc_core::{
     id::Incarnation,
     slab::SlabPool,
     transport::{Completion, LinkError, Op, Rejected, Transport},
-    wire::rdma::{Beats, ENDPOINT_LEN, Endpoint},
+    wire::{
+        control::Control,
+        rdma::{Beats, ENDPOINT_LEN, Endpoint},
+    },
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::{
@@ -39,6 +44,8 @@ use transport_rdma::{
 const PORT: u16 = 7461;
 /// At most one item is begun in this time.
 const PACE: Duration = Duration::from_millis(5);
+/// At least one record is posted in this time.
+const NOTE: Duration = Duration::from_millis(40);
 /// Slabs under way, and slabs for the peer.
 const WRITING: usize = 6;
 const POSTED: usize = 8;
@@ -136,9 +143,12 @@ struct End {
     counts: Counts,
     writing: usize,
     posted: usize,
+    /// Slabs sent; those of them that the peer has noted; those received.
+    slabs: [u32; 3],
     /// We, and the peer, have said the last item.
     ended: [bool; 2],
     next_item: Instant,
+    noted: Instant,
     last_sign: Instant,
 }
 
@@ -154,8 +164,10 @@ impl End {
             counts: Counts { sent: 0, received: 0 },
             writing: 0,
             posted: 0,
+            slabs: [0; 3],
             ended: [false; 2],
             next_item: now,
+            noted: now,
             last_sign: now,
         })
     }
@@ -210,20 +222,26 @@ impl End {
         Ok(())
     }
 
-    /// Posts slabs, and begins an item if its time has come.
+    /// Begins an item if its time has come and there is room for it; notes what arrived.
     fn talk(&mut self) -> anyhow::Result<()> {
-        let number = self.counts.sent;
-        if Instant::now() < self.next_item || self.writing >= WRITING {
+        if self.noted.elapsed() > NOTE {
+            self.noted = Instant::now();
+            self.submit(Op::Send(self.ours.note(self.counts.received, self.slabs[2])));
+        }
+        let (number, slab) = (self.counts.sent, !self.ours.is_record(self.counts.sent));
+        let room = self.writing < WRITING && ((self.slabs[0] - self.slabs[1]) as usize) < POSTED;
+        if Instant::now() < self.next_item || (slab && !room) {
             return Ok(());
         }
         self.next_item = Instant::now() + PACE;
-        let op = if self.ours.is_record(number) {
-            Op::Send(self.ours.record(number))
-        } else {
+        let op = if slab {
             Op::Write(self.ours.slab(number, self.pool.take().context("the pool is empty")?))
+        } else {
+            Op::Send(self.ours.record(number))
         };
         if self.submit(op) {
             self.counts.sent += 1;
+            self.slabs[0] += u32::from(slab);
         }
         Ok(())
     }
@@ -275,19 +293,29 @@ impl End {
                     self.check_slab(slab.as_bytes())?;
                     self.pool.put(slab.recycle());
                 }
-                Completion::Received(record) => {
-                    let number = self.counts.received;
-                    if record == self.theirs.last(number) && !self.ended[1] {
-                        self.ended[1] = true;
-                    } else {
-                        ensure!(self.theirs.is_record(number), "item {number} is a slab, and {record:?} came");
-                        ensure!(record == self.theirs.record(number), "item {number} is not {record:?}");
-                        self.arrived()?;
-                    }
-                }
+                Completion::Received(record) => self.check_record(record)?,
             }
         }
         Ok(None)
+    }
+
+    /// It must be the very next item, a note, or the last word.
+    fn check_record(&mut self, record: Control) -> anyhow::Result<()> {
+        let number = self.counts.received;
+        if let Some(slabs) = self.theirs.noted(&record) {
+            let known = record.epoch.0 <= self.counts.sent && (self.slabs[1]..=self.slabs[0]).contains(&slabs);
+            ensure!(known, "the peer has received more than was sent: {record:?}");
+            self.slabs[1] = slabs;
+            self.note_a_sign();
+            return Ok(());
+        }
+        if record == self.theirs.last(number) && !self.ended[1] {
+            self.ended[1] = true;
+            return Ok(());
+        }
+        ensure!(self.theirs.is_record(number), "item {number} is a slab, and {record:?} came");
+        ensure!(record == self.theirs.record(number), "item {number} is not {record:?}");
+        self.arrived()
     }
 
     /// It must be the very next item, to the last byte.
@@ -298,6 +326,7 @@ impl End {
         let differs = wanted.as_bytes().iter().zip(bytes).position(|(a, b)| a != b);
         ensure!(wanted.as_bytes() == bytes, "item {number}: {} bytes, differs at {differs:?}", bytes.len());
         self.pool.put(wanted.recycle());
+        self.slabs[2] += 1;
         self.arrived()
     }
 

@@ -9,7 +9,7 @@ use mc_core::{
 };
 
 /// Bytes of a slab: the largest item, and its header and records.
-pub(crate) const SLAB: usize = (MOST_PAGES as usize + 1) * PAGE_SIZE;
+pub(crate) const SLAB: usize = 8 * PAGE_SIZE;
 const MOST_PAGES: u64 = 7;
 
 /// One direction's items.
@@ -41,6 +41,17 @@ impl Items {
         let mut rng = self.rng(number);
         let (bytes, device_bytes) = (rng.next_u64(), rng.next_u64());
         self.told(number, Body::Commit { slabs: u32::from(self.author), bytes, device_bytes })
+    }
+
+    /// What the author has received: items, and slabs among them. No item itself.
+    pub(crate) fn note(&self, items: u64, slabs: u32) -> Control {
+        self.told(items, Body::Ack { free_slabs: slabs })
+    }
+
+    /// The slabs, if that is a [`Items::note`].
+    pub(crate) fn noted(&self, record: &Control) -> Option<u32> {
+        let Body::Ack { free_slabs } = record.body else { return None };
+        (*record == self.note(record.epoch.0, free_slabs)).then_some(free_slabs)
     }
 
     /// The record after the last item, which is the item of that number.

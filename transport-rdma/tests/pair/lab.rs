@@ -12,7 +12,7 @@ use std::{
 };
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Lab {
     socket: PathBuf,
     out: PathBuf,
@@ -61,7 +61,7 @@ impl Lab {
         let reader = BufReader::new(stream.try_clone()?);
         let (sender, heard) = channel();
         thread::spawn(move || listen(reader, &sender));
-        Ok(Job { stream, heard })
+        Ok(Job { stream, heard, host: host.to_owned(), lab: self.clone() })
     }
 
     /// Makes a file that the VM sees at once in its `$LAB_OUT`.
@@ -76,6 +76,19 @@ impl Lab {
 pub(crate) struct Job {
     stream: UnixStream,
     pub(crate) heard: Receiver<Heard>,
+    host: String,
+    lab: Lab,
+}
+
+impl Job {
+    /// For a test that has failed: what the host's device has counted, its queue pairs and its neighbours.
+    pub(crate) fn look_around(&self) -> String {
+        let script =
+            "cd /sys/class/infiniband/rxe0/ports/1/hw_counters && grep . *; rdma resource show qp; ip neighbour";
+        self.lab
+            .call(&["exec", "--timeout", "10", &self.host, "sh", "-c", script])
+            .unwrap_or_else(|error| error.to_string())
+    }
 }
 
 /// What comes from a job.

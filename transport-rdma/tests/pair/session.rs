@@ -45,7 +45,9 @@ impl Remote {
             match self.job.heard.recv_timeout(left) {
                 Ok(Heard::Line(at, line)) => self.heard(at, &line)?,
                 Ok(Heard::Over(how)) => bail!("{host} is over before {what}: {how}"),
-                Err(RecvTimeoutError::Timeout) => bail!("{host}: not in {PATIENCE:?}: {what}"),
+                Err(RecvTimeoutError::Timeout) => {
+                    bail!("{host}: not in {PATIENCE:?}: {what}. There:\n{}", self.job.look_around())
+                }
                 Err(RecvTimeoutError::Disconnected) => bail!("{host} is over before {what}"),
             }
         }
