@@ -18,7 +18,7 @@ SoftRoCE lab: RDMA without RDMA hardware, in QEMU virtual machines (docs/LAB.md)
   lab run [opts] -- CMD      CMD in one VM: rxe0 (10.77.1.1) and rxe1 (10.77.1.2) on a wire
   lab run --host -- CMD      CMD on this machine, which has RDMA devices itself
   lab shell [opts]           a shell in such a VM
-  lab pair [opts] -- CMD     two VMs, a (10.77.0.1) and b (10.77.0.2), rxe0 each, on a wire
+  lab pair [opts] -- CMD     two VMs, a (10.78.0.1) and b (10.78.0.2), rxe0 each, on a wire
                              with faults; CMD runs on this machine, with `lab` in its PATH
 
 Verbs for CMD of a pair:

@@ -63,7 +63,7 @@ while read -r tag dir; do
 done <$N/run/lab/spool/jobs/shares
 
 hostname "$lab_name"
-printf '127.0.0.1 localhost\n::1 localhost\n10.77.0.1 a\n10.77.0.2 b\n' >$N/etc/hosts
+printf '127.0.0.1 localhost\n::1 localhost\n10.78.0.1 a\n10.78.0.2 b\n' >$N/etc/hosts
 # A kernel thread that needs a module (tc, nft, ...) runs /sbin/modprobe in this root.
 printf '#!/bin/busybox sh\nexec /bin/busybox chroot /new /sbin/modprobe "$@"\n' >/sbin/modprobe
 chmod 755 /sbin/modprobe

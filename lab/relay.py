@@ -104,6 +104,8 @@ class Relay(threading.Thread):
         """Hosts whose LAN port is cut"""
         self._tap = tap
         self._tap_counters: Counter[str] = Counter()
+        self._senders: dict[str, Counter[str]] = {host: Counter() for host in "ab"}
+        """Frames that came from each host's LAN port, by their source address"""
         if tap is not None:
             os.set_blocking(tap, False)
             self._lan = {host: Port(directory / f"h.{host}", directory / f"m.{host}") for host in "ab"}
@@ -118,6 +120,7 @@ class Relay(threading.Thread):
         counters.update({f"lan to {host}": dict(port.counters) for host, port in self._lan.items()})
         if self._tap is not None:
             counters["lan to tap"] = dict(self._tap_counters)
+            counters.update({f"lan from {host}": dict(senders) for host, senders in self._senders.items()})
         return counters
 
     def stop(self) -> None:
@@ -180,6 +183,7 @@ class Relay(threading.Thread):
 
     def _from_lan(self, host: str) -> None:
         for frame in self._lan[host].receive():
+            self._senders[host][frame[6:12].hex(":")] += 1
             if host not in self.lan_cut:
                 self._flood(frame, host)
 

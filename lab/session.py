@@ -28,7 +28,7 @@ from .relay import Relay
 from .server import Server
 from .vm import Job, Vm
 
-PAIR = {"a": "10.77.0.1", "b": "10.77.0.2"}
+PAIR = {"a": "10.78.0.1", "b": "10.78.0.2"}
 """The VMs of `lab pair` and their addresses on the replication link"""
 
 DETACH = b"\x1d"

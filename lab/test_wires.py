@@ -215,3 +215,16 @@ class Wires(unittest.TestCase):
         self.assertEqual(host.recv(100), b"from b")
         a.setblocking(False)
         self.assertRaises(BlockingIOError, a.recv, 100)
+
+    def test_the_hub_counts_senders_even_those_that_are_cut_off(self) -> None:
+        a = self.vm("m.a")
+        tap, host = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.addCleanup(host.close)
+        relay = self.relay(tap.detach())
+        relay.lan_cut = frozenset("a")
+        for sender in (1, 2, 1):
+            a.sendto(bytes(6) + bytes([2, 0, 0, 0, 0, sender]) + b"frame", self.to("h.a"))
+        expected = {"02:00:00:00:00:01": 2, "02:00:00:00:00:02": 1}
+        while relay.stats()["lan from a"] != expected:
+            time.sleep(0.001)
+        self.assertEqual(relay.stats()["lan from b"], {})

@@ -34,7 +34,7 @@ pub fn interval_us(interval: Duration) -> Result<u32> {
 
 /// Starts the thread.
 pub fn start(
-    keepalive: impl Keepalive + 'static,
+    keepalive: Box<dyn Keepalive>,
     (incarnation, key): (Incarnation, BeatKey),
     member: u8,
     wish: Wish,
@@ -42,5 +42,5 @@ pub fn start(
 ) -> Result<BeatHandle> {
     let parameters = Parameters::new(wish.interval, wish.interval, wish.multiplier)?;
     let config = Config { incarnation, member, parameters, startup: None };
-    BeatThread::spawn(Box::new(keepalive), key, config, clock).context("the beat thread")
+    BeatThread::spawn(keepalive, key, config, clock).context("the beat thread")
 }

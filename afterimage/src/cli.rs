@@ -2,7 +2,7 @@
 
 use crate::{
     arbiter::{ArbiterSpec, HostPort},
-    config::{NicSpec, parse_duration, parse_size},
+    config::{NicSpec, PathArgs, parse_duration, parse_size},
     exit::CODES,
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -71,6 +71,12 @@ pub enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// Look at this host's RDMA devices
+    Rdma {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: RdmaCommand,
+    },
     /// The part of `protect` that moves checkpoints. Started by its supervisor.
     #[command(hide = true)]
     DataPath,
@@ -88,6 +94,18 @@ pub enum ConfigCommand {
     Check {
         /// The TOML file, with sections `[witness]`, `[protect]`, `[standby]`
         file: PathBuf,
+    },
+}
+
+/// `afterimage rdma …`
+#[derive(Debug, Subcommand)]
+pub enum RdmaCommand {
+    /// Show the devices, their addresses, what they can do, and which one is the default; exits with 6 if there is none
+    #[command(after_long_help = help("afterimage rdma devices --json"))]
+    Devices {
+        /// A JSON object instead of text
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -158,6 +176,9 @@ pub struct ProtectArgs {
     /// the memory
     #[arg(long)]
     pub force_writable_disks: bool,
+    /// Which way checkpoints and beats go.
+    #[command(flatten)]
+    pub paths: PathArgs,
     /// A TOML file; its section `[protect]` holds what no flag says
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -200,6 +221,9 @@ pub struct StandbyArgs {
     /// Where sockets and locks live [default: /run/afterimage]
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
+    /// Which way checkpoints and beats go.
+    #[command(flatten)]
+    pub paths: PathArgs,
     /// A TOML file; its section `[standby]` holds what no flag says
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,

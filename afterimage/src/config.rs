@@ -4,9 +4,11 @@
 //! check` prints what is itself a configuration file.
 
 mod file;
+mod paths;
 mod resolve;
 mod units;
 
+pub use paths::{KeepaliveWish, PathArgs, PathsConfig, TransportWish};
 pub use resolve::check;
 pub use units::{NicSpec, parse_duration, parse_size};
 
@@ -76,6 +78,8 @@ pub struct ProtectConfig {
     pub bind: Option<IpAddr>,
     /// Protect a VM whose disks can be written.
     pub force_writable_disks: bool,
+    /// Which way checkpoints and beats go.
+    pub paths: PathsConfig,
 }
 
 /// `afterimage standby`.
@@ -109,6 +113,8 @@ pub struct StandbyConfig {
     pub run_dir: PathBuf,
     /// QEMU and its arguments, as on the primary.
     pub qemu: Vec<String>,
+    /// Which way checkpoints and beats go.
+    pub paths: PathsConfig,
 }
 
 /// Why there is no configuration to run with.

@@ -10,6 +10,8 @@
 //! | [`qemu`] | QEMU's control connection and migration stream |
 //! | [`gate`] | output commit |
 //! | [`keepalive`], [`beats`] | the beat thread |
+//! | [`paths`] | RDMA or TCP, RDMA datagrams or UDP: agreed on per session |
+//! | [`rdma`] | this host's RDMA devices |
 //! | [`events`], [`report`] | what happens, for scripts |
 //! | [`clock`], [`wake`], [`inbox`], [`sys`] | time, waking, waiting; the only `unsafe` |
 
@@ -26,8 +28,10 @@ pub mod exit;
 pub mod gate;
 pub mod inbox;
 pub mod keepalive;
+pub mod paths;
 pub mod protect;
 pub mod qemu;
+pub mod rdma;
 pub mod report;
 pub mod standby;
 pub mod status;

@@ -1,10 +1,10 @@
 //! The `afterimage` binary: reads the command line, runs the command, and turns what comes of it into an exit code.
 
 use afterimage::{
-    cli::{Cli, Command, ConfigCommand},
+    cli::{Cli, Command, ConfigCommand, RdmaCommand},
     config::{self, ProtectConfig, StandbyConfig, WitnessConfig},
     exit::{self, Code, ExitError},
-    protect, standby, status, witness,
+    protect, rdma, standby, status, witness,
 };
 use clap::Parser;
 use std::{
@@ -56,6 +56,12 @@ fn run(command: Command) -> anyhow::Result<Code> {
         Command::Unprotect(args) => status::unprotect(&args),
         Command::Protect(args) => protect::run(ProtectConfig::resolve(args).map_err(ExitError::from)?),
         Command::Standby(args) => standby::run(StandbyConfig::resolve(args).map_err(ExitError::from)?),
+        Command::Rdma { command: RdmaCommand::Devices { json } } => {
+            let report = rdma::devices(json)?;
+            print(&report.text)?;
+            report.outcome?;
+            Ok(Code::Done)
+        }
         Command::DataPath => protect::data_path::run(),
     }
 }

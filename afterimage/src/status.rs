@@ -8,6 +8,8 @@ pub use control::{ControlError, ControlSocket, Handler, Request, Response, ask, 
 use crate::{
     cli::{OperatorArgs, Side, StatusArgs, UnprotectArgs},
     exit::{Code, ExitError},
+    keepalive::PathStats,
+    paths::RdmaInfo,
 };
 use mc_core::{driver::Percentiles, id::Name};
 use serde::{Deserialize, Serialize};
@@ -42,8 +44,16 @@ pub struct Status {
     pub node: String,
     /// The other one, and where; empty without one.
     pub peer: String,
-    /// "tcp".
+    /// "rdma", "tcp", or that and why it is not RDMA any more: "tcp (fell back from RDMA: …; 1 times)". Empty without a session.
     pub transport: String,
+    /// Why the session began on that.
+    pub transport_why: String,
+    /// This side of RDMA, if the session began on it.
+    pub rdma: Option<RdmaInfo>,
+    /// What beats go over: "ud" (RDMA datagrams), "udp", or "both". Empty without a session.
+    pub keepalive: String,
+    /// With both: what came and went by each.
+    pub beat_paths: Vec<PathStats>,
     /// The register's generation, as far as this side knows.
     pub generation: u64,
     /// The newest epoch: captured on the primary, staged or committed on the standby.

@@ -2,7 +2,7 @@
 
 use afterimage::{
     cli::{Cli, Command, Side},
-    config::{ConfigError, ProtectConfig, StandbyConfig, WitnessConfig},
+    config::{ConfigError, KeepaliveWish, ProtectConfig, StandbyConfig, TransportWish, WitnessConfig},
 };
 use clap::{CommandFactory, Parser};
 use std::{fs, io::Write, path::PathBuf, process, time::Duration};
@@ -70,6 +70,57 @@ fn a_standby_takes_qemu_after_two_dashes() {
 }
 
 #[test]
+fn the_ways_of_checkpoints_and_beats_fit_each_other() {
+    use {KeepaliveWish::*, TransportWish::*};
+    let cases: [(&[&str], _); 7] = [
+        (&[], (Auto, Both)),
+        (&["--transport", "rdma"], (Rdma, Ud)),
+        (&["--transport", "tcp"], (Tcp, Udp)),
+        (&["--keepalive", "udp"], (Auto, Udp)),
+        (&["--transport", "rdma", "--keepalive", "both"], (Rdma, Both)),
+        (&["--transport", "rdma", "--keepalive", "udp"], (Rdma, Udp)),
+        (&["--transport", "tcp", "--keepalive", "udp"], (Tcp, Udp)),
+    ];
+    for (flags, expected) in cases {
+        let paths = protect(flags).unwrap().paths;
+        assert_eq!((paths.transport, paths.keepalive), expected, "{flags:?}");
+    }
+    let paths = protect(&["--rdma-device", "mlx5_0", "--rdma-gid-index", "3", "--rdma-timeout", "16"]).unwrap().paths;
+    assert_eq!((paths.rdma_device.as_deref(), paths.rdma_gid_index), (Some("mlx5_0"), Some(3)));
+    assert_eq!((paths.rdma_timeout, paths.rdma_retry), (Some(16), 6));
+    let wrong: [(&[&str], &str); 6] = [
+        (&["--transport", "tcp", "--keepalive", "ud"], "ud and both need RDMA"),
+        (&["--transport", "tcp", "--keepalive", "both"], "ud and both need RDMA"),
+        (&["--keepalive", "ud"], "may come down to TCP"),
+        (&["--transport", "tcp", "--rdma-device", "rxe0"], "only with transport = rdma or auto"),
+        (&["--rdma-retry", "7"], "7 means for ever"),
+        (&["--rdma-timeout", "31"], "22 (17 s)"),
+    ];
+    for (flags, what) in wrong {
+        let error = protect(flags).unwrap_err().to_string();
+        assert!(error.contains(what), "{flags:?}: {error}");
+    }
+}
+
+#[test]
+fn a_host_that_shall_use_rdma_and_has_none_says_what_to_do() {
+    if PathBuf::from("/sys/class/infiniband_verbs").exists() {
+        eprintln!("skipped: this host has RDMA");
+        return;
+    }
+    let qemu = ["--", "qemu-system-x86_64"];
+    let standby =
+        ["standby", "--vm", "web", "--arbiter", "manual", "--transport", "rdma", "--run-dir", "/nonexistent/x"];
+    let standby: Vec<&str> = standby.into_iter().chain(qemu).collect();
+    let protect: Vec<&str> = PROTECT[1..].iter().copied().chain(["--transport", "rdma"]).collect();
+    for args in [standby, protect] {
+        let (code, stdout, stderr) = run(&args);
+        assert_eq!((code, stdout.as_str()), (6, ""), "{args:?}: {stderr}");
+        assert!(stderr.contains("RDMA") && stderr.contains("what to do:"), "{args:?}: {stderr}");
+    }
+}
+
+#[test]
 fn flags_win_over_the_file_and_the_file_over_defaults() {
     let file = file("[protect]\nvm = 'other'\nepoch_ms = 2.5\nbeat_interval_ms = 30\nnics = ['/run/f.net=tap9']\n");
     let config = protect(&["--config", file.path().to_str().unwrap(), "--beat-interval", "7ms"]).unwrap();
@@ -122,6 +173,9 @@ fn a_wrong_file_is_refused_with_its_key_name_and_line() {
         ("[protect]\nwindow = 0\n", 2, "1 to 64"),
         ("[standby]\nnics = ['/run/web.net']\n", 2, "SOCKET=TAP"),
         ("[standby]\nqemu = []\n", 2, "QEMU"),
+        ("[standby]\ntransport = 'ib'\n", 2, "`rdma`, `tcp`, `auto`"),
+        ("[protect]\ntransport = 'tcp'\nkeepalive = 'ud'\n", 3, "need RDMA"),
+        ("[protect]\nrdma_gid_index = 256\n", 2, "256"),
         ("[standby]\nlisten = 'localhost'\n", 2, "address"),
         ("[witness]\nlisten = '127.0.0.1:7400'\nlisten = '127.0.0.1:7400'\n", 3, "duplicate"),
         ("[witness\n", 1, ""),
@@ -183,6 +237,21 @@ fn help_and_version_are_results() {
     }
     let (code, stdout, _) = run(&["--version"]);
     assert!(code == 0 && stdout.starts_with("afterimage "), "{stdout}");
+    assert!(run(&["rdma", "devices", "--help"]).1.contains("exits with 6"));
     assert!(!run(&["--help"]).1.contains("data-path"));
     assert_eq!((Side::Primary.as_str(), Side::Standby.as_str()), ("primary", "standby"));
+}
+
+#[test]
+fn a_host_without_rdma_says_so_and_what_to_do() {
+    if PathBuf::from("/sys/class/infiniband_verbs").exists() {
+        eprintln!("skipped: this host has RDMA");
+        return;
+    }
+    for args in [&["rdma", "devices"][..], &["rdma", "devices", "--json"]] {
+        let (code, stdout, stderr) = run(args);
+        assert_eq!((code, stdout.as_str()), (6, ""), "{stderr}");
+        let words = if cfg!(feature = "rdma") { ["no RDMA", "modprobe rdma_rxe"] } else { ["without RDMA", "feature"] };
+        assert!(words.iter().all(|w| stderr.contains(w)) && stderr.contains("what to do:"), "{stderr}");
+    }
 }

@@ -33,8 +33,8 @@
 //! # The map
 //!
 //! [`id`] has the vocabulary's numbers, [`wire`] every byte, [`slab`] and [`staging`] the memory, [`capture`] who copies
-//! into it, [`transport`], [`source`] and [`gate`] the traits that the outside implements, `testing` (a feature) an
-//! in-memory transport and the suite that every transport must pass.
+//! into it, [`transport`], [`source`] and [`gate`] the traits that the outside implements, [`failover`] a transport made of
+//! two, `testing` (a feature) an in-memory transport and the suite that every transport must pass.
 
 #![deny(unsafe_code)]
 
@@ -42,6 +42,7 @@ pub mod arbiter;
 pub mod capture;
 pub mod detector;
 pub mod driver;
+pub mod failover;
 pub mod gate;
 pub mod id;
 pub mod image;

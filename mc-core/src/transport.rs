@@ -47,6 +47,63 @@ pub trait Transport: Send {
 
     /// Who is at the other end, for messages.
     fn peer(&self) -> String;
+
+    /// Why the traffic no longer takes the path that it began on; `None` if there is but one, or it still works.
+    fn fell_back(&self) -> Option<&str> {
+        None
+    }
+}
+
+impl<T: Transport + ?Sized> Transport for Box<T> {
+    fn submit(&mut self, op: Op) -> Result<(), Rejected> {
+        (**self).submit(op)
+    }
+
+    fn poll(&mut self) -> Option<Completion> {
+        (**self).poll()
+    }
+
+    fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
+        (**self).wait_fd()
+    }
+
+    fn wants_read(&self) -> bool {
+        (**self).wants_read()
+    }
+
+    fn wants_write(&self) -> bool {
+        (**self).wants_write()
+    }
+
+    fn revoke(&mut self) -> Result<(), NotFenced> {
+        (**self).revoke()
+    }
+
+    fn peer(&self) -> String {
+        (**self).peer()
+    }
+
+    fn fell_back(&self) -> Option<&str> {
+        (**self).fell_back()
+    }
+}
+
+/// A transport that another can take over from without a loss: it knows how far it got. An *item* is an [`Op::Write`] or an
+/// [`Op::Send`] that it took, counted from 0 in order of submission, in each direction for itself.
+pub trait Resumable: Transport {
+    /// So many of our items, the first ones, are known to have arrived at the peer's end: it will report them whatever becomes
+    /// of the link. A slab that comes back as [`Completion::Written`] from a link that has not failed is among them.
+    fn delivered(&self) -> u64;
+
+    /// So many of the peer's items have been reported by `poll`. Final once [`Completion::Down`] was.
+    fn received(&self) -> u64;
+
+    /// Whether something has failed: from then on a slab that comes back as written may not have arrived, and nothing more
+    /// should be submitted. [`Completion::Down`] follows.
+    fn has_failed(&self) -> bool;
+
+    /// Asks the peer's end for a sign of life, on a link that may be idle: one that is gone is then noticed.
+    fn nudge(&mut self) {}
 }
 
 /// An operation.

@@ -4,6 +4,7 @@
 //! multiple of 256 KiB (used always; it does no harm), and a preload library.
 
 use crate::{
+    hosts::Host,
     prerequisite::{self, Missing},
     process::Line,
     timeline,
@@ -17,7 +18,7 @@ use std::{
 };
 
 /// The NIC's address, of every guest.
-const MAC: &str = "52:54:00:00:00:0a";
+pub const MAC: &str = "52:54:00:00:00:0a";
 
 /// Which guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -230,15 +231,15 @@ impl Guest {
     /// The same as a primary: with that monitor, and under TCG with the preload library.
     ///
     /// # Errors
-    /// The library cannot be copied to the VM's directory.
-    pub fn primary(&self, paths: &VmPaths) -> Result<Line> {
+    /// The library cannot be copied to the VM's directory on `host`.
+    pub fn primary(&self, host: &dyn Host, paths: &VmPaths) -> Result<Line> {
         let qemu = self.qemu(paths).flag("-qmp", monitor(&paths.qmp()));
         if self.accel == Accel::Kvm {
             return Ok(qemu);
         }
         // A copy: LD_PRELOAD cannot express a path with spaces or colons.
         let shim = paths.dir.join("tcgshim.so");
-        std::fs::copy(self.images.path("tcgshim.so"), &shim).with_context(|| shim.display().to_string())?;
+        host.run("cp", &[&self.images.path("tcgshim.so").to_string_lossy(), &shim.to_string_lossy()])?;
         Ok(Line::new("env").args([format!("LD_PRELOAD={}", shim.display())]).args(qemu.0))
     }
 }

@@ -2,7 +2,9 @@
 //!
 //! | module | |
 //! |---|---|
-//! | [`netns`] | hosts made of network namespaces, their links, and how they die, freeze and lose a link |
+//! | [`hosts`] | what a scenario needs of hosts: run something there, kill, freeze, cut |
+//! | [`netns`] | hosts made of network namespaces |
+//! | [`lab`] | hosts that are virtual machines with RDMA devices, made by `scripts/lab pair` |
 //! | [`process`] | processes on such a host, their events and logs |
 //! | [`guest`] | QEMU's command lines, and which accelerator boots which guest here |
 //! | [`plug`] | the NIC of a VM that nobody protects yet: carries frames between QEMU and a TAP device |
@@ -13,11 +15,13 @@
 //!
 //! Nothing here is part of the product, and it uses the product only as an operator can: command lines, standard
 //! output, `afterimage status`. What it claims about survivors comes from elsewhere: from the client's books, from QEMU's
-//! own monitor, and from the packet counters of the TAP devices.
+//! own monitor, and from the packet counters of the TAP devices or of the wire.
 
 pub mod client;
 pub mod demo;
 pub mod guest;
+pub mod hosts;
+pub mod lab;
 pub mod netns;
 pub mod plug;
 pub mod prerequisite;

@@ -8,6 +8,7 @@ use rig::{
     guest::Kind,
     netns, plug,
     prerequisite::{self, Missing},
+    qmp,
 };
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -40,6 +41,9 @@ enum Command {
         /// Silence after which the guest is given up
         #[arg(long, value_parser = parse_time, default_value = "10s")]
         patience: Duration,
+        /// Time without an answer after which a request is sent again (tiny guest)
+        #[arg(long, value_parser = parse_time, default_value = "20ms")]
+        repeat_after: Duration,
     },
     /// Carry frames between QEMU's NIC socket and a TAP device (used by `demo` before protection starts)
     Plug {
@@ -49,6 +53,12 @@ enum Command {
         /// The TAP device
         #[arg(long)]
         tap: String,
+    },
+    /// Say whether the VM behind a monitor executes (used by `demo` on hosts that are virtual machines)
+    Executes {
+        /// QEMU's monitor
+        #[arg(long)]
+        monitor: PathBuf,
     },
     /// Remove network namespaces, and what runs in them, that a killed rig left behind
     Clean,
@@ -68,12 +78,16 @@ fn main() -> ExitCode {
 fn dispatch(command: Command) -> Result<bool> {
     match command {
         Command::Demo(args) => demo::run(&args),
-        Command::Client { guest, address, pipeline, think, patience } => {
-            let plan = Plan { guest, address, pipeline, think, patience };
+        Command::Client { guest, address, pipeline, think, patience, repeat_after } => {
+            let plan = Plan { guest, address, pipeline, think, patience, repeat_after };
             let summary = client::run(&plan, &Stop::at_end_of_stdin(), &mut std::io::stdout().lock())?;
             Ok(!summary.stuck)
         }
         Command::Plug { socket, tap } => plug::run(&socket, &tap).map(|()| true),
+        Command::Executes { monitor } => {
+            println!("{}", qmp::executes(&monitor)?);
+            Ok(true)
+        }
         Command::Clean => {
             prerequisite::check()?;
             netns::clean()?.iter().for_each(|name| println!("removed {name}"));

@@ -1,7 +1,7 @@
 //! Processes on a host, their events and logs. None outlives the rig.
 
 use crate::{
-    netns::Host,
+    hosts::Host,
     timeline::{Entry, LINE_MAX, Timeline},
 };
 use anyhow::{Context, Result};
@@ -12,7 +12,7 @@ use std::{
     io::{BufRead, BufReader, Read},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
+    process::{Child, ChildStdin, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
@@ -55,15 +55,14 @@ impl Proc {
     /// goes to `NAME.log` in `dir`.
     ///
     /// # Errors
-    /// No log file, or no such program (`ip`: programs inside the namespace that are missing show as a failure).
-    pub fn spawn(host: &Host, name: &str, line: &Line, dir: &Path, timeline: &Timeline) -> Result<Self> {
+    /// No log file, or the host cannot be reached. (A program that the host lacks shows as a failure.)
+    pub fn spawn(host: &dyn Host, name: &str, line: &Line, dir: &Path, timeline: &Timeline) -> Result<Self> {
         let log = dir.join(format!("{name}.log"));
         let errors = File::options().create(true).append(true).open(&log).with_context(|| log.display().to_string())?;
-        // `ip netns exec` and `setpriv` replace themselves with what they start: the process id stays. The process
-        // group keeps the terminal's Ctrl-C away from everything but the rig, which then cleans up in its own order.
-        let mut child = Command::new("ip")
-            .args(["netns", "exec", &host.netns, "setpriv", "--pdeathsig", "KILL", "--"])
-            .args(&line.0)
+        // The process group keeps the terminal's Ctrl-C away from everything but the rig, which then cleans up in its own
+        // order.
+        let mut child = host
+            .command(line)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(errors)
@@ -71,8 +70,8 @@ impl Proc {
             .spawn()
             .with_context(|| format!("cannot start {name}"))?;
         let reader = child.stdout.take().map(|output| {
-            let (source, timeline) = (name.to_owned(), timeline.clone());
-            std::thread::spawn(move || read_events(output, &source, &timeline))
+            let (source, timeline, ahead_ms) = (name.to_owned(), timeline.clone(), host.clock_ahead_ms());
+            std::thread::spawn(move || read_events(output, &source, ahead_ms, &timeline))
         });
         Ok(Self { name: name.to_owned(), child, log, reader })
     }
@@ -137,14 +136,16 @@ impl Drop for Proc {
     }
 }
 
-fn read_events(output: impl Read, source: &str, timeline: &Timeline) {
+fn read_events(output: impl Read, source: &str, ahead_ms: f64, timeline: &Timeline) {
     let mut output = BufReader::new(output);
     let mut line = Vec::new();
     loop {
         line.clear();
         match output.by_ref().take(LINE_MAX as u64).read_until(b'\n', &mut line) {
             Ok(0) | Err(_) => return,
-            Ok(_) => timeline.push(Entry::parse(source, String::from_utf8_lossy(&line).trim_end())),
+            Ok(_) => {
+                timeline.push(Entry::parse(source, String::from_utf8_lossy(&line).trim_end()).on_our_clock(ahead_ms));
+            }
         }
     }
 }

@@ -26,6 +26,21 @@ pub fn run_state(socket: &Path, patience: Duration) -> Result<Option<String>> {
     answer.with_context(|| format!("QEMU on {}", socket.display()))
 }
 
+/// Whether the VM behind `socket` executes now. It is asked several times: a pause is no end.
+///
+/// # Errors
+/// There is a QEMU that does not answer.
+pub fn executes(socket: &Path) -> Result<bool> {
+    for _ in 0..20 {
+        match run_state(socket, Duration::from_secs(5))? {
+            None => return Ok(false),
+            Some(state) if state == "running" => return Ok(true),
+            Some(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
+    }
+    Ok(false)
+}
+
 fn has_gone(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
 }

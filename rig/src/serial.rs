@@ -1,7 +1,6 @@
 //! What guests print on their serial port.
 
 use crate::guest::Kind;
-use std::path::Path;
 
 /// A reading of a whole serial log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,13 +14,6 @@ pub struct Serial {
 }
 
 impl Serial {
-    /// Reads a file; one that is not there is empty.
-    #[must_use]
-    pub fn read(kind: Kind, path: &Path) -> Self {
-        let bytes = std::fs::read(path).unwrap_or_default();
-        Self::parse(kind, &String::from_utf8_lossy(&bytes))
-    }
-
     /// Reads a text.
     #[must_use]
     pub fn parse(kind: Kind, text: &str) -> Self {

@@ -1,6 +1,7 @@
 //! Events of all processes in one order, and waiting for one of them.
 //!
-//! An event is one line of JSON: `{"event": NAME, "at_ms": unix milliseconds, ...}`. The clocks agree: it is one machine.
+//! An event is one line of JSON: `{"event": NAME, "at_ms": unix milliseconds, ...}`. Times of hosts whose clock is not this
+//! machine's are corrected by how far that clock was found to be ahead.
 
 use crate::sys;
 use anyhow::{Result, bail};
@@ -40,6 +41,15 @@ impl Entry {
         }
         let fields = Map::from_iter([("text".to_owned(), Value::from(line))]);
         Self { at_ms: now_ms(), source: source.to_owned(), event: "says".to_owned(), fields }
+    }
+
+    /// The same, with a time that was read on a clock so much ahead of ours. (Lines that are no events were timed here.)
+    #[must_use]
+    pub fn on_our_clock(mut self, ahead_ms: f64) -> Self {
+        if self.event != "says" {
+            self.at_ms -= ahead_ms;
+        }
+        self
     }
 
     /// A number among the fields.

@@ -13,7 +13,9 @@ use std::{
 
 /// Asks until the server has seen enough, and gives the summary and all lines.
 fn ask(guest: Kind, address: SocketAddr, stop: &Stop) -> (Summary, Vec<Value>) {
-    let plan = Plan { guest, address, pipeline: 3, think: Duration::ZERO, patience: Duration::from_secs(2) };
+    let repeat_after = Duration::from_millis(20);
+    let plan =
+        Plan { guest, address, pipeline: 3, think: Duration::ZERO, patience: Duration::from_secs(2), repeat_after };
     let mut output = Vec::new();
     let summary = client::run(&plan, stop, &mut output).unwrap();
     let lines = output.split(|b| *b == b'\n').filter(|l| !l.is_empty());
@@ -173,6 +175,7 @@ fn nobody_there() {
         pipeline: 1,
         think: Duration::ZERO,
         patience: Duration::from_millis(100),
+        repeat_after: Duration::from_millis(20),
     };
     let error = client::run(&plan, &Stop::default(), &mut Vec::new()).unwrap_err();
     assert!(error.to_string().contains(&unused.to_string()), "{error}");

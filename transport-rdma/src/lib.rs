@@ -3,6 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | [`rc`] | [`rc::RdmaLink`], the [`mc_core::transport::Transport`]: slabs by RDMA WRITE, records by SEND |
+//! | [`cm`] | links that rdma_cm makes, where addresses allow it; else endpoints over the control connection |
 //! | [`ud`] | [`ud::UdKeepalive`], the [`mc_core::transport::Keepalive`]: beats as datagrams, to each member or to a group |
 //! | [`device`] | which devices there are, which one to use and why, what it can do |
 //! | [`local`] | [`local::LocalCopy`], a [`mc_core::capture::CaptureEngine`]: checkpoints by RDMA WRITE on one host |
@@ -10,14 +11,16 @@
 //! | [`memlock`] | what is registered, against the limit on locked memory |
 //! | [`error`] | what goes wrong, with peer, queue pair, work request, times and a hint |
 //! | [`types`] | plain values of the verbs |
-//! | [`ffi`] | owned handles over libibverbs: the only `unsafe` |
+//! | [`ffi`] | owned handles over libibverbs and librdmacm: the only `unsafe` |
 
+pub mod cm;
 pub mod device;
 pub mod error;
 pub mod ffi;
 pub mod local;
 pub mod memlock;
 pub mod mr;
+mod patience;
 pub mod rc;
 pub mod types;
 pub mod ud;

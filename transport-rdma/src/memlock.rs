@@ -55,8 +55,13 @@ pub struct MemlockError {
 /// The limit is too low; says by how much, and what to do. Of a limit that other memory locks eat into, or of a capability
 /// that a user namespace does not really give, only the kernel knows.
 pub fn check(bytes: usize) -> Result<(), MemlockError> {
-    let limit = if exempt() { None } else { getrlimit(Resource::Memlock).current };
-    judge(pinned_by(bytes), registered(), limit)
+    judge(pinned_by(bytes), registered(), limit())
+}
+
+/// Bytes that this process may lock; `None`: no limit, or one that does not bind it (`CAP_IPC_LOCK`).
+#[must_use]
+pub fn limit() -> Option<u64> {
+    if exempt() { None } else { getrlimit(Resource::Memlock).current }
 }
 
 fn exempt() -> bool {

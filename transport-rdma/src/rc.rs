@@ -36,9 +36,10 @@ mod send;
 pub use link::{Breaker, RdmaLink};
 
 use crate::{
+    cm::Tie,
     error::RdmaError,
     ffi::{Channel, Context, Cq, Domain, Qp},
-    types::{Gid, PORT, QpSizes},
+    types::{Gid, PORT, Patience, QpSizes},
 };
 use mc_core::{
     id::Incarnation,
@@ -63,6 +64,8 @@ pub struct Place {
     pub mtu: u32,
     /// Nominal rate: Mbit/s; 0 if unknown.
     pub mbit: u32,
+    /// A software device: its rate is a fiction, and a busy host delays its answers.
+    pub software: bool,
 }
 
 impl Place {
@@ -84,7 +87,15 @@ impl Place {
             let source = io::Error::new(io::ErrorKind::NotFound, format!("GID index {gid_index} is empty"));
             return Err(failed("reading its GID table")(source));
         }
-        Ok(Self { context, gid_index, gid, lid: port.lid, mtu: port.mtu, mbit: port.mbit })
+        Ok(Self {
+            context,
+            gid_index,
+            gid,
+            lid: port.lid,
+            mtu: port.mtu,
+            mbit: port.mbit,
+            software: is_software(device),
+        })
     }
 
     fn failed(&self, doing: &'static str) -> impl FnOnce(io::Error) -> RdmaError {
@@ -153,16 +164,25 @@ impl RcOptions {
         u32::try_from((4 * self.queue + 32).next_power_of_two()).unwrap_or(4096)
     }
 
-    /// The local ACK timeout in force: four times what a full queue takes at the port's rate, within 14 (67 ms) to 20 (4.3 s).
-    /// A shorter one has been seen to end healthy links when a host was busy.
+    /// The local ACK timeout in force: four times what a full queue takes at the port's rate, within 14 (67 ms) to 20 (4.3 s),
+    /// and at least 17 (0.54 s) on a software device. Shorter ones have been seen to end healthy links when a host was busy:
+    /// SoftRoCE (Linux 6.1) then sends writes again, and refuses its own repetition as an invalid request.
     #[must_use]
-    pub fn timeout_code(&self, mbit: u32) -> u8 {
-        self.timeout.unwrap_or_else(|| {
-            let bytes = self.slice_bytes as u64 * u64::from(self.depth) * 4;
-            let full = Duration::from_micros(bytes * 8 / u64::from(mbit.max(1000)));
-            (14..20).find(|code| crate::error::ack_timeout(*code) >= full).unwrap_or(20)
-        })
+    pub fn timeout_code(&self, place: &Place) -> u8 {
+        self.timeout.unwrap_or_else(|| self.derived_timeout(place.mbit, place.software))
     }
+
+    fn derived_timeout(&self, mbit: u32, software: bool) -> u8 {
+        let bytes = self.slice_bytes as u64 * u64::from(self.depth) * 4;
+        let full = Duration::from_micros(bytes * 8 / u64::from(mbit.max(1000)));
+        let shortest = if software { 17 } else { 14 };
+        (shortest..20).find(|code| crate::error::ack_timeout(*code) >= full).unwrap_or(20)
+    }
+}
+
+/// Whether the kernel does the work (rxe, siw): only those have a network interface as their parent in sysfs.
+pub(crate) fn is_software(device: &str) -> bool {
+    std::path::Path::new("/sys/class/infiniband").join(device).join("parent").exists()
 }
 
 /// Queue pairs that are not connected yet. Its endpoint goes to the peer, whose endpoint connects it.
@@ -183,6 +203,8 @@ struct Parts {
     send_cq: Arc<Cq>,
     receive_cq: Arc<Cq>,
     queues: Vec<Arc<Qp>>,
+    /// If rdma_cm has connected them. It goes last: the peer learns of it when nothing of its access is left.
+    tie: Option<Tie>,
 }
 
 impl Prepared {
@@ -220,7 +242,7 @@ impl Prepared {
             incarnation,
         };
         let place = place.clone();
-        let parts = Parts { place, options, domain, channel, send_cq, receive_cq, queues };
+        let parts = Parts { place, options, domain, channel, send_cq, receive_cq, queues, tie: None };
         Ok(Self { parts, receiver, endpoint })
     }
 
@@ -254,7 +276,7 @@ impl Prepared {
         for (queue, number) in self.parts.queues.iter().zip(theirs.queues.numbers()) {
             let failed =
                 |source| RdmaError::Verb { peer: peer.clone(), qpn: queue.number(), doing: "connecting", source };
-            patiently(|| queue.connect(&self.path(theirs, *number))).map_err(failed)?;
+            crate::patience::patiently(|| queue.connect(&self.path(theirs, *number))).map_err(failed)?;
         }
         Ok(RdmaLink::new(self.parts, self.receiver, theirs, peer, speaks_first))
     }
@@ -269,25 +291,30 @@ impl Prepared {
             mtu: place.mtu.min(theirs.mtu),
             psn: self.endpoint.psn,
             peer_psn: theirs.psn,
-            timeout: options.timeout_code(place.mbit),
+            timeout: options.timeout_code(place),
             retry: options.retry,
             rnr_retry: options.rnr_retry,
         }
     }
-}
 
-/// A netdev that has just come up has no route and resolves no neighbour yet (IPv6 checks its own address first, for a second
-/// or two): tries again for three.
-pub(crate) fn patiently<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    for _ in 0..15 {
-        match attempt() {
-            Err(error) if matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::NetworkUnreachable) => {
-                std::thread::sleep(Duration::from_millis(200));
-            }
-            done => return done,
-        }
+    pub(crate) fn place(&self) -> &Place {
+        &self.parts.place
     }
-    attempt()
+
+    pub(crate) fn queues(&self) -> &[Arc<Qp>] {
+        &self.parts.queues
+    }
+
+    pub(crate) fn patience(&self) -> Patience {
+        let Parts { place, options, .. } = &self.parts;
+        Patience { timeout: options.timeout_code(place), retry: options.retry, rnr_retry: options.rnr_retry }
+    }
+
+    /// The link, when rdma_cm has connected the queue pair.
+    pub(crate) fn connected(mut self, tie: Tie, theirs: &Endpoint, peer: String, speaks_first: bool) -> RdmaLink {
+        self.parts.tie = Some(tie);
+        RdmaLink::new(self.parts, self.receiver, theirs, peer, speaks_first)
+    }
 }
 
 /// 24 bits that no earlier session's packets are likely to match.
@@ -305,11 +332,11 @@ mod tests {
     fn the_timeout_covers_a_full_queue_and_is_never_short() {
         let options = RcOptions::default();
         // 4 x 8 MiB at 100 Gbit/s are 3 ms; the floor is 67 ms.
-        assert_eq!(options.timeout_code(100_000), 14);
+        assert_eq!(options.derived_timeout(100_000, false), 14);
         // At 2.5 Gbit/s they are 107 ms.
-        assert_eq!(options.timeout_code(2_500), 15);
-        assert_eq!(options.timeout_code(0), 16);
-        assert_eq!(RcOptions { timeout: Some(9), ..options }.timeout_code(100_000), 9);
+        assert_eq!(options.derived_timeout(2_500, false), 15);
+        assert_eq!(options.derived_timeout(0, false), 16);
+        assert_eq!(options.derived_timeout(100_000, true), 17);
     }
 
     #[test]

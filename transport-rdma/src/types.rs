@@ -93,7 +93,7 @@ pub(crate) fn lane_mbit(speed: u8) -> u32 {
 pub struct Completion {
     /// The number that it was posted with.
     pub id: u64,
-    /// 0 for success; see [`status_words`].
+    /// 0 for success; see [`crate::ffi::status_words`].
     pub status: u32,
     /// The vendor's own code.
     pub vendor: u32,
@@ -241,5 +241,16 @@ pub struct RcPath {
     /// Transport retries; at most 6: 7 means for ever on some devices.
     pub retry: u8,
     /// Retries while the peer has no receive posted; at most 6, likewise.
+    pub rnr_retry: u8,
+}
+
+/// How long a reliable queue pair tries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// As [`RcPath::timeout`].
+    pub timeout: u8,
+    /// As [`RcPath::retry`].
+    pub retry: u8,
+    /// As [`RcPath::rnr_retry`].
     pub rnr_retry: u8,
 }

@@ -24,6 +24,7 @@ use crate::{
     device::Choice,
     error::RdmaError,
     ffi::{Address, Domain},
+    patience::patiently,
     types::{Gid, MULTICAST_QPN},
 };
 use mc_core::{
@@ -212,7 +213,7 @@ impl UdKeepalive {
     }
 
     fn handle(&self, gid: Gid, lid: u16) -> io::Result<Address> {
-        crate::rc::patiently(|| Address::new(&self.domain, gid, lid, self.place.gid_index))
+        patiently(|| Address::new(&self.domain, gid, lid, self.place.gid_index))
     }
 
     fn failed(&self, doing: &'static str) -> impl FnOnce(io::Error) -> RdmaError {

@@ -2,6 +2,7 @@
 
 use super::{
     ConfigError,
+    paths::{KeepaliveWish, PathSettings, TransportWish},
     units::{Kib, Mib, Millis, NicSpec},
 };
 use crate::arbiter::{ArbiterSpec, HostPort};
@@ -56,6 +57,12 @@ pub(super) struct ProtectSection {
     pub(super) run_dir: Setting<PathBuf>,
     pub(super) bind: Setting<IpAddr>,
     pub(super) force_writable_disks: Setting<bool>,
+    pub(super) transport: Setting<TransportWish>,
+    pub(super) keepalive: Setting<KeepaliveWish>,
+    pub(super) rdma_device: Setting<String>,
+    pub(super) rdma_gid_index: Setting<u8>,
+    pub(super) rdma_timeout: Setting<u8>,
+    pub(super) rdma_retry: Setting<u8>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -73,7 +80,32 @@ pub(super) struct StandbySection {
     pub(super) detect_multiplier: Setting<u8>,
     pub(super) run_dir: Setting<PathBuf>,
     pub(super) qemu: Setting<Vec<String>>,
+    pub(super) transport: Setting<TransportWish>,
+    pub(super) keepalive: Setting<KeepaliveWish>,
+    pub(super) rdma_device: Setting<String>,
+    pub(super) rdma_gid_index: Setting<u8>,
+    pub(super) rdma_timeout: Setting<u8>,
+    pub(super) rdma_retry: Setting<u8>,
 }
+
+macro_rules! take_paths {
+    ($($section:ident)*) => {$(
+        impl $section {
+            /// Takes out the settings that both sides share.
+            pub(super) fn take_paths(&mut self) -> PathSettings {
+                PathSettings {
+                    transport: self.transport.take(),
+                    keepalive: self.keepalive.take(),
+                    rdma_device: self.rdma_device.take(),
+                    rdma_gid_index: self.rdma_gid_index.take(),
+                    rdma_timeout: self.rdma_timeout.take(),
+                    rdma_retry: self.rdma_retry.take(),
+                }
+            }
+        }
+    )*};
+}
+take_paths! { ProtectSection StandbySection }
 
 /// Where a file's settings stand in it.
 #[derive(Debug, Default)]

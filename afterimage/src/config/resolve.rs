@@ -3,6 +3,7 @@
 use super::{
     ConfigError, ProtectConfig, StandbyConfig, WitnessConfig,
     file::{ProtectSection, Setting, Source, StandbySection, WitnessSection, load},
+    paths,
     units::{Kib, Mib, Millis},
 };
 use crate::cli::{ProtectArgs, StandbyArgs, WitnessArgs};
@@ -40,7 +41,7 @@ impl fmt::Display for Origin {
 }
 
 /// Resolves one command's settings, and remembers where each came from.
-struct Resolver<'a> {
+pub(super) struct Resolver<'a> {
     command: &'static str,
     file: &'a Source,
     trail: Vec<(&'static str, Option<String>, Origin)>,
@@ -68,7 +69,7 @@ impl<'a> Resolver<'a> {
         Some(value)
     }
 
-    fn optional<T: Serialize>(&mut self, key: &'static str, flag: Option<T>, file: Setting<T>) -> Option<T> {
+    pub(super) fn optional<T: Serialize>(&mut self, key: &'static str, flag: Option<T>, file: Setting<T>) -> Option<T> {
         let given = self.given(key, flag, file);
         if given.is_none() {
             self.trail.push((key, None, Origin::Default));
@@ -76,7 +77,7 @@ impl<'a> Resolver<'a> {
         given
     }
 
-    fn or<T: Serialize>(&mut self, key: &'static str, flag: Option<T>, file: Setting<T>, default: T) -> T {
+    pub(super) fn or<T: Serialize>(&mut self, key: &'static str, flag: Option<T>, file: Setting<T>, default: T) -> T {
         self.given(key, flag, file).unwrap_or_else(|| {
             self.trail.push((key, written(&default), Origin::Default));
             default
@@ -112,7 +113,7 @@ impl<'a> Resolver<'a> {
     }
 
     /// Fails unless `ok`, naming the value and where it comes from.
-    fn check(&self, key: &'static str, ok: bool, allowed: impl fmt::Display) -> Result<(), ConfigError> {
+    pub(super) fn check(&self, key: &'static str, ok: bool, allowed: impl fmt::Display) -> Result<(), ConfigError> {
         let entry = self.trail.iter().find(|(k, _, _)| *k == key && !ok);
         entry.map_or(Ok(()), |(_, value, origin)| {
             let origin = match origin {
@@ -171,7 +172,8 @@ fn witness(r: &mut Resolver<'_>, args: WitnessArgs, s: WitnessSection) -> Result
     state.map(|state| WitnessConfig { listen, state }).ok_or_else(|| r.incomplete())
 }
 
-fn protect(r: &mut Resolver<'_>, args: ProtectArgs, s: ProtectSection) -> Result<ProtectConfig, ConfigError> {
+fn protect(r: &mut Resolver<'_>, args: ProtectArgs, mut s: ProtectSection) -> Result<ProtectConfig, ConfigError> {
+    let path_settings = s.take_paths();
     let vm = r.need("vm", "--vm NAME", args.vm, s.vm);
     let node = r.node(args.node, s.node)?;
     let qmp = r.need("qmp", "--qmp SOCKET", args.qmp, s.qmp);
@@ -189,6 +191,7 @@ fn protect(r: &mut Resolver<'_>, args: ProtectArgs, s: ProtectSection) -> Result
     let bind = r.optional("bind", args.bind, s.bind);
     let force = args.force_writable_disks.then_some(true);
     let force_writable_disks = r.or("force_writable_disks", force, s.force_writable_disks, false);
+    let paths = paths::resolve(r, args.paths, path_settings, staging.0)?;
 
     r.check("epoch_ms", (Duration::from_millis(1)..=Duration::from_secs(60)).contains(&epoch.0), "1 to 60000 ms")?;
     r.check_beats(beat, detect_multiplier)?;
@@ -217,10 +220,12 @@ fn protect(r: &mut Resolver<'_>, args: ProtectArgs, s: ProtectSection) -> Result
         run_dir,
         bind,
         force_writable_disks,
+        paths,
     })
 }
 
-fn standby(r: &mut Resolver<'_>, args: StandbyArgs, s: StandbySection) -> Result<StandbyConfig, ConfigError> {
+fn standby(r: &mut Resolver<'_>, args: StandbyArgs, mut s: StandbySection) -> Result<StandbyConfig, ConfigError> {
+    let path_settings = s.take_paths();
     let vm = r.need("vm", "--vm NAME", args.vm, s.vm);
     let node = r.node(args.node, s.node)?;
     let listen = r.or("listen", args.listen, s.listen, loopback(7410));
@@ -232,6 +237,7 @@ fn standby(r: &mut Resolver<'_>, args: StandbyArgs, s: StandbySection) -> Result
     let beat = r.or("beat_interval_ms", args.beat_interval.map(Millis), s.beat_interval_ms, BEAT);
     let detect_multiplier = r.or("detect_multiplier", args.detect_multiplier, s.detect_multiplier, MULTIPLIER);
     let run_dir = r.or("run_dir", args.run_dir, s.run_dir, RUN_DIR.into());
+    let paths = paths::resolve(r, args.paths, path_settings, staging.0)?;
     let qemu = r.need("qemu", "-- QEMU ARGS...", some(args.qemu), s.qemu);
 
     r.check("staging_mib", staging.0 >= 512 << 10, "at least 0.5 MiB")?;
@@ -253,6 +259,7 @@ fn standby(r: &mut Resolver<'_>, args: StandbyArgs, s: StandbySection) -> Result
         detect_multiplier,
         run_dir,
         qemu,
+        paths,
     })
 }
 

@@ -12,12 +12,14 @@
 //! The thread shares nothing with the checkpoint path: FaRM (SOSP 2015, 6.5) measured leases on shared queue pairs and
 //! shared threads to expire falsely even at 100 ms, and to hold at 5 ms on their own.
 
+mod paths;
 mod shared;
 mod stats;
 #[cfg(test)]
 mod tests;
 mod worker;
 
+pub use paths::{MAX_PATHS, PathStats, Paths, PathsReader};
 pub use stats::{BeatStats, Percentiles};
 
 use crate::clock::Clock;

@@ -66,7 +66,6 @@ fn status(path: &mut DataPath) -> Status {
         vm: config.vm.to_string(),
         node: config.node.to_string(),
         peer: path.peer.clone().unwrap_or_default(),
-        transport: "tcp".into(),
         generation: machine.generation().0,
         epoch: captured.0,
         last_ack_epoch: acked.0,
@@ -83,6 +82,7 @@ fn status(path: &mut DataPath) -> Status {
     report::fill_gate(&mut status, path.driver.gate.stats(), &path.driver.gate);
     report::fill_staging(&mut status, path.driver.pool_stats());
     report::fill_arbiter(&mut status, &path.arbiter);
+    path.watch.fill(&mut status);
     if let Some(beats) = &path.beats {
         report::fill_beats(&mut status, beats);
     }

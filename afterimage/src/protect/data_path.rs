@@ -10,7 +10,7 @@ use super::{
     session::{self, Found},
 };
 use crate::{
-    arbiter::{Answer, ArbiterClient, Ask},
+    arbiter::{Answer, ArbiterClient},
     beats::Wish,
     cli::Side,
     clock::Clock,
@@ -20,18 +20,19 @@ use crate::{
     gate::{GateError, Mode, NicGate, NicSpec, Options},
     inbox::{self, Inbox, readable, wait},
     keepalive::{BeatHandle, Verdict},
+    paths::Watch,
     qemu::colo::ColoSource,
     report,
 };
 use anyhow::{Context, Result};
 use mc_core::{
-    driver::{PrimaryDriver, PrimaryErrand},
+    driver::PrimaryDriver,
     id::Time,
     primary::{Config, Event, Primary, Role},
     slab::SlabPool,
     source::CheckpointSource,
     staging::Staging,
-    wire::control::{GoodbyeReason, NackReason},
+    wire::control::GoodbyeReason,
 };
 use serde_json::json;
 use std::{
@@ -51,20 +52,21 @@ pub(super) struct DataPath {
     pub(super) clock: Clock,
     pub(super) peer: Option<String>,
     pub(super) notes: Vec<String>,
-    supervisor: Hands,
+    pub(super) watch: Watch,
+    pub(super) supervisor: Hands,
     control: Control,
     sessions: Option<Inbox<Result<Found>>>,
-    source_path: PathBuf,
+    pub(super) source_path: PathBuf,
     last_turn: Time,
     role: Role,
     arbiter_reachable: bool,
     suspected: bool,
     pub(super) operator_wants_solo: bool,
     /// Its QEMU ended without having been told to.
-    vm_died: bool,
+    pub(super) vm_died: bool,
     /// To end with, once the register says (solo, self) and QEMU was told so.
-    end_when_solo: Option<(Code, String)>,
-    ending: Option<(Code, String)>,
+    pub(super) end_when_solo: Option<(Code, String)>,
+    pub(super) ending: Option<(Code, String)>,
 }
 
 /// Runs the data path; `stdin` is the channel to the supervisor.
@@ -133,6 +135,7 @@ impl DataPath {
             clock,
             peer: None,
             notes: report::standing_notes(),
+            watch: Watch::default(),
             supervisor,
             control,
             sessions: None,
@@ -178,6 +181,7 @@ impl DataPath {
         self.hear_sessions();
         self.driver.gate.tick(self.clock.now());
         self.driver.pump();
+        self.watch.look(self.driver.link());
         self.run_errands()?;
         self.hear_control();
         self.report_role();
@@ -306,83 +310,11 @@ impl DataPath {
         self.suspected = false;
         let config = &self.brief.config;
         let wish = Wish { interval: config.beat_interval, multiplier: config.detect_multiplier };
-        let (link, beats) = found.start(wish, self.clock)?;
+        let (link, beats, report) = found.start(wish, self.clock)?;
         self.beats = Some(beats);
+        self.watch.begin(report);
         self.driver.attach(link, incarnation, source, standby);
         Ok(())
-    }
-
-    fn run_errands(&mut self) -> Result<()> {
-        while let Some(errand) = self.driver.errand() {
-            match errand {
-                PrimaryErrand::Cas { expect, new, contested } => {
-                    self.arbiter.ask(Ask::Cas { expect, new, contested });
-                    if std::mem::take(&mut self.operator_wants_solo) {
-                        self.arbiter.operator_decides();
-                    }
-                }
-                PrimaryErrand::StartSource => {
-                    self.supervisor.say(&ToSupervisor::StartSource { path: self.source_path.clone() })?;
-                }
-                PrimaryErrand::LeaveSource => self.went_solo()?,
-                PrimaryErrand::Fence => self.fenced()?,
-                PrimaryErrand::End => self.ended(),
-                PrimaryErrand::LinkLost(why) => {
-                    tracing::warn!(%why, "link lost");
-                    emit("link-lost", json!({ "why": why }));
-                }
-                PrimaryErrand::Refused(reason) => self.refused(reason),
-                PrimaryErrand::SourceFailed(why) => self.supervisor.say(&ToSupervisor::SourceFailed { why })?,
-                PrimaryErrand::GateFailed(why) => {
-                    tracing::error!(%why, "gate; its output stays held");
-                    self.notes.push(why);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The standby cannot go on; the machine gives it up through the arbiter.
-    fn refused(&mut self, reason: NackReason) {
-        let why = match reason {
-            NackReason::TooLarge => {
-                "a checkpoint was larger than the standby's staging: give it more with --staging, or a file with --spill"
-            }
-            NackReason::OutOfOrder => "the standby missed a part of a checkpoint",
-            NackReason::Malformed => "the standby says that a checkpoint does not fit the VM's profile",
-            NackReason::Storage => "the standby could not write its image or its spill file",
-        };
-        tracing::error!(why, "giving protection up");
-        emit("refused", json!({ "why": why }));
-        self.notes.push(format!("not protected: {why}"));
-    }
-
-    fn went_solo(&mut self) -> Result<()> {
-        self.beats = None;
-        self.peer = None;
-        self.supervisor.say(&ToSupervisor::LeaveSource)?;
-        self.ending = self.ending.take().or_else(|| self.end_when_solo.take());
-        Ok(())
-    }
-
-    fn fenced(&mut self) -> Result<()> {
-        emit("fenced", json!({ "vm": self.brief.config.vm }));
-        self.beats = None;
-        self.supervisor.say(&ToSupervisor::Fence)?;
-        let why = match self.vm_died {
-            true => "the VM's QEMU died; its standby has the last commit, and takes over",
-            false => "another node owns the VM now; this copy was stopped",
-        };
-        self.ending = Some((Code::Fenced, why.to_owned()));
-        Ok(())
-    }
-
-    fn ended(&mut self) {
-        let end = match self.vm_died {
-            true => (Code::Failed, "the VM's QEMU died, and no standby had it"),
-            false => (Code::Done, "the VM is gone"),
-        };
-        self.ending.get_or_insert((end.0, end.1.to_owned()));
     }
 
     fn hear_control(&mut self) {

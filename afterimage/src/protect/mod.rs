@@ -6,6 +6,7 @@
 //! | [`supervisor`] | the process that stays: QEMU's control connection, and the VM's fate when the data path dies |
 //! | [`claim`] | what the supervisor does when the data path died: asks the arbiter |
 //! | [`data_path`] | the process that works: the loop around `mc_core`'s primary |
+//! | [`errands`] | what the driver asks of it |
 //! | [`hands`] | the data path's way to QEMU, with and without its supervisor |
 //! | [`session`] | finds the standby |
 //! | [`channel`] | what the two processes say to each other |
@@ -15,6 +16,7 @@ pub mod channel;
 mod claim;
 mod commands;
 pub mod data_path;
+mod errands;
 mod hands;
 mod session;
 mod supervisor;
@@ -25,6 +27,7 @@ use crate::{
     control,
     events::emit,
     exit::{Code, ExitError},
+    paths,
     qemu::{
         control as qemu,
         profile::{self, Profile},
@@ -40,6 +43,7 @@ use std::time::Duration;
 
 /// Runs until the VM is gone, fenced, or handed over. Returns the exit code.
 pub fn run(config: ProtectConfig) -> Result<Code> {
+    paths::check(&config.paths)?;
     std::fs::create_dir_all(&config.run_dir).with_context(|| format!("run directory {}", config.run_dir.display()))?;
     let handed_over = control::hand_over(&config.run_dir, config.vm)?;
     let mut qmp = Qmp::connect(&config.qmp, Duration::from_secs(5)).map_err(no_qmp)?;

@@ -7,6 +7,7 @@ use crate::{
     clock::Clock,
     inbox::{self, Inbox},
     keepalive::BeatHandle,
+    paths::{Link, Ours, Report, Route},
     qemu::profile::Profile,
 };
 use anyhow::{Context, Result, bail};
@@ -20,7 +21,6 @@ use std::{
     time::{Duration, Instant},
 };
 use transport_tcp::{
-    link::TcpLink,
     session::{self, SessionError, SessionOptions},
     udp::UdpKeepalive,
 };
@@ -33,19 +33,19 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A session that is ready for slabs.
 #[derive(Debug)]
 pub(super) struct Found {
-    pub(super) link: TcpLink,
     pub(super) incarnation: Incarnation,
     pub(super) standby: Name,
     pub(super) peer: SocketAddr,
-    keepalive: UdpKeepalive,
+    route: Route,
     key: BeatKey,
 }
 
 impl Found {
     /// Starts the session's beats.
-    pub(super) fn start(self, wish: Wish, clock: Clock) -> Result<(TcpLink, BeatHandle)> {
-        let beats = beats::start(self.keepalive, (self.incarnation, self.key), beats::PRIMARY, wish, clock)?;
-        Ok((self.link, beats))
+    pub(super) fn start(self, wish: Wish, clock: Clock) -> Result<(Box<dyn Link>, BeatHandle, Report)> {
+        let Route { link, keepalive, report } = self.route;
+        let beats = beats::start(keepalive.0, (self.incarnation, self.key), beats::PRIMARY, wish, clock)?;
+        Ok((link, beats, report))
     }
 }
 
@@ -62,24 +62,22 @@ fn shake_hands(brief: &Brief, generation: Generation) -> Result<Found> {
     let config = &brief.config;
     let local = config.bind.map_or_else(|| route_to(&config.to), Ok)?;
     let keepalive = UdpKeepalive::bind(local).with_context(|| format!("UDP socket for beats on {local}"))?;
-    let hello = hello(brief, generation, keepalive.local_port()?)?;
+    let beat_port = if config.paths.wants_udp() { keepalive.local_port()? } else { 0 };
+    let hello = hello(brief, generation, beat_port)?;
+    let ours = Ours::prepare(&config.paths, local, &hello)?;
+    let endpoint = ours.endpoint();
     let profile = brief.profile.to_json();
     let options = SessionOptions { deadline: HANDSHAKE, ..SessionOptions::default() };
-    let connected = patiently(|| session::connect(&config.to.to_string(), &hello, &profile, None, &options))?;
+    let connected =
+        patiently(|| session::connect(&config.to.to_string(), &hello, &profile, endpoint.as_ref(), &options))?;
     let theirs: Profile = Profile::from_json(&connected.profile).context("the standby")?;
     let differences = brief.profile.mismatches(&theirs);
     if !differences.is_empty() {
         bail!("the standby's VM differs: {}", differences.join("; "));
     }
-    keepalive.connect(SocketAddr::new(connected.peer_addr.ip(), connected.peer.beat_port))?;
-    Ok(Found {
-        link: connected.link,
-        incarnation: hello.incarnation,
-        standby: connected.peer.node,
-        peer: connected.peer_addr,
-        keepalive,
-        key: hello.beat_key,
-    })
+    let (peer, theirs) = (connected.peer_addr, connected.endpoint);
+    let route = ours.settle(connected.link, theirs.as_ref(), keepalive, &connected.peer, peer)?;
+    Ok(Found { incarnation: hello.incarnation, standby: connected.peer.node, peer, route, key: hello.beat_key })
 }
 
 /// A standby that is being started may not listen yet: tries again while nobody answers.

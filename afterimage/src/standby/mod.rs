@@ -4,18 +4,21 @@
 //! |---|---|
 //! | `mod.rs` | starts it |
 //! | [`node`] | the loop around `mc_core`'s standby |
+//! | [`offer`] | a primary that wants to be protected: taken on, or refused with words |
 //! | [`vm`] | the waiting QEMU, its RAM file, the image over it, and the takeover |
 //! | [`report`] | status and events |
 
 mod node;
+mod offer;
 mod report;
 mod vm;
 
-use crate::{config::StandbyConfig, exit::Code};
+use crate::{config::StandbyConfig, exit::Code, paths};
 use anyhow::{Context, Result};
 
 /// Runs until the VM that it took over is gone, or handed over. Returns the exit code.
 pub fn run(config: StandbyConfig) -> Result<Code> {
+    paths::check(&config.paths)?;
     std::fs::create_dir_all(&config.run_dir).with_context(|| format!("run directory {}", config.run_dir.display()))?;
     node::Node::new(config)?.run()
 }

@@ -1,9 +1,8 @@
 //! The standby's loop.
 
-use super::{report::status, vm::WaitingVm};
+use super::{offer::spill_file, report::status, vm::WaitingVm};
 use crate::{
     arbiter::{Answer, ArbiterClient, Ask},
-    beats::{self, Wish},
     cli::Side,
     clock::Clock,
     config::StandbyConfig,
@@ -13,33 +12,28 @@ use crate::{
     gate::{Mode, NicGate, Options},
     inbox::{self, readable, wait},
     keepalive::{BeatHandle, Verdict},
-    qemu::profile::Profile,
+    paths::{Link, Watch},
     report,
     status::{Request, Response, Takeover},
 };
-use anyhow::{Context, Result};
+use anyhow::Result;
 use mc_core::{
-    driver::{Attachment, SpillFile, StandbyDriver, StandbyErrand},
+    driver::{StandbyDriver, StandbyErrand},
     gate::OutputGate,
     id::{Epoch, Generation, Time},
-    image::Image,
     register::{Owner, Register},
     slab::SlabPool,
     standby::{Config, Event, Role, Standby},
-    wire::session::Hello,
+    transport::Transport,
 };
 use serde_json::json;
-use std::{fs::File, net::SocketAddr, os::fd::AsFd, time::Duration};
-use transport_tcp::{
-    link::TcpLink,
-    session::{Listener, Offer, SessionOptions},
-    udp::UdpKeepalive,
-};
+use std::{os::fd::AsFd, time::Duration};
+use transport_tcp::session::{Listener, SessionOptions};
 
 /// How long to wait before a register that is older than our generation is read again, and how often.
-const RETRY: (Duration, u8) = (Duration::from_millis(100), 50);
+pub(super) const RETRY: (Duration, u8) = (Duration::from_millis(100), 50);
 /// For the NIC's socket of a QEMU that is there.
-const NIC_PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const NIC_PATIENCE: Duration = Duration::from_secs(2);
 /// How often the waiting QEMU is looked after.
 const VM_CHECK: Duration = Duration::from_millis(500);
 /// Slabs until a primary says which size it uses.
@@ -49,7 +43,7 @@ const FIRST_SLAB: usize = 1 << 20;
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) config: StandbyConfig,
-    pub(super) driver: StandbyDriver<TcpLink, Clock>,
+    pub(super) driver: StandbyDriver<Box<dyn Link>, Clock>,
     pub(super) gate: NicGate,
     pub(super) arbiter: ArbiterClient,
     pub(super) beats: Option<BeatHandle>,
@@ -57,14 +51,15 @@ pub(super) struct Node {
     pub(super) peer: Option<String>,
     pub(super) registered: bool,
     pub(super) takeover: Option<Takeover>,
-    vm: Option<WaitingVm>,
-    listener: Listener,
+    pub(super) watch: Watch,
+    pub(super) vm: Option<WaitingVm>,
+    pub(super) listener: Listener,
     control: Control,
     role: Role,
-    suspected_at: Option<Time>,
+    pub(super) suspected_at: Option<Time>,
     checked_vm_at: Time,
     arbiter_reachable: bool,
-    operator_wants_it: bool,
+    pub(super) operator_wants_it: bool,
     ending: Option<Code>,
 }
 
@@ -85,6 +80,7 @@ impl Node {
             peer: None,
             registered: false,
             takeover: None,
+            watch: Watch::default(),
             vm: None,
             listener: Listener::bind(config.listen, SessionOptions::default())?,
             control: Control::listen(&config.run_dir, config.vm, Side::Standby)?,
@@ -118,6 +114,7 @@ impl Node {
             tracing::debug!(%error, "gate");
         }
         self.driver.pump();
+        self.watch.look(self.driver.link().map(|link| &**link as &dyn Transport));
         self.run_errands()?;
         self.look_after_vm();
         self.hear_control();
@@ -135,108 +132,6 @@ impl Node {
         fds.extend(self.gate.wait_fds());
         wait(&mut fds, self.clock.now(), self.driver.deadline(), VM_CHECK)?;
         Ok(())
-    }
-
-    fn hear_offers(&mut self) {
-        match self.listener.accept(Duration::ZERO) {
-            Ok(None) => {}
-            Ok(Some(offer)) => self.hear_offer(offer),
-            Err(error) => tracing::warn!(%error, "a caller was turned away"),
-        }
-    }
-
-    fn hear_offer(&mut self, offer: Offer) {
-        let (vm, node, peer) = (offer.hello.vm, offer.hello.node, offer.peer_addr);
-        if let Err((offer, why)) = self.consider(offer) {
-            tracing::warn!(%vm, %node, %peer, why, "refused");
-            emit("refused", json!({ "peer": peer, "node": node, "why": why }));
-            if let Some(Err(error)) = offer.map(|offer| offer.refuse(&why)) {
-                tracing::debug!(%error, "the refusal was not heard");
-            }
-        }
-    }
-
-    /// Takes a primary on, or says why not.
-    fn consider(&mut self, offer: Offer) -> Result<(), (Option<Box<Offer>>, String)> {
-        let role = self.driver.machine().role();
-        if role != Role::Idle {
-            let why = format!("this standby is busy ({role:?})");
-            return Err((Some(Box::new(offer)), why));
-        }
-        let hello = offer.hello;
-        if hello.vm != self.config.vm {
-            let why = format!("this standby stands by for {}, not for {}", self.config.vm, hello.vm);
-            return Err((Some(Box::new(offer)), why));
-        }
-        if u64::from(hello.slab_size) * 2 > self.config.staging_bytes {
-            let (slab, staging) = (hello.slab_size, self.config.staging_bytes);
-            let why = format!(
-                "slabs of {slab} bytes: this standby's staging of {staging} bytes does not hold two; raise --staging here, or \
-                 lower --slab there"
-            );
-            return Err((Some(Box::new(offer)), why));
-        }
-        match self.prepare(&offer.profile) {
-            Ok((profile, image)) => self.accept(offer, &profile, image).map_err(|error| {
-                self.vm = None;
-                (None, exit::words(&error))
-            }),
-            Err(error) => {
-                self.vm = None;
-                Err((Some(Box::new(offer)), exit::words(&error)))
-            }
-        }
-    }
-
-    /// A QEMU that waits, with the primary's profile, and an image over its RAM.
-    fn prepare(&mut self, profile: &[u8]) -> Result<(Vec<u8>, Image)> {
-        let theirs: Profile = Profile::from_json(profile).context("the primary")?;
-        self.vm = None;
-        let mut vm = WaitingVm::start(&self.config, &theirs)?;
-        let ours = vm.profile()?.to_json();
-        let image = vm.image()?;
-        self.gate.connect(NIC_PATIENCE)?;
-        self.vm = Some(vm);
-        Ok((ours, image))
-    }
-
-    fn accept(&mut self, offer: Offer, profile: &[u8], image: Image) -> Result<()> {
-        let theirs = offer.hello;
-        let peer = offer.peer_addr;
-        let keepalive = UdpKeepalive::bind(offer.local_addr.ip()).context("UDP socket for beats")?;
-        keepalive.connect(SocketAddr::new(peer.ip(), theirs.beat_port))?;
-        let accepted = offer.accept(self.hello(&theirs, keepalive.local_port()?)?, profile, None)?;
-        let owner = self.vm.as_mut().map(WaitingVm::owner).transpose()?.context("a waiting VM")?;
-        let machine = Standby::new(Config { owner, retry: RETRY.0, retries: RETRY.1, sabotage: None });
-        let pool = SlabPool::new(theirs.slab_size as usize, usize::try_from(self.config.staging_bytes)?);
-        self.driver = StandbyDriver::new(machine, pool, spill_file(&self.config)?, self.clock);
-        let wish = Wish { interval: self.config.beat_interval, multiplier: self.config.detect_multiplier };
-        let session = (theirs.incarnation, theirs.beat_key);
-        self.beats = Some(beats::start(keepalive, session, beats::STANDBY, wish, self.clock)?);
-        (self.registered, self.suspected_at, self.operator_wants_it) = (false, None, false);
-        self.peer = Some(format!("{} at {peer}", theirs.node));
-        emit("syncing", json!({ "primary": theirs.node, "peer": peer, "generation": theirs.generation }));
-        self.driver.attach(Attachment {
-            link: accepted.link,
-            incarnation: theirs.incarnation,
-            generation: theirs.generation,
-            image,
-        });
-        Ok(())
-    }
-
-    /// Our answer to a primary's hello.
-    fn hello(&self, theirs: &Hello, beat_port: u16) -> Result<Hello> {
-        let interval_us = beats::interval_us(self.config.beat_interval)?;
-        Ok(Hello {
-            staging_slabs: u32::try_from(self.config.staging_bytes / u64::from(theirs.slab_size))?,
-            node: self.config.node,
-            beat_port,
-            detect_multiplier: self.config.detect_multiplier,
-            desired_tx_us: interval_us,
-            required_rx_us: interval_us,
-            ..*theirs
-        })
     }
 
     fn hear_arbiter(&mut self) {
@@ -313,12 +208,14 @@ impl Node {
     fn discarded(&mut self) {
         emit("discarded", json!({ "vm": self.config.vm }));
         (self.vm, self.beats, self.peer, self.registered) = (None, None, None, false);
+        self.watch.end();
     }
 
     /// The VM is ours. Its gate opens before it runs: from here on it is the one visible copy.
     fn take_over(&mut self, generation: Generation, epoch: Epoch) -> Result<()> {
         let won_at = self.clock.now();
         self.beats = None;
+        self.watch.end();
         let (Some(vm), Some(image)) = (self.vm.as_mut(), self.driver.image()) else {
             anyhow::bail!("{generation} is ours, but there is no VM to run: this is a bug");
         };
@@ -425,13 +322,4 @@ impl Node {
             }
         }
     }
-}
-
-/// The spill file: unlinked at once, so that it ends with this process.
-fn spill_file(config: &StandbyConfig) -> Result<Option<SpillFile>> {
-    let Some(path) = &config.spill else { return Ok(None) };
-    let what = || format!("spill file {}", path.display());
-    let file = File::options().read(true).write(true).create(true).truncate(true).open(path).with_context(what)?;
-    std::fs::remove_file(path).with_context(what)?;
-    Ok(Some(SpillFile::new(file)))
 }

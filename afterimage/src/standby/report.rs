@@ -31,7 +31,6 @@ pub(super) fn status(node: &Node) -> Status {
         vm: node.config.vm.to_string(),
         node: node.config.node.to_string(),
         peer: node.peer.clone().unwrap_or_default(),
-        transport: "tcp".into(),
         generation: generation.0,
         epoch: committed.0,
         last_ack_epoch: committed.0,
@@ -46,6 +45,7 @@ pub(super) fn status(node: &Node) -> Status {
     report::fill_gate(&mut status, node.gate.stats(), &node.gate);
     report::fill_staging(&mut status, node.driver.pool_stats());
     report::fill_arbiter(&mut status, &node.arbiter);
+    node.watch.fill(&mut status);
     if let Some(beats) = &node.beats {
         report::fill_beats(&mut status, beats);
     }

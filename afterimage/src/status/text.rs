@@ -75,6 +75,13 @@ pub(super) fn render(s: &Status) -> String {
 fn pair(out: &mut Lines, s: &Status) {
     out.group("pair");
     out.line("peer", if s.peer.is_empty() { "none".to_owned() } else { format!("{} over {}", s.peer, s.transport) });
+    if !s.transport_why.is_empty() {
+        out.line("because", &s.transport_why);
+    }
+    if let Some(r) = &s.rdma {
+        let at = format!("{}, GID {} ({}), queue pair {:#x}", r.device, r.gid_index, r.gid, r.queue_pair);
+        out.line("RDMA", format!("{at}, timeout {}, retry {}", r.timeout, r.retry));
+    }
     out.line("generation", s.generation);
     let age = s
         .last_ack_age_ms
@@ -101,11 +108,15 @@ fn costs(out: &mut Lines, s: &Status) {
 
 fn beats(out: &mut Lines, s: &Status) {
     let b = &s.beats;
-    out.group("beats");
+    out.group(&if s.keepalive.is_empty() { "beats".to_owned() } else { format!("beats over {}", s.keepalive) });
     out.line(
         "count",
         format!("{} sent, {} received, {} missed, {} self-late", b.sent, b.received, b.missed, b.self_late),
     );
+    for path in &s.beat_paths {
+        let (errors, heard) = (path.send_errors + path.receive_errors, path.heard);
+        out.line(&path.name, format!("{} sent, {heard} heard ({} first), {errors} errors", path.sent, path.first));
+    }
     out.percentiles("gap", &b.gap_us);
     out.percentiles("round trip", &b.rtt_us);
     out.line("suspect after", micros(b.detection_time_us));

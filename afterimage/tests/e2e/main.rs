@@ -10,6 +10,7 @@ mod guest;
 mod happy;
 mod manual;
 mod misc;
+mod paths;
 mod proc;
 mod refusals;
 mod register;

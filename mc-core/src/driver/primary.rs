@@ -394,6 +394,7 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
             Body::Commit { .. } | Body::Registered => {
                 self.lose_link("a record that only a primary sends".to_owned());
             }
+            Body::Rerouted { .. } => self.lose_link("a record that only a link sends".to_owned()),
         }
     }
 

@@ -11,7 +11,7 @@ use crate::{
     register::Register,
     slab::{FreeSlab, PoolStats, SealedSlab, SlabPool},
     standby::{Action, Event, Role, Standby},
-    transport::{Completion, Op, Transport},
+    transport::{Completion, LinkError, Op, Transport},
     wire::control::{Body, Control, NackReason},
 };
 use std::collections::VecDeque;
@@ -249,7 +249,10 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
             Completion::Received(control) => self.received(control),
             Completion::Down(error) => {
                 self.link = None;
-                self.errands.push_back(StandbyErrand::LinkLost(error.to_string()));
+                // I3: the primary may still write to what is staged here, and nobody can ask the link again.
+                let is_fenced = !matches!(error, LinkError::NotFenced(_));
+                let lost = if is_fenced { StandbyErrand::LinkLost } else { StandbyErrand::Fatal };
+                self.errands.push_back(lost(error.to_string()));
                 self.event(if self.revoking { Event::Revoked } else { Event::LinkDown });
             }
         }
@@ -288,6 +291,7 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
             }
             Body::Goodbye(_) => self.event(Event::Goodbye),
             Body::Ack { .. } | Body::Nack(_) => self.drop_link("a record that only a standby sends".to_owned()),
+            Body::Rerouted { .. } => self.drop_link("a record that only a link sends".to_owned()),
         }
     }
 

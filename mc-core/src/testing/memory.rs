@@ -9,36 +9,52 @@
 //! then the queue. A cut lets the receiver take what was in a lane that is not frozen, as if it had arrived.
 //!
 //! There is no descriptor to wait for: the owner polls.
+//!
+//! A [`lagging_pair`] is like RDMA: a slab leaves only when one is posted for it, and is `Written` only when its arrival was
+//! confirmed, some time after it arrived; when it fails ([`LinkFaults::fail`]), what was not confirmed may or may not have arrived, and not every end need notice.
+
+mod wire;
+
+pub use wire::{LinkFaults, Way};
 
 use crate::{
     slab::{FreeSlab, SealedSlab},
-    transport::{Completion, LinkError, NotFenced, Op, RejectReason, Rejected, Transport},
+    testing::Rng,
+    transport::{Completion, LinkError, NotFenced, Op, RejectReason, Rejected, Resumable, Transport},
     wire::{
         WireError,
         control::{self, Control},
-        slab,
     },
 };
 use std::{
     collections::VecDeque,
     os::fd::BorrowedFd,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
 };
-
-/// One way of a link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
-    /// What the first end of the pair sends.
-    FirstToSecond,
-    /// What the second sends.
-    SecondToFirst,
-}
+use wire::{Lane, Wire, is_slab, lock};
 
 /// Two connected ends. `queue` bounds writes and sends, posted slabs, and records in flight, each for itself.
 #[must_use]
 pub fn pair(slab_size: usize, queue: usize) -> (MemoryTransport, MemoryTransport) {
-    let lane = || Lane { records: VecDeque::with_capacity(queue), spare: Vec::with_capacity(queue), frozen: false };
-    let wire = Arc::new(Mutex::new(Wire { lanes: [lane(), lane()], open: true }));
+    ends(slab_size, queue, None)
+}
+
+/// As [`pair`], but arrivals are confirmed late, by `seed`.
+#[must_use]
+pub fn lagging_pair(slab_size: usize, queue: usize, seed: u64) -> (MemoryTransport, MemoryTransport) {
+    ends(slab_size, queue, Some(seed))
+}
+
+fn ends(slab_size: usize, queue: usize, lag: Option<u64>) -> (MemoryTransport, MemoryTransport) {
+    let lane = || Lane {
+        records: VecDeque::with_capacity(queue),
+        spare: Vec::with_capacity(queue),
+        frozen: false,
+        confirmed: 0,
+        taken: 0,
+        slots: 0,
+    };
+    let wire = Arc::new(Mutex::new(Wire { lanes: [lane(), lane()], open: true, noticed: None }));
     let end = |end| MemoryTransport {
         wire: Arc::clone(&wire),
         end,
@@ -48,64 +64,12 @@ pub fn pair(slab_size: usize, queue: usize) -> (MemoryTransport, MemoryTransport
         written: VecDeque::with_capacity(queue),
         posted: VecDeque::with_capacity(queue),
         arrived: VecDeque::with_capacity(queue),
+        lag: lag.map(|seed| Rng::new(seed ^ end as u64)),
+        unconfirmed: VecDeque::with_capacity(queue),
+        received: 0,
         state: State::Up,
     };
     (end(0), end(1))
-}
-
-#[derive(Debug)]
-struct Lane {
-    records: VecDeque<Vec<u8>>,
-    /// Buffers of delivered records, so that a warm link allocates nothing.
-    spare: Vec<Vec<u8>>,
-    frozen: bool,
-}
-
-#[derive(Debug)]
-struct Wire {
-    /// By sender.
-    lanes: [Lane; 2],
-    open: bool,
-}
-
-impl Wire {
-    fn cut(&mut self) {
-        self.open = false;
-        self.lanes.iter_mut().filter(|l| l.frozen).for_each(|l| l.records.clear());
-    }
-}
-
-fn lock(wire: &Mutex<Wire>) -> MutexGuard<'_, Wire> {
-    wire.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What a test does to a link. Clones act on the same one.
-#[derive(Clone, Debug)]
-pub struct LinkFaults {
-    wire: Arc<Mutex<Wire>>,
-}
-
-impl LinkFaults {
-    /// The link breaks, and both ends notice. What a frozen way held is lost.
-    pub fn cut(&self) {
-        lock(&self.wire).cut();
-    }
-
-    /// From now on nothing is delivered on this way, and nobody is told.
-    pub fn freeze(&self, way: Way) {
-        lock(&self.wire).lanes[way as usize].frozen = true;
-    }
-
-    /// Delivery goes on where it stopped.
-    pub fn thaw(&self, way: Way) {
-        lock(&self.wire).lanes[way as usize].frozen = false;
-    }
-
-    /// Flips one bit in the last byte of every record under way.
-    pub fn corrupt(&self, way: Way) {
-        let mut wire = lock(&self.wire);
-        wire.lanes[way as usize].records.iter_mut().filter_map(|r| r.last_mut()).for_each(|byte| *byte ^= 1);
-    }
 }
 
 #[derive(Debug)]
@@ -134,6 +98,11 @@ pub struct MemoryTransport {
     posted: VecDeque<FreeSlab>,
     /// Complete, and not yet reported: filled by a revocation.
     arrived: VecDeque<Completion>,
+    /// Confirmations come late, by these numbers.
+    lag: Option<Rng>,
+    /// On its way: slabs, and `None` for records.
+    unconfirmed: VecDeque<Option<SealedSlab>>,
+    received: u64,
     state: State,
 }
 
@@ -151,27 +120,44 @@ impl MemoryTransport {
     fn end(&mut self, why: LinkError) {
         if self.is_up() {
             self.state = State::Ending(why);
-            lock(&self.wire).cut();
+            let mut wire = lock(&self.wire);
+            if wire.noticed.is_none() {
+                wire.cut(); // over a link that has failed, the other end hears nothing
+            }
         }
     }
 
     /// Puts what the lane has room for on its way.
     fn push(&mut self) {
         let mut wire = lock(&self.wire);
-        while wire.open && wire.lanes[self.end].records.len() < self.queue {
-            let Some(outgoing) = self.outgoing.pop_front() else { break };
+        let works = wire.open && wire.noticed.is_none();
+        while works && wire.lanes[self.end].records.len() < self.queue {
             let lane = &mut wire.lanes[self.end];
+            // What is confirmed must not wait for a slab to be posted.
+            let may_go = |o: &Outgoing| self.lag.is_none() || matches!(o, Outgoing::Record(_)) || lane.has_slot();
+            if !self.outgoing.front().is_some_and(may_go) {
+                break;
+            }
+            let Some(outgoing) = self.outgoing.pop_front() else { break };
             let mut record = lane.spare.pop().unwrap_or_default();
             record.clear();
             match outgoing {
                 Outgoing::Slab(slab) => {
                     record.extend_from_slice(slab.as_bytes());
-                    self.written.push_back(slab);
+                    self.unconfirmed.push_back(Some(slab));
                 }
-                Outgoing::Record(bytes) => record.extend_from_slice(&bytes),
+                Outgoing::Record(bytes) => {
+                    record.extend_from_slice(&bytes);
+                    self.unconfirmed.push_back(None);
+                }
             }
             lane.records.push_back(record);
         }
+        let under_way = self.unconfirmed.len();
+        let late = self.lag.as_mut().map_or(0, |rng| rng.below(under_way as u64 + 1));
+        let confirmed = if works { under_way - usize::try_from(late).unwrap_or(0) } else { 0 };
+        wire.lanes[self.end].confirmed += confirmed as u64;
+        self.written.extend(self.unconfirmed.drain(..confirmed).flatten());
     }
 
     /// Takes one record off the other lane; `Ok(None)` if there is none that could be delivered.
@@ -196,6 +182,8 @@ impl MemoryTransport {
             Completion::Received(Control::decode(record)?)
         };
         lane.spare.extend(lane.records.pop_front());
+        lane.taken += 1;
+        lane.slots = self.posted.len();
         Ok(Some(completion))
     }
 
@@ -212,10 +200,25 @@ impl MemoryTransport {
             return Some(Completion::Written(slab));
         }
         let completion = self.pull_or_end();
-        if completion.is_none() && !lock(&self.wire).open {
+        if completion.is_none() && self.has_lost_the_wire() {
             self.end(LinkError::Closed { peer: self.peer() });
         }
         completion
+    }
+
+    fn has_lost_the_wire(&self) -> bool {
+        let wire = lock(&self.wire);
+        !wire.open || wire.noticed.is_some_and(|noticed| noticed[self.end])
+    }
+
+    /// A completion, if there is any.
+    fn next(&mut self) -> Option<Completion> {
+        let ready = self.written.pop_front().map(Completion::Written).or_else(|| self.arrived.pop_front());
+        if ready.is_some() {
+            return ready;
+        }
+        let exchanged = if self.is_up() { self.exchange() } else { None };
+        exchanged.or_else(|| self.wind_up())
     }
 
     /// Once down: the slabs, then the reason, then nothing.
@@ -225,6 +228,11 @@ impl MemoryTransport {
         }
         if let Some(slab) = self.posted.pop_front() {
             return Some(Completion::Returned(slab));
+        }
+        while let Some(sent) = self.unconfirmed.pop_front() {
+            if let Some(slab) = sent {
+                return Some(Completion::Written(slab));
+            }
         }
         while let Some(outgoing) = self.outgoing.pop_front() {
             if let Outgoing::Slab(slab) = outgoing {
@@ -236,16 +244,12 @@ impl MemoryTransport {
     }
 }
 
-fn is_slab(record: &[u8]) -> bool {
-    record.starts_with(&slab::MAGIC.to_le_bytes())
-}
-
 impl Transport for MemoryTransport {
     fn submit(&mut self, op: Op) -> Result<(), Rejected> {
         if !self.is_up() {
             return Err(Rejected { op, why: RejectReason::Down });
         }
-        let sending = self.outgoing.len() + self.written.len();
+        let sending = self.outgoing.len() + self.written.len() + self.unconfirmed.iter().flatten().count();
         let used = if matches!(op, Op::Post(_)) { self.posted.len() } else { sending };
         if used >= self.queue {
             return Err(Rejected { op, why: RejectReason::Full });
@@ -253,18 +257,18 @@ impl Transport for MemoryTransport {
         match op {
             Op::Write(slab) => self.outgoing.push_back(Outgoing::Slab(slab)),
             Op::Send(control) => self.outgoing.push_back(Outgoing::Record(control.encode())),
-            Op::Post(slab) => self.posted.push_back(slab),
+            Op::Post(slab) => {
+                self.posted.push_back(slab);
+                lock(&self.wire).lanes[1 - self.end].slots = self.posted.len();
+            }
         }
         Ok(())
     }
 
     fn poll(&mut self) -> Option<Completion> {
-        let ready = self.written.pop_front().map(Completion::Written).or_else(|| self.arrived.pop_front());
-        if ready.is_some() {
-            return ready;
-        }
-        let exchanged = if self.is_up() { self.exchange() } else { None };
-        exchanged.or_else(|| self.wind_up())
+        let completion = self.next();
+        self.received += u64::from(matches!(completion, Some(Completion::Arrived(_) | Completion::Received(_))));
+        completion
     }
 
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
@@ -295,6 +299,20 @@ impl Transport for MemoryTransport {
     fn peer(&self) -> String {
         let name = if self.end == 0 { "the second end" } else { "the first end" };
         name.to_owned()
+    }
+}
+
+impl Resumable for MemoryTransport {
+    fn delivered(&self) -> u64 {
+        lock(&self.wire).lanes[self.end].confirmed
+    }
+
+    fn received(&self) -> u64 {
+        self.received
+    }
+
+    fn has_failed(&self) -> bool {
+        !self.is_up() || self.has_lost_the_wire()
     }
 }
 

@@ -5,11 +5,13 @@
 //! |---|---|
 //! | [`memory`] | [`memory::pair`]: two ends of a link in one process, with faults |
 //! | [`air`] | [`air::group`]: keepalives in one process, with loss |
+//! | [`paths`] | [`paths::TwoPaths`]: links of two paths, the first of which fails |
 //! | [`conformance`] | what a `Transport` and a `Keepalive` must do, as cases over a factory |
 
 pub mod air;
 pub mod conformance;
 pub mod memory;
+pub mod paths;
 
 /// Reproducible numbers: splitmix64 (Steele, Lea, Flood 2014). Not for keys.
 #[derive(Clone, Debug)]

@@ -13,6 +13,10 @@
 //! | 3 NACK | standby | [`NackReason`] | 0 | 0 |
 //! | 4 registered | primary | 0 | 0 | 0 |
 //! | 5 goodbye | either | [`GoodbyeReason`] | 0 | 0 |
+//! | 6 rerouted | either | items that arrived by RDMA | 0 | 0 |
+//!
+//! Rerouted is the first record of a connection that takes over from RDMA, and no other link carries it; its generation and
+//! epoch are 0. See [`crate::failover`].
 
 use super::{VERSION, WireError, check_crc, check_magic, check_version, view};
 use crate::id::{Epoch, Generation, Incarnation};
@@ -60,6 +64,11 @@ pub enum Body {
     Registered,
     /// The sender closes the session on purpose.
     Goodbye(GoodbyeReason),
+    /// From link to link: the first path failed, what follows comes this way.
+    Rerouted {
+        /// So many slabs and control records of the receiver's arrived by the first path; it sends the rest again.
+        received: u64,
+    },
 }
 
 /// Why an epoch is refused.
@@ -113,6 +122,7 @@ impl Control {
             Body::Nack(reason) => (3, reason.code(), 0, 0),
             Body::Registered => (4, 0, 0, 0),
             Body::Goodbye(reason) => (5, reason.code(), 0, 0),
+            Body::Rerouted { received } => (6, received, 0, 0),
         };
         let mut raw = Raw {
             magic: MAGIC.into(),
@@ -146,6 +156,7 @@ impl Control {
             3 => Body::Nack(NackReason::from_code(a)?),
             4 => Body::Registered,
             5 => Body::Goodbye(GoodbyeReason::from_code(a)?),
+            6 => Body::Rerouted { received: a },
             kind => return Err(field("kind", u64::from(kind), "no such kind")),
         };
         Ok(Self {

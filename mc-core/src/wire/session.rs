@@ -152,7 +152,7 @@ pub struct Hello {
     pub node: Name,
     /// Signs the beats.
     pub beat_key: BeatKey,
-    /// The sender's UDP port for beats, at the address of this connection.
+    /// The sender's UDP port for beats, at the address of this connection; 0 for none.
     pub beat_port: u16,
     /// See [`crate::wire::beat`].
     pub detect_multiplier: u8,

@@ -5,6 +5,7 @@ mod link;
 mod peer;
 mod rig;
 mod trouble;
+mod unfenced;
 
 use link::Cut;
 use mc_core::{id::Epoch, primary, standby};

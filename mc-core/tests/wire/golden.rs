@@ -9,6 +9,7 @@ use mc_core::{
         arbiter::{self, Message},
         beat::{Beat, BeatState},
         control::{Body, Control, GoodbyeReason, NackReason},
+        rdma::{Beats, Offer},
         session::{Hello, Kind, encode_frame},
     },
 };
@@ -49,6 +50,15 @@ fn control_records() {
     expect(Body::Goodbye(GoodbyeReason::Unprotected), "0500", &one("0100000000000000"), "346f6009");
     expect(Body::Goodbye(GoodbyeReason::GuestGone), "0500", &one("0200000000000000"), "9984b2ea");
     expect(Body::Goodbye(GoodbyeReason::Fenced), "0500", &one("0300000000000000"), "ad0fa748");
+    expect(Body::Rerouted { received: 8 }, "0600", &one("0800000000000000"), "6c00b70e");
+}
+
+#[test]
+fn an_offer() {
+    let beats = Beats { queue: 0x55, qkey: 0x66, group: Some([0xff; 16]) };
+    let offer = Offer { receives: 0x44, beats: Some(beats), incarnation: Incarnation(0x11) };
+    let group = "ffffffffffffffff ffffffffffffffff";
+    same(&offer.encode(), &format!("41494f31 0100 01 03 1100000000000000 44000000 55000000 66000000 {group} 1054f88b"));
 }
 
 #[test]

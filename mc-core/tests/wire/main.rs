@@ -39,6 +39,7 @@ fn control() -> impl Strategy<Value = Control> {
         nack.prop_map(Body::Nack),
         Just(Body::Registered),
         goodbye.prop_map(Body::Goodbye),
+        any::<u64>().prop_map(|received| Body::Rerouted { received }),
     ];
     (any::<[u64; 3]>(), body).prop_map(|([i, g, e], body)| Control {
         incarnation: Incarnation(i),
@@ -131,6 +132,14 @@ fn endpoint() -> impl Strategy<Value = rdma::Endpoint> {
             incarnation: Incarnation(u64::from(psn) << 20),
         },
     )
+}
+
+fn offer() -> impl Strategy<Value = rdma::Offer> {
+    endpoint().prop_map(|rdma::Endpoint { receives, beats, incarnation, .. }| rdma::Offer {
+        receives,
+        beats,
+        incarnation,
+    })
 }
 
 fn rdma_message() -> impl Strategy<Value = rdma::Message> {

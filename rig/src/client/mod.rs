@@ -42,6 +42,8 @@ pub struct Plan {
     pub think: Duration,
     /// Silence after which the guest is given up.
     pub patience: Duration,
+    /// Time without an answer after which a request is sent again (UDP only).
+    pub repeat_after: Duration,
 }
 
 /// When to stop asking. Clones share it.

@@ -11,14 +11,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A request that is not answered for so long is sent again.
-const REPEAT: Duration = Duration::from_millis(20);
-
 pub(super) fn run(plan: &Plan, stop: &Stop, diary: &mut Diary<'_>) -> Result<()> {
     let any = if plan.address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let socket = UdpSocket::bind(any).context("UDP socket")?;
     socket.connect(plan.address).with_context(|| plan.address.to_string())?;
-    socket.set_read_timeout(Some(REPEAT))?;
+    socket.set_read_timeout(Some(plan.repeat_after))?;
     diary.say("connected", json!({ "address": plan.address.to_string() }))?;
     let mut books = DatagramBooks::default();
     while !stop.is_stopped() {
@@ -39,7 +36,7 @@ fn ask(plan: &Plan, socket: &UdpSocket, books: &mut DatagramBooks, diary: &mut D
         // While a host is dead its address cannot be resolved, and the kernel says so: no more than another lost packet.
         let _ = socket.send(&request);
         let sent = Instant::now();
-        while sent.elapsed() < REPEAT {
+        while sent.elapsed() < plan.repeat_after {
             let Some(reply) = receive(socket) else { continue };
             let (answers, findings) = books.reply(reply);
             diary.wrong(findings)?;

@@ -4,7 +4,7 @@
 //! by the client; a loser must also not execute, and have let no frame out.
 
 use super::{Scenario, report::Reply};
-use crate::{client::Summary, netns::Place, timeline::Entry};
+use crate::{client::Summary, hosts::Place, timeline::Entry};
 use serde_json::Value;
 
 /// What was seen of one host.

@@ -3,15 +3,15 @@
 use super::{
     Scenario,
     evidence::{Evidence, Side},
-    round::{PATIENCE, Round},
+    round::Round,
+    status,
 };
 use crate::{
-    netns::Place,
-    process::{children, signal, stat},
-    timeline::{Mark, now_ms, pass},
+    hosts::Place,
+    timeline::{Mark, now_ms, pass, poll},
 };
 use anyhow::{Context, Result};
-use rustix::process::Signal;
+use serde_json::Value;
 use std::time::Duration;
 
 /// How soon the loser must be fenced, and the loss of the witness noticed.
@@ -28,6 +28,7 @@ pub fn run(round: &mut Round<'_>, replies_from: Mark) -> Result<Evidence> {
     match round.settings.scenario {
         Scenario::KillPrimary => watch.kill_primary(round)?,
         Scenario::CutLink => watch.cut_link(round)?,
+        Scenario::CutRdma => watch.cut_rdma(round)?,
         Scenario::FreezePrimary => watch.freeze_primary(round)?,
         Scenario::KillStandby => watch.kill_standby(round)?,
         Scenario::KillWitness => watch.kill_witness(round)?,
@@ -53,38 +54,59 @@ impl Watch {
     }
 
     fn kill_primary(&mut self, round: &mut Round<'_>) -> Result<()> {
-        let mut silencer = round.topology.prepare_death(Place::Primary)?;
+        let death = round.topology.prepare_death(Place::Primary)?;
         self.strike(round, "primary host dies");
-        round.topology.kill_host(Place::Primary, &mut silencer)?;
+        death()?;
         self.await_survivor(round)
     }
 
     fn cut_link(&mut self, round: &mut Round<'_>) -> Result<()> {
-        let mut silencers = round.topology.prepare_cut()?;
+        let cut = round.topology.prepare_cut()?;
         self.strike(round, "replication link is cut");
-        silencers.iter_mut().try_for_each(|s| s.fire())?;
+        cut()?;
         self.await_survivor(round)?;
         self.await_fenced(round)
+    }
+
+    fn cut_rdma(&mut self, round: &mut Round<'_>) -> Result<()> {
+        let cut = round.topology.prepare_rdma_cut()?;
+        self.strike(round, "RDMA is cut");
+        cut()?;
+        self.survivor = Some(Place::Primary);
+        let mut status = Value::Null;
+        poll(round.topology.patience(), || {
+            status = round.status();
+            status::transport(&status).is_some_and(|t| t.starts_with("tcp"))
+        })?;
+        round.timeline.note("checkpoints travel over TCP");
+        if status::fallbacks(&status).unwrap_or(0) == 0 {
+            self.complaints.push(format!("no fall-back was counted; transport: {:?}", status::transport(&status)));
+        }
+        if !status::is_protected(&status) {
+            self.complaints.push("the VM was not protected after the fall-back".to_owned());
+        }
+        Ok(())
     }
 
     fn freeze_primary(&mut self, round: &mut Round<'_>) -> Result<()> {
         self.strike(round, "primary host freezes");
-        round.topology.primary.freeze();
-        self.frozen_at = Some(round.topology.primary.frames_out()?);
+        let primary = round.topology.host(Place::Primary);
+        primary.freeze()?;
+        self.frozen_at = Some(primary.frames_out()?);
         self.await_survivor(round)?;
         pass(Duration::from_secs(1))?;
         round.timeline.note("primary host thaws");
-        round.topology.primary.thaw();
+        primary.thaw()?;
         self.await_fenced(round)
     }
 
     fn kill_standby(&mut self, round: &mut Round<'_>) -> Result<()> {
-        let mut silencer = round.topology.prepare_death(Place::Standby)?;
+        let death = round.topology.prepare_death(Place::Standby)?;
         self.strike(round, "standby host dies");
-        round.topology.kill_host(Place::Standby, &mut silencer)?;
+        death()?;
         self.await_survivor(round)?;
         pass(Duration::from_secs(1))?;
-        round.topology.restore_links()?;
+        round.topology.restore()?;
         round.timeline.note("standby host is back");
         round.new_standby()?;
         if let Err(error) = round.protect() {
@@ -111,18 +133,17 @@ impl Watch {
 
     fn kill_sidecar(&mut self, round: &mut Round<'_>) -> Result<()> {
         let supervisor = round.protect.as_ref().context("nothing protects the VM")?.pid();
-        let own = |pid: &u32| stat(*pid).is_some_and(|s| !s.name.starts_with("qemu-system"));
-        let data_path = children(supervisor).into_iter().find(own).context("protect has no data path process")?;
         self.strike(round, "data path dies");
-        signal(data_path, Signal::KILL);
+        round.topology.host(Place::Primary).kill_data_path(supervisor)?;
         self.await_survivor(round)?;
         self.await_fenced(round)
     }
 
     /// Whoever goes on alone says so: the standby `running`, the primary `solo`.
     fn await_survivor(&mut self, round: &Round<'_>) -> Result<()> {
-        let found =
-            round.timeline.wait(self.mark, PATIENCE, |e| e.is("standby", "running") || e.is("protect", "solo"))?;
+        let found = round
+            .timeline
+            .wait(self.mark, round.topology.patience(), |e| e.is("standby", "running") || e.is("protect", "solo"))?;
         self.survivor = found.map(|e| if e.source == "standby" { Place::Standby } else { Place::Primary });
         Ok(())
     }
@@ -143,7 +164,7 @@ impl Watch {
 
     /// The survivor alone with the client: who is heard, who runs, and what the client's books say.
     fn finish(mut self, round: &mut Round<'_>, replies_from: Mark) -> Result<Evidence> {
-        let (primary, standby) = (&round.topology.primary, &round.topology.standby);
+        let (primary, standby) = (round.topology.host(Place::Primary), round.topology.host(Place::Standby));
         let first = (self.frozen_at.map_or_else(|| primary.frames_out(), Ok)?, standby.frames_out()?);
         let quiet_from = now_ms();
         round.hear_a_reply()?;
@@ -166,7 +187,7 @@ impl Watch {
             replies: round.replies(replies_from),
             summary,
             complaints: self.complaints,
-            status: serde_json::Value::Null,
+            status: Value::Null,
             events,
         })
     }

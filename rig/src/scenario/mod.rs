@@ -14,7 +14,7 @@ pub mod report;
 pub mod round;
 pub mod status;
 
-use crate::{guest::Guest, netns::Place};
+use crate::{guest::Guest, hosts::Place};
 use clap::ValueEnum;
 use std::{path::PathBuf, time::Duration};
 
@@ -25,6 +25,8 @@ pub enum Scenario {
     KillPrimary,
     /// The replication link falls silent, both hosts live. One of them goes on, the other is fenced.
     CutLink,
+    /// RDMA stops working on the replication link, all else goes on. Checkpoints go over TCP from there on, and none is lost.
+    CutRdma,
     /// Everything on the primary host stops, and goes on after the takeover. It gets no packet out, and is fenced.
     FreezePrimary,
     /// Everything on the standby host dies. The primary goes on solo, and is protected again by a new standby.
@@ -42,6 +44,7 @@ impl Scenario {
         match self {
             Self::KillPrimary => "kill-primary",
             Self::CutLink => "cut-link",
+            Self::CutRdma => "cut-rdma",
             Self::FreezePrimary => "freeze-primary",
             Self::KillStandby => "kill-standby",
             Self::KillWitness => "kill-witness",
@@ -54,7 +57,7 @@ impl Scenario {
     pub fn allowed(self) -> &'static [Place] {
         match self {
             Self::KillPrimary | Self::FreezePrimary => &[Place::Standby],
-            Self::KillStandby | Self::KillWitness => &[Place::Primary],
+            Self::KillStandby | Self::KillWitness | Self::CutRdma => &[Place::Primary],
             Self::CutLink | Self::KillSidecar => &[Place::Primary, Place::Standby],
         }
     }
@@ -68,7 +71,7 @@ impl Scenario {
     /// Whether who runs the VM is to be decided at the arbiter.
     #[must_use]
     pub fn is_arbitrated(self) -> bool {
-        self != Self::KillWitness
+        !matches!(self, Self::KillWitness | Self::CutRdma)
     }
 }
 
@@ -83,14 +86,18 @@ pub struct Settings {
     pub afterimage: PathBuf,
     /// As `afterimage protect --epoch` takes it.
     pub epoch: String,
-    /// As `afterimage protect --beat-interval` takes it.
+    /// As `--beat-interval` of both sides takes it.
     pub beat_interval: String,
-    /// As `afterimage protect --detect-multiplier` takes it.
+    /// As `--detect-multiplier` of both sides takes it.
     pub detect_multiplier: u32,
-    /// As `--staging` of both sides takes it; None leaves it out.
-    pub staging: Option<String>,
+    /// More flags, for both sides, with their values.
+    pub flags: Vec<(&'static str, String)>,
     /// Requests that the client has under way at a time.
     pub pipeline: usize,
+    /// Time after which it repeats one that is not answered (tiny guest).
+    pub repeat_after: Duration,
+    /// What the hosts are made of, as in the report.
+    pub hosts: &'static str,
     /// Time that the client has before the fault.
     pub before: Duration,
     /// Time that the client has after the fault was dealt with.

@@ -2,7 +2,7 @@
 
 use super::{Settings, evidence::Evidence, status};
 use crate::{
-    netns::Place,
+    hosts::Place,
     stats::{Latencies, added, round},
     timeline::Entry,
 };
@@ -128,6 +128,8 @@ impl Outcome {
                 "same_connection": summary.same_connection, "longest_gap_ms": round(summary.longest_gap_ms),
                 "pause_us": status::pause_us(&evidence.status), "hold_us": status::hold_us(&evidence.status),
                 "epochs": status::epoch(&evidence.status),
+                "transport": status::transport(&evidence.status), "keepalive": status::keepalive(&evidence.status),
+                "rdma": status::rdma(&evidence.status),
                 "staging_over_cap_bytes": status::staging_over_cap_bytes(&evidence.status),
                 "latency_us": protected.to_json(), "baseline_us": baseline.to_json(),
                 "added_delay_us": added(&protected, baseline),
@@ -167,6 +169,7 @@ pub fn head(settings: &Settings, reasons: &[String]) -> Value {
     json!({
         "schema": SCHEMA,
         "scenario": settings.scenario.name(),
+        "hosts": settings.hosts,
         "guest": settings.guest.kind.name(),
         "accel": settings.guest.accel.name(),
         "epoch": settings.epoch,

@@ -4,9 +4,8 @@ use super::{Settings, report::Reply, status};
 use crate::{
     client::Summary,
     guest::{Kind, VmPaths},
-    netns::{CLIENT_IP, GUEST_IP, Host, Place, STANDBY_REP_IP, TAP, Topology},
-    process::{self, Line, Proc},
-    qmp,
+    hosts::{CLIENT_IP, GUEST_IP, Place, STANDBY_REP_IP, TAP, Topology},
+    process::{Line, Proc},
     serial::Serial,
     stats::Latencies,
     timeline::{Mark, Timeline, pass, poll},
@@ -22,8 +21,6 @@ use std::{
 const VM: &str = "demo";
 const WITNESS_PORT: u16 = 7101;
 const STANDBY_PORT: u16 = 7100;
-/// How long anything may take that has no reason to take long.
-pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 /// How long the guest may be silent before the client gives it up.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(15);
 
@@ -33,7 +30,7 @@ pub struct Round<'a> {
     /// What it is about.
     pub settings: &'a Settings,
     /// Where.
-    pub topology: &'a Topology,
+    pub topology: &'a dyn Topology,
     /// What happened, but for the replies.
     pub timeline: Timeline,
     replies: Timeline,
@@ -51,16 +48,21 @@ impl<'a> Round<'a> {
     ///
     /// # Errors
     /// Something does not start; the message has the end of its log.
-    pub fn start(settings: &'a Settings, topology: &'a Topology, dir: &Path, timeline: Timeline) -> Result<Self> {
-        for place in ["pri", "sby", "cli"] {
-            std::fs::create_dir_all(dir.join(place)).with_context(|| dir.display().to_string())?;
+    pub fn start(settings: &'a Settings, topology: &'a dyn Topology, dir: &Path, timeline: Timeline) -> Result<Self> {
+        for place in [Place::Primary, Place::Standby, Place::Client] {
+            // Logs are kept here, wherever the host keeps its own files.
+            let dir = dir.join(place.short());
+            std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
+            topology.host(place).make_dir(&dir)?;
         }
         let witness = start_witness(settings, topology, dir, &timeline)?;
         let standby = start_standby(settings, topology, dir, 0, &timeline)?;
         let paths = VmPaths::new(&dir.join("pri"));
-        let line = settings.guest.primary(&paths)?;
-        let mut qemu = Proc::spawn(&topology.primary, "qemu", &line, &dir.join("pri"), &timeline)?;
-        let ready = poll(PATIENCE, || paths.nic().exists() && paths.qmp().exists() || !qemu.is_alive())?;
+        let primary = topology.host(Place::Primary);
+        let line = settings.guest.primary(primary, &paths)?;
+        let mut qemu = Proc::spawn(primary, "qemu", &line, &dir.join("pri"), &timeline)?;
+        let there = || primary.exists(&paths.nic()) && primary.exists(&paths.qmp());
+        let ready = poll(topology.patience(), || there() || !qemu.is_alive())?;
         ensure!(ready && qemu.is_alive(), "QEMU does not start:\n{}", qemu.log_tail(10));
         timeline.note("VM started");
         let (replies, dir) = (Timeline::new(false), dir.to_owned());
@@ -103,12 +105,12 @@ impl<'a> Round<'a> {
         if guest.kind == Kind::Tiny && self.settings.baseline.is_zero() {
             return Ok(latencies);
         }
-        let vm = self.primary_vm();
+        let (primary, vm) = (self.topology.host(Place::Primary), self.primary_vm());
         let rig = std::env::current_exe().context("own path")?;
         let line = Line::new(rig).args(["plug"]).flag("--socket", vm.nic()).flag("--tap", TAP);
-        let plug = Proc::spawn(&self.topology.primary, "plug", &line, &self.dir.join("pri"), &self.timeline)?;
+        let plug = Proc::spawn(primary, "plug", &line, &self.dir.join("pri"), &self.timeline)?;
         let sign = if guest.kind == Kind::Tiny { "CNT " } else { "READY" };
-        let up = || std::fs::read(vm.serial()).is_ok_and(|text| String::from_utf8_lossy(&text).contains(sign));
+        let up = || primary.read(&vm.serial()).is_ok_and(|text| String::from_utf8_lossy(&text).contains(sign));
         ensure!(poll(guest.kind.boot_patience(), up)?, "the guest does not come up; see {}", vm.serial().display());
         self.timeline.note("guest is up");
         if !self.settings.baseline.is_zero() {
@@ -137,20 +139,19 @@ impl<'a> Round<'a> {
             .flag("--arbiter", arbiter())
             .flag("--epoch", &s.epoch)
             .flag("--nic", nic(&self.primary_vm()))
-            .flag("--run-dir", self.dir.join("pri"))
-            .flag("--beat-interval", &s.beat_interval)
-            .flag("--detect-multiplier", s.detect_multiplier.to_string());
-        let line = staging(s, line);
-        let mut protect = Proc::spawn(&self.topology.primary, "protect", &line, &self.dir.join("pri"), &self.timeline)?;
+            .flag("--run-dir", self.dir.join("pri"));
+        let line = common(s, line);
+        let (primary, patience) = (self.topology.host(Place::Primary), self.topology.patience());
+        let mut protect = Proc::spawn(primary, "protect", &line, &self.dir.join("pri"), &self.timeline)?;
         let mut found = None;
-        poll(PATIENCE, || {
+        poll(patience, || {
             found = self.timeline.wait(mark, Duration::ZERO, |e| e.is("protect", "protected")).ok().flatten();
             found.is_some() || !protect.is_alive()
         })?;
         if found.is_none() {
             let how = if protect.is_alive() { "does not say so" } else { "has ended" };
             eprintln!("{}", protect_log(&protect, &self.standby));
-            bail!("the VM is not protected within {PATIENCE:?}: protect {how}");
+            bail!("the VM is not protected within {patience:?}: protect {how}");
         }
         self.protect = Some(protect);
         Ok(())
@@ -187,12 +188,14 @@ impl<'a> Round<'a> {
             .args(["client", "--guest", s.guest.kind.name()])
             .flag("--address", format!("{GUEST_IP}:{}", s.guest.kind.port()))
             .flag("--pipeline", s.pipeline.to_string())
+            .flag("--repeat-after", format!("{}ms", s.repeat_after.as_millis()))
             .flag("--patience", format!("{}ms", CLIENT_PATIENCE.as_millis()));
-        let client = Proc::spawn(&self.topology.client, "client", &line, &self.dir.join("cli"), &self.replies)?;
+        let client =
+            Proc::spawn(self.topology.host(Place::Client), "client", &line, &self.dir.join("cli"), &self.replies)?;
         self.client = Some(client);
         if self
             .replies
-            .wait(mark, PATIENCE, |e| e.event == "reply" || e.event == "stuck")?
+            .wait(mark, self.topology.patience(), |e| e.event == "reply" || e.event == "stuck")?
             .is_none_or(|e| e.event == "stuck")
         {
             bail!("the client gets no reply from the guest");
@@ -207,7 +210,7 @@ impl<'a> Round<'a> {
     pub fn stop_client(&mut self) -> Result<Option<Summary>> {
         let Some(mut client) = self.client.take() else { return Ok(None) };
         drop(client.take_stdin());
-        if client.wait(CLIENT_PATIENCE + PATIENCE).is_none() {
+        if client.wait(CLIENT_PATIENCE + self.topology.patience()).is_none() {
             return Ok(None);
         }
         let mut entries = self.replies.since(Mark::default());
@@ -248,7 +251,7 @@ impl<'a> Round<'a> {
         let program = self.settings.afterimage.to_string_lossy();
         let run_dir = self.dir.join("pri");
         let args = ["status", "--vm", VM, "--role", "primary", "--json", "--run-dir", &run_dir.to_string_lossy()];
-        let output = self.topology.primary.run(&program, &args).unwrap_or_default();
+        let output = self.topology.host(Place::Primary).run(&program, &args).unwrap_or_default();
         serde_json::from_str(&output).unwrap_or(Value::Null)
     }
 
@@ -269,41 +272,36 @@ impl<'a> Round<'a> {
         }
         let before = self.sidecar_ticks();
         pass(time)?;
-        let ticks = self.sidecar_ticks().saturating_sub(before);
-        Ok(u32::try_from(ticks).ok().map(|ticks| f64::from(ticks) / time.as_secs_f64()))
+        let ticks = self.sidecar_ticks().zip(before).map(|(after, before)| after.saturating_sub(before));
+        Ok(ticks.and_then(|ticks| u32::try_from(ticks).ok()).map(|ticks| f64::from(ticks) / time.as_secs_f64()))
     }
 
-    /// CPU time of everything on both hosts that is not QEMU, in hundredths of a second.
-    fn sidecar_ticks(&self) -> u64 {
-        let hosts = [&self.topology.primary, &self.topology.standby];
-        let stats = hosts.into_iter().flat_map(Host::pids).filter_map(process::stat);
-        stats.filter(|s| !s.name.starts_with("qemu-system")).map(|s| s.cpu_ticks).sum()
+    fn sidecar_ticks(&self) -> Option<u64> {
+        let ticks = |place| self.topology.host(place).sidecar_ticks();
+        Some(ticks(Place::Primary)? + ticks(Place::Standby)?)
     }
 
-    /// Whether the VM at `place` executes now. Its monitor is asked several times: a pause is no end.
+    /// Whether the VM at `place` executes now.
     ///
     /// # Errors
     /// There is a QEMU that does not answer.
     pub fn executes(&self, place: Place) -> Result<bool> {
         let vm = if place == Place::Primary { self.primary_vm() } else { self.standby_vm() };
-        for _ in 0..20 {
-            match qmp::run_state(&vm.observer(), Duration::from_secs(5))? {
-                None => return Ok(false),
-                Some(state) if state == "running" => return Ok(true),
-                Some(_) => pass(Duration::from_millis(10))?,
-            }
-        }
-        Ok(false)
+        self.topology.host(place).executes(&vm.observer())
     }
 
-    /// What the guests of both hosts complain about.
+    /// What the guests of both hosts complain about, as far as they can be asked.
     #[must_use]
     pub fn guest_complaints(&self) -> Vec<String> {
         let kind = self.settings.guest.kind;
-        let complaint = |(host, vm): (&str, VmPaths)| {
-            Serial::read(kind, &vm.serial()).complaint().map(|what| format!("{host}: {what}"))
+        let complaint = |(name, place, vm): (&str, Place, VmPaths)| {
+            let text = self.topology.host(place).read(&vm.serial()).unwrap_or_default();
+            let complaint = Serial::parse(kind, &String::from_utf8_lossy(&text)).complaint();
+            complaint.map(|what| format!("{name}: {what}"))
         };
-        [("primary", self.primary_vm()), ("standby", self.standby_vm())].into_iter().filter_map(complaint).collect()
+        let primary = ("primary", Place::Primary, self.primary_vm());
+        let standby = ("standby", Place::Standby, self.standby_vm());
+        [primary, standby].into_iter().filter_map(complaint).collect()
     }
 
     /// The ends of the sidecars' logs.
@@ -325,19 +323,20 @@ fn nic(vm: &VmPaths) -> String {
     format!("{}={TAP}", vm.nic().display())
 }
 
-fn staging(settings: &Settings, line: Line) -> Line {
-    match &settings.staging {
-        Some(size) => line.flag("--staging", size),
-        None => line,
-    }
+/// What both sidecars are told alike.
+fn common(settings: &Settings, line: Line) -> Line {
+    let line = line
+        .flag("--beat-interval", &settings.beat_interval)
+        .flag("--detect-multiplier", settings.detect_multiplier.to_string());
+    settings.flags.iter().fold(line, |line, (name, value)| line.flag(name, value))
 }
 
-fn start_witness(settings: &Settings, topology: &Topology, dir: &Path, timeline: &Timeline) -> Result<Proc> {
+fn start_witness(settings: &Settings, topology: &dyn Topology, dir: &Path, timeline: &Timeline) -> Result<Proc> {
     let line = Line::new(&settings.afterimage)
         .args(["witness", "--listen", &format!("{CLIENT_IP}:{WITNESS_PORT}")])
         .flag("--state", dir.join("cli/witness"));
-    let mut witness = Proc::spawn(&topology.client, "witness", &line, &dir.join("cli"), timeline)?;
-    listening(&mut witness, WITNESS_PORT)?;
+    let mut witness = Proc::spawn(topology.host(Place::Client), "witness", &line, &dir.join("cli"), timeline)?;
+    listening(&mut witness, WITNESS_PORT, topology.patience())?;
     Ok(witness)
 }
 
@@ -347,13 +346,17 @@ fn standby_dir(dir: &Path, number: u32) -> PathBuf {
 
 fn start_standby(
     settings: &Settings,
-    topology: &Topology,
+    topology: &dyn Topology,
     dir: &Path,
     number: u32,
     timeline: &Timeline,
 ) -> Result<Proc> {
     let dir = standby_dir(dir, number);
+    let host = topology.host(Place::Standby);
     std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
+    // (A host that comes back from the dead may have lost what it had.)
+    host.make_dir(&dir)?;
+    host.make_dir(&settings.ram_dir)?;
     let vm = VmPaths::new(&dir);
     let line = Line::new(&settings.afterimage)
         .args(["standby", "--vm", VM, "--node", "host-b"])
@@ -363,14 +366,17 @@ fn start_standby(
         .flag("--run-dir", &dir)
         .flag("--ram-dir", &settings.ram_dir)
         .flag("--spill", dir.join("spill"));
-    let line = staging(settings, line).args(["--"]).args(settings.guest.qemu(&vm).0);
-    let mut standby = Proc::spawn(&topology.standby, "standby", &line, &dir, timeline)?;
-    listening(&mut standby, STANDBY_PORT)?;
+    let line = common(settings, line).args(["--"]).args(settings.guest.qemu(&vm).0);
+    let mark = timeline.mark();
+    let mut standby = Proc::spawn(host, "standby", &line, &dir, timeline)?;
+    let waits = || timeline.wait(mark, Duration::ZERO, |e| e.is("standby", "waiting")).is_ok_and(|e| e.is_some());
+    poll(topology.patience(), || waits() || !standby.is_alive())?;
+    ensure!(standby.is_alive() && waits(), "the standby does not wait for a primary:\n{}", standby.log_tail(20));
     Ok(standby)
 }
 
-/// Waits until `server` listens on the TCP port.
-fn listening(server: &mut Proc, port: u16) -> Result<()> {
+/// Waits until `server`, a process of this machine, listens on the TCP port.
+fn listening(server: &mut Proc, port: u16, patience: Duration) -> Result<()> {
     // Columns of /proc/net/tcp: slot, local address:port, remote address:port, state (0A: listening), ...
     let listens = |line: &str| {
         let columns: Vec<&str> = line.split_ascii_whitespace().take(4).collect();
@@ -379,7 +385,7 @@ fn listening(server: &mut Proc, port: u16) -> Result<()> {
     let pid = server.pid();
     let table = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/net/{name}")).unwrap_or_default();
     let ready = || table("tcp").lines().any(listens) || table("tcp6").lines().any(listens);
-    poll(PATIENCE, || ready() || !server.is_alive())?;
+    poll(patience, || ready() || !server.is_alive())?;
     ensure!(server.is_alive() && ready(), "{} does not listen on port {port}:\n{}", server.name, server.log_tail(20));
     Ok(())
 }

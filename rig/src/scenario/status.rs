@@ -1,5 +1,6 @@
 //! What the rig reads from `afterimage status --json`. The field names are in this file only.
 
+use crate::stats::round;
 use serde_json::{Value, json};
 
 /// `{p50, p99, max}` of how long the VM stood still for a checkpoint, in microseconds.
@@ -28,6 +29,40 @@ pub fn staging_over_cap_bytes(status: &Value) -> Option<u64> {
     Some(live.saturating_sub(bytes("staging_cap_bytes")?))
 }
 
+/// How checkpoints travel now.
+#[must_use]
+pub fn transport(status: &Value) -> Option<&str> {
+    status.pointer("/transport")?.as_str()
+}
+
+/// What beats travel over.
+#[must_use]
+pub fn keepalive(status: &Value) -> Option<&str> {
+    status.pointer("/keepalive")?.as_str()
+}
+
+/// `{device, timeout, retry, gives_up_ms}`: after how long RDMA itself reports a peer that is gone, as it is set. Null without.
+#[must_use]
+pub fn rdma(status: &Value) -> Value {
+    let number = |name: &str| u32::try_from(status.pointer("/rdma")?.get(name)?.as_u64()?).ok();
+    let Some((timeout, retry)) = number("timeout").zip(number("retry")) else { return Value::Null };
+    // The local ACK timeout is 4.096 us * 2^timeout (InfiniBand specification 9.7.6.1.3), for the first try and each other.
+    let gives_up_ms = 4.096e-3 * f64::from(timeout).exp2() * f64::from(retry + 1);
+    json!({ "device": status["rdma"]["device"], "timeout": timeout, "retry": retry, "gives_up_ms": round(gives_up_ms) })
+}
+
+/// Whether the VM is protected now.
+#[must_use]
+pub fn is_protected(status: &Value) -> bool {
+    status.pointer("/protected").and_then(Value::as_bool) == Some(true)
+}
+
+/// How often checkpoints had to take the second path.
+#[must_use]
+pub fn fallbacks(status: &Value) -> Option<u64> {
+    status.pointer("/counters/fallbacks")?.as_u64()
+}
+
 /// Whether the sidecar reaches its arbiter.
 #[must_use]
 pub fn arbiter_reachable(status: &Value) -> Option<bool> {
@@ -37,4 +72,16 @@ pub fn arbiter_reachable(status: &Value) -> Option<bool> {
 fn percentiles(histogram: Option<&Value>) -> Value {
     let Some(histogram) = histogram.filter(|h| h.is_object()) else { return Value::Null };
     json!({ "p50": histogram["p50"], "p99": histogram["p99"], "max": histogram["max"] })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rdma_gives_up_after_all_tries() {
+        let status = json!({ "rdma": { "device": "rxe0", "timeout": 18, "retry": 6 } });
+        assert_eq!(rdma(&status)["gives_up_ms"], 7516.193);
+        assert_eq!(rdma(&json!({ "rdma": null })), Value::Null);
+    }
 }

@@ -3,13 +3,10 @@
 use super::DeviceError;
 use crate::{
     ffi::{Context, Cq, Domain, Qp, Region},
+    memlock,
     types::{Access, Limits, QpSizes},
 };
 use memmap2::{MmapOptions, MmapRaw};
-use rustix::{
-    process::{Resource, getrlimit},
-    thread::{CapabilitySet, capabilities},
-};
 use serde::Serialize;
 use std::{io, sync::Arc};
 
@@ -73,16 +70,9 @@ pub fn capabilities_of(context: &Arc<Context>) -> Result<Capabilities, DeviceErr
         atomics: limits.atomics,
         huge_pages: bench.huge_page(),
         max_region_bytes: limits.max_mr_size,
-        memlock_bytes: memlock(),
+        memlock_bytes: memlock::limit(),
         limits,
     })
-}
-
-/// Bytes that this process may lock; `None`: no limit, or one that does not bind it (`CAP_IPC_LOCK`).
-#[must_use]
-pub fn memlock() -> Option<u64> {
-    let exempt = capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK));
-    if exempt { None } else { getrlimit(Resource::Memlock).current }
 }
 
 /// The largest of 0..=`most` that `works`, if whatever is less works too.

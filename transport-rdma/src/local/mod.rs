@@ -12,8 +12,8 @@
 //! | [`engine`] | [`LocalCopy`], the [`mc_core::capture::CaptureEngine`] |
 //! | [`plan`] | which pieces of guest RAM go into which write |
 //! | [`pair`] | the two queue pairs, credits, completions, the end |
-//! | [`measure`] | MB/s of an engine, contents checked |
-//! | [`choose`] | which engine: by name, or whichever is faster here |
+//! | [`mod@measure`] | MB/s of an engine, contents checked |
+//! | [`mod@choose`] | which engine: by name, or whichever is faster here |
 //!
 //! Whether this beats the processor is a matter of the device: the bytes cross the bus twice. On SoftRoCE, where the
 //! processor does it all, packet by packet, it never does.

@@ -9,6 +9,7 @@ use super::{LocalError, Options};
 use crate::{
     error::{WorkFailure, ack_timeout},
     ffi::{CHAIN, Context, Cq, Domain, Qp, status_words},
+    patience::patiently,
     types::{PORT, Piece, QpSizes, RcPath, Request, Work},
 };
 use std::{
@@ -197,7 +198,7 @@ fn join(context: &Context, options: &Options, pair: [&Qp; 2]) -> io::Result<()> 
     let (port, gid) = (context.port(PORT)?, context.gid(PORT, options.gid_index)?);
     for (ours, peer) in [(pair[0], pair[1]), (pair[1], pair[0])] {
         ours.init_reliable(true)?;
-        ours.connect(&RcPath {
+        let path = RcPath {
             gid_index: options.gid_index,
             gid,
             lid: port.lid,
@@ -208,7 +209,8 @@ fn join(context: &Context, options: &Options, pair: [&Qp; 2]) -> io::Result<()> 
             timeout: options.timeout,
             retry: options.retry,
             rnr_retry: 6,
-        })?;
+        };
+        patiently(|| ours.connect(&path))?;
     }
     Ok(())
 }

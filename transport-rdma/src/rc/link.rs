@@ -22,7 +22,7 @@ use crate::{
     types::{Completion as Done, FLUSHED},
 };
 use mc_core::{
-    transport::{Completion, LinkError, NotFenced, Op, RejectReason, Rejected, Transport},
+    transport::{Completion, LinkError, NotFenced, Op, RejectReason, Rejected, Resumable, Transport},
     wire::{
         WireError,
         control::Control,
@@ -80,7 +80,7 @@ impl RdmaLink {
     /// The local ACK timeout's code, and the retries, in force.
     #[must_use]
     pub fn timeout(&self) -> (u8, u8) {
-        (self.parts.options.timeout_code(self.parts.place.mbit), self.parts.options.retry)
+        (self.parts.options.timeout_code(&self.parts.place), self.parts.options.retry)
     }
 
     /// How long the device takes to give up on a peer that does not answer: the timeouts of all tries. Real devices may take up
@@ -104,22 +104,18 @@ impl RdmaLink {
         self.sender.is_settled()
     }
 
-    /// Items submitted (slabs and records, in order) that have reached the peer's device.
+    /// Whether the peer's process has ended the connection, or has ended, or our device is gone: what rdma_cm knows, of a link
+    /// that it has made ([`crate::cm`]). What had arrived before is still to be polled for; the link itself ends when it is told
+    /// ([`Transport::revoke`]) or when the device finds out. False of other links.
     #[must_use]
-    pub fn delivered(&self) -> u64 {
-        self.sender.delivered()
+    pub fn hung_up(&mut self) -> bool {
+        self.parts.tie.as_mut().is_some_and(crate::cm::Tie::hung_up)
     }
 
-    /// Items that arrived and were reported.
+    /// Readable when [`RdmaLink::hung_up`] has news; `None` for a link that rdma_cm has not made.
     #[must_use]
-    pub fn received(&self) -> u64 {
-        self.received
-    }
-
-    /// Whether the link has failed: slabs that come back as written from here on may not have arrived.
-    #[must_use]
-    pub fn has_failed(&self) -> bool {
-        self.failed
+    pub fn hangup_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.parts.tie.as_ref().map(AsFd::as_fd)
     }
 
     /// For tests: breaks the link from outside, as a device that fails does.
@@ -412,6 +408,26 @@ impl Transport for RdmaLink {
 
     fn peer(&self) -> String {
         self.peer.clone()
+    }
+}
+
+impl Resumable for RdmaLink {
+    fn delivered(&self) -> u64 {
+        self.sender.delivered()
+    }
+
+    fn received(&self) -> u64 {
+        self.received
+    }
+
+    fn has_failed(&self) -> bool {
+        self.failed
+    }
+
+    /// A message that nobody acknowledges fails when the device's retries are used up. An idle queue pair notices nothing.
+    fn nudge(&mut self) {
+        self.sender.nudge();
+        self.pump();
     }
 }
 

@@ -174,6 +174,11 @@ impl Sender {
         self.queue.push_back(outgoing);
     }
 
+    /// The next pump sends something, if only credits.
+    pub(super) fn nudge(&mut self) {
+        self.must_speak = true;
+    }
+
     pub(super) fn is_open(&self) -> bool {
         !self.listens
     }

@@ -20,7 +20,7 @@ use anyhow::{Context, ensure};
 use mc_core::{
     id::Incarnation,
     slab::SlabPool,
-    transport::{Completion, LinkError, Op, Rejected, Transport},
+    transport::{Completion, LinkError, Op, Rejected, Resumable, Transport},
     wire::{
         control::Control,
         rdma::{Beats, ENDPOINT_LEN, Endpoint},

@@ -16,56 +16,31 @@
 //! Bridges forward at once (no spanning tree, no delay), and IPv6 is off: nothing but the guest and what is asked of it
 //! is on the wire. Names carry the rig's process id, so that several rigs can run at a time.
 
+mod silencer;
+
 use crate::{
+    hosts::{self, Blow, CLIENT_IP, PRIMARY_LAN_IP, Place, STANDBY_LAN_IP, STANDBY_REP_IP, TAP},
     prerequisite::Missing,
-    process::{all_pids, signal},
+    process::{Line, all_pids, children, signal, stat},
+    qmp,
 };
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
+use silencer::Silencer;
 use std::{
-    io::Write,
     os::unix::fs::MetadataExt,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
-/// The client's address; the witness listens there.
-pub const CLIENT_IP: &str = "10.77.0.3";
-/// The guest's address.
-pub const GUEST_IP: &str = "10.77.0.10";
-/// The standby's end of the replication link.
-pub const STANDBY_REP_IP: &str = "10.78.0.2";
-/// The TAP device of each host.
-pub const TAP: &str = "tap0";
 /// Where files are memory, if this machine has it.
 pub const SHM: &str = "/dev/shm";
 /// What the names of temporary directories begin with; the rig's process id and a dash follow.
 pub const TEMPORARY: &str = "afterimage-rig";
 /// How long processes may take to die.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Which of the three.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// Where the VM runs at first.
-    Primary,
-    /// Where its after-image is.
-    Standby,
-    /// Where the client and the witness are.
-    Client,
-}
-
-impl Place {
-    fn short(self) -> &'static str {
-        match self {
-            Self::Primary => "pri",
-            Self::Standby => "sby",
-            Self::Client => "cli",
-        }
-    }
-}
 
 /// A host.
 #[derive(Clone, Debug)]
@@ -83,15 +58,21 @@ impl Host {
         let netns = format!("{prefix}-{}", place.short());
         run("ip", &["netns", "add", &netns])?;
         let host = Self::existing(place, netns)?;
-        // (Kernels without IPv6 have nothing to switch off.)
-        host.run("sh", &["-c", "for f in /proc/sys/net/ipv6/conf/*/disable_ipv6; do [ ! -e $f ] || echo 1 >$f; done"])?;
+        host.without_ipv6()?;
         host.ip("link set lo up")?;
         Ok(host)
     }
 
-    fn existing(place: Place, netns: String) -> Result<Self> {
+    /// The host that a namespace is already.
+    pub(crate) fn existing(place: Place, netns: String) -> Result<Self> {
         let inode = std::fs::metadata(format!("/run/netns/{netns}")).with_context(|| netns.clone())?.ino();
         Ok(Self { place, netns, identity: format!("net:[{inode}]") })
+    }
+
+    /// (Kernels without IPv6 have nothing to switch off.)
+    pub(crate) fn without_ipv6(&self) -> Result<()> {
+        let script = "for f in /proc/sys/net/ipv6/conf/*/disable_ipv6; do [ ! -e $f ] || echo 1 >$f; done";
+        self.run("sh", &["-c", script]).map(drop)
     }
 
     /// Runs a program here and gives its output.
@@ -128,65 +109,83 @@ impl Host {
         }
     }
 
-    /// Stops everything that runs here, as a host does whose hypervisor stalls. Says which processes those are.
-    pub fn freeze(&self) -> Vec<u32> {
+    fn stop_all(&self) {
         let mut frozen = Vec::new();
         loop {
             // A process may have been started while we looked.
             let new: Vec<u32> = self.pids().into_iter().filter(|pid| !frozen.contains(pid)).collect();
             if new.is_empty() {
-                return frozen;
+                return;
             }
             new.iter().for_each(|pid| signal(*pid, Signal::STOP));
             frozen.extend(new);
         }
     }
 
-    /// Lets what was frozen go on.
-    pub fn thaw(&self) {
+    fn continue_all(&self) {
         self.pids().iter().for_each(|pid| signal(*pid, Signal::CONT));
     }
+}
 
-    /// Frames that came out of the host's TAP device so far: what the gate let out.
-    pub fn frames_out(&self) -> Result<u64> {
+impl hosts::Host for Host {
+    fn name(&self) -> &str {
+        &self.netns
+    }
+
+    // `ip netns exec` and `setpriv` replace themselves with what they start: the process id stays.
+    fn command(&self, line: &Line) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.netns, "setpriv", "--pdeathsig", "KILL", "--"]).args(&line.0);
+        command
+    }
+
+    fn make_dir(&self, path: &Path) -> Result<()> {
+        std::fs::create_dir_all(path).with_context(|| path.display().to_string())
+    }
+
+    fn exists(&self, path: &Path) -> bool {
+        path.exists()
+    }
+
+    fn read(&self, path: &Path) -> Result<Vec<u8>> {
+        std::fs::read(path).with_context(|| path.display().to_string())
+    }
+
+    fn executes(&self, monitor: &Path) -> Result<bool> {
+        qmp::executes(monitor)
+    }
+
+    fn freeze(&self) -> Result<()> {
+        self.stop_all();
+        Ok(())
+    }
+
+    fn thaw(&self) -> Result<()> {
+        self.continue_all();
+        Ok(())
+    }
+
+    /// Those that came out of its TAP device.
+    fn frames_out(&self) -> Result<u64> {
         let path = format!("/sys/class/net/{TAP}/statistics/rx_packets");
         let text = self.run("cat", &[&path])?;
         text.trim().parse().with_context(|| format!("{path} of {}: '{text}'", self.netns))
     }
-}
 
-/// A device that can be made to swallow whatever is sent through it. Prepared ahead: then it takes no time.
-#[derive(Debug)]
-pub struct Silencer {
-    tc: Child,
-    devices: &'static [&'static str],
-}
-
-impl Silencer {
-    /// Prepares `devices` of `host`.
-    pub fn prepare(host: &Host, devices: &'static [&'static str]) -> Result<Self> {
-        let mut tc = Command::new("tc");
-        tc.args(["-n", &host.netns, "-batch", "-"]).stdin(Stdio::piped());
-        Ok(Self { tc: tc.spawn().context("tc")?, devices })
+    fn clock_ahead_ms(&self) -> f64 {
+        0.0
     }
 
-    /// From here on nothing leaves by these devices. No carrier is lost and no error is seen: the worst kind of silence.
-    pub fn fire(&mut self) -> Result<()> {
-        let mut input = self.tc.stdin.take().context("tc's standard input is gone")?;
-        for device in self.devices {
-            writeln!(input, "qdisc replace dev {device} root blackhole")?;
-        }
-        drop(input);
-        let status = self.tc.wait()?;
-        ensure!(status.success(), "tc could not silence {:?}: {status}", self.devices);
+    fn sidecar_ticks(&self) -> Option<u64> {
+        let stats = self.pids().into_iter().filter_map(stat);
+        Some(stats.filter(|s| !s.name.starts_with("qemu-system")).map(|s| s.cpu_ticks).sum())
+    }
+
+    fn kill_data_path(&self, protect: u32) -> Result<()> {
+        let own = |pid: &u32| stat(*pid).is_some_and(|s| !s.name.starts_with("qemu-system"));
+        let data_path = children(protect).into_iter().find(own).context("protect has no data path process")?;
+        signal(data_path, Signal::KILL);
         Ok(())
-    }
-}
-
-impl Drop for Silencer {
-    fn drop(&mut self) {
-        let _ = self.tc.kill();
-        let _ = self.tc.wait();
     }
 }
 
@@ -209,7 +208,7 @@ struct Sweeper(Vec<Host>);
 impl Drop for Sweeper {
     fn drop(&mut self) {
         for host in &self.0 {
-            host.thaw();
+            host.continue_all();
             if let Err(error) = host.kill_all().and_then(|()| run("ip", &["netns", "del", &host.netns])) {
                 eprintln!("cleaning up {}: {error:#}", host.netns);
             }
@@ -238,8 +237,8 @@ impl Topology {
         let [client, primary, standby] = sweeper.0.as_slice() else { bail!("three hosts were made") };
         let (client, primary, standby) = (client.clone(), primary.clone(), standby.clone());
         bridge(&client, "lan", CLIENT_IP)?;
-        connect(&primary, &client, "10.77.0.1")?;
-        connect(&standby, &client, "10.77.0.2")?;
+        connect(&primary, &client, PRIMARY_LAN_IP)?;
+        connect(&standby, &client, STANDBY_LAN_IP)?;
         primary.ip(&format!("link add rep type veth peer name rep netns {}", standby.netns))?;
         for (host, address) in [(&primary, "10.78.0.1"), (&standby, STANDBY_REP_IP)] {
             host.ip(&format!("address add {address}/24 dev rep"))?;
@@ -261,37 +260,41 @@ impl Topology {
         Ok(())
     }
 
-    /// The host at `place`.
-    #[must_use]
-    pub fn host(&self, place: Place) -> &Host {
+    fn at(&self, place: Place) -> &Host {
         match place {
             Place::Primary => &self.primary,
             Place::Standby => &self.standby,
             Place::Client => &self.client,
         }
     }
+}
 
-    /// What will make `place` fall silent on all its links.
-    pub fn prepare_death(&self, place: Place) -> Result<Silencer> {
-        Silencer::prepare(self.host(place), &["rep", "lan"])
+impl hosts::Topology for Topology {
+    fn host(&self, place: Place) -> &dyn hosts::Host {
+        self.at(place)
     }
 
-    /// The host dies: first nothing leaves it any more (a dead host closes no connection), then everything on it is
-    /// killed, then its links lose their carrier.
-    pub fn kill_host(&self, place: Place, silencer: &mut Silencer) -> Result<()> {
-        let host = self.host(place);
-        silencer.fire()?;
-        host.kill_all()?;
-        ["rep", "lan"].iter().try_for_each(|link| host.ip(&format!("link set {link} down")).map(drop))
+    /// First nothing leaves it any more, then everything on it is killed, then its links lose their carrier.
+    fn prepare_death(&self, place: Place) -> Result<Blow<'_>> {
+        let host = self.at(place);
+        let mut silencer = Silencer::prepare(host, &["rep", "lan"])?;
+        Ok(Box::new(move || {
+            silencer.fire()?;
+            host.kill_all()?;
+            ["rep", "lan"].iter().try_for_each(|link| host.ip(&format!("link set {link} down")).map(drop))
+        }))
     }
 
-    /// What will cut the replication link, in both directions.
-    pub fn prepare_cut(&self) -> Result<[Silencer; 2]> {
-        Ok([Silencer::prepare(&self.primary, &["rep"])?, Silencer::prepare(&self.standby, &["rep"])?])
+    fn prepare_cut(&self) -> Result<Blow<'_>> {
+        let mut silencers = [Silencer::prepare(&self.primary, &["rep"])?, Silencer::prepare(&self.standby, &["rep"])?];
+        Ok(Box::new(move || silencers.iter_mut().try_for_each(Silencer::fire)))
     }
 
-    /// All links of all hosts work again. What runs there goes on.
-    pub fn restore_links(&self) -> Result<()> {
+    fn prepare_rdma_cut(&self) -> Result<Blow<'_>> {
+        Err(Missing::error("network namespaces have no RDMA devices", "Use --hosts lab"))
+    }
+
+    fn restore(&self) -> Result<()> {
         for host in [&self.primary, &self.standby] {
             let disciplines = host.run("tc", &["qdisc", "show"])?;
             for link in ["rep", "lan"] {
@@ -304,14 +307,17 @@ impl Topology {
         self.settle()
     }
 
-    /// Ready for another round: nothing runs, everything is connected.
-    pub fn reset(&self) -> Result<()> {
+    fn reset(&self) -> Result<()> {
         for host in [&self.primary, &self.standby, &self.client] {
-            host.thaw();
+            host.continue_all();
             host.kill_all()?;
         }
-        self.restore_links()?;
+        self.restore()?;
         self.client.ip("neigh flush dev lan").map(drop)
+    }
+
+    fn patience(&self) -> Duration {
+        Duration::from_secs(30)
     }
 }
 

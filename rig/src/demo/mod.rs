@@ -1,8 +1,14 @@
 //! `rig demo`: runs a scenario once or many times, prints the timeline and the verdict.
 
+mod args;
+
+pub use args::{AccelChoice, DemoArgs, Hosts, parse_time};
+
 use crate::{
-    guest::{Accel, Guest, Images, Kind},
-    netns::{Place, SHM, TEMPORARY, Topology},
+    guest::{Accel, Guest, Images},
+    hosts::{Place, Topology},
+    lab,
+    netns::{SHM, TEMPORARY},
     prerequisite::{self, Missing},
     scenario::{
         Scenario, Settings, fault,
@@ -14,96 +20,8 @@ use crate::{
     timeline::{Mark, Timeline, pass},
 };
 use anyhow::{Context, Result};
-use clap::Args;
 use serde_json::{Value, json};
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
-
-/// Options of `rig demo`. Times are written as 20ms or 2s.
-#[derive(Args, Clone, Debug)]
-pub struct DemoArgs {
-    /// The fault
-    #[arg(long, value_enum, default_value = "kill-primary")]
-    pub scenario: Scenario,
-    /// The guest
-    #[arg(long, value_enum, default_value = "linux")]
-    pub guest: Kind,
-    /// KVM or TCG; by default KVM if it boots this guest here, else TCG
-    #[arg(long, value_parser = parse_accel, default_value = "auto")]
-    pub accel: AccelChoice,
-    /// Number of runs, each with everything new but the hosts
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    pub repeat: u32,
-    /// Length of an epoch
-    #[arg(long, default_value = "20ms")]
-    pub epoch: String,
-    /// Time between beats
-    #[arg(long, default_value = "10ms")]
-    pub beat_interval: String,
-    /// Beats that may be missed before the peer is suspect
-    #[arg(long, default_value_t = 5)]
-    pub detect_multiplier: u32,
-    /// Cap of the staging memory of each side [default: the program's]
-    #[arg(long)]
-    pub staging: Option<String>,
-    /// Requests that the client has under way at a time (Linux guest)
-    #[arg(long, default_value_t = 1)]
-    pub pipeline: usize,
-    /// Pages that the Linux guest rewrites every 100 ms
-    #[arg(long, default_value_t = 64)]
-    pub pages: u32,
-    /// How long the client runs before the fault [default: 3s; 500ms with --repeat]
-    #[arg(long, value_parser = parse_time)]
-    pub before: Option<Duration>,
-    /// How long it runs after the fault was dealt with [default: 3s; 300ms with --repeat]
-    #[arg(long, value_parser = parse_time)]
-    pub after: Option<Duration>,
-    /// How long to measure the unprotected VM first, for the added delay [default: 2s; 0s with --repeat]
-    #[arg(long, value_parser = parse_time)]
-    pub baseline: Option<Duration>,
-    /// How long to measure what the sidecars cost while no client asks [default: 2s; 0s with --repeat]
-    #[arg(long, value_parser = parse_time)]
-    pub idle: Option<Duration>,
-    /// The program under test [default: `afterimage` next to this one]
-    #[arg(long)]
-    pub afterimage: Option<PathBuf>,
-    /// What scripts/guests built [default: guests/build of this checkout]
-    #[arg(long)]
-    pub guests: Option<PathBuf>,
-    /// Keep logs and files of all runs; those of a failed run are always kept
-    #[arg(long)]
-    pub keep: bool,
-}
-
-/// Which accelerator is wanted; None: whichever works best.
-pub type AccelChoice = Option<Accel>;
-
-fn parse_accel(text: &str) -> Result<AccelChoice, String> {
-    match text {
-        "auto" => Ok(None),
-        "kvm" => Ok(Some(Accel::Kvm)),
-        "tcg" => Ok(Some(Accel::Tcg)),
-        _ => Err("auto, kvm or tcg".to_owned()),
-    }
-}
-
-/// A duration: a whole number and `us`, `ms` or `s`.
-///
-/// # Errors
-/// Says what is expected.
-pub fn parse_time(text: &str) -> Result<Duration, String> {
-    let expected = || format!("'{text}' is no time; write 500us, 20ms or 2s");
-    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(expected)?;
-    let number: u64 = text[..digits].parse().map_err(|_| expected())?;
-    match &text[digits..] {
-        "us" => Ok(Duration::from_micros(number)),
-        "ms" => Ok(Duration::from_millis(number)),
-        "s" => Ok(Duration::from_secs(number)),
-        _ => Err(expected()),
-    }
-}
+use std::{path::Path, time::Duration};
 
 /// Runs it. True: passed. Whatever happens, the last line of output is JSON.
 ///
@@ -132,8 +50,8 @@ fn try_run(args: &DemoArgs) -> Result<bool> {
     let settings = settings(args, work.path(), ram.path())?;
     let (scenario, guest) = (settings.scenario.name(), &settings.guest);
     eprintln!("{scenario}, {} guest on {}, epochs of {}", guest.kind.name(), guest.accel.name(), settings.epoch);
-    let topology = Topology::create()?;
-    let outcomes = rounds(args, &settings, &topology)?;
+    let topology = args.hosts().create()?;
+    let outcomes = rounds(args, &settings, &*topology)?;
     let passed = outcomes.iter().all(Outcome::passed);
     if args.keep || !passed {
         work.disable_cleanup(true);
@@ -156,29 +74,41 @@ fn settings(args: &DemoArgs, work: &Path, ram: &Path) -> Result<Settings> {
     let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
     let guests = args.guests.clone().unwrap_or_else(|| checkout.join("guests/build"));
     let images = Images::find(&guests, args.guest)?;
+    let (hosts, lab) = (args.hosts(), args.hosts() == Hosts::Lab);
+    if lab {
+        lab::check_guest(args.guest)?;
+    } else if args.scenario == Scenario::CutRdma {
+        return Err(Missing::error("network namespaces have no RDMA to cut", "Use --hosts lab"));
+    }
+    let pace = hosts.pace();
     let once = args.repeat == 1;
+    // What costs extra is left out of many runs, and where it cannot be measured.
+    let extra = if lab { 0 } else { 2000 };
     let or = |given: Option<Duration>, single: u64, many: u64| {
         given.unwrap_or(Duration::from_millis(if once { single } else { many }))
     };
     Ok(Settings {
         scenario: args.scenario,
-        guest: Guest::new(args.guest, args.accel, args.pages, images)?,
+        // (No KVM in the lab's VMs.)
+        guest: Guest::new(args.guest, if lab { Some(Accel::Tcg) } else { args.accel }, args.pages, images)?,
         afterimage: afterimage.canonicalize().with_context(|| afterimage.display().to_string())?,
-        epoch: args.epoch.clone(),
-        beat_interval: args.beat_interval.clone(),
-        detect_multiplier: args.detect_multiplier,
-        staging: args.staging.clone(),
+        epoch: args.epoch.clone().unwrap_or_else(|| pace.epoch.to_owned()),
+        beat_interval: args.beat_interval.clone().unwrap_or_else(|| pace.beat_interval.to_owned()),
+        detect_multiplier: args.detect_multiplier.unwrap_or(pace.detect_multiplier),
+        flags: args.flags(hosts),
         pipeline: args.pipeline,
+        repeat_after: pace.repeat_after,
+        hosts: hosts.name(),
         before: or(args.before, 3000, 500),
         after: or(args.after, 3000, 300),
-        baseline: or(args.baseline, 2000, 0),
-        idle: or(args.idle, 2000, 0),
+        baseline: or(args.baseline, extra, 0),
+        idle: or(args.idle, extra, 0),
         work_dir: work.to_owned(),
         ram_dir: ram.to_owned(),
     })
 }
 
-fn rounds(args: &DemoArgs, settings: &Settings, topology: &Topology) -> Result<Vec<Outcome>> {
+fn rounds(args: &DemoArgs, settings: &Settings, topology: &dyn Topology) -> Result<Vec<Outcome>> {
     let mut outcomes = Vec::new();
     for number in 1..=args.repeat {
         let dir = settings.work_dir.join(number.to_string());
@@ -199,7 +129,7 @@ fn rounds(args: &DemoArgs, settings: &Settings, topology: &Topology) -> Result<V
     Ok(outcomes)
 }
 
-fn one_round(settings: &Settings, topology: &Topology, dir: &Path, single: bool) -> Result<Outcome> {
+fn one_round(settings: &Settings, topology: &dyn Topology, dir: &Path, single: bool) -> Result<Outcome> {
     let timeline = Timeline::new(single);
     let outcome = protected_round(settings, topology, dir, &timeline, single);
     // Of a run that is one of many, nobody has seen the events yet.
@@ -213,7 +143,7 @@ fn one_round(settings: &Settings, topology: &Topology, dir: &Path, single: bool)
 
 fn protected_round(
     settings: &Settings,
-    topology: &Topology,
+    topology: &dyn Topology,
     dir: &Path,
     timeline: &Timeline,
     single: bool,
@@ -243,6 +173,9 @@ fn print_summary(outcome: &Outcome) {
     for (name, value) in outcome.times.named() {
         let shown = value.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1}"));
         println!("{:<24} {shown:>9}", name.replace('_', " "));
+    }
+    if let Some(ms) = outcome.json.pointer("/rdma/gives_up_ms").and_then(Value::as_f64) {
+        println!("{:<24} {ms:>9.1}", "RDMA alone gives up ms");
     }
     outcome.reasons.iter().for_each(|reason| println!("WRONG: {reason}"));
     println!("verdict: {}\n", if outcome.passed() { "pass" } else { "fail" });
@@ -290,19 +223,4 @@ fn final_json(settings: &Settings, outcomes: &[Outcome]) -> Value {
         json[*name] = samples.to_json();
     }
     json
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_numbers_with_units() {
-        assert_eq!(parse_time("20ms"), Ok(Duration::from_millis(20)));
-        assert_eq!(parse_time("2s"), Ok(Duration::from_secs(2)));
-        assert_eq!(parse_time("500us"), Ok(Duration::from_micros(500)));
-        for wrong in ["", "20", "ms", "-1s", "1.5s", "20 ms", "99999999999999999999s", "2m"] {
-            assert!(parse_time(wrong).unwrap_err().contains("20ms"), "{wrong}");
-        }
-    }
 }

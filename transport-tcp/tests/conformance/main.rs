@@ -1,5 +1,7 @@
 //! The suite over loopback: TCP as the transport, UDP as the keepalive.
 
+mod failover;
+
 use mc_core::testing::conformance::{Fabric, KeepaliveFabric, run_all, run_all_keepalive};
 use rustix::io::ioctl_fionread;
 use std::{

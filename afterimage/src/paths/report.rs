@@ -1,0 +1,90 @@
+//! What the operator hears of a session's way.
+
+use crate::{events::emit, keepalive::PathsReader, status::Status};
+use mc_core::transport::Transport;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+/// How a session began.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// "rdma" or "tcp".
+    pub transport: &'static str,
+    /// Why that one.
+    pub why: String,
+    /// Our side of RDMA.
+    pub rdma: Option<RdmaInfo>,
+    /// "ud", "udp" or "both".
+    pub keepalive: &'static str,
+    /// The figures of each, if both.
+    pub beat_paths: Option<PathsReader>,
+}
+
+/// Our side of RDMA.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RdmaInfo {
+    /// The device.
+    pub device: String,
+    /// The entry of its GID table.
+    pub gid_index: u8,
+    /// What is there, as an address.
+    pub gid: String,
+    /// The queue pair that carries messages.
+    pub queue_pair: u32,
+    /// Local ACK timeout in force: 4.096 µs * 2^this.
+    pub timeout: u8,
+    /// Transport retries in force.
+    pub retry: u8,
+    /// Why this device.
+    pub why: String,
+}
+
+/// Watches a link for its operator.
+#[derive(Debug, Default)]
+pub struct Watch {
+    report: Option<Report>,
+    /// Why the session is not on RDMA any more.
+    fell_back: Option<String>,
+    /// In all sessions.
+    fallbacks: u64,
+}
+
+impl Watch {
+    /// A session is up.
+    pub fn begin(&mut self, report: Report) {
+        let Report { transport, why, rdma, keepalive, .. } = &report;
+        tracing::info!(transport, why, keepalive, "checkpoints go this way");
+        emit("transport", json!({ "transport": transport, "why": why, "keepalive": keepalive, "rdma": rdma }));
+        self.report = Some(report);
+        self.fell_back = None;
+    }
+
+    /// The session is over.
+    pub fn end(&mut self) {
+        (self.report, self.fell_back) = (None, None);
+    }
+
+    /// Looks whether it still goes the way that it began.
+    pub fn look(&mut self, link: Option<&dyn Transport>) {
+        let Some(why) = link.and_then(Transport::fell_back).filter(|_| self.fell_back.is_none()) else { return };
+        self.fell_back = Some(why.to_owned());
+        self.fallbacks += 1;
+        tracing::warn!(why, fallbacks = self.fallbacks, "RDMA failed; checkpoints go over TCP");
+        emit("fell-back", json!({ "from": "rdma", "to": "tcp", "why": why, "fallbacks": self.fallbacks }));
+    }
+
+    /// Fills in what is known.
+    pub fn fill(&self, status: &mut Status) {
+        status.counters.insert("fallbacks".into(), self.fallbacks);
+        let Some(report) = &self.report else { return };
+        status.transport = match &self.fell_back {
+            None => report.transport.to_owned(),
+            Some(why) => format!("tcp (fell back from RDMA: {why}; {} times)", self.fallbacks),
+        };
+        status.transport_why.clone_from(&report.why);
+        status.rdma.clone_from(&report.rdma);
+        status.keepalive = report.keepalive.to_owned();
+        status.beat_paths = report.beat_paths.as_ref().map(PathsReader::stats).unwrap_or_default();
+    }
+}

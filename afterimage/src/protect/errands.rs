@@ -1,0 +1,83 @@
+//! What the primary's driver asks of the data path.
+
+use super::{channel::ToSupervisor, data_path::DataPath};
+use crate::{arbiter::Ask, events::emit, exit::Code};
+use anyhow::Result;
+use mc_core::{driver::PrimaryErrand, wire::control::NackReason};
+use serde_json::json;
+
+impl DataPath {
+    pub(super) fn run_errands(&mut self) -> Result<()> {
+        while let Some(errand) = self.driver.errand() {
+            match errand {
+                PrimaryErrand::Cas { expect, new, contested } => {
+                    self.arbiter.ask(Ask::Cas { expect, new, contested });
+                    if std::mem::take(&mut self.operator_wants_solo) {
+                        self.arbiter.operator_decides();
+                    }
+                }
+                PrimaryErrand::StartSource => {
+                    self.supervisor.say(&ToSupervisor::StartSource { path: self.source_path.clone() })?;
+                }
+                PrimaryErrand::LeaveSource => self.went_solo()?,
+                PrimaryErrand::Fence => self.fenced()?,
+                PrimaryErrand::End => self.ended(),
+                PrimaryErrand::LinkLost(why) => {
+                    tracing::warn!(%why, "link lost");
+                    emit("link-lost", json!({ "why": why }));
+                }
+                PrimaryErrand::Refused(reason) => self.refused(reason),
+                PrimaryErrand::SourceFailed(why) => self.supervisor.say(&ToSupervisor::SourceFailed { why })?,
+                PrimaryErrand::GateFailed(why) => {
+                    tracing::error!(%why, "gate; its output stays held");
+                    self.notes.push(why);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The standby cannot go on; the machine gives it up through the arbiter.
+    fn refused(&mut self, reason: NackReason) {
+        let why = match reason {
+            NackReason::TooLarge => {
+                "a checkpoint was larger than the standby's staging: give it more with --staging, or a file with --spill"
+            }
+            NackReason::OutOfOrder => "the standby missed a part of a checkpoint",
+            NackReason::Malformed => "the standby says that a checkpoint does not fit the VM's profile",
+            NackReason::Storage => "the standby could not write its image or its spill file",
+        };
+        tracing::error!(why, "giving protection up");
+        emit("refused", json!({ "why": why }));
+        self.notes.push(format!("not protected: {why}"));
+    }
+
+    fn went_solo(&mut self) -> Result<()> {
+        self.beats = None;
+        self.peer = None;
+        self.watch.end();
+        self.supervisor.say(&ToSupervisor::LeaveSource)?;
+        self.ending = self.ending.take().or_else(|| self.end_when_solo.take());
+        Ok(())
+    }
+
+    fn fenced(&mut self) -> Result<()> {
+        emit("fenced", json!({ "vm": self.brief.config.vm }));
+        self.beats = None;
+        self.supervisor.say(&ToSupervisor::Fence)?;
+        let why = match self.vm_died {
+            true => "the VM's QEMU died; its standby has the last commit, and takes over",
+            false => "another node owns the VM now; this copy was stopped",
+        };
+        self.ending = Some((Code::Fenced, why.to_owned()));
+        Ok(())
+    }
+
+    fn ended(&mut self) {
+        let end = match self.vm_died {
+            true => (Code::Failed, "the VM's QEMU died, and no standby had it"),
+            false => (Code::Done, "the VM is gone"),
+        };
+        self.ending.get_or_insert((end.0, end.1.to_owned()));
+    }
+}

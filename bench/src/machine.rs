@@ -1,0 +1,111 @@
+//! What figures were taken on: the head of every output.
+
+use serde::Serialize;
+use std::fs;
+
+/// The machine and the program, as far as they bear on figures.
+#[derive(Clone, Debug, Serialize)]
+pub struct Machine {
+    /// The node's name.
+    pub host: String,
+    /// Name, release and version of the kernel.
+    pub kernel: String,
+    /// The processor's name for itself.
+    pub cpu: String,
+    /// How many of them this process may use.
+    pub cpus: usize,
+    /// Whether instructions are emulated (QEMU TCG).
+    pub emulated: bool,
+    /// The frequency governor of the first processor, if there is one.
+    pub governor: Option<String>,
+    /// Runnable tasks, mean over the last minute, at the start: others may share the machine.
+    pub load: String,
+    /// Of this program.
+    pub commit: &'static str,
+    /// Of this program.
+    pub version: &'static str,
+    /// Built with optimisations and without debug assertions.
+    pub optimised: bool,
+}
+
+impl Machine {
+    /// This one.
+    #[must_use]
+    pub fn here() -> Self {
+        let name = rustix::system::uname();
+        let text = |part: &std::ffi::CStr| part.to_string_lossy().into_owned();
+        let kernel = format!("{} {} {}", text(name.sysname()), text(name.release()), text(name.version()));
+        let cpu = cpu_model(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default());
+        let governor = fs::read_to_string("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").ok();
+        let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+        Self {
+            host: text(name.nodename()),
+            kernel,
+            emulated: cpu.contains("TCG"),
+            cpu,
+            cpus: std::thread::available_parallelism().map_or(1, usize::from),
+            governor: governor.map(|g| g.trim().to_owned()),
+            load: load.split(' ').next().unwrap_or("?").to_owned(),
+            commit: env!("MC_BENCH_COMMIT"),
+            version: env!("CARGO_PKG_VERSION"),
+            optimised: !cfg!(debug_assertions),
+        }
+    }
+
+    /// Lines for people.
+    #[must_use]
+    pub fn lines(&self) -> Vec<String> {
+        let build = if self.optimised { "optimised" } else { "NOT optimised" };
+        let governor = self.governor.as_ref().map(|g| format!(", governor {g}")).unwrap_or_default();
+        vec![
+            format!("mc-bench {} {}, {build}", self.version, self.commit),
+            format!("machine  {}: {} x {}{governor}, load {}", self.host, self.cpus, self.cpu, self.load),
+            format!("kernel   {}", self.kernel),
+        ]
+    }
+}
+
+fn cpu_model(cpuinfo: &str) -> String {
+    let line = cpuinfo.lines().find(|l| l.starts_with("model name"));
+    line.and_then(|l| l.split_once(": ")).map_or_else(|| "unknown".to_owned(), |(_, name)| name.trim().to_owned())
+}
+
+/// What must be said beside figures from such devices on such a machine.
+#[must_use]
+pub fn caveats(machine: &Machine, devices: &[&str]) -> Vec<String> {
+    let mut notes = Vec::new();
+    if machine.emulated {
+        notes.push("the processor is emulated (QEMU TCG): only ratios within this run mean anything".to_owned());
+    }
+    if devices.iter().any(|d| d.starts_with("rxe")) {
+        let note =
+            "SoftRoCE does in software what a NIC does in hardware: compare with the yardsticks beside, nothing else";
+        notes.push(note.to_owned());
+    }
+    if !machine.optimised {
+        notes.push("this build is not optimised: build with --release".to_owned());
+    }
+    notes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_processor_names_itself() {
+        let text = "processor\t: 0\nmodel name\t: QEMU TCG CPU version 2.5+\nstepping\t: 3\n";
+        assert_eq!(cpu_model(text), "QEMU TCG CPU version 2.5+");
+        assert_eq!(cpu_model(""), "unknown");
+    }
+
+    #[test]
+    fn emulation_and_soft_devices_are_said() {
+        let mut machine = Machine::here();
+        (machine.emulated, machine.optimised) = (false, true);
+        assert!(caveats(&machine, &["mlx5_0"]).is_empty());
+        machine.emulated = true;
+        let notes = caveats(&machine, &["rxe0", "rxe1"]).join("\n");
+        assert!(notes.contains("TCG") && notes.contains("SoftRoCE"), "{notes}");
+    }
+}

@@ -1,0 +1,166 @@
+//! Medians and spreads over runs; latencies within one.
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// What several runs of one measurement gave.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Spread {
+    /// How many.
+    pub runs: usize,
+    /// The middle one; of an even number, the mean of the two in the middle.
+    pub median: f64,
+    /// The least.
+    pub min: f64,
+    /// The most.
+    pub max: f64,
+}
+
+impl Spread {
+    /// Of these values; `None` without any, or if one is no number.
+    #[must_use]
+    pub fn of(values: &[f64]) -> Option<Self> {
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let (min, max) = (*sorted.first()?, *sorted.last()?);
+        let middle = sorted.len() / 2;
+        let median =
+            if sorted.len() % 2 == 1 { sorted[middle] } else { f64::midpoint(sorted[middle - 1], sorted[middle]) };
+        (min.is_finite() && max.is_finite()).then_some(Self { runs: sorted.len(), median, min, max })
+    }
+}
+
+/// Latencies of one run, in nanoseconds, three significant digits.
+#[derive(Clone, Debug)]
+pub struct Latencies(Histogram<u64>);
+
+impl Default for Latencies {
+    fn default() -> Self {
+        Self(Histogram::new(3).expect("3 is a valid number of significant digits"))
+    }
+}
+
+/// What perftest's latency columns say, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// How many were measured.
+    pub iterations: u64,
+    /// The least.
+    pub t_min: f64,
+    /// The most.
+    pub t_max: f64,
+    /// The median.
+    pub t_typical: f64,
+    /// The mean.
+    pub t_avg: f64,
+    /// Standard deviation.
+    pub t_stdev: f64,
+    /// 99th percentile.
+    pub p99: f64,
+    /// 99.9th percentile.
+    pub p999: f64,
+}
+
+impl Latencies {
+    /// Adds one.
+    pub fn record(&mut self, time: Duration) {
+        let ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.0.record(ns).expect("an auto-resizing histogram takes any u64");
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Its columns.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        let at = |quantile| self.0.value_at_quantile(quantile) as f64 / 1e3;
+        Summary {
+            iterations: self.0.len(),
+            t_min: self.0.min() as f64 / 1e3,
+            t_max: self.0.max() as f64 / 1e3,
+            t_typical: at(0.5),
+            t_avg: self.0.mean() / 1e3,
+            t_stdev: self.0.stdev() / 1e3,
+            p99: at(0.99),
+            p999: at(0.999),
+        }
+    }
+}
+
+impl Summary {
+    /// The run whose `t_typical` is the median one of several.
+    #[must_use]
+    pub fn middle(runs: &[Self]) -> Option<Self> {
+        let mut sorted = runs.to_vec();
+        sorted.sort_by(|a, b| a.t_typical.total_cmp(&b.t_typical));
+        sorted.get(sorted.len() / 2).copied()
+    }
+}
+
+/// Bytes per second of the best stretch, as perftest finds its peak: from a start to any later end, but only over stretches of
+/// 1, 2, 4, ... messages. `starts` and `ends` are seconds.
+#[must_use]
+pub fn peak(starts: &[f64], ends: &[f64], bytes: u64) -> f64 {
+    let mut best = 0.0_f64;
+    let mut length = 1;
+    while length <= ends.len() {
+        for (start, end) in starts.iter().zip(&ends[length - 1..]) {
+            let took = end - start;
+            if took > 0.0 {
+                best = best.max((bytes * length as u64) as f64 / took);
+            }
+        }
+        length *= 2;
+    }
+    best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_of_an_odd_and_an_even_number() {
+        let odd = Spread::of(&[5.0, 1.0, 3.0]).unwrap();
+        assert_eq!((odd.runs, odd.median, odd.min, odd.max), (3, 3.0, 1.0, 5.0));
+        assert_eq!(Spread::of(&[4.0, 1.0, 3.0, 2.0]).unwrap().median, 2.5);
+        assert_eq!(Spread::of(&[]), None);
+        assert_eq!(Spread::of(&[1.0, f64::NAN]), None);
+    }
+
+    #[test]
+    fn columns_are_microseconds() {
+        let mut latencies = Latencies::default();
+        assert!(latencies.is_empty());
+        (1..=1000).for_each(|us| latencies.record(Duration::from_micros(us)));
+        let s = latencies.summary();
+        assert_eq!((s.iterations, latencies.len()), (1000, 1000));
+        assert!((s.t_typical - 500.0).abs() < 1.0 && (s.p99 - 990.0).abs() < 1.0, "{s:?}");
+        assert!((s.t_min - 1.0).abs() < 0.01 && (s.t_max - 1000.0).abs() < 1.0, "{s:?}");
+    }
+
+    #[test]
+    fn the_middle_run_is_a_run() {
+        let run = |t_typical| Summary { t_typical, ..Summary::default() };
+        assert_eq!(Summary::middle(&[run(3.0), run(1.0), run(2.0)]).unwrap().t_typical, 2.0);
+        assert_eq!(Summary::middle(&[]), None);
+    }
+
+    #[test]
+    fn the_peak_is_the_best_stretch() {
+        // Alone each takes 1 s; two that overlap take 1.25 s.
+        assert_eq!(peak(&[0.0, 0.25], &[1.0, 1.25], 1000), 1600.0);
+        assert_eq!(peak(&[], &[], 1000), 0.0);
+    }
+}

@@ -1,0 +1,105 @@
+//! Yardsticks: programs of others that measure the same devices, run beside ours in the same run.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`process`] | a server and a client of one tool, a port of their own, and a deadline |
+//! | [`perftest`] | `ib_write_bw`, `ib_write_lat`, `ib_send_lat` |
+//! | [`iperf`] | `iperf3` |
+
+pub mod iperf;
+pub mod perftest;
+pub mod process;
+
+use perftest::Devices;
+use serde::Serialize;
+use std::time::Duration;
+
+/// Why there is no figure to compare with. Never fatal: our own figures stand alone then.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum YardError {
+    /// The tool is not installed.
+    #[error("{tool} is not installed: install the Debian package {package}")]
+    Missing {
+        /// Its name.
+        tool: String,
+        /// What to install.
+        package: &'static str,
+    },
+    /// It ran, and did not give a figure.
+    #[error("{tool}: {why}")]
+    Failed {
+        /// Its name.
+        tool: String,
+        /// What happened, with what it said last.
+        why: String,
+    },
+}
+
+impl YardError {
+    fn failed(tool: &str, why: impl Into<String>) -> Self {
+        Self::Failed { tool: tool.to_owned(), why: why.into() }
+    }
+}
+
+/// What there is to compare with, and what there is not.
+#[derive(Debug)]
+pub struct Yardsticks {
+    devices: Option<Devices>,
+    off: bool,
+    missing: Vec<YardError>,
+}
+
+impl Yardsticks {
+    /// Between these devices, if any; `off`: no tool is run.
+    #[must_use]
+    pub fn new(devices: Option<Devices>, off: bool) -> Self {
+        Self { devices, off, missing: Vec::new() }
+    }
+
+    /// Whether tools are run.
+    #[must_use]
+    pub fn are_on(&self) -> bool {
+        !self.off
+    }
+
+    /// A tool's figure; one that cannot be had is noted, once.
+    pub fn ask<T>(&mut self, figure: impl FnOnce() -> Result<T, YardError>) -> Option<T> {
+        if self.off {
+            return None;
+        }
+        figure().map_err(|error| self.note(error)).ok()
+    }
+
+    /// perftest's figure, between the devices.
+    pub fn perftest<T>(&mut self, figure: impl FnOnce(&Devices) -> Result<T, YardError>) -> Option<T> {
+        let devices = self.devices.clone()?;
+        self.ask(|| figure(&devices))
+    }
+
+    fn note(&mut self, error: YardError) {
+        if !self.missing.contains(&error) {
+            eprintln!("mc-bench: no figure to compare with: {error}");
+            self.missing.push(error);
+        }
+    }
+
+    /// The size at which `ib_write_bw` does best: bytes.
+    pub fn best_write_size(&mut self, sizes: &[usize]) -> usize {
+        let mut best = (0.0, sizes.first().copied().unwrap_or(64 << 10));
+        for &bytes in sizes {
+            let Some(found) = self.perftest(|d| d.write_bw(bytes, Duration::from_secs(1))) else { continue };
+            eprintln!("mc-bench: ib_write_bw -s {bytes}: {:.2} MB/sec", found.average);
+            if found.average > best.0 {
+                best = (found.average, bytes);
+            }
+        }
+        best.1
+    }
+
+    /// What gave no figure.
+    #[must_use]
+    pub fn into_missing(self) -> Vec<YardError> {
+        self.missing
+    }
+}

@@ -1,0 +1,85 @@
+//! I3 when the network does not confirm it: a standby whose primary may still write to its memory is of no use, and says so
+//! before it asks anybody for anything.
+
+use crate::{
+    link::{Link, pair},
+    rig::{ManualClock, SLAB, image, name},
+};
+use mc_core::{
+    driver::{Attachment, StandbyDriver, StandbyErrand},
+    id::{Epoch, Generation, Incarnation},
+    register::Owner,
+    slab::SlabPool,
+    standby::{self, Standby},
+    transport::{Completion, NotFenced, Op, Rejected, Transport},
+    wire::control::{Body, Control},
+};
+use std::{os::fd::BorrowedFd, time::Duration};
+
+/// A link that cannot fence.
+struct Unfenced(Link);
+
+fn not_fenced() -> NotFenced {
+    NotFenced { peer: "a".into(), why: "the device says no".into() }
+}
+
+impl Transport for Unfenced {
+    fn submit(&mut self, op: Op) -> Result<(), Rejected> {
+        self.0.submit(op)
+    }
+
+    fn poll(&mut self) -> Option<Completion> {
+        self.0.poll().map(|c| if let Completion::Down(_) = c { Completion::Down(not_fenced().into()) } else { c })
+    }
+
+    fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn revoke(&mut self) -> Result<(), NotFenced> {
+        self.0.revoke()?;
+        Err(not_fenced())
+    }
+
+    fn peer(&self) -> String {
+        self.0.peer()
+    }
+}
+
+/// A standby that the register names.
+fn standby() -> (StandbyDriver<Unfenced, ManualClock>, Link) {
+    let owner = Owner { node: name("b"), instance: 1 };
+    let config = standby::Config { owner, retry: Duration::ZERO, retries: 0, sabotage: None };
+    let pool = SlabPool::new(SLAB, 16 * SLAB);
+    let mut driver = StandbyDriver::new(Standby::new(config), pool, None, ManualClock::default());
+    let (incarnation, generation) = (Incarnation(5), Generation(2));
+    let (mut peer, link, _) = pair(None);
+    driver.attach(Attachment { link: Unfenced(link), incarnation, generation, image: image() });
+    for body in [Body::Commit { slabs: 0, bytes: 0, device_bytes: 0 }, Body::Registered] {
+        peer.submit(Op::Send(Control { incarnation, generation, epoch: Epoch(1), body })).unwrap();
+        driver.pump();
+    }
+    assert_eq!(driver.errand(), Some(StandbyErrand::Registered));
+    (driver, peer)
+}
+
+#[track_caller]
+fn is_fatal(driver: &mut StandbyDriver<Unfenced, ManualClock>) {
+    driver.pump();
+    let first = driver.errand();
+    assert!(matches!(&first, Some(StandbyErrand::Fatal(why)) if why.contains("the device says no")), "{first:?}");
+}
+
+#[test]
+fn i3_a_revocation_that_fails_ends_the_standby() {
+    let (mut driver, _peer) = standby();
+    driver.event(standby::Event::Suspect);
+    is_fatal(&mut driver);
+}
+
+#[test]
+fn i3_a_link_that_goes_down_unfenced_ends_the_standby() {
+    let (mut driver, peer) = standby();
+    drop(peer);
+    is_fatal(&mut driver);
+}

@@ -1,0 +1,192 @@
+//! The options of `rig demo`, and what they come to on which hosts.
+
+use crate::{
+    guest::{Accel, Kind},
+    hosts::Topology,
+    lab, netns,
+    scenario::Scenario,
+};
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use std::{path::PathBuf, time::Duration};
+
+/// Options of `rig demo`. Times are written as 20ms or 2s.
+#[derive(Args, Clone, Debug)]
+pub struct DemoArgs {
+    /// The fault
+    #[arg(long, value_enum, default_value = "kill-primary")]
+    pub scenario: Scenario,
+    /// What the hosts are [default: lab inside of scripts/lab pair --lan, else netns]
+    #[arg(long, value_enum)]
+    pub hosts: Option<Hosts>,
+    /// The guest
+    #[arg(long, value_enum, default_value = "linux")]
+    pub guest: Kind,
+    /// KVM or TCG; by default KVM if it boots this guest here, else TCG
+    #[arg(long, value_parser = parse_accel, default_value = "auto")]
+    pub accel: AccelChoice,
+    /// Number of runs, each with everything new but the hosts
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub repeat: u32,
+    /// Length of an epoch [default: 20ms; lab: 200ms]
+    #[arg(long)]
+    pub epoch: Option<String>,
+    /// Time between beats [default: 10ms; lab: 100ms]
+    #[arg(long)]
+    pub beat_interval: Option<String>,
+    /// Beats that may be missed before the peer is suspect [default: 5; lab: 15]
+    #[arg(long)]
+    pub detect_multiplier: Option<u32>,
+    /// How checkpoints travel: rdma, tcp or auto [default: the program's; cut-rdma: auto]
+    #[arg(long)]
+    pub transport: Option<String>,
+    /// How beats travel: ud, udp or both [default: the program's; cut-rdma: both]
+    #[arg(long)]
+    pub keepalive: Option<String>,
+    /// How long RDMA waits for an answer: 4.096 us x 2^N, seven times [default: the program's; lab: 18, which makes 7.5 s,
+    /// so that beats decide]
+    #[arg(long)]
+    pub rdma_timeout: Option<u8>,
+    /// Cap of the staging memory of each side [default: the program's]
+    #[arg(long)]
+    pub staging: Option<String>,
+    /// Requests that the client has under way at a time (Linux guest)
+    #[arg(long, default_value_t = 1)]
+    pub pipeline: usize,
+    /// Pages that the Linux guest rewrites every 100 ms
+    #[arg(long, default_value_t = 64)]
+    pub pages: u32,
+    /// How long the client runs before the fault [default: 3s; 500ms with --repeat]
+    #[arg(long, value_parser = parse_time)]
+    pub before: Option<Duration>,
+    /// How long it runs after the fault was dealt with [default: 3s; 300ms with --repeat]
+    #[arg(long, value_parser = parse_time)]
+    pub after: Option<Duration>,
+    /// How long to measure the unprotected VM first, for the added delay [default: 2s; 0s with --repeat, or in the lab]
+    #[arg(long, value_parser = parse_time)]
+    pub baseline: Option<Duration>,
+    /// How long to measure what the sidecars cost while no client asks [default: 2s; 0s with --repeat, or in the lab]
+    #[arg(long, value_parser = parse_time)]
+    pub idle: Option<Duration>,
+    /// The program under test [default: `afterimage` next to this one]
+    #[arg(long)]
+    pub afterimage: Option<PathBuf>,
+    /// What scripts/guests built [default: guests/build of this checkout]
+    #[arg(long)]
+    pub guests: Option<PathBuf>,
+    /// Keep logs and files of all runs; those of a failed run are always kept
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// What hosts are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Hosts {
+    /// Network namespaces of this machine.
+    Netns,
+    /// The virtual machines of `scripts/lab pair --lan`, which have RDMA devices.
+    Lab,
+}
+
+impl Hosts {
+    pub(super) fn pace(self) -> Pace {
+        match self {
+            Self::Netns => PACE,
+            Self::Lab => LAB_PACE,
+        }
+    }
+
+    /// What is wanted, or what is there.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Netns => "netns",
+            Self::Lab => "lab",
+        }
+    }
+
+    pub(super) fn create(self) -> Result<Box<dyn Topology>> {
+        Ok(match self {
+            Self::Netns => Box::new(netns::Topology::create()?),
+            Self::Lab => Box::new(lab::Pair::take()?),
+        })
+    }
+}
+
+/// Times that suit the hosts: emulated machines stall for half a second now and then, which is no death.
+pub(super) struct Pace {
+    pub(super) epoch: &'static str,
+    pub(super) beat_interval: &'static str,
+    pub(super) detect_multiplier: u32,
+    pub(super) repeat_after: Duration,
+}
+
+const PACE: Pace =
+    Pace { epoch: "20ms", beat_interval: "10ms", detect_multiplier: 5, repeat_after: Duration::from_millis(20) };
+const LAB_PACE: Pace =
+    Pace { epoch: "200ms", beat_interval: "100ms", detect_multiplier: 15, repeat_after: Duration::from_millis(500) };
+
+impl DemoArgs {
+    /// What is wanted, or what is there.
+    pub(super) fn hosts(&self) -> Hosts {
+        self.hosts.unwrap_or(if lab::is_here() { Hosts::Lab } else { Hosts::Netns })
+    }
+
+    /// Flags of both sidecars that are left out if nobody asks for them.
+    pub(super) fn flags(&self, hosts: Hosts) -> Vec<(&'static str, String)> {
+        let cut_rdma = self.scenario == Scenario::CutRdma;
+        let usual = |given: &Option<String>, value: &str| given.clone().or_else(|| cut_rdma.then(|| value.to_owned()));
+        let transport = usual(&self.transport, "auto");
+        let is_rdma = transport.as_ref().is_some_and(|t| t != "tcp");
+        let patient = (hosts == Hosts::Lab && is_rdma && !cut_rdma).then_some(18);
+        let flags = [
+            ("--transport", transport),
+            ("--keepalive", usual(&self.keepalive, "both")),
+            ("--rdma-timeout", self.rdma_timeout.or(patient).map(|n| n.to_string())),
+            ("--staging", self.staging.clone()),
+        ];
+        flags.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+    }
+}
+
+/// Which accelerator is wanted; None: whichever works best.
+pub type AccelChoice = Option<Accel>;
+
+fn parse_accel(text: &str) -> Result<AccelChoice, String> {
+    match text {
+        "auto" => Ok(None),
+        "kvm" => Ok(Some(Accel::Kvm)),
+        "tcg" => Ok(Some(Accel::Tcg)),
+        _ => Err("auto, kvm or tcg".to_owned()),
+    }
+}
+
+/// A duration: a whole number and `us`, `ms` or `s`.
+///
+/// # Errors
+/// Says what is expected.
+pub fn parse_time(text: &str) -> Result<Duration, String> {
+    let expected = || format!("'{text}' is no time; write 500us, 20ms or 2s");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(expected)?;
+    let number: u64 = text[..digits].parse().map_err(|_| expected())?;
+    match &text[digits..] {
+        "us" => Ok(Duration::from_micros(number)),
+        "ms" => Ok(Duration::from_millis(number)),
+        "s" => Ok(Duration::from_secs(number)),
+        _ => Err(expected()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_numbers_with_units() {
+        assert_eq!(parse_time("20ms"), Ok(Duration::from_millis(20)));
+        assert_eq!(parse_time("2s"), Ok(Duration::from_secs(2)));
+        assert_eq!(parse_time("500us"), Ok(Duration::from_micros(500)));
+        for wrong in ["", "20", "ms", "-1s", "1.5s", "20 ms", "99999999999999999999s", "2m"] {
+            assert!(parse_time(wrong).unwrap_err().contains("20ms"), "{wrong}");
+        }
+    }
+}
