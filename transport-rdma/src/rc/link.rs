@@ -84,7 +84,8 @@ impl RdmaLink {
     }
 
     /// How long the device takes to give up on a peer that does not answer: the timeouts of all tries. Real devices may take up
-    /// to four times as long.
+    /// to four times as long, and a link with nothing on the wire never learns of it: one that is idle, or whose next slab waits
+    /// for a slot of the peer's. Beats tell in any case.
     #[must_use]
     pub fn gives_up_after(&self) -> std::time::Duration {
         let (timeout, retry) = self.timeout();
