@@ -167,7 +167,7 @@ class Vm:
         base = self.directory / "jobs" / job.name
         base.with_suffix(".sh").write_text(job_script(job.name, argv, self._environment(environment), directory))
         for suffix in (".out", ".err"):
-            base.with_suffix(suffix).touch()
+            base.with_suffix(suffix).write_bytes(b"")  # an earlier lab may have had the same --out
         self._send(f"run {job.name}")
         return job
 

@@ -60,7 +60,15 @@ impl Choice {
     #[must_use]
     pub fn place(&self) -> Place {
         let (context, Port { lid, mtu, mbit, .. }) = (Arc::clone(&self.context), self.port);
-        Place { context, gid_index: self.gid_index, gid: self.gid, lid, mtu, mbit }
+        Place {
+            context,
+            gid_index: self.gid_index,
+            gid: self.gid,
+            lid,
+            mtu,
+            mbit,
+            software: crate::rc::is_software(&self.device),
+        }
     }
 }
 

@@ -64,6 +64,8 @@ pub struct Place {
     pub mtu: u32,
     /// Nominal rate: Mbit/s; 0 if unknown.
     pub mbit: u32,
+    /// A software device: its rate is a fiction, and a busy host delays its answers.
+    pub software: bool,
 }
 
 impl Place {
@@ -85,7 +87,15 @@ impl Place {
             let source = io::Error::new(io::ErrorKind::NotFound, format!("GID index {gid_index} is empty"));
             return Err(failed("reading its GID table")(source));
         }
-        Ok(Self { context, gid_index, gid, lid: port.lid, mtu: port.mtu, mbit: port.mbit })
+        Ok(Self {
+            context,
+            gid_index,
+            gid,
+            lid: port.lid,
+            mtu: port.mtu,
+            mbit: port.mbit,
+            software: is_software(device),
+        })
     }
 
     fn failed(&self, doing: &'static str) -> impl FnOnce(io::Error) -> RdmaError {
@@ -154,16 +164,25 @@ impl RcOptions {
         u32::try_from((4 * self.queue + 32).next_power_of_two()).unwrap_or(4096)
     }
 
-    /// The local ACK timeout in force: four times what a full queue takes at the port's rate, within 14 (67 ms) to 20 (4.3 s).
-    /// A shorter one has been seen to end healthy links when a host was busy.
+    /// The local ACK timeout in force: four times what a full queue takes at the port's rate, within 14 (67 ms) to 20 (4.3 s),
+    /// and at least 17 (0.54 s) on a software device. Shorter ones have been seen to end healthy links when a host was busy:
+    /// SoftRoCE (Linux 6.1) then sends writes again, and refuses its own repetition as an invalid request.
     #[must_use]
-    pub fn timeout_code(&self, mbit: u32) -> u8 {
-        self.timeout.unwrap_or_else(|| {
-            let bytes = self.slice_bytes as u64 * u64::from(self.depth) * 4;
-            let full = Duration::from_micros(bytes * 8 / u64::from(mbit.max(1000)));
-            (14..20).find(|code| crate::error::ack_timeout(*code) >= full).unwrap_or(20)
-        })
+    pub fn timeout_code(&self, place: &Place) -> u8 {
+        self.timeout.unwrap_or_else(|| self.derived_timeout(place.mbit, place.software))
     }
+
+    fn derived_timeout(&self, mbit: u32, software: bool) -> u8 {
+        let bytes = self.slice_bytes as u64 * u64::from(self.depth) * 4;
+        let full = Duration::from_micros(bytes * 8 / u64::from(mbit.max(1000)));
+        let shortest = if software { 17 } else { 14 };
+        (shortest..20).find(|code| crate::error::ack_timeout(*code) >= full).unwrap_or(20)
+    }
+}
+
+/// Whether the kernel does the work (rxe, siw): only those have a network interface as their parent in sysfs.
+pub(crate) fn is_software(device: &str) -> bool {
+    std::path::Path::new("/sys/class/infiniband").join(device).join("parent").exists()
 }
 
 /// Queue pairs that are not connected yet. Its endpoint goes to the peer, whose endpoint connects it.
@@ -272,7 +291,7 @@ impl Prepared {
             mtu: place.mtu.min(theirs.mtu),
             psn: self.endpoint.psn,
             peer_psn: theirs.psn,
-            timeout: options.timeout_code(place.mbit),
+            timeout: options.timeout_code(place),
             retry: options.retry,
             rnr_retry: options.rnr_retry,
         }
@@ -288,7 +307,7 @@ impl Prepared {
 
     pub(crate) fn patience(&self) -> Patience {
         let Parts { place, options, .. } = &self.parts;
-        Patience { timeout: options.timeout_code(place.mbit), retry: options.retry, rnr_retry: options.rnr_retry }
+        Patience { timeout: options.timeout_code(place), retry: options.retry, rnr_retry: options.rnr_retry }
     }
 
     /// The link, when rdma_cm has connected the queue pair.
@@ -313,11 +332,11 @@ mod tests {
     fn the_timeout_covers_a_full_queue_and_is_never_short() {
         let options = RcOptions::default();
         // 4 x 8 MiB at 100 Gbit/s are 3 ms; the floor is 67 ms.
-        assert_eq!(options.timeout_code(100_000), 14);
+        assert_eq!(options.derived_timeout(100_000, false), 14);
         // At 2.5 Gbit/s they are 107 ms.
-        assert_eq!(options.timeout_code(2_500), 15);
-        assert_eq!(options.timeout_code(0), 16);
-        assert_eq!(RcOptions { timeout: Some(9), ..options }.timeout_code(100_000), 9);
+        assert_eq!(options.derived_timeout(2_500, false), 15);
+        assert_eq!(options.derived_timeout(0, false), 16);
+        assert_eq!(options.derived_timeout(100_000, true), 17);
     }
 
     #[test]

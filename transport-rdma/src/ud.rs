@@ -161,7 +161,7 @@ impl UdKeepalive {
         UdAddress { gid, lid, qpn: self.queue.number(), qkey: self.queue.qkey() }
     }
 
-    /// From here on every beat goes to `member` too.
+    /// From here on every beat goes to `member` too. Blocks while the address is resolved: seconds, if it cannot be.
     ///
     /// # Errors
     /// The address cannot be resolved: no route, no answer to the neighbour discovery.

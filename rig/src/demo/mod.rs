@@ -11,7 +11,7 @@ use crate::{
     netns::{SHM, TEMPORARY},
     prerequisite::{self, Missing},
     scenario::{
-        Settings, fault,
+        Scenario, Settings, fault,
         report::{Outcome, SCHEMA, head, merge},
         round::Round,
     },
@@ -77,6 +77,8 @@ fn settings(args: &DemoArgs, work: &Path, ram: &Path) -> Result<Settings> {
     let (hosts, lab) = (args.hosts(), args.hosts() == Hosts::Lab);
     if lab {
         lab::check_guest(args.guest)?;
+    } else if args.scenario == Scenario::CutRdma {
+        return Err(Missing::error("network namespaces have no RDMA to cut", "Use --hosts lab"));
     }
     let pace = hosts.pace();
     let once = args.repeat == 1;

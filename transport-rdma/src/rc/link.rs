@@ -80,11 +80,12 @@ impl RdmaLink {
     /// The local ACK timeout's code, and the retries, in force.
     #[must_use]
     pub fn timeout(&self) -> (u8, u8) {
-        (self.parts.options.timeout_code(self.parts.place.mbit), self.parts.options.retry)
+        (self.parts.options.timeout_code(&self.parts.place), self.parts.options.retry)
     }
 
     /// How long the device takes to give up on a peer that does not answer: the timeouts of all tries. Real devices may take up
-    /// to four times as long.
+    /// to four times as long, and a link with nothing on the wire never learns of it: one that is idle, or whose next slab waits
+    /// for a slot of the peer's. Beats tell in any case.
     #[must_use]
     pub fn gives_up_after(&self) -> std::time::Duration {
         let (timeout, retry) = self.timeout();
