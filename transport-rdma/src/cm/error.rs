@@ -126,6 +126,12 @@ fn refused(data: &[u8]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cm::{CmConnection, CmListener};
+    use std::{
+        net::SocketAddr,
+        path::Path,
+        time::{Duration, Instant},
+    };
 
     #[test]
     fn a_refusal_comes_back_in_its_words_however_long() {
@@ -160,5 +166,19 @@ mod tests {
         assert!(service(libc::EACCES).contains("group rdma"));
         assert!(rejection(8, &[]).to_string().contains("nobody listens"));
         assert!(rejection(-libc::ECONNREFUSED, &[]).to_string().contains("refused"));
+    }
+
+    #[test]
+    fn without_a_connection_manager_its_module_is_named() {
+        if Path::new("/dev/infiniband/rdma_cm").exists() {
+            return eprintln!("skipped: there is one");
+        }
+        let (at, soon) = (SocketAddr::from(([127, 0, 0, 1], 7000)), Instant::now() + Duration::from_secs(60));
+        for error in [CmListener::bind(at).unwrap_err(), CmConnection::resolve(at, None, soon).unwrap_err()] {
+            let error = error.to_string();
+            for part in ["127.0.0.1", "rdma_cm", "modprobe rdma_ucm", "endpoint exchange"] {
+                assert!(error.contains(part), "{part}: {error}");
+            }
+        }
     }
 }
