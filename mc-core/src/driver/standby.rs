@@ -11,7 +11,7 @@ use crate::{
     register::Register,
     slab::{FreeSlab, PoolStats, SealedSlab, SlabPool},
     standby::{Action, Event, Role, Standby},
-    transport::{Completion, LinkError, Op, Transport},
+    transport::{Completion, LinkError, NotFenced, Op, Transport},
     wire::control::{Body, Control, NackReason},
 };
 use std::collections::VecDeque;
@@ -249,10 +249,10 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
             Completion::Received(control) => self.received(control),
             Completion::Down(error) => {
                 self.link = None;
-                // I3: the primary may still write to what is staged here, and nobody can ask the link again.
-                let is_fenced = !matches!(error, LinkError::NotFenced(_));
-                let lost = if is_fenced { StandbyErrand::LinkLost } else { StandbyErrand::Fatal };
-                self.errands.push_back(lost(error.to_string()));
+                match &error {
+                    LinkError::NotFenced(error) => self.unfenced(error),
+                    _ => self.errands.push_back(StandbyErrand::LinkLost(error.to_string())),
+                }
                 self.event(if self.revoking { Event::Revoked } else { Event::LinkDown });
             }
         }
@@ -368,6 +368,13 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
         self.figures.last_commit_at = Some(now);
     }
 
+    /// I3: the primary may still write to what is staged here. This standby has no image that anybody could rely on: it asks
+    /// the arbiter for nothing any more, whatever becomes of its caller.
+    fn unfenced(&mut self, error: &NotFenced) {
+        self.store.image = None;
+        self.errands.push_back(StandbyErrand::Fatal(error.to_string()));
+    }
+
     /// Nobody asks for a VM that it could not run: the primary keeps it.
     fn ask(&mut self, errand: StandbyErrand) {
         if self.store.image.is_some() {
@@ -380,8 +387,7 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
         self.revoking = true;
         match self.link.as_mut().map(Transport::revoke) {
             Some(Ok(())) => {}
-            // No takeover rests on memory that the primary may still write to: this standby is of no use any more.
-            Some(Err(error)) => self.errands.push_back(StandbyErrand::Fatal(error.to_string())),
+            Some(Err(error)) => self.unfenced(&error),
             None => self.event(Event::Revoked),
         }
     }

@@ -1,5 +1,5 @@
 //! I3 when the network does not confirm it: a standby whose primary may still write to its memory is of no use, and says so
-//! before it asks anybody for anything.
+//! instead of asking anybody for anything.
 
 use crate::{
     link::{Link, pair},
@@ -68,6 +68,15 @@ fn is_fatal(driver: &mut StandbyDriver<Unfenced, ManualClock>) {
     driver.pump();
     let first = driver.errand();
     assert!(matches!(&first, Some(StandbyErrand::Fatal(why)) if why.contains("the device says no")), "{first:?}");
+    // Also for a caller that goes on: it asks for nothing, and hands over nothing to run.
+    for _ in 0..3 {
+        driver.event(standby::Event::Suspect);
+        driver.pump();
+    }
+    while let Some(errand) = driver.errand() {
+        assert!(matches!(errand, StandbyErrand::Fatal(_) | StandbyErrand::LinkLost(_)), "{errand:?}");
+    }
+    assert!(driver.image().is_none());
 }
 
 #[test]
