@@ -16,7 +16,7 @@ use std::{
 
 /// A connection, or a listener, of the system's connection manager (rdma_cm(7)), with an event channel of its own.
 ///
-/// No queue pair is ever tied to it (rdma_create_qp(3)), so it moves none and destroys none: [`Qp::connect_through`] asks it
+/// No queue pair is ever tied to it (rdma_create_qp(3)), so it moves none and destroys none: [`super::Qp::connect_through`] asks it
 /// what to move one with. Dropping it tells the peer (a rejection, or a disconnection), and nothing else.
 pub struct CmId {
     raw: NonNull<sys::rdma_cm_id>,
