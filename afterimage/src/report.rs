@@ -8,7 +8,7 @@ use crate::{
     keepalive::BeatHandle,
     status::{ArbiterStatus, Beats, Status},
 };
-use mc_core::{driver::Percentiles, gate::GateStats, register::CasOutcome, slab::PoolStats};
+use mc_core::{gate::GateStats, register::CasOutcome, slab::PoolStats};
 use serde_json::{Value, json};
 
 /// A swap's outcome, as an event's fields.
@@ -65,10 +65,7 @@ pub fn fill_gate(status: &mut Status, stats: GateStats, gate: &gate::NicGate) {
     status.held_bytes = stats.held_bytes;
     status.released_packets = stats.released_packets;
     status.dropped_packets = stats.dropped_packets;
-    let hold = gate.hold_histogram();
-    let us = |quantile| hold.value_at_quantile(quantile) / 1000;
-    status.hold_us =
-        Percentiles { count: hold.len(), p50: us(0.5), p90: us(0.9), p99: us(0.99), max: hold.max() / 1000 };
+    status.hold_us = gate.hold_histogram().percentiles();
 }
 
 /// Fills in what the staging pool knows.
@@ -89,20 +86,13 @@ pub fn fill_arbiter(status: &mut Status, arbiter: &ArbiterClient) {
 /// Fills in what the beat thread knows.
 pub fn fill_beats(status: &mut Status, beats: &BeatHandle) {
     let stats = beats.stats();
-    let same = |p: crate::keepalive::Percentiles| Percentiles {
-        count: p.count,
-        p50: p.p50,
-        p90: p.p90,
-        p99: p.p99,
-        max: p.max,
-    };
     status.beats = Beats {
         sent: stats.sent,
         received: stats.received,
         missed: stats.missed,
         self_late: stats.self_late,
-        gap_us: same(stats.gap_us),
-        rtt_us: same(stats.rtt_us),
+        gap_us: stats.gap_us,
+        rtt_us: stats.rtt_us,
         detection_time_us: stats.detection_time_us,
     };
     status.notes.extend(beats.notes().iter().cloned());

@@ -11,7 +11,7 @@ use crate::{
     keepalive::PathStats,
     paths::RdmaInfo,
 };
-use mc_core::{driver::Percentiles, id::Name};
+use mc_core::{histogram::Percentiles, id::Name};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,

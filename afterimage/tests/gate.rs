@@ -29,8 +29,8 @@ fn output_leaves_with_its_epoch_and_not_before() {
     assert_eq!(ports[0].out(), [frame(1, 60)]);
     assert_eq!((gate.stats().held_packets, gate.stats().released_packets), (1, 1));
     let held = gate.hold_histogram();
-    assert_eq!(held.len(), 1);
-    assert!((2_950_000..3_050_000).contains(&held.max()), "{}", held.max());
+    assert_eq!(held.count(), 1);
+    assert_eq!(held.sum(), Duration::from_millis(3));
 }
 
 #[test]

@@ -4,13 +4,10 @@
 //! Both processes are on one machine and read one clock (`CLOCK_MONOTONIC`), so one-way times need no guessing. Each end has a
 //! thread of its own, real-time if the system lets it, as in the product.
 
-use crate::{
-    link::Port,
-    stats::{Latencies, Summary},
-    sys,
-};
+use crate::{link::Port, stats::Summary, sys};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use mc_core::{
+    histogram::Histogram,
     id::{Epoch, Generation, Incarnation},
     transport::Keepalive,
     wire::beat::{self, Beat, BeatKey, BeatState},
@@ -215,7 +212,7 @@ impl Echo {
 
 fn echo(mut end: End, key: &BeatKey, stop: &AtomicBool) -> Result<Heard> {
     let real_time = sys::real_time().is_ok();
-    let (mut one_way, mut from_due, mut last) = (Latencies::default(), Latencies::default(), 0);
+    let (mut one_way, mut from_due, mut last) = (Histogram::new(), Histogram::new(), 0);
     while !stop.load(Ordering::Acquire) {
         end.keepalive().wait(GLANCE)?;
         while let Some(beat) = end.next(key)? {
@@ -229,7 +226,12 @@ fn echo(mut end: End, key: &BeatKey, stop: &AtomicBool) -> Result<Heard> {
             end.keepalive().send(&answer)?;
         }
     }
-    Ok(Heard { received: one_way.len(), one_way: one_way.summary(), from_due: from_due.summary(), real_time })
+    Ok(Heard {
+        received: one_way.count(),
+        one_way: Summary::from(&one_way),
+        from_due: Summary::from(&from_due),
+        real_time,
+    })
 }
 
 /// The sending end at work.
@@ -262,7 +264,7 @@ fn send(mut end: End, key: &BeatKey, every: Duration, go: &AtomicBool, stop: &At
     while !go.load(Ordering::Acquire) && !stop.load(Ordering::Acquire) {
         thread::sleep(Duration::from_millis(1));
     }
-    let (mut round_trip, mut sent) = (Latencies::default(), 0);
+    let (mut round_trip, mut sent) = (Histogram::new(), 0);
     let step = u64::try_from(every.as_nanos())?;
     ensure!(step > 0, "beats need a time between them");
     let mut due = now();
@@ -276,13 +278,13 @@ fn send(mut end: End, key: &BeatKey, every: Duration, go: &AtomicBool, stop: &At
         hear_echoes(&mut end, key, due.saturating_sub(now()), &mut round_trip)?;
     }
     let last = now();
-    while since(last) < TAIL && round_trip.len() < sent {
+    while since(last) < TAIL && round_trip.count() < sent {
         hear_echoes(&mut end, key, 1_000_000, &mut round_trip)?;
     }
-    Ok(Sent { sent, echoed: round_trip.len(), round_trip: round_trip.summary(), real_time })
+    Ok(Sent { sent, echoed: round_trip.count(), round_trip: Summary::from(&round_trip), real_time })
 }
 
-fn hear_echoes(end: &mut End, key: &BeatKey, most_ns: u64, round_trip: &mut Latencies) -> Result<()> {
+fn hear_echoes(end: &mut End, key: &BeatKey, most_ns: u64, round_trip: &mut Histogram) -> Result<()> {
     end.keepalive().wait(Duration::from_nanos(most_ns))?;
     while let Some(beat) = end.next(key)? {
         round_trip.record(since(beat.echo));

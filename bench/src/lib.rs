@@ -26,6 +26,7 @@ pub mod load;
 pub mod machine;
 pub mod peer;
 pub mod pong;
+pub mod record;
 pub mod report;
 pub mod side;
 pub mod sink;

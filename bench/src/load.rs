@@ -13,11 +13,12 @@
 
 use crate::{
     link::{Poll, QUEUE},
-    stats::{self, Latencies, Summary},
+    stats::{self, Summary},
     units::mib_per_s,
 };
 use anyhow::{Result, bail, ensure};
 use mc_core::{
+    histogram::Histogram,
     id::{BlockId, Epoch, Generation, Incarnation, PAGE_SIZE},
     slab::{SealedSlab, SlabMeta, SlabPool},
     transport::{Completion, Op, RejectReason, Rejected, Transport},
@@ -189,7 +190,7 @@ impl Load<'_> {
     fn measure(&mut self) -> Result<Outcome> {
         self.done.clear();
         self.go(self.plan.time, u64::MAX)?;
-        let mut latencies = Latencies::default();
+        let mut latencies = Histogram::new();
         self.done.iter().for_each(|(since, until)| latencies.record(*until - *since));
         let Some((first, _)) = self.done.first().copied() else { bail!("not one checkpoint was acknowledged") };
         let at = |time: Instant| (time - first).as_secs_f64();
@@ -201,7 +202,7 @@ impl Load<'_> {
             seconds,
             average: mib_per_s(bytes * iterations, seconds),
             peak: stats::peak(&starts, &ends, bytes) / f64::from(1 << 20),
-            latency: latencies.summary(),
+            latency: Summary::from(&latencies),
         })
     }
 

@@ -1,10 +1,10 @@
 //! What figures were taken on: the head of every output.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fs;
 
 /// The machine and the program, as far as they bear on figures.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Machine {
     /// The node's name.
     pub host: String,
@@ -21,9 +21,9 @@ pub struct Machine {
     /// Runnable tasks, mean over the last minute, at the start: others may share the machine.
     pub load: String,
     /// Of this program.
-    pub commit: &'static str,
+    pub commit: String,
     /// Of this program.
-    pub version: &'static str,
+    pub version: String,
     /// Built with optimisations and without debug assertions.
     pub optimised: bool,
 }
@@ -46,8 +46,8 @@ impl Machine {
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
             governor: governor.map(|g| g.trim().to_owned()),
             load: load.split(' ').next().unwrap_or("?").to_owned(),
-            commit: env!("MC_BENCH_COMMIT"),
-            version: env!("CARGO_PKG_VERSION"),
+            commit: env!("MC_BENCH_COMMIT").to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
             optimised: !cfg!(debug_assertions),
         }
     }

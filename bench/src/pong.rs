@@ -1,8 +1,9 @@
 //! The bare ping-pong over TCP: 64 bytes there and back, with nothing of ours in between. The yardstick of a commit record
 //! and its ACK.
 
-use crate::{link::Poll, stats::Latencies};
+use crate::link::Poll;
 use anyhow::{Context, Result, ensure};
+use mc_core::histogram::Histogram;
 use std::{
     io::{self, Read, Write},
     net::TcpStream,
@@ -26,9 +27,9 @@ fn prepare(stream: &TcpStream, poll: Poll) -> io::Result<()> {
 ///
 /// # Errors
 /// The connection fails, or the peer is silent.
-pub fn ping(mut stream: TcpStream, time: Duration, poll: Poll) -> Result<Latencies> {
+pub fn ping(mut stream: TcpStream, time: Duration, poll: Poll) -> Result<Histogram> {
     prepare(&stream, poll).context("setting up the ping-pong")?;
-    let mut latencies = Latencies::default();
+    let mut latencies = Histogram::new();
     let mut bytes = [0x5a; BYTES];
     for _ in 0..WARM_UP {
         stream.write_all(&bytes)?;

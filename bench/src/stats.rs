@@ -1,8 +1,8 @@
 //! Medians and spreads over runs; latencies within one.
 
-use hdrhistogram::Histogram;
+use crate::units::us;
+use mc_core::histogram::Histogram;
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
 
 /// What several runs of one measurement gave.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -31,16 +31,6 @@ impl Spread {
     }
 }
 
-/// Latencies of one run, in nanoseconds, three significant digits.
-#[derive(Clone, Debug)]
-pub struct Latencies(Histogram<u64>);
-
-impl Default for Latencies {
-    fn default() -> Self {
-        Self(Histogram::new(3).expect("3 is a valid number of significant digits"))
-    }
-}
-
 /// What perftest's latency columns say, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
@@ -62,38 +52,17 @@ pub struct Summary {
     pub p999: f64,
 }
 
-impl Latencies {
-    /// Adds one.
-    pub fn record(&mut self, time: Duration) {
-        let ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        self.0.record(ns).expect("an auto-resizing histogram takes any u64");
-    }
-
-    /// How many there are.
-    #[must_use]
-    pub fn len(&self) -> u64 {
-        self.0.len()
-    }
-
-    /// Whether there is none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Its columns.
-    #[must_use]
-    pub fn summary(&self) -> Summary {
-        let at = |quantile| self.0.value_at_quantile(quantile) as f64 / 1e3;
-        Summary {
-            iterations: self.0.len(),
-            t_min: self.0.min() as f64 / 1e3,
-            t_max: self.0.max() as f64 / 1e3,
-            t_typical: at(0.5),
-            t_avg: self.0.mean() / 1e3,
-            t_stdev: self.0.stdev() / 1e3,
-            p99: at(0.99),
-            p999: at(0.999),
+impl From<&Histogram> for Summary {
+    fn from(latencies: &Histogram) -> Self {
+        Self {
+            iterations: latencies.count(),
+            t_min: us(latencies.min()),
+            t_max: us(latencies.max()),
+            t_typical: us(latencies.at(0.5)),
+            t_avg: us(latencies.mean()),
+            t_stdev: us(latencies.stdev()),
+            p99: us(latencies.at(0.99)),
+            p999: us(latencies.at(0.999)),
         }
     }
 }
@@ -129,6 +98,7 @@ pub fn peak(starts: &[f64], ends: &[f64], bytes: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn the_median_of_an_odd_and_an_even_number() {
@@ -141,11 +111,10 @@ mod tests {
 
     #[test]
     fn columns_are_microseconds() {
-        let mut latencies = Latencies::default();
-        assert!(latencies.is_empty());
+        let mut latencies = Histogram::new();
         (1..=1000).for_each(|us| latencies.record(Duration::from_micros(us)));
-        let s = latencies.summary();
-        assert_eq!((s.iterations, latencies.len()), (1000, 1000));
+        let s = Summary::from(&latencies);
+        assert_eq!(s.iterations, 1000);
         assert!((s.t_typical - 500.0).abs() < 1.0 && (s.p99 - 990.0).abs() < 1.0, "{s:?}");
         assert!((s.t_min - 1.0).abs() < 0.01 && (s.t_max - 1000.0).abs() < 1.0, "{s:?}");
     }

@@ -201,7 +201,7 @@ impl Bench<'_> {
         let stream = self.side.peer.echo(self.args.poll)?;
         let latencies = pong::ping(stream, self.effort.time, self.args.poll)?;
         self.side.peer.account()?;
-        Ok(latencies.summary())
+        Ok(Summary::from(&latencies))
     }
 
     fn checkpoints(&mut self, bytes: usize, depth: usize, every: Option<Duration>) -> Result<Outcome> {

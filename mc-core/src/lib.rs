@@ -32,7 +32,7 @@
 //!
 //! # The map
 //!
-//! [`id`] has the vocabulary's numbers, [`wire`] every byte, [`slab`] and [`staging`] the memory, [`capture`] who copies
+//! [`id`] has the vocabulary's numbers, [`histogram`] the one way in which times are counted, [`wire`] every byte, [`slab`] and [`staging`] the memory, [`capture`] who copies
 //! into it, [`transport`], [`source`] and [`gate`] the traits that the outside implements, [`failover`] a transport made of
 //! two, `testing` (a feature) an in-memory transport and the suite that every transport must pass.
 
@@ -44,6 +44,7 @@ pub mod detector;
 pub mod driver;
 pub mod failover;
 pub mod gate;
+pub mod histogram;
 pub mod id;
 pub mod image;
 pub mod machine;

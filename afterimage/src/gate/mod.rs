@@ -41,9 +41,9 @@ pub use error::GateError;
 pub use port::{DatagramPort, Port, TapPort};
 
 use batch::Held;
-use hdrhistogram::Histogram;
 use mc_core::{
     gate::{GateStats, OutputGate},
+    histogram::Histogram,
     id::{Epoch, Time},
 };
 use nic::{Nic, Read};
@@ -231,9 +231,9 @@ impl NicGate {
         })
     }
 
-    /// Nanoseconds from the arrival of a batch's first frame to its release, for every batch so far that had frames.
+    /// The time from the arrival of a batch's first frame to its release, for every batch so far that had frames.
     #[must_use]
-    pub fn hold_histogram(&self) -> &Histogram<u64> {
+    pub fn hold_histogram(&self) -> &Histogram {
         self.flow.held.hold_times()
     }
 

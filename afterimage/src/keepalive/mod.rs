@@ -20,7 +20,7 @@ mod tests;
 mod worker;
 
 pub use paths::{MAX_PATHS, PathStats, Paths, PathsReader};
-pub use stats::{BeatStats, Percentiles};
+pub use stats::BeatStats;
 
 use crate::clock::Clock;
 use mc_core::{

@@ -41,7 +41,7 @@ impl Shared {
             committed: Committed::default(),
             parameters: Mutex::new(None),
             parameters_changed: AtomicBool::new(false),
-            published: Mutex::new(Published::new()?),
+            published: Mutex::new(Published::new()),
             stop: AtomicBool::new(false),
             ended: AtomicBool::new(false),
         })

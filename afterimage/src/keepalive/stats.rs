@@ -1,43 +1,12 @@
 //! The beats' numbers: what the thread records, and what a reader gets.
 
 use super::Verdict;
-use hdrhistogram::Histogram;
-use mc_core::{detector, wire::beat::BeatState};
-use std::{io, time::Duration};
-
-/// The longest gap or round trip that a histogram tells from longer ones, µs.
-const LONGEST_US: u64 = 60_000_000;
-
-/// A distribution, µs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Percentiles {
-    /// Samples.
-    pub count: u64,
-    /// Median.
-    pub p50: u64,
-    /// 90 % are not above it.
-    pub p90: u64,
-    /// 99 %.
-    pub p99: u64,
-    /// 99.9 %.
-    pub p999: u64,
-    /// The largest.
-    pub max: u64,
-}
-
-impl From<&Histogram<u64>> for Percentiles {
-    fn from(histogram: &Histogram<u64>) -> Self {
-        let at = |quantile| histogram.value_at_quantile(quantile);
-        Self {
-            count: histogram.len(),
-            p50: at(0.5),
-            p90: at(0.9),
-            p99: at(0.99),
-            p999: at(0.999),
-            max: histogram.max(),
-        }
-    }
-}
+use mc_core::{
+    detector,
+    histogram::{Histogram, Percentiles},
+    wire::beat::BeatState,
+};
+use std::time::Duration;
 
 /// The beats of one session so far.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -109,30 +78,26 @@ pub(super) struct Published {
     polling: bool,
     detection_time: Duration,
     transmit_interval: Duration,
-    gap: Histogram<u64>,
-    rtt: Histogram<u64>,
+    gap: Histogram,
+    rtt: Histogram,
 }
 
 fn micros(d: Duration) -> u64 {
     u64::try_from(d.as_micros()).unwrap_or(u64::MAX)
 }
 
-fn histogram() -> io::Result<Histogram<u64>> {
-    Histogram::new_with_bounds(1, LONGEST_US, 3).map_err(|error| io::Error::other(format!("beat histogram: {error:?}")))
-}
-
 impl Published {
-    pub(super) fn new() -> io::Result<Self> {
-        Ok(Self {
+    pub(super) fn new() -> Self {
+        Self {
             detector: detector::Stats::default(),
             counts: Counts::default(),
             accused: false,
             polling: false,
             detection_time: Duration::ZERO,
             transmit_interval: Duration::ZERO,
-            gap: histogram()?,
-            rtt: histogram()?,
-        })
+            gap: Histogram::new(),
+            rtt: Histogram::new(),
+        }
     }
 
     pub(super) fn update(&mut self, detector: &detector::Detector, counts: Counts, samples: &[Sample]) {
@@ -144,10 +109,10 @@ impl Published {
         self.transmit_interval = detector.transmit_interval();
         for Sample { gap, rtt } in samples {
             if let Some(gap) = gap {
-                self.gap.saturating_record(micros(*gap));
+                self.gap.record(*gap);
             }
             if let Some(rtt) = rtt {
-                self.rtt.saturating_record(micros(*rtt));
+                self.rtt.record(*rtt);
             }
         }
     }
@@ -169,8 +134,8 @@ impl Published {
             missed: detector.missed,
             self_late: detector.self_late,
             max_self_late_us: micros(detector.max_self_late),
-            gap_us: (&self.gap).into(),
-            rtt_us: (&self.rtt).into(),
+            gap_us: self.gap.percentiles(),
+            rtt_us: self.rtt.percentiles(),
             unrecorded: counts.unrecorded,
             detection_time_us: micros(self.detection_time),
             transmit_interval_us: micros(self.transmit_interval),

@@ -1,7 +1,7 @@
 //! A status as text: groups of aligned lines.
 
 use super::Status;
-use mc_core::driver::Percentiles;
+use mc_core::histogram::Percentiles;
 
 /// Lines of "key  value", in groups.
 struct Lines(String);
@@ -18,8 +18,8 @@ impl Lines {
     /// A histogram, unless it is empty.
     fn percentiles(&mut self, key: &str, p: &Percentiles) {
         if p.count > 0 {
-            let [p50, p90, p99, max] = [p.p50, p.p90, p.p99, p.max].map(micros);
-            self.line(key, format!("p50 {p50}  p90 {p90}  p99 {p99}  max {max}  ({} times)", p.count));
+            let [p50, p90, p99, p999, max] = [p.p50, p.p90, p.p99, p.p999, p.max].map(micros);
+            self.line(key, format!("p50 {p50}  p90 {p90}  p99 {p99}  p99.9 {p999}  max {max}  ({} times)", p.count));
         }
     }
 }
@@ -139,7 +139,7 @@ mod tests {
     fn says_what_matters_first() {
         let mut status = Status { vm: "web".into(), node: "a".into(), side: "primary".into(), ..Status::default() };
         status.role = "syncing".into();
-        status.pause_us = Percentiles { count: 7, p50: 900, p90: 1_250, p99: 2_000, max: 3_000_000 };
+        status.pause_us = Percentiles { count: 7, p50: 900, p90: 1_250, p99: 2_000, p999: 2_500, max: 3_000_000 };
         status.staging_cap_bytes = 64 << 20;
         status.notes = vec!["the serial console is not held".into()];
         let text = render(&status);

@@ -7,12 +7,10 @@
 mod primary;
 mod standby;
 mod store;
-mod timings;
 
 pub use primary::{Figures, PrimaryDriver, PrimaryErrand};
 pub use standby::{Attachment, StandbyDriver, StandbyErrand, StandbyFigures};
 pub use store::SpillFile;
-pub use timings::{Percentiles, Timings};
 
 use crate::id::Time;
 

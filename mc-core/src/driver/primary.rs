@@ -1,8 +1,9 @@
 //! Runs the primary's machine against a source, staging, a gate and a link.
 
-use super::{Clock, Timings};
+use super::Clock;
 use crate::{
     gate::OutputGate,
+    histogram::Histogram,
     id::{Epoch, Generation, Incarnation, Time},
     machine::Machine,
     primary::{Action, Event, Primary, Role},
@@ -78,9 +79,9 @@ pub struct PrimaryDriver<S, G, C> {
 #[derive(Clone, Debug, Default)]
 pub struct Figures {
     /// From asking the VM to stop until it was told to run on.
-    pub pause: Timings,
+    pub pause: Histogram,
     /// From the end of the pause to the ACK.
-    pub commit: Timings,
+    pub commit: Histogram,
     /// When the newest ACK came.
     pub last_ack_at: Option<Time>,
     /// How often a checkpoint had to be sent with the VM held, since staging was too small for it.

@@ -1,10 +1,11 @@
 //! Runs the standby's machine against a link and an image.
 
 use super::{
-    Clock, Timings,
+    Clock,
     store::{Shortage, SpillFile, Store},
 };
 use crate::{
+    histogram::Histogram,
     id::{Epoch, Generation, Incarnation, Time},
     image::Image,
     machine::Machine,
@@ -67,7 +68,7 @@ pub struct Attachment<L> {
 #[derive(Clone, Debug, Default)]
 pub struct StandbyFigures {
     /// Applying a committed epoch to the image.
-    pub apply: Timings,
+    pub apply: Histogram,
     /// When the newest epoch was committed.
     pub last_commit_at: Option<Time>,
     /// Slabs that went through the spill file, in all sessions.
