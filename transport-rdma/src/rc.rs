@@ -5,6 +5,7 @@
 //!   ------                                                 --------
 //!                              <── slot 7: addr, rkey ──── Op::Post(slab): registered, offered
 //!   Op::Write(slab) ══ RDMA WRITE, slices ═══════════════> lands in slot 7; the receiver's CPU does not notice
+//!                   ── part: slot 7, 32,832 bytes ───────> checksummed that far, while the rest comes
 //!                   ── slab: slot 7, 65,600 bytes ───────> header and checksum verified: Completion::Arrived
 //!   Op::Send(commit) ── control ─────────────────────────> Completion::Received
 //!                              <── control: ACK, credits ─ Op::Send(ack)

@@ -141,7 +141,7 @@ fn good_slab(pool: &mut SlabPool) -> Vec<u8> {
 fn peers_that_lie_are_refused_with_words() {
     let Some(places) = common::places() else { return };
     type Lie = fn(&mut RawPeer, Slot, &[u8]);
-    let lies: [(&str, Lie); 9] = [
+    let lies: [(&str, Lie); 11] = [
         ("not what the slab's header says", |peer, slot, good| {
             peer.fill(0, good);
             assert!(peer.write(1, 0, u32::try_from(good.len()).unwrap(), slot.addr, slot.rkey));
@@ -158,6 +158,8 @@ fn peers_that_lie_are_refused_with_words() {
             peer.say(Body::Slab { slot: 0, len: u32::try_from(good.len()).unwrap() });
         }),
         ("not the oldest that was offered", |peer, _, _| peer.say(Body::Slab { slot: 1, len: 100 })),
+        ("not the oldest that was offered", |peer, _, _| peer.say(Body::Part { slot: 1, len: 100 })),
+        ("part bytes", |peer, slot, _| peer.say(Body::Part { slot: 0, len: slot.len + 1 })),
         ("more than receives were used", |peer, _, _| {
             let message = Message { credits: 999, serial: 1, body: Body::Credits };
             peer.send(&message.encode());

@@ -12,9 +12,11 @@
 //! Each arrow takes `self`: a slab in flight cannot be written, a free one cannot be sent (the typestate of I7: what is not
 //! in the pool is in exactly one place, and the pool never makes more than its cap).
 
+mod ahead;
 mod pool;
 mod writer;
 
+pub use ahead::Ahead;
 pub use pool::{PoolStats, SlabPool};
 pub use writer::{Place, SlabFull, SlabMeta, SlabWriter};
 
@@ -84,9 +86,14 @@ impl FreeSlab {
 
     /// What arrived in [`FreeSlab::receive_buffer`], once its header, length and body checksum are right.
     pub fn arrived(self) -> Result<SealedSlab, (Self, WireError)> {
+        self.arrived_after(Ahead::default())
+    }
+
+    /// As [`FreeSlab::arrived`], with what was checksummed of this slab while it came.
+    pub fn arrived_after(self, ahead: Ahead) -> Result<SealedSlab, (Self, WireError)> {
         let bytes = &self.memory.map;
         let checked = SlabHeader::decode(bytes, bytes.len())
-            .and_then(|h| h.check_body(&bytes[HEADER_LEN..HEADER_LEN + h.body_len as usize]).map(|()| h));
+            .and_then(|h| ahead.finish(&h, &bytes[HEADER_LEN..HEADER_LEN + h.body_len as usize]).map(|()| h));
         match checked {
             Ok(header) => Ok(SealedSlab { header, memory: self.memory }),
             Err(error) => Err((self, error)),
@@ -100,6 +107,11 @@ impl FreeSlab {
 
     pub(crate) fn memory(&mut self) -> &mut [u8] {
         &mut self.memory.map
+    }
+
+    /// What is in it, whatever that is.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.memory.map
     }
 }
 

@@ -18,6 +18,7 @@
 //! | 3 slot | slot u32, bytes u32, address u64, rkey u32: the receiver may write one slab there |
 //! | 4 credits | none |
 //! | 5 bye | none: the sender closes the link; the last message |
+//! | 6 part | slot u32, bytes u32: so much of a slab, from its beginning, was written into the slot so far. A hint: it may be missing |
 //!
 //! Slabs are not in messages: they are written to where a slot says (RDMA WRITE), then announced. Slots are used in the order
 //! in which they were offered, and each once. `credits` says how many receives the sender of the message has posted again
@@ -218,6 +219,13 @@ pub enum Body {
     },
     /// Room for a slab.
     Slot(Slot),
+    /// A slab is on its way; a hint, so that its checksum can be computed meanwhile.
+    Part {
+        /// The slot that it is written into.
+        slot: u32,
+        /// Bytes of it that are there, from its beginning.
+        len: u32,
+    },
     /// Only credits.
     Credits,
     /// The sender closes the link.
@@ -279,6 +287,7 @@ impl Message {
             Body::Slot(Slot { number, len, addr, rkey }) => (3, RawSlot::bytes(number, len, addr, rkey)),
             Body::Credits => (4, [0; control::LEN]),
             Body::Bye => (5, [0; control::LEN]),
+            Body::Part { slot, len } => (6, RawSlot::bytes(slot, len, 0, 0)),
         };
         let mut raw = RawMessage {
             kind,
@@ -305,6 +314,7 @@ impl Message {
             3 => Body::Slot(Slot { number, len, addr: slot.addr.get(), rkey: slot.rkey.get() }),
             4 => Body::Credits,
             5 => Body::Bye,
+            6 => Body::Part { slot: number, len },
             kind => return Err(field(MESSAGE, "kind", kind.into(), "no such kind")),
         };
         Ok(Self { credits: raw.credits.get(), serial: raw.serial.get(), body })

@@ -122,7 +122,13 @@ impl SlabHeader {
 
     /// Whether `body` is what was checksummed.
     pub fn check_body(&self, body: &[u8]) -> Result<(), WireError> {
-        check_crc("slab body", self.body_crc, body)
+        self.check_crc(crc32c::crc32c(body))
+    }
+
+    /// Whether a body with this checksum is.
+    pub(crate) fn check_crc(&self, computed: u32) -> Result<(), WireError> {
+        let (record, found) = ("slab body", self.body_crc);
+        if found == computed { Ok(()) } else { Err(WireError::Checksum { record, found, computed }) }
     }
 }
 

@@ -143,13 +143,14 @@ fn offer() -> impl Strategy<Value = rdma::Offer> {
 }
 
 fn rdma_message() -> impl Strategy<Value = rdma::Message> {
-    (any::<u16>(), any::<u32>(), 0..5_u8, any::<[u32; 3]>(), any::<u64>()).prop_map(
+    (any::<u16>(), any::<u32>(), 0..6_u8, any::<[u32; 3]>(), any::<u64>()).prop_map(
         |(credits, serial, kind, n, addr)| {
             let body = match kind {
                 0 => rdma::Body::Control([n[0].to_le_bytes()[0]; control::LEN]),
                 1 => rdma::Body::Slab { slot: n[0], len: n[1] },
                 2 => rdma::Body::Slot(rdma::Slot { number: n[0], len: n[1], addr, rkey: n[2] }),
                 3 => rdma::Body::Credits,
+                4 => rdma::Body::Part { slot: n[0], len: n[1] },
                 _ => rdma::Body::Bye,
             };
             rdma::Message { credits, serial, body }

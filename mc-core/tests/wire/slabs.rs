@@ -243,3 +243,34 @@ fn every_flipped_bit_of_a_slab_is_refused() {
         assert!(to.arrived().is_err(), "bit {bit}");
     }
 }
+
+/// A slab that comes piece by piece, checksummed on the way, is judged as one that comes at once.
+#[test]
+fn a_checksum_ahead_judges_no_differently() {
+    let size = 1 << 20;
+    let mut writer = empty(size).writer();
+    for page in 0..200_u8 {
+        writer.page(BlockId(0), u64::from(page) * 8192, &[page; PAGE_SIZE]).unwrap();
+    }
+    let sealed = writer.seal(META);
+    let bytes = sealed.as_bytes();
+    let arrive = |damage: Option<usize>, pieces: &[usize]| {
+        let mut slab = empty(size);
+        slab.receive_buffer()[..bytes.len()].copy_from_slice(bytes);
+        if let Some(at) = damage {
+            slab.receive_buffer()[at] ^= 4;
+        }
+        let mut ahead = mc_core::slab::Ahead::default();
+        pieces.iter().for_each(|have| ahead.advance(&slab, *have));
+        slab.arrived_after(ahead).map(|slab| slab.as_bytes() == bytes).map_err(|(_, error)| error.to_string())
+    };
+    let all = bytes.len();
+    for pieces in
+        [&[][..], &[1], &[70_000, 70_001, 300_000], &[200_000, 100_000, all], &[all, all], &[size], &[usize::MAX]]
+    {
+        assert_eq!(arrive(None, pieces), Ok(true), "{pieces:?}");
+        for at in [64, 66_000, 250_000, all - 1] {
+            assert!(arrive(Some(at), pieces).unwrap_err().contains("slab body: CRC32C"), "{at} {pieces:?}");
+        }
+    }
+}

@@ -303,6 +303,7 @@ impl RdmaLink {
         self.sender.credit(message.credits)?;
         match message.body {
             Body::Credits => {}
+            Body::Part { slot, len } => self.receiver.part(slot, len)?,
             Body::Slot(slot) => self.sender.slot(slot)?,
             Body::Control(record) => {
                 let control = Control::decode(&record)?;

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   Op::Post ──> registered ──> offered (slot message) ──> written by the peer, announced ──> verified ──> Arrived
+//!                                                            └─ part by part: checksummed ahead
 //! ```
 //!
 //! Receives are posted again as soon as their message was copied out; the sender is told with the next message (*owed*).
@@ -11,7 +12,7 @@ use crate::{
     types::{Access, Completion},
 };
 use mc_core::{
-    slab::{FreeSlab, SealedSlab},
+    slab::{Ahead, FreeSlab, SealedSlab},
     wire::{
         WireError,
         rdma::{MESSAGE_LEN, Message, Slot},
@@ -76,6 +77,8 @@ pub(super) struct Receiver {
     offered: usize,
     /// The number of the first of `posted`.
     first_slot: u32,
+    /// Of the first of `posted`.
+    ahead: Ahead,
     limit: usize,
     /// Every region that the peer was ever given a key of, but for those whose slab is gone: a pool that shrinks unpins.
     writable: Vec<Weak<Region>>,
@@ -93,6 +96,7 @@ impl Receiver {
             posted: VecDeque::with_capacity(limit),
             offered: 0,
             first_slot: 0,
+            ahead: Ahead::default(),
             limit,
             writable: Vec::with_capacity(limit * 2),
         };
@@ -177,15 +181,29 @@ impl Receiver {
         self.offered < self.posted.len()
     }
 
+    /// The peer says that the first `len` bytes of a slab are in `slot`.
+    pub(super) fn part(&mut self, slot: u32, len: u32) -> Result<(), WireError> {
+        let slab = self.oldest(slot)?;
+        if len as usize > slab.len() {
+            return Err(wrong("part bytes", len.into(), "more than the slot has"));
+        }
+        self.ahead.advance(&self.posted[0], len as usize);
+        Ok(())
+    }
+
+    fn oldest(&self, slot: u32) -> Result<&FreeSlab, WireError> {
+        let oldest = self.posted.front().filter(|_| self.offered > 0 && slot == self.first_slot);
+        oldest.ok_or_else(|| wrong("slot", slot.into(), "not the oldest that was offered"))
+    }
+
     /// The peer says that a slab of `len` bytes is in `slot`: verifies it. A slab that is not what it should be stays posted.
     pub(super) fn arrived(&mut self, slot: u32, len: u32) -> Result<SealedSlab, WireError> {
-        if self.offered == 0 || slot != self.first_slot {
-            return Err(wrong("slot", slot.into(), "not the oldest that was offered"));
-        }
+        self.oldest(slot)?;
+        let ahead = std::mem::take(&mut self.ahead);
         let slab = self.posted.pop_front().ok_or_else(|| wrong("slot", slot.into(), "none was offered"))?;
         self.offered -= 1;
         self.first_slot = self.first_slot.wrapping_add(1);
-        match slab.arrived() {
+        match slab.arrived_after(ahead) {
             Ok(sealed) if sealed.as_bytes().len() == len as usize => Ok(sealed),
             Ok(sealed) => {
                 self.posted.push_front(sealed.recycle());

@@ -56,6 +56,8 @@ struct Writing {
     slot: Slot,
     /// Bytes of it that were posted.
     posted: usize,
+    /// Bytes of it that the peer was told of.
+    told: usize,
     /// With several queue pairs: up to where each must complete before the slab is announced.
     targets: Vec<u64>,
     at: Instant,
@@ -80,6 +82,9 @@ impl Ring {
 const ORDINARY: (u32, u64) = (2, 1);
 const RETURNS_CREDITS: (u32, u64) = (1, 1);
 const BYE: (u32, u64) = (0, 0);
+
+/// Bytes of a slab between two hints that so much of it is there: so much is left to checksum when the last byte comes.
+const PART: usize = 128 << 10;
 
 /// A work request that waits for the doorbell.
 #[derive(Debug)]
@@ -254,7 +259,7 @@ impl Sender {
 
     /// One step; false if what comes next must wait.
     fn advance(&mut self, receiver: &mut Receiver) -> Result<bool, Trouble> {
-        if self.announce(receiver)? || self.write_on()? {
+        if self.announce(receiver)? || self.hint(receiver)? || self.write_on()? {
             return Ok(true);
         }
         match self.queue.front() {
@@ -292,7 +297,7 @@ impl Sender {
             region_of_sealed(&mut slab, &self.domain)
         };
         let lkey = region.as_ref().map_or(0, |r| r.lkey());
-        self.writing.push_back(Writing { slab, lkey, slot, posted: 0, targets, at: Instant::now() });
+        self.writing.push_back(Writing { slab, lkey, slot, posted: 0, told: 0, targets, at: Instant::now() });
         region.map(|_| true).map_err(|source| Trouble::Register { bytes, source })
     }
 
@@ -336,6 +341,24 @@ impl Sender {
         self.message(Body::Slab { slot: w.slot.number, len }, Sent::Slab(w.slab), receiver)?;
         if let Some(last) = self.in_flight.back_mut() {
             last.at = w.at;
+        }
+        Ok(true)
+    }
+
+    /// Tells how far the slab has come, if credits abound: the peer can do without. (Striped writes have no order to tell.)
+    fn hint(&mut self, receiver: &mut Receiver) -> Result<bool, Trouble> {
+        let abundant = (self.max_credits / 2, ORDINARY.1);
+        let Some(w) = self.writing.front().filter(|_| !self.is_striped() && self.may_speak(abundant)) else {
+            return Ok(false);
+        };
+        if w.posted < w.told + PART || w.posted == w.slab.as_bytes().len() {
+            return Ok(false);
+        }
+        let (slot, told) = (w.slot.number, w.posted);
+        let len = u32::try_from(told).unwrap_or(u32::MAX);
+        self.message(Body::Part { slot, len }, Sent::Own, receiver)?;
+        if let Some(w) = self.writing.front_mut() {
+            w.told = told;
         }
         Ok(true)
     }

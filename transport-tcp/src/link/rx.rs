@@ -10,10 +10,10 @@
 //!
 //! Between records it reads up to [`BUFFER`] bytes at once, so that a burst of records costs one system call; of a slab
 //! that begins in there at most [`BUFFER`] bytes are copied. The rest of the body is read into the slab itself, and what
-//! follows it into the buffer, by the same call.
+//! follows it into the buffer, by the same call. Its checksum is computed as it comes, while the bytes are in the cache.
 
 use mc_core::{
-    slab::FreeSlab,
+    slab::{Ahead, FreeSlab},
     transport::Completion,
     wire::{
         WireError,
@@ -40,6 +40,7 @@ struct Filling {
     slab: FreeSlab,
     have: usize,
     need: usize,
+    ahead: Ahead,
 }
 
 /// What a read brought.
@@ -131,7 +132,7 @@ impl Inbox {
             self.posted.push_front(slab);
             return Err(WireError::Field { record: "slab header", field: "body_len", value, why });
         }
-        self.filling = Some(Filling { slab, have: 0, need });
+        self.filling = Some(Filling { slab, have: 0, need, ahead: Ahead::default() });
         Ok(())
     }
 
@@ -147,7 +148,7 @@ impl Inbox {
             self.filling = Some(filling);
             return Ok(None);
         }
-        match filling.slab.arrived() {
+        match filling.slab.arrived_after(filling.ahead) {
             Ok(slab) => Ok(Some(Completion::Arrived(slab))),
             Err((slab, error)) => {
                 self.posted.push_front(slab);
@@ -188,6 +189,7 @@ impl Inbox {
         if let Some(f) = &mut self.filling {
             let direct = ahead.min(f.need - f.have);
             f.have += direct;
+            f.ahead.advance(&f.slab, f.have);
             ahead -= direct;
         }
         self.end += ahead;
