@@ -10,7 +10,7 @@ use mc_core::{
     id::PAGE_SIZE,
     wire::slab::{MAX_SLAB, MIN_SLAB},
 };
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 /// Measures the transports beside perftest and iperf3, on the same devices in the same run
 #[derive(Debug, Parser)]
@@ -56,7 +56,10 @@ pub struct Effort {
     /// Print one JSON record instead of tables
     #[arg(long)]
     pub json: bool,
-    /// Exit code 5 if a target is missed
+    /// Also write record.json, report.html and an .hgrm of every histogram into this directory
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Exit code 5 if a bound is missed
     #[arg(long)]
     pub strict: bool,
     /// Do not run perftest or iperf3
