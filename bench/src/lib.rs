@@ -43,6 +43,7 @@ pub mod register;
 pub mod side;
 pub mod sink;
 pub mod stats;
+pub mod stored;
 pub mod sys;
 pub mod transport;
 pub mod units;

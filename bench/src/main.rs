@@ -7,6 +7,7 @@ use mc_bench::{
     commands::{Job, Prerequisite},
     face, peer,
     record::{Begun, Record},
+    stored,
 };
 use std::process::ExitCode;
 
@@ -29,6 +30,11 @@ fn dispatch(command: Command) -> Result<ExitCode> {
     let begun = Begun::now();
     match command {
         Command::Peer { control } => peer::serve(control).map(|()| ExitCode::SUCCESS),
+        Command::Report(args) => {
+            let record = stored::read(&args.record)?;
+            face::show_again(&record, &args)?;
+            Ok(verdict(args.strict && record.missed()))
+        }
         command => {
             let Some(job) = Job::of(command) else { unreachable!("every other command measures") };
             let effort = job.effort.clone();
@@ -39,5 +45,9 @@ fn dispatch(command: Command) -> Result<ExitCode> {
 
 fn show(record: &Record, effort: &Effort) -> Result<ExitCode> {
     face::show(record, effort)?;
-    Ok(if effort.strict && record.missed() { ExitCode::from(MISSED) } else { ExitCode::SUCCESS })
+    Ok(verdict(effort.strict && record.missed()))
+}
+
+fn verdict(missed: bool) -> ExitCode {
+    if missed { ExitCode::from(MISSED) } else { ExitCode::SUCCESS }
 }

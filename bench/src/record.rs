@@ -342,9 +342,14 @@ impl Measure {
     /// Ours by theirs, run by run, where both are there.
     #[must_use]
     pub fn ratio(&self) -> Option<Spread> {
-        let theirs = &self.yardstick.as_ref()?.runs;
-        let pairs = self.runs.iter().zip(theirs).filter_map(|(o, t)| t.filter(|t| *t > 0.0).map(|t| o / t));
-        Spread::of(&pairs.collect::<Vec<_>>())
+        Spread::of(&self.ratios())
+    }
+
+    /// The same, each of them.
+    #[must_use]
+    pub fn ratios(&self) -> Vec<f64> {
+        let theirs = self.yardstick.iter().flat_map(|y| &y.runs);
+        self.runs.iter().zip(theirs).filter_map(|(o, t)| t.filter(|t| *t > 0.0).map(|t| o / t)).collect()
     }
 
     /// What the bound is on; none without a bound, or without the figure that it is on.

@@ -8,6 +8,8 @@ use crate::{
 /// A table: the first column is a name, the others are figures.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Grid {
+    /// Of its measures.
+    pub name: String,
     /// What it is of.
     pub title: String,
     /// With units.
@@ -63,7 +65,7 @@ fn figures(name: &str, measures: &[&Measure]) -> Grid {
     let unit = if let [one] = units[..] { format!("[{one}]") } else { String::new() };
     let mut headings = vec!["case".to_owned()];
     headings.extend(own.iter().map(|&h| h.to_owned()));
-    headings.push(format!("{name}{unit}"));
+    headings.push(format!("{}{unit}", if beside { "ours" } else { "median" }));
     headings.extend(beside.then(|| [format!("yardstick{unit}"), "ratio".to_owned()]).into_iter().flatten());
     headings.extend(bounded.then(|| "bound".to_owned()));
     let row = |m: &&Measure| {
@@ -77,7 +79,7 @@ fn figures(name: &str, measures: &[&Measure]) -> Grid {
         cells.extend(bounded.then(|| verdict(m)));
         Row { cells, met: m.met() }
     };
-    Grid { title: title(name, measures), headings, rows: measures.iter().map(row).collect() }
+    Grid { name: name.to_owned(), title: title(name, measures), headings, rows: measures.iter().map(row).collect() }
 }
 
 /// "goodput, beside iperf3, one stream".
@@ -124,7 +126,8 @@ fn times(name: &str, measures: &[&Measure]) -> Option<Grid> {
         cells.extend(values[1..].iter().map(|v| format!("{v:.2}")));
         Row { cells, met: None }
     };
-    Some(Grid { title: format!("{name}: times, all runs"), headings, rows: timed.iter().map(row).collect() })
+    let title = format!("{name}: times, all runs");
+    Some(Grid { name: name.to_owned(), title, headings, rows: timed.iter().map(row).collect() })
 }
 
 /// "0.970 (0.910..1.021)".
@@ -175,7 +178,7 @@ mod tests {
     fn figures_of_one_name_share_a_table_and_its_columns() {
         let [figures, times] = &grids(&section())[..] else { panic!("two tables") };
         assert_eq!(figures.title, "goodput, beside iperf3");
-        assert_eq!(figures.headings, ["case", "#bytes", "goodput[MB/sec]", "yardstick[MB/sec]", "ratio", "bound"]);
+        assert_eq!(figures.headings, ["case", "#bytes", "ours[MB/sec]", "yardstick[MB/sec]", "ratio", "bound"]);
         assert_eq!(figures.rows[0].cells, ["4 KiB, depth 1", "4096", "8 (7..9)", "-", "-", "-"]);
         assert_eq!(
             figures.rows[1].cells[1..],
@@ -195,6 +198,6 @@ mod tests {
     fn units_that_differ_stand_with_the_figures() {
         let odd = section().measure(Measure::new("goodput", "x", Unit::Percent, Better::Higher, vec![3.0]));
         let grid = &grids(&odd)[0];
-        assert_eq!((grid.headings[2].as_str(), grid.rows[2].cells[2].as_str()), ("goodput", "3 (3..3) %"));
+        assert_eq!((grid.headings[2].as_str(), grid.rows[2].cells[2].as_str()), ("ours", "3 (3..3) %"));
     }
 }

@@ -17,7 +17,13 @@ pub fn lines(record: &Record) -> Vec<String> {
     lines.extend(record.caveats.iter().map(|note| format!("note     {note}")));
     lines.extend(record.sections.iter().flat_map(section));
     lines.extend(verdict(record));
-    lines
+    lines.into_iter().map(|line| plain(&line)).collect()
+}
+
+/// Without control characters: a record may come from anywhere, and a terminal obeys them.
+#[must_use]
+pub fn plain(line: &str) -> String {
+    line.replace(char::is_control, "\u{FFFD}")
 }
 
 fn section(section: &Section) -> Vec<String> {
@@ -91,9 +97,14 @@ mod tests {
     #[test]
     fn columns_are_aligned() {
         let row = Row { cells: vec!["a long name".to_owned(), "1.00".to_owned()], met: None };
-        let grid =
-            Grid { title: "t".to_owned(), headings: vec!["case".to_owned(), "MB/sec".to_owned()], rows: vec![row] };
-        assert_eq!(table(&grid), [" t", "   case         MB/sec", "   a long name    1.00"]);
+        let grid = Grid { headings: vec!["case".to_owned(), "MB/sec".to_owned()], rows: vec![row], ..Grid::default() };
+        assert_eq!(table(&grid), [" ", "   case         MB/sec", "   a long name    1.00"]);
+    }
+
+    #[test]
+    fn a_terminal_is_told_nothing_but_text() {
+        let record = Begun::now().done(vec![Section::new("x", "\u{1b}]0;owned\u{7}")]);
+        assert!(!lines(&record).iter().any(|l| l.contains(char::is_control)));
     }
 
     #[test]
