@@ -4,7 +4,7 @@
 //! Both processes are on one machine and read one clock (`CLOCK_MONOTONIC`), so one-way times need no guessing. Each end has a
 //! thread of its own, real-time if the system lets it, as in the product.
 
-use crate::{link::Port, stats::Summary, sys};
+use crate::{link::Port, sys};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use mc_core::{
     histogram::Histogram,
@@ -137,27 +137,27 @@ fn make(sequence: u64, sent_at: u64, echo: u64) -> Beat {
 }
 
 /// What the echoing end heard.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Heard {
     /// Beats, each counted once.
     pub received: u64,
     /// From leaving to arriving.
-    pub one_way: Summary,
+    pub one_way: Histogram,
     /// From when it was due to arriving: also what the sender's thread was late.
-    pub from_due: Summary,
+    pub from_due: Histogram,
     /// Whether its thread was real-time.
     pub real_time: bool,
 }
 
 /// What the sending end knows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sent {
     /// Beats.
     pub sent: u64,
     /// Echoes that came back.
     pub echoed: u64,
     /// From leaving to the echo's arrival.
-    pub round_trip: Summary,
+    pub round_trip: Histogram,
     /// Whether its thread was real-time.
     pub real_time: bool,
 }
@@ -226,12 +226,7 @@ fn echo(mut end: End, key: &BeatKey, stop: &AtomicBool) -> Result<Heard> {
             end.keepalive().send(&answer)?;
         }
     }
-    Ok(Heard {
-        received: one_way.count(),
-        one_way: Summary::from(&one_way),
-        from_due: Summary::from(&from_due),
-        real_time,
-    })
+    Ok(Heard { received: one_way.count(), one_way, from_due, real_time })
 }
 
 /// The sending end at work.
@@ -281,7 +276,7 @@ fn send(mut end: End, key: &BeatKey, every: Duration, go: &AtomicBool, stop: &At
     while since(last) < TAIL && round_trip.count() < sent {
         hear_echoes(&mut end, key, 1_000_000, &mut round_trip)?;
     }
-    Ok(Sent { sent, echoed: round_trip.count(), round_trip: Summary::from(&round_trip), real_time })
+    Ok(Sent { sent, echoed: round_trip.count(), round_trip, real_time })
 }
 
 fn hear_echoes(end: &mut End, key: &BeatKey, most_ns: u64, round_trip: &mut Histogram) -> Result<()> {
@@ -308,8 +303,8 @@ mod tests {
         let sent = sender.end().unwrap();
         let heard = echo.end().unwrap();
         assert!(sent.sent > 0 && sent.echoed == sent.sent, "{sent:?}");
-        assert_eq!((heard.received, heard.one_way.iterations), (sent.sent, sent.sent));
-        assert!(heard.from_due.t_min >= heard.one_way.t_min, "due before it left: {heard:?}");
+        assert_eq!((heard.received, heard.one_way.count()), (sent.sent, sent.sent));
+        assert!(heard.from_due.min() >= heard.one_way.min(), "due before it left: {heard:?}");
     }
 
     #[test]

@@ -1,81 +1,45 @@
-//! `mc-bench capture` and `mc-bench register`: what the RDMA crate's own measurements say, beside perftest and the bare verb.
+//! `mc-bench capture`: what the RDMA crate's own measurement says of the local copy engine, beside perftest.
 
 use crate::{
-    cli::{CaptureArgs, RegisterArgs},
+    cli::CaptureArgs,
     link::Port,
-    stats::Spread,
-    table::{Table, spread},
+    progress::Progress,
+    record::{Better, Bound, Measure, Section, Unit},
     transport::SWEEP,
     units::{self, mib_per_s},
-    verdict::{Frame, Report, Target, ratios},
     yard::{Yardsticks, perftest::Devices},
 };
-use anyhow::{Context, Result};
+use anyhow::Result;
 use mc_core::{
     capture::{CaptureEngine, memcpy::Memcpy},
     id::PAGE_SIZE,
 };
-use memmap2::{MmapOptions, MmapRaw};
-use rustix::fs::{MemfdFlags, memfd_create};
-use serde::Serialize;
-use std::{fs::File, sync::Arc};
-use transport_rdma::{
-    ffi::Domain,
-    local::{Figure, LocalCopy, Options, Pattern, measure, scratch},
-    mr::{
-        RegisterOptions,
-        measure::{Cost, registration},
-    },
-};
+use std::sync::Arc;
+use transport_rdma::local::{Figure, LocalCopy, Options, Pattern, measure, scratch};
 
 /// Bytes of the slabs that are copied into.
 const SLAB: usize = 1 << 20;
 
 /// One engine on one pattern of dirty pages.
-#[derive(Clone, Debug, Serialize)]
-pub struct Copying {
-    /// The engine's name.
-    pub engine: &'static str,
-    /// Which pages are dirty.
-    pub pattern: Pattern,
+#[derive(Debug)]
+struct Copying {
+    engine: &'static str,
+    pattern: Pattern,
     /// MB/sec (2^20) of the engine alone, in order.
-    pub copy_mb_s: Vec<f64>,
+    copy_mb_s: Vec<f64>,
     /// MB/sec (2^20) with layout and checksums, in order.
-    pub capture_mb_s: Vec<f64>,
+    capture_mb_s: Vec<f64>,
     /// The yardstick's MB/sec, each just before; none for memcpy.
-    pub yardstick_mb_s: Vec<Option<f64>>,
-    /// The engine alone by the yardstick, run by run.
-    pub ratio: Option<Spread>,
-}
-
-/// Everything about capture.
-#[derive(Clone, Debug, Serialize)]
-pub struct CaptureReport {
-    /// Head, targets.
-    #[serde(flatten)]
-    pub frame: Frame,
-    /// The device.
-    pub port: Port,
-    /// Bytes of dirty pages.
-    pub bytes: usize,
-    /// Pieces of guest RAM that a write gathers at most.
-    pub gather: u32,
-    /// Bytes of the yardstick's messages.
-    pub yardstick_bytes: usize,
-    /// Runs.
-    pub runs: u32,
-    /// Per engine and pattern.
-    pub copying: Vec<Copying>,
+    yardstick_mb_s: Vec<Option<f64>>,
 }
 
 /// Measures the local copy engine beside `ib_write_bw` from the device to itself.
 ///
 /// # Errors
 /// The device is not to be had, or the engine fails.
-pub fn run(args: &CaptureArgs) -> Result<CaptureReport> {
+pub fn run(args: &CaptureArgs) -> Result<Section> {
     let effort = args.effort.settled();
     let port = Port::find(&args.device, args.gid_index)?;
-    let mut frame = Frame::new("capture", &[&port.device]);
     let mut yardsticks = Yardsticks::new(Some(Devices { near: port.clone(), far: port.clone() }), effort.no_yardsticks);
     let yardstick_bytes = args.yardstick_size.unwrap_or_else(|| yardsticks.best_write_size(&SWEEP));
     let default = Options::default();
@@ -85,6 +49,7 @@ pub fn run(args: &CaptureArgs) -> Result<CaptureReport> {
     let mut by_device = LocalCopy::new(&port.open()?.context, &blocks, &options)?;
     let mut by_processor = Memcpy::new(Arc::clone(&blocks));
     let mut copying: Vec<Copying> = Vec::new();
+    let progress = Progress::new("capture", u64::from(effort.runs) * Pattern::ALL.len() as u64);
     for round in 1..=effort.runs {
         for (index, pattern) in Pattern::ALL.into_iter().enumerate() {
             let beside = yardsticks.perftest(|d| d.write_bw(yardstick_bytes, effort.time)).map(|found| found.average);
@@ -96,20 +61,27 @@ pub fn run(args: &CaptureArgs) -> Result<CaptureReport> {
                 }
                 copying[2 * index + which].add(&figure, beside);
             }
-            eprintln!("mc-bench: run {round}: {pattern:?} done");
+            progress.step(format_args!("run {round}: {pattern:?} pages"));
         }
     }
-    copying.iter_mut().for_each(|c| c.ratio = ratios(&c.copy_mb_s, &c.yardstick_mb_s));
-    frame.targets = copying.iter().filter_map(Copying::target).collect();
-    frame.missing = yardsticks.into_missing();
-    let (bytes, runs, gather) = (args.size, effort.runs, options.gather);
-    Ok(CaptureReport { frame, port, bytes, gather, yardstick_bytes, runs, copying })
+    let mut section = Section::new("capture", format!("Local copies by {}", port.device))
+        .device(&port.device)
+        .setting("device", format!("{} (GID {}), to itself", port.device, port.gid_index))
+        .setting("dirty pages", units::size(args.size))
+        .setting("slabs", units::size(SLAB))
+        .setting("gather", options.gather)
+        .setting("runs", effort.runs)
+        .note("copy: the engine alone; capture: with layout and checksums; contents are checked");
+    let yardstick = format!("ib_write_bw -s {yardstick_bytes}, to itself");
+    section.measures = copying.into_iter().flat_map(|c| c.measures(&yardstick)).collect();
+    section.missing = yardsticks.into_missing();
+    Ok(section)
 }
 
 impl Copying {
     fn new(figure: &Figure) -> Self {
         let (engine, pattern) = (figure.engine, figure.pattern);
-        Self { engine, pattern, copy_mb_s: vec![], capture_mb_s: vec![], yardstick_mb_s: vec![], ratio: None }
+        Self { engine, pattern, copy_mb_s: vec![], capture_mb_s: vec![], yardstick_mb_s: vec![] }
     }
 
     fn add(&mut self, figure: &Figure, beside: Option<f64>) {
@@ -118,109 +90,14 @@ impl Copying {
         self.yardstick_mb_s.push(beside);
     }
 
-    fn target(&self) -> Option<Target> {
-        let name = format!("{} of {:?} pages by ib_write_bw to itself", self.engine, self.pattern);
-        self.ratio.map(|r| Target::at_least(name, r.median, 0.95))
-    }
-}
-
-impl Report for CaptureReport {
-    fn frame(&self) -> &Frame {
-        &self.frame
-    }
-
-    fn lines(&self) -> Vec<String> {
-        let Self { port, bytes, gather, yardstick_bytes, runs, .. } = self;
-        let mut lines = self.frame.head(vec![
-            format!("device   {} (GID {}), to itself", port.device, port.gid_index),
-            format!("settings {} of dirty pages, slabs of 1 MiB, gather {gather}, {runs} runs", units::size(*bytes)),
-        ]);
-        let yardstick = format!("ib_write_bw -s {yardstick_bytes}[MB/sec]");
-        let mut table = Table::new(&["engine", "pages", "copy[MB/sec]", "capture[MB/sec]", &yardstick, "copy ratio"]);
-        for c in &self.copying {
-            let beside: Vec<f64> = c.yardstick_mb_s.iter().flatten().copied().collect();
-            table.row(vec![
-                c.engine.to_owned(),
-                format!("{:?}", c.pattern),
-                spread(Spread::of(&c.copy_mb_s), 2),
-                spread(Spread::of(&c.capture_mb_s), 2),
-                spread(Spread::of(&beside), 2),
-                spread(c.ratio, 3),
-            ]);
-        }
-        lines.push("copy: the engine alone; capture: with layout and checksums; contents checked".to_owned());
-        lines.extend(table.lines());
-        lines.push(String::new());
-        lines.extend(self.frame.tail());
-        lines
-    }
-}
-
-/// Everything about registration.
-#[derive(Clone, Debug, Serialize)]
-pub struct RegisterReport {
-    /// Head, targets.
-    #[serde(flatten)]
-    pub frame: Frame,
-    /// The device.
-    pub device: String,
-    /// In order.
-    pub runs: Vec<Cost>,
-    /// Ours by the bare verb's, run by run.
-    pub ratio: Option<Spread>,
-}
-
-/// Registers memory that is there already, with the bare verb and with us, in turns.
-///
-/// # Errors
-/// The device is not to be had, or refuses; there is no memory.
-pub fn register(args: &RegisterArgs) -> Result<RegisterReport> {
-    let effort = args.effort.settled();
-    let port = Port::find(&args.device, None)?;
-    let mut frame = Frame::new("register", &[&port.device]);
-    let domain = Domain::new(&port.open()?.context).context("making a protection domain")?;
-    let map = memory(args.size).with_context(|| format!("{} of memory", units::size(args.size)))?;
-    let mut runs = Vec::new();
-    for round in 1..=effort.runs {
-        let cost = registration(&domain, &map, &RegisterOptions::default(), 1)?;
-        eprintln!("mc-bench: run {round}: {:.3} of the bare verb", cost.ratio());
-        runs.push(cost);
-    }
-    let ratio = Spread::of(&runs.iter().map(Cost::ratio).collect::<Vec<_>>());
-    let name = format!("registration of {} by the bare verb", units::size(args.size));
-    frame.targets = ratio.map(|r| Target::at_most(name, r.median, 1.2)).into_iter().collect();
-    Ok(RegisterReport { frame, device: port.device, runs, ratio })
-}
-
-/// Shared memory, as guest RAM is.
-fn memory(bytes: usize) -> Result<Arc<MmapRaw>> {
-    let file = File::from(memfd_create("mc-bench-register", MemfdFlags::CLOEXEC)?);
-    file.set_len(bytes as u64)?;
-    Ok(Arc::new(MmapOptions::new().len(bytes).map_raw(&file)?))
-}
-
-impl Report for RegisterReport {
-    fn frame(&self) -> &Frame {
-        &self.frame
-    }
-
-    fn lines(&self) -> Vec<String> {
-        let bytes = self.runs.first().map_or(0, |r| r.bytes);
-        let settings = format!("settings {} of shared memory, {} runs", units::size(bytes), self.runs.len());
-        let mut lines = self.frame.head(vec![format!("device   {}", self.device), settings]);
-        let ms = |of: fn(&Cost) -> std::time::Duration| {
-            spread(Spread::of(&self.runs.iter().map(|r| of(r).as_secs_f64() * 1e3).collect::<Vec<_>>()), 2)
+    fn measures(self, yardstick: &str) -> [Measure; 2] {
+        let case = format!("{}, {:?} pages", self.engine, self.pattern);
+        let copy = Measure::new("copy", &case, Unit::MbPerSec, Better::Higher, self.copy_mb_s);
+        let copy = if self.yardstick_mb_s.iter().any(Option::is_some) {
+            copy.beside(yardstick, self.yardstick_mb_s).bound(Bound::ratio_at_least(0.95))
+        } else {
+            copy
         };
-        let mut table = Table::new(&["registration", "time[ms]"]);
-        table.row(vec!["the bare verb".to_owned(), ms(|r| r.bare)]);
-        table.row(vec!["ours, of it looking whether it is there".to_owned(), ms(|r| r.ours.touch)]);
-        table.row(vec!["ours, of it the verb".to_owned(), ms(|r| r.ours.register)]);
-        lines.extend(table.lines());
-        let first = self.runs.first().map_or(0.0, |r| r.first_touch.as_secs_f64() * 1e3);
-        lines.push(format!(" first touch, once: {first:.0} ms"));
-        lines.push(format!(" ours by the bare verb: {}", spread(self.ratio, 3)));
-        lines.push(String::new());
-        lines.extend(self.frame.tail());
-        lines
+        [copy, Measure::new("capture", case, Unit::MbPerSec, Better::Higher, self.capture_mb_s)]
     }
 }

@@ -10,7 +10,7 @@ use mc_core::{
     id::PAGE_SIZE,
     wire::slab::{MAX_SLAB, MIN_SLAB},
 };
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 /// Measures the transports beside perftest and iperf3, on the same devices in the same run
 #[derive(Debug, Parser)]
@@ -32,6 +32,8 @@ pub enum Command {
     Capture(CaptureArgs),
     /// Registration of memory that is there already, beside the bare verb
     Register(RegisterArgs),
+    /// Show a stored record again
+    Report(ReportArgs),
     /// The other end of a measurement (started by the other commands)
     #[command(hide = true)]
     Peer {
@@ -56,7 +58,10 @@ pub struct Effort {
     /// Print one JSON record instead of tables
     #[arg(long)]
     pub json: bool,
-    /// Exit code 5 if a target is missed
+    /// Also write record.json, report.html and an .hgrm of every histogram into this directory
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Exit code 5 if a bound is missed
     #[arg(long)]
     pub strict: bool,
     /// Do not run perftest or iperf3
@@ -222,6 +227,26 @@ pub struct RegisterArgs {
     /// How much of it (`--for` has no meaning here)
     #[command(flatten)]
     pub effort: Effort,
+}
+
+/// `mc-bench report`.
+#[derive(Clone, Debug, Args)]
+pub struct ReportArgs {
+    /// What `--json` printed or `--out` wrote
+    #[arg(value_name = "RECORD.json")]
+    pub record: PathBuf,
+    /// Write the page into this file instead of printing tables
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Write an .hgrm of every histogram into this directory instead of printing tables
+    #[arg(long, value_name = "DIR")]
+    pub hgrm: Option<PathBuf>,
+    /// Print the record again instead of tables
+    #[arg(long)]
+    pub json: bool,
+    /// Exit code 5 if a bound was missed
+    #[arg(long)]
+    pub strict: bool,
 }
 
 fn checkpoint_size(text: &str) -> std::result::Result<usize, String> {

@@ -1,17 +1,26 @@
-//! `mc-bench`: what the transports do, beside what others' tools do on the same devices, in the same run.
+//! `mc-bench`: what this program does, beside what others' tools do on the same machine, in the same run.
+//!
+//! ```text
+//!   command ──> Section ──┐
+//!   command ──> Section ──┴─> Record ──> tables │ JSON │ .hgrm │ HTML       record, record ──> compare
+//! ```
 //!
 //! | file | what |
 //! |---|---|
 //! | [`cli`], [`units`] | the command line |
+//! | [`commands`] | which command gives which section; what is missing here |
+//! | [`record`] | what a command leaves behind; [`machine`], [`stats`] |
+//! | [`face`] | how it is shown: tables, files, the page |
+//! | [`progress`] | how far it is, on stderr |
 //! | [`transport`] | `mc-bench transport`: rounds of yardstick and ours |
 //! | [`beats`], [`beating`] | `mc-bench beats`: the keepalive idle and beside bulk; its two ends |
-//! | [`capture`] | `mc-bench capture` and `register` |
+//! | [`capture`], [`register`] | `mc-bench capture` and `register` |
 //! | [`side`] | the first process's side of a link |
 //! | [`load`], [`sink`] | checkpoints over a link: the side that measures, and the one that ACKs |
 //! | [`peer`] | the second process |
 //! | [`link`] | what a link to measure is like |
 //! | [`pong`], [`yard`] | yardsticks: a bare ping-pong over TCP, perftest, iperf3 |
-//! | [`verdict`], [`report`], [`table`], [`stats`], [`machine`], [`sys`] | what comes out |
+//! | [`sys`] | this crate's only unsafe code |
 //!
 //! Results go to stdout, narration to stderr. `docs/PERFORMANCE.md` has the method and figures.
 
@@ -21,19 +30,21 @@ pub mod beating;
 pub mod beats;
 pub mod capture;
 pub mod cli;
+pub mod commands;
+pub mod face;
 pub mod link;
 pub mod load;
 pub mod machine;
 pub mod peer;
 pub mod pong;
+pub mod progress;
 pub mod record;
-pub mod report;
+pub mod register;
 pub mod side;
 pub mod sink;
 pub mod stats;
+pub mod stored;
 pub mod sys;
-pub mod table;
 pub mod transport;
 pub mod units;
-pub mod verdict;
 pub mod yard;

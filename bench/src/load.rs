@@ -13,7 +13,7 @@
 
 use crate::{
     link::{Poll, QUEUE},
-    stats::{self, Summary},
+    stats,
     units::mib_per_s,
 };
 use anyhow::{Result, bail, ensure};
@@ -27,7 +27,6 @@ use mc_core::{
         slab::{HEADER_LEN, RECORD_LEN},
     },
 };
-use serde::Serialize;
 use std::{
     collections::VecDeque,
     time::{Duration, Instant},
@@ -52,7 +51,7 @@ pub struct Plan {
 }
 
 /// What was measured.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct Outcome {
     /// Checkpoints.
     pub iterations: u64,
@@ -63,7 +62,7 @@ pub struct Outcome {
     /// MB/sec (2^20) of the best stretch.
     pub peak: f64,
     /// Of checkpoints, from beginning (or due time) to ACK.
-    pub latency: Summary,
+    pub times: Histogram,
 }
 
 /// Pages that one slab of that size takes.
@@ -190,8 +189,8 @@ impl Load<'_> {
     fn measure(&mut self) -> Result<Outcome> {
         self.done.clear();
         self.go(self.plan.time, u64::MAX)?;
-        let mut latencies = Histogram::new();
-        self.done.iter().for_each(|(since, until)| latencies.record(*until - *since));
+        let mut times = Histogram::new();
+        self.done.iter().for_each(|(since, until)| times.record(*until - *since));
         let Some((first, _)) = self.done.first().copied() else { bail!("not one checkpoint was acknowledged") };
         let at = |time: Instant| (time - first).as_secs_f64();
         let (starts, ends): (Vec<f64>, Vec<f64>) = self.done.iter().map(|(a, b)| (at(*a), at(*b))).unzip();
@@ -202,7 +201,7 @@ impl Load<'_> {
             seconds,
             average: mib_per_s(bytes * iterations, seconds),
             peak: stats::peak(&starts, &ends, bytes) / f64::from(1 << 20),
-            latency: Summary::from(&latencies),
+            times,
         })
     }
 

@@ -52,16 +52,18 @@ impl Machine {
         }
     }
 
-    /// Lines for people.
+    /// The program, for people.
     #[must_use]
-    pub fn lines(&self) -> Vec<String> {
+    pub fn program(&self) -> String {
         let build = if self.optimised { "optimised" } else { "NOT optimised" };
+        format!("mc-bench {} {}, {build}", self.version, self.commit)
+    }
+
+    /// The machine, for people.
+    #[must_use]
+    pub fn words(&self) -> String {
         let governor = self.governor.as_ref().map(|g| format!(", governor {g}")).unwrap_or_default();
-        vec![
-            format!("mc-bench {} {}, {build}", self.version, self.commit),
-            format!("machine  {}: {} x {}{governor}, load {}", self.host, self.cpus, self.cpu, self.load),
-            format!("kernel   {}", self.kernel),
-        ]
+        format!("{}: {} x {}{governor}, load {}", self.host, self.cpus, self.cpu, self.load)
     }
 }
 
@@ -70,14 +72,52 @@ fn cpu_model(cpuinfo: &str) -> String {
     line.and_then(|l| l.split_once(": ")).map_or_else(|| "unknown".to_owned(), |(_, name)| name.trim().to_owned())
 }
 
+/// An RDMA device, as its driver describes it in /sys.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// "rxe0".
+    pub name: String,
+    /// What else is known: network device, rate, firmware.
+    pub about: Vec<String>,
+}
+
+impl Device {
+    /// The one of that name on this machine.
+    #[must_use]
+    pub fn here(name: &str) -> Self {
+        let read = |file: &str| {
+            let text = fs::read_to_string(format!("/sys/class/infiniband/{name}/{file}")).ok()?;
+            Some(text.trim().to_owned()).filter(|t| !t.is_empty())
+        };
+        let parts = [
+            read("parent").map(|on| format!("on {on}")),
+            read("node_desc"),
+            read("fw_ver").map(|version| format!("firmware {version}")),
+            read("ports/1/rate"),
+        ];
+        Self { name: name.to_owned(), about: parts.into_iter().flatten().collect() }
+    }
+
+    /// In one line.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let about = self.about.join(", ");
+        if about.is_empty() { self.name.clone() } else { format!("{} ({about})", self.name) }
+    }
+
+    fn is_soft(&self) -> bool {
+        self.name.starts_with("rxe")
+    }
+}
+
 /// What must be said beside figures from such devices on such a machine.
 #[must_use]
-pub fn caveats(machine: &Machine, devices: &[&str]) -> Vec<String> {
+pub fn caveats(machine: &Machine, devices: &[Device]) -> Vec<String> {
     let mut notes = Vec::new();
     if machine.emulated {
         notes.push("the processor is emulated (QEMU TCG): only ratios within this run mean anything".to_owned());
     }
-    if devices.iter().any(|d| d.starts_with("rxe")) {
+    if devices.iter().any(Device::is_soft) {
         let note =
             "SoftRoCE does in software what a NIC does in hardware: compare with the yardsticks beside, nothing else";
         notes.push(note.to_owned());
@@ -103,9 +143,9 @@ mod tests {
     fn emulation_and_soft_devices_are_said() {
         let mut machine = Machine::here();
         (machine.emulated, machine.optimised) = (false, true);
-        assert!(caveats(&machine, &["mlx5_0"]).is_empty());
+        assert!(caveats(&machine, &[Device::here("mlx5_0")]).is_empty());
         machine.emulated = true;
-        let notes = caveats(&machine, &["rxe0", "rxe1"]).join("\n");
+        let notes = caveats(&machine, &[Device::here("rxe0")]).join("\n");
         assert!(notes.contains("TCG") && notes.contains("SoftRoCE"), "{notes}");
     }
 }

@@ -1,15 +1,15 @@
-//! The `mc-bench` binary. Exit codes: 0 done, 1 failed, 2 usage, 5 a target was missed (`--strict`), 6 something is missing.
+//! The `mc-bench` binary. Exit codes: 0 done, 1 failed, 2 usage, 5 a bound was missed (`--strict`), 6 something is missing.
 
 use anyhow::Result;
 use clap::Parser;
 use mc_bench::{
-    beats, capture,
     cli::{Cli, Command, Effort},
-    peer, transport,
-    verdict::Report,
+    commands::{Job, Prerequisite},
+    face, peer,
+    record::{Begun, Record},
+    stored,
 };
-use std::{io::Write, process::ExitCode};
-use transport_rdma::device::DeviceError;
+use std::process::ExitCode;
 
 const MISSED: u8 = 5;
 const MISSING: u8 = 6;
@@ -19,25 +19,35 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("mc-bench: {error:#}");
-            let Some(no_device) = error.downcast_ref::<DeviceError>() else { return ExitCode::FAILURE };
-            eprintln!("mc-bench: {}", no_device.remedy());
+            let Some(missing) = Prerequisite::of(&error) else { return ExitCode::FAILURE };
+            eprintln!("mc-bench: {}", missing.remedy);
             ExitCode::from(MISSING)
         }
     }
 }
 
 fn dispatch(command: Command) -> Result<ExitCode> {
+    let begun = Begun::now();
     match command {
         Command::Peer { control } => peer::serve(control).map(|()| ExitCode::SUCCESS),
-        Command::Transport(args) => show(&transport::run(&args)?, &args.effort),
-        Command::Beats(args) => show(&beats::run(&args)?, &args.effort),
-        Command::Capture(args) => show(&capture::run(&args)?, &args.effort),
-        Command::Register(args) => show(&capture::register(&args)?, &args.effort),
+        Command::Report(args) => {
+            let record = stored::read(&args.record)?;
+            face::show_again(&record, &args)?;
+            Ok(verdict(args.strict && record.missed()))
+        }
+        command => {
+            let Some(job) = Job::of(command) else { unreachable!("every other command measures") };
+            let effort = job.effort.clone();
+            show(&begun.done(vec![job.run()?]), &effort)
+        }
     }
 }
 
-fn show(report: &impl Report, effort: &Effort) -> Result<ExitCode> {
-    let text = if effort.json { serde_json::to_string(report)? } else { report.lines().join("\n") };
-    writeln!(std::io::stdout(), "{text}")?;
-    Ok(if effort.strict && report.frame().missed() { ExitCode::from(MISSED) } else { ExitCode::SUCCESS })
+fn show(record: &Record, effort: &Effort) -> Result<ExitCode> {
+    face::show(record, effort)?;
+    Ok(verdict(effort.strict && record.missed()))
+}
+
+fn verdict(missed: bool) -> ExitCode {
+    if missed { ExitCode::from(MISSED) } else { ExitCode::SUCCESS }
 }

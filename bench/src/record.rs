@@ -10,10 +10,19 @@
 //!
 //! Ours and the yardstick's are taken in turns, and a ratio is made of neighbours: whatever else the machine did hit both.
 //! A figure is the median over runs; its spread is the least and the most.
+//!
+//! [`crate::face`] shows records, [`crate::stored`] reads them, [`crate::compare`] compares two of them.
 
-use crate::{machine::Machine, stats::Spread};
+use crate::{
+    machine::{self, Device, Machine},
+    stats::Spread,
+};
 use mc_core::histogram::Histogram;
 use serde::{Deserialize, Serialize};
+use std::time::{Duration, Instant, SystemTime};
+
+/// The last moment that RFC 3339 can write, about.
+const YEAR_9999: Duration = Duration::from_secs(253_370_764_800);
 
 /// Of the JSON: rises when a field changes its meaning or goes.
 pub const SCHEMA: u32 = 2;
@@ -31,6 +40,9 @@ pub struct Record {
     pub took_s: f64,
     /// Where, and by which program.
     pub machine: Machine,
+    /// The devices that its sections used, each once.
+    #[serde(default)]
+    pub devices: Vec<Device>,
     /// What must be known beside the figures.
     pub caveats: Vec<String>,
     /// A section for each command.
@@ -44,6 +56,12 @@ pub struct Section {
     pub kind: String,
     /// For people: what was measured over what.
     pub title: String,
+    /// The command line that gives this section, if it was one of several.
+    #[serde(default)]
+    pub command: Vec<String>,
+    /// RDMA devices that were used, by name.
+    #[serde(default)]
+    pub devices: Vec<String>,
     /// How, in the order in which they are shown.
     pub settings: Vec<Setting>,
     /// Of the workload's random numbers, if it has any.
@@ -186,12 +204,14 @@ pub struct Bound {
 
 /// What a bound is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum BoundOf {
     /// Ours by the yardstick's.
     Ratio,
     /// Ours.
     Value,
+    /// Ours in every run: the worst one counts rather than the median.
+    EveryRun,
 }
 
 /// Which side of the limit is met.
@@ -240,6 +260,27 @@ impl Bound {
     #[must_use]
     pub fn at_most(limit: f64) -> Self {
         Self { of: BoundOf::Value, side: BoundSide::AtMost, limit }
+    }
+
+    /// Ours must not be more in any run: one loss in one of five runs is a loss.
+    #[must_use]
+    pub fn every_run_at_most(limit: f64) -> Self {
+        Self { of: BoundOf::EveryRun, side: BoundSide::AtMost, limit }
+    }
+
+    /// For people: ">= 0.95 x", "<= 3", "<= 0 in every run".
+    #[must_use]
+    pub fn words(&self) -> String {
+        let sign = match self.side {
+            BoundSide::AtLeast => ">=",
+            BoundSide::AtMost => "<=",
+        };
+        let of = match self.of {
+            BoundOf::Ratio => " x",
+            BoundOf::Value => "",
+            BoundOf::EveryRun => " in every run",
+        };
+        format!("{sign} {}{of}", self.limit)
     }
 
     fn is_met_by(&self, value: f64) -> bool {
@@ -301,9 +342,14 @@ impl Measure {
     /// Ours by theirs, run by run, where both are there.
     #[must_use]
     pub fn ratio(&self) -> Option<Spread> {
-        let theirs = &self.yardstick.as_ref()?.runs;
-        let pairs = self.runs.iter().zip(theirs).filter_map(|(o, t)| t.filter(|t| *t > 0.0).map(|t| o / t));
-        Spread::of(&pairs.collect::<Vec<_>>())
+        Spread::of(&self.ratios())
+    }
+
+    /// The same, each of them.
+    #[must_use]
+    pub fn ratios(&self) -> Vec<f64> {
+        let theirs = self.yardstick.iter().flat_map(|y| &y.runs);
+        self.runs.iter().zip(theirs).filter_map(|(o, t)| t.filter(|t| *t > 0.0).map(|t| o / t)).collect()
     }
 
     /// What the bound is on; none without a bound, or without the figure that it is on.
@@ -311,14 +357,32 @@ impl Measure {
     pub fn bounded(&self) -> Option<Spread> {
         match self.bound?.of {
             BoundOf::Ratio => self.ratio(),
-            BoundOf::Value => self.spread(),
+            BoundOf::Value | BoundOf::EveryRun => self.spread(),
         }
     }
 
     /// Whether the bound is met.
     #[must_use]
     pub fn met(&self) -> Option<bool> {
-        Some(self.bound?.is_met_by(self.bounded()?.median))
+        let (bound, found) = (self.bound?, self.bounded()?);
+        Some(match bound.of {
+            BoundOf::Ratio | BoundOf::Value => bound.is_met_by(found.median),
+            BoundOf::EveryRun => bound.is_met_by(found.min) && bound.is_met_by(found.max),
+        })
+    }
+
+    /// JSON has no word for what is not finite: such runs go, each with its neighbour, and such columns.
+    fn keep_finite(&mut self) {
+        let keep: Vec<bool> = self.runs.iter().map(|v| v.is_finite()).collect();
+        let kept = |at: &mut dyn Iterator<Item = &bool>| at.next().copied().unwrap_or(true);
+        let mut flags = keep.iter();
+        self.runs.retain(|_| kept(&mut flags));
+        if let Some(yardstick) = &mut self.yardstick {
+            let mut flags = keep.iter();
+            yardstick.runs.retain(|_| kept(&mut flags));
+            yardstick.runs.iter_mut().for_each(|v| *v = v.filter(|v| v.is_finite()));
+        }
+        self.columns.retain(|c| c.value.is_finite());
     }
 }
 
@@ -335,6 +399,44 @@ impl Section {
         self
     }
 
+    /// Names an RDMA device that was used.
+    #[must_use]
+    pub fn device(mut self, name: impl Into<String>) -> Self {
+        self.devices.push(name.into());
+        self
+    }
+
+    /// Adds something that must be known beside these figures.
+    #[must_use]
+    pub fn note(mut self, note: impl Into<String>) -> Self {
+        self.notes.push(note.into());
+        self
+    }
+
+    /// Adds a figure.
+    #[must_use]
+    pub fn measure(mut self, measure: Measure) -> Self {
+        self.measures.push(measure);
+        self
+    }
+
+    /// The figures' names, each once, in order: one table each.
+    #[must_use]
+    pub fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = Vec::new();
+        for measure in &self.measures {
+            if !names.contains(&measure.name.as_str()) {
+                names.push(&measure.name);
+            }
+        }
+        names
+    }
+
+    /// The figures of that name, in order.
+    pub fn named<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Measure> + Clone {
+        self.measures.iter().filter(move |m| m.name == name)
+    }
+
     /// Whether a bound was missed.
     #[must_use]
     pub fn missed(&self) -> bool {
@@ -342,7 +444,61 @@ impl Section {
     }
 }
 
+/// A record that is being made: when it began, and by which command line.
+#[derive(Debug)]
+pub struct Begun {
+    command: Vec<String>,
+    wall: SystemTime,
+    clock: Instant,
+    machine: Machine,
+}
+
+impl Begun {
+    /// Now; the command line is this process's.
+    #[must_use]
+    pub fn now() -> Self {
+        let command = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+        Self { command, wall: SystemTime::now(), clock: Instant::now(), machine: Machine::here() }
+    }
+
+    /// Done, with these sections.
+    #[must_use]
+    pub fn done(self, mut sections: Vec<Section>) -> Record {
+        sections.iter_mut().flat_map(|s| &mut s.measures).for_each(Measure::keep_finite);
+        let mut devices: Vec<Device> = Vec::new();
+        for name in sections.iter().flat_map(|s| &s.devices) {
+            if !devices.iter().any(|d| d.name == *name) {
+                devices.push(Device::here(name));
+            }
+        }
+        let started = self.wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Record {
+            schema: SCHEMA,
+            command: self.command,
+            started_unix_s: started.as_secs_f64(),
+            took_s: self.clock.elapsed().as_secs_f64(),
+            caveats: machine::caveats(&self.machine, &devices),
+            machine: self.machine,
+            devices,
+            sections,
+        }
+    }
+}
+
 impl Record {
+    /// When it began, as RFC 3339 writes it, to the second.
+    #[must_use]
+    pub fn started(&self) -> String {
+        let since = Duration::try_from_secs_f64(self.started_unix_s).unwrap_or_default();
+        let time = SystemTime::UNIX_EPOCH.checked_add(since.min(YEAR_9999)).unwrap_or(SystemTime::UNIX_EPOCH);
+        humantime::format_rfc3339_seconds(time).to_string()
+    }
+
+    /// All figures, each with its section.
+    pub fn measures(&self) -> impl Iterator<Item = (&Section, &Measure)> {
+        self.sections.iter().flat_map(|s| s.measures.iter().map(move |m| (s, m)))
+    }
+
     /// Whether a bound was missed.
     #[must_use]
     pub fn missed(&self) -> bool {
@@ -373,6 +529,26 @@ mod tests {
         let bare =
             Measure::new("false suspicions", "", Unit::Count, Better::Lower, vec![0.0]).bound(Bound::at_most(0.0));
         assert_eq!(bare.met(), Some(true));
+    }
+
+    #[test]
+    fn a_bound_on_every_run_sees_the_one_that_the_median_hides() {
+        let lost =
+            |runs| Measure::new("lost", "", Unit::Count, Better::Lower, runs).bound(Bound::every_run_at_most(0.0));
+        assert_eq!(lost(vec![0.0, 0.0, 1.0]).met(), Some(false));
+        assert_eq!(lost(vec![0.0; 3]).met(), Some(true));
+        assert_eq!(lost(vec![]).bound.unwrap().words(), "<= 0 in every run");
+    }
+
+    #[test]
+    fn what_json_cannot_say_goes_with_its_neighbour() {
+        let mut odd = goodput(vec![Some(1.0), Some(2.0), Some(f64::NAN)]).column("a", f64::INFINITY).column("b", 1.0);
+        odd.runs[0] = f64::NAN;
+        let record = Begun::now().done(vec![Section::new("transport", "").measure(odd)]);
+        let kept = &record.sections[0].measures[0];
+        assert_eq!((kept.runs.as_slice(), kept.columns.len()), ([110.0, 100.0].as_slice(), 1));
+        assert_eq!(kept.yardstick.as_ref().unwrap().runs, [Some(2.0), None]);
+        assert!(record.started().starts_with("20") && record.started().ends_with('Z'), "{}", record.started());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::{
     link::{Port, QUEUE, RcKnobs},
     load::{self, Outcome, Plan, slabs_per_checkpoint},
     peer::{LinkSpec, Peer},
-    units,
+    progress, units,
 };
 use anyhow::Result;
 use mc_core::slab::SlabPool;
@@ -68,7 +68,7 @@ impl Side {
     /// # Errors
     /// The second process does not come up.
     pub fn start_again(&mut self, what: &str, error: &anyhow::Error) -> Result<()> {
-        eprintln!("mc-bench: taken again: {what}: {error:#}");
+        progress::say(format_args!("taken again: {what}: {error:#}"));
         self.failures.push(format!("{what}: {error:#}"));
         let slab_bytes = self.pool.slab_size();
         self.pool = SlabPool::new(slab_bytes, 2 * QUEUE * slab_bytes);

@@ -1,6 +1,6 @@
 //! Medians and spreads over runs; latencies within one.
 
-use crate::units::us;
+use crate::{record::Measure, units::us};
 use mc_core::histogram::Histogram;
 use serde::{Deserialize, Serialize};
 
@@ -68,6 +68,34 @@ impl From<&Histogram> for Summary {
 }
 
 impl Summary {
+    /// perftest's headings of latencies, in its order.
+    pub const HEADINGS: [&str; 8] = [
+        "#iterations",
+        "t_min[usec]",
+        "t_max[usec]",
+        "t_typical[usec]",
+        "t_avg[usec]",
+        "t_stdev[usec]",
+        "99% percentile[usec]",
+        "99.9% percentile[usec]",
+    ];
+
+    /// Under those.
+    #[must_use]
+    pub fn values(&self) -> [f64; 8] {
+        let Self { iterations, t_min, t_max, t_typical, t_avg, t_stdev, p99, p999 } = *self;
+        [iterations as f64, t_min, t_max, t_typical, t_avg, t_stdev, p99, p999]
+    }
+
+    /// A measure with these as its columns, where there is no histogram that they could be read from.
+    #[must_use]
+    pub fn columns(&self, measure: Measure) -> Measure {
+        Self::HEADINGS
+            .iter()
+            .zip(self.values())
+            .fold(measure, |measure, (heading, value)| measure.column(*heading, value))
+    }
+
     /// The run whose `t_typical` is the median one of several.
     #[must_use]
     pub fn middle(runs: &[Self]) -> Option<Self> {

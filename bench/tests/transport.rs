@@ -18,31 +18,45 @@ fn record(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).expect("one JSON record on stdout")
 }
 
+/// The measures of that name in the only section.
+fn measures<'a>(record: &'a Value, name: &str) -> Vec<&'a Value> {
+    let [section] = &record["sections"].as_array().unwrap()[..] else { panic!("one section: {record}") };
+    section["measures"].as_array().unwrap().iter().filter(|m| m["name"] == name).collect()
+}
+
+fn setting<'a>(record: &'a Value, name: &str) -> &'a str {
+    let settings = record["sections"][0]["settings"].as_array().unwrap();
+    settings.iter().find(|s| s["name"] == name).and_then(|s| s["value"].as_str()).unwrap()
+}
+
 #[test]
 fn checkpoints_go_over_and_the_record_says_how() {
     let record = record(&tiny(&["--json", "--no-yardsticks"]));
-    assert_eq!((record["schema"].as_u64(), record["kind"].as_str()), (Some(1), Some("transport")));
-    let cells = record["goodput"].as_array().unwrap();
-    let shapes: Vec<_> = cells.iter().map(|c| (c["bytes"].as_u64().unwrap(), c["depth"].as_u64().unwrap())).collect();
-    assert_eq!(shapes, [(4096, 1), (4096, 3), (307_200, 1), (307_200, 3)]);
+    assert_eq!((record["schema"].as_u64(), record["sections"][0]["kind"].as_str()), (Some(2), Some("transport")));
+    let cells = measures(&record, "goodput");
+    let cases: Vec<_> = cells.iter().map(|c| c["case"].as_str().unwrap()).collect();
+    assert_eq!(cases, ["4 KiB, depth 1", "4 KiB, depth 3", "300 KiB, depth 1", "300 KiB, depth 3"]);
     for cell in cells {
-        assert_eq!(cell["mb_s"]["runs"], 2);
-        assert!(cell["mb_s"]["median"].as_f64().unwrap() > 0.0, "{cell}");
-        assert!(cell["ratio"].is_null(), "{cell}");
+        let runs = cell["runs"].as_array().unwrap();
+        assert!(runs.len() == 2 && runs.iter().all(|r| r.as_f64().unwrap() > 0.0), "{cell}");
+        assert!(cell["yardstick"]["runs"].as_array().unwrap().iter().all(Value::is_null), "{cell}");
+        assert!(!cell["times"]["counts"].as_array().unwrap().is_empty(), "{cell}");
     }
-    assert_eq!(record["commit"]["runs"].as_array().unwrap().len(), 2);
-    assert!(record["commit"]["ratio"]["median"].as_f64().unwrap() > 0.0, "a bare ping-pong needs no tool");
+    let [empty] = measures(&record, "empty checkpoint")[..] else { panic!("one: {record}") };
+    assert!(empty["yardstick"]["runs"][1].as_f64().unwrap() > 0.0, "a bare ping-pong needs no tool");
     for field in ["kernel", "cpu", "commit", "load"] {
         assert!(record["machine"][field].is_string(), "{field}");
     }
-    assert_eq!(record["settings"]["slab_bytes"], 65536);
+    assert_eq!((setting(&record, "slabs"), record["command"][0].as_str()), ("64 KiB", Some("transport")));
 }
 
 #[test]
 fn sleeping_ends_and_paced_checkpoints_work_too() {
     let record = record(&tiny(&["--json", "--no-yardsticks", "--poll", "event", "--every", "1ms"]));
-    assert_eq!(record["settings"]["every_us"], 1000.0);
-    assert!(record["goodput"][0]["runs"][0]["iterations"].as_u64().unwrap() > 0);
+    assert_eq!(setting(&record, "pace"), "a checkpoint every 1000 us");
+    let iterations = &measures(&record, "goodput")[0]["columns"][1];
+    assert_eq!(iterations["heading"], "#iterations");
+    assert!(iterations["value"].as_f64().unwrap() > 0.0);
 }
 
 #[test]
@@ -77,13 +91,12 @@ fn beats_go_beside_a_load_and_are_counted() {
     let load = ["--slab", "64KiB", "--size", "256KiB", "--depth", "2", "--every", "2ms"];
     let short = ["beats", "--transport", "tcp", "--runs", "2", "--for", "60ms", "--json"];
     let record = record(&mc_bench(&[&short[..], &load].concat()));
-    assert_eq!((record["schema"].as_u64(), record["kind"].as_str()), (Some(1), Some("beats")));
-    for phases in ["idle", "loaded"] {
-        let phases = record[phases].as_array().unwrap();
-        assert_eq!(phases.len(), 2);
-        assert!(phases.iter().all(|p| p["heard"]["received"].as_u64().unwrap() > 0), "{phases:?}");
+    assert_eq!(record["sections"][0]["kind"], "beats");
+    for case in ["one way, idle", "one way, under load", "round trip, under load"] {
+        let times = measures(&record, "beats").into_iter().find(|m| m["case"] == case).unwrap();
+        assert!(!times["times"]["counts"].as_array().unwrap().is_empty(), "{times}");
     }
-    assert!(record["loaded"][0]["load_mb_s"].as_f64().unwrap() > 0.0);
-    assert!(record["idle"][0]["load_mb_s"].is_null());
-    assert_eq!(record["targets"].as_array().unwrap().len(), 2);
+    let [load] = measures(&record, "load")[..] else { panic!("one: {record}") };
+    assert!(load["runs"][0].as_f64().unwrap() > 0.0);
+    assert_eq!(measures(&record, "beats lost")[0]["bound"]["of"], "every-run");
 }

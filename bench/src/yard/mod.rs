@@ -10,6 +10,7 @@ pub mod iperf;
 pub mod perftest;
 pub mod process;
 
+use crate::{progress::say, record::Missing};
 use perftest::Devices;
 use serde::Serialize;
 use std::time::Duration;
@@ -39,6 +40,16 @@ pub enum YardError {
 impl YardError {
     fn failed(tool: &str, why: impl Into<String>) -> Self {
         Self::Failed { tool: tool.to_owned(), why: why.into() }
+    }
+}
+
+impl From<YardError> for Missing {
+    fn from(error: YardError) -> Self {
+        let why = error.to_string();
+        match error {
+            YardError::Missing { tool, package } => Self { what: tool, why, package: Some(package.to_owned()) },
+            YardError::Failed { tool, .. } => Self { what: tool, why, package: None },
+        }
     }
 }
 
@@ -79,7 +90,7 @@ impl Yardsticks {
 
     fn note(&mut self, error: YardError) {
         if !self.missing.contains(&error) {
-            eprintln!("mc-bench: no figure to compare with: {error}");
+            say(format_args!("no figure to compare with: {error}"));
             self.missing.push(error);
         }
     }
@@ -89,7 +100,7 @@ impl Yardsticks {
         let mut best = (0.0, sizes.first().copied().unwrap_or(64 << 10));
         for &bytes in sizes {
             let Some(found) = self.perftest(|d| d.write_bw(bytes, Duration::from_secs(1))) else { continue };
-            eprintln!("mc-bench: ib_write_bw -s {bytes}: {:.2} MB/sec", found.average);
+            say(format_args!("ib_write_bw -s {bytes}: {:.2} MB/sec", found.average));
             if found.average > best.0 {
                 best = (found.average, bytes);
             }
@@ -97,9 +108,9 @@ impl Yardsticks {
         best.1
     }
 
-    /// What gave no figure.
+    /// What gave no figure, for a section.
     #[must_use]
-    pub fn into_missing(self) -> Vec<YardError> {
-        self.missing
+    pub fn into_missing(self) -> Vec<Missing> {
+        self.missing.into_iter().map(Missing::from).collect()
     }
 }
