@@ -209,6 +209,14 @@ impl Guest {
         self.tiny(ram_kib, 64, (ram_kib.saturating_sub(TINY_BASE_KIB) / 4).saturating_sub(64), dir)
     }
 
+    /// The tiny guest from the same images, on whatever boots it.
+    ///
+    /// # Errors
+    /// [`Missing`]: it was not built.
+    pub fn as_tiny(&self) -> Result<Self> {
+        Self::new(Kind::Tiny, None, self.pages, Images::find(&self.images.dir, Kind::Tiny)?)
+    }
+
     /// RAM of the VM, in bytes.
     #[must_use]
     pub fn ram_bytes(&self) -> u64 {

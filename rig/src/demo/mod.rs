@@ -38,6 +38,8 @@ pub fn run(args: &DemoArgs) -> Result<bool> {
 
 fn try_run(args: &DemoArgs) -> Result<bool> {
     let mut stage = Stage::set(args)?;
+    let (scenario, guest) = (args.scenario.name(), &stage.settings.guest);
+    eprintln!("{scenario}, {} guest on {}, epochs of {}", guest.kind.name(), guest.accel.name(), stage.settings.epoch);
     let single = args.repeat == 1;
     let mut outcomes = Vec::new();
     for number in 1..=args.repeat {
@@ -71,7 +73,9 @@ fn print_single(outcome: &Outcome) {
     println!("verdict: {}\n", if outcome.passed() { "pass" } else { "fail" });
 }
 
-fn round_line(number: u32, outcome: &Outcome) -> String {
+/// A round among many, for people.
+#[must_use]
+pub fn round_line(number: u32, outcome: &Outcome) -> String {
     let shown = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms"));
     let verdict = if outcome.passed() { "pass".to_owned() } else { format!("FAIL: {}", outcome.reasons.join("; ")) };
     let t = outcome.times;

@@ -42,8 +42,6 @@ impl Stage {
         // The standby's RAM is memory, if this machine has a file system for that.
         let ram = temporary(if Path::new(SHM).is_dir() { Path::new(SHM) } else { work.path() })?;
         let settings = settings(args, work.path(), ram.path())?;
-        let (scenario, guest) = (settings.scenario.name(), &settings.guest);
-        eprintln!("{scenario}, {} guest on {}, epochs of {}", guest.kind.name(), guest.accel.name(), settings.epoch);
         let mut stage = Self { settings, topology: args.hosts().create()?, work, _ram: ram, keep: false };
         if args.keep {
             stage.keep_files();
