@@ -2,6 +2,8 @@
 
 use crate::{
     link::{Network, Poll, Port, RcKnobs},
+    qemu::QemuArgs,
+    takeover::TakeoverArgs,
     units::{parse_size, parse_time},
 };
 use anyhow::Result;
@@ -34,6 +36,10 @@ pub enum Command {
     Register(RegisterArgs),
     /// Show a stored record again
     Report(ReportArgs),
+    /// Real kills of a protected VM: how long until somebody else runs it, phase by phase
+    Takeover(TakeoverArgs),
+    /// A real protected VM: its pauses beside those of QEMU's own COLO, and streams beside QEMU's own migrate
+    Qemu(QemuArgs),
     /// The other end of a measurement (started by the other commands)
     #[command(hide = true)]
     Peer {

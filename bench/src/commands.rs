@@ -3,8 +3,9 @@
 use crate::{
     beats, capture,
     cli::{Command, Effort},
+    qemu,
     record::{Missing, Section},
-    register, transport,
+    register, takeover, transport,
 };
 use anyhow::Result;
 use transport_rdma::device::DeviceError;
@@ -35,6 +36,8 @@ impl Job {
             Command::Beats(args) => Self::new(&args.effort.clone(), move || beats::run(&args)),
             Command::Capture(args) => Self::new(&args.effort.clone(), move || capture::run(&args)),
             Command::Register(args) => Self::new(&args.effort.clone(), move || register::run(&args)),
+            Command::Takeover(args) => Self::new(&args.effort.clone(), move || takeover::run(&args)),
+            Command::Qemu(args) => Self::new(&args.effort.clone(), move || qemu::run(&args)),
             _ => return None,
         })
     }
@@ -81,6 +84,9 @@ impl Prerequisite {
     pub fn of(error: &anyhow::Error) -> Option<Self> {
         if let Some(device) = error.downcast_ref::<DeviceError>() {
             return Some(Self::new(format!("{error:#}"), device.remedy()));
+        }
+        if let Some(missing) = error.downcast_ref::<rig::prerequisite::Missing>() {
+            return Some(Self::new(missing.what.as_str(), missing.remedy.as_str()));
         }
         error.downcast_ref::<Self>().cloned()
     }

@@ -15,6 +15,8 @@
 //! | [`transport`] | `mc-bench transport`: rounds of yardstick and ours |
 //! | [`beats`], [`beating`] | `mc-bench beats`: the keepalive idle and beside bulk; its two ends |
 //! | [`capture`], [`register`] | `mc-bench capture` and `register` |
+//! | [`takeover`] | `mc-bench takeover`: N real kills |
+//! | [`qemu`] | `mc-bench qemu`: a real VM, beside QEMU's own COLO and `migrate` |
 //! | [`side`] | the first process's side of a link |
 //! | [`load`], [`sink`] | checkpoints over a link: the side that measures, and the one that ACKs |
 //! | [`peer`] | the second process |
@@ -38,6 +40,7 @@ pub mod machine;
 pub mod peer;
 pub mod pong;
 pub mod progress;
+pub mod qemu;
 pub mod record;
 pub mod register;
 pub mod side;
@@ -45,6 +48,7 @@ pub mod sink;
 pub mod stats;
 pub mod stored;
 pub mod sys;
+pub mod takeover;
 pub mod transport;
 pub mod units;
 pub mod yard;

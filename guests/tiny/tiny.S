@@ -38,7 +38,7 @@ rom:
          */
         .ascii  "TINYGUEST 1"
         .org    0x10
-        .globl  param_pages, param_pit_divisor, param_print_every, param_ipv4
+        .globl  param_pages, param_pit_divisor, param_print_every, param_ipv4, param_fill
 param_pages:
         .long   64                      /* 0x10 pages rewritten each tick */
 param_pit_divisor:
@@ -48,6 +48,8 @@ param_print_every:
         .long   1                       /* 0x18 print CNT every n ticks */
 param_ipv4:
         .byte   10, 77, 0, 10           /* 0x1c address ARP answers for */
+param_fill:
+        .long   0                       /* 0x20 pages written once, at the start */
 
         /*
          * Flat descriptors. The low type bit, "accessed", is already set

@@ -24,6 +24,7 @@ extern const volatile u32 param_pages;
 extern const volatile u16 param_pit_divisor;
 extern const volatile u32 param_print_every;
 extern const volatile u8 param_ipv4[4];
+extern const volatile u32 param_fill;
 
 /*
  * Everything the guest remembers, at RAM address 0x600 (tiny.ld). The first
@@ -158,6 +159,20 @@ static void tick(void)
     }
     if (new % param_print_every == 0)
         put_count(new);
+}
+
+/*
+ * Pages after the test pages, written once: memory in use that nobody changes,
+ * so that whoever copies all of it has no zero pages to skip.
+ */
+static void fill(void)
+{
+    u32 at = FIRST_PAGE + param_pages * PAGE;
+
+    for (u32 end = at + param_fill * PAGE; at != end; at += PAGE) {
+        *(volatile u32 *)at = at;
+        *(volatile u32 *)(at + PAGE - 4) = ~at;
+    }
 }
 
 /* ---------------------------------------------------------------------- NIC */
@@ -525,6 +540,7 @@ void tiny_main(void)
     for (u32 i = 0; i < sizeof state / 4; i++)
         ((volatile u32 *)&state)[i] = 0; /* RAM survives a system_reset */
     console_init();
+    fill();
     interrupts_init();
     nic_init();
 

@@ -9,7 +9,7 @@ use crate::{
     process::Line,
     timeline,
 };
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use std::{
     path::{Path, PathBuf},
@@ -145,10 +145,29 @@ pub struct Guest {
     pub kind: Kind,
     /// On what.
     pub accel: Accel,
-    /// Pages that the Linux guest rewrites every 100 ms (the tiny one: 64, a hundred times a second).
+    /// Pages that the Linux guest rewrites every 100 ms.
     pub pages: u32,
+    /// The tiny guest's: 64 pages, a hundred times a second, unless another was asked for.
+    memory: Memory,
     images: Images,
 }
+
+/// What the tiny guest does to its memory.
+#[derive(Clone, Debug)]
+struct Memory {
+    /// RAM, in KiB.
+    ram_kib: u32,
+    /// The program, if it is not the one that was built.
+    program: Option<PathBuf>,
+}
+
+/// RAM that is not the tiny guest's test pages: where those begin.
+const TINY_BASE_KIB: u32 = 2048;
+/// Of the tiny guest, if nothing else was asked for. (Never a multiple of 256 KiB; see above.)
+const TINY_RAM_KIB: u32 = 16_392;
+/// Offsets of the tiny guest's parameters in its program: `guests/README.md`.
+const TINY_PAGES_AT: usize = 0x10;
+const TINY_FILL_AT: usize = 0x20;
 
 impl Guest {
     /// `accel`: None takes KVM if it boots this guest here, else TCG.
@@ -156,7 +175,8 @@ impl Guest {
     /// # Errors
     /// [`Missing`]: an accelerator was asked for that does not boot it.
     pub fn new(kind: Kind, accel: Option<Accel>, pages: u32, images: Images) -> Result<Self> {
-        let mut guest = Self { kind, accel: Accel::Kvm, pages, images };
+        let memory = Memory { ram_kib: TINY_RAM_KIB, program: None };
+        let mut guest = Self { kind, accel: Accel::Kvm, pages, memory, images };
         if accel == Some(Accel::Tcg) || !guest.boots()? {
             if accel == Some(Accel::Kvm) {
                 let what = format!("KVM does not boot the {} guest on this machine", kind.name());
@@ -165,6 +185,59 @@ impl Guest {
             guest.accel = Accel::Tcg;
         }
         Ok(guest)
+    }
+
+    /// The same guest, but it rewrites so many pages: the tiny one a hundred times a second, the Linux one ten times. The
+    /// tiny one's program is a copy in `dir`.
+    ///
+    /// # Errors
+    /// Tiny: they do not fit its RAM, or the copy cannot be made.
+    pub fn rewriting(&self, pages: u32, dir: &Path) -> Result<Self> {
+        if self.kind == Kind::Linux {
+            return Ok(Self { pages, ..self.clone() });
+        }
+        self.tiny(TINY_RAM_KIB, pages, 0, dir)
+    }
+
+    /// A tiny guest with so much RAM (and 8 KiB), all of it written: nobody who copies it finds zero pages to skip. It
+    /// rewrites 64 of its pages.
+    ///
+    /// # Errors
+    /// It has no RAM to fill, or the program cannot be copied to `dir`.
+    pub fn filled(&self, ram_mib: u32, dir: &Path) -> Result<Self> {
+        let ram_kib = ram_mib.saturating_mul(1024).saturating_add(8);
+        self.tiny(ram_kib, 64, (ram_kib.saturating_sub(TINY_BASE_KIB) / 4).saturating_sub(64), dir)
+    }
+
+    /// The tiny guest from the same images, on whatever boots it.
+    ///
+    /// # Errors
+    /// [`Missing`]: it was not built.
+    pub fn as_tiny(&self) -> Result<Self> {
+        Self::new(Kind::Tiny, None, self.pages, Images::find(&self.images.dir, Kind::Tiny)?)
+    }
+
+    /// RAM of the VM, in bytes.
+    #[must_use]
+    pub fn ram_bytes(&self) -> u64 {
+        1024 * u64::from(if self.kind == Kind::Tiny { self.memory.ram_kib } else { 131_080 })
+    }
+
+    fn tiny(&self, ram_kib: u32, pages: u32, fill: u32, dir: &Path) -> Result<Self> {
+        ensure!(self.kind == Kind::Tiny, "only the tiny guest's program has such parameters");
+        let most = ram_kib.saturating_sub(TINY_BASE_KIB) / 4;
+        let fits = pages.checked_add(fill).is_some_and(|all| all <= most);
+        ensure!(fits, "the tiny guest has room for {most} pages in {ram_kib} KiB of RAM, not for {pages} and {fill}");
+        let built = self.images.path("tiny.bin");
+        let mut program = std::fs::read(&built).with_context(|| built.display().to_string())?;
+        ensure!(program.starts_with(b"TINYGUEST 1"), "{} is not the tiny guest", built.display());
+        for (at, value) in [(TINY_PAGES_AT, pages), (TINY_FILL_AT, fill)] {
+            let place = program.get_mut(at..at + 4).with_context(|| built.display().to_string())?;
+            place.copy_from_slice(&value.to_le_bytes());
+        }
+        let copy = dir.join(format!("tiny-{ram_kib}-{pages}-{fill}.bin"));
+        std::fs::write(&copy, program).with_context(|| copy.display().to_string())?;
+        Ok(Self { memory: Memory { ram_kib, program: Some(copy) }, ..self.clone() })
     }
 
     /// Tries it out, without a network.
@@ -204,7 +277,10 @@ impl Guest {
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
             .flag("-serial", file(serial));
         match self.kind {
-            Kind::Tiny => line.args(["-m", "16392K"]).flag("-bios", self.images.path("tiny.bin")),
+            Kind::Tiny => {
+                let program = self.memory.program.clone().unwrap_or_else(|| self.images.path("tiny.bin"));
+                line.flag("-m", format!("{}K", self.memory.ram_kib)).flag("-bios", program)
+            }
             Kind::Linux => {
                 let append = format!("console=ttyS0 quiet panic=-1 nokaslr no_timer_check np={} ms=100", self.pages);
                 line.args(["-m", "131080K"])
@@ -246,4 +322,38 @@ impl Guest {
 
 fn monitor(path: &Path) -> String {
     format!("unix:{},server=on,wait=off", path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tiny(dir: &Path) -> Guest {
+        std::fs::write(dir.join("tiny.bin"), [b"TINYGUEST 1".as_slice(), &[0xff; 64]].concat()).unwrap();
+        let memory = Memory { ram_kib: TINY_RAM_KIB, program: None };
+        Guest { kind: Kind::Tiny, accel: Accel::Kvm, pages: 64, memory, images: Images { dir: dir.to_owned() } }
+    }
+
+    #[test]
+    fn the_tiny_guests_parameters_are_patched_into_a_copy() {
+        let dir = tempfile::tempdir().unwrap();
+        let guest = tiny(dir.path()).filled(4, dir.path()).unwrap();
+        let program = std::fs::read(guest.memory.program.as_ref().unwrap()).unwrap();
+        // 4 MiB and 8 KiB, less the first 2 MiB and 64 test pages.
+        assert_eq!(
+            (program[0x10..0x14].to_vec(), program[0x20..0x24].to_vec()),
+            (vec![64, 0, 0, 0], vec![194, 1, 0, 0])
+        );
+        assert_eq!(program[0x14..0x20], [0xff; 12]);
+        assert_eq!(guest.ram_bytes(), (4 << 20) + 8192);
+    }
+
+    #[test]
+    fn more_pages_than_there_is_room_for_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(tiny(dir.path()).rewriting(3586, dir.path()).is_ok());
+        let error = tiny(dir.path()).rewriting(3587, dir.path()).unwrap_err().to_string();
+        assert!(error.contains("room for 3586 pages"), "{error}");
+        assert!(tiny(dir.path()).rewriting(u32::MAX, dir.path()).is_err());
+    }
 }

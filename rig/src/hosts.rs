@@ -25,6 +25,8 @@ pub const GUEST_IP: &str = "10.77.0.10";
 pub const PRIMARY_LAN_IP: &str = "10.77.0.1";
 /// The standby's address there.
 pub const STANDBY_LAN_IP: &str = "10.77.0.2";
+/// The primary's end of the replication link.
+pub const PRIMARY_REP_IP: &str = "10.78.0.1";
 /// The standby's end of the replication link.
 pub const STANDBY_REP_IP: &str = "10.78.0.2";
 /// The TAP device of each host.

@@ -6,6 +6,7 @@
 //! | [`netns`] | hosts made of network namespaces |
 //! | [`lab`] | hosts that are virtual machines with RDMA devices, made by `scripts/lab pair` |
 //! | [`process`] | processes on such a host, their events and logs |
+//! | [`monitor`] | a QEMU monitor that is held: commands, events, pauses |
 //! | [`guest`] | QEMU's command lines, and which accelerator boots which guest here |
 //! | [`plug`] | the NIC of a VM that nobody protects yet: carries frames between QEMU and a TAP device |
 //! | [`client`] | the client inside: asks the guest without end, and keeps the books that a lie cannot balance |
@@ -22,6 +23,7 @@ pub mod demo;
 pub mod guest;
 pub mod hosts;
 pub mod lab;
+pub mod monitor;
 pub mod netns;
 pub mod plug;
 pub mod prerequisite;

@@ -7,7 +7,7 @@ use crate::{
     scenario::Scenario,
 };
 use anyhow::Result;
-use clap::{Args, ValueEnum};
+use clap::{Args, Parser, ValueEnum};
 use std::{path::PathBuf, time::Duration};
 
 /// Options of `rig demo`. Times are written as 20ms or 2s.
@@ -124,6 +124,18 @@ const PACE: Pace =
     Pace { epoch: "20ms", beat_interval: "10ms", detect_multiplier: 5, repeat_after: Duration::from_millis(20) };
 const LAB_PACE: Pace =
     Pace { epoch: "200ms", beat_interval: "100ms", detect_multiplier: 15, repeat_after: Duration::from_millis(500) };
+
+impl Default for DemoArgs {
+    /// As without any option.
+    fn default() -> Self {
+        #[derive(Parser)]
+        struct Bare {
+            #[command(flatten)]
+            args: DemoArgs,
+        }
+        Bare::parse_from(["rig"]).args
+    }
+}
 
 impl DemoArgs {
     /// What is wanted, or what is there.

@@ -19,7 +19,7 @@
 mod silencer;
 
 use crate::{
-    hosts::{self, Blow, CLIENT_IP, PRIMARY_LAN_IP, Place, STANDBY_LAN_IP, STANDBY_REP_IP, TAP},
+    hosts::{self, Blow, CLIENT_IP, PRIMARY_LAN_IP, PRIMARY_REP_IP, Place, STANDBY_LAN_IP, STANDBY_REP_IP, TAP},
     prerequisite::Missing,
     process::{Line, all_pids, children, signal, stat},
     qmp,
@@ -240,7 +240,7 @@ impl Topology {
         connect(&primary, &client, PRIMARY_LAN_IP)?;
         connect(&standby, &client, STANDBY_LAN_IP)?;
         primary.ip(&format!("link add rep type veth peer name rep netns {}", standby.netns))?;
-        for (host, address) in [(&primary, "10.78.0.1"), (&standby, STANDBY_REP_IP)] {
+        for (host, address) in [(&primary, PRIMARY_REP_IP), (&standby, STANDBY_REP_IP)] {
             host.ip(&format!("address add {address}/24 dev rep"))?;
             host.ip("link set rep up")?;
         }

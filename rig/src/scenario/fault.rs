@@ -123,7 +123,7 @@ impl Watch {
         if round.arbiter_reachable() != Some(false) {
             self.complaints.push("status does not say that the arbiter is unreachable".to_owned());
         }
-        if !round.hear_a_reply()? {
+        if !round.client().hear_a_reply()? {
             self.complaints.push("no reply while the witness was dead".to_owned());
         }
         round.timeline.note("witness is back");
@@ -167,10 +167,10 @@ impl Watch {
         let (primary, standby) = (round.topology.host(Place::Primary), round.topology.host(Place::Standby));
         let first = (self.frozen_at.map_or_else(|| primary.frames_out(), Ok)?, standby.frames_out()?);
         let quiet_from = now_ms();
-        round.hear_a_reply()?;
+        round.client().hear_a_reply()?;
         pass(round.settings.after)?;
         let last = (primary.frames_out()?, standby.frames_out()?);
-        let summary = round.stop_client()?;
+        let summary = round.client().stop()?;
         let events = round.timeline.since(self.mark);
         let side = |place: Place, source: &str, frames_out: u64| -> Result<Side> {
             let said = |event: &str| events.iter().any(|e| e.is(source, event));
@@ -184,7 +184,7 @@ impl Watch {
             survivor: self.survivor,
             primary: side(Place::Primary, "protect", last.0.saturating_sub(first.0))?,
             standby: side(Place::Standby, "standby", last.1.saturating_sub(first.1))?,
-            replies: round.replies(replies_from),
+            replies: round.client().replies(replies_from),
             summary,
             complaints: self.complaints,
             status: Value::Null,

@@ -3,11 +3,13 @@
 //! | module | |
 //! |---|---|
 //! | [`round`] | starts everything: witness, standby, VM, protection, client |
+//! | [`asker`] | the client of a round |
 //! | [`fault`] | injects the fault and watches |
 //! | [`evidence`] | what was observed, and the verdict: a pure function, so that it has tests of its own |
 //! | [`report`] | numbers and JSON |
 //! | [`status`] | what the rig reads from `afterimage status --json` |
 
+pub mod asker;
 pub mod evidence;
 pub mod fault;
 pub mod report;
@@ -84,6 +86,8 @@ pub struct Settings {
     pub guest: Guest,
     /// The program under test.
     pub afterimage: PathBuf,
+    /// The rig's own program, for what runs on hosts.
+    pub rig: PathBuf,
     /// As `afterimage protect --epoch` takes it.
     pub epoch: String,
     /// As `--beat-interval` of both sides takes it.

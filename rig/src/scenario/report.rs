@@ -100,6 +100,10 @@ pub struct Outcome {
     pub duplicated: u64,
     /// The client was stuck, or had no books.
     pub stuck: bool,
+    /// When the fault was, in unix milliseconds; 0 of a round that did not come to it.
+    pub fault_at_ms: f64,
+    /// What the processes said since.
+    pub events: Vec<Entry>,
     /// Everything, for a single run.
     pub json: Value,
 }
@@ -144,6 +148,8 @@ impl Outcome {
             lost: summary.lost,
             duplicated: summary.duplicated,
             stuck,
+            fault_at_ms: evidence.fault_at_ms,
+            events: evidence.events.clone(),
             json,
         }
     }
@@ -153,7 +159,17 @@ impl Outcome {
     pub fn broken(settings: &Settings, error: &anyhow::Error) -> Self {
         let reasons = vec![format!("{error:#}")];
         let json = head(settings, &reasons);
-        Self { reasons, times: Times::default(), survivor: None, lost: 0, duplicated: 0, stuck: true, json }
+        Self {
+            reasons,
+            times: Times::default(),
+            survivor: None,
+            lost: 0,
+            duplicated: 0,
+            stuck: true,
+            fault_at_ms: 0.0,
+            events: Vec::new(),
+            json,
+        }
     }
 
     /// Whether all was well.

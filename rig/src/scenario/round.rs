@@ -1,14 +1,13 @@
 //! One run, up to the fault: witness, standby, VM, protection, client; and all of it down again.
 
-use super::{Settings, report::Reply, status};
+use super::{Settings, asker::Asker, status};
 use crate::{
-    client::Summary,
     guest::{Kind, VmPaths},
-    hosts::{CLIENT_IP, GUEST_IP, Place, STANDBY_REP_IP, TAP, Topology},
+    hosts::{CLIENT_IP, Host, Place, STANDBY_REP_IP, TAP, Topology},
     process::{Line, Proc},
     serial::Serial,
     stats::Latencies,
-    timeline::{Mark, Timeline, pass, poll},
+    timeline::{Timeline, pass, poll},
 };
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -21,9 +20,6 @@ use std::{
 const VM: &str = "demo";
 const WITNESS_PORT: u16 = 7101;
 const STANDBY_PORT: u16 = 7100;
-/// How long the guest may be silent before the client gives it up.
-const CLIENT_PATIENCE: Duration = Duration::from_secs(15);
-
 /// Everything that runs.
 #[derive(Debug)]
 pub struct Round<'a> {
@@ -33,13 +29,12 @@ pub struct Round<'a> {
     pub topology: &'a dyn Topology,
     /// What happened, but for the replies.
     pub timeline: Timeline,
-    replies: Timeline,
     dir: PathBuf,
     standbys: u32,
     pub(super) witness: Proc,
     pub(super) standby: Proc,
     pub(super) protect: Option<Proc>,
-    client: Option<Proc>,
+    client: Asker<'a>,
     _qemu: Proc,
 }
 
@@ -65,18 +60,17 @@ impl<'a> Round<'a> {
         let ready = poll(topology.patience(), || there() || !qemu.is_alive())?;
         ensure!(ready && qemu.is_alive(), "QEMU does not start:\n{}", qemu.log_tail(10));
         timeline.note("VM started");
-        let (replies, dir) = (Timeline::new(false), dir.to_owned());
+        let (client, dir) = (Asker::new(settings, topology, dir, &timeline), dir.to_owned());
         let round = Self {
             settings,
             topology,
             timeline,
-            replies,
             dir,
             standbys: 1,
             witness,
             standby,
             protect: None,
-            client: None,
+            client,
             _qemu: qemu,
         };
         Ok(round)
@@ -106,19 +100,15 @@ impl<'a> Round<'a> {
             return Ok(latencies);
         }
         let (primary, vm) = (self.topology.host(Place::Primary), self.primary_vm());
-        let rig = std::env::current_exe().context("own path")?;
-        let line = Line::new(rig).args(["plug"]).flag("--socket", vm.nic()).flag("--tap", TAP);
-        let plug = Proc::spawn(primary, "plug", &line, &self.dir.join("pri"), &self.timeline)?;
-        let sign = if guest.kind == Kind::Tiny { "CNT " } else { "READY" };
-        let up = || primary.read(&vm.serial()).is_ok_and(|text| String::from_utf8_lossy(&text).contains(sign));
-        ensure!(poll(guest.kind.boot_patience(), up)?, "the guest does not come up; see {}", vm.serial().display());
+        let plug = plug(self.settings, primary, &vm, &self.dir.join("pri"), &self.timeline)?;
+        wait_booted(guest.kind, primary, &vm)?;
         self.timeline.note("guest is up");
         if !self.settings.baseline.is_zero() {
-            let mark = self.replies.mark();
-            self.start_client()?;
+            let mark = self.client.mark();
+            self.client.start()?;
             pass(self.settings.baseline)?;
-            self.stop_client()?;
-            self.replies(mark).iter().for_each(|r| latencies.record(r.latency_us));
+            self.client.stop()?;
+            self.client.replies(mark).iter().for_each(|r| latencies.record(r.latency_us));
             self.timeline.note("baseline measured");
         }
         drop(plug);
@@ -176,73 +166,9 @@ impl<'a> Round<'a> {
         Ok(())
     }
 
-    /// Starts the client, and waits for its first reply.
-    ///
-    /// # Errors
-    /// There is none.
-    pub fn start_client(&mut self) -> Result<()> {
-        let mark = self.replies.mark();
-        let s = self.settings;
-        let rig = std::env::current_exe().context("own path")?;
-        let line = Line::new(rig)
-            .args(["client", "--guest", s.guest.kind.name()])
-            .flag("--address", format!("{GUEST_IP}:{}", s.guest.kind.port()))
-            .flag("--pipeline", s.pipeline.to_string())
-            .flag("--repeat-after", format!("{}ms", s.repeat_after.as_millis()))
-            .flag("--patience", format!("{}ms", CLIENT_PATIENCE.as_millis()));
-        let client =
-            Proc::spawn(self.topology.host(Place::Client), "client", &line, &self.dir.join("cli"), &self.replies)?;
-        self.client = Some(client);
-        if self
-            .replies
-            .wait(mark, self.topology.patience(), |e| e.event == "reply" || e.event == "stuck")?
-            .is_none_or(|e| e.event == "stuck")
-        {
-            bail!("the client gets no reply from the guest");
-        }
-        Ok(())
-    }
-
-    /// Has the client finish. None: it ended without a summary.
-    ///
-    /// # Errors
-    /// Somebody interrupted the rig.
-    pub fn stop_client(&mut self) -> Result<Option<Summary>> {
-        let Some(mut client) = self.client.take() else { return Ok(None) };
-        drop(client.take_stdin());
-        if client.wait(CLIENT_PATIENCE + self.topology.patience()).is_none() {
-            return Ok(None);
-        }
-        let mut entries = self.replies.since(Mark::default());
-        entries
-            .iter()
-            .filter(|e| matches!(e.event.as_str(), "wrong" | "stuck"))
-            .for_each(|e| self.timeline.push(e.clone()));
-        let summary = entries.iter().rfind(|e| e.event == "summary").and_then(|e| Summary::from_json(&e.fields));
-        entries.clear();
-        Ok(summary)
-    }
-
-    /// The present end of the list of replies.
-    #[must_use]
-    pub fn reply_mark(&self) -> Mark {
-        self.replies.mark()
-    }
-
-    /// The replies since `mark`.
-    #[must_use]
-    pub fn replies(&self, mark: Mark) -> Vec<Reply> {
-        self.replies.since(mark).iter().filter_map(Reply::of).collect()
-    }
-
-    /// Waits for a reply that comes after now. False: none came.
-    ///
-    /// # Errors
-    /// Somebody interrupted the rig.
-    pub fn hear_a_reply(&self) -> Result<bool> {
-        let mark = self.replies.mark();
-        let heard = self.replies.wait(mark, CLIENT_PATIENCE, |e| matches!(e.event.as_str(), "reply" | "stuck"))?;
-        Ok(heard.is_some_and(|e| e.event == "reply"))
+    /// The VM's client.
+    pub fn client(&mut self) -> &mut Asker<'a> {
+        &mut self.client
     }
 
     /// `afterimage status --json` of the primary's sidecar; null if it has none to give.
@@ -309,6 +235,26 @@ impl<'a> Round<'a> {
     pub fn logs(&self) -> String {
         self.protect.as_ref().map_or_else(String::new, |protect| protect_log(protect, &self.standby))
     }
+}
+
+/// A VM's network while nobody protects it: until it is dropped, frames go between its NIC and the host's TAP device.
+///
+/// # Errors
+/// It cannot be started.
+pub fn plug(settings: &Settings, host: &dyn Host, vm: &VmPaths, dir: &Path, timeline: &Timeline) -> Result<Proc> {
+    let line = Line::new(&settings.rig).args(["plug"]).flag("--socket", vm.nic()).flag("--tap", TAP);
+    Proc::spawn(host, "plug", &line, dir, timeline)
+}
+
+/// Waits until the guest says that it serves. The Linux guest needs a network for that.
+///
+/// # Errors
+/// It does not come up.
+pub fn wait_booted(kind: Kind, host: &dyn Host, vm: &VmPaths) -> Result<()> {
+    let sign = if kind == Kind::Tiny { "CNT " } else { "READY" };
+    let up = || host.read(&vm.serial()).is_ok_and(|text| String::from_utf8_lossy(&text).contains(sign));
+    ensure!(poll(kind.boot_patience(), up)?, "the guest does not come up; see {}", vm.serial().display());
+    Ok(())
 }
 
 fn protect_log(protect: &Proc, standby: &Proc) -> String {
