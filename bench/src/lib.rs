@@ -5,12 +5,14 @@
 //! | [`cli`], [`units`] | the command line |
 //! | [`transport`] | `mc-bench transport`: rounds of yardstick and ours |
 //! | [`beats`], [`beating`] | `mc-bench beats`: the keepalive idle and beside bulk; its two ends |
-//! | [`capture`] | `mc-bench capture` and `register` |
+//! | [`copies`] | `mc-bench capture`: engines on patterns of dirty pages |
+//! | [`capture`] | `mc-bench register` |
 //! | [`side`] | the first process's side of a link |
 //! | [`load`], [`sink`] | checkpoints over a link: the side that measures, and the one that ACKs |
 //! | [`peer`] | the second process |
 //! | [`link`] | what a link to measure is like |
 //! | [`pong`], [`yard`] | yardsticks: a bare ping-pong over TCP, perftest, iperf3 |
+//! | [`plain`] | a section as text |
 //! | [`verdict`], [`report`], [`table`], [`stats`], [`machine`], [`sys`] | what comes out |
 //!
 //! Results go to stdout, narration to stderr. `docs/PERFORMANCE.md` has the method and figures.
@@ -21,10 +23,12 @@ pub mod beating;
 pub mod beats;
 pub mod capture;
 pub mod cli;
+pub mod copies;
 pub mod link;
 pub mod load;
 pub mod machine;
 pub mod peer;
+pub mod plain;
 pub mod pong;
 pub mod record;
 pub mod report;

@@ -5,7 +5,9 @@ use clap::Parser;
 use mc_bench::{
     beats, capture,
     cli::{Cli, Command, Effort},
-    peer, transport,
+    copies, peer, plain,
+    record::Section,
+    transport,
     verdict::Report,
 };
 use std::{io::Write, process::ExitCode};
@@ -31,7 +33,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Peer { control } => peer::serve(control).map(|()| ExitCode::SUCCESS),
         Command::Transport(args) => show(&transport::run(&args)?, &args.effort),
         Command::Beats(args) => show(&beats::run(&args)?, &args.effort),
-        Command::Capture(args) => show(&capture::run(&args)?, &args.effort),
+        Command::Capture(args) => shown(&copies::run(&args)?, &args.effort),
         Command::Register(args) => show(&capture::register(&args)?, &args.effort),
     }
 }
@@ -40,4 +42,10 @@ fn show(report: &impl Report, effort: &Effort) -> Result<ExitCode> {
     let text = if effort.json { serde_json::to_string(report)? } else { report.lines().join("\n") };
     writeln!(std::io::stdout(), "{text}")?;
     Ok(if effort.strict && report.frame().missed() { ExitCode::from(MISSED) } else { ExitCode::SUCCESS })
+}
+
+fn shown(section: &Section, effort: &Effort) -> Result<ExitCode> {
+    let text = if effort.json { serde_json::to_string(section)? } else { plain::lines(section).join("\n") };
+    writeln!(std::io::stdout(), "{text}")?;
+    Ok(if effort.strict && section.missed() { ExitCode::from(MISSED) } else { ExitCode::SUCCESS })
 }
