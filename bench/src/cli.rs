@@ -30,7 +30,7 @@ pub enum Command {
     Transport(TransportArgs),
     /// Beats beside bulk: losses and one-way times, idle and while checkpoints go over the same devices
     Beats(BeatsArgs),
-    /// The local copy engine beside ib_write_bw of the device to itself
+    /// Capture engines on patterns of dirty pages, beside a plain memcpy; the device's beside ib_write_bw to itself
     Capture(CaptureArgs),
     /// Registration of memory that is there already, beside the bare verb
     Register(RegisterArgs),
@@ -201,22 +201,34 @@ pub struct BeatsArgs {
 /// `mc-bench capture`.
 #[derive(Clone, Debug, Args)]
 pub struct CaptureArgs {
-    /// The device that copies
+    /// Dirty pages
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=262_144))]
+    pub pages: u32,
+    /// Bytes of guest RAM, over which they are scattered
+    #[arg(long, value_name = "SIZE", value_parser = checkpoint_size, default_value = "512MiB")]
+    pub ram: usize,
+    /// Bytes of each slab
+    #[arg(long, value_name = "SIZE", value_parser = slab_size, default_value = "1MiB")]
+    pub slab: usize,
+    /// Threads that copy, up to so many [default: one for each processor, at most 4]
+    #[arg(long, value_name = "N", value_parser = threads)]
+    pub threads: Option<usize>,
+    /// Where the scattered pages are
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// The RDMA device that copies, if there is one
     #[arg(long, default_value = "rxe0")]
     pub device: String,
     /// Index in its GID table [default: the first RoCE v2 entry]
     #[arg(long, value_name = "N")]
     pub gid_index: Option<u8>,
-    /// Bytes of dirty pages
-    #[arg(long, value_name = "SIZE", value_parser = checkpoint_size, default_value = "16MiB")]
-    pub size: usize,
     /// Pieces of guest RAM that one write gathers at most [default: the engine's]
     #[arg(long, value_name = "N")]
     pub gather: Option<u32>,
     /// Bytes of ib_write_bw's messages [default: where it does best, which takes a sweep]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub yardstick_size: Option<usize>,
-    /// How much of it
+    /// How much of it (`--for` is the yardstick's only)
     #[command(flatten)]
     pub effort: Effort,
 }
@@ -265,6 +277,11 @@ fn slab_size(text: &str) -> std::result::Result<usize, String> {
     let bytes = parse_size(text)?;
     let fits = (MIN_SLAB..=MAX_SLAB).contains(&bytes) && bytes.is_multiple_of(PAGE_SIZE);
     fits.then_some(bytes).ok_or_else(|| format!("slabs have 8KiB to 16MiB, in steps of 4KiB; {text} does not fit"))
+}
+
+fn threads(text: &str) -> std::result::Result<usize, String> {
+    let threads = text.parse().ok().filter(|n| (1..=64).contains(n));
+    threads.ok_or_else(|| format!("{text:?} is no number of threads; allowed: 1 to 64"))
 }
 
 fn depth(text: &str) -> std::result::Result<usize, String> {

@@ -1,9 +1,9 @@
 //! Which command gives which section, and what is missing on this machine where one cannot run.
 
 use crate::{
-    beats, capture,
+    beats,
     cli::{Command, Effort},
-    qemu,
+    copies, qemu,
     record::{Missing, Section},
     register, takeover, transport,
 };
@@ -34,7 +34,7 @@ impl Job {
         Some(match command {
             Command::Transport(args) => Self::new(&args.effort.clone(), move || transport::run(&args)),
             Command::Beats(args) => Self::new(&args.effort.clone(), move || beats::run(&args)),
-            Command::Capture(args) => Self::new(&args.effort.clone(), move || capture::run(&args)),
+            Command::Capture(args) => Self::new(&args.effort.clone(), move || copies::run(&args)),
             Command::Register(args) => Self::new(&args.effort.clone(), move || register::run(&args)),
             Command::Takeover(args) => Self::new(&args.effort.clone(), move || takeover::run(&args)),
             Command::Qemu(args) => Self::new(&args.effort.clone(), move || qemu::run(&args)),

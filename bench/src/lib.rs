@@ -14,9 +14,10 @@
 //! | [`progress`] | how far it is, on stderr |
 //! | [`transport`] | `mc-bench transport`: rounds of yardstick and ours |
 //! | [`beats`], [`beating`] | `mc-bench beats`: the keepalive idle and beside bulk; its two ends |
-//! | [`capture`], [`register`] | `mc-bench capture` and `register` |
+//! | [`register`] | `mc-bench register`: beside the bare verb |
 //! | [`takeover`] | `mc-bench takeover`: N real kills |
 //! | [`qemu`] | `mc-bench qemu`: a real VM, beside QEMU's own COLO and `migrate` |
+//! | [`copies`] | `mc-bench capture`: engines on patterns of dirty pages |
 //! | [`side`] | the first process's side of a link |
 //! | [`load`], [`sink`] | checkpoints over a link: the side that measures, and the one that ACKs |
 //! | [`peer`] | the second process |
@@ -30,9 +31,9 @@
 
 pub mod beating;
 pub mod beats;
-pub mod capture;
 pub mod cli;
 pub mod commands;
+pub mod copies;
 pub mod face;
 pub mod link;
 pub mod load;

@@ -5,7 +5,7 @@
 //! form of the argument.)
 #![allow(unsafe_code)]
 
-use crate::id::PAGE_SIZE;
+use crate::{id::PAGE_SIZE, slab::Place};
 use memmap2::{MmapOptions, MmapRaw};
 use std::{fs::File, io, sync::Arc};
 
@@ -95,5 +95,107 @@ impl SharedRam {
     #[must_use]
     pub fn contains(&self, offset: u64, len: u64) -> bool {
         offset.checked_add(len).is_some_and(|end| end <= self.len() as u64)
+    }
+}
+
+/// Copies every place of a slab from guest RAM into `slab`, the slab's memory, as [`SharedRam::read`] would, but past the
+/// caches: with stores that do not fetch first what they overwrite, while the next page, wherever it is, is on its way. When
+/// this returns the bytes are there for every thread that learns of it.
+///
+/// # Panics
+/// When a place is not inside its RAM block, or not inside the slab.
+pub(crate) fn stream(blocks: &[SharedRam], places: &[Place], slab: &mut [u8]) {
+    let source = |place: &Place| {
+        let ram = &blocks[usize::from(place.block.0)];
+        assert!(ram.contains(place.offset, place.len() as u64), "read outside the RAM block");
+        ram.map.as_ptr().wrapping_add(usize::try_from(place.offset).expect("inside a mapping, so it fits"))
+    };
+    let _fence = kernel::Fence;
+    for (index, place) in places.iter().enumerate() {
+        let (from, to) = (source(place), &mut slab[place.at..place.at + place.len()]);
+        let following = places.get(index + 1).map_or(from, source);
+        for (page, to) in to.chunks_exact_mut(PAGE_SIZE).enumerate() {
+            let from = from.wrapping_add(page * PAGE_SIZE);
+            let last = page + 1 == place.pages as usize;
+            let next = if last { following } else { from.wrapping_add(PAGE_SIZE) };
+            // SAFETY: a page of the place, which is inside a mapping (asserted) that the borrow of `blocks` keeps.
+            unsafe { kernel::copy_page(from, next, to) };
+        }
+    }
+}
+
+/// Streaming copies where SSE2 is, which is every x86-64: AVX2's wider stores were no faster when measured, and would need to
+/// be looked for at run time.
+#[cfg(target_arch = "x86_64")]
+mod kernel {
+    use std::arch::x86_64::{__m128i, _MM_HINT_NTA, _mm_loadu_si128, _mm_prefetch, _mm_sfence, _mm_stream_si128};
+
+    /// What one streaming store should be part of: a part of a line costs as much as all of it.
+    const LINE: usize = 64;
+
+    /// Streamed bytes are ordered before whatever its thread does after dropping it, also when that is unwinding.
+    pub(super) struct Fence;
+
+    impl Drop for Fence {
+        fn drop(&mut self) {
+            // SAFETY: SSE, which every x86-64 has; it touches no memory.
+            unsafe { _mm_sfence() };
+        }
+    }
+
+    /// Copies a page to `to`, and fetches the one at `next` meanwhile. Lines that `to` has only a part of are written through
+    /// the cache: their other part is a record's header, which is there already.
+    ///
+    /// # Safety
+    /// `from` must be readable for as many bytes as `to` has.
+    pub(super) unsafe fn copy_page(from: *const u8, next: *const u8, to: &mut [u8]) {
+        let at = to.as_ptr().align_offset(LINE).min(to.len());
+        let whole = (to.len() - at) / LINE * LINE;
+        let (head, rest) = to.split_at_mut(at);
+        let (lines, tail) = rest.split_at_mut(whole);
+        // SAFETY: `head` is the first part of `to`; the two cannot overlap (see `SharedRam::write`).
+        unsafe { std::ptr::copy_nonoverlapping(from, head.as_mut_ptr(), head.len()) };
+        for (index, line) in lines.chunks_exact_mut(LINE).enumerate() {
+            prefetch(next.wrapping_add(index * LINE));
+            // SAFETY: as many bytes from there on are readable as `line`, a part of `to`, has.
+            unsafe { copy_line(from.wrapping_add(at + index * LINE), line) };
+        }
+        prefetch(next.wrapping_add(whole));
+        // SAFETY: as for `head`, with the last part of `to`.
+        unsafe { std::ptr::copy_nonoverlapping(from.wrapping_add(at + whole), tail.as_mut_ptr(), tail.len()) };
+    }
+
+    fn prefetch(line: *const u8) {
+        // SAFETY: a prefetch reads nothing and never faults, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_NTA>(line.cast()) };
+    }
+
+    /// # Safety
+    /// `from` must be readable for a line; `to` must be an aligned line.
+    unsafe fn copy_line(from: *const u8, to: &mut [u8]) {
+        const PART: usize = size_of::<__m128i>();
+        debug_assert!(to.len() == LINE && to.as_ptr().cast::<[u128; 4]>().is_aligned());
+        for part in (0..LINE).step_by(PART) {
+            // SAFETY: inside the line at `from`; the load needs no alignment, and any bytes are a value.
+            let value = unsafe { _mm_loadu_si128(from.wrapping_add(part).cast()) };
+            // SAFETY: inside `to`, which is exclusively ours and aligned to more than 16; a `Fence` is dropped before anybody
+            // else can hear of it.
+            unsafe { _mm_stream_si128(to.as_mut_ptr().wrapping_add(part).cast(), value) };
+        }
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+mod kernel {
+    /// Ordinary stores need none.
+    pub(super) struct Fence;
+
+    /// Copies a page to `to`.
+    ///
+    /// # Safety
+    /// `from` must be readable for as many bytes as `to` has.
+    pub(super) unsafe fn copy_page(from: *const u8, _next: *const u8, to: &mut [u8]) {
+        // SAFETY: readable (the caller's promise); the two cannot overlap (see `SharedRam::write`).
+        unsafe { std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), to.len()) };
     }
 }

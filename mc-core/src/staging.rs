@@ -161,7 +161,7 @@ impl Staging {
             match engine.poll()? {
                 Some(landed) if last && reopen => self.writer = Some(landed),
                 Some(landed) => self.seal(landed),
-                None => std::hint::spin_loop(),
+                None => engine.idle(),
             }
         }
         Ok(())

@@ -2,7 +2,12 @@
 //! engine that fails while the VM is paused costs neither the checkpoint nor a slab.
 
 use mc_core::{
-    capture::{CaptureEngine, CaptureError, Run, Runs, memcpy, memcpy::Memcpy, spare::WithSpare},
+    capture::{
+        CaptureEngine, CaptureError, Run, Runs, memcpy,
+        memcpy::Memcpy,
+        parallel::{Alone, Hands, Job, Options, Parallel, Stores},
+        spare::WithSpare,
+    },
     id::{BlockId, Epoch, Generation, Incarnation, PAGE_SIZE},
     ram::SharedRam,
     slab::{SlabPool, SlabWriter},
@@ -143,6 +148,64 @@ impl CaptureEngine for Slow {
     }
 }
 
+/// Hands that do jobs in any order, late, and give the `fails_at`th back undone, as a thread does that panics.
+#[derive(Debug)]
+struct Shuffled {
+    rng: Rng,
+    waiting: Vec<Job>,
+    done: Vec<Job>,
+    fails_at: u32,
+}
+
+impl Shuffled {
+    fn new(seed: u64, fails_at: u32) -> Self {
+        Self { rng: Rng::new(seed), waiting: vec![], done: vec![], fails_at }
+    }
+
+    fn any(&mut self, jobs: usize) -> usize {
+        usize::try_from(self.rng.next_u64() % jobs as u64).unwrap()
+    }
+}
+
+impl Hands for Shuffled {
+    fn count(&self) -> usize {
+        1
+    }
+
+    fn give(&mut self, job: Job) {
+        self.waiting.push(job);
+    }
+
+    fn steal(&mut self) -> Option<Job> {
+        let some = self.any(3) == 0 && !self.waiting.is_empty();
+        some.then(|| self.waiting.remove(0))
+    }
+
+    fn done(&mut self) -> Option<Job> {
+        let some = self.any(5) == 0 && !self.done.is_empty();
+        let index = self.any(self.done.len().max(1));
+        some.then(|| self.done.swap_remove(index))
+    }
+
+    fn wait(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let index = self.any(self.waiting.len());
+        let mut job = self.waiting.swap_remove(index);
+        self.fails_at = self.fails_at.saturating_sub(1);
+        if self.fails_at > 0 {
+            job.run();
+        }
+        self.done.push(job);
+    }
+}
+
+fn options() -> impl Strategy<Value = Options> {
+    let stores = prop_oneof![Just(Stores::Streaming), Just(Stores::Cached)];
+    (stores, any::<bool>()).prop_map(|(stores, checksum)| Options { stores, checksum })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 
@@ -152,6 +215,8 @@ proptest! {
         device in prop::collection::vec(any::<u8>(), 0..3 * PAGE_SIZE),
         slabs in 2..6_usize,
         fails_at in 1..200_u32,
+        options in options(),
+        seed in any::<u64>(),
     ) {
         let blocks = guest();
         let wanted = one_by_one(&blocks, &runs, &device);
@@ -159,6 +224,12 @@ proptest! {
         prop_assert_eq!(&captured(&mut spare(), slabs, &runs, &device), &wanted);
         prop_assert_eq!(&captured(&mut Slow::new(&blocks, u32::MAX), slabs, &runs, &device), &wanted);
         let mut breaks = WithSpare::new(Box::new(Slow::new(&blocks, fails_at)), spare());
+        prop_assert_eq!(&captured(&mut breaks, slabs, &runs, &device), &wanted);
+        let parallel = |hands| Parallel::new(Arc::clone(&blocks), hands, options);
+        let mut alone = Parallel::new(Arc::clone(&blocks), Alone::default(), options);
+        prop_assert_eq!(&captured(&mut alone, slabs, &runs, &device), &wanted);
+        prop_assert_eq!(&captured(&mut parallel(Shuffled::new(seed, u32::MAX)), slabs, &runs, &device), &wanted);
+        let mut breaks = WithSpare::new(Box::new(parallel(Shuffled::new(seed, fails_at % 20 + 1))), spare());
         prop_assert_eq!(&captured(&mut breaks, slabs, &runs, &device), &wanted);
     }
 }
@@ -170,6 +241,19 @@ fn a_failure_without_a_spare_is_an_error_and_loses_no_slab() {
     let runs = [Run { block: BlockId(0), offset: 0, pages: 9 }];
     let error = staging.capture(&mut Slow::new(&blocks, 3), &mut Runs::new(&runs)).unwrap_err();
     assert_eq!(error.to_string(), "capture engine slow: it broke");
+    staging.clear();
+    assert_eq!(staging.pool().in_use(), 0);
+}
+
+#[test]
+fn a_job_that_was_not_done_fails_the_engine_and_loses_no_slab() {
+    let blocks = guest();
+    let mut engine = Parallel::new(Arc::clone(&blocks), Shuffled::new(3, 2), Options::default());
+    let mut staging = staging(12);
+    let runs = [Run { block: BlockId(0), offset: 0, pages: 40 }];
+    let error = staging.capture(&mut engine, &mut Runs::new(&runs)).unwrap_err();
+    assert_eq!(error.to_string(), "capture engine parallel: a copying thread panicked");
+    assert_eq!(engine.pending(), 0);
     staging.clear();
     assert_eq!(staging.pool().in_use(), 0);
 }

@@ -1,7 +1,10 @@
 //! The plain engine: the processor copies, page run by page run, when a slab is submitted.
 
 use super::{CaptureEngine, CaptureError, Run};
-use crate::{ram::SharedRam, slab::SlabWriter};
+use crate::{
+    ram::SharedRam,
+    slab::{Place, SlabWriter},
+};
 use std::{collections::VecDeque, sync::Arc};
 
 /// One thread, ordinary stores.
@@ -25,6 +28,12 @@ pub fn covers(blocks: &[SharedRam], run: &Run) -> bool {
     blocks.get(usize::from(run.block.0)).is_some_and(|ram| ram.contains(run.offset, run.len()))
 }
 
+/// Fills one place.
+pub(super) fn copy(blocks: &[SharedRam], place: &Place, to: &mut [u8]) {
+    let offset = usize::try_from(place.offset).expect("inside a mapping, so it fits");
+    blocks[usize::from(place.block.0)].read(offset, to);
+}
+
 impl CaptureEngine for Memcpy {
     fn name(&self) -> &'static str {
         "memcpy"
@@ -35,10 +44,7 @@ impl CaptureEngine for Memcpy {
     }
 
     fn submit(&mut self, mut slab: SlabWriter) -> Result<(), CaptureError> {
-        slab.fill(|place, to| {
-            let offset = usize::try_from(place.offset).expect("inside a mapping, so it fits");
-            self.blocks[usize::from(place.block.0)].read(offset, to);
-        });
+        slab.fill(|place, to| copy(&self.blocks, place, to));
         self.done.push_back(slab);
         Ok(())
     }

@@ -13,11 +13,13 @@
 //! | engine | copies by |
 //! |---|---|
 //! | [`memcpy::Memcpy`] | the processor, one thread |
+//! | [`parallel::Parallel`] | the processor, several threads, past the caches |
 //! | [`spare::WithSpare`] | another engine, and by `memcpy` from its first failure on |
 //!
 //! `transport-rdma` has one more, by local RDMA writes.
 
 pub mod memcpy;
+pub mod parallel;
 pub mod spare;
 
 use crate::{
@@ -100,6 +102,12 @@ pub trait CaptureEngine: std::fmt::Debug + Send {
     /// The next slab whose places are all filled, in the order of submission; `None`: none is, yet. Must be called again
     /// and again: it is what drives the engine.
     fn poll(&mut self) -> Result<Option<SlabWriter>, CaptureError>;
+
+    /// The caller has nothing to do until a slab has landed, and `poll` just had none: the engine may use its thread for a
+    /// while. Whoever waits calls this between polls.
+    fn idle(&mut self) {
+        std::hint::spin_loop();
+    }
 
     /// Slabs that were submitted and have not come back.
     fn pending(&self) -> usize;

@@ -61,6 +61,10 @@ impl CaptureEngine for WithSpare {
         })
     }
 
+    fn idle(&mut self) {
+        self.engine().idle();
+    }
+
     fn pending(&self) -> usize {
         self.main.as_ref().map_or_else(|| self.spare.pending(), |main| main.pending())
     }

@@ -6,6 +6,7 @@
 use super::{Attachment, FreeSlab, SealedSlab};
 use crate::{
     id::{BlockId, Epoch, Generation, Incarnation, PAGE_SIZE},
+    ram::{self, SharedRam},
     wire::slab::{HEADER_LEN, KIND_DEVICE, KIND_PAGES, KIND_ZERO, RECORD_LEN, RawRecord, SlabHeader},
 };
 use zerocopy::{FromBytes, IntoBytes};
@@ -67,11 +68,13 @@ pub struct SlabWriter {
     records: u32,
     pages: u32,
     open: Option<Open>,
+    /// The body's checksum, if it was computed ahead of [`SlabWriter::seal`] and nothing was written since.
+    sum: Option<u32>,
 }
 
 impl SlabWriter {
     pub(super) fn new(slab: FreeSlab) -> Self {
-        let mut this = Self { slab, used: HEADER_LEN, records: 0, pages: 0, open: None };
+        let mut this = Self { slab, used: HEADER_LEN, records: 0, pages: 0, open: None, sum: None };
         this.landed();
         this
     }
@@ -130,6 +133,29 @@ impl SlabWriter {
         self.landed();
     }
 
+    /// Fills all places from guest RAM, past the caches.
+    ///
+    /// # Panics
+    /// When guest RAM does not have one of them.
+    pub fn stream(&mut self, blocks: &[SharedRam]) {
+        let super::Memory { map, capture, .. } = &mut self.slab.memory;
+        if let Some(capture) = capture {
+            ram::stream(blocks, &capture.places, map);
+        }
+        self.landed();
+    }
+
+    /// Computes the checksum now, on whichever thread has the slab, so that [`SlabWriter::seal`] need not. Whatever is
+    /// written afterwards voids it.
+    pub fn checksum(&mut self) {
+        debug_assert!(self.places().is_empty(), "summed before its pages landed");
+        self.sum = Some(self.body_crc());
+    }
+
+    fn body_crc(&self) -> u32 {
+        crc32c::crc32c(&self.slab.memory.map[HEADER_LEN..self.used])
+    }
+
     /// All places are filled. For an engine whose bytes land by themselves.
     pub fn landed(&mut self) {
         if let Some(capture) = &mut self.slab.memory.capture {
@@ -180,16 +206,18 @@ impl SlabWriter {
     #[must_use]
     pub fn seal(mut self, meta: SlabMeta) -> SealedSlab {
         assert!(self.places().is_empty(), "sealed before its pages landed");
-        let body = &self.slab.memory()[HEADER_LEN..self.used];
+        debug_assert!(self.sum.is_none_or(|sum| sum == self.body_crc()), "written to after its checksum");
+        let body_crc = self.sum.unwrap_or_else(|| self.body_crc());
+        let body_len = self.used - HEADER_LEN;
         let header = SlabHeader {
             incarnation: meta.incarnation,
             generation: meta.generation,
             epoch: meta.epoch,
             index: meta.index,
             records: self.records,
-            body_len: u32::try_from(body.len()).expect("slabs are at most 16 MiB"),
+            body_len: u32::try_from(body_len).expect("slabs are at most 16 MiB"),
             pages: self.pages,
-            body_crc: crc32c::crc32c(body),
+            body_crc,
         };
         self.slab.memory()[..HEADER_LEN].copy_from_slice(&header.encode());
         SealedSlab::new(header, self.slab)
@@ -206,6 +234,7 @@ impl SlabWriter {
     }
 
     fn join_or_begin(&mut self, kind: u8, block: BlockId, offset: u64, pages: u32) {
+        self.sum = None;
         if self.joins(kind, block, offset) {
             let at = self.open.expect("joins").at;
             let (record, _) = RawRecord::mut_from_prefix(&mut self.slab.memory()[at..]).expect("begun at `at`");
@@ -228,6 +257,7 @@ impl SlabWriter {
     }
 
     fn append(&mut self, bytes: &[u8]) {
+        self.sum = None;
         let end = self.used + bytes.len();
         self.slab.memory()[self.used..end].copy_from_slice(bytes);
         self.used = end;

@@ -182,7 +182,10 @@ fn copy_only(
     let began = Instant::now();
     writers.into_iter().try_for_each(|writer| engine.submit(writer))?;
     while landed.len() < count {
-        landed.extend(engine.poll()?);
+        match engine.poll()? {
+            Some(slab) => landed.push(slab),
+            None => engine.idle(),
+        }
     }
     let took = began.elapsed();
     let meta = |index| SlabMeta { incarnation: Incarnation(1), generation: Generation(1), epoch: Epoch(2), index };
