@@ -34,12 +34,16 @@ pub enum Command {
     Capture(CaptureArgs),
     /// Registration of memory that is there already, beside the bare verb
     Register(RegisterArgs),
+    /// Everything that makes sense on this transport and this machine, in one record
+    All(AllArgs),
     /// Show a stored record again
     Report(ReportArgs),
     /// Real kills of a protected VM: how long until somebody else runs it, phase by phase
     Takeover(TakeoverArgs),
     /// A real protected VM: its pauses beside those of QEMU's own COLO, and streams beside QEMU's own migrate
     Qemu(QemuArgs),
+    /// Compare two stored records, figure by figure
+    Compare(CompareArgs),
     /// The other end of a measurement (started by the other commands)
     #[command(hide = true)]
     Peer {
@@ -61,6 +65,17 @@ pub struct Effort {
     /// Two runs of 300 ms: to see that it works
     #[arg(long, conflicts_with_all = ["runs", "time"])]
     pub quick: bool,
+    /// Do not run perftest or iperf3
+    #[arg(long)]
+    pub no_yardsticks: bool,
+    /// How it is shown
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// How a record is shown; the same for all commands that measure.
+#[derive(Clone, Debug, Args)]
+pub struct Output {
     /// Print one JSON record instead of tables
     #[arg(long)]
     pub json: bool,
@@ -70,9 +85,6 @@ pub struct Effort {
     /// Exit code 5 if a bound is missed
     #[arg(long)]
     pub strict: bool,
-    /// Do not run perftest or iperf3
-    #[arg(long)]
-    pub no_yardsticks: bool,
 }
 
 impl Effort {
@@ -247,6 +259,35 @@ pub struct RegisterArgs {
     pub effort: Effort,
 }
 
+/// `mc-bench all`.
+#[derive(Clone, Debug, Args)]
+pub struct AllArgs {
+    /// Which transport
+    #[arg(long, value_enum)]
+    pub transport: Network,
+    /// The sender's RDMA device
+    #[arg(long, default_value = "rxe0")]
+    pub device: String,
+    /// The receiver's
+    #[arg(long, default_value = "rxe1")]
+    pub peer_device: String,
+    /// Fewer and shorter runs: less than ten minutes in all
+    #[arg(long)]
+    pub quick: bool,
+    /// Only these commands
+    #[arg(long, value_name = "COMMAND,...", value_delimiter = ',')]
+    pub only: Vec<String>,
+    /// Print the command lines that would be run, and end
+    #[arg(long)]
+    pub list: bool,
+    /// Do not run perftest or iperf3
+    #[arg(long)]
+    pub no_yardsticks: bool,
+    /// How it is shown
+    #[command(flatten)]
+    pub output: Output,
+}
+
 /// `mc-bench report`.
 #[derive(Clone, Debug, Args)]
 pub struct ReportArgs {
@@ -265,6 +306,34 @@ pub struct ReportArgs {
     /// Exit code 5 if a bound was missed
     #[arg(long)]
     pub strict: bool,
+}
+
+/// `mc-bench compare`.
+#[derive(Clone, Debug, Args)]
+pub struct CompareArgs {
+    /// The record to compare with
+    #[arg(value_name = "A.json")]
+    pub a: PathBuf,
+    /// The record to judge
+    #[arg(value_name = "B.json")]
+    pub b: PathBuf,
+    /// Differences up to so many per cent do not matter
+    #[arg(long, value_name = "PERCENT", value_parser = percent, default_value = "5")]
+    pub margin: f64,
+    /// Of the draws that make the intervals
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// Exit code 5 if anything is worse
+    #[arg(long)]
+    pub strict: bool,
+}
+
+fn percent(text: &str) -> std::result::Result<f64, String> {
+    let percent = text.parse().ok().filter(|p| (0.0..=100.0).contains(p));
+    percent.ok_or_else(|| format!("{text:?} is no share; allowed: 0 to 100 per cent"))
 }
 
 fn checkpoint_size(text: &str) -> std::result::Result<usize, String> {

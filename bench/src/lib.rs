@@ -9,8 +9,10 @@
 //! |---|---|
 //! | [`cli`], [`units`] | the command line |
 //! | [`commands`] | which command gives which section; what is missing here |
+//! | [`all`] | `mc-bench all`: the list of what it runs |
 //! | [`record`] | what a command leaves behind; [`machine`], [`stats`] |
 //! | [`face`] | how it is shown: tables, files, the page |
+//! | [`stored`], [`compare`] | records read again, and compared |
 //! | [`progress`] | how far it is, on stderr |
 //! | [`transport`] | `mc-bench transport`: rounds of yardstick and ours |
 //! | [`beats`], [`beating`] | `mc-bench beats`: the keepalive idle and beside bulk; its two ends |
@@ -29,10 +31,13 @@
 
 #![deny(unsafe_code)]
 
+pub mod all;
 pub mod beating;
 pub mod beats;
 pub mod cli;
 pub mod commands;
+
+pub mod compare;
 pub mod copies;
 pub mod face;
 pub mod link;

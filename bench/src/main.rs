@@ -3,13 +3,14 @@
 use anyhow::Result;
 use clap::Parser;
 use mc_bench::{
-    cli::{Cli, Command, Effort},
+    all,
+    cli::{AllArgs, Cli, Command, Output},
     commands::{Job, Prerequisite},
-    face, peer,
+    compare, face, peer,
     record::{Begun, Record},
     stored,
 };
-use std::process::ExitCode;
+use std::{io::Write, process::ExitCode};
 
 const MISSED: u8 = 5;
 const MISSING: u8 = 6;
@@ -35,17 +36,35 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             face::show_again(&record, &args)?;
             Ok(verdict(args.strict && record.missed()))
         }
+        Command::Compare(args) => Ok(verdict(compare::run(&args)? && args.strict)),
+        Command::All(args) => all(begun, &args),
         command => {
             let Some(job) = Job::of(command) else { unreachable!("every other command measures") };
-            let effort = job.effort.clone();
-            show(&begun.done(vec![job.run()?]), &effort)
+            let output = job.effort.output.clone();
+            show(&begun.done(vec![job.run()?]), &output)
         }
     }
 }
 
-fn show(record: &Record, effort: &Effort) -> Result<ExitCode> {
-    face::show(record, effort)?;
-    Ok(verdict(effort.strict && record.missed()))
+fn all(begun: Begun, args: &AllArgs) -> Result<ExitCode> {
+    if args.list {
+        let lines: String = all::lines(args).iter().map(|words| format!("mc-bench {}\n", words.join(" "))).collect();
+        std::io::stdout().write_all(lines.as_bytes())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let outcome = all::run(args)?;
+    let (failed, nothing) = (outcome.failed > 0, outcome.is_all_missing());
+    let code = show(&begun.done(outcome.sections), &args.output)?;
+    Ok(match (failed, nothing) {
+        (true, _) => ExitCode::FAILURE,
+        (false, true) => ExitCode::from(MISSING),
+        (false, false) => code,
+    })
+}
+
+fn show(record: &Record, output: &Output) -> Result<ExitCode> {
+    face::show(record, output)?;
+    Ok(verdict(output.strict && record.missed()))
 }
 
 fn verdict(missed: bool) -> ExitCode {

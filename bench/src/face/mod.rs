@@ -16,7 +16,7 @@ pub mod svg;
 pub mod text;
 
 use crate::{
-    cli::{Effort, ReportArgs},
+    cli::{Output, ReportArgs},
     progress::say,
     record::Record,
 };
@@ -27,9 +27,9 @@ use std::{io::Write, path::PathBuf};
 ///
 /// # Errors
 /// Stdout or the files cannot be written.
-pub fn show(record: &Record, effort: &Effort) -> Result<()> {
-    print(record, effort.json)?;
-    if let Some(directory) = &effort.out {
+pub fn show(record: &Record, output: &Output) -> Result<()> {
+    print(record, output.json)?;
+    if let Some(directory) = &output.out {
         narrate(&files::write_all(record, directory)?);
     }
     Ok(())

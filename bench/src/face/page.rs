@@ -133,7 +133,7 @@ impl Page {
             return;
         }
         self.put("<section class=\"card\"><h2>What was to be reached</h2>\n");
-        let headings = ["what", "found", "bound", ""].map(str::to_owned).to_vec();
+        let headings = ["what", "", "found", "bound"].map(str::to_owned).to_vec();
         let rows = bounded.into_iter().map(|(section, m)| {
             let word = match m.met() {
                 Some(true) => "met",
@@ -142,7 +142,7 @@ impl Page {
             };
             let bound = m.bound.map_or_else(String::new, |b| b.words());
             let what = format!("{}: {}, {}", section.kind, m.name, m.case);
-            grid::Row { cells: vec![what, grid::spread(m.bounded()), bound, word.to_owned()], met: m.met() }
+            grid::Row { cells: vec![what, word.to_owned(), grid::spread(m.bounded()), bound], met: m.met() }
         });
         let (name, title) = (String::new(), "bounds, by the median over runs".to_owned());
         self.table(&Grid { name, title, headings, rows: rows.collect() });
@@ -239,12 +239,11 @@ impl Page {
 
     fn row(&mut self, row: &grid::Row) {
         self.put("<tr>");
-        let last = row.cells.len().saturating_sub(1);
         for (at, cell) in row.cells.iter().enumerate() {
             let cell = escape(cell);
             let class = match row.met {
-                Some(true) if at == last => " class=\"met\"",
-                Some(false) if at == last => " class=\"missed\"",
+                Some(true) if cell.ends_with("met") => " class=\"met\"",
+                Some(false) if cell.contains("MISSED") => " class=\"missed\"",
                 _ => "",
             };
             if at == 0 {

@@ -72,7 +72,8 @@ fn verdict(record: &Record) -> Vec<String> {
 }
 
 /// Right-aligned columns under their headings; the first is aligned left.
-fn table(grid: &Grid) -> Vec<String> {
+#[must_use]
+pub fn table(grid: &Grid) -> Vec<String> {
     let rows: Vec<&Vec<String>> = std::iter::once(&grid.headings).chain(grid.rows.iter().map(|r| &r.cells)).collect();
     let wide = |column: usize| rows.iter().filter_map(|r| r.get(column)).map(|c| c.chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..grid.headings.len()).map(wide).collect();

@@ -8,7 +8,7 @@ use crate::face::{
 
 /// Columns that times are gathered in.
 const BINS: usize = 96;
-const ROW: f64 = 68.0;
+const ROW: f64 = 74.0;
 const TOP: f64 = 6.0;
 /// Of a shape, at its highest.
 const TALL: f64 = 32.0;
@@ -33,8 +33,8 @@ pub fn shapes(id: usize, name: &str, series: &[Series<'_>]) -> Option<String> {
 }
 
 fn draw(svg: &mut Svg, axis: &Axis, series: &Series<'_>, colour: &str, top: f64) {
-    svg.text("label", (4.0, top + 12.0), Anchor::Start, &fitting(series.label, 58));
-    svg.text("note", (4.0, top + 25.0), Anchor::Start, &words(series.times));
+    svg.text("label", (4.0, top + 16.0), Anchor::Start, &fitting(series.label, 58));
+    svg.text("note", (4.0, top + 30.0), Anchor::Start, &words(series.times));
     let base = top + ROW - 4.0;
     let counts = binned(axis, series);
     let most = counts.iter().copied().fold(1.0, f64::max);
