@@ -6,6 +6,7 @@
 //! | [`transport`] | `mc-bench transport`: rounds of yardstick and ours |
 //! | [`beats`], [`beating`] | `mc-bench beats`: the keepalive idle and beside bulk; its two ends |
 //! | [`copies`] | `mc-bench capture`: engines on patterns of dirty pages |
+//! | [`epoch`] | `mc-bench epoch`: the whole loop with a synthetic guest |
 //! | [`capture`] | `mc-bench register` |
 //! | [`side`] | the first process's side of a link |
 //! | [`load`], [`sink`] | checkpoints over a link: the side that measures, and the one that ACKs |
@@ -24,6 +25,7 @@ pub mod beats;
 pub mod capture;
 pub mod cli;
 pub mod copies;
+pub mod epoch;
 pub mod link;
 pub mod load;
 pub mod machine;

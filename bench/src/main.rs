@@ -5,7 +5,7 @@ use clap::Parser;
 use mc_bench::{
     beats, capture,
     cli::{Cli, Command, Effort},
-    copies, peer, plain,
+    copies, epoch, peer, plain,
     record::Section,
     transport,
     verdict::Report,
@@ -34,6 +34,8 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Transport(args) => show(&transport::run(&args)?, &args.effort),
         Command::Beats(args) => show(&beats::run(&args)?, &args.effort),
         Command::Capture(args) => shown(&copies::run(&args)?, &args.effort),
+        Command::Epoch(args) => shown(&epoch::run(&args)?, &args.effort),
+        Command::Guest(args) => epoch::guest::serve(&args).map(|()| ExitCode::SUCCESS),
         Command::Register(args) => show(&capture::register(&args)?, &args.effort),
     }
 }
