@@ -249,7 +249,7 @@ pub struct EpochArgs {
     /// Bytes of guest RAM
     #[arg(long, value_name = "SIZE", value_parser = guest_ram, default_value = "64MiB")]
     pub ram: usize,
-    /// Bytes of staging, on each side
+    /// Bytes of the primary's staging; the standby's holds any epoch
     #[arg(long, value_name = "SIZE", value_parser = checkpoint_size, default_value = "128MiB")]
     pub staging: usize,
     /// Checkpoints that were captured and not yet ACKed, at most

@@ -30,7 +30,10 @@ struct Found {
     unprotected: f64,
     run: Run,
     apply: Histogram,
+    /// Of the standby, for the full synchronisation and all epochs.
     standby_cpu_s: f64,
+    /// Bytes of guest RAM.
+    ram: usize,
 }
 
 /// Measures in the order in which they are shown.
@@ -71,8 +74,8 @@ impl Case {
     }
 
     /// Adds a run.
-    pub fn add(&mut self, unprotected: f64, run: Run, stood: &StandReport) {
-        self.runs.push(Found { unprotected, run, apply: stood.apply.clone(), standby_cpu_s: stood.cpu_s });
+    pub fn add(&mut self, unprotected: f64, run: Run, stood: &StandReport, ram: usize) {
+        self.runs.push(Found { unprotected, run, apply: stood.apply.clone(), standby_cpu_s: stood.cpu_s, ram });
     }
 
     /// Narrates the newest run.
@@ -98,17 +101,17 @@ impl Case {
                 .column("stop[usec]", self.median(|f| us(f.run.source.stop.at(0.5))))
                 .column("track[usec]", self.median(|f| us(f.run.source.track.at(0.5)))),
             self.times("capture", |f| &f.run.source.capture),
-            self.times("commit", |f| &f.run.driver.commit),
+            self.times("commit", |f| &f.run.commit),
             self.times("hold", |f| &f.run.hold),
             self.times("apply", |f| &f.apply),
             self.measure("goodput", Unit::MbPerSec, Better::Higher, |f| {
-                bytes(f.run.driver.pages) / f64::from(1 << 20) / f.run.seconds
+                bytes(f.run.pages) / f64::from(1 << 20) / f.run.seconds
             }),
             self.measure("dirty pages per epoch", Unit::Count, Better::Neither, |f| {
                 f.run.source.pages as f64 / (f.run.source.pause.count() as f64).max(1.0)
             }),
             self.measure("epochs", Unit::Count, Better::Neither, |f| f.run.source.pause.count() as f64)
-                .column("sent while held", self.median(|f| f.run.driver.streamed_while_held as f64)),
+                .column("sent while held", self.median(|f| f.run.streamed_while_held as f64)),
         ];
         if self.workload != Workload::Idle {
             measures.push(self.operations());
@@ -126,13 +129,12 @@ impl Case {
 
     /// Of both sides, without the guest's own.
     fn cpu(&self) -> Measure {
-        let per_gib = |seconds: f64, found: &Found| {
-            let gib = bytes(found.run.source.pages) / f64::from(1 << 30);
-            if gib > 0.0 { seconds / gib } else { 0.0 }
-        };
-        self.measure(ORDER[9], Unit::Sec, Better::Lower, |f| per_gib(f.run.cpu_s + f.standby_cpu_s, f))
-            .column("primary[sec]", self.median(|f| per_gib(f.run.cpu_s, f)))
-            .column("standby[sec]", self.median(|f| per_gib(f.standby_cpu_s, f)))
+        let per_gib = |seconds: f64, bytes: f64| if bytes > 0.0 { seconds * f64::from(1 << 30) / bytes } else { 0.0 };
+        let primary = |f: &Found| per_gib(f.run.cpu_s, bytes(f.run.source.pages));
+        let standby = |f: &Found| per_gib(f.standby_cpu_s, bytes(f.run.pages) + f.ram as f64);
+        self.measure(ORDER[9], Unit::Sec, Better::Lower, |f| primary(f) + standby(f))
+            .column("primary[sec]", self.median(primary))
+            .column("standby[sec]", self.median(standby))
     }
 
     /// Medians of times, run by run, and all of them together.

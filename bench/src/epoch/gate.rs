@@ -16,6 +16,15 @@ use std::{
     time::Duration,
 };
 
+/// The messages of an epoch.
+#[derive(Debug)]
+struct Batch {
+    epoch: Epoch,
+    /// When its barrier was set.
+    since: u64,
+    sent: VecDeque<u64>,
+}
+
 /// The gate.
 #[derive(Debug)]
 pub struct Gate {
@@ -26,8 +35,9 @@ pub struct Gate {
     shut: bool,
     /// When each was sent; of the open batch.
     open: VecDeque<u64>,
-    batches: VecDeque<(Epoch, VecDeque<u64>)>,
+    batches: VecDeque<Batch>,
     hold: Histogram,
+    commit: Histogram,
     /// Number of the newest message.
     last: Option<u64>,
     stats: GateStats,
@@ -45,6 +55,7 @@ impl Gate {
             open: VecDeque::with_capacity(1024),
             batches: VecDeque::with_capacity(64),
             hold: Histogram::new(),
+            commit: Histogram::new(),
             last: None,
             stats: GateStats::default(),
         }
@@ -54,6 +65,18 @@ impl Gate {
     #[must_use]
     pub fn hold_times(&self) -> &Histogram {
         &self.hold
+    }
+
+    /// From an epoch's barrier, at the end of its pause, until its ACK let it go.
+    #[must_use]
+    pub fn commit_times(&self) -> &Histogram {
+        &self.commit
+    }
+
+    /// Forgets its times so far.
+    pub fn reset(&mut self) {
+        self.hold.clear();
+        self.commit.clear();
     }
 
     /// To wait on.
@@ -101,11 +124,12 @@ impl Gate {
         }
     }
 
-    fn let_out(&mut self, batch: &VecDeque<u64>) {
-        let now = now_ns();
-        batch.iter().for_each(|sent| self.hold.record(Duration::from_nanos(now.saturating_sub(*sent))));
-        self.stats.held_packets -= batch.len() as u64;
-        self.stats.released_packets += batch.len() as u64;
+    fn let_out(&mut self, batch: &Batch) {
+        let (now, count) = (now_ns(), batch.sent.len() as u64);
+        self.commit.record(Duration::from_nanos(now.saturating_sub(batch.since)));
+        batch.sent.iter().for_each(|sent| self.hold.record(Duration::from_nanos(now.saturating_sub(*sent))));
+        self.stats.held_packets -= count;
+        self.stats.released_packets += count;
     }
 }
 
@@ -120,14 +144,14 @@ impl OutputGate for Gate {
 
     fn barrier(&mut self, epoch: Epoch) -> io::Result<()> {
         self.drain()?;
-        let batch = std::mem::take(&mut self.open);
-        self.batches.push_back((epoch, batch));
+        let sent = std::mem::take(&mut self.open);
+        self.batches.push_back(Batch { epoch, since: now_ns(), sent });
         Ok(())
     }
 
     fn release(&mut self, epoch: Epoch) -> io::Result<()> {
-        while self.batches.front().is_some_and(|(of, _)| *of <= epoch) {
-            if let Some((_, batch)) = self.batches.pop_front() {
+        while self.batches.front().is_some_and(|batch| batch.epoch <= epoch) {
+            if let Some(batch) = self.batches.pop_front() {
                 self.let_out(&batch);
             }
         }

@@ -11,7 +11,7 @@ use super::{
 };
 use anyhow::{Context, Result, bail, ensure};
 use mc_core::{
-    driver::{Clock, Figures, PrimaryDriver, PrimaryErrand},
+    driver::{Clock, PrimaryDriver, PrimaryErrand},
     histogram::Histogram,
     id::{Epoch, Generation, Incarnation, Name, PAGE_SIZE},
     primary::{Config, Event, Primary, Role},
@@ -55,8 +55,12 @@ pub struct Run {
     pub seconds: f64,
     /// Operations of the guest meanwhile.
     pub operations: u64,
-    /// The driver's.
-    pub driver: Figures,
+    /// Pages of the checkpoints that were captured meanwhile.
+    pub pages: u64,
+    /// How often a checkpoint was sent with the guest held, since staging was too small for it.
+    pub streamed_while_held: u64,
+    /// From the end of an epoch's pause to its ACK.
+    pub commit: Histogram,
     /// The source's.
     pub source: SourceFigures,
     /// From when a message was sent until it was let out.
@@ -130,29 +134,51 @@ impl Session {
         Ok(this)
     }
 
-    /// Runs for that long, stops the guest at a last checkpoint, and waits for its ACK. The epoch, and guest RAM as it is then.
+    /// Runs for `warm_up`, then measures for `time`, then stops the guest at a last checkpoint and waits for its ACK. Gives the
+    /// last epoch, and guest RAM's digest as it is then.
     ///
     /// # Errors
     /// Protection was lost.
-    pub fn run(mut self, time: Duration, ram: &SharedRam) -> Result<(Run, Epoch, String)> {
-        let operations = |driver: &Driver| driver.source().map_or(0, |s| s.guest().operations());
-        let (began, cpu, ops) = (Instant::now(), cpu_seconds(), operations(&self.driver));
-        while began.elapsed() < time {
-            self.step(time.saturating_sub(began.elapsed()))?;
-        }
-        let (seconds, operations) = (began.elapsed().as_secs_f64(), operations(&self.driver) - ops);
-        let cpu_s = cpu_seconds() - cpu;
-        let source = self.driver.source().context("the source is gone")?.figures().clone();
-        let (driver, hold) = (self.driver.figures().clone(), self.driver.gate.hold_times().clone());
+    pub fn run(mut self, warm_up: Duration, time: Duration, ram: &SharedRam) -> Result<(Run, Epoch, String)> {
+        self.go(warm_up)?;
+        self.source()?.reset();
+        self.driver.gate.reset();
+        let (cpu, ops) = (cpu_seconds(), self.source()?.guest().operations());
+        let before = self.driver.figures();
+        let (pages, streamed) = (before.pages, before.streamed_while_held);
+        let began = Instant::now();
+        self.go(time)?;
+        let run = Run {
+            seconds: began.elapsed().as_secs_f64(),
+            operations: self.source()?.guest().operations() - ops,
+            pages: self.driver.figures().pages - pages,
+            streamed_while_held: self.driver.figures().streamed_while_held - streamed,
+            commit: self.driver.gate.commit_times().clone(),
+            source: self.source()?.figures().clone(),
+            hold: self.driver.gate.hold_times().clone(),
+            cpu_s: cpu_seconds() - cpu,
+        };
         let epoch = self.end()?;
         let mut bytes = vec![0; ram.len()];
         ram.read(0, &mut bytes);
-        Ok((Run { seconds, operations, driver, source, hold, cpu_s }, epoch, digest(&bytes)))
+        Ok((run, epoch, digest(&bytes)))
+    }
+
+    fn go(&mut self, time: Duration) -> Result<()> {
+        let began = Instant::now();
+        while began.elapsed() < time {
+            self.step(time.saturating_sub(began.elapsed()))?;
+        }
+        Ok(())
+    }
+
+    fn source(&mut self) -> Result<&mut Source> {
+        self.driver.source_mut().context("the source is gone")
     }
 
     fn end(&mut self) -> Result<Epoch> {
         let before = self.driver.machine().epochs().0;
-        self.driver.source_mut().context("the source is gone")?.finish();
+        self.source()?.finish();
         self.until("the last checkpoint", |driver| {
             let (captured, acked) = driver.machine().epochs();
             captured > before && captured == acked && !driver.source().is_some_and(Source::has_news)
@@ -214,4 +240,20 @@ pub fn compare(epoch: Epoch, ram: &str, standby: &StandReport) -> Result<()> {
 #[must_use]
 pub fn bytes(pages: u64) -> f64 {
     pages as f64 * PAGE_SIZE as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_of_something_else_is_an_error() {
+        let stood =
+            |epoch, image: &str| StandReport { epoch, image: image.to_owned(), apply: Histogram::new(), cpu_s: 0.0 };
+        let ram = digest(b"guest RAM");
+        compare(Epoch(7), &ram, &stood(7, &ram)).unwrap();
+        let wrong = compare(Epoch(7), &ram, &stood(7, &digest(b"guest RAN"))).unwrap_err().to_string();
+        assert!(wrong.contains("not guest RAM"), "{wrong}");
+        assert!(compare(Epoch(7), &ram, &stood(6, &ram)).is_err());
+    }
 }

@@ -13,7 +13,7 @@ use std::{os::fd::BorrowedFd, sync::Arc, time::Duration};
 /// Bytes of device state in every checkpoint: what a small `pc` machine has.
 const DEVICE: usize = 13 << 10;
 
-/// What the source has measured, from the second checkpoint on: the first is the full synchronisation.
+/// What the source has measured; the full synchronisation does not count.
 #[derive(Clone, Debug, Default)]
 pub struct SourceFigures {
     /// From asking the guest to stop until it had.
@@ -95,6 +95,11 @@ impl Source {
     #[must_use]
     pub fn figures(&self) -> &SourceFigures {
         &self.figures
+    }
+
+    /// Forgets its figures so far.
+    pub fn reset(&mut self) {
+        (self.figures, self.first) = (SourceFigures::default(), now_ns());
     }
 
     /// Whether it has something to say at once.

@@ -37,7 +37,7 @@ pub struct StandReport {
     pub image: String,
     /// From the ACK of an epoch until the image was that epoch's.
     pub apply: Histogram,
-    /// Of this process, since the link was there.
+    /// Of this process, since the link was there: the full synchronisation is in it.
     pub cpu_s: f64,
 }
 
@@ -71,11 +71,12 @@ pub fn run(
             Poll::Event.idle(link.as_ref(), left);
         }
     }
+    let cpu_s = cpu_seconds() - before;
     let (_, epoch) = driver.machine().committed();
     let image = driver.image().context("the image is gone")?.block(BlockId(0));
     let apply = driver.figures().apply.clone();
     ensure!(epoch.0 > 0, "the link was lost before the first commit");
-    Ok(StandReport { epoch: epoch.0, image: digest(&image), apply, cpu_s: cpu_seconds() - before })
+    Ok(StandReport { epoch: epoch.0, image: digest(&image), apply, cpu_s })
 }
 
 /// Pumps; whether the primary is gone. The image is that of the newest commit then: the machine has revoked and drained, and
