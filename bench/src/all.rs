@@ -41,11 +41,19 @@ const STEPS: &[Step] = &[
     },
     Step { on: None, full: "beats PLACE --for 10s", quick: "beats PLACE --runs 3 --for 2s" },
     Step {
-        on: Some(Network::Rdma),
+        on: None,
         full: "capture DEVICE YARDSTICKS",
-        quick: "capture DEVICE YARDSTICKS --size 4MiB --runs 3 --for 300ms --yardstick-size 64KiB",
+        quick: "capture DEVICE YARDSTICKS --pages 4000 --ram 128MiB --runs 5 --for 300ms --yardstick-size 64KiB",
     },
     Step { on: Some(Network::Rdma), full: "register DEVICE", quick: "register DEVICE --size 64MiB --runs 3" },
+    Step {
+        on: None,
+        full: "epoch PLACE",
+        quick: "epoch PLACE --workload idle,uniform,database --rate 20000 --ram 32MiB --runs 2 --for 1s",
+    },
+    // Real VMs: on this machine's QEMU, which the lab's virtual machines cannot run.
+    Step { on: Some(Network::Tcp), full: "qemu YARDSTICKS", quick: "qemu YARDSTICKS --quick" },
+    Step { on: Some(Network::Tcp), full: "takeover", quick: "takeover --quick" },
 ];
 
 /// What came of it all.

@@ -1,6 +1,7 @@
 //! The command line.
 
 use crate::{
+    epoch::{Engine, guest::GuestArgs, track::Track, workload::Workload},
     link::{Network, Poll, Port, RcKnobs},
     qemu::QemuArgs,
     takeover::TakeoverArgs,
@@ -32,6 +33,8 @@ pub enum Command {
     Beats(BeatsArgs),
     /// Capture engines on patterns of dirty pages, beside a plain memcpy; the device's beside ib_write_bw to itself
     Capture(CaptureArgs),
+    /// The whole loop with a synthetic guest: pause, capture, commit, hold, apply, and what the guest loses
+    Epoch(EpochArgs),
     /// Registration of memory that is there already, beside the bare verb
     Register(RegisterArgs),
     /// Everything that makes sense on this transport and this machine, in one record
@@ -44,6 +47,9 @@ pub enum Command {
     Qemu(QemuArgs),
     /// Compare two stored records, figure by figure
     Compare(CompareArgs),
+    /// The synthetic guest (started by `epoch`)
+    #[command(hide = true)]
+    Guest(GuestArgs),
     /// The other end of a measurement (started by the other commands)
     #[command(hide = true)]
     Peer {
@@ -245,6 +251,48 @@ pub struct CaptureArgs {
     pub effort: Effort,
 }
 
+/// `mc-bench epoch`.
+#[derive(Clone, Debug, Args)]
+pub struct EpochArgs {
+    /// Where
+    #[command(flatten)]
+    pub place: Where,
+    /// From one pause to the next, at least
+    #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "20ms")]
+    pub every: Duration,
+    /// What the guest does
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "idle,sequential,uniform,zipf,database")]
+    pub workload: Vec<Workload>,
+    /// Its operations per second, or free
+    #[arg(long, value_name = "N|free,...", value_delimiter = ',', value_parser = rate, default_value = "50000,free")]
+    pub rate: Vec<Rate>,
+    /// Of the guest's random numbers
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// Bytes of guest RAM
+    #[arg(long, value_name = "SIZE", value_parser = guest_ram, default_value = "64MiB")]
+    pub ram: usize,
+    /// Bytes of the primary's staging; the standby's holds any epoch
+    #[arg(long, value_name = "SIZE", value_parser = checkpoint_size, default_value = "128MiB")]
+    pub staging: usize,
+    /// Checkpoints that were captured and not yet ACKed, at most
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=64))]
+    pub window: u64,
+    /// Who copies
+    #[arg(long, value_enum, default_value_t = Engine::Auto)]
+    pub engine: Engine,
+    /// How dirty pages are found
+    #[arg(long, value_enum, default_value_t = Track::Auto)]
+    pub track: Track,
+    /// How much of it (`--for` unprotected, and again protected)
+    #[command(flatten)]
+    pub effort: Effort,
+}
+
+/// Operations per second; `None`: as fast as it can.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate(pub Option<u64>);
+
 /// `mc-bench register`.
 #[derive(Clone, Debug, Args)]
 pub struct RegisterArgs {
@@ -351,6 +399,21 @@ fn slab_size(text: &str) -> std::result::Result<usize, String> {
 fn threads(text: &str) -> std::result::Result<usize, String> {
     let threads = text.parse().ok().filter(|n| (1..=64).contains(n));
     threads.ok_or_else(|| format!("{text:?} is no number of threads; allowed: 1 to 64"))
+}
+
+fn guest_ram(text: &str) -> std::result::Result<usize, String> {
+    let bytes = checkpoint_size(text)?;
+    let enough = bytes >= 16 * PAGE_SIZE;
+    enough.then_some(bytes).ok_or_else(|| format!("guest RAM has 64KiB at least; {text} does not do"))
+}
+
+fn rate(text: &str) -> std::result::Result<Rate, String> {
+    if text == "free" {
+        return Ok(Rate(None));
+    }
+    let rate = text.parse().ok().filter(|n| (1..=100_000_000).contains(n));
+    rate.map(|n| Rate(Some(n)))
+        .ok_or_else(|| format!("{text:?} is no rate; allowed: free, or 1 to 100000000 per second"))
 }
 
 fn depth(text: &str) -> std::result::Result<usize, String> {

@@ -3,7 +3,7 @@
 use crate::{
     beats,
     cli::{Command, Effort},
-    copies, qemu,
+    copies, epoch, qemu,
     record::{Missing, Section},
     register, takeover, transport,
 };
@@ -36,6 +36,7 @@ impl Job {
             Command::Beats(args) => Self::new(&args.effort.clone(), move || beats::run(&args)),
             Command::Capture(args) => Self::new(&args.effort.clone(), move || copies::run(&args)),
             Command::Register(args) => Self::new(&args.effort.clone(), move || register::run(&args)),
+            Command::Epoch(args) => Self::new(&args.effort.clone(), move || epoch::run(&args)),
             Command::Takeover(args) => Self::new(&args.effort.clone(), move || takeover::run(&args)),
             Command::Qemu(args) => Self::new(&args.effort.clone(), move || qemu::run(&args)),
             _ => return None,

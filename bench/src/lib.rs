@@ -20,6 +20,7 @@
 //! | [`takeover`] | `mc-bench takeover`: N real kills |
 //! | [`qemu`] | `mc-bench qemu`: a real VM, beside QEMU's own COLO and `migrate` |
 //! | [`copies`] | `mc-bench capture`: engines on patterns of dirty pages |
+//! | [`epoch`] | `mc-bench epoch`: the whole loop with a synthetic guest |
 //! | [`side`] | the first process's side of a link |
 //! | [`load`], [`sink`] | checkpoints over a link: the side that measures, and the one that ACKs |
 //! | [`peer`] | the second process |
@@ -36,9 +37,9 @@ pub mod beating;
 pub mod beats;
 pub mod cli;
 pub mod commands;
-
 pub mod compare;
 pub mod copies;
+pub mod epoch;
 pub mod face;
 pub mod link;
 pub mod load;

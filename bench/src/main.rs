@@ -6,7 +6,7 @@ use mc_bench::{
     all,
     cli::{AllArgs, Cli, Command, Output},
     commands::{Job, Prerequisite},
-    compare, face, peer,
+    compare, epoch, face, peer,
     record::{Begun, Record},
     stored,
 };
@@ -31,6 +31,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
     let begun = Begun::now();
     match command {
         Command::Peer { control } => peer::serve(control).map(|()| ExitCode::SUCCESS),
+        Command::Guest(args) => epoch::guest::serve(&args).map(|()| ExitCode::SUCCESS),
         Command::Report(args) => {
             let record = stored::read(&args.record)?;
             face::show_again(&record, &args)?;

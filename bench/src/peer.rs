@@ -14,6 +14,7 @@
 
 use crate::{
     beating::{Address, Echo, End, Heard},
+    epoch::standby::{self as after_image, StandReport, StandSpec},
     link::{Poll, Port, QUEUE, RcKnobs},
     pong,
     sink::{self, SinkReport},
@@ -65,6 +66,8 @@ enum Request {
     EndBeats,
     /// Be the sink of a link; with RDMA, to this endpoint.
     Sink { spec: LinkSpec, incarnation: u64, endpoint: Option<String> },
+    /// Be the standby at the other end of a link; with RDMA, to this endpoint.
+    Stand { spec: LinkSpec, stand: StandSpec, incarnation: u64, endpoint: Option<String> },
     /// Answer a ping-pong over TCP.
     Echo { poll: Poll },
 }
@@ -74,6 +77,7 @@ enum Reply {
     Listening(SocketAddr),
     Connected(String),
     Done(SinkReport),
+    Stood(StandReport),
     Beating(Address),
     Heard(Heard),
     Failed(String),
@@ -188,29 +192,44 @@ impl Peer {
     /// Either end cannot be opened.
     pub fn link(&mut self, spec: &LinkSpec) -> Result<(Box<dyn Transport>, Incarnation)> {
         let incarnation = draw()?;
-        let link = match &spec.ports {
-            None => self.tcp(spec, incarnation)?,
-            Some((near, far)) => self.rdma(spec, near, far, incarnation)?,
-        };
-        Ok((link, incarnation))
+        let sink = |endpoint| Request::Sink { spec: spec.clone(), incarnation: incarnation.0, endpoint };
+        Ok((self.open(spec, incarnation, sink)?, incarnation))
     }
 
-    fn tcp(&mut self, spec: &LinkSpec, incarnation: Incarnation) -> Result<Box<dyn Transport>> {
-        self.lines.send(&Request::Sink { spec: spec.clone(), incarnation: incarnation.0, endpoint: None })?;
-        let stream = TcpStream::connect(self.listening()?)?;
-        Ok(Box::new(TcpLink::new(stream, spec.slab_bytes, "the peer process")?))
+    /// Opens a link whose other end is a standby. Close it by dropping it, then ask for [`Peer::stood`].
+    ///
+    /// # Errors
+    /// Either end cannot be opened.
+    pub fn stand(&mut self, spec: &LinkSpec, stand: StandSpec) -> Result<(Box<dyn Transport>, Incarnation)> {
+        let incarnation = draw()?;
+        let request = |endpoint| Request::Stand { spec: spec.clone(), stand, incarnation: incarnation.0, endpoint };
+        Ok((self.open(spec, incarnation, request)?, incarnation))
     }
 
-    fn rdma(
+    /// What the standby has to say, once the link was dropped.
+    ///
+    /// # Errors
+    /// It failed.
+    pub fn stood(&mut self) -> Result<StandReport> {
+        match self.reply()? {
+            Reply::Stood(report) => Ok(report),
+            other => bail!("the peer process answers {other:?}"),
+        }
+    }
+
+    fn open(
         &mut self,
         spec: &LinkSpec,
-        near: &Port,
-        far: &Port,
         incarnation: Incarnation,
+        request: impl FnOnce(Option<String>) -> Request,
     ) -> Result<Box<dyn Transport>> {
+        let Some((near, far)) = &spec.ports else {
+            self.lines.send(&request(None))?;
+            let stream = TcpStream::connect(self.listening()?)?;
+            return Ok(Box::new(TcpLink::new(stream, spec.slab_bytes, "the peer process")?));
+        };
         let prepared = near.prepare(incarnation, spec.knobs)?;
-        let endpoint = Some(hex(&prepared.endpoint().encode()));
-        self.lines.send(&Request::Sink { spec: spec.clone(), incarnation: incarnation.0, endpoint })?;
+        self.lines.send(&request(Some(hex(&prepared.endpoint().encode()))))?;
         let Reply::Connected(theirs) = self.reply()? else { bail!("the peer process does not connect") };
         Ok(Box::new(prepared.connect(&endpoint_of(&theirs)?, far.device.clone(), true)?))
     }
@@ -306,6 +325,11 @@ impl Second {
                 }
                 let mut link = open(&mut self.lines, &spec, Incarnation(incarnation), endpoint.as_deref())?;
                 Ok(Reply::Done(sink::run(link.as_mut(), spec.posts, &mut self.pool, spec.poll)?))
+            }
+            Request::Stand { spec, stand, incarnation, endpoint } => {
+                let incarnation = Incarnation(incarnation);
+                let link = open(&mut self.lines, &spec, incarnation, endpoint.as_deref())?;
+                Ok(Reply::Stood(after_image::run(link, incarnation, stand, spec.slab_bytes)?))
             }
             Request::Beats { port, address, key } => {
                 let mut end = End::open(port.as_ref(), BeatKey(key))?;

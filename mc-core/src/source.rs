@@ -1,6 +1,9 @@
 //! Where checkpoints come from: something that can stop a VM, hand over what changed, and let it run on.
 
-use crate::id::{BlockId, PAGE_SIZE};
+use crate::{
+    capture::{CaptureEngine, CaptureError, Runs},
+    id::{BlockId, PAGE_SIZE},
+};
 use std::{io, os::fd::BorrowedFd};
 
 /// A running VM, as a source of checkpoints. Never blocks, but for the time a checkpoint takes to read.
@@ -54,6 +57,15 @@ pub trait CheckpointSink {
 
     /// Some device state, from the front; says how many bytes were taken.
     fn device(&mut self, data: &[u8]) -> Result<usize, NoRoom>;
+
+    /// Has an engine copy `runs`, for a source that can see guest RAM. A sink that only takes pages refuses.
+    ///
+    /// # Errors
+    /// [`CaptureError::NoRoom`]: make some, then go on with what is left of `runs`. Otherwise the checkpoint cannot be
+    /// completed.
+    fn capture(&mut self, engine: &mut dyn CaptureEngine, _runs: &mut Runs<'_>) -> Result<(), CaptureError> {
+        Err(CaptureError::Engine { engine: engine.name(), source: "this sink only takes pages".into() })
+    }
 }
 
 /// Why a source failed. The VM's state is then unknown: whoever holds its control connection must see to it.

@@ -231,4 +231,8 @@ impl CheckpointSink for Staging {
         self.totals.device_bytes += taken as u64;
         Ok(taken)
     }
+
+    fn capture(&mut self, engine: &mut dyn CaptureEngine, runs: &mut Runs<'_>) -> Result<(), CaptureError> {
+        Self::capture(self, engine, runs)
+    }
 }

@@ -74,17 +74,15 @@ impl Pattern {
         let run = match self {
             Self::Scattered => 1,
             Self::RunsOf8 => 8,
-            Self::Sequential => pages,
+            Self::Sequential => pages.max(1),
             Self::Idle => return Vec::new(),
         };
-        // One run somewhere in each of as many equal parts of the block.
+        // Each run has an equal share of the clean pages around it, and a random part of that before it.
         let (count, mut random) = (pages.div_ceil(run), Random::new(seed));
-        let part = of / count;
+        let clean = (of - pages) / count;
         let place = |index: u32| {
-            let length = run.min(pages - index * run);
-            let slack = u64::from(part - length.min(part)) + 1;
-            let page = u64::from(index * part) + random.below(slack);
-            Run { block: BlockId(0), offset: page * PAGE_SIZE as u64, pages: length }
+            let page = u64::from(index * (run + clean)) + random.below(u64::from(clean) + 1);
+            Run { block: BlockId(0), offset: page * PAGE_SIZE as u64, pages: run.min(pages - index * run) }
         };
         (0..count).map(place).collect()
     }

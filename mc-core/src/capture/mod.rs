@@ -72,6 +72,12 @@ impl<'a> Runs<'a> {
         Some(Run { offset, pages: run.pages - self.taken, ..*run })
     }
 
+    /// Pages that are left.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.rest.iter().map(|run| u64::from(run.pages)).sum::<u64>() - u64::from(self.taken)
+    }
+
     /// `pages` of the first were taken.
     pub(crate) fn take(&mut self, pages: u32) {
         self.taken += pages;

@@ -203,6 +203,11 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
         self.source.as_ref()
     }
 
+    /// The source, to tell it what no machine would.
+    pub fn source_mut(&mut self) -> Option<&mut S> {
+        self.source.as_mut()
+    }
+
     fn act(&mut self) {
         while let Some(action) = self.machine.poll_action() {
             self.carry_out(action);
