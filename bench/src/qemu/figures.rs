@@ -1,6 +1,6 @@
 //! From runs to measures.
 
-use super::{colo::Road, ours::Ours, watch::Watched};
+use super::{ours::Ours, watch::Watched};
 use crate::record::{Better, Bound, Measure, Section, Timeline, Unit};
 use mc_core::histogram::Histogram;
 
@@ -9,13 +9,47 @@ const PAUSE_BOUND: f64 = 0.5;
 /// What goodput is to reach beside QEMU's migrate.
 const GOODPUT_BOUND: f64 = 1.0;
 
-/// Runs of one guest: ours, and beside each COLO's, one for each [`Road`].
+/// Whose pauses stand beside ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rival {
+    /// QEMU-to-QEMU COLO as it comes.
+    Colo,
+    /// The same, but neither kernel delays ACKs.
+    QuickColo,
+    /// A QEMU whose checkpoints nobody keeps: the floor.
+    Alone,
+}
+
+impl Rival {
+    /// All, in the order in which they are measured.
+    pub const ALL: [Self; 3] = [Self::Colo, Self::QuickColo, Self::Alone];
+
+    /// The yardstick's name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Colo => "QEMU COLO over TCP",
+            Self::QuickColo => "QEMU COLO over TCP, no delayed ACKs",
+            Self::Alone => "QEMU alone, checkpoints discarded",
+        }
+    }
+
+    fn case(self, name: &str) -> String {
+        match self {
+            Self::Colo => name.to_owned(),
+            Self::QuickColo => format!("{name}; COLO without delayed ACKs"),
+            Self::Alone => format!("{name}; QEMU alone"),
+        }
+    }
+}
+
+/// Runs of one guest: ours, and beside each those of its rivals, as in [`Rival::ALL`].
 #[derive(Debug, Default)]
 pub struct Case {
     /// "tiny on kvm, 64 pages".
     pub name: String,
     /// Run by run.
-    pub runs: Vec<(Ours, [Option<Watched>; 2])>,
+    pub runs: Vec<(Ours, [Option<Watched>; 3])>,
 }
 
 /// Streams of one run, in MB/sec.
@@ -48,8 +82,8 @@ impl Case {
         if self.runs.is_empty() {
             return;
         }
-        for (index, road) in Road::ALL.into_iter().enumerate() {
-            self.pauses(section, index, road);
+        for (index, rival) in Rival::ALL.into_iter().enumerate() {
+            self.pauses(section, index, rival);
         }
         self.work(section);
         self.delay(section);
@@ -61,42 +95,39 @@ impl Case {
         };
         let (first, theirs) = &self.runs[0];
         section.timelines.push(timeline(format!("{}; ours", self.name), &first.watched));
-        for (road, seen) in Road::ALL.into_iter().zip(theirs) {
+        for (rival, seen) in Rival::ALL.into_iter().zip(theirs) {
             section
                 .timelines
-                .extend(seen.as_ref().map(|seen| timeline(format!("{}; {}", self.name, road.name()), seen)));
+                .extend(seen.as_ref().map(|seen| timeline(format!("{}; {}", self.name, rival.name()), seen)));
         }
     }
 
-    fn pauses(&self, section: &mut Section, index: usize, road: Road) {
+    fn pauses(&self, section: &mut Section, index: usize, rival: Rival) {
         let beside = |value: &dyn Fn(&Watched) -> Option<f64>| -> Vec<Option<f64>> {
             self.runs.iter().map(|(_, theirs)| theirs[index].as_ref().and_then(value)).collect()
         };
-        let case = match road {
-            Road::Plain => self.name.clone(),
-            Road::QuickAcks => format!("{}; COLO without delayed ACKs", self.name),
-        };
+        let case = rival.case(&self.name);
         let theirs = all(self.runs.iter().filter_map(|(_, t)| t[index].as_ref().map(Watched::times)));
-        if theirs.is_empty() && road != Road::Plain {
+        if theirs.is_empty() && rival != Rival::Colo {
             return;
         }
         let own = |ours: &Ours, p: f64| if p < 0.9 { ours.own_pause_us.0 } else { ours.own_pause_us.1 };
         for (name, p) in [("pause p50", 0.5), ("pause p99", 0.99)] {
             let mut ours =
                 Measure::new(name, &case, Unit::Usec, Better::Lower, self.each(|o| us(&o.watched.times(), p)))
-                    .beside(road.name(), beside(&|seen| Some(us(&seen.times(), p))))
+                    .beside(rival.name(), beside(&|seen| Some(us(&seen.times(), p))))
                     .times(all(self.runs.iter().map(|(o, _)| o.watched.times())))
                     .column("sidecar's own[usec]", median(&self.each(|o| own(o, p))));
-            // The other road is no QEMU that anybody has: it says how much of the difference the road makes.
-            ours.bound = (road == Road::Plain).then(|| Bound::ratio_at_most(PAUSE_BOUND));
+            // The others are no QEMU that anybody runs: they say what the difference is made of.
+            ours.bound = (rival == Rival::Colo).then(|| Bound::ratio_at_most(PAUSE_BOUND));
             section.measures.push(ours);
         }
         let periods = self.each(|o| o.watched.period_us().unwrap_or_default());
         let period = Measure::new("period", &case, Unit::Usec, Better::Neither, periods);
-        section.measures.push(period.beside(road.name(), beside(&Watched::period_us)));
+        section.measures.push(period.beside(rival.name(), beside(&Watched::period_us)));
         if !theirs.is_empty() {
             let runs = beside(&|seen| Some(us(&seen.times(), 0.5))).into_iter().flatten().collect();
-            let measure = Measure::new("COLO's pause", &case, Unit::Usec, Better::Neither, runs).times(theirs);
+            let measure = Measure::new("yardstick's pause", &case, Unit::Usec, Better::Neither, runs).times(theirs);
             section.measures.push(measure);
         }
     }
@@ -169,7 +200,7 @@ mod tests {
 
     #[test]
     fn pauses_are_bounded_beside_colo_as_it_comes() {
-        let case = Case { name: "tiny".into(), runs: vec![(ours(1.0), [Some(seen(50.0)), Some(seen(1.5))])] };
+        let case = Case { name: "tiny".into(), runs: vec![(ours(1.0), [Some(seen(50.0)), Some(seen(1.5)), None])] };
         let mut section = Section::new("qemu", "");
         case.fill(&mut section);
         let pauses: Vec<_> = section.measures.iter().filter(|m| m.name.starts_with("pause ")).collect();
@@ -183,11 +214,11 @@ mod tests {
 
     #[test]
     fn without_colo_ours_stand_alone() {
-        let case = Case { name: "tiny".into(), runs: vec![(ours(1.0), [None, None])] };
+        let case = Case { name: "tiny".into(), runs: vec![(ours(1.0), [None, None, None])] };
         let mut section = Section::new("qemu", "");
         case.fill(&mut section);
         let of = |name: &str| section.measures.iter().filter(|m| m.name == name).collect::<Vec<_>>();
-        assert_eq!((of("pause p50").len(), of("pause p50")[0].met(), of("COLO's pause").len()), (1, None, 0));
+        assert_eq!((of("pause p50").len(), of("pause p50")[0].met(), of("yardstick's pause").len()), (1, None, 0));
     }
 
     #[test]

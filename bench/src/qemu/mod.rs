@@ -5,17 +5,21 @@
 //! | [`watch`] | pauses as QEMU tells them: the one method for all |
 //! | [`ours`] | a VM under our protection |
 //! | [`colo`] | QEMU-to-QEMU COLO at the same period |
+//! | [`alone`] | a QEMU whose checkpoints nobody keeps: the floor |
+//! | [`stand`] | what those two share: a stock QEMU as a primary |
 //! | [`streams`] | all of RAM once: QEMU's `migrate`, our full synchronisation |
 //! | [`figures`] | from runs to measures |
 //!
 //! ```text
-//!   run 1: for each guest: COLO, COLO without delayed ACKs, ours      then the streams
+//!   run 1: for each guest: COLO, COLO without delayed ACKs, QEMU alone, ours      then the streams
 //!   run 2: …
 //! ```
 
+pub mod alone;
 pub mod colo;
 pub mod figures;
 pub mod ours;
+pub mod stand;
 pub mod streams;
 pub mod watch;
 
@@ -29,8 +33,7 @@ use crate::{
 };
 use anyhow::{Result, bail, ensure};
 use clap::Args;
-use colo::Road;
-use figures::{Case, Streams, fill_streams};
+use figures::{Case, Rival, Streams, fill_streams};
 use rig::{
     demo::{DemoArgs, Hosts, stage::Stage},
     guest::{Accel, Guest, Kind},
@@ -200,18 +203,21 @@ impl Bench<'_> {
     fn case(&mut self, number: u32, case: &mut Case, pages: u32) -> Result<()> {
         let guest = self.stage.settings.guest.rewriting(pages, &self.stage.settings.work_dir)?;
         let settings = Settings { guest, ..self.stage.settings.clone() };
-        let (period, time) = (self.args.epoch, self.time);
-        let mut theirs = [None, None];
-        for (road, seen) in Road::ALL.into_iter().zip(&mut theirs) {
+        let (times, time) = ((self.args.epoch, self.time), self.time);
+        let mut theirs = [None, None, None];
+        for (rival, seen) in Rival::ALL.into_iter().zip(&mut theirs) {
             if self.args.effort.no_yardsticks {
                 continue;
             }
-            let what = format!("{}, run {number}, {}", case.name, road.name());
-            *seen = self
-                .attempt(&what, &settings, |s, stage, dir| colo::run(s, &*stage.topology, dir, period, time, road))?;
+            let what = format!("{}, run {number}, {}", case.name, rival.name());
+            *seen = self.attempt(&what, &settings, |s, stage, dir| match rival {
+                Rival::Colo => colo::run(s, &*stage.topology, dir, times, false),
+                Rival::QuickColo => colo::run(s, &*stage.topology, dir, times, true),
+                Rival::Alone => alone::run(s, &*stage.topology, dir, times),
+            })?;
             match seen {
                 Some(seen) => eprintln!("mc-bench: {what}: pauses {}", told(&seen.times())),
-                None => self.note_missing(road.name()),
+                None => self.note_missing(rival.name()),
             }
         }
         let what = format!("{}, run {number}, ours", case.name);

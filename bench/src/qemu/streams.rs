@@ -4,7 +4,7 @@
 //! timed by events, without the start of any process: `migrate` from `setup` to `completed` by QEMU's clock, ours from
 //! the beginning of the session (`syncing`) until the standby has all of it, and the register says so (`protected`).
 
-use super::colo::{UNLIMITED, start};
+use super::stand::{UNLIMITED, start};
 use crate::units::mib_per_s;
 use anyhow::{Context, Result, bail, ensure};
 use rig::{
