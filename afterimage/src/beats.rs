@@ -6,7 +6,7 @@ use crate::{
 };
 use anyhow::{Context, Result};
 use mc_core::{
-    detector::{Config, Parameters},
+    detector::{Config, ParameterError, Parameters},
     id::{Incarnation, nanos},
     transport::Keepalive,
     wire::beat::BeatKey,
@@ -21,10 +21,19 @@ pub const STANDBY: u8 = 2;
 /// How one side wants its beats.
 #[derive(Clone, Copy, Debug)]
 pub struct Wish {
-    /// Between two beats, both ways.
+    /// Between two beats.
     pub interval: Duration,
+    /// Never receive more often than this; `None`: than `interval`.
+    pub min_rx: Option<Duration>,
     /// Missed beats until the other side suspects this one.
     pub multiplier: u8,
+}
+
+impl Wish {
+    /// As the detector takes it.
+    pub fn parameters(&self) -> Result<Parameters, ParameterError> {
+        Parameters::new(self.interval, self.min_rx.unwrap_or(self.interval), self.multiplier)
+    }
 }
 
 /// An interval as the hello and beats carry it, µs.
@@ -40,7 +49,7 @@ pub fn start(
     wish: Wish,
     clock: Clock,
 ) -> Result<BeatHandle> {
-    let parameters = Parameters::new(wish.interval, wish.interval, wish.multiplier)?;
+    let parameters = wish.parameters()?;
     let config = Config { incarnation, member, parameters, startup: None };
     BeatThread::spawn(keepalive, key, config, clock).context("the beat thread")
 }

@@ -1,8 +1,14 @@
 //! The command line. What a flag leaves open, the file and then the defaults decide: see [`crate::config`].
 
+mod keepalive;
+mod set;
+
+pub use keepalive::{KeepaliveCommand, KeepaliveSetArgs, KeepaliveShowArgs};
+pub use set::SetArgs;
+
 use crate::{
     arbiter::{ArbiterSpec, HostPort},
-    config::{NicSpec, PathArgs, parse_duration, parse_size},
+    config::{NicSpec, OnCapWish, PathArgs, parse_duration, parse_size},
     exit::CODES,
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -65,6 +71,15 @@ pub enum Command {
     /// On the primary: end protection through the arbiter; the VM runs on alone, its network intact
     #[command(after_long_help = help("afterimage unprotect --vm web"))]
     Unprotect(UnprotectArgs),
+    /// Change how a running pair watches each other, and look at it
+    Keepalive {
+        /// What to do.
+        #[command(subcommand)]
+        command: KeepaliveCommand,
+    },
+    /// On the primary: change a running pair's epoch, its staging, and what a full staging means
+    #[command(after_long_help = help("afterimage set --vm web epoch=50ms max-staging=128MiB on-cap=grow:64MiB --save"))]
+    Set(SetArgs),
     /// Look at configuration files
     Config {
         /// What to do with it.
@@ -151,12 +166,19 @@ pub struct ProtectArgs {
     /// How often to tell the other side that this one lives [default: 10ms]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub beat_interval: Option<Duration>,
+    /// Never hear the other side more often than this [default: --beat-interval]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub beat_min_rx: Option<Duration>,
     /// After this many missed beats the other side is suspect; 1 to 255 [default: 5]
     #[arg(long, value_name = "N")]
     pub detect_multiplier: Option<u8>,
     /// Memory for checkpoints on their way, never exceeded [default: 64MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub staging: Option<u64>,
+    /// What to do about a checkpoint that is larger: throttle (the VM is held while it is sent), grow:SIZE (so much memory
+    /// more, then the VM is held), unprotect (the VM is not held: protection is given up) [default: throttle]
+    #[arg(long, value_name = "POLICY")]
+    pub on_cap: Option<OnCapWish>,
     /// The unit that staging is divided into; 256KiB to 16MiB [default: 1MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub slab: Option<u64>,
@@ -215,6 +237,9 @@ pub struct StandbyArgs {
     /// How often to tell the other side that this one lives [default: 10ms]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub beat_interval: Option<Duration>,
+    /// Never hear the other side more often than this [default: --beat-interval]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub beat_min_rx: Option<Duration>,
     /// After this many missed beats the other side is suspect; 1 to 255 [default: 5]
     #[arg(long, value_name = "N")]
     pub detect_multiplier: Option<u8>,

@@ -4,16 +4,20 @@
 //! check` prints what is itself a configuration file.
 
 mod file;
+mod on_cap;
 mod paths;
 mod resolve;
 mod units;
 
+pub use on_cap::OnCapWish;
 pub use paths::{KeepaliveWish, PathArgs, PathsConfig, TransportWish};
-pub use resolve::check;
+pub use resolve::{check, check_text};
+pub(crate) use units::size_text;
 pub use units::{NicSpec, parse_duration, parse_size};
 
 use crate::{
     arbiter::{ArbiterSpec, HostPort},
+    beats::Wish,
     exit::ExitError,
 };
 use mc_core::id::Name;
@@ -58,11 +62,16 @@ pub struct ProtectConfig {
     /// How often a beat is sent.
     #[serde(rename = "beat_interval_ms", with = "millis")]
     pub beat_interval: Duration,
+    /// How often beats are received at most; `None`: as often as they are sent.
+    #[serde(rename = "beat_min_rx_ms", default, skip_serializing_if = "Option::is_none", with = "maybe_millis")]
+    pub beat_min_rx: Option<Duration>,
     /// Missed beats until suspicion.
     pub detect_multiplier: u8,
     /// Staging's cap, bytes.
     #[serde(rename = "staging_mib", with = "mib")]
     pub staging_bytes: u64,
+    /// What a checkpoint that outgrows it means.
+    pub on_cap: OnCapWish,
     /// Bytes of a slab.
     #[serde(rename = "slab_kib", with = "kib")]
     pub slab_bytes: u64,
@@ -80,6 +89,9 @@ pub struct ProtectConfig {
     pub force_writable_disks: bool,
     /// Which way checkpoints and beats go.
     pub paths: PathsConfig,
+    /// The file of --config, for what is saved later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_file: Option<PathBuf>,
 }
 
 /// `afterimage standby`.
@@ -107,6 +119,9 @@ pub struct StandbyConfig {
     /// How often a beat is sent.
     #[serde(rename = "beat_interval_ms", with = "millis")]
     pub beat_interval: Duration,
+    /// How often beats are received at most; `None`: as often as they are sent.
+    #[serde(rename = "beat_min_rx_ms", default, skip_serializing_if = "Option::is_none", with = "maybe_millis")]
+    pub beat_min_rx: Option<Duration>,
     /// Missed beats until suspicion.
     pub detect_multiplier: u8,
     /// Where sockets and locks are.
@@ -115,6 +130,9 @@ pub struct StandbyConfig {
     pub qemu: Vec<String>,
     /// Which way checkpoints and beats go.
     pub paths: PathsConfig,
+    /// The file of --config, for what is saved later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_file: Option<PathBuf>,
 }
 
 /// Why there is no configuration to run with.
@@ -180,6 +198,24 @@ impl From<ConfigError> for ExitError {
     }
 }
 
+macro_rules! wish {
+    ($($config:ident)*) => {$(
+        impl $config {
+            /// How this side wants its beats.
+            #[must_use]
+            pub fn wish(&self) -> Wish {
+                Wish { interval: self.beat_interval, min_rx: self.beat_min_rx, multiplier: self.detect_multiplier }
+            }
+
+            /// From now on, for this session's successors too.
+            pub fn set_wish(&mut self, wish: Wish) {
+                (self.beat_interval, self.beat_min_rx, self.detect_multiplier) = (wish.interval, wish.min_rx, wish.multiplier);
+            }
+        }
+    )*};
+}
+wish! { ProtectConfig StandbyConfig }
+
 macro_rules! serde_with {
     ($($module:ident $wrapper:ident $t:ty;)*) => {$(
         mod $module {
@@ -195,6 +231,18 @@ macro_rules! serde_with {
         }
     )*};
 }
+mod maybe_millis {
+    use super::*;
+
+    pub(super) fn serialize<S: serde::Serializer>(value: &Option<Duration>, s: S) -> Result<S::Ok, S::Error> {
+        value.map(Millis).serialize(s)
+    }
+
+    pub(super) fn deserialize<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<Duration>, D::Error> {
+        Ok(Option::<Millis>::deserialize(d)?.map(|w| w.0))
+    }
+}
+
 serde_with! {
     millis Millis Duration;
     mib Mib u64;

@@ -7,6 +7,7 @@
 //! | [`standby`] | the standby |
 //! | [`witness`], [`arbiter`] | the register's keeper, and a node's side of it |
 //! | [`status`], [`control`] | the control socket |
+//! | [`live`] | a running pair is changed: its keepalive, its epoch, its staging |
 //! | [`qemu`] | QEMU's control connection and migration stream |
 //! | [`gate`] | output commit |
 //! | [`keepalive`], [`beats`] | the beat thread |
@@ -28,6 +29,7 @@ pub mod exit;
 pub mod gate;
 pub mod inbox;
 pub mod keepalive;
+pub mod live;
 pub mod paths;
 pub mod protect;
 pub mod qemu;

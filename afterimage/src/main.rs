@@ -4,7 +4,7 @@ use afterimage::{
     cli::{Cli, Command, ConfigCommand, RdmaCommand},
     config::{self, ProtectConfig, StandbyConfig, WitnessConfig},
     exit::{self, Code, ExitError},
-    protect, rdma, standby, status, witness,
+    live, protect, rdma, standby, status, witness,
 };
 use clap::Parser;
 use std::{
@@ -53,6 +53,8 @@ fn run(command: Command) -> anyhow::Result<Code> {
         Command::Status(args) => status::show(&args),
         Command::Takeover(args) => status::operate(&args, status::Request::Takeover),
         Command::Solo(args) => status::operate(&args, status::Request::Solo),
+        Command::Keepalive { command } => live::keepalive(&command),
+        Command::Set(args) => live::set(&args),
         Command::Unprotect(args) => status::unprotect(&args),
         Command::Protect(args) => protect::run(ProtectConfig::resolve(args).map_err(ExitError::from)?),
         Command::Standby(args) => standby::run(StandbyConfig::resolve(args).map_err(ExitError::from)?),

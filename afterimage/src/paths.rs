@@ -69,6 +69,11 @@ pub fn check(config: &PathsConfig) -> Result<(), ExitError> {
     if config.transport == TransportWish::Rdma { half::check(config) } else { Ok(()) }
 }
 
+/// Whether RDMA may pin so many bytes more.
+pub fn room_to_pin(bytes: u64) -> Result<(), ExitError> {
+    half::room_to_pin(bytes)
+}
+
 /// Our side of RDMA: `Ok(Err(why))` where there is none, and none is needed.
 fn open(config: &PathsConfig, local: IpAddr, hello: &Hello) -> Result<Result<Half, String>> {
     match config.transport {

@@ -73,6 +73,8 @@ pub fn fill_staging(status: &mut Status, stats: PoolStats) {
     status.staging_used_bytes = stats.used_bytes;
     status.staging_live_bytes = stats.live_bytes;
     status.staging_cap_bytes = stats.cap_bytes;
+    status.staging_limit_bytes = stats.limit_bytes;
+    status.staging_most_bytes = stats.most_bytes;
     status.staging_cap_hits = stats.cap_hits;
 }
 

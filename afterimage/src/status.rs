@@ -74,8 +74,20 @@ pub struct Status {
     pub staging_used_bytes: u64,
     /// Bytes of slabs that exist.
     pub staging_live_bytes: u64,
-    /// Bytes that those never exceed.
+    /// The cap. `--on-cap grow` lets a checkpoint outgrow it.
     pub staging_cap_bytes: u64,
+    /// Bytes at which no slab is made any more: the cap, and what it may be outgrown by. After it was lowered, those that
+    /// exist fall to it as slabs come back.
+    pub staging_limit_bytes: u64,
+    /// The most that ever existed.
+    pub staging_most_bytes: u64,
+    /// Of a primary, "throttle", "grow:SIZE" or "unprotect": what a checkpoint that outgrows staging means.
+    pub on_cap: String,
+    /// Of a primary, from one checkpoint to the next at most.
+    pub epoch_us: u64,
+    /// Of a primary, how long the VM runs between two checkpoints now, at most: less than an epoch while more would outgrow
+    /// staging.
+    pub run_us: u64,
     /// How often the cap was hit.
     pub staging_cap_hits: u64,
     /// How long the VM stood still per checkpoint.
@@ -157,7 +169,7 @@ impl Status {
 }
 
 /// The sockets of `side` (`None`: both) of `vm` (`None`: all) in the run directory, by name.
-fn sockets(args: &StatusArgs) -> Result<Vec<PathBuf>, ExitError> {
+pub(crate) fn sockets(args: &StatusArgs) -> Result<Vec<PathBuf>, ExitError> {
     let dir = &args.run_dir;
     let none = |why: String| {
         let remedy = "start `afterimage protect` or `afterimage standby`, or name the --run-dir that they use";
@@ -238,7 +250,7 @@ fn tell(run_dir: &Path, vm: Name, side: Side, request: Request) -> anyhow::Resul
             let refused = ExitError::new(Code::Failed, message);
             Err(remedy.into_iter().fold(refused, |e: ExitError, r: String| e.remedy(r)).into())
         }
-        Response::Status(_) => anyhow::bail!("{} answered {request:?} with its status", side.as_str()),
+        other => anyhow::bail!("{} answered {request:?} with {other:?}", side.as_str()),
     }
 }
 

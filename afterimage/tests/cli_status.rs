@@ -31,6 +31,9 @@ fn serve(dir: &Path, vm: &str, side: Side, role: &'static str, protected: bool) 
     let handler: Handler = Arc::new(move |request| match request {
         Request::Status => Response::Status(Box::new(status(&vm_name, role, protected))),
         Request::Takeover => Response::Done { message: "taking over".into() },
+        Request::Keepalive | Request::KeepaliveSet(_) | Request::Set(_) => {
+            Response::Refused { message: "not in this test".into(), remedy: None }
+        }
         Request::Solo | Request::Unprotect | Request::Handover => {
             Response::Refused { message: "nothing waits for an operator".into(), remedy: Some("look at status".into()) }
         }

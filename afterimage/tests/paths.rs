@@ -224,6 +224,7 @@ fn beat(sequence: u64, incarnation: u64) -> [u8; beat::LEN] {
         meant_for: 0,
         poll: false,
         is_final: false,
+        for_both: false,
     };
     beat.encode(&SESSION.1)
 }

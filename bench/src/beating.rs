@@ -132,6 +132,7 @@ fn make(sequence: u64, sent_at: u64, echo: u64) -> Beat {
         member: 1,
         poll: false,
         is_final: false,
+        for_both: false,
         meant_for: 0,
     }
 }

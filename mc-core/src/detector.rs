@@ -135,6 +135,14 @@ impl Detector {
         self.heard
     }
 
+    /// The same, but no proposal of the peer's makes it beat or listen more often than every `floor`: what the machine under
+    /// it can time.
+    #[must_use]
+    pub fn with_floor(mut self, floor: Duration) -> Self {
+        self.timing.set_floor(floor);
+        self
+    }
+
     /// The parameters that our beats advertise.
     #[must_use]
     pub fn parameters(&self) -> Parameters {
@@ -151,6 +159,19 @@ impl Detector {
     #[must_use]
     pub fn transmit_interval(&self) -> Duration {
         self.timing.transmit_interval(self.peer())
+    }
+
+    /// How often the peer has agreed to send; `None` before its first beat.
+    #[must_use]
+    pub fn receive_interval(&self) -> Option<Duration> {
+        self.peer().map(|peer| self.timing.receive_interval(peer))
+    }
+
+    /// How long the peer bears our silence at least: the shortest detection time that it may hold against us now, also while
+    /// a change is under way.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        self.timing.patience(self.peer())
     }
 
     /// How long the peer may be silent; before its first beat, the start-up limit.
@@ -194,6 +215,7 @@ impl Detector {
             meant_for: 0,
             poll,
             is_final,
+            for_both: poll && self.timing.proposing(),
         };
         self.push(Action::SendBeat(beat));
     }
@@ -241,6 +263,9 @@ impl Detector {
         self.overdue = 0;
         self.discount = Discount::default();
         self.timing.beat_arrived(&beat);
+        if beat.poll && beat.for_both {
+            self.timing.proposed(&beat, self.config.member < beat.member);
+        }
         self.hurry(now);
         if beat.poll {
             self.send(now, true);
@@ -319,6 +344,10 @@ impl Machine for Detector {
             }
             Event::SetParameters(parameters) => {
                 self.timing.change(parameters);
+                self.hurry(now);
+            }
+            Event::Propose(parameters) => {
+                self.timing.propose(parameters);
                 self.hurry(now);
             }
             Event::Committed { generation, epoch } => self.committed = (generation, epoch),

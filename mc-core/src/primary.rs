@@ -19,6 +19,10 @@
 //! Within Syncing, Registering and Protected the VM goes round: Running ─SourceReady→ Offered ─Pause→ Stopped ─Captured→
 //! Running. Captured runs Hold/Barrier, Resume, Commit, in that order: the barrier is set while the VM is stopped.
 //!
+//! When its next pause is due is for [`pace`] to say: an epoch after the last, sooner when staging would not hold the checkpoint.
+//! What a checkpoint that outgrows staging means for the VM is the operator's choice, [`OnCap`]: it is held while the
+//! checkpoint is streamed, or protection is given up, through the arbiter like every other end of it.
+//!
 //! A primary that was stalled (frozen, starved) may have been declared dead meanwhile, with ACKs of old epochs still in its
 //! socket. It releases nothing until it sees an ACK of an epoch that it captured *after* the stall: then the standby was
 //! still standing by (docs/adr/0003).
@@ -27,152 +31,21 @@
 //! - **I4** `Solo` is only asked for in states where the register says (solo, self).
 //! - **I5** the register is asked for "protected" only by an ACK of epoch 1.
 
+mod config;
+mod pace;
+mod report;
+
+pub use config::{Config, OnCap, Sabotage};
+pub use report::{Action, Event, Role};
+
 use crate::{
     id::{Epoch, Generation, Name, Time},
     machine::Machine,
     register::{CasOutcome, Mode, Owner, Register},
-    wire::control::{GoodbyeReason, NackReason},
+    wire::control::GoodbyeReason,
 };
+use pace::Pace;
 use std::{collections::VecDeque, time::Duration};
-
-/// What does not change while a primary lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Config {
-    /// From one pause to the next, at least.
-    pub epoch: Duration,
-    /// Checkpoints captured and not yet ACKed, at most. At least 1.
-    pub window: u64,
-    /// Removes one invariant, to see that its test notices. `None` but in tests.
-    pub sabotage: Option<Sabotage>,
-}
-
-/// A seeded bug: what the model checker must find when an invariant is not kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Sabotage {
-    /// I1: releases an epoch when it was sent, not when it was ACKed.
-    ReleaseUnacked,
-    /// I2: the standby ACKs an epoch without having all its slabs.
-    AckIncomplete,
-    /// I3: the standby asks for takeover with the link still up, and ACKs on, until its VM runs.
-    AckWhileClaiming,
-    /// I4: releases everything before the swap to solo is won.
-    ReleaseBeforeSolo,
-    /// I5: registers protection before the full synchronisation was ACKed.
-    RegisterEarly,
-    /// I5, seen from the standby: asks for takeover without knowing that the register names it.
-    SwapUnnamed,
-}
-
-/// What happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Event {
-    /// The operator wants protection, and a session with this standby is up.
-    Protect {
-        /// Who will stand by.
-        standby: Name,
-    },
-    /// The source can take a checkpoint; the VM runs.
-    SourceReady,
-    /// The whole checkpoint is in staging; the VM is stopped.
-    Captured,
-    /// Whether staging has room for another checkpoint.
-    Staging {
-        /// It has.
-        room: bool,
-    },
-    /// The standby has an epoch.
-    Ack {
-        /// Of this generation.
-        generation: Generation,
-        /// This one.
-        epoch: Epoch,
-    },
-    /// The standby refused an epoch.
-    Nack {
-        /// Of this generation.
-        generation: Generation,
-        /// Why.
-        reason: NackReason,
-    },
-    /// The connection broke.
-    LinkDown,
-    /// The standby missed K beats.
-    Suspect,
-    /// This process was not running for longer than the detection time: the standby may have taken over meanwhile.
-    Stalled,
-    /// The arbiter answered a swap.
-    Cas(CasOutcome),
-    /// The operator ends protection, or the guest shuts down: end it through the arbiter.
-    Unprotect(GoodbyeReason),
-    /// The VM died under us (not: shut down). The standby shall have it.
-    SourceLost,
-}
-
-/// What is to be done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Action {
-    /// Start the full synchronisation, as epoch 1 of this generation.
-    BeginSync {
-        /// What every slab and record carries.
-        generation: Generation,
-    },
-    /// Stop the VM and capture this epoch.
-    Pause {
-        /// The epoch that the checkpoint will be.
-        epoch: Epoch,
-    },
-    /// From now on hold output.
-    Hold,
-    /// Close the batch of output that this epoch covers. The VM is stopped.
-    Barrier(Epoch),
-    /// Let the VM run.
-    Resume,
-    /// Send what is staged, then the commit record.
-    Commit {
-        /// Of this epoch.
-        epoch: Epoch,
-    },
-    /// Let the output of every epoch up to this one go.
-    Release(Epoch),
-    /// Ask the arbiter.
-    Cas {
-        /// If it still has this generation …
-        expect: Generation,
-        /// … hold this.
-        new: Register,
-        /// Whether another node may want it too (so that a manual arbiter must ask its operator).
-        contested: bool,
-    },
-    /// Tell the standby that the register names it.
-    TellRegistered,
-    /// End the session with the standby; with a farewell if it still listens, so that it does not suspect us.
-    CloseLink(Option<GoodbyeReason>),
-    /// The register says (solo, self): let all output go, leave the source, see that the VM runs.
-    Solo,
-    /// Another node owns the VM: drop output, stop this copy.
-    Fence,
-    /// The VM is gone for good, and so is the reason for this process.
-    End,
-}
-
-/// The role, for status and tests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Role {
-    /// Runs unprotected; output flows.
-    Solo,
-    /// The full synchronisation is on its way.
-    Syncing,
-    /// The standby has epoch 1; the register does not say so yet, as far as we know.
-    Registering,
-    /// Output waits for ACKs.
-    Protected,
-    /// Wants to go on alone. Releases nothing.
-    Claiming,
-    /// Lost the arbitration, for good.
-    Fenced,
-    /// The VM is gone for good.
-    Ended,
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Vm {
@@ -195,7 +68,8 @@ pub struct Primary {
     acked: Epoch,
     /// Captured before a stall: ACKs up to this one release nothing.
     distrusted: Epoch,
-    next_epoch_at: Time,
+    pace: Pace,
+    on_cap: OnCap,
     /// While Registering: the session is gone, claim as soon as the arbiter has answered.
     broken: bool,
     /// Why protection is being ended on purpose.
@@ -210,6 +84,8 @@ impl Primary {
         assert!(config.window > 0, "a window of 0 would never checkpoint");
         assert_eq!(register.mode, Mode::Solo, "a primary starts as the register's solo owner");
         Self {
+            pace: Pace::new(config.epoch),
+            on_cap: OnCap::Throttle,
             config,
             register,
             role: Role::Solo,
@@ -219,7 +95,6 @@ impl Primary {
             captured: Epoch(0),
             acked: Epoch(0),
             distrusted: Epoch(0),
-            next_epoch_at: Time(0),
             broken: false,
             ending: None,
             actions: VecDeque::with_capacity(8),
@@ -255,7 +130,31 @@ impl Primary {
 
     /// Changes the epoch length from the next pause on.
     pub fn set_epoch(&mut self, epoch: Duration) {
-        self.config.epoch = epoch;
+        self.pace.set_epoch(epoch);
+    }
+
+    /// From one pause to the next, at most.
+    #[must_use]
+    pub fn epoch(&self) -> Duration {
+        self.pace.epoch()
+    }
+
+    /// Changes what a checkpoint that outgrows staging means.
+    pub fn set_on_cap(&mut self, on_cap: OnCap) {
+        self.on_cap = on_cap;
+    }
+
+    /// What a checkpoint that outgrows staging means.
+    #[must_use]
+    pub fn on_cap(&self) -> OnCap {
+        self.on_cap
+    }
+
+    /// How long the VM runs between two checkpoints now, at most; and how many came before their epoch was over, because
+    /// staging would not have held them.
+    #[must_use]
+    pub fn pacing(&self) -> (Duration, u64) {
+        (self.pace.run(), self.pace.sooner())
     }
 
     fn owner(&self) -> Owner {
@@ -278,9 +177,10 @@ impl Primary {
         }
     }
 
-    fn captured(&mut self) {
+    fn captured(&mut self, now: Time) {
         self.captured = self.captured.next();
         self.vm = Vm::Running;
+        self.pace.resume(now);
         if self.captured == Epoch::FULL_SYNC {
             self.actions.push_back(Action::Hold);
         }
@@ -403,6 +303,15 @@ impl Primary {
         }
     }
 
+    /// While the arbiter is asked the checkpoint is streamed all the same: nothing shortens the hold as much, and should the
+    /// arbiter not answer, the VM is not held for it.
+    fn full(&mut self) {
+        if self.on_cap == OnCap::Unprotect && self.role == Role::Protected && self.vm == Vm::Stopped {
+            self.actions.push_back(Action::GaveUp);
+            self.unprotect(GoodbyeReason::Unprotected);
+        }
+    }
+
     fn end(&mut self) {
         self.role = Role::Ended;
         self.actions.push_back(Action::End);
@@ -429,9 +338,9 @@ impl Primary {
     }
 
     fn pace(&mut self, now: Time) {
-        if self.wants_pause() && now >= self.next_epoch_at {
+        if self.wants_pause() && now >= self.pace.due() {
             self.vm = Vm::Stopped;
-            self.next_epoch_at = now.after(self.config.epoch);
+            self.pace.pause(now);
             self.actions.push_back(Action::Pause { epoch: self.captured.next() });
         }
     }
@@ -447,9 +356,11 @@ impl Machine for Primary {
             Event::Protect { .. } => {}
             Event::SourceReady if self.replicates() && self.vm == Vm::Running => self.vm = Vm::Offered,
             Event::SourceReady => {}
-            Event::Captured if self.replicates() && self.vm != Vm::Offered => self.captured(),
+            Event::Captured if self.replicates() && self.vm != Vm::Offered => self.captured(now),
             Event::Captured if self.role == Role::Claiming => self.resume_while_claiming(),
             Event::Captured => {}
+            Event::Measured { bytes, cap } => self.pace.measured(bytes, cap),
+            Event::Full => self.full(),
             Event::Staging { room } => self.staging_room = room,
             Event::Ack { generation, epoch } => self.ack(generation, epoch),
             Event::Nack { generation, .. } if generation == self.generation() => self.give_up_standby(false),
@@ -468,7 +379,7 @@ impl Machine for Primary {
     }
 
     fn deadline(&self) -> Option<Time> {
-        self.wants_pause().then_some(self.next_epoch_at)
+        self.wants_pause().then_some(self.pace.due())
     }
 
     fn handle_timeout(&mut self, now: Time) {

@@ -93,7 +93,7 @@ impl Staging {
     /// Whether a further checkpoint should be captured: at least half of the pool can be had.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.pool.available() * 2 >= self.pool.cap()
+        self.pool.room() * 2 >= self.pool.cap()
     }
 
     /// Drops whatever was captured and not sent.

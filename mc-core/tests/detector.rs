@@ -59,6 +59,7 @@ impl Bench {
             meant_for: 0,
             poll: false,
             is_final: false,
+            for_both: false,
         }
     }
 
@@ -351,6 +352,82 @@ fn another_multiplier_needs_no_poll() {
     bench.run(ms(10));
     let sent = *bench.sent().last().expect("a beat");
     assert_eq!((sent.detect_multiplier, sent.poll, bench.detector.polling()), (9, false, false));
+}
+
+#[test]
+fn a_proposal_is_polled_with_its_mark_and_answered_with_the_same_parameters() {
+    let mut bench = Bench::up();
+    bench.run(ms(1));
+    bench.event(Event::Propose(parameters(10, 10, 5)));
+    bench.run(ms(10));
+    let sent = *bench.sent().last().expect("a beat");
+    assert!(sent.poll && sent.for_both, "also when nothing changes here: the peer may differ");
+
+    let mut bench = Bench::up();
+    bench.run(ms(1));
+    bench.asked.clear();
+    let wish = Beat { poll: true, for_both: true, desired_tx_us: 5_000, required_rx_us: 4_000, ..bench.beat() };
+    bench.event(Event::BeatReceived(Beat { detect_multiplier: 3, ..wish }));
+    let answer = bench.sent()[0];
+    assert!(answer.is_final && !answer.poll && !answer.for_both);
+    assert_eq!((answer.desired_tx_us, answer.required_rx_us, answer.detect_multiplier), (5_000, 4_000, 3));
+    assert!(bench.detector.polling(), "and it polls in its turn");
+    assert_eq!(bench.detector.transmit_interval(), ms(5), "faster: at once");
+    bench.run(ms(5));
+    let sent = *bench.sent().last().expect("a beat");
+    assert!(sent.poll && !sent.for_both, "what was proposed is not proposed back");
+}
+
+#[test]
+fn no_proposal_is_taken_below_the_floor_or_out_of_bounds() {
+    let mut bench = Bench::up();
+    bench.detector = bench.detector.clone().with_floor(ms(2));
+    let wish = Beat { poll: true, for_both: true, desired_tx_us: 500, required_rx_us: 0, ..bench.beat() };
+    bench.event(Event::BeatReceived(wish));
+    assert_eq!(bench.detector.parameters(), parameters(2, 2, 5));
+    let hostile = Beat { desired_tx_us: u32::MAX, ..wish };
+    bench.event(Event::BeatReceived(Beat { sequence: hostile.sequence + 1, ..hostile }));
+    assert_eq!(bench.detector.parameters(), parameters(2, 2, 5), "kept");
+    assert!(bench.sent().last().is_some_and(|sent| sent.is_final), "and answered");
+}
+
+#[test]
+fn of_two_proposals_that_cross_the_lower_members_stands() {
+    for (member, stands) in [(1, true), (2, false)] {
+        let mut bench = Bench::new(None);
+        let config = Config { incarnation: SESSION, member, parameters: parameters(10, 10, 5), startup: None };
+        bench.detector = Detector::new(config, bench.now);
+        bench.event(Event::Propose(parameters(20, 20, 7)));
+        let theirs = Beat { poll: true, for_both: true, member: 3 - member, ..bench.beat() };
+        bench.event(Event::BeatReceived(theirs));
+        let ours = if stands { parameters(20, 20, 7) } else { parameters(10, 10, 5) };
+        assert_eq!(bench.detector.parameters(), ours, "member {member}");
+    }
+}
+
+/// What the peer holds against us is the shortest of what it may have heard, until its echo shows the newest.
+#[test]
+fn patience_is_the_shortest_detection_time_that_the_peer_may_hold() {
+    let mut bench = Bench::up();
+    assert_eq!(bench.detector.patience(), ms(50));
+    bench.run(ms(1));
+    bench.event(Event::SetParameters(parameters(100, 10, 8)));
+    assert_eq!(bench.detector.patience(), ms(50), "it may not have heard yet");
+    bench.event(Event::SetParameters(parameters(10, 10, 3)));
+    assert_eq!(bench.detector.patience(), ms(30), "before the first beat with it leaves");
+    bench.event(Event::SetParameters(parameters(100, 10, 8)));
+    bench.run(ms(10));
+    let told = *bench.sent().last().expect("a beat");
+    assert_eq!(bench.detector.patience(), ms(30), "the order in which it hears is the network's");
+    let stale = Beat { echo: told.sent_at - 1, ..bench.beat() };
+    bench.event(Event::BeatReceived(stale));
+    assert_eq!(bench.detector.patience(), ms(30));
+    let fresh = Beat { echo: told.sent_at, ..bench.beat() };
+    bench.event(Event::BeatReceived(fresh));
+    assert_eq!(bench.detector.patience(), ms(800));
+    let slower = Beat { required_rx_us: 200_000, ..bench.beat() };
+    bench.event(Event::BeatReceived(slower));
+    assert_eq!(bench.detector.patience(), ms(1600), "it expects less often than we send");
 }
 
 #[test]

@@ -185,6 +185,7 @@ fn beat(sequence: u64, incarnation: u64) -> Beat {
         meant_for: 0,
         poll: false,
         is_final: false,
+        for_both: false,
     }
 }
 

@@ -1,7 +1,7 @@
 //! The TOML file: a section per command, units in the keys, unknown keys refused.
 
 use super::{
-    ConfigError,
+    ConfigError, OnCapWish,
     paths::{KeepaliveWish, PathSettings, TransportWish},
     units::{Kib, Mib, Millis, NicSpec},
 };
@@ -49,8 +49,10 @@ pub(super) struct ProtectSection {
     pub(super) epoch_ms: Setting<Millis>,
     pub(super) nics: Setting<Vec<NicSpec>>,
     pub(super) beat_interval_ms: Setting<Millis>,
+    pub(super) beat_min_rx_ms: Setting<Millis>,
     pub(super) detect_multiplier: Setting<u8>,
     pub(super) staging_mib: Setting<Mib>,
+    pub(super) on_cap: Setting<OnCapWish>,
     pub(super) slab_kib: Setting<Kib>,
     pub(super) window: Setting<u64>,
     pub(super) held_limit_mib: Setting<Mib>,
@@ -77,6 +79,7 @@ pub(super) struct StandbySection {
     pub(super) spill: Setting<PathBuf>,
     pub(super) staging_mib: Setting<Mib>,
     pub(super) beat_interval_ms: Setting<Millis>,
+    pub(super) beat_min_rx_ms: Setting<Millis>,
     pub(super) detect_multiplier: Setting<u8>,
     pub(super) run_dir: Setting<PathBuf>,
     pub(super) qemu: Setting<Vec<String>>,
@@ -126,6 +129,11 @@ pub(super) fn load(path: Option<&Path>) -> Result<(Source, Sections), ConfigErro
     if bytes.len() as u64 > LARGEST {
         return Err(ConfigError::TooLong { path: path.into(), limit: LARGEST });
     }
+    parse(path, bytes)
+}
+
+/// The same, of what a file shall hold.
+pub(super) fn parse(path: &Path, bytes: Vec<u8>) -> Result<(Source, Sections), ConfigError> {
     let wrong = |line, what: &str| ConfigError::Syntax { path: path.into(), line, what: what.trim_end().into() };
     let text = String::from_utf8(bytes).map_err(|e| {
         let good = String::from_utf8_lossy(&e.as_bytes()[..e.utf8_error().valid_up_to()]).into_owned();

@@ -1,18 +1,21 @@
 //! Flags over file over defaults.
 
 use super::{
-    ConfigError, ProtectConfig, StandbyConfig, WitnessConfig,
-    file::{ProtectSection, Setting, Source, StandbySection, WitnessSection, load},
+    ConfigError, OnCapWish, ProtectConfig, StandbyConfig, WitnessConfig,
+    file::{ProtectSection, Sections, Setting, Source, StandbySection, WitnessSection, load, parse},
     paths,
     units::{Kib, Mib, Millis},
 };
 use crate::cli::{ProtectArgs, StandbyArgs, WitnessArgs};
-use mc_core::id::Name;
+use mc_core::{
+    detector::{MAX_INTERVAL, MIN_INTERVAL},
+    id::Name,
+};
 use serde::Serialize;
 use std::{
     fmt,
     net::{Ipv4Addr, SocketAddr},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -56,6 +59,12 @@ fn written(value: &impl Serialize) -> Option<String> {
 impl<'a> Resolver<'a> {
     fn new(command: &'static str, file: &'a Source) -> Self {
         Self { command, file, trail: Vec::new(), missing: Vec::new() }
+    }
+
+    /// The file's whole path: the process that reads it may have another working directory.
+    fn file_path(&self) -> Option<PathBuf> {
+        let path = self.file.path();
+        (!path.as_os_str().is_empty()).then(|| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()))
     }
 
     /// The flag, else what the file says.
@@ -125,8 +134,11 @@ impl<'a> Resolver<'a> {
         })
     }
 
-    fn check_beats(&self, interval: Millis, multiplier: u8) -> Result<(), ConfigError> {
-        self.check("beat_interval_ms", interval.0 <= Duration::from_secs(60), "more than 0, to 60000 ms")?;
+    fn check_beats(&self, interval: Millis, min_rx: Option<Millis>, multiplier: u8) -> Result<(), ConfigError> {
+        let allowed = "0.1 to 10000 ms";
+        let fits = |wish: Millis| (MIN_INTERVAL..=MAX_INTERVAL).contains(&wish.0);
+        self.check("beat_interval_ms", fits(interval), allowed)?;
+        self.check("beat_min_rx_ms", min_rx.is_none_or(fits), allowed)?;
         // RFC 5880, 6.8.1: bfd.DetectMult MUST be a nonzero integer.
         self.check("detect_multiplier", multiplier >= 1, "1 to 255")
     }
@@ -182,8 +194,10 @@ fn protect(r: &mut Resolver<'_>, args: ProtectArgs, mut s: ProtectSection) -> Re
     let epoch = r.or("epoch_ms", args.epoch.map(Millis), s.epoch_ms, Millis(Duration::from_millis(20)));
     let nics = r.or("nics", some(args.nics), s.nics, Vec::new());
     let beat = r.or("beat_interval_ms", args.beat_interval.map(Millis), s.beat_interval_ms, BEAT);
+    let beat_min_rx = r.optional("beat_min_rx_ms", args.beat_min_rx.map(Millis), s.beat_min_rx_ms);
     let detect_multiplier = r.or("detect_multiplier", args.detect_multiplier, s.detect_multiplier, MULTIPLIER);
     let staging = r.or("staging_mib", args.staging.map(Mib), s.staging_mib, STAGING);
+    let on_cap = r.or("on_cap", args.on_cap, s.on_cap, OnCapWish::default());
     let slab = r.or("slab_kib", args.slab.map(Kib), s.slab_kib, Kib(1 << 20));
     let window = r.or("window", args.window, s.window, 2);
     let held = r.or("held_limit_mib", args.held_limit.map(Mib), s.held_limit_mib, Mib(64 << 20));
@@ -191,10 +205,11 @@ fn protect(r: &mut Resolver<'_>, args: ProtectArgs, mut s: ProtectSection) -> Re
     let bind = r.optional("bind", args.bind, s.bind);
     let force = args.force_writable_disks.then_some(true);
     let force_writable_disks = r.or("force_writable_disks", force, s.force_writable_disks, false);
-    let paths = paths::resolve(r, args.paths, path_settings, staging.0)?;
+    // All that RDMA may have to pin.
+    let paths = paths::resolve(r, args.paths, path_settings, staging.0.saturating_add(on_cap.extra_bytes()))?;
 
     r.check("epoch_ms", (Duration::from_millis(1)..=Duration::from_secs(60)).contains(&epoch.0), "1 to 60000 ms")?;
-    r.check_beats(beat, detect_multiplier)?;
+    r.check_beats(beat, beat_min_rx, detect_multiplier)?;
     let whole_pages = slab.0.is_multiple_of(4096);
     let allowed = "256 to 16384 KiB, whole pages of 4 KiB";
     r.check("slab_kib", whole_pages && (256 << 10..=16 << 20).contains(&slab.0), allowed)?;
@@ -212,8 +227,10 @@ fn protect(r: &mut Resolver<'_>, args: ProtectArgs, mut s: ProtectSection) -> Re
         epoch: epoch.0,
         nics,
         beat_interval: beat.0,
+        beat_min_rx: beat_min_rx.map(|wish| wish.0),
         detect_multiplier,
         staging_bytes: staging.0,
+        on_cap,
         slab_bytes: slab.0,
         window,
         held_limit_bytes: held.0,
@@ -221,6 +238,7 @@ fn protect(r: &mut Resolver<'_>, args: ProtectArgs, mut s: ProtectSection) -> Re
         bind,
         force_writable_disks,
         paths,
+        config_file: r.file_path(),
     })
 }
 
@@ -235,13 +253,14 @@ fn standby(r: &mut Resolver<'_>, args: StandbyArgs, mut s: StandbySection) -> Re
     let spill = r.optional("spill", args.spill, s.spill);
     let staging = r.or("staging_mib", args.staging.map(Mib), s.staging_mib, STAGING);
     let beat = r.or("beat_interval_ms", args.beat_interval.map(Millis), s.beat_interval_ms, BEAT);
+    let beat_min_rx = r.optional("beat_min_rx_ms", args.beat_min_rx.map(Millis), s.beat_min_rx_ms);
     let detect_multiplier = r.or("detect_multiplier", args.detect_multiplier, s.detect_multiplier, MULTIPLIER);
     let run_dir = r.or("run_dir", args.run_dir, s.run_dir, RUN_DIR.into());
     let paths = paths::resolve(r, args.paths, path_settings, staging.0)?;
     let qemu = r.need("qemu", "-- QEMU ARGS...", some(args.qemu), s.qemu);
 
     r.check("staging_mib", staging.0 >= 512 << 10, "at least 0.5 MiB")?;
-    r.check_beats(beat, detect_multiplier)?;
+    r.check_beats(beat, beat_min_rx, detect_multiplier)?;
     r.check("qemu", qemu.as_ref().is_none_or(|q| !q.is_empty()), "QEMU's path, then its arguments")?;
     let (Some(vm), Some(arbiter), Some(qemu)) = (vm, arbiter, qemu) else {
         return Err(r.incomplete());
@@ -256,10 +275,12 @@ fn standby(r: &mut Resolver<'_>, args: StandbyArgs, mut s: StandbySection) -> Re
         spill,
         staging_bytes: staging.0,
         beat_interval: beat.0,
+        beat_min_rx: beat_min_rx.map(|wish| wish.0),
         detect_multiplier,
         run_dir,
         qemu,
         paths,
+        config_file: r.file_path(),
     })
 }
 
@@ -278,7 +299,15 @@ macro_rules! resolve {
         /// `config check FILE`: the file's sections with every default filled in, each value with where it comes from. What
         /// has no default and may yet come as a flag is listed as not set; whatever is wrong is an error.
         pub fn check(path: &Path) -> Result<String, ConfigError> {
-            let (file, sections) = load(Some(path))?;
+            checked(path, load(Some(path))?)
+        }
+
+        /// The same of a text that is to become the file `path`.
+        pub fn check_text(path: &Path, text: &str) -> Result<String, ConfigError> {
+            checked(path, parse(path, text.as_bytes().to_vec())?)
+        }
+
+        fn checked(path: &Path, (file, sections): (Source, Sections)) -> Result<String, ConfigError> {
             let mut out = format!("# {}\n", path.display());
             $(if let Some(section) = sections.$command {
                 let mut resolver = Resolver::new(stringify!($command), &file);

@@ -51,6 +51,16 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     whole(number * f64::from(1u32 << shift)).ok_or_else(error)
 }
 
+/// As [`parse_size`] reads it: in the largest unit that comes out whole.
+pub(crate) fn size_text(bytes: u64) -> String {
+    let (n, unit) = match bytes {
+        b if b.is_multiple_of(1 << 30) => (b as f64 / f64::from(1 << 30), "GiB"),
+        b if b.is_multiple_of(1 << 20) => (b as f64 / f64::from(1 << 20), "MiB"),
+        b => (b as f64 / 1024.0, "KiB"),
+    };
+    format!("{n}{unit}")
+}
+
 /// A whole number of bytes, more than zero, at most [`LARGEST`]. A thousandth of a byte is forgiven: readers of JSON need not
 /// return the last bit of a fraction.
 fn whole(bytes: f64) -> Option<u64> {

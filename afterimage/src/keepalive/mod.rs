@@ -12,15 +12,19 @@
 //! The thread shares nothing with the checkpoint path: FaRM (SOSP 2015, 6.5) measured leases on shared queue pairs and
 //! shared threads to expire falsely even at 100 ms, and to hold at 5 ms on their own.
 
+mod negotiation;
 mod paths;
 mod shared;
 mod stats;
 #[cfg(test)]
 mod tests;
+mod timer;
 mod worker;
 
+pub use negotiation::{Negotiation, Offer};
 pub use paths::{MAX_PATHS, PathStats, Paths, PathsReader};
 pub use stats::BeatStats;
+pub use timer::Timer;
 
 use crate::clock::Clock;
 use mc_core::{
@@ -29,7 +33,7 @@ use mc_core::{
     transport::Keepalive,
     wire::beat::BeatKey,
 };
-use shared::Shared;
+use shared::{Order, Shared};
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd},
@@ -82,11 +86,11 @@ impl BeatThread {
         let thread = thread::Builder::new().name("beats".into()).stack_size(STACK).spawn(move || {
             let mut worker = worker;
             // Nobody listens only if `spawn` itself has panicked.
-            let _ = settled.send(worker::settle());
+            let _ = settled.send(worker.settle());
             worker.run();
         })?;
-        let notes = notes.recv().map_err(|_| io::Error::other("the thread \"beats\" died at its start"))?;
-        Ok(BeatHandle { shared, notes, thread: Some(thread) })
+        let (notes, timer) = notes.recv().map_err(|_| io::Error::other("the thread \"beats\" died at its start"))?;
+        Ok(BeatHandle { shared, notes, timer, thread: Some(thread) })
     }
 }
 
@@ -95,6 +99,7 @@ impl BeatThread {
 pub struct BeatHandle {
     shared: Arc<Shared>,
     notes: Vec<String>,
+    timer: Timer,
     thread: Option<thread::JoinHandle<()>>,
 }
 
@@ -136,8 +141,35 @@ impl BeatHandle {
 
     /// Changes parameters live; the peer is asked to confirm, see [`BeatStats::polling`].
     pub fn set_parameters(&self, parameters: Parameters) {
-        *self.shared.parameters.lock() = Some(parameters);
-        self.shared.parameters_changed.store(true, Ordering::Release);
+        self.shared.order(Order::Set(parameters));
+    }
+
+    /// The same, on both sides: the peer is asked to take them as its own.
+    pub fn propose(&self, parameters: Parameters) {
+        self.shared.order(Order::Propose(parameters));
+    }
+
+    /// What is in force, at most one wake-up old; and whether a change is under way: from the moment that it was ordered
+    /// until both sides have settled.
+    #[must_use]
+    pub fn negotiation(&self) -> (Negotiation, bool) {
+        let ordered = self.shared.ordered();
+        let negotiation = self.shared.published.lock().negotiation();
+        let under_way = negotiation.order != ordered || negotiation.polling || negotiation.peer_polling;
+        (negotiation, under_way)
+    }
+
+    /// How long the peer bears this side's silence at least, whatever it has heard of a change that is under way: who was
+    /// away for longer may have been declared dead. Lowered before the first beat that lowers it leaves. Never waits.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        Duration::from_nanos(self.shared.patience.load(Ordering::Acquire))
+    }
+
+    /// How punctual the thread's timers were when it started.
+    #[must_use]
+    pub fn timer(&self) -> Timer {
+        self.timer
     }
 
     /// Counters and percentiles, at most one wake-up old.

@@ -17,6 +17,15 @@ use std::{
     },
 };
 
+/// What the driver tells the thread.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Order {
+    /// Other parameters on this side.
+    Set(Parameters),
+    /// On both.
+    Propose(Parameters),
+}
+
 #[derive(Debug)]
 pub(super) struct Shared {
     verdict: AtomicU8,
@@ -24,8 +33,11 @@ pub(super) struct Shared {
     pub(super) suspicion: OnceLock<SuspicionReport>,
     pub(super) last_heard: AtomicU64,
     pub(super) committed: Committed,
-    pub(super) parameters: Mutex<Option<Parameters>>,
-    pub(super) parameters_changed: AtomicBool,
+    orders: Mutex<Option<(u64, Order)>>,
+    ordered: AtomicU64,
+    taken: AtomicU64,
+    /// ns; see [`super::BeatHandle::patience`].
+    pub(super) patience: AtomicU64,
     pub(super) published: Mutex<Published>,
     pub(super) stop: AtomicBool,
     pub(super) ended: AtomicBool,
@@ -39,12 +51,36 @@ impl Shared {
             suspicion: OnceLock::new(),
             last_heard: AtomicU64::new(now.0),
             committed: Committed::default(),
-            parameters: Mutex::new(None),
-            parameters_changed: AtomicBool::new(false),
+            orders: Mutex::new(None),
+            ordered: AtomicU64::new(0),
+            taken: AtomicU64::new(0),
+            patience: AtomicU64::new(u64::MAX),
             published: Mutex::new(Published::new()),
             stop: AtomicBool::new(false),
             ended: AtomicBool::new(false),
         })
+    }
+
+    /// The newest order counts.
+    pub(super) fn order(&self, order: Order) {
+        let mut slot = self.orders.lock();
+        let number = self.ordered.fetch_add(1, Ordering::AcqRel) + 1;
+        *slot = Some((number, order));
+    }
+
+    /// The number of the newest order.
+    pub(super) fn ordered(&self) -> u64 {
+        self.ordered.load(Ordering::Acquire)
+    }
+
+    /// For the thread: the newest order that it has not taken. `None` as well while one is being given.
+    pub(super) fn take_order(&self) -> Option<(u64, Order)> {
+        if self.ordered() == self.taken.load(Ordering::Relaxed) {
+            return None;
+        }
+        let order = self.orders.try_lock()?.take()?;
+        self.taken.store(order.0, Ordering::Relaxed);
+        Some(order)
     }
 
     pub(super) fn verdict(&self) -> Verdict {

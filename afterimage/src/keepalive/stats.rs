@@ -1,6 +1,6 @@
 //! The beats' numbers: what the thread records, and what a reader gets.
 
-use super::Verdict;
+use super::{Negotiation, Verdict};
 use mc_core::{
     detector,
     histogram::{Histogram, Percentiles},
@@ -80,6 +80,7 @@ pub(super) struct Published {
     transmit_interval: Duration,
     gap: Histogram,
     rtt: Histogram,
+    negotiation: Negotiation,
 }
 
 fn micros(d: Duration) -> u64 {
@@ -97,7 +98,16 @@ impl Published {
             transmit_interval: Duration::ZERO,
             gap: Histogram::new(),
             rtt: Histogram::new(),
+            negotiation: Negotiation::default(),
         }
+    }
+
+    pub(super) fn negotiate(&mut self, negotiation: Negotiation) {
+        self.negotiation = negotiation;
+    }
+
+    pub(super) fn negotiation(&self) -> Negotiation {
+        self.negotiation
     }
 
     pub(super) fn update(&mut self, detector: &detector::Detector, counts: Counts, samples: &[Sample]) {

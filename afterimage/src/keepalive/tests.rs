@@ -180,6 +180,31 @@ fn parameters_change_live_and_nobody_is_suspected() {
 }
 
 #[test]
+fn one_proposal_changes_both_ends_and_patience_follows() {
+    let ends = pair([parameters(10, 100); 2]);
+    until_up(&ends);
+    assert!(ends.iter().all(|end| end.beats.patience() == Duration::from_secs(1)));
+    for (from, interval_ms, k) in [(0, 20, 60), (1, 5, 200), (0, 5, 240), (1, 40, 30)] {
+        let before = ends[from].beats.patience();
+        let wish = parameters(interval_ms, k);
+        ends[from].beats.propose(wish);
+        assert!(ends[from].beats.negotiation().1, "under way from the moment that it is ordered");
+        until("settled", || {
+            let lowest = ends[from].beats.patience();
+            assert!(lowest <= before.max(wish.desired_tx() * k.into()));
+            ends.iter().all(|end| {
+                let (now, under_way) = end.beats.negotiation();
+                !under_way && now.own == Offer::from(wish) && now.peer == Some(now.own)
+            })
+        });
+        let detection = wish.desired_tx() * k.into();
+        until("patience", || ends.iter().all(|end| end.beats.patience() == detection));
+        assert!(ends.iter().all(|end| end.beats.negotiation().0.patience == detection));
+    }
+    assert!(ends.iter().all(|end| end.beats.verdict() == Verdict::Up));
+}
+
+#[test]
 fn beats_carry_what_is_committed() {
     let ((a, a_address), (b, b_address)) = (socket(), socket());
     let end = end(1, a, a_address, b_address, parameters(2, 5));

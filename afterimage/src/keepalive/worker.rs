@@ -4,13 +4,15 @@
 
 use super::{
     SuspicionReport, Verdict,
-    shared::Shared,
+    negotiation::Negotiation,
+    shared::{Order, Shared},
     stats::{Counts, Sample},
+    timer::Timer,
 };
 use crate::{clock::Clock, sys::sched};
 use mc_core::{
     detector::{Action, Config, Detector, Event},
-    id::{Epoch, Generation},
+    id::{Epoch, Generation, nanos},
     machine::Machine,
     transport::Keepalive,
     wire::beat::{self, Beat, BeatKey},
@@ -41,16 +43,20 @@ pub(super) struct Worker {
     keepalive: Box<dyn Keepalive>,
     key: BeatKey,
     clock: Clock,
+    config: Config,
     detector: Detector,
     shared: Arc<Shared>,
     committed: (Generation, Epoch),
     drain_asked: bool,
     counts: Counts,
     samples: Vec<Sample>,
+    negotiation: Negotiation,
+    /// How often the peer had agreed to send when its newest beat came.
+    due: Option<Duration>,
 }
 
 /// Makes the calling thread punctual; returns what was not permitted.
-pub(super) fn settle() -> Vec<String> {
+fn settle() -> Vec<String> {
     let mut notes = vec![];
     // Without real-time priority, Linux may stretch each sleep by 50 µs.
     let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
@@ -90,12 +96,26 @@ impl Worker {
             key,
             clock,
             detector: Detector::new(config, clock.now()),
+            config,
             shared,
             committed: Default::default(),
             drain_asked: false,
             counts: Counts::default(),
             samples: Vec::with_capacity(SAMPLES),
+            negotiation: Negotiation::default(),
+            due: None,
         }
+    }
+
+    /// Makes this thread punctual, and measures how punctual it is: no proposal of the peer's makes it faster than it can
+    /// be.
+    pub(super) fn settle(&mut self) -> (Vec<String>, Timer) {
+        let notes = settle();
+        let timer = Timer::measure();
+        let now = self.clock.now();
+        self.detector = Detector::new(self.config, now).with_floor(timer.floor());
+        self.publish_patience();
+        (notes, timer)
     }
 
     pub(super) fn run(&mut self) {
@@ -121,16 +141,12 @@ impl Worker {
             let (generation, epoch) = committed;
             self.tell(Event::Committed { generation, epoch });
         }
-        if self.shared.parameters_changed.swap(false, Ordering::AcqRel) {
-            let Some(mut slot) = self.shared.parameters.try_lock() else {
-                self.shared.parameters_changed.store(true, Ordering::Release);
-                return;
-            };
-            let parameters = slot.take();
-            drop(slot);
-            if let Some(parameters) = parameters {
-                self.tell(Event::SetParameters(parameters));
-            }
+        if let Some((number, order)) = self.shared.take_order() {
+            self.tell(match order {
+                Order::Set(parameters) => Event::SetParameters(parameters),
+                Order::Propose(parameters) => Event::Propose(parameters),
+            });
+            self.negotiation.order = number;
         }
     }
 
@@ -139,7 +155,13 @@ impl Worker {
         self.act();
     }
 
+    /// Before a beat leaves that lowers it: who reads it must not believe the peer more patient than it is.
+    fn publish_patience(&self) {
+        self.shared.patience.store(nanos(self.detector.patience()), Ordering::Release);
+    }
+
     fn act(&mut self) {
+        self.publish_patience();
         while let Some(action) = self.detector.poll_action() {
             match action {
                 Action::SendBeat(beat) => {
@@ -148,7 +170,13 @@ impl Worker {
                     }
                 }
                 Action::Drain => self.drain_asked = true,
-                Action::Heard { gap, rtt } => self.sample(Sample { gap, rtt }),
+                Action::Heard { gap, rtt } => {
+                    if let (Some(gap), Some(due)) = (gap, self.due) {
+                        let overdue = gap.saturating_sub(due);
+                        self.negotiation.overdue_max = self.negotiation.overdue_max.max(overdue);
+                    }
+                    self.sample(Sample { gap, rtt });
+                }
                 Action::Up => self.shared.set_verdict(Verdict::Up),
                 Action::SelfLate(_) => {}
                 Action::Suspect(why) => {
@@ -192,6 +220,7 @@ impl Worker {
     fn datagram(&mut self, bytes: &[u8]) {
         match Beat::decode(bytes, &self.key) {
             Ok(beat) => {
+                self.due = self.detector.receive_interval();
                 self.tell(Event::BeatReceived(beat));
                 self.shared.last_heard.store(self.detector.last_heard().0, Ordering::Release);
             }
@@ -208,8 +237,10 @@ impl Worker {
     }
 
     fn publish(&mut self) {
+        self.negotiation.note(&self.detector, self.clock.now());
         if let Some(mut published) = self.shared.published.try_lock() {
             published.update(&self.detector, self.counts, &self.samples);
+            published.negotiate(self.negotiation);
             self.samples.clear();
         }
     }

@@ -35,7 +35,11 @@ pub(super) fn check(config: &PathsConfig) -> Result<(), ExitError> {
 
 /// All of staging will be registered, slab by slab: better refused now than in mid-session.
 fn check_memlock(config: &PathsConfig) -> Result<(), ExitError> {
-    let bytes = usize::try_from(config.staging_bytes).unwrap_or(usize::MAX);
+    room_to_pin(config.staging_bytes)
+}
+
+pub(super) fn room_to_pin(bytes: u64) -> Result<(), ExitError> {
+    let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
     memlock::check(bytes).map_err(|error| missing(error, "or lower --staging"))
 }
 

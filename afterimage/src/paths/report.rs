@@ -74,6 +74,12 @@ impl Watch {
         emit("fell-back", json!({ "from": "rdma", "to": "tcp", "why": why, "fallbacks": self.fallbacks }));
     }
 
+    /// Whether the session began on RDMA, and still pins memory for it.
+    #[must_use]
+    pub fn has_rdma(&self) -> bool {
+        self.report.as_ref().is_some_and(|report| report.rdma.is_some())
+    }
+
     /// Fills in what is known.
     pub fn fill(&self, status: &mut Status) {
         status.counters.insert("fallbacks".into(), self.fallbacks);

@@ -1,6 +1,6 @@
 //! What the data path answers over its control socket, and what it says when its role changes.
 
-use super::data_path::DataPath;
+use super::{data_path::DataPath, live};
 use crate::{
     control::{done, refused},
     events::emit,
@@ -37,6 +37,9 @@ pub(super) fn answer(path: &mut DataPath, request: Request) -> Response {
             path.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
             done("ending protection through the arbiter")
         }
+        (Request::Keepalive, _) => live::keepalive(path),
+        (Request::KeepaliveSet(wanted), _) => live::keepalive_set(path, &wanted),
+        (Request::Set(settings), _) => live::set(path, &settings),
         (Request::Takeover, _) => refused("`takeover` is for the standby; this is the primary: see `solo`"),
     }
 }
@@ -53,11 +56,13 @@ pub(super) fn word(role: Role) -> &'static str {
     }
 }
 
-fn status(path: &mut DataPath) -> Status {
+pub(super) fn status(path: &mut DataPath) -> Status {
     let config = &path.brief.config;
     let machine = path.driver.machine();
     let (captured, acked) = machine.epochs();
     let figures = path.driver.figures();
+    let (run, sooner) = machine.pacing();
+    let us = |d: std::time::Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
     let mut status = Status {
         schema: SCHEMA,
         side: "primary".into(),
@@ -69,6 +74,9 @@ fn status(path: &mut DataPath) -> Status {
         generation: machine.generation().0,
         epoch: captured.0,
         last_ack_epoch: acked.0,
+        on_cap: config.on_cap.to_string(),
+        epoch_us: us(machine.epoch()),
+        run_us: us(run),
         pause_us: figures.pause.percentiles(),
         commit_us: figures.commit.percentiles(),
         notes: path.notes.clone(),
@@ -77,6 +85,8 @@ fn status(path: &mut DataPath) -> Status {
     let now = path.clock.now();
     status.last_ack_age_ms = figures.last_ack_at.map(|at| now.since(at).as_millis().try_into().unwrap_or(u64::MAX));
     status.counters.insert("streamed_while_held".into(), figures.streamed_while_held);
+    status.counters.insert("stalls".into(), figures.stalls);
+    status.counters.insert("sooner_epochs".into(), sooner);
     status.counters.insert("pages".into(), figures.pages);
     status.counters.insert("bytes".into(), figures.bytes);
     report::fill_gate(&mut status, path.driver.gate.stats(), &path.driver.gate);

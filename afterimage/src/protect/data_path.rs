@@ -11,7 +11,6 @@ use super::{
 };
 use crate::{
     arbiter::{Answer, ArbiterClient},
-    beats::Wish,
     cli::Side,
     clock::Clock,
     control::Control,
@@ -41,6 +40,9 @@ use std::{
     time::Duration,
 };
 
+/// The stall limit while nobody stands by: nobody could declare this side dead. And the longest sleep.
+const WITHOUT_BEATS: Duration = Duration::from_millis(100);
+
 type Driver = PrimaryDriver<ColoSource, NicGate, Clock>;
 
 /// The loop's state.
@@ -57,7 +59,8 @@ pub(super) struct DataPath {
     control: Control,
     sessions: Option<Inbox<Result<Found>>>,
     pub(super) source_path: PathBuf,
-    last_turn: Time,
+    /// The stall limit as it was when the turn before began.
+    limit_before: Duration,
     role: Role,
     arbiter_reachable: bool,
     suspected: bool,
@@ -126,7 +129,8 @@ impl DataPath {
         let pool = SlabPool::new(usize::try_from(config.slab_bytes)?, usize::try_from(config.staging_bytes)?);
         let machine =
             Primary::new(Config { epoch: config.epoch, window: config.window, sabotage: None }, brief.register);
-        let driver = PrimaryDriver::new(machine, Staging::new(pool), gate, clock);
+        let mut driver = PrimaryDriver::new(machine, Staging::new(pool), gate, clock);
+        driver.set_cap(usize::try_from(config.staging_bytes)?, config.on_cap.0);
         let source_path = config.run_dir.join(format!("{}.colo.sock", config.vm));
         let mut this = Self {
             driver,
@@ -140,7 +144,7 @@ impl DataPath {
             control,
             sessions: None,
             source_path,
-            last_turn: clock.now(),
+            limit_before: Duration::MAX,
             role: Role::Solo,
             arbiter_reachable: true,
             suspected: false,
@@ -188,10 +192,10 @@ impl DataPath {
         Ok(())
     }
 
-    /// How long the loop may be away before it must ask whether it still owns the VM.
+    /// How long the loop may be away before it must ask whether it still owns the VM: no longer than the standby may bear
+    /// its silence, by the parameters in force, or the shortest of those that may be while they change.
     fn stall_limit(&self) -> Duration {
-        let detection = self.brief.config.beat_interval * u32::from(self.brief.config.detect_multiplier);
-        detection.max(Duration::from_millis(20))
+        self.beats.as_ref().map_or(WITHOUT_BEATS, BeatHandle::patience)
     }
 
     fn sleep(&self) -> Result<()> {
@@ -205,17 +209,15 @@ impl DataPath {
         fds.extend(self.beats.as_ref().map(|b| readable(b.wait_fd())));
         fds.extend(self.sessions.as_ref().map(|s| readable(s.as_fd())));
         fds.extend(self.driver.gate.wait_fds());
-        wait(&mut fds, self.clock.now(), self.driver.deadline(), self.stall_limit() / 2)?;
+        wait(&mut fds, self.clock.now(), self.driver.deadline(), (self.stall_limit() / 2).min(WITHOUT_BEATS))?;
         Ok(())
     }
 
     /// A process that was frozen may have been declared dead meanwhile: it asks before it releases anything.
     fn notice_stall(&mut self) {
-        let now = self.clock.now();
-        if now.since(self.last_turn) > self.stall_limit() {
-            self.driver.event(Event::Stalled);
-        }
-        self.last_turn = now;
+        let limit = self.stall_limit();
+        // While this loop was away the limit may have been raised, by what the standby had heard before.
+        self.driver.notice_stall(limit.min(std::mem::replace(&mut self.limit_before, limit)));
     }
 
     fn hear_supervisor(&mut self) -> Result<()> {
@@ -308,8 +310,7 @@ impl DataPath {
         emit("syncing", json!({ "standby": standby, "peer": found.peer }));
         self.peer = Some(format!("{standby} at {}", found.peer));
         self.suspected = false;
-        let config = &self.brief.config;
-        let wish = Wish { interval: config.beat_interval, multiplier: config.detect_multiplier };
+        let wish = self.brief.config.wish();
         let (link, beats, report) = found.start(wish, self.clock)?;
         self.beats = Some(beats);
         self.watch.begin(report);

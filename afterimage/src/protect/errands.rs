@@ -1,7 +1,7 @@
 //! What the primary's driver asks of the data path.
 
 use super::{channel::ToSupervisor, data_path::DataPath};
-use crate::{arbiter::Ask, events::emit, exit::Code};
+use crate::{arbiter::Ask, config, events::emit, exit::Code};
 use anyhow::Result;
 use mc_core::{driver::PrimaryErrand, wire::control::NackReason};
 use serde_json::json;
@@ -19,6 +19,7 @@ impl DataPath {
                 PrimaryErrand::StartSource => {
                     self.supervisor.say(&ToSupervisor::StartSource { path: self.source_path.clone() })?;
                 }
+                PrimaryErrand::GaveUp => self.gave_up(),
                 PrimaryErrand::LeaveSource => self.went_solo()?,
                 PrimaryErrand::Fence => self.fenced()?,
                 PrimaryErrand::End => self.ended(),
@@ -49,6 +50,18 @@ impl DataPath {
         };
         tracing::error!(why, "giving protection up");
         emit("refused", json!({ "why": why }));
+        self.notes.push(format!("not protected: {why}"));
+    }
+
+    /// `--on-cap unprotect`; the machine has asked the arbiter.
+    fn gave_up(&mut self) {
+        let cap = config::size_text(self.driver.pool_stats().cap_bytes);
+        let why = format!(
+            "a checkpoint was larger than staging ({cap}), and on-cap is unprotect; give it more with `afterimage set \
+             max-staging=SIZE`, or accept that the VM is held with on-cap=throttle, then protect the VM again"
+        );
+        tracing::error!(why, "giving protection up rather than hold the VM");
+        emit("gave-up", json!({ "why": why }));
         self.notes.push(format!("not protected: {why}"));
     }
 

@@ -11,6 +11,7 @@
 //! | [`session`] | finds the standby |
 //! | [`channel`] | what the two processes say to each other |
 //! | [`commands`] | the control socket: status, solo, handover |
+//! | [`live`] | and what it changes while the pair runs |
 
 pub mod channel;
 mod claim;
@@ -18,6 +19,7 @@ mod commands;
 pub mod data_path;
 mod errands;
 mod hands;
+mod live;
 mod session;
 mod supervisor;
 

@@ -113,7 +113,7 @@ fn hello(brief: &Brief, generation: Generation, beat_port: u16) -> Result<Hello>
         beat_port,
         detect_multiplier: config.detect_multiplier,
         desired_tx_us: interval_us,
-        required_rx_us: interval_us,
+        required_rx_us: beats::interval_us(config.beat_min_rx.unwrap_or(config.beat_interval))?,
     })
 }
 

@@ -12,6 +12,7 @@ use crate::{
     gate::{Mode, NicGate, Options},
     inbox::{self, readable, wait},
     keepalive::{BeatHandle, Verdict},
+    live::{KeepaliveReport, Session, Wanted},
     paths::{Link, Watch},
     report,
     status::{Request, Response, Takeover},
@@ -282,13 +283,43 @@ impl Node {
         while let Some(request) = self.control.take() {
             let response = match request.request {
                 Request::Status => Response::Status(Box::new(status(self))),
+                Request::Keepalive => Response::Keepalive(Box::new(self.beating().report())),
+                Request::KeepaliveSet(wanted) => self.set_keepalive(&wanted),
                 Request::Takeover => self.operator_takeover(),
                 Request::Handover => self.hand_over(),
+                Request::Set(_) => refused(
+                    "epoch, max-staging and on-cap are the primary's; this is the standby, whose staging is its --staging",
+                ),
                 Request::Solo | Request::Unprotect => {
                     refused("that is for the primary; this is the standby: see `takeover`")
                 }
             };
             request.reply(response);
+        }
+    }
+
+    fn beating(&self) -> Session<'_> {
+        let configured = self.config.wish();
+        Session {
+            configured,
+            beats: self.beats.as_ref(),
+            status: status(self),
+            config_file: self.config.config_file.clone(),
+        }
+    }
+
+    fn set_keepalive(&mut self, wanted: &Wanted) -> Response {
+        match self.beating().change(wanted) {
+            Ok((wish, warnings)) => {
+                emit(
+                    "keepalive-set",
+                    json!({ "interval_us": wish.interval.as_micros(), "multiplier": wish.multiplier }),
+                );
+                self.config.set_wish(wish);
+                let report = KeepaliveReport { warnings, ..self.beating().report() };
+                Response::Keepalive(Box::new(report))
+            }
+            Err(refusal) => Response::Refused { message: refusal.what, remedy: Some(refusal.remedy) },
         }
     }
 

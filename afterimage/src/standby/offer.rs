@@ -5,7 +5,7 @@ use super::{
     vm::WaitingVm,
 };
 use crate::{
-    beats::{self, Wish},
+    beats,
     config::StandbyConfig,
     events::emit,
     exit,
@@ -112,7 +112,7 @@ impl Node {
         let machine = Standby::new(Config { owner, retry: RETRY.0, retries: RETRY.1, sabotage: None });
         let pool = SlabPool::new(theirs.slab_size as usize, usize::try_from(self.config.staging_bytes)?);
         self.driver = StandbyDriver::new(machine, pool, spill_file(&self.config)?, self.clock);
-        let wish = Wish { interval: self.config.beat_interval, multiplier: self.config.detect_multiplier };
+        let wish = self.config.wish();
         let session = (theirs.incarnation, theirs.beat_key);
         self.beats = Some(beats::start(keepalive.0, session, beats::STANDBY, wish, self.clock)?);
         (self.registered, self.suspected_at, self.operator_wants_it) = (false, None, false);
@@ -132,7 +132,7 @@ impl Node {
             beat_port,
             detect_multiplier: self.config.detect_multiplier,
             desired_tx_us: interval_us,
-            required_rx_us: interval_us,
+            required_rx_us: beats::interval_us(self.config.beat_min_rx.unwrap_or(self.config.beat_interval))?,
             ..*theirs
         })
     }

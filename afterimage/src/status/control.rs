@@ -1,7 +1,11 @@
 //! The control socket: `RUN_DIR/<vm>.<side>.sock`, a unix stream, one JSON line each way, mode 0600.
 
 use super::Status;
-use crate::{cli::Side, wake::Wake};
+use crate::{
+    cli::Side,
+    live::{KeepaliveReport, Settings, SettingsReport, Wanted},
+    wake::Wake,
+};
 use mc_core::id::Name;
 use rustix::{
     event::{PollFd, PollFlags, poll},
@@ -46,6 +50,12 @@ pub enum Request {
     Solo,
     /// To a primary: end protection through the arbiter, and go on alone.
     Unprotect,
+    /// What is in force between the two sides' beats?
+    Keepalive,
+    /// Change that.
+    KeepaliveSet(Wanted),
+    /// To a primary: change these, all or none.
+    Set(Settings),
     /// To whoever runs the VM solo: leave it to a successor on this node.
     Handover,
 }
@@ -56,6 +66,10 @@ pub enum Request {
 pub enum Response {
     /// To [`Request::Status`].
     Status(Box<Status>),
+    /// To [`Request::Keepalive`] and [`Request::KeepaliveSet`].
+    Keepalive(Box<KeepaliveReport>),
+    /// To [`Request::Set`].
+    Settings(Box<SettingsReport>),
     /// It was done, or begun.
     Done {
         /// What, in a sentence.

@@ -104,6 +104,15 @@ fn costs(out: &mut Lines, s: &Status) {
     out.percentiles("apply", &s.apply_us);
     let (used, live, cap) = (bytes(s.staging_used_bytes), bytes(s.staging_live_bytes), bytes(s.staging_cap_bytes));
     out.line("staging", format!("{used} used, {live} allocated, cap {cap}, hit {} times", s.staging_cap_hits));
+    if !s.on_cap.is_empty() {
+        let sooner = if s.run_us < s.epoch_us {
+            format!(", every {} now, for staging", micros(s.run_us))
+        } else {
+            String::new()
+        };
+        out.line("epoch", format!("{}{sooner}", micros(s.epoch_us)));
+        out.line("when full", format!("{} (at {})", s.on_cap, bytes(s.staging_limit_bytes)));
+    }
 }
 
 fn beats(out: &mut Lines, s: &Status) {

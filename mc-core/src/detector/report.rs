@@ -16,6 +16,8 @@ pub enum Event {
     Drained,
     /// The operator wants other parameters, live.
     SetParameters(Parameters),
+    /// The operator wants them on both sides: the peer is asked to take them as well.
+    Propose(Parameters),
     /// What to put into beats from now on.
     Committed {
         /// Our generation.

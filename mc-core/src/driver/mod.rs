@@ -4,6 +4,7 @@
 //! to whoever controls the VM. Their answers come back as events. The caller sleeps until a file descriptor is ready or
 //! [`PrimaryDriver::deadline`] has come, and pumps again.
 
+mod awake;
 mod primary;
 mod standby;
 mod store;

@@ -1,12 +1,12 @@
 //! Runs the primary's machine against a source, staging, a gate and a link.
 
-use super::Clock;
+use super::{Clock, awake::Awake};
 use crate::{
     gate::OutputGate,
     histogram::Histogram,
     id::{Epoch, Generation, Incarnation, Time},
     machine::Machine,
-    primary::{Action, Event, Primary, Role},
+    primary::{Action, Event, OnCap, Primary, Role},
     register::Register,
     slab::PoolStats,
     source::{CheckpointSource, SourceError, SourceEvent},
@@ -14,7 +14,7 @@ use crate::{
     transport::{Completion, LinkError, Op, RejectReason, Transport},
     wire::control::{Body, Control, GoodbyeReason, NackReason},
 };
-use std::{collections::VecDeque, io};
+use std::{collections::VecDeque, io, time::Duration};
 
 /// What the driver's caller has to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub enum PrimaryErrand {
     Fence,
     /// The VM is gone for good.
     End,
+    /// For the log: a checkpoint outgrew staging, and the operator would rather lose protection than have the VM held.
+    GaveUp,
     /// For the log: the link is gone.
     LinkLost(String),
     /// For the log: the standby refused an epoch.
@@ -73,6 +75,7 @@ pub struct PrimaryDriver<S, G, C> {
     paused_at: Option<Time>,
     room: bool,
     figures: Figures,
+    awake: Awake,
 }
 
 /// What the primary's loop has measured.
@@ -86,6 +89,8 @@ pub struct Figures {
     pub last_ack_at: Option<Time>,
     /// How often a checkpoint had to be sent with the VM held, since staging was too small for it.
     pub streamed_while_held: u64,
+    /// How often it found itself away for longer than the stall limit, and waited for a fresh ACK.
+    pub stalls: u64,
     /// Pages captured since the session began, the full synchronisation not counted.
     pub pages: u64,
     /// Bytes sent likewise.
@@ -101,6 +106,7 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
     #[must_use]
     pub fn new(machine: Primary, staging: Staging, gate: G, clock: C) -> Self {
         Self {
+            awake: Awake::new(clock.now()),
             machine,
             staging,
             source: None,
@@ -130,6 +136,24 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
         self.in_flight.clear();
         self.figures = Figures::default();
         self.event(Event::Protect { standby });
+    }
+
+    /// Call it first after every sleep, with the shortest time that the standby may bear this side's silence now: whoever was
+    /// away for longer may have been declared dead meanwhile, and releases nothing until a fresh ACK (docs/adr/0003).
+    ///
+    /// The driver looks again while it captures, and before output leaves.
+    pub fn notice_stall(&mut self, limit: Duration) {
+        self.awake.set_limit(limit);
+        self.was_away();
+    }
+
+    fn was_away(&mut self) -> bool {
+        let away = self.awake.was_away(self.clock.now());
+        if away {
+            self.figures.stalls += 1;
+            self.event(Event::Stalled);
+        }
+        away
     }
 
     /// Feeds the machine, and does what it asks for.
@@ -180,6 +204,16 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
         self.machine.set_epoch(epoch);
     }
 
+    /// Changes staging's cap, and what a checkpoint that outgrows it means.
+    pub fn set_cap(&mut self, cap_bytes: usize, on_cap: OnCap) {
+        let extra = match on_cap {
+            OnCap::Grow { bytes } => usize::try_from(bytes).unwrap_or(usize::MAX),
+            OnCap::Throttle | OnCap::Unprotect => 0,
+        };
+        self.staging.pool().set_limit(cap_bytes, extra);
+        self.machine.set_on_cap(on_cap);
+    }
+
     /// The figures of this session.
     #[must_use]
     pub fn figures(&self) -> &Figures {
@@ -222,11 +256,8 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
             Action::Barrier(epoch) => self.barrier(epoch),
             Action::Resume => self.resume(),
             Action::Commit { epoch } => self.commit(epoch),
-            Action::Release(epoch) => {
-                if let Err(error) = self.gate.release(epoch) {
-                    self.gate_failed(&error);
-                }
-            }
+            Action::Release(epoch) => self.release(epoch),
+            Action::GaveUp => self.errands.push_back(PrimaryErrand::GaveUp),
             Action::Cas { expect, new, contested } => {
                 self.errands.push_back(PrimaryErrand::Cas { expect, new, contested });
             }
@@ -263,6 +294,16 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
         }
     }
 
+    /// A release that is put off is made up for by the next one, which covers it.
+    fn release(&mut self, epoch: Epoch) {
+        if self.was_away() {
+            return;
+        }
+        if let Err(error) = self.gate.release(epoch) {
+            self.gate_failed(&error);
+        }
+    }
+
     fn resume(&mut self) {
         if let Some(Err(error)) = self.source.as_mut().map(CheckpointSource::resume) {
             self.source_failed(&error);
@@ -277,6 +318,10 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
         if epoch != Epoch::FULL_SYNC {
             self.figures.pages += totals.pages;
             self.figures.bytes += totals.bytes;
+            let pool = self.staging.pool();
+            let bytes = u64::from(totals.slabs) * pool.slab_size() as u64;
+            let cap = pool.stats().cap_bytes;
+            self.event(Event::Measured { bytes, cap });
         }
         self.in_flight.push_back(InFlight { epoch, captured_at: self.clock.now(), totals, unsent: true });
         self.transmit();
@@ -285,13 +330,16 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
     fn poll_source(&mut self) {
         loop {
             let Some(source) = &mut self.source else { return };
-            match source.poll(&mut self.staging) {
+            let polled = source.poll(&mut self.awake.watch(&mut self.staging, &self.clock));
+            self.was_away(); // before it counts as captured
+            match polled {
                 Ok(SourceEvent::Idle) => return,
                 Ok(SourceEvent::Ready) => return self.event(Event::SourceReady), // no more comes until it is paused
                 Ok(SourceEvent::Captured) => self.event(Event::Captured),
                 Ok(SourceEvent::NoRoom) => {
-                    if self.paused_at.is_some() && self.staging.waiting() > 0 {
-                        self.figures.streamed_while_held += 1;
+                    if self.paused_at.is_some() {
+                        self.figures.streamed_while_held += u64::from(self.staging.waiting() > 0);
+                        self.event(Event::Full);
                     }
                     return self.transmit();
                 }

@@ -1,7 +1,7 @@
 //! A beat: one datagram of 96 bytes, authenticated with the key from the hello.
 //!
 //! ```text
-//!  0 magic "AIB1"   4 version u16   6 flags u16 (1 poll, 2 final)   8 incarnation u64
+//!  0 magic "AIB1"   4 version u16   6 flags u16 (1 poll, 2 final, 4 for both)   8 incarnation u64
 //! 16 generation u64                24 last committed epoch u64
 //! 32 sequence u64                  40 sent at u64 (sender's clock, ns)
 //! 48 echo of the newest `sent at` received u64 (0: none)   56 ns between receiving that and sending this u64
@@ -78,6 +78,9 @@ pub struct Beat {
     pub poll: bool,
     /// The sender confirms.
     pub is_final: bool,
+    /// With poll: the sender's parameters are wished of the receiver as well. A receiver that does not know the flag answers
+    /// the poll all the same, and keeps its own.
+    pub for_both: bool,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -117,7 +120,7 @@ impl Beat {
         let mut raw = Raw {
             magic: MAGIC.into(),
             version: VERSION.into(),
-            flags: (u16::from(self.poll) | u16::from(self.is_final) << 1).into(),
+            flags: (u16::from(self.poll) | u16::from(self.is_final) << 1 | u16::from(self.for_both) << 2).into(),
             incarnation: self.incarnation.0.into(),
             generation: self.generation.0.into(),
             committed: self.committed.0.into(),
@@ -146,7 +149,7 @@ impl Beat {
         if [0, member].contains(&self.meant_for) {
             return self;
         }
-        Self { echo: 0, echo_delay: 0, poll: false, is_final: false, ..self }
+        Self { echo: 0, echo_delay: 0, poll: false, is_final: false, for_both: false, ..self }
     }
 
     /// Checks and reads a datagram. Only one of exactly [`LEN`] bytes with the session's key is a beat.
@@ -186,6 +189,7 @@ impl Beat {
             meant_for: raw.meant_for,
             poll: flags & 1 != 0,
             is_final: flags & 2 != 0,
+            for_both: flags & 4 != 0,
         })
     }
 }

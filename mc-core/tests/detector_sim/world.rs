@@ -69,6 +69,8 @@ pub(crate) enum Fate {
     Die,
     /// The operator changes parameters.
     Set(Parameters),
+    /// The operator changes them on both sides.
+    Propose(Parameters),
 }
 
 pub(crate) struct Host {
@@ -161,6 +163,10 @@ impl World {
         match fate {
             Fate::Stall(d) => host.asleep_until = self.now.after(d),
             Fate::Die => host.alive = false,
+            Fate::Propose(parameters) => {
+                host.detector.handle(self.now, Event::Propose(parameters));
+                self.act(index);
+            }
             Fate::Set(parameters) => {
                 host.detector.handle(self.now, Event::SetParameters(parameters));
                 self.act(index);

@@ -1,11 +1,14 @@
 //! A guest that dirties its memory and sends numbered packets, the source that captures it, and the gate it sends through.
 
+use crate::rig::ManualClock;
 use mc_core::{
     gate::{GateStats, OutputGate},
     id::{BlockId, Epoch, PAGE_SIZE},
     source::{CheckpointSink, CheckpointSource, NoRoom, SourceError, SourceEvent},
 };
-use std::{cell::RefCell, collections::VecDeque, io, os::fd::BorrowedFd, rc::Rc};
+use std::{
+    cell::RefCell, collections::VecDeque, io, os::fd::BorrowedFd, rc::Rc, sync::atomic::Ordering, time::Duration,
+};
 
 /// Pages of each RAM block.
 pub(crate) const BLOCKS: [usize; 2] = [24, 8];
@@ -33,6 +36,8 @@ pub(crate) struct Guest {
     /// By epoch; not taken when `remember` is false.
     pub(crate) snapshots: Vec<Snapshot>,
     pub(crate) remember: bool,
+    /// Every page that is captured moves this clock by so much.
+    pub(crate) clock: Option<(ManualClock, Duration)>,
 }
 
 pub(crate) type SharedGuest = Rc<RefCell<Guest>>;
@@ -43,7 +48,7 @@ impl Guest {
         let state = Snapshot { ram, device: vec![0; DEVICE], sent: 0 };
         let dirty = vec![false; BLOCKS.iter().sum()];
         let snapshots = Vec::new();
-        let guest = Self { seed, state, dirty, stopped: false, appetite, snapshots, remember: true };
+        let guest = Self { seed, state, dirty, stopped: false, appetite, snapshots, remember: true, clock: None };
         Rc::new(RefCell::new(guest))
     }
 
@@ -68,6 +73,12 @@ impl Guest {
         let at = self.random(DEVICE);
         self.state.device[at] = self.state.device[at].wrapping_add(1);
         self.state.sent += 1;
+    }
+
+    fn time_passes(&self) {
+        if let Some((clock, each)) = &self.clock {
+            clock.0.fetch_add(u64::try_from(each.as_nanos()).unwrap(), Ordering::Relaxed);
+        }
     }
 
     fn capture(&mut self) {
@@ -129,6 +140,9 @@ impl Source {
     fn capture(&mut self, from: usize, mut device: usize, sink: &mut dyn CheckpointSink) -> SourceEvent {
         let mut guest = self.guest.borrow_mut();
         for page in from..guest.dirty.len() {
+            if guest.dirty[page] {
+                guest.time_passes();
+            }
             if guest.dirty[page] && put_page(&guest.state, page, sink).is_err() {
                 self.state = State::Stopped(page, device);
                 return SourceEvent::NoRoom;

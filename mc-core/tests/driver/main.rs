@@ -1,5 +1,6 @@
 //! Both drivers end to end, over a link in memory: see `rig.rs`.
 
+mod cap;
 mod guest;
 mod link;
 mod peer;

@@ -223,7 +223,7 @@ impl Rig {
     /// The image is that of the committed epoch, no output left that it does not cover, and no pool outgrew its cap.
     pub(crate) fn check(&mut self) {
         for stats in [self.primary.pool_stats(), self.standby.pool_stats()] {
-            assert!(stats.live_bytes <= stats.cap_bytes, "{stats:?}");
+            assert!(stats.most_bytes <= stats.limit_bytes && stats.live_bytes <= stats.limit_bytes, "{stats:?}");
         }
         let (Some(expected), Some(image)) = (self.committed(), self.standby.image()) else { return };
         for (i, ram) in expected.ram.iter().enumerate() {

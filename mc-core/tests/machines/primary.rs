@@ -4,7 +4,7 @@ use crate::{at, name, protected, solo, timeout};
 use mc_core::{
     id::{Epoch, Generation, Time},
     machine::Machine,
-    primary::{Action, Config, Event, Primary, Role},
+    primary::{Action, Config, Event, OnCap, Primary, Role},
     register::CasOutcome::{Lost, Won},
     wire::control::{GoodbyeReason, NackReason},
 };
@@ -143,6 +143,89 @@ fn the_window_bounds_what_is_not_acked() {
     assert_eq!(primary.deadline(), None);
     let release = Action::Release(Epoch(2));
     assert_eq!(at(&mut primary, ms(101), ack(2)), [release, Action::Pause { epoch: Epoch(4) }]);
+}
+
+/// Captures the next epoch, which `bytes` are dirtied in per millisecond that the VM runs; says when the next is due.
+fn capture_sized(primary: &mut Primary, now: Time, epoch: u64, bytes: u64, cap: u64) -> Time {
+    assert_eq!(at(primary, now, Event::SourceReady), [Action::Pause { epoch: Epoch(epoch) }]);
+    assert_eq!(at(primary, now, Event::Captured), captured(epoch));
+    assert_eq!(at(primary, now, Event::Measured { bytes, cap }), []);
+    at(primary, now, ack(epoch));
+    at(primary, now, Event::SourceReady);
+    primary.deadline().expect("it waits for its time only")
+}
+
+#[test]
+fn checkpoints_come_sooner_when_the_next_would_outgrow_half_of_staging() {
+    let mut primary = protected_pair();
+    // 100 bytes in a millisecond: 1000 in an epoch of 10 ms. Staging holds 4000, and then 800.
+    let due = capture_sized(&mut primary, ms(10), 2, 1000, 4000);
+    assert_eq!((due, primary.pacing()), (ms(20), (Duration::from_millis(10), 0)), "a quarter of it: an epoch");
+    timeout(&mut primary, ms(20));
+    at(&mut primary, ms(20), Event::Captured);
+    at(&mut primary, ms(20), Event::Measured { bytes: 1000, cap: 800 });
+    at(&mut primary, ms(20), ack(3));
+    at(&mut primary, ms(20), Event::SourceReady);
+    assert_eq!(primary.deadline(), Some(ms(24)), "as long as dirties 400");
+    assert_eq!(timeout(&mut primary, ms(23)), []);
+    assert_eq!(timeout(&mut primary, ms(24)), [Action::Pause { epoch: Epoch(4) }]);
+    assert_eq!(primary.pacing(), (Duration::from_millis(4), 1), "counted");
+
+    // A guest that writes the same pages again and again: shorter runs help nothing, and end at an eighth.
+    let mut now = ms(24);
+    for epoch in 4..20 {
+        at(&mut primary, now, Event::Captured);
+        at(&mut primary, now, Event::Measured { bytes: 1000, cap: 800 });
+        at(&mut primary, now, ack(epoch));
+        at(&mut primary, now, Event::SourceReady);
+        now = primary.deadline().expect("due");
+        timeout(&mut primary, now);
+    }
+    assert_eq!(primary.pacing().0, Duration::from_micros(1250));
+    // It calms down: runs double, up to the epoch.
+    let mut runs = vec![];
+    for epoch in 20..25 {
+        at(&mut primary, now, Event::Captured);
+        at(&mut primary, now, Event::Measured { bytes: 1, cap: 800 });
+        at(&mut primary, now, ack(epoch));
+        at(&mut primary, now, Event::SourceReady);
+        runs.push(primary.pacing().0.as_micros());
+        now = primary.deadline().expect("due");
+        timeout(&mut primary, now);
+    }
+    assert_eq!(runs, [2500, 5000, 10_000, 10_000, 10_000]);
+}
+
+#[test]
+fn a_checkpoint_that_takes_long_to_capture_is_followed_by_a_run_all_the_same() {
+    let mut primary = protected_pair();
+    assert_eq!(at(&mut primary, ms(10), Event::SourceReady), [Action::Pause { epoch: Epoch(2) }]);
+    at(&mut primary, ms(15), Event::Captured);
+    at(&mut primary, ms(15), Event::Measured { bytes: 1000, cap: 800 });
+    at(&mut primary, ms(15), ack(2));
+    at(&mut primary, ms(15), Event::SourceReady);
+    assert_eq!(primary.deadline(), Some(ms(19)), "4 ms from when it ran on");
+}
+
+#[test]
+fn a_checkpoint_that_outgrows_staging_ends_protection_only_if_the_operator_wants_that() {
+    for on_cap in [OnCap::Throttle, OnCap::Grow { bytes: 1 }] {
+        let mut primary = protected_pair();
+        primary.set_on_cap(on_cap);
+        assert_eq!(do_all(&mut primary, &[Event::SourceReady]), [Action::Pause { epoch: Epoch(2) }]);
+        assert_eq!(do_all(&mut primary, &[Event::Full]), [], "{on_cap:?}: it is streamed");
+    }
+    let mut primary = protected_pair();
+    primary.set_on_cap(OnCap::Unprotect);
+    assert_eq!(do_all(&mut primary, &[Event::Full]), [], "the VM runs");
+    assert_eq!(do_all(&mut primary, &[Event::SourceReady]), [Action::Pause { epoch: Epoch(2) }]);
+    assert_eq!(do_all(&mut primary, &[Event::Full, Event::Full]), [Action::GaveUp, claim()], "through the arbiter");
+    assert_eq!(do_all(&mut primary, &[ack(2)]), [], "and nothing is released before it has agreed");
+    assert_eq!(do_all(&mut primary, &[Event::Captured]), [Action::Resume], "nor the VM held for it");
+    assert_eq!(do_all(&mut primary, &[Event::Cas(Won(solo(3, "a")))]), [SOLO, Action::Solo]);
+    let mut primary = syncing();
+    primary.set_on_cap(OnCap::Unprotect);
+    assert_eq!(do_all(&mut primary, &[Event::Full]), [], "the first copy is larger than staging, of course");
 }
 
 #[test]

@@ -78,6 +78,7 @@ impl World {
             out.push(Happening::Primary(Event::Suspect)); // the same as LinkDown, as far as this machine knows
             out.push(Happening::Primary(Event::Unprotect(control::GoodbyeReason::Unprotected)));
             out.push(Happening::Primary(Event::SourceLost));
+            out.extend((self.source == Source::Stopped).then_some(Happening::Primary(Event::Full)));
         }
         out.push(Happening::PrimaryCrashes);
     }
@@ -218,7 +219,7 @@ impl World {
             Action::BeginSync { .. } => self.source = Source::Copying,
             Action::Pause { .. } => self.source = Source::Stopped,
             Action::Hold => self.show(self.progress), // until here it all went out
-            Action::Barrier(_) => {}
+            Action::Barrier(_) | Action::GaveUp => {}
             Action::Resume => self.source = Source::Running,
             Action::Commit { epoch } => self.commit(slabs, epoch),
             Action::Release(epoch) => {

@@ -31,7 +31,8 @@ pub(crate) struct Bounds {
     pub(crate) standby_restarts: bool,
     /// Whether the arbiter may crash, and start again.
     pub(crate) arbiter_crashes: bool,
-    /// Whether the operator may end protection, the VM may die, slabs may be damaged, and staging may overflow.
+    /// Whether the operator may end protection, the VM may die, slabs may be damaged, and either staging may overflow (the
+    /// primary gives protection up then).
     pub(crate) trouble: bool,
     /// Whether every state is tried for what it leads to: see `walk.rs`. Only with one standby.
     pub(crate) walks: bool,
@@ -176,8 +177,12 @@ impl World {
     pub(crate) fn new(bounds: &Bounds) -> Self {
         let register = solo(1, primary_owner());
         let config = primary::Config { epoch: Duration::ZERO, window: bounds.window, sabotage: bounds.sabotage };
+        let mut primary = Primary::new(config, register);
+        if bounds.trouble {
+            primary.set_on_cap(primary::OnCap::Unprotect);
+        }
         Self {
-            primary: Some(Primary::new(config, register)),
+            primary: Some(primary),
             source: Source::Off,
             seats: (0..bounds.standbys).map(|i| seat(bounds, i)).collect(),
             link: None,

@@ -79,6 +79,7 @@ fn a_beat() {
         meant_for: 0,
         poll: false,
         is_final: true,
+        for_both: false,
     };
     let counters = "0400000000000000 0500000000000000 0600000000000000 0700000000000000";
     let text = format!(

@@ -51,8 +51,8 @@ fn control() -> impl Strategy<Value = Control> {
 
 fn beat() -> impl Strategy<Value = Beat> {
     let state = prop::sample::select(vec![BeatState::Waiting, BeatState::Up, BeatState::Suspect]);
-    (any::<[u64; 7]>(), any::<[u32; 2]>(), 1_u8.., state, any::<(u8, u8, bool, bool)>()).prop_map(
-        |(n, us, detect_multiplier, state, (member, meant_for, poll, is_final))| Beat {
+    (any::<[u64; 7]>(), any::<[u32; 2]>(), 1_u8.., state, any::<(u8, u8, [bool; 3])>()).prop_map(
+        |(n, us, detect_multiplier, state, (member, meant_for, [poll, is_final, for_both]))| Beat {
             incarnation: Incarnation(n[0]),
             generation: Generation(n[1]),
             committed: Epoch(n[2]),
@@ -68,6 +68,7 @@ fn beat() -> impl Strategy<Value = Beat> {
             meant_for,
             poll,
             is_final,
+            for_both,
         },
     )
 }

@@ -1,0 +1,42 @@
+//! How punctual this machine is: measured when a session's beats begin, by the thread that will send them.
+
+use mc_core::{detector::MIN_INTERVAL, histogram::Histogram};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+const SLEEPS: u32 = 20;
+const SLEEP: Duration = Duration::from_micros(200);
+
+/// How late the thread's timers are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timer {
+    /// Half of the sleeps ended by no more than this too late.
+    pub late_p50: Duration,
+    /// None was later.
+    pub late_max: Duration,
+}
+
+impl Timer {
+    /// Measures; takes a few milliseconds.
+    pub(super) fn measure() -> Self {
+        let mut late = Histogram::new();
+        let mut worst = Duration::ZERO;
+        for _ in 0..SLEEPS {
+            let start = Instant::now();
+            thread::sleep(SLEEP);
+            let by = start.elapsed().saturating_sub(SLEEP);
+            late.record(by);
+            worst = worst.max(by);
+        }
+        Self { late_p50: Duration::from_micros(late.percentiles().p50), late_max: worst }
+    }
+
+    /// The shortest interval that it can time: a wake-up that is late by more than a quarter of the interval counts as not
+    /// listening, and half of all would.
+    #[must_use]
+    pub fn floor(self) -> Duration {
+        (self.late_p50 * 4).max(MIN_INTERVAL)
+    }
+}

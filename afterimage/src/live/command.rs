@@ -1,0 +1,236 @@
+//! The operator's end of `keepalive set`, `keepalive show` and `set`.
+
+use super::{
+    keepalive::{KeepaliveReport, Wanted},
+    save::{Edit, Entry, edit, number},
+    settings::{Settings, SettingsReport},
+    text,
+};
+use crate::{
+    cli::{KeepaliveCommand, KeepaliveSetArgs, KeepaliveShowArgs, SetArgs, Side, StatusArgs},
+    exit::{Code, ExitError},
+    keepalive::Offer,
+    status::{Request, Response, ask, socket_path, sockets},
+};
+use anyhow::{Result, bail};
+use mc_core::id::Name;
+use std::{
+    io::{self, Write},
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// For an answer over the control socket.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a change may take to settle: many of the longest beats that it has to wait for, within these bounds.
+const SETTLE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// `afterimage keepalive …`
+pub fn keepalive(command: &KeepaliveCommand) -> Result<Code> {
+    match command {
+        KeepaliveCommand::Set(args) => change(args),
+        KeepaliveCommand::Show(args) => show(args),
+    }
+}
+
+fn print(text: &str) -> Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+fn as_json(value: &impl serde::Serialize) -> Result<String> {
+    Ok(serde_json::to_string_pretty(value)? + "\n")
+}
+
+fn refused(message: String, remedy: Option<String>) -> anyhow::Error {
+    let error = ExitError::new(Code::Failed, message);
+    remedy.into_iter().fold(error, |error, remedy| error.remedy(remedy)).into()
+}
+
+fn report(path: &Path, request: Request) -> Result<KeepaliveReport> {
+    match ask(path, request, PATIENCE)? {
+        Response::Keepalive(report) => Ok(*report),
+        Response::Refused { message, remedy } => Err(refused(message, remedy)),
+        other => bail!("{} answered a question about its keepalive with {other:?}", path.display()),
+    }
+}
+
+fn show(args: &KeepaliveShowArgs) -> Result<Code> {
+    let KeepaliveShowArgs { vm, role, run_dir, json } = args;
+    let which = StatusArgs { vm: *vm, role: *role, run_dir: run_dir.clone(), json: *json };
+    let (mut out, mut code) = (String::new(), Code::Done);
+    for path in sockets(&which)? {
+        let report = report(&path, Request::Keepalive)?;
+        if !matches!(report.state.as_str(), "up" | "late") {
+            code = Code::Degraded;
+        }
+        out.push_str(&if *json { as_json(&report)? } else { text::render(&report) });
+    }
+    print(&out)?;
+    Ok(code)
+}
+
+/// The control socket of the side that is meant: of the one that runs here, if only one does.
+fn socket(run_dir: &Path, vm: Name, role: Option<Side>) -> Result<(PathBuf, Side), ExitError> {
+    let there = |side: &Side| socket_path(run_dir, vm, *side).exists();
+    let side = match role {
+        Some(side) => side,
+        None => [Side::Primary, Side::Standby].into_iter().find(there).unwrap_or(Side::Primary),
+    };
+    if there(&side) {
+        return Ok((socket_path(run_dir, vm, side), side));
+    }
+    let what = format!("no {} of {vm} has a control socket in {}", side.as_str(), run_dir.display());
+    Err(ExitError::new(Code::Failed, what).remedy("run this on a host of the pair, with the --run-dir that it uses"))
+}
+
+/// What `--save` asks for: the file, edited and checked, and not written yet.
+fn prepare(
+    save: Option<&Option<PathBuf>>,
+    file: Option<&Path>,
+    side: Side,
+    entries: &[Entry],
+) -> Result<Option<Edit>, ExitError> {
+    let Some(named) = save else { return Ok(None) };
+    let Some(file) = named.as_deref().or(file) else {
+        let what = "--save: the process was started without a configuration file; nothing was changed";
+        return Err(ExitError::usage(what).remedy("name one: --save=FILE"));
+    };
+    edit(file, side, entries).map(Some)
+}
+
+// --- keepalive set ---
+
+fn change(args: &KeepaliveSetArgs) -> Result<Code> {
+    let (path, side) = socket(&args.run_dir, args.vm, args.role)?;
+    let before = report(&path, Request::Keepalive)?;
+    let edit = prepare(args.save.as_ref(), before.config_file.as_deref(), side, &entries(args))?;
+    let us = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
+    let wanted = Wanted {
+        interval_us: args.interval.map(us),
+        min_rx_us: args.min_rx.map(us),
+        multiplier: args.multiplier,
+        this_side: args.this_side,
+        force: args.force,
+    };
+    let ordered = report(&path, Request::KeepaliveSet(wanted))?;
+    let mut after = settle(&path, &before)?;
+    after.warnings.splice(0..0, ordered.warnings);
+    expect(&after, &ordered.local.configured)?;
+    let saved = edit.map(|edit| edit.write().map(|()| edit.path().to_owned())).transpose()?;
+    if args.json {
+        print(&as_json(&after)?)?;
+    } else {
+        print(&told(&after, args.this_side, saved.as_deref()))?;
+    }
+    Ok(Code::Done)
+}
+
+fn entries(args: &KeepaliveSetArgs) -> Vec<Entry> {
+    let us = |d: Duration| number(u64::try_from(d.as_micros()).unwrap_or(u64::MAX), 1000);
+    let mut entries: Vec<Entry> = Vec::new();
+    entries.extend(args.interval.map(|interval| ("beat_interval_ms", Some(us(interval)))));
+    // Without a wish of its own it follows the interval.
+    if args.interval.is_some() || args.min_rx.is_some() {
+        entries.push(("beat_min_rx_ms", args.min_rx.map(us)));
+    }
+    entries.extend(args.multiplier.map(|k| ("detect_multiplier", Some(i64::from(k).into()))));
+    entries
+}
+
+/// Waits until both sides have settled.
+fn settle(path: &Path, before: &KeepaliveReport) -> Result<KeepaliveReport> {
+    let f = &before.in_force;
+    let slowest = f.transmit_interval_us.max(f.receive_interval_us.unwrap_or(0));
+    let limit = Duration::from_micros(slowest * 20).clamp(SETTLE.0, SETTLE.1);
+    let start = Instant::now();
+    loop {
+        let now = report(path, Request::Keepalive)?;
+        if !now.change_under_way {
+            return Ok(now);
+        }
+        if now.state == "suspect" || now.state == "none" {
+            let what = format!("the session ended while the change was under way (it is {} now)", now.state);
+            return Err(refused(what, Some("look at `afterimage status`".to_owned())));
+        }
+        if start.elapsed() > limit {
+            let what = format!(
+                "the other side has not confirmed within {limit:?}: it stays asked, nothing that it must confirm is in force, \
+                 and protection goes on"
+            );
+            return Err(refused(what, Some("look at `afterimage keepalive show` until no poll is in progress".into())));
+        }
+        thread::sleep(LOOK);
+    }
+}
+
+/// Another operator may have said something else on the other side, at the same moment.
+fn expect(after: &KeepaliveReport, wish: &Offer) -> Result<()> {
+    if after.local.advertised == *wish {
+        return Ok(());
+    }
+    let what = "another change, made on the other side at the same time, took the place of this one; all of that is in force, \
+                and nothing of this";
+    Err(refused(what.to_owned(), Some("look at `afterimage keepalive show`, and agree on who sets what".to_owned())))
+}
+
+fn told(after: &KeepaliveReport, this_side: bool, saved: Option<&Path>) -> String {
+    let mut out = vec![format!("{} on {} ({}): in force now\n", after.vm, after.node, after.side)];
+    text::both_ways(&mut out, after);
+    let own = after.local.advertised;
+    let mut say = |text: String| out.push(format!("  {text}\n"));
+    if let Some(peer) = after.remote.advertised.filter(|peer| *peer != own && !this_side) {
+        say(format!(
+            "the other side did not take all of it: it keeps to {} x {}, receiving no faster than {}; either its machine \
+             cannot time what was asked, or it is an older afterimage: run the command there, too",
+            text::micros(peer.interval_us.into()),
+            peer.multiplier,
+            text::micros(peer.min_rx_us.into()),
+        ));
+    }
+    after.warnings.iter().for_each(|warning| say(format!("warning: {warning}")));
+    if let Some(path) = saved {
+        say(format!("saved in {}; the other host has a file of its own: --save there, too", path.display()));
+    }
+    out.concat()
+}
+
+// --- set ---
+
+/// `afterimage set`
+pub fn set(args: &SetArgs) -> Result<Code> {
+    let settings = Settings::new(&args.settings).map_err(ExitError::usage)?;
+    let (path, side) = socket(&args.run_dir, args.vm, Some(Side::Primary))?;
+    let ask = |settings| match ask(&path, Request::Set(settings), PATIENCE)? {
+        Response::Settings(report) => Ok(*report),
+        Response::Refused { message, remedy } => Err(refused(message, remedy)),
+        other => bail!("{} answered `set` with {other:?}", path.display()),
+    };
+    let edit = match &args.save {
+        None => None,
+        Some(_) => {
+            let file = ask(Settings::default())?.config_file;
+            let (epoch, staging) = (settings.epoch_us, settings.max_staging_bytes);
+            let entries = [
+                epoch.map(|us| ("epoch_ms", Some(number(us, 1000)))),
+                staging.map(|bytes| ("staging_mib", Some(number(bytes, 1 << 20)))),
+                settings.on_cap.map(|wish| ("on_cap", Some(wish.to_string().into()))),
+            ];
+            let entries: Vec<Entry> = entries.into_iter().flatten().collect();
+            prepare(args.save.as_ref(), file.as_deref(), side, &entries)?
+        }
+    };
+    let report: SettingsReport = ask(settings)?;
+    let saved = edit.map(|edit| edit.write().map(|()| edit.path().to_owned())).transpose()?;
+    let mut out = if args.json { as_json(&report)? } else { report.text() };
+    if let Some(path) = saved.filter(|_| !args.json) {
+        out.push_str(&format!("  saved in {}\n", path.display()));
+    }
+    print(&out)?;
+    Ok(Code::Done)
+}

@@ -1,0 +1,31 @@
+//! Changing a running pair: `afterimage keepalive set|show` and `afterimage set`.
+//!
+//! ```text
+//!   afterimage keepalive set ──Request::KeepaliveSet──> the side's process: refuses, or orders its beat thread
+//!     │   asks again and again                             │ propose                       (poll, for both)
+//!     │ <──Response::Keepalive, "change_under_way"──┐      v                     beats ───────────────────> the other side
+//!     v                                             └── what is in force  <────────── final, its own poll ──┘
+//!   prints both directions; saves
+//! ```
+//!
+//! | file | |
+//! |---|---|
+//! | [`mod@keepalive`] | what is in force, and what of a wish is refused |
+//! | [`settings`] | `epoch=…`, `max-staging=…`, `on-cap=…`: all or nothing |
+//! | [`command`] | the operator's end |
+//! | [`text`] | for a reader |
+//! | [`save`] | into the configuration file, which keeps its comments |
+
+mod command;
+mod keepalive;
+mod save;
+mod settings;
+mod text;
+
+pub use command::{keepalive, set};
+pub use keepalive::{InForce, KeepaliveReport, Local, Remote, Session, Wanted};
+pub(crate) use settings::check;
+pub use settings::{Assignment, Settings, SettingsReport};
+
+/// The version of the reports as JSON. Fields may be added under the same number.
+pub const SCHEMA: u32 = 1;

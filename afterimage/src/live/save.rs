@@ -1,0 +1,221 @@
+//! Writes values into a configuration file: comments, order and everything else stay, and the file is whole at any moment.
+//!
+//! ```text
+//!   read ──> edit ──> `config check` ──> (the change is made) ──> write beside it, fsync ──> still what was read? ──> rename
+//! ```
+
+use crate::{
+    cli::Side,
+    config,
+    exit::{Code, ExitError},
+};
+use std::{
+    fs::{self, File, Metadata, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
+    path::{Path, PathBuf},
+};
+use toml_edit::{DocumentMut, Item, TableLike, Value};
+
+/// One key of the section, and its value; `None`: the default again.
+pub(super) type Entry = (&'static str, Option<Value>);
+
+/// A file's new text, that was checked, and not written yet.
+#[derive(Debug)]
+pub(super) struct Edit {
+    path: PathBuf,
+    before: Option<String>,
+    after: String,
+}
+
+/// A number in a unit of `of`: whole where it is.
+pub(super) fn number(n: u64, of: u64) -> Value {
+    match n.is_multiple_of(of) {
+        true => i64::try_from(n / of).unwrap_or(i64::MAX).into(),
+        false => (n as f64 / of as f64).into(),
+    }
+}
+
+fn failed(path: &Path, doing: &str, error: &io::Error) -> ExitError {
+    ExitError::new(Code::Failed, format!("{}: {doing}: {error}; the file is as it was", path.display()))
+}
+
+/// Puts the entries into the file's section for `side`. Nothing is written.
+///
+/// # Errors
+/// The file cannot be read, or `config check` would refuse what comes of it.
+pub(super) fn edit(path: &Path, side: Side, entries: &[Entry]) -> Result<Edit, ExitError> {
+    // What a symbolic link names is edited, and the link kept.
+    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let before = match fs::read_to_string(&path) {
+        Ok(text) => Some(text),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(failed(&path, "reading it", &error)),
+    };
+    let text = before.as_deref().unwrap_or_default();
+    config::check_text(&path, text)?;
+    let mut document: DocumentMut =
+        text.parse().map_err(|error| ExitError::usage(format!("{}: {error}", path.display())))?;
+    let section = match side {
+        Side::Primary => "protect",
+        Side::Standby => "standby",
+    };
+    let section = document.entry(section).or_insert(toml_edit::table());
+    let Some(table) = section.as_table_like_mut() else {
+        return Err(ExitError::usage(format!("{}: its section is no table", path.display())));
+    };
+    entries.iter().for_each(|(key, value)| put(table, key, value.clone()));
+    let after = document.to_string();
+    config::check_text(&path, &after)?;
+    Ok(Edit { path, before, after })
+}
+
+/// What is beside a value, a comment above all, stays there.
+fn put(table: &mut dyn TableLike, key: &str, value: Option<Value>) {
+    let Some(mut value) = value else {
+        table.remove(key);
+        return;
+    };
+    match table.get_mut(key).and_then(Item::as_value_mut) {
+        Some(old) => {
+            *value.decor_mut() = old.decor().clone();
+            *old = value;
+        }
+        None => drop(table.insert(key, Item::Value(value))),
+    }
+}
+
+impl Edit {
+    /// Where it goes.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Replaces the file, unless somebody else has changed it since it was read.
+    ///
+    /// # Errors
+    /// The file is then as it was.
+    pub(super) fn write(&self) -> Result<(), ExitError> {
+        let temporary = self.temporary();
+        let replaced = self.replace(&temporary);
+        if replaced.is_err() {
+            let _ = fs::remove_file(&temporary);
+        }
+        replaced
+    }
+
+    fn temporary(&self) -> PathBuf {
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        self.path.with_file_name(format!(".{name}.{}", std::process::id()))
+    }
+
+    fn replace(&self, temporary: &Path) -> Result<(), ExitError> {
+        let fail = |doing| move |error: io::Error| failed(&self.path, doing, &error);
+        let like = fs::metadata(&self.path).ok();
+        self.write_to(temporary, like.as_ref()).map_err(fail("writing its successor"))?;
+        let now = fs::read_to_string(&self.path).ok();
+        if now != self.before {
+            let what = format!("{}: somebody else changed it meanwhile; it was left alone", self.path.display());
+            return Err(ExitError::new(Code::Failed, what).remedy("run the command again: what it sets is set already"));
+        }
+        fs::rename(temporary, &self.path).map_err(fail("putting its successor in its place"))?;
+        // The new name must outlive a power cut, too.
+        let directory = self.path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(directory).and_then(|dir| dir.sync_all()).map_err(|error| {
+            ExitError::new(Code::Failed, format!("{}: written, but not on the disk: {error}", self.path.display()))
+        })
+    }
+
+    fn write_to(&self, temporary: &Path, like: Option<&Metadata>) -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary)?;
+        let mode = like.map_or(0o644, |like| like.permissions().mode());
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
+        if let Some(like) = like {
+            // Whoever may write the file need not be able to give it away.
+            let _ = fchown(&file, Some(like.uid()), Some(like.gid()));
+        }
+        file.write_all(self.after.as_bytes())?;
+        file.sync_all()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = "\
+# the web VM
+[witness]
+state = '/var/lib/w'
+
+[protect]   # of this host
+vm = \"web\"
+# measured in May
+beat_interval_ms = 10   # not less
+beat_min_rx_ms = 9
+epoch_ms = 20
+";
+
+    fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("afterimage.toml");
+        fs::write(&path, text).unwrap();
+        (dir, path)
+    }
+
+    #[test]
+    fn comments_and_order_stay_and_the_rest_is_as_it_was() {
+        let (dir, path) = file(FILE);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        let link = dir.path().join("link.toml");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let entries: [Entry; 4] = [
+            ("beat_interval_ms", Some(number(2_500, 1000))),
+            ("beat_min_rx_ms", None),
+            ("detect_multiplier", Some(3.into())),
+            ("on_cap", Some("grow:64MiB".into())),
+        ];
+        edit(&link, Side::Primary, &entries).unwrap().write().unwrap();
+        let expected = FILE.replace("= 10 ", "= 2.5 ").replace("beat_min_rx_ms = 9\n", "")
+            + "detect_multiplier = 3\non_cap = \"grow:64MiB\"\n";
+        assert_eq!(fs::read_to_string(&path).unwrap(), expected);
+        assert!(link.is_symlink());
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "nothing is left beside it");
+    }
+
+    #[test]
+    fn what_config_check_would_refuse_is_not_written() {
+        let (_dir, path) = file(FILE);
+        let cases: [(Entry, &str); 3] = [
+            (("detect_multiplier", Some(0.into())), "1 to 255"),
+            (("beat_interval_ms", Some(number(50, 1000))), "0.1 to 10000 ms"),
+            (("staging_mib", Some(1.into())), "at least two slabs"),
+        ];
+        for (entry, why) in cases {
+            let refused = edit(&path, Side::Primary, &[entry]).unwrap_err();
+            assert!(refused.message.contains(why) && refused.code == Code::Usage, "{refused:?}");
+        }
+        fs::write(&path, "[protect]\nnonsense = 1\n").unwrap();
+        let refused = edit(&path, Side::Primary, &[]).unwrap_err();
+        assert!(refused.message.contains("afterimage.toml:2"), "{refused:?}");
+    }
+
+    #[test]
+    fn a_file_that_changed_meanwhile_is_left_alone() {
+        let (dir, path) = file(FILE);
+        let edit = edit(&path, Side::Primary, &[("epoch_ms", Some(5.into()))]).unwrap();
+        fs::write(&path, "# mine\n").unwrap();
+        assert!(edit.write().unwrap_err().message.contains("somebody else"));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "# mine\n");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_begun() {
+        let (_dir, path) = file("");
+        fs::remove_file(&path).unwrap();
+        edit(&path, Side::Standby, &[("detect_multiplier", Some(4.into()))]).unwrap().write().unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "[standby]\ndetect_multiplier = 4\n");
+    }
+}

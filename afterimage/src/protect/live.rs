@@ -1,0 +1,83 @@
+//! What an operator changes while the pair runs: its keepalive, its epoch, its staging.
+
+use super::{commands::status, data_path::DataPath};
+use crate::{
+    config::OnCapWish,
+    control::refused,
+    events::emit,
+    live::{self, KeepaliveReport, Session, Settings, SettingsReport, Wanted},
+    paths,
+    status::Response,
+};
+use serde_json::json;
+use std::time::Duration;
+
+fn session(path: &mut DataPath) -> Session<'_> {
+    let status = status(path);
+    let config = &path.brief.config;
+    Session { configured: config.wish(), beats: path.beats.as_ref(), status, config_file: config.config_file.clone() }
+}
+
+pub(super) fn keepalive(path: &mut DataPath) -> Response {
+    Response::Keepalive(Box::new(session(path).report()))
+}
+
+/// The order is given, not carried out: the caller looks again.
+pub(super) fn keepalive_set(path: &mut DataPath, wanted: &Wanted) -> Response {
+    match session(path).change(wanted) {
+        Ok((wish, warnings)) => {
+            emit("keepalive-set", json!({ "interval_us": wish.interval.as_micros(), "multiplier": wish.multiplier }));
+            path.brief.config.set_wish(wish);
+            Response::Keepalive(Box::new(KeepaliveReport { warnings, ..session(path).report() }))
+        }
+        Err(refusal) => Response::Refused { message: refusal.what, remedy: Some(refusal.remedy) },
+    }
+}
+
+/// All of them, or none: whatever may be wrong is looked at before anything is changed.
+pub(super) fn set(path: &mut DataPath, settings: &Settings) -> Response {
+    let config = &path.brief.config;
+    let staging = settings.max_staging_bytes.unwrap_or(config.staging_bytes);
+    let on_cap = settings.on_cap.unwrap_or(config.on_cap);
+    if let Err(why) = live::check(settings, config.slab_bytes).and_then(|()| room_to_pin(path, staging, on_cap)) {
+        return refused(&format!("{why}; nothing was changed"));
+    }
+    let Ok(cap) = usize::try_from(staging) else {
+        return refused("max-staging is more than this machine can address; nothing was changed");
+    };
+    let epoch = settings.epoch_us.map_or(path.brief.config.epoch, Duration::from_micros);
+    let changed = *settings != Settings::default();
+    let config = &mut path.brief.config;
+    (config.staging_bytes, config.on_cap, config.epoch) = (staging, on_cap, epoch);
+    config.paths.staging_bytes = staging.saturating_add(on_cap.extra_bytes());
+    path.driver.set_epoch(epoch);
+    path.driver.set_cap(cap, on_cap.0);
+    let report = report(path);
+    if changed {
+        emit("set", json!({ "epoch_us": report.epoch_us, "max_staging_bytes": staging, "on_cap": report.on_cap }));
+    }
+    Response::Settings(Box::new(report))
+}
+
+/// RDMA pins slabs as they are made: a limit that it could not pin would end the session in the middle of a checkpoint.
+fn room_to_pin(path: &mut DataPath, staging: u64, on_cap: OnCapWish) -> Result<(), String> {
+    if !path.watch.has_rdma() {
+        return Ok(());
+    }
+    let more = staging.saturating_add(on_cap.extra_bytes()).saturating_sub(path.driver.pool_stats().live_bytes);
+    paths::room_to_pin(more).map_err(|error| error.to_string())
+}
+
+fn report(path: &mut DataPath) -> SettingsReport {
+    let stats = path.driver.pool_stats();
+    let config = &path.brief.config;
+    SettingsReport {
+        epoch_us: u64::try_from(config.epoch.as_micros()).unwrap_or(u64::MAX),
+        max_staging_bytes: config.staging_bytes,
+        on_cap: config.on_cap.to_string(),
+        limit_bytes: stats.limit_bytes,
+        live_bytes: stats.live_bytes,
+        config_file: config.config_file.clone(),
+        ..SettingsReport::new(config.vm.to_string())
+    }
+}
