@@ -1,9 +1,14 @@
 //! What the operator hears of a session's way.
 
-use crate::{events::emit, keepalive::PathsReader, status::Status};
-use mc_core::transport::Transport;
+use crate::{
+    events::emit,
+    keepalive::{BeatHandle, PathsReader},
+    report::ms,
+    status::Status,
+};
+use mc_core::{id::Time, transport::Transport};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// How a session began.
 #[derive(Clone, Debug)]
@@ -72,6 +77,22 @@ impl Watch {
         self.fallbacks += 1;
         tracing::warn!(why, fallbacks = self.fallbacks, "RDMA failed; checkpoints go over TCP");
         emit("fell-back", json!({ "from": "rdma", "to": "tcp", "why": why, "fallbacks": self.fallbacks }));
+    }
+
+    /// How long ago the peer was heard by each path, as an event's field; null: never.
+    #[must_use]
+    pub fn heard(&self, beats: &BeatHandle, now: Time) -> Value {
+        let report = self.report.as_ref();
+        let path = |name: &str, heard: u64, at: Option<Time>| json!({ "name": name, "heard": heard, "ago_ms": at.map(|at| ms(now.since(at))) });
+        let paths = report.and_then(|r| r.beat_paths.as_ref()).map(PathsReader::stats);
+        match paths {
+            Some(paths) => paths.iter().map(|p| path(&p.name, p.heard, p.last_heard_ns.map(Time))).collect(),
+            None => {
+                let heard = beats.stats().received;
+                let at = (heard > 0).then(|| beats.last_heard());
+                json!([path(report.map_or("", |r| r.keepalive), heard, at)])
+            }
+        }
     }
 
     /// Fills in what is known.

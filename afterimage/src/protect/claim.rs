@@ -5,10 +5,12 @@ use super::channel::Brief;
 use crate::{
     arbiter::{Answer, ArbiterClient, Ask},
     cli::Side,
+    clock::Clock,
     control::{Control, done, refused},
     events::emit,
     inbox::{readable, wait},
     report,
+    stalls::Swap,
     status::{Request, Response, SCHEMA, Status},
 };
 use anyhow::{Result, bail};
@@ -16,6 +18,7 @@ use mc_core::{
     id::Time,
     register::{CasOutcome, Mode, Register},
 };
+use serde_json::json;
 use std::{os::fd::AsFd, time::Duration};
 
 /// Asks until the arbiter answers. `Some`: the register says (solo, self). `None`: somebody else owns the VM.
@@ -30,13 +33,17 @@ pub(super) fn claim(brief: &Brief) -> Result<Option<Register>> {
         Answer::Read(Some(held)) => held,
         other => bail!("the arbiter knows nothing of this VM any more: {other:?}"),
     };
+    emit("register", json!({ "register": held }));
     while held.owner == owner {
         let new = Register { generation: held.generation.next(), owner, mode: Mode::Solo };
         let contested = held.mode != Mode::Solo;
+        emit("asking", report::asked(held.generation, &new, contested));
+        let mut swap = Swap::default();
+        swap.asked(Clock.now());
         let Answer::Cas(outcome) = claim.ask(Ask::Cas { expect: held.generation, new, contested })? else {
             bail!("the arbiter answered a read to a swap")
         };
-        emit("cas", report::outcome(&outcome));
+        emit("cas", report::with(report::outcome(&outcome), swap.took(Clock.now())));
         held = match outcome {
             CasOutcome::Won(register) => return Ok(Some(register)),
             CasOutcome::Lost(Some(newer)) => newer,

@@ -23,6 +23,7 @@ use crate::{
     paths::Watch,
     qemu::colo::ColoSource,
     report,
+    stalls::{Stalls, Swap},
 };
 use anyhow::{Context, Result};
 use mc_core::{
@@ -58,9 +59,12 @@ pub(super) struct DataPath {
     sessions: Option<Inbox<Result<Found>>>,
     pub(super) source_path: PathBuf,
     last_turn: Time,
+    stalls: Stalls,
     role: Role,
     arbiter_reachable: bool,
     suspected: bool,
+    /// The swap that is being asked for.
+    pub(super) swap: Swap,
     pub(super) operator_wants_solo: bool,
     /// Its QEMU ended without having been told to.
     pub(super) vm_died: bool,
@@ -74,6 +78,7 @@ pub fn run() -> Result<Code> {
     let channel = std::io::stdin().as_fd().try_clone_to_owned().context("the channel on stdin")?;
     let mut channel = Channel::new(UnixStream::from(channel))?;
     let brief = hear_brief(&mut channel)?;
+    super::record(&brief.config, "data-path")?;
     let mut supervisor = Hands::new(channel, &brief.config);
     let prepared = match prepare(&brief) {
         Ok(prepared) => prepared,
@@ -141,9 +146,11 @@ impl DataPath {
             sessions: None,
             source_path,
             last_turn: clock.now(),
+            stalls: Stalls::default(),
             role: Role::Solo,
             arbiter_reachable: true,
             suspected: false,
+            swap: Swap::default(),
             operator_wants_solo: false,
             vm_died: false,
             end_when_solo: None,
@@ -212,7 +219,9 @@ impl DataPath {
     /// A process that was frozen may have been declared dead meanwhile: it asks before it releases anything.
     fn notice_stall(&mut self) {
         let now = self.clock.now();
-        if now.since(self.last_turn) > self.stall_limit() {
+        let away = now.since(self.last_turn);
+        if away > self.stall_limit() {
+            self.stalls.tell(now, away, self.stall_limit());
             self.driver.event(Event::Stalled);
         }
         self.last_turn = now;
@@ -224,9 +233,11 @@ impl DataPath {
                 ToDataPath::Begin(_) | ToDataPath::Started { error: None, .. } => {}
                 ToDataPath::Started { error: Some(why), unsupported } => self.source_broken(why, unsupported),
                 ToDataPath::VmGone { orderly: true } => {
+                    emit("vm-gone", json!({ "orderly": true }));
                     self.driver.event(Event::Unprotect(GoodbyeReason::GuestGone));
                 }
                 ToDataPath::VmGone { orderly: false } => {
+                    emit("vm-gone", json!({ "orderly": false }));
                     self.vm_died = true;
                     self.driver.event(Event::SourceLost);
                 }
@@ -239,6 +250,7 @@ impl DataPath {
     /// A first attempt that fails for want of the source ends this process; a VM that was protected once keeps its gate.
     fn source_broken(&mut self, why: String, unsupported: bool) {
         tracing::error!(%why, "the checkpoint stream broke; giving protection up");
+        emit("source-broken", json!({ "why": why, "unsupported": unsupported }));
         let first = self.driver.figures().last_ack_at.is_none();
         self.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
         if (unsupported || first) && !self.brief.stay {
@@ -254,7 +266,7 @@ impl DataPath {
             match answer {
                 Answer::Read(_) => {}
                 Answer::Cas(outcome) => {
-                    emit("cas", report::outcome(&outcome));
+                    emit("cas", report::with(report::outcome(&outcome), self.swap.took(self.clock.now())));
                     self.driver.event(Event::Cas(outcome));
                 }
             }
@@ -273,7 +285,8 @@ impl DataPath {
         beats.set_committed(self.driver.machine().generation(), self.driver.machine().epochs().1);
         let dead = !beats.is_running(); // a detector that is gone must not pass for one that is content
         if (beats.verdict() == Verdict::Suspect || dead) && !self.suspected {
-            emit("suspect", report::suspicion(beats));
+            let why = report::suspicion(beats, &self.watch, self.clock.now());
+            emit("suspect", report::with(why, super::commands::standing(self)));
             self.suspected = true;
             self.driver.event(Event::Suspect);
         }
@@ -294,6 +307,7 @@ impl DataPath {
 
     fn no_session(&mut self, why: String) {
         tracing::error!(why, "no session with the standby; the VM runs on, unprotected");
+        emit("no-session", json!({ "why": why }));
         if self.brief.stay {
             self.notes.push(format!("not protected: {why}"));
         } else {
@@ -305,7 +319,7 @@ impl DataPath {
         let source = ColoSource::listen(&self.source_path, self.brief.profile.blocks.clone())
             .with_context(|| format!("socket {}", self.source_path.display()))?;
         let (standby, incarnation) = (found.standby, found.incarnation);
-        emit("syncing", json!({ "standby": standby, "peer": found.peer }));
+        emit("syncing", json!({ "standby": standby, "peer": found.peer, "peer_beats": found.beats }));
         self.peer = Some(format!("{standby} at {}", found.peer));
         self.suspected = false;
         let config = &self.brief.config;

@@ -5,7 +5,8 @@ use crate::{
     report,
     status::{SCHEMA, Status},
 };
-use mc_core::{gate::OutputGate, standby::Role};
+use mc_core::{gate::OutputGate, id::Time, standby::Role};
+use serde_json::json;
 
 pub(super) fn word(role: Role) -> &'static str {
     match role {
@@ -17,6 +18,22 @@ pub(super) fn word(role: Role) -> &'static str {
         Role::TakingOver => "taking-over",
         Role::Active => "running",
     }
+}
+
+/// How things stand, as an event's fields: the newest commit, the end of the primary's access, output, the arbiter.
+pub(super) fn standing(node: &Node) -> serde_json::Value {
+    let machine = node.driver.machine();
+    let (generation, committed) = machine.committed();
+    let (figures, now) = (node.driver.figures(), node.clock.now());
+    let ago = |at: Option<Time>| at.map(|at| report::ms(now.since(at)));
+    json!({
+        "role": word(machine.role()),
+        "registered": node.registered,
+        "epochs": { "generation": generation, "committed": committed, "last_commit_ago_ms": ago(figures.last_commit_at) },
+        "revoked_ago_ms": ago(figures.revoked_at),
+        "output": report::output(node.gate.stats()),
+        "arbiter": report::arbiter_field(&node.arbiter),
+    })
 }
 
 pub(super) fn status(node: &Node) -> Status {

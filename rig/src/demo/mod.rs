@@ -160,6 +160,7 @@ fn protected_round(
     if single {
         println!("\nTimeline, from the fault:");
         evidence.events.iter().for_each(|e| println!("{}", e.line(evidence.fault_at_ms)));
+        evidence.stories.iter().for_each(|story| print!("\n{story}"));
         print_summary(&outcome);
     }
     if !outcome.passed() {
