@@ -7,6 +7,7 @@
 //! | [`standby`] | the standby |
 //! | [`witness`], [`arbiter`] | the register's keeper, and a node's side of it |
 //! | [`status`], [`control`] | the control socket |
+//! | [`metrics`] | for Prometheus |
 //! | [`why`] | the story of each role change, from the journal |
 //! | [`qemu`] | QEMU's control connection and migration stream |
 //! | [`gate`] | output commit |
@@ -31,6 +32,7 @@ pub mod gate;
 pub mod inbox;
 pub mod journal;
 pub mod keepalive;
+pub mod metrics;
 pub mod paths;
 pub mod protect;
 pub mod qemu;

@@ -6,6 +6,7 @@ use crate::{
     events::emit,
     gate,
     keepalive::BeatHandle,
+    metrics::Snapshot,
     paths::Watch,
     status::{ArbiterStatus, Beats, Status},
 };
@@ -125,6 +126,13 @@ pub fn fill_staging(status: &mut Status, stats: PoolStats) {
     status.staging_live_bytes = stats.live_bytes;
     status.staging_cap_bytes = stats.cap_bytes;
     status.staging_cap_hits = stats.cap_hits;
+}
+
+/// What metrics say of the beats.
+pub fn scrape_beats(snapshot: &mut Snapshot, beats: &BeatHandle, watch: &Watch, now: Time) {
+    snapshot.beats = Some(beats.stats());
+    snapshot.silence_seconds = watch.silence_seconds(beats, now);
+    (snapshot.gap, snapshot.round_trip) = beats.buckets();
 }
 
 /// Fills in what the arbiter's client knows.

@@ -1,7 +1,10 @@
 //! How long what took: this loop's own absences, and the arbiter's answers. Told as events, for `afterimage why`.
 
-use crate::{events::emit, report::ms};
-use mc_core::id::Time;
+use crate::{
+    events::emit,
+    report::{self, ms},
+};
+use mc_core::{id::Time, register::CasOutcome};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -34,6 +37,7 @@ impl Stalls {
 #[derive(Debug, Default)]
 pub struct Swap {
     asked_at: Option<Time>,
+    answered: (u64, u64),
 }
 
 impl Swap {
@@ -42,8 +46,19 @@ impl Swap {
         self.asked_at = Some(now);
     }
 
-    /// It was answered: how long that took, as an event's field.
-    pub fn took(&mut self, now: Time) -> Value {
-        json!({ "took_ms": self.asked_at.take().map(|at| ms(now.since(at))) })
+    /// It was answered: how, and how long that took, as an event's fields.
+    pub fn answered(&mut self, now: Time, outcome: &CasOutcome) -> Value {
+        match outcome {
+            CasOutcome::Won(_) => self.answered.0 += 1,
+            CasOutcome::Lost(_) => self.answered.1 += 1,
+        }
+        let took_ms = self.asked_at.take().map(|at| ms(now.since(at)));
+        report::with(report::outcome(outcome), json!({ "took_ms": took_ms }))
+    }
+
+    /// How many were won, and lost.
+    #[must_use]
+    pub fn counts(&self) -> (u64, u64) {
+        self.answered
     }
 }

@@ -22,7 +22,7 @@ mod worker;
 pub use paths::{MAX_PATHS, PathStats, Paths, PathsReader};
 pub use stats::BeatStats;
 
-use crate::clock::Clock;
+use crate::{clock::Clock, metrics::Buckets};
 use mc_core::{
     detector::{Config, Parameters},
     id::{Epoch, Generation, Time},
@@ -144,6 +144,12 @@ impl BeatHandle {
     #[must_use]
     pub fn stats(&self) -> BeatStats {
         self.shared.published.lock().report(self.verdict())
+    }
+
+    /// The gaps between the peer's beats, and round trips, as metrics want them.
+    #[must_use]
+    pub fn buckets(&self) -> (Buckets, Buckets) {
+        self.shared.published.lock().buckets()
     }
 
     /// What this host did not permit, and what to do about it; empty if the thread is real-time and locked.

@@ -1,6 +1,7 @@
 //! The beats' numbers: what the thread records, and what a reader gets.
 
 use super::Verdict;
+use crate::metrics::Buckets;
 use mc_core::{
     detector,
     histogram::{Histogram, Percentiles},
@@ -115,6 +116,10 @@ impl Published {
                 self.rtt.record(*rtt);
             }
         }
+    }
+
+    pub(super) fn buckets(&self) -> (Buckets, Buckets) {
+        (Buckets::from(&self.gap), Buckets::from(&self.rtt))
     }
 
     pub(super) fn report(&self, verdict: Verdict) -> BeatStats {

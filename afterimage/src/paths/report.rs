@@ -95,6 +95,14 @@ impl Watch {
         }
     }
 
+    /// How long ago the peer was heard by each path, seconds; one that never was is not there.
+    #[must_use]
+    pub fn silence_seconds(&self, beats: &BeatHandle, now: Time) -> Vec<(String, f64)> {
+        let heard = self.heard(beats, now);
+        let path = |path: &Value| Some((path["name"].as_str()?.to_owned(), path["ago_ms"].as_f64()? / 1e3));
+        heard.as_array().into_iter().flatten().filter_map(path).collect()
+    }
+
     /// Fills in what is known.
     pub fn fill(&self, status: &mut Status) {
         status.counters.insert("fallbacks".into(), self.fallbacks);

@@ -43,7 +43,7 @@ pub(super) fn claim(brief: &Brief) -> Result<Option<Register>> {
         let Answer::Cas(outcome) = claim.ask(Ask::Cas { expect: held.generation, new, contested })? else {
             bail!("the arbiter answered a read to a swap")
         };
-        emit("cas", report::with(report::outcome(&outcome), swap.took(Clock.now())));
+        emit("cas", swap.answered(Clock.now(), &outcome));
         held = match outcome {
             CasOutcome::Won(register) => return Ok(Some(register)),
             CasOutcome::Lost(Some(newer)) => newer,

@@ -3,7 +3,8 @@
 use super::data_path::DataPath;
 use crate::{
     control::{done, refused},
-    events::emit,
+    events::{self, emit},
+    metrics::{Buckets, Snapshot},
     report,
     status::{Request, Response, SCHEMA, Status},
 };
@@ -90,6 +91,25 @@ fn status(path: &mut DataPath) -> Status {
         report::fill_beats(&mut status, beats);
     }
     status
+}
+
+/// What metrics are made of.
+pub(super) fn snapshot(path: &mut DataPath) -> Snapshot {
+    let status = status(path);
+    let figures = path.driver.figures();
+    let mut snapshot = Snapshot {
+        status,
+        pause: Buckets::from(&figures.pause),
+        commit: Buckets::from(&figures.commit),
+        hold: Buckets::from(path.driver.gate.hold_histogram()),
+        swaps: path.swap.counts(),
+        journal_lost: events::journal_lost(),
+        ..Snapshot::default()
+    };
+    if let Some(beats) = &path.beats {
+        report::scrape_beats(&mut snapshot, beats, &path.watch, path.clock.now());
+    }
+    snapshot
 }
 
 /// How things stand, as an event's fields: epochs, output, own absence, the arbiter.

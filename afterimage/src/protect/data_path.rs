@@ -20,6 +20,7 @@ use crate::{
     gate::{GateError, Mode, NicGate, NicSpec, Options},
     inbox::{self, Inbox, readable, wait},
     keepalive::{BeatHandle, Verdict},
+    metrics::Scrapes,
     paths::Watch,
     qemu::colo::ColoSource,
     report,
@@ -56,6 +57,7 @@ pub(super) struct DataPath {
     pub(super) watch: Watch,
     pub(super) supervisor: Hands,
     control: Control,
+    scrapes: Option<Scrapes>,
     sessions: Option<Inbox<Result<Found>>>,
     pub(super) source_path: PathBuf,
     last_turn: Time,
@@ -132,6 +134,7 @@ impl DataPath {
         let machine =
             Primary::new(Config { epoch: config.epoch, window: config.window, sabotage: None }, brief.register);
         let driver = PrimaryDriver::new(machine, Staging::new(pool), gate, clock);
+        let scrapes = Scrapes::serve(config.metrics)?;
         let source_path = config.run_dir.join(format!("{}.colo.sock", config.vm));
         let mut this = Self {
             driver,
@@ -143,6 +146,7 @@ impl DataPath {
             watch: Watch::default(),
             supervisor,
             control,
+            scrapes,
             sessions: None,
             source_path,
             last_turn: clock.now(),
@@ -209,6 +213,7 @@ impl DataPath {
         fds.extend(self.supervisor.wait_fd().map(readable));
         fds.push(readable(self.arbiter.as_fd()));
         fds.push(readable(self.control.as_fd()));
+        fds.extend(self.scrapes.as_ref().map(|s| readable(s.as_fd())));
         fds.extend(self.beats.as_ref().map(|b| readable(b.wait_fd())));
         fds.extend(self.sessions.as_ref().map(|s| readable(s.as_fd())));
         fds.extend(self.driver.gate.wait_fds());
@@ -266,7 +271,7 @@ impl DataPath {
             match answer {
                 Answer::Read(_) => {}
                 Answer::Cas(outcome) => {
-                    emit("cas", report::with(report::outcome(&outcome), self.swap.took(self.clock.now())));
+                    emit("cas", self.swap.answered(self.clock.now(), &outcome));
                     self.driver.event(Event::Cas(outcome));
                 }
             }
@@ -335,6 +340,9 @@ impl DataPath {
         while let Some(request) = self.control.take() {
             let response = super::commands::answer(self, request.request);
             request.reply(response);
+        }
+        while let Some(scrape) = self.scrapes.as_ref().and_then(Scrapes::take) {
+            scrape.reply(super::commands::snapshot(self));
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::{
     offer::spill_file,
-    report::{standing, status, word},
+    report::{snapshot, standing, status, word},
     vm::WaitingVm,
 };
 use crate::{
@@ -16,6 +16,7 @@ use crate::{
     gate::{Mode, NicGate, Options},
     inbox::{self, readable, wait},
     keepalive::{BeatHandle, Verdict},
+    metrics::Scrapes,
     paths::{Link, Watch},
     report,
     stalls::Swap,
@@ -60,9 +61,10 @@ pub(super) struct Node {
     pub(super) vm: Option<WaitingVm>,
     pub(super) listener: Listener,
     control: Control,
+    scrapes: Option<Scrapes>,
     role: Role,
     pub(super) suspected_at: Option<Time>,
-    swap: Swap,
+    pub(super) swap: Swap,
     checked_vm_at: Time,
     arbiter_reachable: bool,
     pub(super) operator_wants_it: bool,
@@ -90,6 +92,7 @@ impl Node {
             vm: None,
             listener: Listener::bind(config.listen, SessionOptions::default())?,
             control: Control::listen(&config.run_dir, config.vm, Side::Standby)?,
+            scrapes: Scrapes::serve(config.metrics)?,
             role: Role::Idle,
             suspected_at: None,
             swap: Swap::default(),
@@ -138,6 +141,7 @@ impl Node {
         fds.push(readable(self.listener.as_fd()));
         fds.push(readable(self.arbiter.as_fd()));
         fds.push(readable(self.control.as_fd()));
+        fds.extend(self.scrapes.as_ref().map(|s| readable(s.as_fd())));
         fds.extend(self.beats.as_ref().map(|b| readable(b.wait_fd())));
         fds.extend(self.gate.wait_fds());
         wait(&mut fds, self.clock.now(), self.driver.deadline(), VM_CHECK)?;
@@ -149,7 +153,7 @@ impl Node {
             match answer {
                 Answer::Read(held) => self.driver.event(Event::RegisterRead(held)),
                 Answer::Cas(outcome) => {
-                    emit("cas", report::with(report::outcome(&outcome), self.swap.took(self.clock.now())));
+                    emit("cas", self.swap.answered(self.clock.now(), &outcome));
                     self.driver.event(Event::Cas(outcome));
                 }
             }
@@ -323,6 +327,9 @@ impl Node {
                 }
             };
             request.reply(response);
+        }
+        while let Some(scrape) = self.scrapes.as_ref().and_then(Scrapes::take) {
+            scrape.reply(snapshot(self));
         }
     }
 

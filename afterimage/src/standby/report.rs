@@ -2,6 +2,8 @@
 
 use super::node::Node;
 use crate::{
+    events,
+    metrics::{Buckets, Snapshot},
     report,
     status::{SCHEMA, Status},
 };
@@ -34,6 +36,21 @@ pub(super) fn standing(node: &Node) -> serde_json::Value {
         "output": report::output(node.gate.stats()),
         "arbiter": report::arbiter_field(&node.arbiter),
     })
+}
+
+/// What metrics are made of.
+pub(super) fn snapshot(node: &Node) -> Snapshot {
+    let mut snapshot = Snapshot {
+        status: status(node),
+        apply: Buckets::from(&node.driver.figures().apply),
+        swaps: node.swap.counts(),
+        journal_lost: events::journal_lost(),
+        ..Snapshot::default()
+    };
+    if let Some(beats) = &node.beats {
+        report::scrape_beats(&mut snapshot, beats, &node.watch, node.clock.now());
+    }
+    snapshot
 }
 
 pub(super) fn status(node: &Node) -> Status {

@@ -25,7 +25,7 @@ impl Lines {
 }
 
 /// µs as a person reads them.
-fn micros(us: u64) -> String {
+pub(super) fn micros(us: u64) -> String {
     match us {
         0..1_000 => format!("{us} us"),
         1_000..1_000_000 => format!("{}.{} ms", us / 1_000, us % 1_000 / 100),
@@ -34,7 +34,7 @@ fn micros(us: u64) -> String {
 }
 
 /// Bytes as a person reads them.
-fn bytes(n: u64) -> String {
+pub(super) fn bytes(n: u64) -> String {
     match n {
         0..1_024 => format!("{n} B"),
         1_024..1_048_576 => format!("{} KiB", n >> 10),
