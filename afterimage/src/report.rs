@@ -44,12 +44,12 @@ pub fn ms(duration: Duration) -> f64 {
 /// was itself.
 #[must_use]
 pub fn suspicion(beats: &BeatHandle, watch: &Watch, now: Time) -> Value {
-    let stats = beats.stats();
+    let (times, worst, received) = beats.lateness();
     let mut fields = json!({
         "why": if beats.is_running() { "missed beats" } else { "the thread that hears beats has died" },
         "paths": watch.heard(beats, now),
-        "own_late": { "times": stats.self_late, "max_ms": stats.max_self_late_us as f64 / 1e3 },
-        "received": stats.received,
+        "own_late": { "times": times, "max_ms": ms(worst) },
+        "received": received,
     });
     if let Some(report) = beats.suspicion() {
         fields["silent_ms"] = json!(ms(report.silent_for));

@@ -10,7 +10,7 @@ use mc_core::{
 use std::time::Duration;
 
 /// The beats of one session so far.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct BeatStats {
     /// What we think of the peer.
     pub verdict: Verdict,
@@ -116,6 +116,10 @@ impl Published {
                 self.rtt.record(*rtt);
             }
         }
+    }
+
+    pub(super) fn lateness(&self) -> (u64, Duration, u64) {
+        (self.detector.self_late, self.detector.max_self_late, self.detector.received)
     }
 
     pub(super) fn buckets(&self) -> (Buckets, Buckets) {

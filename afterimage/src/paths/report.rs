@@ -88,7 +88,7 @@ impl Watch {
         match paths {
             Some(paths) => paths.iter().map(|p| path(&p.name, p.heard, p.last_heard_ns.map(Time))).collect(),
             None => {
-                let heard = beats.stats().received;
+                let (_, _, heard) = beats.lateness();
                 let at = (heard > 0).then(|| beats.last_heard());
                 json!([path(report.map_or("", |r| r.keepalive), heard, at)])
             }

@@ -58,6 +58,7 @@ struct Claim<'a> {
     arbiter: ArbiterClient,
     /// The dead data path's place.
     control: Control,
+    reachable: bool,
 }
 
 impl<'a> Claim<'a> {
@@ -65,7 +66,7 @@ impl<'a> Claim<'a> {
         let config = &brief.config;
         let arbiter = ArbiterClient::spawn(config.arbiter.clone(), config.vm, &config.run_dir)?;
         let control = Control::listen(&config.run_dir, config.vm, Side::Primary)?;
-        Ok(Self { brief, arbiter, control })
+        Ok(Self { brief, arbiter, control, reachable: true })
     }
 
     fn ask(&mut self, ask: Ask) -> Result<Answer> {
@@ -76,10 +77,20 @@ impl<'a> Claim<'a> {
             }
             let mut fds = [readable(self.arbiter.as_fd()), readable(self.control.as_fd())];
             wait(&mut fds, Time(0), None, Duration::from_secs(1))?;
+            self.tell_health();
             while let Some(request) = self.control.take() {
                 let response = self.answer(request.request);
                 request.reply(response);
             }
+        }
+    }
+
+    /// A claim that waits for an arbiter which cannot be reached is told, once, and so is its return.
+    fn tell_health(&mut self) {
+        let health = self.arbiter.health();
+        if health.reachable != self.reachable && (health.reachable || health.last_error.is_some()) {
+            self.reachable = health.reachable;
+            report::arbiter(&health);
         }
     }
 

@@ -11,9 +11,9 @@ impl DataPath {
         while let Some(errand) = self.driver.errand() {
             match errand {
                 PrimaryErrand::Cas { expect, new, contested } => {
-                    emit("asking", report::with(report::asked(expect, &new, contested), commands::standing(self)));
                     self.swap.asked(self.clock.now());
                     self.arbiter.ask(Ask::Cas { expect, new, contested });
+                    emit("asking", report::with(report::asked(expect, &new, contested), commands::standing(self)));
                     if std::mem::take(&mut self.operator_wants_solo) {
                         self.arbiter.operator_decides();
                     }

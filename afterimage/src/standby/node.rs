@@ -57,6 +57,8 @@ pub(super) struct Node {
     pub(super) peer: Option<String>,
     pub(super) registered: bool,
     pub(super) takeover: Option<Takeover>,
+    /// What the register holds since this node won the VM.
+    pub(super) won: Option<Generation>,
     pub(super) watch: Watch,
     pub(super) vm: Option<WaitingVm>,
     pub(super) listener: Listener,
@@ -88,6 +90,7 @@ impl Node {
             peer: None,
             registered: false,
             takeover: None,
+            won: None,
             watch: Watch::default(),
             vm: None,
             listener: Listener::bind(config.listen, SessionOptions::default())?,
@@ -210,9 +213,9 @@ impl Node {
     }
 
     fn claim(&mut self, expect: Generation, new: Register) {
-        emit("asking", report::with(report::asked(expect, &new, true), standing(self)));
         self.swap.asked(self.clock.now());
         self.arbiter.ask(Ask::Cas { expect, new, contested: true });
+        emit("asking", report::with(report::asked(expect, &new, true), standing(self)));
         if self.operator_wants_it {
             self.arbiter.operator_decides();
         }
@@ -281,7 +284,7 @@ impl Node {
         let takeover = Takeover { silence_us, revoked_us, won_us: us(won_at), running_us: us(self.clock.now()) };
         let fields = json!({ "generation": generation, "epoch": epoch, "since_suspicion": takeover, "qemu": qemu });
         emit("running", report::with(fields, standing(self)));
-        self.takeover = Some(takeover);
+        (self.takeover, self.won) = (Some(takeover), Some(generation));
     }
 
     /// While it waits, a QEMU that died is started again; once it runs, its end is ours.

@@ -65,7 +65,7 @@ pub(super) fn status(node: &Node) -> Status {
         vm: node.config.vm.to_string(),
         node: node.config.node.to_string(),
         peer: node.peer.clone().unwrap_or_default(),
-        generation: generation.0,
+        generation: node.won.unwrap_or(generation).0,
         epoch: committed.0,
         last_ack_epoch: committed.0,
         apply_us: figures.apply.percentiles(),

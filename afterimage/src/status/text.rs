@@ -74,7 +74,12 @@ pub(super) fn render(s: &Status) -> String {
 
 fn pair(out: &mut Lines, s: &Status) {
     out.group("pair");
-    out.line("peer", if s.peer.is_empty() { "none".to_owned() } else { format!("{} over {}", s.peer, s.transport) });
+    let peer = match (s.peer.as_str(), s.transport.as_str()) {
+        ("", _) => "none".to_owned(),
+        (peer, "") => format!("{peer}, until the session ended"),
+        (peer, transport) => format!("{peer} over {transport}"),
+    };
+    out.line("peer", peer);
     if !s.transport_why.is_empty() {
         out.line("because", &s.transport_why);
     }

@@ -105,7 +105,7 @@ fn line(s: &Status) -> String {
     }
     line.push_str(if s.protected { ", protected" } else { ", NOT PROTECTED" });
     line.push_str(&format!(", generation {}", s.generation));
-    if !s.peer.is_empty() {
+    if !s.peer.is_empty() && !s.transport.is_empty() {
         line.push_str(&format!(", {} over {}", s.peer, s.transport));
     }
     if !s.arbiter.reachable {

@@ -9,6 +9,7 @@ mod ends;
 mod guest;
 mod happy;
 mod manual;
+mod metrics;
 mod misc;
 mod paths;
 mod proc;
