@@ -9,7 +9,7 @@ use mc_core::{
     detector::{Config, ParameterError, Parameters},
     id::{Incarnation, nanos},
     transport::Keepalive,
-    wire::beat::BeatKey,
+    wire::{beat::BeatKey, session::Hello},
 };
 use std::time::Duration;
 
@@ -39,6 +39,13 @@ impl Wish {
 /// An interval as the hello and beats carry it, µs.
 pub fn interval_us(interval: Duration) -> Result<u32> {
     u32::try_from(nanos(interval) / 1000).context("the beat interval is longer than an hour")
+}
+
+/// How a peer says that it beats, as an event's field.
+#[must_use]
+pub fn told(hello: &Hello) -> serde_json::Value {
+    let interval_ms = f64::from(hello.desired_tx_us) / 1e3;
+    serde_json::json!({ "interval_ms": interval_ms, "multiplier": hello.detect_multiplier })
 }
 
 /// Starts the thread.

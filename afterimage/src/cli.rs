@@ -8,7 +8,7 @@ pub use set::SetArgs;
 
 use crate::{
     arbiter::{ArbiterSpec, HostPort},
-    config::{NicSpec, OnCapWish, PathArgs, parse_duration, parse_size},
+    config::{NicSpec, OnCapWish, PathArgs, parse_duration, parse_listen, parse_size},
     exit::CODES,
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -62,6 +62,9 @@ pub enum Command {
     /// Show how the VMs of this host are doing; exits with 3 if one is not protected
     #[command(after_long_help = help("afterimage status --vm web --json"))]
     Status(StatusArgs),
+    /// Tell why roles changed on this host: every failover, fencing, refusal and fall-back, from the journals of its VMs
+    #[command(after_long_help = help("afterimage why --vm web --last 1"))]
+    Why(WhyArgs),
     /// On the standby, with --arbiter manual: take the VM over
     #[command(after_long_help = help("afterimage takeover --vm web --yes-the-other-side-is-stopped"))]
     Takeover(OperatorArgs),
@@ -134,6 +137,9 @@ pub struct WitnessArgs {
     /// would let two hosts run the same VM
     #[arg(long, value_name = "DIR", help_heading = REQUIRED)]
     pub state: Option<PathBuf>,
+    /// Where to serve metrics for Prometheus; a port alone means on loopback [default: nowhere]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_listen)]
+    pub metrics: Option<SocketAddr>,
     /// A TOML file; its section `[witness]` holds what no flag says
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -191,6 +197,12 @@ pub struct ProtectArgs {
     /// Where sockets and locks live [default: /run/afterimage]
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
+    /// Where its journal is kept, for `afterimage why` [default: /var/lib/afterimage]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Where to serve metrics for Prometheus; a port alone means on loopback [default: nowhere]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_listen)]
+    pub metrics: Option<SocketAddr>,
     /// The local address of beats [default: the one that the route to the standby uses]
     #[arg(long, value_name = "IP")]
     pub bind: Option<IpAddr>,
@@ -246,6 +258,12 @@ pub struct StandbyArgs {
     /// Where sockets and locks live [default: /run/afterimage]
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
+    /// Where its journal is kept, for `afterimage why` [default: /var/lib/afterimage]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Where to serve metrics for Prometheus; a port alone means on loopback [default: nowhere]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_listen)]
+    pub metrics: Option<SocketAddr>,
     /// Which way checkpoints and beats go.
     #[command(flatten)]
     pub paths: PathArgs,
@@ -292,6 +310,29 @@ pub struct StatusArgs {
     /// One JSON object per VM instead of text
     #[arg(long)]
     pub json: bool,
+    /// Again and again: redrawn on a terminal, else a line for each change; with --json, an object per VM and line
+    #[arg(long, value_name = "INTERVAL", num_args = 0..=1, default_missing_value = "1s", value_parser = parse_duration)]
+    pub watch: Option<Duration>,
+}
+
+/// `afterimage why`
+#[derive(Clone, Debug, Args)]
+pub struct WhyArgs {
+    /// Only this VM
+    #[arg(long, value_name = "NAME")]
+    pub vm: Option<Name>,
+    /// Only the newest N incidents
+    #[arg(long, value_name = "N", conflicts_with = "since")]
+    pub last: Option<usize>,
+    /// Only incidents since then: "10m", "2h" or "3days" ago, or a time in UTC such as "2026-11-25 22:31:00"
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+    /// Where the journals are
+    #[arg(long, value_name = "DIR", default_value = crate::journal::STATE_DIR)]
+    pub state_dir: PathBuf,
 }
 
 /// `afterimage unprotect`.

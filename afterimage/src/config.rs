@@ -13,7 +13,7 @@ pub use on_cap::OnCapWish;
 pub use paths::{KeepaliveWish, PathArgs, PathsConfig, TransportWish};
 pub use resolve::{check, check_text};
 pub(crate) use units::size_text;
-pub use units::{NicSpec, parse_duration, parse_size};
+pub use units::{NicSpec, parse_duration, parse_listen, parse_size};
 
 use crate::{
     arbiter::{ArbiterSpec, HostPort},
@@ -38,6 +38,9 @@ pub struct WitnessConfig {
     pub listen: SocketAddr,
     /// Its registers' directory.
     pub state: PathBuf,
+    /// Where metrics are served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<SocketAddr>,
 }
 
 /// `afterimage protect`.
@@ -82,6 +85,11 @@ pub struct ProtectConfig {
     pub held_limit_bytes: u64,
     /// Where sockets and locks are.
     pub run_dir: PathBuf,
+    /// Where its journal is.
+    pub state_dir: PathBuf,
+    /// Where metrics are served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<SocketAddr>,
     /// The local address of beats; `None`: the one that the route to the standby uses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bind: Option<IpAddr>,
@@ -126,6 +134,11 @@ pub struct StandbyConfig {
     pub detect_multiplier: u8,
     /// Where sockets and locks are.
     pub run_dir: PathBuf,
+    /// Where its journal is.
+    pub state_dir: PathBuf,
+    /// Where metrics are served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<SocketAddr>,
     /// QEMU and its arguments, as on the primary.
     pub qemu: Vec<String>,
     /// Which way checkpoints and beats go.

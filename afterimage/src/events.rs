@@ -1,15 +1,63 @@
-//! What happens, as lines of JSON on stdout: for scripts, for `afterimage why`, and for the demo. Narration goes to stderr.
+//! What happens, as lines of JSON on stdout: for scripts, and for the demo; and in the journal, for `afterimage why`. Narration
+//! goes to stderr.
+//!
+//! Events come from loops that hold a VM's output: none of them may wait for a pipe that nobody reads, or for a slow disk. So
+//! stdout and the journal have a thread each, behind a queue that is bounded ([`crate::journal::LineWriter`]); what finds it
+//! full is counted, and dropped.
 
+use crate::journal::{self, LineWriter};
+use mc_core::id::Name;
 use serde_json::{Map, Value, json};
 use std::{
     io::Write,
-    time::{SystemTime, UNIX_EPOCH},
+    path::Path,
+    sync::OnceLock,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
+
+/// Which process says what happens, as the journal has it.
+#[derive(Clone, Copy, Debug)]
+pub struct Who {
+    /// The VM.
+    pub vm: Name,
+    /// "primary" or "standby".
+    pub side: &'static str,
+    /// This host.
+    pub node: Name,
+    /// "supervisor", "data-path" or "standby".
+    pub process: &'static str,
+}
+
+#[derive(Debug)]
+struct Recorder {
+    who: Map<String, Value>,
+    stdout: LineWriter,
+    journal: LineWriter,
+}
+
+static RECORDER: OnceLock<Recorder> = OnceLock::new();
 
 /// Milliseconds since 1970, so that the events of several hosts can be put in one order.
 #[must_use]
 pub fn unix_ms() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64() * 1e3)
+}
+
+/// From now on this process's events go to its journal too. Called once, before the first event; a journal that cannot be
+/// written is a warning, and no reason not to protect.
+pub fn record(who: Who, state_dir: &Path) -> std::io::Result<()> {
+    let fields = json!({
+        "schema": journal::SCHEMA, "vm": who.vm, "side": who.side, "node": who.node, "process": who.process,
+        "pid": std::process::id(),
+    });
+    let Value::Object(fields) = fields else { return Ok(()) };
+    let recorder = Recorder {
+        who: fields,
+        stdout: LineWriter::spawn("stdout", |line| std::io::stdout().lock().write_all(line.as_bytes()))?,
+        journal: journal::spawn(&journal::path(state_dir, who.vm, who.side))?,
+    };
+    let _ = RECORDER.set(recorder);
+    Ok(())
 }
 
 /// Writes one event. `fields` must be an object; a stdout that is gone is no reason to stop protecting a VM.
@@ -20,7 +68,39 @@ pub fn emit(event: &str, fields: Value) {
     if let Value::Object(fields) = fields {
         line.extend(fields);
     }
-    let mut text = Value::Object(line).to_string();
+    let text = as_line(&line);
+    let Some(recorder) = RECORDER.get() else {
+        let _ = std::io::stdout().lock().write_all(text.as_bytes());
+        return;
+    };
+    recorder.stdout.put(text);
+    let mut whole = recorder.who.clone();
+    whole.extend(line);
+    recorder.journal.put(as_line(&whole));
+}
+
+fn as_line(line: &Map<String, Value>) -> String {
+    let mut text = serde_json::to_string(line).unwrap_or_default();
     text.push('\n');
-    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+    text
+}
+
+/// Whether this process keeps a journal.
+#[must_use]
+pub fn is_recorded() -> bool {
+    RECORDER.get().is_some()
+}
+
+/// Lines that the journal of this process lost: its queue was full, or its disk.
+#[must_use]
+pub fn journal_lost() -> u64 {
+    RECORDER.get().map_or(0, |recorder| recorder.journal.lost())
+}
+
+/// Before the process ends: waits until everything is written, `patience` at most for each of both.
+pub fn flush(patience: Duration) {
+    if let Some(recorder) = RECORDER.get() {
+        recorder.stdout.flush(patience);
+        recorder.journal.flush(patience);
+    }
 }

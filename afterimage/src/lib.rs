@@ -8,12 +8,15 @@
 //! | [`witness`], [`arbiter`] | the register's keeper, and a node's side of it |
 //! | [`status`], [`control`] | the control socket |
 //! | [`live`] | a running pair is changed: its keepalive, its epoch, its staging |
+//! | [`metrics`] | for Prometheus |
+//! | [`why`] | the story of each role change, from the journal |
 //! | [`qemu`] | QEMU's control connection and migration stream |
 //! | [`gate`] | output commit |
 //! | [`keepalive`], [`beats`] | the beat thread |
 //! | [`paths`] | RDMA or TCP, RDMA datagrams or UDP: agreed on per session |
 //! | [`rdma`] | this host's RDMA devices |
-//! | [`events`], [`report`] | what happens, for scripts |
+//! | [`events`], [`report`], [`journal`] | what happens: for scripts, and kept for `why` |
+//! | [`stalls`] | how long what took |
 //! | [`clock`], [`wake`], [`inbox`], [`sys`] | time, waking, waiting; the only `unsafe` |
 
 #![deny(unsafe_code)]
@@ -28,15 +31,19 @@ pub mod events;
 pub mod exit;
 pub mod gate;
 pub mod inbox;
+pub mod journal;
 pub mod keepalive;
 pub mod live;
+pub mod metrics;
 pub mod paths;
 pub mod protect;
 pub mod qemu;
 pub mod rdma;
 pub mod report;
+pub mod stalls;
 pub mod standby;
 pub mod status;
 pub mod sys;
 pub mod wake;
+pub mod why;
 pub mod witness;

@@ -3,8 +3,9 @@
 use afterimage::{
     cli::{Cli, Command, ConfigCommand, RdmaCommand},
     config::{self, ProtectConfig, StandbyConfig, WitnessConfig},
+    events,
     exit::{self, Code, ExitError},
-    live, protect, rdma, standby, status, witness,
+    live, protect, rdma, standby, status, why, witness,
 };
 use clap::Parser;
 use std::{
@@ -17,7 +18,9 @@ fn main() -> ExitCode {
     // Exits with 2, clap's own, on a command line that is none; with 0 on --help and --version.
     let cli = Cli::parse();
     narrate();
-    match run(cli.command) {
+    let ended = run(cli.command);
+    say_how(&ended);
+    match ended {
         Ok(code) => code.into(),
         Err(error) => {
             let (code, text) = exit::explain(&error);
@@ -25,6 +28,18 @@ fn main() -> ExitCode {
             let _ = std::io::stderr().write_all(text.as_bytes());
             code.into()
         }
+    }
+}
+
+/// The last event of a process that keeps a journal, and time to write what waits.
+fn say_how(ended: &anyhow::Result<Code>) {
+    if events::is_recorded() {
+        let (code, why) = match ended {
+            Ok(code) => (*code, None),
+            Err(error) => (exit::explain(error).0, Some(exit::words(error))),
+        };
+        events::emit("exit", serde_json::json!({ "code": code as u8, "why": why }));
+        events::flush(std::time::Duration::from_secs(1));
     }
 }
 
@@ -51,6 +66,7 @@ fn run(command: Command) -> anyhow::Result<Code> {
             Ok(Code::Done)
         }
         Command::Status(args) => status::show(&args),
+        Command::Why(args) => why::run(&args),
         Command::Takeover(args) => status::operate(&args, status::Request::Takeover),
         Command::Solo(args) => status::operate(&args, status::Request::Solo),
         Command::Keepalive { command } => live::keepalive(&command),

@@ -6,10 +6,18 @@ use crate::{
     events::emit,
     gate,
     keepalive::BeatHandle,
+    metrics::Snapshot,
+    paths::Watch,
     status::{ArbiterStatus, Beats, Status},
 };
-use mc_core::{gate::GateStats, register::CasOutcome, slab::PoolStats};
+use mc_core::{
+    gate::GateStats,
+    id::{Generation, Time},
+    register::{CasOutcome, Register},
+    slab::PoolStats,
+};
 use serde_json::{Value, json};
+use std::time::Duration;
 
 /// A swap's outcome, as an event's fields.
 #[must_use]
@@ -20,16 +28,60 @@ pub fn outcome(outcome: &CasOutcome) -> Value {
     }
 }
 
-/// A suspicion raised by missed beats, as an event's fields.
+/// A swap that the arbiter is asked for, as an event's fields.
 #[must_use]
-pub fn suspicion(beats: &BeatHandle) -> Value {
-    let Some(report) = beats.suspicion() else { return json!({ "why": "missed beats" }) };
+pub fn asked(expect: Generation, new: &Register, contested: bool) -> Value {
+    json!({ "expect": expect, "new": new, "contested": contested })
+}
+
+/// ms, to the microsecond.
+#[must_use]
+pub fn ms(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// A suspicion raised by the beats, as an event's fields: how long by which path, what was allowed, and how late this side
+/// was itself.
+#[must_use]
+pub fn suspicion(beats: &BeatHandle, watch: &Watch, now: Time) -> Value {
+    let (times, worst, received) = beats.lateness();
+    let mut fields = json!({
+        "why": if beats.is_running() { "missed beats" } else { "the thread that hears beats has died" },
+        "paths": watch.heard(beats, now),
+        "own_late": { "times": times, "max_ms": ms(worst) },
+        "received": received,
+    });
+    if let Some(report) = beats.suspicion() {
+        fields["silent_ms"] = json!(ms(report.silent_for));
+        fields["missed"] = json!(report.missed);
+        fields["detection_ms"] = json!(ms(report.detection_time));
+    }
+    fields
+}
+
+/// Adds all fields of `more`.
+#[must_use]
+pub fn with(mut fields: Value, more: Value) -> Value {
+    if let (Value::Object(fields), Value::Object(more)) = (&mut fields, more) {
+        fields.extend(more);
+    }
+    fields
+}
+
+/// What the gate holds, let out and dropped so far, as an event's field.
+#[must_use]
+pub fn output(stats: GateStats) -> Value {
     json!({
-        "why": "missed beats",
-        "silent_ms": report.silent_for.as_secs_f64() * 1e3,
-        "missed": report.missed,
-        "detection_ms": report.detection_time.as_secs_f64() * 1e3,
+        "held": stats.held_packets, "held_bytes": stats.held_bytes, "released": stats.released_packets,
+        "dropped": stats.dropped_packets,
     })
+}
+
+/// How the arbiter is, as an event's field.
+#[must_use]
+pub fn arbiter_field(arbiter: &ArbiterClient) -> Value {
+    let health = arbiter.health();
+    json!({ "spec": arbiter.spec().to_string(), "reachable": health.reachable, "last_error": health.last_error })
 }
 
 /// The arbiter became reachable, or stopped being so. Its loss stops nothing but failover; that must be heard.
@@ -76,6 +128,13 @@ pub fn fill_staging(status: &mut Status, stats: PoolStats) {
     status.staging_limit_bytes = stats.limit_bytes;
     status.staging_most_bytes = stats.most_bytes;
     status.staging_cap_hits = stats.cap_hits;
+}
+
+/// What metrics say of the beats.
+pub fn scrape_beats(snapshot: &mut Snapshot, beats: &BeatHandle, watch: &Watch, now: Time) {
+    snapshot.beats = Some(beats.stats());
+    snapshot.silence_seconds = watch.silence_seconds(beats, now);
+    (snapshot.gap, snapshot.round_trip) = beats.buckets();
 }
 
 /// Fills in what the arbiter's client knows.

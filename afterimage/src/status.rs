@@ -1,7 +1,9 @@
 //! `afterimage status`, and the operator's words: what a running `protect` or `standby` says over its control socket.
 
 mod control;
+mod table;
 mod text;
+mod watch;
 
 pub use control::{ControlError, ControlSocket, Handler, Request, Response, ask, socket_path};
 
@@ -189,31 +191,41 @@ pub(crate) fn sockets(args: &StatusArgs) -> Result<Vec<PathBuf>, ExitError> {
     Ok(found)
 }
 
-/// The command: prints the status of every VM asked about. The worst one decides the exit code.
+/// Asks one process.
+fn status_of(path: &Path) -> anyhow::Result<Status> {
+    match ask(path, Request::Status, PATIENCE)? {
+        Response::Status(status) => Ok(*status),
+        other => anyhow::bail!("{} answered a status request with {other:?}", path.display()),
+    }
+}
+
+/// The command: prints the status of every VM asked about; of one all there is, of several a table. The worst one decides
+/// the exit code.
 pub fn show(args: &StatusArgs) -> anyhow::Result<Code> {
-    let mut worst = Code::Done;
+    if let Some(interval) = args.watch {
+        return watch::run(args, interval);
+    }
+    let statuses = sockets(args)?.iter().map(|path| status_of(path)).collect::<anyhow::Result<Vec<_>>>()?;
+    let codes = statuses.iter().map(Status::code);
+    let worst = codes.max_by_key(|code| *code as u8).unwrap_or(Code::Done);
     let mut out = String::new();
-    for path in sockets(args)? {
-        let status = match ask(&path, Request::Status, PATIENCE)? {
-            Response::Status(status) => status,
-            other => anyhow::bail!("{} answered a status request with {other:?}", path.display()),
-        };
-        if status.code() as u8 > worst as u8 {
-            worst = status.code();
-        }
-        if args.json {
-            out.push_str(&serde_json::to_string_pretty(&status)?);
-            out.push('\n');
-        } else {
-            if !out.is_empty() {
-                out.push('\n');
-            }
-            out.push_str(&text::render(&status));
-        }
+    for status in statuses.iter().filter(|_| args.json) {
+        out.push_str(&serde_json::to_string_pretty(status)?);
+        out.push('\n');
+    }
+    if !args.json {
+        out = for_people(&statuses);
     }
     match io::stdout().write_all(out.as_bytes()) {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e.into()),
         _ => Ok(worst),
+    }
+}
+
+fn for_people(statuses: &[Status]) -> String {
+    match statuses {
+        [one] => text::render(one),
+        several => table::render(several),
     }
 }
 

@@ -19,6 +19,7 @@ use crate::{
     arbiter::file::StoreError,
     config::WitnessConfig,
     exit::{Code, ExitError},
+    metrics,
     wake::Wake,
 };
 use mc_core::{
@@ -107,9 +108,10 @@ impl Witness {
         let done = inputs.clone();
         let storage = thread("storage", move || serve::storage(&store, &todo, &done))?;
         let ended = end.on_drop();
+        let everyone = Arc::clone(&clients);
         let registrar = thread("registrar", move || {
             let _ended = ended;
-            serve::registrar(arbiter, &inbox, &work)
+            serve::registrar(arbiter, &inbox, &work, &everyone.counters)
         })?;
         let (stop, everyone, requests) = (Arc::clone(&end), Arc::clone(&clients), inputs.clone());
         let accept = thread("accept", move || serve::accept(&listener, &stop, &everyone, &requests))?;
@@ -120,6 +122,13 @@ impl Witness {
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Serves metrics at `listen`, until the server is dropped; nowhere if that is none.
+    pub fn serve_metrics(&self, listen: Option<SocketAddr>) -> io::Result<Option<metrics::Server>> {
+        let clients = Arc::clone(&self.clients);
+        let source = Arc::new(move || Some(metrics::openmetrics(clients.read()).into()));
+        listen.map(|listen| metrics::Server::spawn(listen, source)).transpose()
     }
 
     /// Readable once it has ended by itself: then [`Witness::stop`] says why.
@@ -166,6 +175,7 @@ pub fn run(config: &WitnessConfig) -> anyhow::Result<()> {
     }
     raise_file_limit();
     let witness = Witness::start(config.listen, &config.state).map_err(|e| explain(&e))?;
+    let _metrics = witness.serve_metrics(config.metrics)?;
     info!("{} registers in {}", witness.vms, config.state.display());
     // Whoever started us may have gone: narrating to nobody is no reason to end.
     let _ = writeln!(io::stdout(), "listening on {}", witness.local_addr());

@@ -42,9 +42,12 @@ fn flags_are_read_and_the_rest_has_defaults() {
     assert_eq!((config.staging_bytes, config.slab_bytes, config.window), (64 << 20, 1 << 20, 2));
     assert_eq!(config.held_limit_bytes, 64 << 20);
     assert_eq!(config.run_dir, PathBuf::from("/run/afterimage"));
+    assert_eq!((config.state_dir, config.metrics), (PathBuf::from("/var/lib/afterimage"), None));
     assert_eq!((config.bind, config.force_writable_disks), (None, false));
     assert_eq!(config.nics.iter().map(|n| n.tap.as_str()).collect::<Vec<_>>(), ["tap0", "tap1"]);
 
+    let config = protect(&["--metrics", "9180", "--state-dir", "/srv/j"]).unwrap();
+    assert_eq!((config.state_dir, config.metrics), (PathBuf::from("/srv/j"), "127.0.0.1:9180".parse().ok()));
     let args =
         ["--epoch", "5ms", "--staging", "8MiB", "--slab", "256KiB", "--bind", "10.0.0.1", "--force-writable-disks"];
     let config = protect(&args).unwrap();
@@ -228,7 +231,7 @@ fn a_wrong_command_line_exits_with_2_and_says_what_is_allowed() {
 
 #[test]
 fn help_and_version_are_results() {
-    for command in ["witness", "protect", "standby", "status", "takeover", "solo"] {
+    for command in ["witness", "protect", "standby", "status", "why", "takeover", "solo"] {
         let (code, stdout, _) = run(&[command, "--help"]);
         assert_eq!(code, 0);
         for part in ["Example:", "loopback", "trusted", "Exit codes:"] {

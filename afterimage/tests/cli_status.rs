@@ -65,9 +65,44 @@ fn status_shows_what_was_asked_for_and_exits_accordingly() {
     let (code, stdout, _) = run(dir.path(), &["status", "--role", "standby"]);
     assert!(code == 3 && !stdout.contains("web on"), "{code} {stdout}");
     let (code, stdout, _) = run(dir.path(), &["status"]);
-    assert_eq!((code, stdout.matches(" on alpha").count()), (4, 3), "the worst decides: {stdout}");
+    assert_eq!((code, stdout.lines().count()), (4, 4), "the worst decides: {stdout}");
+    assert!(stdout.contains("\nweb   primary  protected  yes "), "a table: {stdout}");
     let (code, _, stderr) = run(dir.path(), &["status", "--vm", "nobody"]);
     assert!(code == 1 && stderr.contains("no nobody has a control socket"), "{code} {stderr}");
+}
+
+#[test]
+fn a_watch_survives_a_process_that_goes_and_comes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let watch = |flags: &[&str]| {
+        let mut command = process::Command::new(env!("CARGO_BIN_EXE_afterimage"));
+        command.args(["status", "--watch", "10ms", "--run-dir"]).arg(dir.path()).args(flags);
+        let mut child = command.stdout(process::Stdio::piped()).stderr(process::Stdio::null()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        (child, lines)
+    };
+    let (mut child, mut lines) = watch(&[]);
+    let mut next = |words: &str| {
+        let line = lines.next().unwrap().unwrap();
+        assert!(line.contains(words), "{words}: {line}");
+    };
+    next("nothing runs here yet");
+    let first = serve(dir.path(), "web", Side::Primary, "protected", true);
+    next("web primary: protected, protected");
+    drop(first);
+    next("web primary: gone (");
+    let _second = serve(dir.path(), "web", Side::Primary, "solo", false);
+    next("web primary: solo, NOT PROTECTED");
+    child.kill().unwrap();
+    child.wait().unwrap();
+
+    let (mut child, lines) = watch(&["--json"]);
+    for line in lines.take(3) {
+        let status: Status = serde_json::from_str(&line.unwrap()).unwrap();
+        assert_eq!((status.vm.as_str(), status.role.as_str()), ("web", "solo"));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 #[test]

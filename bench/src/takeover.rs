@@ -191,6 +191,7 @@ mod tests {
             duplicated: 0,
             stuck: false,
             fault_at_ms: 0.0,
+            stories: vec![],
             events: vec![],
             json: serde_json::Value::Null,
         }

@@ -74,7 +74,11 @@ impl Entry {
     #[must_use]
     pub fn line(&self, origin_ms: f64) -> String {
         let mut line = format!("{:>+11.1} ms  {:<8} {}", self.at_ms - origin_ms, self.source, self.event);
-        for (name, value) in &self.fields {
+        // What is nested is for programs, but for who owns the VM and what took how long.
+        let told = |(name, value): &(&String, &Value)| {
+            !(value.is_object() || value.is_array()) || matches!(name.as_str(), "register" | "since_suspicion")
+        };
+        for (name, value) in self.fields.iter().filter(told) {
             let text = value.to_string();
             let shown: String = text.chars().take(120).collect();
             let _ = write!(line, "  {name}={shown}");

@@ -36,6 +36,7 @@ pub(super) struct Sections {
 pub(super) struct WitnessSection {
     pub(super) listen: Setting<SocketAddr>,
     pub(super) state: Setting<PathBuf>,
+    pub(super) metrics: Setting<SocketAddr>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -57,6 +58,8 @@ pub(super) struct ProtectSection {
     pub(super) window: Setting<u64>,
     pub(super) held_limit_mib: Setting<Mib>,
     pub(super) run_dir: Setting<PathBuf>,
+    pub(super) state_dir: Setting<PathBuf>,
+    pub(super) metrics: Setting<SocketAddr>,
     pub(super) bind: Setting<IpAddr>,
     pub(super) force_writable_disks: Setting<bool>,
     pub(super) transport: Setting<TransportWish>,
@@ -82,6 +85,8 @@ pub(super) struct StandbySection {
     pub(super) beat_min_rx_ms: Setting<Millis>,
     pub(super) detect_multiplier: Setting<u8>,
     pub(super) run_dir: Setting<PathBuf>,
+    pub(super) state_dir: Setting<PathBuf>,
+    pub(super) metrics: Setting<SocketAddr>,
     pub(super) qemu: Setting<Vec<String>>,
     pub(super) transport: Setting<TransportWish>,
     pub(super) keepalive: Setting<KeepaliveWish>,

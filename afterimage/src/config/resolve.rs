@@ -181,7 +181,8 @@ fn some<T>(list: Vec<T>) -> Option<Vec<T>> {
 fn witness(r: &mut Resolver<'_>, args: WitnessArgs, s: WitnessSection) -> Result<WitnessConfig, ConfigError> {
     let listen = r.or("listen", args.listen, s.listen, loopback(7400));
     let state = r.need("state", "--state DIR", args.state, s.state);
-    state.map(|state| WitnessConfig { listen, state }).ok_or_else(|| r.incomplete())
+    let metrics = r.optional("metrics", args.metrics, s.metrics);
+    state.map(|state| WitnessConfig { listen, state, metrics }).ok_or_else(|| r.incomplete())
 }
 
 fn protect(r: &mut Resolver<'_>, args: ProtectArgs, mut s: ProtectSection) -> Result<ProtectConfig, ConfigError> {
@@ -202,6 +203,8 @@ fn protect(r: &mut Resolver<'_>, args: ProtectArgs, mut s: ProtectSection) -> Re
     let window = r.or("window", args.window, s.window, 2);
     let held = r.or("held_limit_mib", args.held_limit.map(Mib), s.held_limit_mib, Mib(64 << 20));
     let run_dir = r.or("run_dir", args.run_dir, s.run_dir, RUN_DIR.into());
+    let state_dir = r.or("state_dir", args.state_dir, s.state_dir, crate::journal::STATE_DIR.into());
+    let metrics = r.optional("metrics", args.metrics, s.metrics);
     let bind = r.optional("bind", args.bind, s.bind);
     let force = args.force_writable_disks.then_some(true);
     let force_writable_disks = r.or("force_writable_disks", force, s.force_writable_disks, false);
@@ -235,6 +238,8 @@ fn protect(r: &mut Resolver<'_>, args: ProtectArgs, mut s: ProtectSection) -> Re
         window,
         held_limit_bytes: held.0,
         run_dir,
+        state_dir,
+        metrics,
         bind,
         force_writable_disks,
         paths,
@@ -256,6 +261,8 @@ fn standby(r: &mut Resolver<'_>, args: StandbyArgs, mut s: StandbySection) -> Re
     let beat_min_rx = r.optional("beat_min_rx_ms", args.beat_min_rx.map(Millis), s.beat_min_rx_ms);
     let detect_multiplier = r.or("detect_multiplier", args.detect_multiplier, s.detect_multiplier, MULTIPLIER);
     let run_dir = r.or("run_dir", args.run_dir, s.run_dir, RUN_DIR.into());
+    let state_dir = r.or("state_dir", args.state_dir, s.state_dir, crate::journal::STATE_DIR.into());
+    let metrics = r.optional("metrics", args.metrics, s.metrics);
     let paths = paths::resolve(r, args.paths, path_settings, staging.0)?;
     let qemu = r.need("qemu", "-- QEMU ARGS...", some(args.qemu), s.qemu);
 
@@ -278,6 +285,8 @@ fn standby(r: &mut Resolver<'_>, args: StandbyArgs, mut s: StandbySection) -> Re
         beat_min_rx: beat_min_rx.map(|wish| wish.0),
         detect_multiplier,
         run_dir,
+        state_dir,
+        metrics,
         qemu,
         paths,
         config_file: r.file_path(),

@@ -2,7 +2,13 @@
 
 use crate::arbiter::serde_as_text;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
-use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    fmt,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
 
 /// The longest duration that any setting takes.
 const LONGEST: Duration = Duration::from_secs(3600);
@@ -34,6 +40,14 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 fn from_micros(us: f64) -> Option<Duration> {
     let duration = Duration::try_from_secs_f64(us.round() / 1e6).ok()?;
     (!duration.is_zero() && duration <= LONGEST).then_some(duration)
+}
+
+/// Reads "10.0.0.2:9180", or "9180", which is that port on loopback.
+pub fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    let port = text.parse().map(|port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    port.or_else(|_| text.parse()).map_err(|_| {
+        format!("{text:?} is no address to listen on; write 127.0.0.1:9180, [::1]:9180, or a port alone for loopback")
+    })
 }
 
 /// Reads "256KiB", "64MiB", "1GiB". Bytes.
@@ -182,6 +196,15 @@ mod tests {
         }
         for text in ["", "64", "64MB", "64M", "MiB", "0MiB", "-1MiB", "1025GiB", "0.0001KiB", "64 MiB"] {
             assert!(parse_size(text).unwrap_err().contains("KiB, MiB or GiB"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_port_alone_is_on_loopback() {
+        assert_eq!(parse_listen("9180"), Ok("127.0.0.1:9180".parse().unwrap()));
+        assert_eq!(parse_listen("[::]:1"), Ok("[::]:1".parse().unwrap()));
+        for text in ["", ":9180", "65536", "host:1", "10.0.0.1"] {
+            assert!(parse_listen(text).unwrap_err().contains("for loopback"), "{text}");
         }
     }
 

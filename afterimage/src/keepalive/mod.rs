@@ -26,7 +26,7 @@ pub use paths::{MAX_PATHS, PathStats, Paths, PathsReader};
 pub use stats::BeatStats;
 pub use timer::Timer;
 
-use crate::clock::Clock;
+use crate::{clock::Clock, metrics::Buckets};
 use mc_core::{
     detector::{Config, Parameters},
     id::{Epoch, Generation, Time},
@@ -47,11 +47,12 @@ use worker::Worker;
 const STACK: usize = 256 * 1024;
 
 /// What the thread thinks of the peer. It only ever rises.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[repr(u8)]
 pub enum Verdict {
     /// Not heard yet.
+    #[default]
     Waiting = 0,
     /// Heard.
     Up = 1,
@@ -176,6 +177,19 @@ impl BeatHandle {
     #[must_use]
     pub fn stats(&self) -> BeatStats {
         self.shared.published.lock().report(self.verdict())
+    }
+
+    /// How often the thread was late itself, the worst of that, and how many beats it heard: without the percentiles of
+    /// [`BeatHandle::stats`], for whoever has to decide now.
+    #[must_use]
+    pub fn lateness(&self) -> (u64, Duration, u64) {
+        self.shared.published.lock().lateness()
+    }
+
+    /// The gaps between the peer's beats, and round trips, as metrics want them.
+    #[must_use]
+    pub fn buckets(&self) -> (Buckets, Buckets) {
+        self.shared.published.lock().buckets()
     }
 
     /// What this host did not permit, and what to do about it; empty if the thread is real-time and locked.

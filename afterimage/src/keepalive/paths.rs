@@ -43,7 +43,7 @@ const REST: Duration = Duration::from_millis(10);
 const MEMBERS: usize = 256;
 
 /// One path's figures.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct PathStats {
     /// "ud", "udp".
     pub name: String,

@@ -1,6 +1,7 @@
 //! The beats' numbers: what the thread records, and what a reader gets.
 
 use super::{Negotiation, Verdict};
+use crate::metrics::Buckets;
 use mc_core::{
     detector,
     histogram::{Histogram, Percentiles},
@@ -9,7 +10,7 @@ use mc_core::{
 use std::time::Duration;
 
 /// The beats of one session so far.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct BeatStats {
     /// What we think of the peer.
     pub verdict: Verdict,
@@ -125,6 +126,14 @@ impl Published {
                 self.rtt.record(*rtt);
             }
         }
+    }
+
+    pub(super) fn lateness(&self) -> (u64, Duration, u64) {
+        (self.detector.self_late, self.detector.max_self_late, self.detector.received)
+    }
+
+    pub(super) fn buckets(&self) -> (Buckets, Buckets) {
+        (Buckets::from(&self.gap), Buckets::from(&self.rtt))
     }
 
     pub(super) fn report(&self, verdict: Verdict) -> BeatStats {

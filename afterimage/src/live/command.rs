@@ -62,7 +62,7 @@ fn report(path: &Path, request: Request) -> Result<KeepaliveReport> {
 
 fn show(args: &KeepaliveShowArgs) -> Result<Code> {
     let KeepaliveShowArgs { vm, role, run_dir, json } = args;
-    let which = StatusArgs { vm: *vm, role: *role, run_dir: run_dir.clone(), json: *json };
+    let which = StatusArgs { vm: *vm, role: *role, run_dir: run_dir.clone(), json: *json, watch: None };
     let (mut out, mut code) = (String::new(), Code::Done);
     for path in sockets(&which)? {
         let report = report(&path, Request::Keepalive)?;

@@ -1,9 +1,14 @@
 //! What the operator hears of a session's way.
 
-use crate::{events::emit, keepalive::PathsReader, status::Status};
-use mc_core::transport::Transport;
+use crate::{
+    events::emit,
+    keepalive::{BeatHandle, PathsReader},
+    report::ms,
+    status::Status,
+};
+use mc_core::{id::Time, transport::Transport};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// How a session began.
 #[derive(Clone, Debug)]
@@ -78,6 +83,30 @@ impl Watch {
     #[must_use]
     pub fn has_rdma(&self) -> bool {
         self.report.as_ref().is_some_and(|report| report.rdma.is_some())
+    }
+
+    /// How long ago the peer was heard by each path, as an event's field; null: never.
+    #[must_use]
+    pub fn heard(&self, beats: &BeatHandle, now: Time) -> Value {
+        let report = self.report.as_ref();
+        let path = |name: &str, heard: u64, at: Option<Time>| json!({ "name": name, "heard": heard, "ago_ms": at.map(|at| ms(now.since(at))) });
+        let paths = report.and_then(|r| r.beat_paths.as_ref()).map(PathsReader::stats);
+        match paths {
+            Some(paths) => paths.iter().map(|p| path(&p.name, p.heard, p.last_heard_ns.map(Time))).collect(),
+            None => {
+                let (_, _, heard) = beats.lateness();
+                let at = (heard > 0).then(|| beats.last_heard());
+                json!([path(report.map_or("", |r| r.keepalive), heard, at)])
+            }
+        }
+    }
+
+    /// How long ago the peer was heard by each path, seconds; one that never was is not there.
+    #[must_use]
+    pub fn silence_seconds(&self, beats: &BeatHandle, now: Time) -> Vec<(String, f64)> {
+        let heard = self.heard(beats, now);
+        let path = |path: &Value| Some((path["name"].as_str()?.to_owned(), path["ago_ms"].as_f64()? / 1e3));
+        heard.as_array().into_iter().flatten().filter_map(path).collect()
     }
 
     /// Fills in what is known.

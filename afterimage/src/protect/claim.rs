@@ -5,10 +5,12 @@ use super::channel::Brief;
 use crate::{
     arbiter::{Answer, ArbiterClient, Ask},
     cli::Side,
+    clock::Clock,
     control::{Control, done, refused},
     events::emit,
     inbox::{readable, wait},
     report,
+    stalls::Swap,
     status::{Request, Response, SCHEMA, Status},
 };
 use anyhow::{Result, bail};
@@ -16,6 +18,7 @@ use mc_core::{
     id::Time,
     register::{CasOutcome, Mode, Register},
 };
+use serde_json::json;
 use std::{os::fd::AsFd, time::Duration};
 
 /// Asks until the arbiter answers. `Some`: the register says (solo, self). `None`: somebody else owns the VM.
@@ -30,13 +33,17 @@ pub(super) fn claim(brief: &Brief) -> Result<Option<Register>> {
         Answer::Read(Some(held)) => held,
         other => bail!("the arbiter knows nothing of this VM any more: {other:?}"),
     };
+    emit("register", json!({ "register": held }));
     while held.owner == owner {
         let new = Register { generation: held.generation.next(), owner, mode: Mode::Solo };
         let contested = held.mode != Mode::Solo;
+        emit("asking", report::asked(held.generation, &new, contested));
+        let mut swap = Swap::default();
+        swap.asked(Clock.now());
         let Answer::Cas(outcome) = claim.ask(Ask::Cas { expect: held.generation, new, contested })? else {
             bail!("the arbiter answered a read to a swap")
         };
-        emit("cas", report::outcome(&outcome));
+        emit("cas", swap.answered(Clock.now(), &outcome));
         held = match outcome {
             CasOutcome::Won(register) => return Ok(Some(register)),
             CasOutcome::Lost(Some(newer)) => newer,
@@ -51,6 +58,7 @@ struct Claim<'a> {
     arbiter: ArbiterClient,
     /// The dead data path's place.
     control: Control,
+    reachable: bool,
 }
 
 impl<'a> Claim<'a> {
@@ -58,7 +66,7 @@ impl<'a> Claim<'a> {
         let config = &brief.config;
         let arbiter = ArbiterClient::spawn(config.arbiter.clone(), config.vm, &config.run_dir)?;
         let control = Control::listen(&config.run_dir, config.vm, Side::Primary)?;
-        Ok(Self { brief, arbiter, control })
+        Ok(Self { brief, arbiter, control, reachable: true })
     }
 
     fn ask(&mut self, ask: Ask) -> Result<Answer> {
@@ -69,10 +77,20 @@ impl<'a> Claim<'a> {
             }
             let mut fds = [readable(self.arbiter.as_fd()), readable(self.control.as_fd())];
             wait(&mut fds, Time(0), None, Duration::from_secs(1))?;
+            self.tell_health();
             while let Some(request) = self.control.take() {
                 let response = self.answer(request.request);
                 request.reply(response);
             }
+        }
+    }
+
+    /// A claim that waits for an arbiter which cannot be reached is told, once, and so is its return.
+    fn tell_health(&mut self) {
+        let health = self.arbiter.health();
+        if health.reachable != self.reachable && (health.reachable || health.last_error.is_some()) {
+            self.reachable = health.reachable;
+            report::arbiter(&health);
         }
     }
 

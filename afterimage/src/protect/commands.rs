@@ -3,7 +3,8 @@
 use super::{data_path::DataPath, live};
 use crate::{
     control::{done, refused},
-    events::emit,
+    events::{self, emit},
+    metrics::{Buckets, Snapshot},
     report,
     status::{Request, Response, SCHEMA, Status},
 };
@@ -17,6 +18,9 @@ use serde_json::json;
 
 pub(super) fn answer(path: &mut DataPath, request: Request) -> Response {
     let role = path.driver.machine().role();
+    if request != Request::Status {
+        emit("operator", json!({ "request": request, "role": word(role) }));
+    }
     match (request, role) {
         (Request::Status, _) => Response::Status(Box::new(status(path))),
         (Request::Handover, Role::Solo) => {
@@ -99,6 +103,38 @@ pub(super) fn status(path: &mut DataPath) -> Status {
     status
 }
 
+/// What metrics are made of.
+pub(super) fn snapshot(path: &mut DataPath) -> Snapshot {
+    let status = status(path);
+    let figures = path.driver.figures();
+    let mut snapshot = Snapshot {
+        status,
+        pause: Buckets::from(&figures.pause),
+        commit: Buckets::from(&figures.commit),
+        hold: Buckets::from(path.driver.gate.hold_histogram()),
+        swaps: path.swap.counts(),
+        journal_lost: events::journal_lost(),
+        ..Snapshot::default()
+    };
+    if let Some(beats) = &path.beats {
+        report::scrape_beats(&mut snapshot, beats, &path.watch, path.clock.now());
+    }
+    snapshot
+}
+
+/// How things stand, as an event's fields: epochs, output, own absence, the arbiter.
+pub(super) fn standing(path: &DataPath) -> serde_json::Value {
+    let machine = path.driver.machine();
+    let (captured, acked) = machine.epochs();
+    let last_ack = path.driver.figures().last_ack_at;
+    json!({
+        "role": word(machine.role()),
+        "epochs": { "captured": captured, "acked": acked, "last_ack_ago_ms": last_ack.map(|at| report::ms(path.clock.now().since(at))) },
+        "output": report::output(path.driver.gate.stats()),
+        "arbiter": report::arbiter_field(&path.arbiter),
+    })
+}
+
 /// An event for every change of role that a watcher cares about.
 pub(super) fn report_role(path: &DataPath) {
     let machine = path.driver.machine();
@@ -107,6 +143,7 @@ pub(super) fn report_role(path: &DataPath) {
     tracing::info!(role, generation = machine.generation().0, epoch = captured.0, "role");
     // These have events of their own, with more to say.
     if !matches!(machine.role(), Role::Syncing | Role::Fenced | Role::Ended) {
-        emit(role, json!({ "generation": machine.generation(), "epoch": captured, "acked": acked }));
+        let fields = json!({ "generation": machine.generation(), "epoch": captured, "acked": acked });
+        emit(role, report::with(fields, standing(path)));
     }
 }

@@ -19,9 +19,11 @@ use crate::{
     gate::{GateError, Mode, NicGate, NicSpec, Options},
     inbox::{self, Inbox, readable, wait},
     keepalive::{BeatHandle, Verdict},
+    metrics::Scrapes,
     paths::Watch,
     qemu::colo::ColoSource,
     report,
+    stalls::{Stalls, Swap},
 };
 use anyhow::{Context, Result};
 use mc_core::{
@@ -57,13 +59,20 @@ pub(super) struct DataPath {
     pub(super) watch: Watch,
     pub(super) supervisor: Hands,
     control: Control,
+    scrapes: Option<Scrapes>,
     sessions: Option<Inbox<Result<Found>>>,
     pub(super) source_path: PathBuf,
     /// The stall limit as it was when the turn before began.
     limit_before: Duration,
+    last_turn: Time,
+    stalls: Stalls,
+    /// Those that the driver had noticed, this session, when the turn before began.
+    stalls_before: u64,
     role: Role,
     arbiter_reachable: bool,
     suspected: bool,
+    /// The swap that is being asked for.
+    pub(super) swap: Swap,
     pub(super) operator_wants_solo: bool,
     /// Its QEMU ended without having been told to.
     pub(super) vm_died: bool,
@@ -77,6 +86,7 @@ pub fn run() -> Result<Code> {
     let channel = std::io::stdin().as_fd().try_clone_to_owned().context("the channel on stdin")?;
     let mut channel = Channel::new(UnixStream::from(channel))?;
     let brief = hear_brief(&mut channel)?;
+    super::record(&brief.config, "data-path")?;
     let mut supervisor = Hands::new(channel, &brief.config);
     let prepared = match prepare(&brief) {
         Ok(prepared) => prepared,
@@ -131,6 +141,7 @@ impl DataPath {
             Primary::new(Config { epoch: config.epoch, window: config.window, sabotage: None }, brief.register);
         let mut driver = PrimaryDriver::new(machine, Staging::new(pool), gate, clock);
         driver.set_cap(usize::try_from(config.staging_bytes)?, config.on_cap.0);
+        let scrapes = Scrapes::serve(config.metrics)?;
         let source_path = config.run_dir.join(format!("{}.colo.sock", config.vm));
         let mut this = Self {
             driver,
@@ -142,12 +153,17 @@ impl DataPath {
             watch: Watch::default(),
             supervisor,
             control,
+            scrapes,
             sessions: None,
             source_path,
             limit_before: Duration::MAX,
+            last_turn: clock.now(),
+            stalls: Stalls::default(),
+            stalls_before: 0,
             role: Role::Solo,
             arbiter_reachable: true,
             suspected: false,
+            swap: Swap::default(),
             operator_wants_solo: false,
             vm_died: false,
             end_when_solo: None,
@@ -206,6 +222,7 @@ impl DataPath {
         fds.extend(self.supervisor.wait_fd().map(readable));
         fds.push(readable(self.arbiter.as_fd()));
         fds.push(readable(self.control.as_fd()));
+        fds.extend(self.scrapes.as_ref().map(|s| readable(s.as_fd())));
         fds.extend(self.beats.as_ref().map(|b| readable(b.wait_fd())));
         fds.extend(self.sessions.as_ref().map(|s| readable(s.as_fd())));
         fds.extend(self.driver.gate.wait_fds());
@@ -217,7 +234,14 @@ impl DataPath {
     fn notice_stall(&mut self) {
         let limit = self.stall_limit();
         // While this loop was away the limit may have been raised, by what the standby had heard before.
-        self.driver.notice_stall(limit.min(std::mem::replace(&mut self.limit_before, limit)));
+        let limit = limit.min(std::mem::replace(&mut self.limit_before, limit));
+        let now = self.clock.now();
+        let away = now.since(std::mem::replace(&mut self.last_turn, now));
+        self.driver.notice_stall(limit);
+        let stalls = self.driver.figures().stalls;
+        if stalls > std::mem::replace(&mut self.stalls_before, stalls) {
+            self.stalls.tell(now, away, limit);
+        }
     }
 
     fn hear_supervisor(&mut self) -> Result<()> {
@@ -226,9 +250,11 @@ impl DataPath {
                 ToDataPath::Begin(_) | ToDataPath::Started { error: None, .. } => {}
                 ToDataPath::Started { error: Some(why), unsupported } => self.source_broken(why, unsupported),
                 ToDataPath::VmGone { orderly: true } => {
+                    emit("vm-gone", json!({ "orderly": true }));
                     self.driver.event(Event::Unprotect(GoodbyeReason::GuestGone));
                 }
                 ToDataPath::VmGone { orderly: false } => {
+                    emit("vm-gone", json!({ "orderly": false }));
                     self.vm_died = true;
                     self.driver.event(Event::SourceLost);
                 }
@@ -241,6 +267,7 @@ impl DataPath {
     /// A first attempt that fails for want of the source ends this process; a VM that was protected once keeps its gate.
     fn source_broken(&mut self, why: String, unsupported: bool) {
         tracing::error!(%why, "the checkpoint stream broke; giving protection up");
+        emit("source-broken", json!({ "why": why, "unsupported": unsupported }));
         let first = self.driver.figures().last_ack_at.is_none();
         self.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
         if (unsupported || first) && !self.brief.stay {
@@ -256,7 +283,7 @@ impl DataPath {
             match answer {
                 Answer::Read(_) => {}
                 Answer::Cas(outcome) => {
-                    emit("cas", report::outcome(&outcome));
+                    emit("cas", self.swap.answered(self.clock.now(), &outcome));
                     self.driver.event(Event::Cas(outcome));
                 }
             }
@@ -275,7 +302,8 @@ impl DataPath {
         beats.set_committed(self.driver.machine().generation(), self.driver.machine().epochs().1);
         let dead = !beats.is_running(); // a detector that is gone must not pass for one that is content
         if (beats.verdict() == Verdict::Suspect || dead) && !self.suspected {
-            emit("suspect", report::suspicion(beats));
+            let why = report::suspicion(beats, &self.watch, self.clock.now());
+            emit("suspect", report::with(why, super::commands::standing(self)));
             self.suspected = true;
             self.driver.event(Event::Suspect);
         }
@@ -296,6 +324,7 @@ impl DataPath {
 
     fn no_session(&mut self, why: String) {
         tracing::error!(why, "no session with the standby; the VM runs on, unprotected");
+        emit("no-session", json!({ "why": why }));
         if self.brief.stay {
             self.notes.push(format!("not protected: {why}"));
         } else {
@@ -307,7 +336,7 @@ impl DataPath {
         let source = ColoSource::listen(&self.source_path, self.brief.profile.blocks.clone())
             .with_context(|| format!("socket {}", self.source_path.display()))?;
         let (standby, incarnation) = (found.standby, found.incarnation);
-        emit("syncing", json!({ "standby": standby, "peer": found.peer }));
+        emit("syncing", json!({ "standby": standby, "peer": found.peer, "peer_beats": found.beats }));
         self.peer = Some(format!("{standby} at {}", found.peer));
         self.suspected = false;
         let wish = self.brief.config.wish();
@@ -322,6 +351,9 @@ impl DataPath {
         while let Some(request) = self.control.take() {
             let response = super::commands::answer(self, request.request);
             request.reply(response);
+        }
+        while let Some(scrape) = self.scrapes.as_ref().and_then(Scrapes::take) {
+            scrape.reply(super::commands::snapshot(self));
         }
     }
 

@@ -1,7 +1,7 @@
 //! What the primary's driver asks of the data path.
 
-use super::{channel::ToSupervisor, data_path::DataPath};
-use crate::{arbiter::Ask, config, events::emit, exit::Code};
+use super::{channel::ToSupervisor, commands, data_path::DataPath};
+use crate::{arbiter::Ask, config, events::emit, exit::Code, report};
 use anyhow::Result;
 use mc_core::{driver::PrimaryErrand, wire::control::NackReason};
 use serde_json::json;
@@ -11,7 +11,9 @@ impl DataPath {
         while let Some(errand) = self.driver.errand() {
             match errand {
                 PrimaryErrand::Cas { expect, new, contested } => {
+                    self.swap.asked(self.clock.now());
                     self.arbiter.ask(Ask::Cas { expect, new, contested });
+                    emit("asking", report::with(report::asked(expect, &new, contested), commands::standing(self)));
                     if std::mem::take(&mut self.operator_wants_solo) {
                         self.arbiter.operator_decides();
                     }
@@ -25,12 +27,13 @@ impl DataPath {
                 PrimaryErrand::End => self.ended(),
                 PrimaryErrand::LinkLost(why) => {
                     tracing::warn!(%why, "link lost");
-                    emit("link-lost", json!({ "why": why }));
+                    emit("link-lost", report::with(json!({ "why": why }), commands::standing(self)));
                 }
                 PrimaryErrand::Refused(reason) => self.refused(reason),
                 PrimaryErrand::SourceFailed(why) => self.supervisor.say(&ToSupervisor::SourceFailed { why })?,
                 PrimaryErrand::GateFailed(why) => {
                     tracing::error!(%why, "gate; its output stays held");
+                    emit("gate-failed", json!({ "why": why }));
                     self.notes.push(why);
                 }
             }
@@ -75,7 +78,7 @@ impl DataPath {
     }
 
     fn fenced(&mut self) -> Result<()> {
-        emit("fenced", json!({ "vm": self.brief.config.vm }));
+        emit("fenced", report::with(json!({ "vm": self.brief.config.vm }), commands::standing(self)));
         self.beats = None;
         self.supervisor.say(&ToSupervisor::Fence)?;
         let why = match self.vm_died {

@@ -91,6 +91,7 @@ impl Hands {
 
     fn orphaned(&mut self) {
         tracing::warn!("the supervisor died; this data path goes on without it");
+        crate::events::emit("supervisor-died", serde_json::json!({}));
         self.reach_out();
     }
 

@@ -27,7 +27,7 @@ use crate::{
     arbiter::{self, Answer, Ask},
     config::ProtectConfig,
     control,
-    events::emit,
+    events::{self, Who, emit},
     exit::{Code, ExitError},
     paths,
     qemu::{
@@ -35,7 +35,7 @@ use crate::{
         profile::{self, Profile},
         qmp::{Qmp, QmpError, instance_id},
     },
-    report,
+    report::{self, ms},
 };
 use anyhow::{Context, Result};
 use channel::Brief;
@@ -52,8 +52,16 @@ pub fn run(config: ProtectConfig) -> Result<Code> {
     let profile = Profile::query(&mut qmp)?;
     refuse_writable_disks(&config, &mut qmp)?;
     let owner = Owner { node: config.node, instance: instance_id(qmp.peer_pid()?)? };
+    record(&config, "supervisor")?;
     let register = own_the_vm(&config, owner)?;
-    emit("attached", json!({ "vm": config.vm, "machine": profile.machine, "generation": register.generation }));
+    emit(
+        "attached",
+        json!({
+            "vm": config.vm, "machine": profile.machine, "generation": register.generation,
+            "version": env!("CARGO_PKG_VERSION"), "to": config.to.to_string(), "arbiter": config.arbiter.to_string(),
+            "epoch_ms": ms(config.epoch), "beats": { "interval_ms": ms(config.beat_interval), "multiplier": config.detect_multiplier },
+        }),
+    );
     for note in report::standing_notes() {
         tracing::warn!("{note}");
     }
@@ -62,6 +70,12 @@ pub fn run(config: ProtectConfig) -> Result<Code> {
         qemu::leave_colo(&mut qmp)?;
     }
     supervisor::supervise(qmp, Brief { config, register, profile, protect: true, stay: handed_over })
+}
+
+/// From here on what happens is kept.
+fn record(config: &ProtectConfig, process: &'static str) -> Result<()> {
+    let who = Who { vm: config.vm, side: "primary", node: config.node, process };
+    events::record(who, &config.state_dir).context("threads for events")
 }
 
 /// Nobody listens at the QMP socket, or nobody that speaks QMP.

@@ -36,6 +36,8 @@ pub(super) struct Found {
     pub(super) incarnation: Incarnation,
     pub(super) standby: Name,
     pub(super) peer: SocketAddr,
+    /// How the standby beats: as an event's field.
+    pub(super) beats: serde_json::Value,
     route: Route,
     key: BeatKey,
 }
@@ -76,8 +78,9 @@ fn shake_hands(brief: &Brief, generation: Generation) -> Result<Found> {
         bail!("the standby's VM differs: {}", differences.join("; "));
     }
     let (peer, theirs) = (connected.peer_addr, connected.endpoint);
+    let beats = beats::told(&connected.peer);
     let route = ours.settle(connected.link, theirs.as_ref(), keepalive, &connected.peer, peer)?;
-    Ok(Found { incarnation: hello.incarnation, standby: connected.peer.node, peer, route, key: hello.beat_key })
+    Ok(Found { incarnation: hello.incarnation, standby: connected.peer.node, peer, beats, route, key: hello.beat_key })
 }
 
 /// A standby that is being started may not listen yet: tries again while nobody answers.

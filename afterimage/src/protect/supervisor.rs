@@ -136,7 +136,8 @@ pub(super) fn supervise(qmp: Qmp, mut brief: Brief) -> Result<Code> {
         if let Some(code) = watch(&mut qemu, &mut child)? {
             return Ok(code);
         }
-        emit("data-path-died", json!({ "vm": brief.config.vm }));
+        let register = brief.register;
+        emit("data-path-died", json!({ "vm": brief.config.vm, "how": child.how_it_ended(), "began_with": register }));
         let gone = qemu.gone();
         if gone == Some(false) {
             let what = "QEMU and the data path died; the standby, if there is one, asks for the VM";
@@ -145,7 +146,10 @@ pub(super) fn supervise(qmp: Qmp, mut brief: Brief) -> Result<Code> {
         tracing::error!("the data path died; asking the arbiter for the VM");
         let Some(register) = claim(&brief)? else {
             qemu.perform(&Task::Fence)?;
-            emit("fenced", json!({ "vm": brief.config.vm }));
+            emit(
+                "fenced",
+                json!({ "vm": brief.config.vm, "why": "the data path died, and the arbiter gave the VM to another node" }),
+            );
             let what = "the data path died, and another node owns the VM now; this copy was stopped";
             return Err(ExitError::new(Code::Fenced, what).into());
         };
@@ -207,6 +211,11 @@ struct DataPathProcess {
 }
 
 impl DataPathProcess {
+    /// In words, once it has.
+    fn how_it_ended(&mut self) -> String {
+        self.process.wait().map_or_else(|error| error.to_string(), |status| status.to_string())
+    }
+
     fn spawn(brief: &Brief) -> Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
         let process = Command::new(std::env::current_exe()?)

@@ -13,12 +13,19 @@ mod offer;
 mod report;
 mod vm;
 
-use crate::{config::StandbyConfig, exit::Code, paths};
+use crate::{
+    config::StandbyConfig,
+    events::{self, Who},
+    exit::Code,
+    paths,
+};
 use anyhow::{Context, Result};
 
 /// Runs until the VM that it took over is gone, or handed over. Returns the exit code.
 pub fn run(config: StandbyConfig) -> Result<Code> {
     paths::check(&config.paths)?;
     std::fs::create_dir_all(&config.run_dir).with_context(|| format!("run directory {}", config.run_dir.display()))?;
+    let who = Who { vm: config.vm, side: "standby", node: config.node, process: "standby" };
+    events::record(who, &config.state_dir).context("threads for events")?;
     node::Node::new(config)?.run()
 }

@@ -1,6 +1,10 @@
 //! The standby's loop.
 
-use super::{offer::spill_file, report::status, vm::WaitingVm};
+use super::{
+    offer::spill_file,
+    report::{snapshot, standing, status, word},
+    vm::WaitingVm,
+};
 use crate::{
     arbiter::{Answer, ArbiterClient, Ask},
     cli::Side,
@@ -13,8 +17,10 @@ use crate::{
     inbox::{self, readable, wait},
     keepalive::{BeatHandle, Verdict},
     live::{KeepaliveReport, Session, Wanted},
+    metrics::Scrapes,
     paths::{Link, Watch},
     report,
+    stalls::Swap,
     status::{Request, Response, Takeover},
 };
 use anyhow::Result;
@@ -52,12 +58,16 @@ pub(super) struct Node {
     pub(super) peer: Option<String>,
     pub(super) registered: bool,
     pub(super) takeover: Option<Takeover>,
+    /// What the register holds since this node won the VM.
+    pub(super) won: Option<Generation>,
     pub(super) watch: Watch,
     pub(super) vm: Option<WaitingVm>,
     pub(super) listener: Listener,
     control: Control,
+    scrapes: Option<Scrapes>,
     role: Role,
     pub(super) suspected_at: Option<Time>,
+    pub(super) swap: Swap,
     checked_vm_at: Time,
     arbiter_reachable: bool,
     pub(super) operator_wants_it: bool,
@@ -81,12 +91,15 @@ impl Node {
             peer: None,
             registered: false,
             takeover: None,
+            won: None,
             watch: Watch::default(),
             vm: None,
             listener: Listener::bind(config.listen, SessionOptions::default())?,
             control: Control::listen(&config.run_dir, config.vm, Side::Standby)?,
+            scrapes: Scrapes::serve(config.metrics)?,
             role: Role::Idle,
             suspected_at: None,
+            swap: Swap::default(),
             checked_vm_at: clock.now(),
             arbiter_reachable: true,
             operator_wants_it: false,
@@ -96,7 +109,10 @@ impl Node {
     }
 
     pub(super) fn run(mut self) -> Result<Code> {
-        emit("waiting", json!({ "vm": self.config.vm, "listen": self.config.listen }));
+        let (config, version) = (&self.config, env!("CARGO_PKG_VERSION"));
+        let beats = json!({ "interval_ms": report::ms(config.beat_interval), "multiplier": config.detect_multiplier });
+        emit("started", json!({ "version": version, "arbiter": config.arbiter.to_string(), "beats": beats }));
+        emit("waiting", json!({ "vm": config.vm, "listen": config.listen }));
         loop {
             self.turn()?;
             if let Some(code) = self.ending {
@@ -129,6 +145,7 @@ impl Node {
         fds.push(readable(self.listener.as_fd()));
         fds.push(readable(self.arbiter.as_fd()));
         fds.push(readable(self.control.as_fd()));
+        fds.extend(self.scrapes.as_ref().map(|s| readable(s.as_fd())));
         fds.extend(self.beats.as_ref().map(|b| readable(b.wait_fd())));
         fds.extend(self.gate.wait_fds());
         wait(&mut fds, self.clock.now(), self.driver.deadline(), VM_CHECK)?;
@@ -140,7 +157,7 @@ impl Node {
             match answer {
                 Answer::Read(held) => self.driver.event(Event::RegisterRead(held)),
                 Answer::Cas(outcome) => {
-                    emit("cas", report::outcome(&outcome));
+                    emit("cas", self.swap.answered(self.clock.now(), &outcome));
                     self.driver.event(Event::Cas(outcome));
                 }
             }
@@ -159,7 +176,8 @@ impl Node {
         beats.set_committed(generation, epoch);
         let dead = !beats.is_running(); // a detector that is gone must not pass for one that is content
         if (beats.verdict() == Verdict::Suspect || dead) && self.suspected_at.is_none() {
-            emit("suspect", report::suspicion(beats));
+            let why = report::suspicion(beats, &self.watch, self.clock.now());
+            emit("suspect", report::with(why, standing(self)));
             self.suspect();
         }
     }
@@ -177,7 +195,8 @@ impl Node {
                 StandbyErrand::TakeOver { generation, epoch } => self.take_over(generation, epoch)?,
                 StandbyErrand::Registered => {
                     self.registered = true;
-                    emit("protected", json!({ "generation": self.driver.machine().committed().0 }));
+                    let fields = json!({ "generation": self.driver.machine().committed().0 });
+                    emit("protected", report::with(fields, standing(self)));
                 }
                 StandbyErrand::Discard => self.discarded(),
                 StandbyErrand::Fatal(why) => {
@@ -185,14 +204,19 @@ impl Node {
                     return Err(ExitError::new(Code::Failed, why).into());
                 }
                 StandbyErrand::LinkLost(why) => self.link_lost(&why),
-                StandbyErrand::Refused(reason, why) => tracing::error!(?reason, why, "epoch refused"),
+                StandbyErrand::Refused(reason, why) => {
+                    tracing::error!(?reason, why, "epoch refused");
+                    emit("epoch-refused", json!({ "reason": format!("{reason:?}"), "why": why }));
+                }
             }
         }
         Ok(())
     }
 
     fn claim(&mut self, expect: Generation, new: Register) {
+        self.swap.asked(self.clock.now());
         self.arbiter.ask(Ask::Cas { expect, new, contested: true });
+        emit("asking", report::with(report::asked(expect, &new, true), standing(self)));
         if self.operator_wants_it {
             self.arbiter.operator_decides();
         }
@@ -202,12 +226,14 @@ impl Node {
         tracing::warn!(why, "link lost");
         if self.driver.machine().role() != Role::Idle && self.suspected_at.is_none() {
             self.suspected_at = Some(self.clock.now());
-            emit("suspect", json!({ "why": why }));
+            let now = self.clock.now();
+            let heard = self.beats.as_ref().map(|beats| self.watch.heard(beats, now));
+            emit("suspect", report::with(json!({ "why": why, "paths": heard }), standing(self)));
         }
     }
 
     fn discarded(&mut self) {
-        emit("discarded", json!({ "vm": self.config.vm }));
+        emit("discarded", report::with(json!({ "vm": self.config.vm }), standing(self)));
         (self.vm, self.beats, self.peer, self.registered) = (None, None, None, false);
         self.watch.end();
     }
@@ -215,6 +241,7 @@ impl Node {
     /// The VM is ours. Its gate opens before it runs: from here on it is the one visible copy.
     fn take_over(&mut self, generation: Generation, epoch: Epoch) -> Result<()> {
         let won_at = self.clock.now();
+        let silence = self.beats.as_ref().and_then(|b| b.suspicion()).map_or(Duration::ZERO, |s| s.silent_for);
         self.beats = None;
         self.watch.end();
         let (Some(vm), Some(image)) = (self.vm.as_mut(), self.driver.image()) else {
@@ -239,17 +266,26 @@ impl Node {
         };
         let ms = |d: Duration| d.as_secs_f64() * 1e3;
         let qemu = json!({ "sent_ms": ms(timings.sent), "resumed_ms": ms(timings.resumed) });
-        self.took_over((generation, epoch), won_at, &qemu);
+        self.took_over((generation, epoch), (silence, won_at), &qemu);
         self.driver.event(Event::Running);
         Ok(())
     }
 
-    fn took_over(&mut self, (generation, epoch): (Generation, Epoch), won_at: Time, qemu: &serde_json::Value) {
+    fn took_over(
+        &mut self,
+        (generation, epoch): (Generation, Epoch),
+        (silence, won_at): (Duration, Time),
+        qemu: &serde_json::Value,
+    ) {
         let decided = self.suspected_at.unwrap_or(won_at);
-        let us = |at: Time| u64::try_from(at.since(decided).as_micros()).unwrap_or(u64::MAX);
-        let takeover = Takeover { won_us: us(won_at), running_us: us(self.clock.now()), ..Takeover::default() };
-        emit("running", json!({ "generation": generation, "epoch": epoch, "since_suspicion": takeover, "qemu": qemu }));
-        self.takeover = Some(takeover);
+        let whole = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let us = |at: Time| whole(at.since(decided));
+        let revoked_us = us(self.driver.figures().revoked_at.unwrap_or(decided));
+        let silence_us = whole(silence);
+        let takeover = Takeover { silence_us, revoked_us, won_us: us(won_at), running_us: us(self.clock.now()) };
+        let fields = json!({ "generation": generation, "epoch": epoch, "since_suspicion": takeover, "qemu": qemu });
+        emit("running", report::with(fields, standing(self)));
+        (self.takeover, self.won) = (Some(takeover), Some(generation));
     }
 
     /// While it waits, a QEMU that died is started again; once it runs, its end is ours.
@@ -269,6 +305,7 @@ impl Node {
             return;
         }
         tracing::warn!("the waiting QEMU died; starting it again over the same RAM file");
+        emit("waiting-qemu-died", json!({}));
         let restarted = vm.restart().and_then(|()| vm.owner()).and_then(|owner| {
             self.gate.connect(NIC_PATIENCE)?;
             Ok(owner)
@@ -281,6 +318,10 @@ impl Node {
 
     fn hear_control(&mut self) {
         while let Some(request) = self.control.take() {
+            if request.request != Request::Status {
+                let role = word(self.driver.machine().role());
+                emit("operator", json!({ "request": request.request, "role": role }));
+            }
             let response = match request.request {
                 Request::Status => Response::Status(Box::new(status(self))),
                 Request::Keepalive => Response::Keepalive(Box::new(self.beating().report())),
@@ -295,6 +336,9 @@ impl Node {
                 }
             };
             request.reply(response);
+        }
+        while let Some(scrape) = self.scrapes.as_ref().and_then(Scrapes::take) {
+            scrape.reply(snapshot(self));
         }
     }
 

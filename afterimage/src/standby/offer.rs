@@ -11,6 +11,7 @@ use crate::{
     exit,
     paths::{Answer, Route},
     qemu::profile::Profile,
+    report,
 };
 use anyhow::{Context, Result};
 use mc_core::{
@@ -107,7 +108,7 @@ impl Node {
             keepalive.connect(SocketAddr::new(peer.ip(), theirs.beat_port))?;
         }
         let accepted = offer.accept(self.hello(&theirs, beat_port)?, &profile, answer.endpoint().as_ref())?;
-        let Route { link, keepalive, report } = answer.settle(accepted.link, keepalive)?;
+        let Route { link, keepalive, report: way } = answer.settle(accepted.link, keepalive)?;
         let owner = self.vm.as_mut().map(WaitingVm::owner).transpose()?.context("a waiting VM")?;
         let machine = Standby::new(Config { owner, retry: RETRY.0, retries: RETRY.1, sabotage: None });
         let pool = SlabPool::new(theirs.slab_size as usize, usize::try_from(self.config.staging_bytes)?);
@@ -117,8 +118,13 @@ impl Node {
         self.beats = Some(beats::start(keepalive.0, session, beats::STANDBY, wish, self.clock)?);
         (self.registered, self.suspected_at, self.operator_wants_it) = (false, None, false);
         self.peer = Some(format!("{} at {peer}", theirs.node));
-        emit("syncing", json!({ "primary": theirs.node, "peer": peer, "generation": theirs.generation }));
-        self.watch.begin(report);
+        let generation = theirs.generation;
+        let beats = json!({ "interval_ms": report::ms(wish.interval), "multiplier": wish.multiplier });
+        emit(
+            "syncing",
+            json!({ "primary": theirs.node, "peer": peer, "generation": generation, "peer_beats": beats::told(&theirs), "beats": beats }),
+        );
+        self.watch.begin(way);
         self.driver.attach(Attachment { link, incarnation: theirs.incarnation, generation: theirs.generation, image });
         Ok(())
     }

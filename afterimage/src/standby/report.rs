@@ -2,10 +2,13 @@
 
 use super::node::Node;
 use crate::{
+    events,
+    metrics::{Buckets, Snapshot},
     report,
     status::{SCHEMA, Status},
 };
-use mc_core::{gate::OutputGate, standby::Role};
+use mc_core::{gate::OutputGate, id::Time, standby::Role};
+use serde_json::json;
 
 pub(super) fn word(role: Role) -> &'static str {
     match role {
@@ -17,6 +20,37 @@ pub(super) fn word(role: Role) -> &'static str {
         Role::TakingOver => "taking-over",
         Role::Active => "running",
     }
+}
+
+/// How things stand, as an event's fields: the newest commit, the end of the primary's access, output, the arbiter.
+pub(super) fn standing(node: &Node) -> serde_json::Value {
+    let machine = node.driver.machine();
+    let (generation, committed) = machine.committed();
+    let (figures, now) = (node.driver.figures(), node.clock.now());
+    let ago = |at: Option<Time>| at.map(|at| report::ms(now.since(at)));
+    json!({
+        "role": word(machine.role()),
+        "registered": node.registered,
+        "epochs": { "generation": generation, "committed": committed, "last_commit_ago_ms": ago(figures.last_commit_at) },
+        "revoked_ago_ms": ago(figures.revoked_at),
+        "output": report::output(node.gate.stats()),
+        "arbiter": report::arbiter_field(&node.arbiter),
+    })
+}
+
+/// What metrics are made of.
+pub(super) fn snapshot(node: &Node) -> Snapshot {
+    let mut snapshot = Snapshot {
+        status: status(node),
+        apply: Buckets::from(&node.driver.figures().apply),
+        swaps: node.swap.counts(),
+        journal_lost: events::journal_lost(),
+        ..Snapshot::default()
+    };
+    if let Some(beats) = &node.beats {
+        report::scrape_beats(&mut snapshot, beats, &node.watch, node.clock.now());
+    }
+    snapshot
 }
 
 pub(super) fn status(node: &Node) -> Status {
@@ -31,7 +65,7 @@ pub(super) fn status(node: &Node) -> Status {
         vm: node.config.vm.to_string(),
         node: node.config.node.to_string(),
         peer: node.peer.clone().unwrap_or_default(),
-        generation: generation.0,
+        generation: node.won.unwrap_or(generation).0,
         epoch: committed.0,
         last_ack_epoch: committed.0,
         apply_us: figures.apply.percentiles(),

@@ -25,7 +25,7 @@ impl Lines {
 }
 
 /// µs as a person reads them.
-fn micros(us: u64) -> String {
+pub(super) fn micros(us: u64) -> String {
     match us {
         0..1_000 => format!("{us} us"),
         1_000..1_000_000 => format!("{}.{} ms", us / 1_000, us % 1_000 / 100),
@@ -34,7 +34,7 @@ fn micros(us: u64) -> String {
 }
 
 /// Bytes as a person reads them.
-fn bytes(n: u64) -> String {
+pub(super) fn bytes(n: u64) -> String {
     match n {
         0..1_024 => format!("{n} B"),
         1_024..1_048_576 => format!("{} KiB", n >> 10),
@@ -74,7 +74,12 @@ pub(super) fn render(s: &Status) -> String {
 
 fn pair(out: &mut Lines, s: &Status) {
     out.group("pair");
-    out.line("peer", if s.peer.is_empty() { "none".to_owned() } else { format!("{} over {}", s.peer, s.transport) });
+    let peer = match (s.peer.as_str(), s.transport.as_str()) {
+        ("", _) => "none".to_owned(),
+        (peer, "") => format!("{peer}, until the session ended"),
+        (peer, transport) => format!("{peer} over {transport}"),
+    };
+    out.line("peer", peer);
     if !s.transport_why.is_empty() {
         out.line("because", &s.transport_why);
     }

@@ -11,7 +11,11 @@
 //! reads slowly keeps only its own thread.
 
 use super::{WitnessError, store::Store};
-use crate::{arbiter::file::StoreError, wake::Wake};
+use crate::{
+    arbiter::file::StoreError,
+    metrics::{Witness, WitnessCounters},
+    wake::Wake,
+};
 use mc_core::{
     arbiter::{Action, Arbiter, Event, is_request},
     id::{Name, Time},
@@ -27,6 +31,7 @@ use std::{
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc,
+        atomic::Ordering,
         mpsc::{Receiver, Sender, SyncSender, sync_channel},
     },
     time::{Duration, Instant},
@@ -58,11 +63,13 @@ pub(super) fn registrar(
     mut arbiter: Arbiter,
     inputs: &Receiver<Input>,
     storage: &Sender<(Name, Register)>,
+    counters: &WitnessCounters,
 ) -> Result<(), WitnessError> {
     let mut asked: BTreeMap<u64, (SocketAddr, SyncSender<Message>)> = BTreeMap::new();
     let mut tokens = 0..;
     let mut stopping = false;
     while !stopping || arbiter.is_persisting() {
+        counters.registers.store(arbiter.registers().len() as u64, Ordering::Relaxed);
         let Ok(input) = inputs.recv() else {
             return Ok(());
         };
@@ -89,6 +96,7 @@ pub(super) fn registrar(
                 Action::Reply { to, message } => {
                     if let Some((peer, answer)) = asked.remove(&to) {
                         narrate(peer, &message);
+                        count(counters, &message.body);
                         // A client that has gone meanwhile will ask again.
                         let _ = answer.send(message);
                     }
@@ -108,6 +116,16 @@ fn stored(vm: Name, result: Result<(), StoreError>) -> Result<Event, WitnessErro
         }
         Err(source @ StoreError::Unknown { .. }) => Err(WitnessError::Storage { vm, source }),
     }
+}
+
+fn count(counters: &WitnessCounters, body: &Body) {
+    let counter = match body {
+        Body::Won(_) => &counters.won,
+        Body::Lost(_) => &counters.lost,
+        Body::Failed => &counters.failed,
+        Body::Holds(_) | Body::Read | Body::Cas { .. } => &counters.read,
+    };
+    counter.fetch_add(1, Ordering::Relaxed);
 }
 
 fn narrate(peer: SocketAddr, message: &Message) {
@@ -137,9 +155,16 @@ pub(super) fn storage(store: &Store, work: &Receiver<(Name, Register)>, done: &S
 #[derive(Debug, Default)]
 pub(super) struct Clients {
     open: Mutex<BTreeMap<u64, Arc<TcpStream>>>,
+    /// What became of their requests.
+    pub(super) counters: WitnessCounters,
 }
 
 impl Clients {
+    /// What metrics are made of.
+    pub(super) fn read(&self) -> Witness {
+        self.counters.read(self.open.lock().len())
+    }
+
     /// Closes every connection.
     pub(super) fn close(&self) {
         for stream in self.open.lock().values() {
@@ -272,7 +297,7 @@ mod tests {
         let source = io::Error::from_raw_os_error(libc::EIO);
         let unknown = StoreError::Unknown { doing: "fsync of directory", path: "state".into(), source };
         inputs.send(Input::Stored { vm, result: Err(unknown) }).unwrap();
-        let error = registrar(Arbiter::default(), &inbox, &work).unwrap_err().to_string();
+        let error = registrar(Arbiter::default(), &inbox, &work, &WitnessCounters::default()).unwrap_err().to_string();
         assert!(error.contains("vm") && error.contains("fsync of directory state"), "{error}");
         assert_eq!(todo.recv().unwrap(), (vm, new));
         assert_eq!(answered.recv_timeout(Duration::ZERO), Err(RecvTimeoutError::Disconnected));
@@ -293,7 +318,7 @@ mod tests {
         let (late, too_late) = sync_channel(1);
         inputs.send(Input::Request { peer, message, answer: late }).unwrap();
         inputs.send(Input::Stored { vm, result: Ok(()) }).unwrap();
-        registrar(Arbiter::default(), &inbox, &work).unwrap();
+        registrar(Arbiter::default(), &inbox, &work, &WitnessCounters::default()).unwrap();
         assert_eq!(answered.recv().unwrap().body, Body::Won(new));
         assert_eq!(too_late.recv_timeout(Duration::ZERO), Err(RecvTimeoutError::Disconnected));
     }

@@ -10,6 +10,7 @@ mod guest;
 mod happy;
 mod live;
 mod manual;
+mod metrics;
 mod misc;
 mod paths;
 mod proc;

@@ -48,7 +48,7 @@ fn commands_that_find_nobody_say_so() {
 fn standby(world: &World, name: &str, flags: &[&str]) -> Proc {
     let mut command = World::program();
     command.args(["standby", "--vm", VM, "--node", "b", "--arbiter", "manual"]).args(flags);
-    command.arg("--").args(world.standby_qemu("b", None));
+    command.arg("--state-dir").arg(world.path("state")).arg("--").args(world.standby_qemu("b", None));
     Proc::spawn(world.dir.path(), name, command)
 }
 

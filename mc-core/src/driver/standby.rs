@@ -71,6 +71,8 @@ pub struct StandbyFigures {
     pub apply: Histogram,
     /// When the newest epoch was committed.
     pub last_commit_at: Option<Time>,
+    /// When the primary's access was found to have ended, and all that had arrived was handled (I3).
+    pub revoked_at: Option<Time>,
     /// Slabs that went through the spill file, in all sessions.
     pub spilled_slabs: u64,
 }
@@ -254,7 +256,7 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
                     LinkError::NotFenced(error) => self.unfenced(error),
                     _ => self.errands.push_back(StandbyErrand::LinkLost(error.to_string())),
                 }
-                self.event(if self.revoking { Event::Revoked } else { Event::LinkDown });
+                if self.revoking { self.revoked() } else { self.event(Event::LinkDown) }
             }
         }
     }
@@ -389,8 +391,13 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
         match self.link.as_mut().map(Transport::revoke) {
             Some(Ok(())) => {}
             Some(Err(error)) => self.unfenced(&error),
-            None => self.event(Event::Revoked),
+            None => self.revoked(),
         }
+    }
+
+    fn revoked(&mut self) {
+        self.figures.revoked_at = Some(self.clock.now());
+        self.event(Event::Revoked);
     }
 
     fn discard(&mut self) {

@@ -60,6 +60,7 @@ fn print_single(outcome: &Outcome) {
     if !outcome.events.is_empty() {
         println!("\nTimeline, from the fault:");
         outcome.events.iter().for_each(|e| println!("{}", e.line(outcome.fault_at_ms)));
+        outcome.stories.iter().for_each(|story| print!("\n{story}"));
     }
     println!();
     for (name, value) in outcome.times.named() {

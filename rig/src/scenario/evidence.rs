@@ -41,6 +41,8 @@ pub struct Evidence {
     pub complaints: Vec<String>,
     /// `afterimage status` of the primary, just before the fault.
     pub status: Value,
+    /// `afterimage why` of both hosts, for people.
+    pub stories: Vec<String>,
     /// What the processes said since the fault.
     pub events: Vec<Entry>,
 }
@@ -148,6 +150,7 @@ mod tests {
             summary: Some(Summary { replies: 2, same_connection: Some(true), ..Summary::default() }),
             complaints: Vec::new(),
             status: Value::Null,
+            stories: Vec::new(),
             events: vec![cas("standby", "won")],
         }
     }

@@ -4,7 +4,7 @@ use super::{
     Scenario,
     evidence::{Evidence, Side},
     round::Round,
-    status,
+    status, why,
 };
 use crate::{
     hosts::Place,
@@ -36,6 +36,7 @@ pub fn run(round: &mut Round<'_>, replies_from: Mark) -> Result<Evidence> {
     }
     let mut evidence = watch.finish(round, replies_from)?;
     evidence.status = status;
+    why::check(round, &mut evidence)?;
     Ok(evidence)
 }
 
@@ -188,6 +189,7 @@ impl Watch {
             summary,
             complaints: self.complaints,
             status: Value::Null,
+            stories: Vec::new(),
             events,
         })
     }

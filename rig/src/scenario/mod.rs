@@ -8,6 +8,7 @@
 //! | [`evidence`] | what was observed, and the verdict: a pure function, so that it has tests of its own |
 //! | [`report`] | numbers and JSON |
 //! | [`status`] | what the rig reads from `afterimage status --json` |
+//! | [`why`] | whether `afterimage why` tells what the rig saw |
 
 pub mod asker;
 pub mod evidence;
@@ -15,6 +16,7 @@ pub mod fault;
 pub mod report;
 pub mod round;
 pub mod status;
+pub mod why;
 
 use crate::{guest::Guest, hosts::Place};
 use clap::ValueEnum;

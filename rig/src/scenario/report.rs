@@ -102,6 +102,8 @@ pub struct Outcome {
     pub stuck: bool,
     /// When the fault was, in unix milliseconds; 0 of a round that did not come to it.
     pub fault_at_ms: f64,
+    /// What `afterimage why` says, host by host.
+    pub stories: Vec<String>,
     /// What the processes said since.
     pub events: Vec<Entry>,
     /// Everything, for a single run.
@@ -149,6 +151,7 @@ impl Outcome {
             duplicated: summary.duplicated,
             stuck,
             fault_at_ms: evidence.fault_at_ms,
+            stories: evidence.stories.clone(),
             events: evidence.events.clone(),
             json,
         }
@@ -167,6 +170,7 @@ impl Outcome {
             duplicated: 0,
             stuck: true,
             fault_at_ms: 0.0,
+            stories: Vec::new(),
             events: Vec::new(),
             json,
         }

@@ -129,7 +129,8 @@ impl<'a> Round<'a> {
             .flag("--arbiter", arbiter())
             .flag("--epoch", &s.epoch)
             .flag("--nic", nic(&self.primary_vm()))
-            .flag("--run-dir", self.dir.join("pri"));
+            .flag("--run-dir", self.dir.join("pri"))
+            .flag("--state-dir", self.state_dir(Place::Primary));
         let line = common(s, line);
         let (primary, patience) = (self.topology.host(Place::Primary), self.topology.patience());
         let mut protect = Proc::spawn(primary, "protect", &line, &self.dir.join("pri"), &self.timeline)?;
@@ -179,6 +180,19 @@ impl<'a> Round<'a> {
         let args = ["status", "--vm", VM, "--role", "primary", "--json", "--run-dir", &run_dir.to_string_lossy()];
         let output = self.topology.host(Place::Primary).run(&program, &args).unwrap_or_default();
         serde_json::from_str(&output).unwrap_or(Value::Null)
+    }
+
+    fn state_dir(&self, place: Place) -> PathBuf {
+        state_dir(&self.dir, place)
+    }
+
+    /// `afterimage why` on one of the two hosts; None if it cannot be asked, as a dead one, or has nothing to tell.
+    #[must_use]
+    pub fn why(&self, place: Place, more: &[&str]) -> Option<String> {
+        let (program, state_dir) = (self.settings.afterimage.to_string_lossy(), self.state_dir(place));
+        let state_dir = state_dir.to_string_lossy();
+        let args: Vec<&str> = ["why", "--vm", VM, "--state-dir", &state_dir].iter().chain(more).copied().collect();
+        self.topology.host(place).run(&program, &args).ok()
     }
 
     /// Whether the sidecar says that it reaches its arbiter.
@@ -286,6 +300,11 @@ fn start_witness(settings: &Settings, topology: &dyn Topology, dir: &Path, timel
     Ok(witness)
 }
 
+/// Where a host's journals are: its own, and kept when its sidecar is started anew.
+fn state_dir(dir: &Path, place: Place) -> PathBuf {
+    dir.join(place.short()).join("state")
+}
+
 fn standby_dir(dir: &Path, number: u32) -> PathBuf {
     dir.join("sby").join(number.to_string())
 }
@@ -293,11 +312,11 @@ fn standby_dir(dir: &Path, number: u32) -> PathBuf {
 fn start_standby(
     settings: &Settings,
     topology: &dyn Topology,
-    dir: &Path,
+    root: &Path,
     number: u32,
     timeline: &Timeline,
 ) -> Result<Proc> {
-    let dir = standby_dir(dir, number);
+    let dir = standby_dir(root, number);
     let host = topology.host(Place::Standby);
     std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
     // (A host that comes back from the dead may have lost what it had.)
@@ -310,6 +329,7 @@ fn start_standby(
         .flag("--arbiter", arbiter())
         .flag("--nic", nic(&vm))
         .flag("--run-dir", &dir)
+        .flag("--state-dir", state_dir(root, Place::Standby))
         .flag("--ram-dir", &settings.ram_dir)
         .flag("--spill", dir.join("spill"));
     let line = common(settings, line).args(["--"]).args(settings.guest.qemu(&vm).0);

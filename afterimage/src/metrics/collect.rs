@@ -1,0 +1,321 @@
+//! What a data path or a standby hands out, and each metric that comes of it.
+
+use super::Buckets;
+use crate::{keepalive::BeatStats, status::Status};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, NoLabelSet},
+    metrics::MetricType,
+    registry::Unit,
+};
+use std::fmt::Error;
+
+/// How one side is, in numbers.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// As `afterimage status` has it.
+    pub status: Status,
+    /// Counters and parameters of the beats, with a session.
+    pub beats: Option<BeatStats>,
+    /// When each path heard the peer last, seconds ago.
+    pub silence_seconds: Vec<(String, f64)>,
+    /// Histograms: pauses, commits, holds, applying, gaps between beats, their round trips.
+    pub pause: Buckets,
+    /// See `pause`.
+    pub commit: Buckets,
+    /// See `pause`.
+    pub hold: Buckets,
+    /// See `pause`.
+    pub apply: Buckets,
+    /// See `pause`.
+    pub gap: Buckets,
+    /// See `pause`.
+    pub round_trip: Buckets,
+    /// Swaps that this process asked for: won, lost.
+    pub swaps: (u64, u64),
+    /// Lines that its journal lost.
+    pub journal_lost: u64,
+}
+
+/// The roles of each side, as in the status.
+const ROLES: [(&str, &[&str]); 2] = [
+    ("primary", &["solo", "syncing", "registering", "protected", "claiming", "fenced", "ended"]),
+    ("standby", &["idle", "syncing", "protecting", "revoking", "claiming", "taking-over", "running"]),
+];
+
+/// Labels: name and value, the value as the text format wants it.
+pub(super) type Labels = Vec<(&'static str, String)>;
+
+/// prometheus-client writes label values as they are.
+pub(super) fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+/// Writes metrics that all bear the same labels.
+pub(super) struct Writer<'a, 'b> {
+    pub(super) encoder: &'a mut DescriptorEncoder<'b>,
+    pub(super) labels: Labels,
+}
+
+impl Writer<'_, '_> {
+    fn labels(&self, more: &[(&'static str, &str)]) -> Labels {
+        let more = more.iter().map(|(name, value)| (*name, escaped(value)));
+        self.labels.iter().cloned().chain(more).collect()
+    }
+
+    fn family(
+        &mut self,
+        (name, help, unit, kind): (&str, &str, Option<&Unit>, MetricType),
+        samples: &[(&[(&'static str, &str)], f64)],
+    ) -> Result<(), Error> {
+        let labels: Vec<Labels> = samples.iter().map(|(labels, _)| self.labels(labels)).collect();
+        let mut metric = self.encoder.encode_descriptor(name, help, unit, kind)?;
+        for ((_, value), labels) in samples.iter().zip(&labels) {
+            let labels = labels.as_slice();
+            with_labels(&mut metric, &labels, |metric| match kind {
+                MetricType::Counter => metric.encode_counter::<NoLabelSet, f64, f64>(value, None),
+                _ => metric.encode_gauge(value),
+            })?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn gauge(&mut self, name: &str, help: &str, value: f64) -> Result<(), Error> {
+        self.family((name, help, None, MetricType::Gauge), &[(&[], value)])
+    }
+
+    pub(super) fn bytes(&mut self, name: &str, help: &str, value: u64) -> Result<(), Error> {
+        self.family((name, help, Some(&Unit::Bytes), MetricType::Gauge), &[(&[], float(value))])
+    }
+
+    pub(super) fn seconds(&mut self, name: &str, help: &str, value: f64) -> Result<(), Error> {
+        self.family((name, help, Some(&Unit::Seconds), MetricType::Gauge), &[(&[], value)])
+    }
+
+    pub(super) fn counter(&mut self, name: &str, help: &str, value: u64) -> Result<(), Error> {
+        self.family((name, help, None, MetricType::Counter), &[(&[], float(value))])
+    }
+
+    pub(super) fn counters(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &'static str,
+        values: &[(&str, u64)],
+    ) -> Result<(), Error> {
+        let labels: Vec<[(&'static str, &str); 1]> = values.iter().map(|(value, _)| [(label, *value)]).collect();
+        let samples: Vec<(&[(&'static str, &str)], f64)> =
+            labels.iter().zip(values).map(|(labels, (_, n))| (&labels[..], float(*n))).collect();
+        self.family((name, help, None, MetricType::Counter), &samples)
+    }
+
+    fn gauges(
+        &mut self,
+        name: &str,
+        help: &str,
+        unit: Option<&Unit>,
+        label: &'static str,
+        values: &[(&str, f64)],
+    ) -> Result<(), Error> {
+        let labels: Vec<[(&'static str, &str); 1]> = values.iter().map(|(value, _)| [(label, *value)]).collect();
+        let samples: Vec<(&[(&'static str, &str)], f64)> =
+            labels.iter().zip(values).map(|(labels, (_, n))| (&labels[..], *n)).collect();
+        self.family((name, help, unit, MetricType::Gauge), &samples)
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, buckets: &Buckets) -> Result<(), Error> {
+        let labels = self.labels(&[]);
+        let mut metric = self.encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
+        with_labels(&mut metric, &labels.as_slice(), |metric| {
+            metric.encode_histogram::<NoLabelSet>(buckets.sum_seconds, buckets.count(), &buckets.bounded(), None)
+        })
+    }
+
+    pub(super) fn info(&mut self, name: &str, help: &str, labels: &[(&'static str, &str)]) -> Result<(), Error> {
+        let labels = self.labels(labels);
+        self.encoder.encode_descriptor(name, help, None, MetricType::Info)?.encode_info(&labels.as_slice())
+    }
+
+    pub(super) fn build(&mut self) -> Result<(), Error> {
+        self.info("afterimage_build", "The program", &[("version", env!("CARGO_PKG_VERSION"))])
+    }
+}
+
+/// An empty set of labels must not be encoded at all: it would leave empty braces.
+fn with_labels(
+    metric: &mut MetricEncoder<'_>,
+    labels: &&[(&'static str, String)],
+    encode: impl FnOnce(&mut MetricEncoder<'_>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    if labels.is_empty() { encode(metric) } else { encode(&mut metric.encode_family(labels)?) }
+}
+
+/// Prometheus knows only floating point; beyond 2^53 it is no longer exact, and nothing here gets there.
+pub(super) fn float(value: u64) -> f64 {
+    value as f64
+}
+
+fn seconds(us: u64) -> f64 {
+    float(us) / 1e6
+}
+
+fn yes(value: bool) -> f64 {
+    f64::from(u8::from(value))
+}
+
+impl Collector for Snapshot {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
+        let s = &self.status;
+        let labels = [("vm", &s.vm), ("node", &s.node), ("side", &s.side)];
+        let labels = labels.map(|(name, value)| (name, escaped(value))).to_vec();
+        let w = &mut Writer { encoder: &mut encoder, labels };
+        w.build()?;
+        self.pair(w)?;
+        self.output(w)?;
+        self.checkpoints(w)?;
+        self.beats(w)?;
+        w.gauge(
+            "afterimage_arbiter_reachable",
+            "Whether the arbiter answers: without it there is no failover",
+            yes(s.arbiter.reachable),
+        )?;
+        let (won, lost) = self.swaps;
+        w.counters("afterimage_swaps", "Swaps that the arbiter answered", "outcome", &[("won", won), ("lost", lost)])?;
+        w.counter("afterimage_journal_lost_lines", "Events that the journal of this process lost", self.journal_lost)
+    }
+}
+
+impl Snapshot {
+    fn pair(&self, w: &mut Writer<'_, '_>) -> Result<(), Error> {
+        let s = &self.status;
+        let roles = ROLES.iter().find(|(side, _)| *side == s.side).map_or(&[][..], |(_, roles)| *roles);
+        let roles: Vec<(&str, f64)> = roles.iter().map(|role| (*role, yes(*role == s.role))).collect();
+        w.gauges("afterimage_role", "1 for the role that this side has", None, "role", &roles)?;
+        w.gauge(
+            "afterimage_protected",
+            "Whether the death of the other host would cost nothing now",
+            yes(s.protected),
+        )?;
+        w.gauge("afterimage_generation", "The register's generation, as far as this side knows", float(s.generation))?;
+        if !s.peer.is_empty() {
+            let transport = s.transport.split(' ').next().unwrap_or("");
+            let labels = [("peer", s.peer.as_str()), ("transport", transport), ("keepalive", s.keepalive.as_str())];
+            w.info("afterimage_session", "The session with the other host", &labels)?;
+        }
+        w.counter("afterimage_fallbacks", "Sessions that fell back from RDMA to TCP", count(s, "fallbacks"))?;
+        if let Some(t) = &s.takeover {
+            let phases =
+                [("silence", t.silence_us), ("revoked", t.revoked_us), ("won", t.won_us), ("running", t.running_us)];
+            let phases = phases.map(|(phase, us)| (phase, seconds(us)));
+            let help = "The takeover: silence before the suspicion, and since it until revoked, won, running";
+            w.gauges("afterimage_takeover", help, Some(&Unit::Seconds), "phase", &phases)?;
+        }
+        Ok(())
+    }
+
+    fn output(&self, w: &mut Writer<'_, '_>) -> Result<(), Error> {
+        let s = &self.status;
+        w.gauge("afterimage_held_packets", "Packets held now", float(s.held_packets))?;
+        w.bytes("afterimage_held", "Bytes of packets held now", s.held_bytes)?;
+        w.counter("afterimage_released_packets", "Packets let out", s.released_packets)?;
+        w.counter(
+            "afterimage_dropped_packets",
+            "Packets dropped: fenced, or over the limit of held bytes",
+            s.dropped_packets,
+        )
+    }
+
+    fn checkpoints(&self, w: &mut Writer<'_, '_>) -> Result<(), Error> {
+        let s = &self.status;
+        w.counter(
+            "afterimage_epochs",
+            "Epochs of this session: captured on the primary, committed on the standby",
+            s.epoch,
+        )?;
+        w.counter("afterimage_acked_epochs", "Epochs of this session that were ACKed", s.last_ack_epoch)?;
+        if let Some(ms) = s.last_ack_age_ms {
+            w.seconds("afterimage_last_ack_age", "Since the newest ACK", float(ms) / 1e3)?;
+        }
+        w.bytes("afterimage_staging_used", "Staging in use", s.staging_used_bytes)?;
+        w.bytes("afterimage_staging_live", "Staging allocated", s.staging_live_bytes)?;
+        w.bytes("afterimage_staging_cap", "What staging never exceeds", s.staging_cap_bytes)?;
+        w.counter("afterimage_staging_cap_hits", "Times that staging had no room", s.staging_cap_hits)?;
+        if s.side == "standby" {
+            w.counter("afterimage_spilled_slabs", "Slabs that went through the spill file", count(s, "spilled_slabs"))?;
+            w.histogram("afterimage_apply", "Applying a committed epoch to the image", &self.apply)?;
+            return Ok(());
+        }
+        let help = "Pages captured in this session, the full synchronisation not counted";
+        w.counter("afterimage_captured_pages", help, count(s, "pages"))?;
+        w.counter("afterimage_sent_bytes", "Bytes sent likewise", count(s, "bytes"))?;
+        let help = "Checkpoints sent with the VM stopped, since staging was too small";
+        w.counter("afterimage_streamed_while_held", help, count(s, "streamed_while_held"))?;
+        w.histogram("afterimage_pause", "How long the VM stood still for a checkpoint", &self.pause)?;
+        w.histogram("afterimage_commit", "From the end of a pause to the ACK", &self.commit)?;
+        w.histogram("afterimage_hold", "How long a packet was held", &self.hold)
+    }
+
+    fn beats(&self, w: &mut Writer<'_, '_>) -> Result<(), Error> {
+        let Some(b) = &self.beats else { return Ok(()) };
+        w.counter("afterimage_beats_sent", "Beats that left", b.sent)?;
+        w.counter("afterimage_beats_received", "New beats of the other side", b.received)?;
+        w.counter("afterimage_beats_missed", "Times that a beat was overdue, own lateness discounted", b.missed)?;
+        w.counter("afterimage_beats_rejected", "Datagrams that are no beat of this session", b.rejected)?;
+        w.counter("afterimage_beats_late", "Times that the thread of the beats was late itself", b.self_late)?;
+        w.seconds("afterimage_beats_late_max", "The worst of them", seconds(b.max_self_late_us))?;
+        w.seconds(
+            "afterimage_beats_interval",
+            "How often a beat is sent, before jitter",
+            seconds(b.transmit_interval_us),
+        )?;
+        w.seconds("afterimage_detection", "Silence that makes the other side suspect", seconds(b.detection_time_us))?;
+        w.gauge(
+            "afterimage_suspect",
+            "Whether the other side is suspect",
+            yes(b.verdict == crate::keepalive::Verdict::Suspect),
+        )?;
+        w.histogram("afterimage_beat_gap", "Between two beats of the other side", &self.gap)?;
+        w.histogram(
+            "afterimage_beat_round_trip",
+            "A beat there and back, less what the other side waited",
+            &self.round_trip,
+        )?;
+        let silence: Vec<(&str, f64)> = self.silence_seconds.iter().map(|(path, s)| (path.as_str(), *s)).collect();
+        w.gauges(
+            "afterimage_path_silence",
+            "Since a beat was heard by this path",
+            Some(&Unit::Seconds),
+            "path",
+            &silence,
+        )?;
+        let paths = &self.status.beat_paths;
+        let of = |get: fn(&crate::keepalive::PathStats) -> u64| -> Vec<(&str, u64)> {
+            paths.iter().map(|path| (path.name.as_str(), get(path))).collect()
+        };
+        w.counters("afterimage_path_sent", "Beats that left by this path; with two paths", "path", &of(|p| p.sent))?;
+        w.counters("afterimage_path_heard", "Beats heard by this path; with two paths", "path", &of(|p| p.heard))?;
+        w.counters(
+            "afterimage_path_first",
+            "Beats heard by this path first; with two paths",
+            "path",
+            &of(|p| p.first),
+        )?;
+        let errors = of(|p| p.send_errors + p.receive_errors);
+        w.counters(
+            "afterimage_path_errors",
+            "Sends and receives of this path that failed; with two paths",
+            "path",
+            &errors,
+        )
+    }
+}
+
+fn count(status: &Status, name: &str) -> u64 {
+    status.counters.get(name).copied().unwrap_or(0)
+}
+
+/// So that a slice of our labels is a set of labels for prometheus-client.
+const _: fn() = || {
+    fn is_set<T: EncodeLabelSet>() {}
+    is_set::<&[(&'static str, String)]>();
+};

@@ -1,0 +1,255 @@
+//! Enough of HTTP/1.1 to be scraped: one request a connection, its head bounded, a deadline for all of it, few connections.
+//! httparse reads the head. Whoever talks slowly, or too much, costs a thread of ours for seconds, and the loop nothing.
+
+use super::text::plain;
+use crate::wake::Wake;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::{
+    io::{self, Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+use tracing::{debug, info, warn};
+
+/// Bytes of a request's head at most.
+const MAX_HEAD: usize = 8 << 10;
+/// Headers of a request at most.
+const MAX_HEADERS: usize = 64;
+/// For a request to arrive, and for its response to be taken.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Connections at a time; one more is closed at once.
+const MAX_CONNECTIONS: usize = 4;
+/// Between two tries to listen.
+const RETRY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+/// OpenMetrics text.
+pub type Content = Arc<str>;
+/// Says how it is now; `None` if the loop does not answer.
+type Source = Arc<dyn Fn() -> Option<Content> + Send + Sync>;
+
+/// The endpoint. Dropping it ends it.
+#[derive(Debug)]
+pub struct Server {
+    stop: Arc<Wake>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Serves what `source` says at `listen`, as soon as that address can be had.
+    pub fn spawn(listen: SocketAddr, source: Source) -> io::Result<Self> {
+        let stop = Wake::new()?;
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::Builder::new().name("metrics".into()).spawn(move || {
+            if let Some(listener) = bind(listen, &stopped) {
+                accept(&listener, &stopped, &source);
+            }
+        })?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.raise();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// `None`: stopped before. A predecessor on this host may still have the address.
+fn bind(listen: SocketAddr, stop: &Wake) -> Option<TcpListener> {
+    let mut warned = false;
+    loop {
+        match TcpListener::bind(listen).and_then(|l| l.set_nonblocking(true).map(|()| l)) {
+            Ok(listener) => {
+                info!("metrics at http://{}/metrics", listener.local_addr().unwrap_or(listen));
+                return Some(listener);
+            }
+            Err(error) if !std::mem::replace(&mut warned, true) => {
+                warn!("metrics: listening on {listen}: {error}; trying again every second");
+            }
+            Err(_) => {}
+        }
+        if poll(&mut [PollFd::new(stop, PollFlags::IN)], Some(&RETRY)).is_ok_and(|n| n > 0) {
+            return None;
+        }
+    }
+}
+
+fn accept(listener: &TcpListener, stop: &Wake, source: &Source) {
+    let open = Arc::new(AtomicUsize::new(0));
+    loop {
+        let mut fds = [PollFd::new(listener, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Ok(_) if !fds[1].revents().is_empty() => return,
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return warn!("metrics: poll: {e}"),
+        }
+        match listener.accept() {
+            Ok((stream, peer)) => connected(stream, peer, &open, source),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => {
+                warn!("metrics: accept: {e}");
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+    }
+}
+
+fn connected(stream: TcpStream, peer: SocketAddr, open: &Arc<AtomicUsize>, source: &Source) {
+    if open.fetch_add(1, Ordering::Relaxed) >= MAX_CONNECTIONS {
+        open.fetch_sub(1, Ordering::Relaxed);
+        return debug!(%peer, "metrics: closed a connection: {MAX_CONNECTIONS} are open already");
+    }
+    let (counted, source) = (Arc::clone(open), Arc::clone(source));
+    let spawned = std::thread::Builder::new().name("scrape".into()).spawn(move || {
+        if let Err(e) = serve(&stream, &source) {
+            debug!(%peer, "metrics: {e}");
+        }
+        counted.fetch_sub(1, Ordering::Relaxed);
+    });
+    if let Err(e) = spawned {
+        open.fetch_sub(1, Ordering::Relaxed);
+        warn!("metrics: no thread for a connection: {e}");
+    }
+}
+
+fn serve(mut stream: &TcpStream, source: &Source) -> io::Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let head = read_head(stream)?;
+    let response = answer(&head, source);
+    stream.write_all(response.as_bytes())?;
+    stream.shutdown(Shutdown::Write)
+}
+
+/// Until the empty line, [`MAX_HEAD`] bytes, or the deadline.
+fn read_head(mut stream: &TcpStream) -> io::Result<Vec<u8>> {
+    let deadline = Instant::now() + PATIENCE;
+    let (mut head, mut chunk) = (Vec::new(), [0; 1024]);
+    while head.len() < MAX_HEAD && !head.windows(4).any(|w| w == b"\r\n\r\n") {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut chunk)? {
+            0 => break,
+            n => head.extend_from_slice(&chunk[..n]),
+        }
+    }
+    Ok(head)
+}
+
+/// The whole response.
+fn answer(head: &[u8], source: &Source) -> String {
+    const TEXT: &str = "text/plain; charset=utf-8";
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut request = httparse::Request::new(&mut headers);
+    match request.parse(head) {
+        Ok(httparse::Status::Complete(_)) => {}
+        Ok(httparse::Status::Partial) if head.len() >= MAX_HEAD => {
+            return response("431 Request Header Fields Too Large", TEXT, "a request's head is at most 8 KiB\n", false);
+        }
+        _ => return response("400 Bad Request", TEXT, "no HTTP/1 request\n", false),
+    }
+    let head_only = request.method == Some("HEAD");
+    if !head_only && request.method != Some("GET") {
+        return response("405 Method Not Allowed", TEXT, "GET /metrics\n", false);
+    }
+    let path = request.path.unwrap_or("").split('?').next();
+    match path {
+        Some("/metrics") => {}
+        Some("/") => return response("200 OK", TEXT, "afterimage: see /metrics\n", head_only),
+        _ => return response("404 Not Found", TEXT, "see /metrics\n", head_only),
+    }
+    let Some(content) = source() else {
+        return response("503 Service Unavailable", TEXT, "the loop does not answer\n", head_only);
+    };
+    let accept = request.headers.iter().filter(|h| h.name.eq_ignore_ascii_case("accept"));
+    let open =
+        accept.filter_map(|h| std::str::from_utf8(h.value).ok()).any(|v| v.contains("application/openmetrics-text"));
+    if open {
+        response("200 OK", "application/openmetrics-text; version=1.0.0; charset=utf-8", &content, head_only)
+    } else {
+        response("200 OK", "text/plain; version=0.0.4; charset=utf-8", &plain(&content), head_only)
+    }
+}
+
+fn response(status: &str, content_type: &str, body: &str, head_only: bool) -> String {
+    let length = body.len();
+    let body = if head_only { "" } else { body };
+    format!(
+        "HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask(request: &str) -> String {
+        let source: Source = Arc::new(|| Some("# TYPE a counter\na_total 1\n# EOF\n".into()));
+        answer(request.as_bytes(), &source)
+    }
+
+    #[test]
+    fn only_metrics_are_served_in_the_format_that_was_asked_for() {
+        let open = ask("GET /metrics HTTP/1.1\r\nAccept: application/openmetrics-text;version=1.0.0,*/*\r\n\r\n");
+        assert!(open.contains("application/openmetrics-text; version=1.0.0") && open.ends_with("# EOF\n"), "{open}");
+        let old = ask("GET /metrics?x=1 HTTP/1.0\r\n\r\n");
+        assert!(old.contains("version=0.0.4") && old.contains("# TYPE a_total counter"), "{old}");
+        let head = ask("HEAD /metrics HTTP/1.1\r\n\r\n");
+        assert!(head.ends_with("\r\n\r\n") && !head.contains("Content-Length: 0"), "{head}");
+        let many = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(100));
+        let long = format!("GET / HTTP/1.1\r\na: {}", "b".repeat(MAX_HEAD));
+        for (request, status) in [
+            ("GET / HTTP/1.1\r\n\r\n", "200"),
+            ("GET /etc/passwd HTTP/1.1\r\n\r\n", "404"),
+            ("POST /metrics HTTP/1.1\r\n\r\n", "405"),
+            ("GET /metrics HTTP/1.1\r\n", "400"),
+            ("\x16\x03\x01", "400"),
+            (&many, "400"),
+            (&long, "431"),
+        ] {
+            assert!(ask(request).starts_with(&format!("HTTP/1.1 {status} ")), "{request:?}: {}", ask(request));
+        }
+        let stuck: Source = Arc::new(|| None);
+        assert!(answer(b"GET /metrics HTTP/1.1\r\n\r\n", &stuck).starts_with("HTTP/1.1 503 "));
+    }
+
+    #[test]
+    fn hostile_connections_are_few_and_do_not_keep_others_out_for_long() {
+        let source: Source = Arc::new(|| Some("x 1\n".into()));
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let server = Server::spawn(address, source).unwrap();
+        let connect = || loop {
+            if let Ok(stream) = TcpStream::connect(address) {
+                return stream;
+            }
+        };
+        // More than are served at a time, and none of them says anything.
+        let silent: Vec<TcpStream> = (0..MAX_CONNECTIONS * 2).map(|_| connect()).collect();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let heard = loop {
+            let mut stream = connect();
+            let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n");
+            let mut text = String::new();
+            if stream.read_to_string(&mut text).is_ok() && !text.is_empty() {
+                break text;
+            }
+            assert!(Instant::now() < deadline, "never served again");
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        assert!(heard.ends_with("x 1\n"), "{heard}");
+        drop(silent);
+        drop(server);
+        TcpListener::bind(address).unwrap();
+    }
+}

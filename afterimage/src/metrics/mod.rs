@@ -1,0 +1,99 @@
+//! Metrics for Prometheus: docs/METRICS.md says what each means.
+//!
+//! ```text
+//!   scraper ──GET /metrics──> http (a thread a connection, few, bounded) ──"how is it?"──> the loop, between two turns
+//!                               ^ text, at most so old                         Snapshot: counts, no formatting │
+//!                               └──────────── prometheus-client encodes it <───────────────────────────────────┘
+//! ```
+//!
+//! The loop that holds a VM's output does no more for a scrape than for a `status`, and that not oftener than [`FRESH`]: how
+//! many ask, and how slowly they read, is nothing to it. Histograms are the ones that `status` reads; nothing is recorded twice.
+
+mod buckets;
+mod collect;
+mod http;
+mod text;
+mod witness;
+
+pub use buckets::{BOUNDS, Buckets};
+pub use collect::Snapshot;
+pub use http::{Content, Server};
+pub use text::{openmetrics, plain};
+pub use witness::{Witness, WitnessCounters};
+
+use crate::inbox::{self, Inbox, Outbox};
+use parking_lot::Mutex;
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd, BorrowedFd},
+    sync::{
+        Arc,
+        mpsc::{SyncSender, sync_channel},
+    },
+    time::{Duration, Instant},
+};
+
+/// A scrape may get what another got so long ago.
+const FRESH: Duration = Duration::from_millis(100);
+/// A loop that does not answer within this time is stuck, or stopped.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A scrape on its way to the loop.
+#[derive(Debug)]
+pub struct Scrape(SyncSender<Snapshot>);
+
+impl Scrape {
+    /// Answers it. Who asked may have gone.
+    pub fn reply(self, snapshot: Snapshot) {
+        let _ = self.0.send(snapshot);
+    }
+}
+
+/// The endpoint of a loop, and the scrapes that come through it.
+#[derive(Debug)]
+pub struct Scrapes {
+    inbox: Inbox<Scrape>,
+    _server: Server,
+}
+
+impl Scrapes {
+    /// Serves metrics at `listen`; nowhere if that is none. An address that cannot be had is a warning, and tried again: it is
+    /// no reason not to protect a VM.
+    pub fn serve(listen: Option<SocketAddr>) -> io::Result<Option<Self>> {
+        let Some(listen) = listen else { return Ok(None) };
+        let (outbox, inbox) = inbox::inbox()?;
+        let asking = Mutex::new(Asking { outbox, newest: None });
+        let server = Server::spawn(listen, Arc::new(move || asking.lock().snapshot()))?;
+        Ok(Some(Self { inbox, _server: server }))
+    }
+
+    /// The next scrape, if any.
+    pub fn take(&self) -> Option<Scrape> {
+        self.inbox.take()
+    }
+}
+
+impl AsFd for Scrapes {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inbox.as_fd()
+    }
+}
+
+struct Asking {
+    outbox: Outbox<Scrape>,
+    newest: Option<(Instant, Content)>,
+}
+
+impl Asking {
+    fn snapshot(&mut self) -> Option<Content> {
+        if let Some((_, content)) = self.newest.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
+            return Some(Arc::clone(content));
+        }
+        let (reply, answer) = sync_channel(1);
+        self.outbox.put(Scrape(reply));
+        let content: Content = openmetrics(answer.recv_timeout(PATIENCE).ok()?).into();
+        self.newest = Some((Instant::now(), Arc::clone(&content)));
+        Some(content)
+    }
+}

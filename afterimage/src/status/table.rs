@@ -1,0 +1,79 @@
+//! Several VMs: a line each.
+
+use super::{
+    Status,
+    text::{bytes, micros},
+};
+
+const HEAD: [&str; 11] =
+    ["VM", "SIDE", "ROLE", "PROTECTED", "PEER", "OVER", "GEN", "EPOCH", "PAUSE", "HELD", "ARBITER"];
+
+fn row(s: &Status) -> [String; 11] {
+    // A process that does not answer has nothing to say but why.
+    let there = s.role != "gone";
+    let or_dash = |text: String, known: bool| if known && !text.is_empty() { text } else { "-".to_owned() };
+    let over = s.transport.split(' ').next().unwrap_or("");
+    let over = if s.keepalive.is_empty() { over.to_owned() } else { format!("{over}, {}", s.keepalive) };
+    let peer = s.peer.split(' ').next().unwrap_or("").to_owned();
+    [
+        s.vm.clone(),
+        s.side.clone(),
+        s.role.clone(),
+        if s.protected { "yes" } else { "NO" }.to_owned(),
+        or_dash(peer, there),
+        or_dash(over, there),
+        or_dash(s.generation.to_string(), there),
+        or_dash(s.epoch.to_string(), there),
+        or_dash(micros(s.pause_us.p50), s.pause_us.count > 0),
+        or_dash(bytes(s.held_bytes), there && s.side == "primary"),
+        or_dash(if s.arbiter.reachable { "ok" } else { "UNREACHABLE" }.to_owned(), there),
+    ]
+}
+
+/// The table, ending in a newline.
+pub(super) fn render(statuses: &[Status]) -> String {
+    let rows: Vec<[String; 11]> = [HEAD.map(str::to_owned)].into_iter().chain(statuses.iter().map(row)).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let mut out = String::new();
+    for row in &rows {
+        let cells = row.iter().enumerate().map(|(column, cell)| format!("{cell:<0$}", width(column)));
+        out.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::SCHEMA;
+
+    #[test]
+    fn columns_are_aligned_and_what_is_not_known_is_a_dash() {
+        let status = |vm: &str, side: &str, role: &str| Status {
+            schema: SCHEMA,
+            vm: vm.into(),
+            side: side.into(),
+            role: role.into(),
+            ..Status::default()
+        };
+        let mut web = status("web", "primary", "protected");
+        (web.protected, web.peer, web.arbiter.reachable) = (true, "host-b at 10.0.0.2:7410".into(), true);
+        (web.transport, web.keepalive) = ("tcp (fell back from RDMA: x; 1 times)".into(), "both".into());
+        let gone = status("a-longer-name", "standby", "gone");
+        let text = render(&[web, gone]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines[0],
+            "VM             SIDE     ROLE       PROTECTED  PEER    OVER       GEN  EPOCH  PAUSE  HELD  ARBITER"
+        );
+        assert_eq!(
+            lines[1],
+            "web            primary  protected  yes        host-b  tcp, both  0    0      -      0 B   ok"
+        );
+        assert_eq!(
+            lines[2],
+            "a-longer-name  standby  gone       NO         -       -          -    -      -      -     -"
+        );
+    }
+}

@@ -1,0 +1,139 @@
+//! `afterimage status --watch`: again and again, until somebody ends it.
+//!
+//! | stdout is | then |
+//! |---|---|
+//! | a terminal | it is redrawn: one VM in full, several in a table |
+//! | none | a line for each change: of role, protection, peer, transport, generation, the arbiter |
+//! | none or one, with `--json` | an object on a line per VM and interval |
+//!
+//! A process that goes away is shown as `gone` until it, or a successor, is back.
+
+use super::{SCHEMA, Status, for_people, side_of, sockets, status_of};
+use crate::{
+    cli::StatusArgs,
+    exit::{Code, words},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::{self, IsTerminal, Write},
+    path::PathBuf,
+    time::{Duration, Instant, SystemTime},
+};
+
+/// Cursor home, and clear from there: less flicker than clearing first.
+const REDRAW: &str = "\x1b[H\x1b[J";
+
+/// Runs until its reader is gone.
+pub(super) fn run(args: &StatusArgs, interval: Duration) -> anyhow::Result<Code> {
+    let redraws = io::stdout().is_terminal() && !args.json;
+    let mut watch = Watch::default();
+    let mut next = Instant::now();
+    loop {
+        let statuses = watch.look(args);
+        let out = match (args.json, redraws) {
+            (true, _) => lines_of_json(&statuses)?,
+            (false, true) => format!("{REDRAW}{}\n{}", head(args, interval), for_people(&statuses)),
+            (false, false) => watch.changes(&statuses),
+        };
+        let mut stdout = io::stdout().lock();
+        match stdout.write_all(out.as_bytes()).and_then(|()| stdout.flush()) {
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => return Ok(Code::Done),
+            written => written?,
+        }
+        // From the intended time: an answer that takes long does not stretch the interval.
+        next = (next + interval).max(Instant::now());
+        std::thread::sleep(next.saturating_duration_since(Instant::now()));
+    }
+}
+
+fn head(args: &StatusArgs, interval: Duration) -> String {
+    let now = humantime::format_rfc3339_seconds(SystemTime::now());
+    format!("{now}  {}  every {interval:?}; Ctrl-C ends it\n", args.run_dir.display())
+}
+
+fn lines_of_json(statuses: &[Status]) -> anyhow::Result<String> {
+    let lines = statuses.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>()?;
+    Ok(lines.into_iter().map(|line| line + "\n").collect())
+}
+
+/// What was seen so far.
+#[derive(Debug, Default)]
+struct Watch {
+    /// Whose socket was there once: one that vanishes is shown.
+    known: BTreeSet<PathBuf>,
+    told: BTreeMap<(String, String), String>,
+    told_nothing: bool,
+}
+
+impl Watch {
+    fn look(&mut self, args: &StatusArgs) -> Vec<Status> {
+        self.known.extend(sockets(args).unwrap_or_default());
+        let one = |path: &PathBuf| {
+            status_of(path).unwrap_or_else(|error| {
+                let name = path.file_name().and_then(|n| n.to_str()).and_then(side_of);
+                let (vm, side) = name.map_or_else(Default::default, |(vm, s)| (vm.to_string(), s.as_str().to_owned()));
+                let notes = vec![words(&error)];
+                Status { schema: SCHEMA, vm, side, role: "gone".into(), notes, ..Status::default() }
+            })
+        };
+        self.known.iter().map(one).collect()
+    }
+
+    /// A line for each that is not as it was told last.
+    fn changes(&mut self, statuses: &[Status]) -> String {
+        let now = humantime::format_rfc3339_millis(SystemTime::now());
+        let mut out = String::new();
+        if statuses.is_empty() && !std::mem::replace(&mut self.told_nothing, true) {
+            out.push_str(&format!("{now}  nothing runs here yet\n"));
+        }
+        for status in statuses {
+            let (key, line) = ((status.vm.clone(), status.side.clone()), line(status));
+            if self.told.get(&key) != Some(&line) {
+                out.push_str(&format!("{now}  {line}\n"));
+                self.told.insert(key, line);
+            }
+        }
+        out
+    }
+}
+
+/// What a change is a change of.
+fn line(s: &Status) -> String {
+    let mut line = format!("{} {}: {}", s.vm, s.side, s.role);
+    if s.role == "gone" {
+        return line + &s.notes.first().map_or_else(String::new, |why| format!(" ({why})"));
+    }
+    line.push_str(if s.protected { ", protected" } else { ", NOT PROTECTED" });
+    line.push_str(&format!(", generation {}", s.generation));
+    if !s.peer.is_empty() && !s.transport.is_empty() {
+        line.push_str(&format!(", {} over {}", s.peer, s.transport));
+    }
+    if !s.arbiter.reachable {
+        line.push_str(", the arbiter is UNREACHABLE");
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_changes_are_told() {
+        let mut watch = Watch::default();
+        let mut status =
+            Status { vm: "web".into(), side: "primary".into(), role: "syncing".into(), ..Status::default() };
+        status.arbiter.reachable = true;
+        assert!(watch.changes(&[]).contains("nothing runs here yet") && watch.changes(&[]).is_empty());
+        let first = watch.changes(std::slice::from_ref(&status));
+        assert!(first.ends_with("web primary: syncing, NOT PROTECTED, generation 0\n"), "{first}");
+        (status.epoch, status.released_packets) = (9, 9);
+        assert_eq!(watch.changes(std::slice::from_ref(&status)), "", "figures are no change");
+        (status.role, status.protected) = ("protected".into(), true);
+        assert!(watch.changes(std::slice::from_ref(&status)).contains("protected, protected"));
+        status.arbiter.reachable = false;
+        assert!(watch.changes(std::slice::from_ref(&status)).contains("UNREACHABLE"));
+        (status.role, status.notes) = ("gone".into(), vec!["connection refused".into()]);
+        assert!(watch.changes(std::slice::from_ref(&status)).contains("web primary: gone (connection refused)"));
+    }
+}

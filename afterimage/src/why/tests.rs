@@ -1,0 +1,177 @@
+//! Stories from journals as the processes write them.
+
+use super::{Kind, Report, look, since, text::render};
+use mc_core::id::Name;
+use serde_json::{Value, json};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, UNIX_EPOCH},
+};
+
+fn journal(dir: &Path, side: &str, events: &[Value]) {
+    let common = json!({ "schema": 1, "vm": "web", "side": side, "node": "host-b", "process": side, "pid": 7 });
+    let whole = |event: &Value| crate::report::with(common.clone(), event.clone()).to_string() + "\n";
+    let text: String = events.iter().map(whole).collect();
+    fs::write(dir.join(format!("web.{side}.journal")), text).unwrap();
+}
+
+fn told(dir: &Path) -> Report {
+    look(dir, Some(Name::new("web").unwrap()), None, None).unwrap()
+}
+
+fn register(generation: u64, node: &str, mode: &Value) -> Value {
+    json!({ "generation": generation, "owner": { "node": node, "instance": 9 }, "mode": mode })
+}
+
+fn suspect(at_ms: f64) -> Value {
+    let paths = json!([{ "name": "ud", "ago_ms": null, "heard": 0 }, { "name": "udp", "ago_ms": 50.9, "heard": 12 }]);
+    let own_late = json!({ "times": 1, "max_ms": 3.5 });
+    json!({ "event": "suspect", "at_ms": at_ms, "why": "missed beats", "silent_ms": 51.0, "missed": 5,
+        "detection_ms": 50.0, "paths": paths, "own_late": own_late, "output": { "held": 2, "released": 10, "dropped": 0 } })
+}
+
+fn syncing() -> Value {
+    json!({ "event": "syncing", "at_ms": 1.0, "primary": "host-a", "peer_beats": { "interval_ms": 10.0, "multiplier": 5 } })
+}
+
+/// A takeover, begun at `at_ms`.
+fn takeover(at_ms: f64) -> [Value; 4] {
+    let won = register(3, "host-b", &json!("solo"));
+    let since_suspicion = json!({ "silence_us": 51_000, "revoked_us": 400, "won_us": 3600, "running_us": 9500 });
+    [
+        suspect(at_ms),
+        json!({ "event": "asking", "at_ms": at_ms + 0.7, "expect": 2, "new": won, "contested": true, "revoked_ago_ms": 0.3 }),
+        json!({ "event": "cas", "at_ms": at_ms + 3.6, "outcome": "won", "register": won, "took_ms": 2.9 }),
+        json!({ "event": "running", "at_ms": at_ms + 9.5, "epoch": 54, "generation": 3, "since_suspicion": since_suspicion }),
+    ]
+}
+
+#[test]
+fn a_takeover_is_told_with_its_reasons() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut events = vec![syncing()];
+    events.extend(takeover(1000.0));
+    journal(dir.path(), "standby", &events);
+    let report = told(dir.path());
+    let [told] = &report.incidents[..] else { panic!("{report:?}") };
+    assert_eq!((told.kind, told.began_ms, told.ended_ms), (Kind::TookOver, 1000.0, Some(1009.5)));
+    assert_eq!((told.facts.peer.as_deref(), told.facts.from_epoch), (Some("host-a"), Some(54)));
+    assert_eq!((&told.facts.swap["outcome"], &told.facts.swap["took_ms"]), (&json!("won"), &json!(2.9)));
+    let text = render(&report);
+    for words in [
+        "1970-01-01 00:00:01.000Z  web on host-b (standby): took the VM over\n",
+        "host-a was silent for 51.0 ms, 5 beats overdue; 50.0 ms are allowed (it beats every 10.0 ms).",
+        "heard last never by ud, 50.9 ms before by udp.",
+        "late by 3.5 ms at most, which is discounted",
+        "access to its memory had ended 0.4 ms after the suspicion",
+        "generation 2 into generation 3 (host-b, alone): won after 2.9 ms",
+        "from epoch 54, the last one committed, 9.5 ms after the suspicion",
+        "+9.5 ms  standby     running  epoch=54",
+    ] {
+        let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let words = words.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(flat.contains(&words), "{words:?} is not in: {text}");
+    }
+}
+
+#[test]
+fn a_fenced_primary_tells_who_won_and_what_was_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let protected = register(2, "host-a", &json!({ "protected": { "standby": "host-b" } }));
+    let stand = json!({ "held": 0, "released": 10, "dropped": 3 });
+    journal(
+        dir.path(),
+        "primary",
+        &[
+            json!({ "event": "cas", "at_ms": 2.0, "outcome": "won", "register": protected }),
+            json!({ "event": "stalled", "at_ms": 990.0, "away_ms": 1065.5 }),
+            suspect(1000.0),
+            json!({ "event": "asking", "at_ms": 1001.0, "expect": 2, "new": register(3, "host-a", &json!("solo")), "contested": true }),
+            json!({ "event": "cas", "at_ms": 1002.0, "outcome": "lost", "register": register(3, "host-b", &json!("solo")), "took_ms": 1.0 }),
+            json!({ "event": "fenced", "at_ms": 1003.0, "output": stand, "epochs": { "captured": 56, "acked": 54 } }),
+            json!({ "event": "exit", "at_ms": 1004.0, "code": 4, "why": "another node owns the VM now" }),
+        ],
+    );
+    let report = told(dir.path());
+    let [told] = &report.incidents[..] else { panic!("{report:?}") };
+    assert_eq!((told.kind, told.facts.stalled_ms), (Kind::Fenced, Some(1065.5)));
+    assert_eq!(told.facts.output, json!({ "held": 2, "released": 0, "dropped": 3 }));
+    let story = told.story.join(" ");
+    for words in [
+        "this process had been away for 1065.5 ms",
+        "generation 2 (host-a, protected by host-b) into generation 3 (host-a, alone): lost after 1.0 ms",
+        "the register holds generation 3 (host-b, alone)",
+        "3 packets that nobody had ACKed were dropped. Epoch 54 was the last ACKed one, 56 the last captured.",
+        "exit code 4: another node owns the VM now.",
+    ] {
+        assert!(story.contains(words), "{words:?} is not in: {story}");
+    }
+}
+
+#[test]
+fn incidents_are_told_apart_and_the_last_or_newest_chosen() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut events = vec![syncing()];
+    events.push(json!({ "event": "arbiter-unreachable", "at_ms": 100.0, "why": "refused" }));
+    events.push(json!({ "event": "arbiter-reachable", "at_ms": 350.0 }));
+    events.push(json!({ "event": "fell-back", "at_ms": 400.0, "why": "retries exceeded" }));
+    events.extend(takeover(1000.0));
+    events.push(json!({ "event": "started", "at_ms": 2000.0 }));
+    events.push(json!({ "event": "refused", "at_ms": 9000.0, "node": "host-c", "why": "slabs too large" }));
+    events.push(suspect(20_000.0));
+    journal(dir.path(), "standby", &events);
+    let report = told(dir.path());
+    let kinds: Vec<Kind> = report.incidents.iter().map(|t| t.kind).collect();
+    assert_eq!(kinds, [Kind::ArbiterLost, Kind::FellBack, Kind::TookOver, Kind::Refused, Kind::Open]);
+    assert!(report.incidents[0].story.join(" ").contains("answered again 250.0 ms later"));
+    assert!(report.incidents[4].ended_ms.is_none());
+    let some = |since, last| look(dir.path(), None, since, last).unwrap().incidents.len();
+    assert_eq!(
+        (some(None, Some(2)), some(Some(1000.0), None), some(Some(1e6), None), some(None, Some(9))),
+        (2, 3, 0, 5)
+    );
+}
+
+#[test]
+fn a_swap_without_an_answer_is_not_told_as_won_or_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    journal(dir.path(), "standby", &[syncing(), suspect(10.0), takeover(10.0)[1].clone()]);
+    let report = told(dir.path());
+    assert_eq!((report.incidents[0].kind, report.incidents[0].ended_ms), (Kind::Open, None));
+    let story = report.incidents[0].story.join(" ");
+    assert!(story.contains("no answer is written") && !story.contains("won") && !story.contains("lost"), "{story}");
+}
+
+#[test]
+fn hostile_bytes_are_named_and_no_terminal_obeys_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut refused = json!({ "event": "refused", "at_ms": 5.0, "node": "host-c", "why": "\u{1b}[2Jgone" });
+    refused["register"] = json!({ "generation": "x" });
+    journal(
+        dir.path(),
+        "standby",
+        &[refused, json!({ "event": "suspect", "at_ms": 6.0, "paths": { "a": [1] }, "own_late": 3 })],
+    );
+    let path = dir.path().join("web.standby.journal");
+    let mut bytes = fs::read(&path).unwrap();
+    bytes.extend_from_slice(b"{\"torn");
+    fs::write(&path, bytes).unwrap();
+    let text = render(&told(dir.path()));
+    assert!(!text.contains('\u{1b}'), "{text}");
+    assert!(text.contains("web.standby.journal:3: no JSON object"), "{text}");
+}
+
+#[test]
+fn a_directory_without_journals_and_a_wrong_time_say_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    for dir in [dir.path(), Path::new("/nonexistent/x")] {
+        let error = look(dir, None, None, None).unwrap_err();
+        assert!(error.message.contains("journal") && error.remedy.unwrap().contains("--state-dir"));
+    }
+    let now = UNIX_EPOCH + Duration::from_secs(1_000_000);
+    assert_eq!(since("10m", now).unwrap(), 999_400_000.0);
+    assert_eq!(since("1970-01-02 00:00:00", now).unwrap(), 86_400_000.0);
+    let error = since("yesterday", now).unwrap_err();
+    assert!(error.remedy.unwrap().contains("3days"));
+}

@@ -1,0 +1,246 @@
+//! Whether `afterimage why` tells what the rig saw: on the host that went on, and on the one that did not.
+//!
+//! A story is wrong if its outcome is not the scenario's, if it names another winner, generation or epoch than the events and
+//! the status that the rig kept itself, or if it says that output of the loser was let out. A missing one is wrong too; a host
+//! that died at once has none to tell.
+
+use super::{Scenario, evidence::Evidence, round::Round};
+use crate::{hosts::Place, timeline::poll};
+use anyhow::Result;
+use serde_json::Value;
+use std::time::Duration;
+
+/// How late a story may be written: its last event is the end of the process.
+const SOON: Duration = Duration::from_secs(10);
+/// How much a host's clock may be off, ms.
+const CLOCK_MS: f64 = 150.0;
+
+/// Asks both hosts, until all is well or time is up; complaints and stories go into the evidence.
+///
+/// # Errors
+/// Somebody interrupted the rig.
+pub fn check(round: &Round<'_>, evidence: &mut Evidence) -> Result<()> {
+    let mut complaints = Vec::new();
+    poll(SOON, || {
+        complaints.clear();
+        for place in [Place::Primary, Place::Standby] {
+            let text = round.why(place, &["--json"]).unwrap_or_default();
+            let report = serde_json::from_str(&text).unwrap_or(Value::Null);
+            let ahead_ms = round.topology.host(place).clock_ahead_ms();
+            complaints.extend(complaint(evidence, place, &report, ahead_ms).map(|what| format!("why, {what}")));
+        }
+        complaints.is_empty()
+    })?;
+    evidence.complaints.append(&mut complaints);
+    let told = [Place::Primary, Place::Standby].map(|place| round.why(place, &["--last", "1"]));
+    evidence.stories = told.into_iter().flatten().filter(|story| story.contains("ms  ")).collect();
+    Ok(())
+}
+
+/// The kind of incident that this host must tell of, and whether it must have been decided by a swap there; None: nothing
+/// since the fault.
+fn expected(scenario: Scenario, survivor: Option<Place>, place: Place) -> Option<&'static [&'static str]> {
+    let survives = survivor == Some(place);
+    match (scenario, place) {
+        (Scenario::KillWitness, _) => Some(&["arbiter-lost"]),
+        (Scenario::CutRdma, _) => Some(&["fell-back"]),
+        (Scenario::KillPrimary, Place::Primary) | (Scenario::KillStandby, Place::Standby) => None,
+        (_, Place::Primary) if survives => Some(&["went-solo"]),
+        (_, Place::Primary) => Some(&["fenced"]),
+        _ if survives => Some(&["took-over"]),
+        _ => Some(&["lost-swap", "discarded"]),
+    }
+}
+
+/// The first thing that is wrong with what one host tells.
+fn complaint(evidence: &Evidence, place: Place, report: &Value, ahead_ms: f64) -> Option<String> {
+    let name = if place == Place::Standby { "standby" } else { "primary" };
+    let wanted = expected(evidence.scenario, evidence.survivor, place);
+    let at = |told: &Value, name: &str| told[name].as_f64().map(|ms| ms - ahead_ms);
+    let since = |told: &&Value| at(told, "ended_ms").is_none_or(|ended| ended >= evidence.fault_at_ms);
+    let incidents = report["incidents"].as_array().map_or(&[][..], Vec::as_slice);
+    let told: Vec<&Value> = incidents.iter().filter(since).collect();
+    let Some(kinds) = wanted else {
+        return told.first().map(|t| format!("{name}: a host that died at once tells of {}", t["kind"]));
+    };
+    let Some(incident) = told.iter().find(|t| t["kind"].as_str().is_some_and(|kind| kinds.contains(&kind))) else {
+        let kinds_told: Vec<&Value> = told.iter().map(|t| &t["kind"]).collect();
+        return Some(format!("{name}: expected {kinds:?}, it tells {kinds_told:?}"));
+    };
+    if incident["ended_ms"].is_null() {
+        return Some(format!("{name}: {} has no end", incident["kind"]));
+    }
+    let story = Story { evidence, place, facts: &incident["facts"], ahead_ms };
+    story.complaint().map(|what| format!("{name}, {}: {what}", incident["kind"].as_str().unwrap_or("?")))
+}
+
+struct Story<'a> {
+    evidence: &'a Evidence,
+    place: Place,
+    facts: &'a Value,
+    ahead_ms: f64,
+}
+
+impl Story<'_> {
+    fn complaint(&self) -> Option<String> {
+        self.suspicion().or_else(|| self.swap()).or_else(|| self.outcome())
+    }
+
+    fn source(&self) -> &'static str {
+        if self.place == Place::Standby { "standby" } else { "protect" }
+    }
+
+    fn number(&self, pointer: &str) -> Option<f64> {
+        self.facts.pointer(pointer)?.as_f64()
+    }
+
+    /// Who suspected, when, after how long.
+    fn suspicion(&self) -> Option<String> {
+        let said = self.evidence.events.iter().find(|e| e.is(self.source(), "suspect"))?;
+        let Some(at_ms) = self.number("/suspicion/at_ms").map(|ms| ms - self.ahead_ms) else {
+            return Some("this side suspected the other, and why does not say so".to_owned());
+        };
+        let event = self.facts.pointer("/suspicion/event").and_then(Value::as_str);
+        if event == Some("suspect") && (at_ms - said.at_ms).abs() > 0.01 {
+            return Some(format!("suspicion at {at_ms}, and the event came at {}", said.at_ms));
+        }
+        let (silent, allowed) = (self.number("/suspicion/silent_ms")?, self.number("/suspicion/detection_ms")?);
+        if silent < allowed {
+            return Some(format!("suspicion after {silent} ms, and {allowed} ms are allowed"));
+        }
+        // What was frozen itself suspects for another reason than the fault.
+        let frozen = self.evidence.scenario == Scenario::FreezePrimary && self.place == Place::Primary;
+        let began = at_ms - silent;
+        (!frozen && began > self.evidence.fault_at_ms + CLOCK_MS)
+            .then(|| format!("the silence began {} ms after the fault", began - self.evidence.fault_at_ms))
+    }
+
+    /// Who won, and which generation.
+    fn swap(&self) -> Option<String> {
+        if !self.evidence.scenario.is_arbitrated() {
+            return (!self.facts["swap"].is_null()).then(|| "a swap, though nobody had a reason".to_owned());
+        }
+        let survives = self.evidence.survivor == Some(self.place);
+        let winner = if self.evidence.survivor == Some(Place::Standby) { "host-b" } else { "host-a" };
+        let outcome = self.facts.pointer("/swap/outcome").and_then(Value::as_str);
+        if survives && outcome != Some("won") {
+            return Some(format!("it went on, and its swap is {outcome:?}"));
+        }
+        if !survives && outcome == Some("won") {
+            return Some("it did not go on, and won a swap".to_owned());
+        }
+        let holds = ["/swap/holds", "/read"].iter().find_map(|p| self.facts.pointer(p).filter(|h| !h.is_null()));
+        let Some(holds) = holds else {
+            // A standby that the primary released itself never asked.
+            return (survives || self.place == Place::Primary).then(|| "no register".to_owned());
+        };
+        let owner = holds.pointer("/owner/node").and_then(Value::as_str);
+        if owner != Some(winner) || holds["mode"] != "solo" {
+            return Some(format!("the register holds {holds}, and {winner} runs the VM"));
+        }
+        let won = self.evidence.events.iter().find(|e| e.event == "cas" && e.text("outcome") == Some("won"));
+        let generation = won.and_then(|e| e.fields.get("register")?.get("generation").cloned());
+        (generation.as_ref() != holds.get("generation"))
+            .then(|| format!("generation {}, and the winner's event has {generation:?}", holds["generation"]))
+    }
+
+    /// Which epoch; what was let out, and what was not.
+    fn outcome(&self) -> Option<String> {
+        let survives = self.evidence.survivor == Some(self.place);
+        if self.place == Place::Standby && survives && self.evidence.scenario.is_arbitrated() {
+            let acked = self.evidence.status["last_ack_epoch"].as_u64();
+            let from = self.facts["from_epoch"].as_u64();
+            let said = self.evidence.events.iter().find(|e| e.is("standby", "running"));
+            let said = said.and_then(|e| e.fields.get("epoch")?.as_u64());
+            if from.is_none() || from < acked || from != said {
+                return Some(format!(
+                    "runs from epoch {from:?}; {acked:?} was ACKed before the fault, the event has {said:?}"
+                ));
+            }
+        }
+        if self.place == Place::Primary && !survives && self.evidence.survivor.is_some() {
+            let released = self.facts.pointer("/output/released").and_then(Value::as_u64);
+            if released.unwrap_or(0) > 0 && self.facts["stalled_ms"].is_null() {
+                return Some(format!("{released:?} packets let out by the loser"));
+            }
+            if self.facts.pointer("/exit/code").and_then(Value::as_u64) != Some(4) {
+                return Some(format!("exit {}, and a fenced one ends with 4", self.facts["exit"]));
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::timeline::Entry;
+    use serde_json::json;
+
+    fn evidence(scenario: Scenario, survivor: Place) -> Evidence {
+        let event = |source: &str, text: Value| Entry::parse(source, &text.to_string());
+        let register = register();
+        Evidence {
+            scenario,
+            fault_at_ms: 1000.0,
+            quiet_from_ms: 2000.0,
+            survivor: Some(survivor),
+            primary: Default::default(),
+            standby: Default::default(),
+            replies: Vec::new(),
+            summary: None,
+            complaints: Vec::new(),
+            status: json!({ "last_ack_epoch": 40 }),
+            stories: Vec::new(),
+            events: vec![
+                event("standby", json!({ "event": "suspect", "at_ms": 1055.0 })),
+                event("standby", json!({ "event": "cas", "at_ms": 1057.0, "outcome": "won", "register": register })),
+                event("standby", json!({ "event": "running", "at_ms": 1060.0, "epoch": 41 })),
+            ],
+        }
+    }
+
+    fn register() -> Value {
+        json!({ "generation": 3, "owner": { "node": "host-b", "instance": 1 }, "mode": "solo" })
+    }
+
+    fn took_over() -> Value {
+        let facts = json!({
+            "suspicion": { "event": "suspect", "at_ms": 1055.0, "silent_ms": 56.0, "detection_ms": 50.0 },
+            "swap": { "outcome": "won", "holds": register() }, "from_epoch": 41,
+        });
+        json!({ "incidents": [{ "kind": "took-over", "ended_ms": 1060.0, "facts": facts }] })
+    }
+
+    #[test]
+    fn a_true_story_has_no_complaint() {
+        let evidence = evidence(Scenario::KillPrimary, Place::Standby);
+        assert_eq!(complaint(&evidence, Place::Standby, &took_over(), 0.0), None);
+        assert_eq!(complaint(&evidence, Place::Primary, &Value::Null, 0.0), None);
+    }
+
+    #[test]
+    fn every_lie_is_found() {
+        let lies: [(&str, Value, &str); 9] = [
+            ("/incidents/0/kind", json!("fenced"), "expected"),
+            ("/incidents/0/ended_ms", Value::Null, "no end"),
+            ("/incidents/0/facts/suspicion", Value::Null, "does not say so"),
+            ("/incidents/0/facts/suspicion/at_ms", json!(1050.0), "the event came at"),
+            ("/incidents/0/facts/suspicion/silent_ms", json!(49.0), "are allowed"),
+            ("/incidents/0/facts/swap/outcome", json!("lost"), "its swap is"),
+            ("/incidents/0/facts/swap/holds/owner/node", json!("host-a"), "runs the VM"),
+            ("/incidents/0/facts/swap/holds/generation", json!(4), "the winner's event"),
+            ("/incidents/0/facts/from_epoch", json!(39), "runs from epoch"),
+        ];
+        for (pointer, value, expected) in lies {
+            let mut report = took_over();
+            *report.pointer_mut(pointer).unwrap() = value;
+            let evidence = evidence(Scenario::KillPrimary, Place::Standby);
+            let found = complaint(&evidence, Place::Standby, &report, 0.0).unwrap_or_default();
+            assert!(found.contains(expected), "{pointer}: {found:?}");
+        }
+        let evidence = evidence(Scenario::KillPrimary, Place::Standby);
+        assert!(complaint(&evidence, Place::Standby, &Value::Null, 0.0).is_some(), "a missing story");
+        assert!(complaint(&evidence, Place::Primary, &took_over(), 0.0).unwrap().contains("died at once"));
+    }
+}
