@@ -77,6 +77,9 @@ mod tests {
             let (mut to, _) = listener.accept().unwrap();
             to.write_all(b"{\"QMP\": {}}\n{\"return\": {}}\n").unwrap();
             to.write_all(reply).unwrap();
+            // What was asked is read: closing a socket with something unread would break the connection instead.
+            to.shutdown(std::net::Shutdown::Write).unwrap();
+            let _ = to.read_to_end(&mut Vec::new());
         });
         let state = run_state(&path, Duration::from_secs(10));
         server.join().unwrap();

@@ -13,12 +13,30 @@ extern "C" fn note_signal(_: libc::c_int) {
     INTERRUPTED.store(true, Ordering::Relaxed);
 }
 
-/// From now on SIGINT and SIGTERM end the rig by way of [`interrupted`]: the rig has namespaces and processes to remove.
-pub fn catch_signals() {
+/// While this lives SIGINT and SIGTERM end the rig by way of [`interrupted`]: it has namespaces and processes to remove. After it
+/// they end the process again, which may have other things to do.
+#[derive(Debug)]
+#[must_use = "signals are caught while it lives"]
+pub struct Caught(());
+
+/// Begins to catch them.
+pub fn catch_signals() -> Caught {
+    let handler: extern "C" fn(libc::c_int) = note_signal;
+    set_handlers(handler as libc::sighandler_t);
+    Caught(())
+}
+
+impl Drop for Caught {
+    fn drop(&mut self) {
+        set_handlers(libc::SIG_DFL);
+    }
+}
+
+fn set_handlers(handler: libc::sighandler_t) {
     for signal in [libc::SIGINT, libc::SIGTERM] {
-        let handler: extern "C" fn(libc::c_int) = note_signal;
-        // SAFETY: the handler only stores to an atomic, which a signal handler may do; both signals can be caught.
-        unsafe { libc::signal(signal, handler as libc::sighandler_t) };
+        // SAFETY: the handler is the default, or only stores to an atomic, which a signal handler may do; both signals can be
+        // caught.
+        unsafe { libc::signal(signal, handler) };
     }
 }
 

@@ -28,6 +28,8 @@ pub struct Stage {
     work: TempDir,
     _ram: TempDir,
     keep: bool,
+    // The last one, for the others have to be cleaned up.
+    _signals: sys::Caught,
 }
 
 impl Stage {
@@ -37,12 +39,13 @@ impl Stage {
     /// [`Missing`], or the hosts cannot be made.
     pub fn set(args: &DemoArgs) -> Result<Self> {
         prerequisite::check()?;
-        sys::catch_signals();
+        let signals = sys::catch_signals();
         let work = temporary(&std::env::temp_dir())?;
         // The standby's RAM is memory, if this machine has a file system for that.
         let ram = temporary(if Path::new(SHM).is_dir() { Path::new(SHM) } else { work.path() })?;
         let settings = settings(args, work.path(), ram.path())?;
-        let mut stage = Self { settings, topology: args.hosts().create()?, work, _ram: ram, keep: false };
+        let mut stage =
+            Self { settings, topology: args.hosts().create()?, work, _ram: ram, keep: false, _signals: signals };
         if args.keep {
             stage.keep_files();
         }
