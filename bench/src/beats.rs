@@ -46,7 +46,7 @@ impl Phase {
 /// Runs it all.
 ///
 /// # Errors
-/// Devices or sockets are not to be had; the load fails again and again.
+/// Devices or sockets are not to be had; the load of the first run fails again and again.
 pub fn run(args: &BeatsArgs) -> Result<Section> {
     let effort = args.effort.settled();
     let mut side = Side::new(&args.place)?;
@@ -54,25 +54,45 @@ pub fn run(args: &BeatsArgs) -> Result<Section> {
     let (mut idle, mut loaded) = (Vec::new(), Vec::new());
     let progress = Progress::new("beats", 2 * u64::from(effort.runs));
     for round in 1..=effort.runs {
-        progress.doing(format_args!("run {round}: idle"));
-        let quiet = phase(&mut side, args, |_, sender| {
-            sender.go();
-            thread::sleep(effort.time);
-            Ok(None)
-        })?;
-        progress.step(format_args!("run {round}: idle: {}", quiet.words()));
-        idle.push(quiet);
-        progress.doing(format_args!("run {round}: under load"));
-        let busy = under_load(&mut side, args, effort.time)?;
-        progress.step(format_args!("run {round}: under load: {}", busy.words()));
-        loaded.push(busy);
+        match turn(&mut side, args, effort.time, (&progress, round)) {
+            Ok((quiet, busy)) => {
+                idle.push(quiet);
+                loaded.push(busy);
+            }
+            // What there is, is of use, and that there is no more is said.
+            Err(error) if !idle.is_empty() => {
+                section.failures.push(format!("given up in run {round}: {error:#}"));
+                break;
+            }
+            Err(error) => return Err(error),
+        }
     }
     if !idle.iter().chain(&loaded).all(|p| p.sent.real_time && p.heard.real_time) {
         section.notes.push("the threads of beats were NOT real-time: this process may not ask for it".to_owned());
     }
     section.measures = measures(&idle, &loaded);
-    section.failures = side.into_failures();
+    section.failures.extend(side.into_failures());
     Ok(section)
+}
+
+/// A phase idle, and one under load.
+fn turn(
+    side: &mut Side,
+    args: &BeatsArgs,
+    time: Duration,
+    (progress, round): (&Progress, u32),
+) -> Result<(Phase, Phase)> {
+    progress.doing(format_args!("run {round}: idle"));
+    let quiet = phase(side, args, |_, sender| {
+        sender.go();
+        thread::sleep(time);
+        Ok(None)
+    })?;
+    progress.step(format_args!("run {round}: idle: {}", quiet.words()));
+    progress.doing(format_args!("run {round}: under load"));
+    let busy = under_load(side, args, time)?;
+    progress.step(format_args!("run {round}: under load: {}", busy.words()));
+    Ok((quiet, busy))
 }
 
 fn settings(args: &BeatsArgs, effort: &Effort, ports: Option<&(Port, Port)>) -> Section {

@@ -105,11 +105,12 @@ pub fn run(args: &TransportArgs) -> Result<Section> {
 }
 
 fn settings(args: &TransportArgs, effort: &Effort, ports: Option<&(Port, Port)>) -> Section {
+    let beside = if effort.no_yardsticks { "no tool beside them" } else { "a yardstick before each" };
     let section = section_over("transport", "Checkpoints", ports, args.place.knobs())
         .setting("slabs", units::size(args.place.slab))
         .setting("processes", "two, so that the ends share no thread")
         .setting("poll", format!("{:?}", args.poll).to_lowercase())
-        .setting("runs", format!("{} of {} s, a yardstick before each", effort.runs, effort.time.as_secs_f64()));
+        .setting("runs", format!("{} of {} s, {beside}", effort.runs, effort.time.as_secs_f64()));
     let section = match args.every {
         Some(every) => section.setting("pace", format!("a checkpoint every {} us", units::us(every))),
         None => section,

@@ -74,7 +74,7 @@ fn figures(name: &str, measures: &[&Measure]) -> Grid {
         let ours = spread(m.spread());
         cells.push(if unit.is_empty() { format!("{ours} {}", m.unit.as_str()) } else { ours });
         if beside {
-            cells.extend([spread(m.yardstick_spread()), spread(m.ratio())]);
+            cells.extend([spread(m.yardstick_spread()), ratio(m)]);
         }
         cells.extend(bounded.then(|| verdict(m)));
         Row { cells, met: m.met() }
@@ -136,6 +136,14 @@ pub fn spread(spread: Option<Spread>) -> String {
     spread.map_or_else(|| NONE.to_owned(), |s| format!("{} ({}..{})", number(s.median), number(s.min), number(s.max)))
 }
 
+/// The ratio; of how many runs, if the yardstick gave no figure beside some.
+#[must_use]
+pub fn ratio(measure: &Measure) -> String {
+    let (ratio, runs) = (measure.ratio(), measure.runs.len());
+    let few = ratio.filter(|r| r.runs < runs).map(|r| format!(", {} of {runs} runs", r.runs)).unwrap_or_default();
+    format!("{}{few}", spread(ratio))
+}
+
 /// Whole numbers whole, others with as many digits as help: "1048576", "4270.77", "0.017", "0.000213".
 #[must_use]
 pub fn number(value: f64) -> String {
@@ -182,7 +190,7 @@ mod tests {
         assert_eq!(figures.rows[0].cells, ["4 KiB, depth 1", "4096", "8 (7..9)", "-", "-", "-"]);
         assert_eq!(
             figures.rows[1].cells[1..],
-            ["-", "90.50 (90..91)", "100 (100..100)", "0.900 (0.900..0.900)", ">= 0.95 x: MISSED"]
+            ["-", "90.50 (90..91)", "100 (100..100)", "0.900 (0.900..0.900), 1 of 2 runs", ">= 0.95 x: MISSED"]
         );
         assert_eq!((figures.rows[0].met, figures.rows[1].met), (None, Some(false)));
         assert_eq!((times.rows.len(), times.headings[3].as_str()), (1, "t_min[usec]"));

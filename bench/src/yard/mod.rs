@@ -74,16 +74,20 @@ impl Yardsticks {
         !self.off
     }
 
-    /// A tool's figure; one that cannot be had is noted, once.
-    pub fn ask<T>(&mut self, figure: impl FnOnce() -> Result<T, YardError>) -> Option<T> {
+    /// A tool's figure, asked for again if it failed; one that cannot be had is noted, once.
+    pub fn ask<T>(&mut self, mut figure: impl FnMut() -> Result<T, YardError>) -> Option<T> {
         if self.off {
             return None;
         }
-        figure().map_err(|error| self.note(error)).ok()
+        let found = match figure() {
+            Err(YardError::Failed { .. }) => figure(),
+            found => found,
+        };
+        found.map_err(|error| self.note(error)).ok()
     }
 
     /// perftest's figure, between the devices.
-    pub fn perftest<T>(&mut self, figure: impl FnOnce(&Devices) -> Result<T, YardError>) -> Option<T> {
+    pub fn perftest<T>(&mut self, figure: impl Fn(&Devices) -> Result<T, YardError>) -> Option<T> {
         let devices = self.devices.clone()?;
         self.ask(|| figure(&devices))
     }
@@ -112,5 +116,29 @@ impl Yardsticks {
     #[must_use]
     pub fn into_missing(self) -> Vec<Missing> {
         self.missing.into_iter().map(Missing::from).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_failed_is_asked_for_again_and_what_is_not_there_is_not() {
+        let mut yardsticks = Yardsticks::new(None, false);
+        let mut answers = vec![Ok(5), Err(YardError::failed("a", "busy"))];
+        assert_eq!(yardsticks.ask(|| answers.pop().unwrap()), Some(5));
+        let missing = || YardError::Missing { tool: "b".to_owned(), package: "c" };
+        let mut asked = 0;
+        assert_eq!(
+            yardsticks.ask(|| {
+                asked += 1;
+                Err::<u8, _>(missing())
+            }),
+            None
+        );
+        assert_eq!(yardsticks.ask(|| Err::<u8, _>(missing())), None);
+        let noted = yardsticks.into_missing();
+        assert_eq!((asked, noted.len(), noted[0].package.as_deref()), (1, 1, Some("c")));
     }
 }
