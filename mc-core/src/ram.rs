@@ -151,6 +151,8 @@ mod kernel {
     pub(super) unsafe fn copy_page(from: *const u8, next: *const u8, to: &mut [u8]) {
         let at = to.as_ptr().align_offset(LINE).min(to.len());
         let whole = (to.len() - at) / LINE * LINE;
+        // A line of where the next page goes, most likely: not for the line's sake but for the translation of its address.
+        prefetch(to.as_ptr().wrapping_add(to.len() + LINE / 2));
         let (head, rest) = to.split_at_mut(at);
         let (lines, tail) = rest.split_at_mut(whole);
         // SAFETY: `head` is the first part of `to`; the two cannot overlap (see `SharedRam::write`).

@@ -117,6 +117,7 @@ impl Case {
             measures.push(self.operations());
             measures.push(self.cpu());
         }
+        measures.retain(|m| !m.runs.is_empty());
         measures
     }
 
@@ -137,13 +138,23 @@ impl Case {
             .column("standby[sec]", self.median(standby))
     }
 
-    /// Medians of times, run by run, and all of them together.
+    /// Medians of times, run by run, and all of them together. A run without any has none.
     fn times(&self, name: &str, of: impl Fn(&Found) -> &Histogram) -> Measure {
         let mut all = Histogram::new();
         self.runs.iter().for_each(|found| all.merge(of(found)));
         let p99 = us(all.at(0.99));
-        let measure = self.measure(name, Unit::Usec, Better::Lower, |found| us(of(found).at(0.5)));
+        let medians = self.runs.iter().map(of).filter(|times| !times.is_empty()).map(|times| us(times.at(0.5)));
+        let measure = Measure::new(name, self.name(), Unit::Usec, Better::Lower, medians.collect());
         measure.column("99% percentile[usec]", p99).times(all)
+    }
+
+    /// What must be known of runs in which no epoch was committed.
+    #[must_use]
+    pub fn complaint(&self) -> Option<String> {
+        let none = self.runs.iter().filter(|found| found.run.commit.is_empty()).count();
+        let of = self.runs.len();
+        (none > 0)
+            .then(|| format!("{}: no epoch began and was committed in {none} of {of} runs: raise --for", self.name()))
     }
 
     fn measure(&self, name: &str, unit: Unit, better: Better, of: impl Fn(&Found) -> f64) -> Measure {

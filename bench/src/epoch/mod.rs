@@ -113,6 +113,7 @@ pub fn run(args: &EpochArgs) -> Result<Section> {
     for case in &cases {
         section.measures.extend(case.measures());
         section.timelines.extend(case.timeline());
+        section.failures.extend(case.complaint());
     }
     // One table for each figure.
     section.measures.sort_by_key(|m| figures::order(&m.name));
