@@ -1,5 +1,9 @@
 //! The command line. What a flag leaves open, the file and then the defaults decide: see [`crate::config`].
 
+mod keepalive;
+
+pub use keepalive::{Frequency, KeepaliveCommand, ProbeArgs, ServeArgs, TuneArgs};
+
 use crate::{
     arbiter::{ArbiterSpec, HostPort},
     config::{NicSpec, PathArgs, parse_duration, parse_size},
@@ -65,6 +69,12 @@ pub enum Command {
     /// On the primary: end protection through the arbiter; the VM runs on alone, its network intact
     #[command(after_long_help = help("afterimage unprotect --vm web"))]
     Unprotect(UnprotectArgs),
+    /// Measure and tune the failure detector
+    Keepalive {
+        /// What to do with it.
+        #[command(subcommand)]
+        command: KeepaliveCommand,
+    },
     /// Look at configuration files
     Config {
         /// What to do with it.

@@ -98,7 +98,7 @@ pub fn hand_over(run_dir: &Path, vm: Name) -> Result<bool> {
                 let what = format!("another afterimage on this node has {vm}: {message}");
                 return Err(ExitError::new(Code::Failed, what).into());
             }
-            Ok(Response::Status(_)) => anyhow::bail!("{} answered with its status", path.display()),
+            Ok(other) => anyhow::bail!("{} answered with {other:?}", path.display()),
         }
         left = true;
     }

@@ -10,6 +10,8 @@
 //! | [`qemu`] | QEMU's control connection and migration stream |
 //! | [`gate`] | output commit |
 //! | [`keepalive`], [`beats`] | the beat thread |
+//! | [`probe`], [`tuner`] | `keepalive probe`, `serve`, `tune` |
+//! | [`tune`] | what a failure detector's setting would do, from what was measured of beats |
 //! | [`paths`] | RDMA or TCP, RDMA datagrams or UDP: agreed on per session |
 //! | [`rdma`] | this host's RDMA devices |
 //! | [`events`], [`report`] | what happens, for scripts |
@@ -29,6 +31,7 @@ pub mod gate;
 pub mod inbox;
 pub mod keepalive;
 pub mod paths;
+pub mod probe;
 pub mod protect;
 pub mod qemu;
 pub mod rdma;
@@ -36,5 +39,7 @@ pub mod report;
 pub mod standby;
 pub mod status;
 pub mod sys;
+pub mod tune;
+pub mod tuner;
 pub mod wake;
 pub mod witness;

@@ -1,10 +1,10 @@
 //! The `afterimage` binary: reads the command line, runs the command, and turns what comes of it into an exit code.
 
 use afterimage::{
-    cli::{Cli, Command, ConfigCommand, RdmaCommand},
+    cli::{Cli, Command, ConfigCommand, KeepaliveCommand, RdmaCommand},
     config::{self, ProtectConfig, StandbyConfig, WitnessConfig},
     exit::{self, Code, ExitError},
-    protect, rdma, standby, status, witness,
+    probe, protect, rdma, standby, status, tuner, witness,
 };
 use clap::Parser;
 use std::{
@@ -62,6 +62,9 @@ fn run(command: Command) -> anyhow::Result<Code> {
             report.outcome?;
             Ok(Code::Done)
         }
+        Command::Keepalive { command: KeepaliveCommand::Probe(args) } => probe::probe(&args),
+        Command::Keepalive { command: KeepaliveCommand::Serve(args) } => probe::serve(&args),
+        Command::Keepalive { command: KeepaliveCommand::Tune(args) } => tuner::tune(&args),
         Command::DataPath => protect::data_path::run(),
     }
 }

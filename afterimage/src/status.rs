@@ -238,7 +238,7 @@ fn tell(run_dir: &Path, vm: Name, side: Side, request: Request) -> anyhow::Resul
             let refused = ExitError::new(Code::Failed, message);
             Err(remedy.into_iter().fold(refused, |e: ExitError, r: String| e.remedy(r)).into())
         }
-        Response::Status(_) => anyhow::bail!("{} answered {request:?} with its status", side.as_str()),
+        other => anyhow::bail!("{} answered {request:?} with {other:?}", side.as_str()),
     }
 }
 

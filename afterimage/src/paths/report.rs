@@ -1,6 +1,11 @@
 //! What the operator hears of a session's way.
 
-use crate::{events::emit, keepalive::PathsReader, status::Status};
+use crate::{
+    control::refused,
+    events::emit,
+    keepalive::{BeatHandle, Measured, PathsReader},
+    status::{Response, Status},
+};
 use mc_core::transport::Transport;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -18,6 +23,14 @@ pub struct Report {
     pub keepalive: &'static str,
     /// The figures of each, if both.
     pub beat_paths: Option<PathsReader>,
+}
+
+impl Report {
+    /// What this session's beats measured; `None` before the first one was heard.
+    #[must_use]
+    pub fn measured(&self, beats: &BeatHandle) -> Option<Measured> {
+        beats.measured(self.keepalive, self.beat_paths.as_ref())
+    }
 }
 
 /// Our side of RDMA.
@@ -72,6 +85,16 @@ impl Watch {
         self.fallbacks += 1;
         tracing::warn!(why, fallbacks = self.fallbacks, "RDMA failed; checkpoints go over TCP");
         emit("fell-back", json!({ "from": "rdma", "to": "tcp", "why": why, "fallbacks": self.fallbacks }));
+    }
+
+    /// The answer to who asks for the beats' measurements.
+    #[must_use]
+    pub fn measured(&self, beats: Option<&BeatHandle>) -> Response {
+        let measured = self.report.as_ref().zip(beats).and_then(|(report, beats)| report.measured(beats));
+        measured.map_or_else(
+            || refused("there is no session whose beats could be measured: the VM is not protected"),
+            |measured| Response::Measured(Box::new(measured)),
+        )
     }
 
     /// Fills in what is known.

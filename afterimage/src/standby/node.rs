@@ -282,6 +282,7 @@ impl Node {
         while let Some(request) = self.control.take() {
             let response = match request.request {
                 Request::Status => Response::Status(Box::new(status(self))),
+                Request::Measured => self.watch.measured(self.beats.as_ref()),
                 Request::Takeover => self.operator_takeover(),
                 Request::Handover => self.hand_over(),
                 Request::Solo | Request::Unprotect => {

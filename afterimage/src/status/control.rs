@@ -1,7 +1,7 @@
 //! The control socket: `RUN_DIR/<vm>.<side>.sock`, a unix stream, one JSON line each way, mode 0600.
 
 use super::Status;
-use crate::{cli::Side, wake::Wake};
+use crate::{cli::Side, keepalive::Measured, wake::Wake};
 use mc_core::id::Name;
 use rustix::{
     event::{PollFd, PollFlags, poll},
@@ -27,8 +27,9 @@ use tracing::{debug, warn};
 
 /// Bytes of a request at most.
 const MAX_REQUEST: u64 = 4096;
-/// Bytes of a response at most.
-const MAX_RESPONSE: u64 = 1 << 20;
+/// Bytes of a response at most. Measurements are a dozen histograms; each could have 30,000 buckets of 24 bytes, and has some
+/// thousands.
+const MAX_RESPONSE: u64 = 16 << 20;
 /// For a request to arrive in full, and for its response to be taken.
 const CLIENT: Duration = Duration::from_secs(5);
 /// Connections at a time.
@@ -48,6 +49,8 @@ pub enum Request {
     Unprotect,
     /// To whoever runs the VM solo: leave it to a successor on this node.
     Handover,
+    /// What did the beats measure?
+    Measured,
 }
 
 /// What comes back.
@@ -56,6 +59,8 @@ pub enum Request {
 pub enum Response {
     /// To [`Request::Status`].
     Status(Box<Status>),
+    /// To [`Request::Measured`].
+    Measured(Box<Measured>),
     /// It was done, or begun.
     Done {
         /// What, in a sentence.

@@ -144,7 +144,10 @@ mod tests {
         status.notes = vec!["the serial console is not held".into()];
         let text = render(&status);
         assert!(text.starts_with("web on a (primary): syncing, NOT PROTECTED\n"), "{text}");
-        assert!(text.contains("pause          p50 900 us  p90 1.2 ms  p99 2.0 ms  p99.9 2.5 ms  max 3.0 s  (7 times)"), "{text}");
+        assert!(
+            text.contains("pause          p50 900 us  p90 1.2 ms  p99 2.0 ms  p99.9 2.5 ms  max 3.0 s  (7 times)"),
+            "{text}"
+        );
         assert!(text.contains("cap 64 MiB") && text.contains("    the serial console is not held\n"), "{text}");
         assert!(text.contains("NO: there is no failover"), "{text}");
         assert!(!text.contains("commit "), "an empty histogram says nothing: {text}");
