@@ -1,9 +1,11 @@
 //! The command line. What a flag leaves open, the file and then the defaults decide: see [`crate::config`].
 
 mod keepalive;
+mod pair;
 mod set;
 
-pub use keepalive::{KeepaliveCommand, KeepaliveSetArgs, KeepaliveShowArgs};
+pub use keepalive::{Frequency, KeepaliveCommand, ProbeArgs, ServeArgs, TuneArgs};
+pub use pair::{KeepaliveSetArgs, KeepaliveShowArgs};
 pub use set::SetArgs;
 
 use crate::{
@@ -74,7 +76,7 @@ pub enum Command {
     /// On the primary: end protection through the arbiter; the VM runs on alone, its network intact
     #[command(after_long_help = help("afterimage unprotect --vm web"))]
     Unprotect(UnprotectArgs),
-    /// Change how a running pair watches each other, and look at it
+    /// Measure and tune the failure detector; change a running pair's, and look at it
     Keepalive {
         /// What to do.
         #[command(subcommand)]

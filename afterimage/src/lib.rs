@@ -13,6 +13,8 @@
 //! | [`qemu`] | QEMU's control connection and migration stream |
 //! | [`gate`] | output commit |
 //! | [`keepalive`], [`beats`] | the beat thread |
+//! | [`probe`], [`tuner`] | `keepalive probe`, `serve`, `tune` |
+//! | [`tune`] | what a failure detector's setting would do, from what was measured of beats |
 //! | [`paths`] | RDMA or TCP, RDMA datagrams or UDP: agreed on per session |
 //! | [`rdma`] | this host's RDMA devices |
 //! | [`events`], [`report`], [`journal`] | what happens: for scripts, and kept for `why` |
@@ -36,6 +38,7 @@ pub mod keepalive;
 pub mod live;
 pub mod metrics;
 pub mod paths;
+pub mod probe;
 pub mod protect;
 pub mod qemu;
 pub mod rdma;
@@ -44,6 +47,8 @@ pub mod stalls;
 pub mod standby;
 pub mod status;
 pub mod sys;
+pub mod tune;
+pub mod tuner;
 pub mod wake;
 pub mod why;
 pub mod witness;

@@ -1,11 +1,11 @@
 //! The `afterimage` binary: reads the command line, runs the command, and turns what comes of it into an exit code.
 
 use afterimage::{
-    cli::{Cli, Command, ConfigCommand, RdmaCommand},
+    cli::{Cli, Command, ConfigCommand, KeepaliveCommand, RdmaCommand},
     config::{self, ProtectConfig, StandbyConfig, WitnessConfig},
     events,
     exit::{self, Code, ExitError},
-    live, protect, rdma, standby, status, why, witness,
+    live, probe, protect, rdma, standby, status, tuner, why, witness,
 };
 use clap::Parser;
 use std::{
@@ -69,7 +69,6 @@ fn run(command: Command) -> anyhow::Result<Code> {
         Command::Why(args) => why::run(&args),
         Command::Takeover(args) => status::operate(&args, status::Request::Takeover),
         Command::Solo(args) => status::operate(&args, status::Request::Solo),
-        Command::Keepalive { command } => live::keepalive(&command),
         Command::Set(args) => live::set(&args),
         Command::Unprotect(args) => status::unprotect(&args),
         Command::Protect(args) => protect::run(ProtectConfig::resolve(args).map_err(ExitError::from)?),
@@ -80,6 +79,11 @@ fn run(command: Command) -> anyhow::Result<Code> {
             report.outcome?;
             Ok(Code::Done)
         }
+        Command::Keepalive { command: KeepaliveCommand::Set(args) } => live::change(&args),
+        Command::Keepalive { command: KeepaliveCommand::Show(args) } => live::show(&args),
+        Command::Keepalive { command: KeepaliveCommand::Probe(args) } => probe::probe(&args),
+        Command::Keepalive { command: KeepaliveCommand::Serve(args) } => probe::serve(&args),
+        Command::Keepalive { command: KeepaliveCommand::Tune(args) } => tuner::tune(&args),
         Command::DataPath => protect::data_path::run(),
     }
 }

@@ -25,17 +25,18 @@ mod tests;
 pub use report::{RdmaInfo, Report, Watch};
 
 use crate::{
+    arbiter::HostPort,
     config::{PathsConfig, TransportWish},
     exit::{self, Code, ExitError},
 };
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use half::{First, Half};
 use mc_core::{
     transport::{Keepalive, Transport},
     wire::{rdma::Endpoint, session::Hello},
 };
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, UdpSocket},
     os::fd::OwnedFd,
 };
 use transport_tcp::{link::TcpLink, udp::UdpKeepalive};
@@ -227,6 +228,15 @@ fn either(first: &impl Transport, second: &impl Transport) -> std::io::Result<Ow
         epoll::add(&set, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
     }
     Ok(set)
+}
+
+/// The local address from which `to` is reached.
+pub fn route_to(to: &HostPort) -> Result<IpAddr> {
+    let to = *to.addresses().with_context(|| to.to_string())?.first().context("a name without an address")?;
+    let any: SocketAddr = if to.is_ipv4() { ([0; 4], 0).into() } else { ([0_u16; 8], 0).into() };
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(to).with_context(|| format!("no route to {to}"))?;
+    Ok(socket.local_addr()?.ip())
 }
 
 /// A prerequisite that is missing, and what to do about it.

@@ -29,6 +29,7 @@ fn status(vm: &str, role: &str, protected: bool) -> Status {
 fn serve(dir: &Path, vm: &str, side: Side, role: &'static str, protected: bool) -> ControlSocket {
     let vm_name = vm.to_owned();
     let handler: Handler = Arc::new(move |request| match request {
+        Request::Measured => Response::Refused { message: "no session".into(), remedy: None },
         Request::Status => Response::Status(Box::new(status(&vm_name, role, protected))),
         Request::Takeover => Response::Done { message: "taking over".into() },
         Request::Keepalive | Request::KeepaliveSet(_) | Request::Set(_) => {

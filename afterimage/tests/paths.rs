@@ -259,4 +259,6 @@ fn a_beat_by_both_paths_is_one_and_a_replay_is_a_replay() {
     let stats = paths.reader().stats();
     let figures = |path: &PathStats| (path.heard, path.first, path.rejected);
     assert_eq!((figures(&stats[0]), figures(&stats[1])), ((3, 2, 2), (5, 2, 0)));
+    let losses = paths.reader().measured().into_iter().map(|path| path.losses.runs().collect::<Vec<_>>());
+    assert_eq!(losses.collect::<Vec<_>>(), [vec![(2, 1)], vec![(1, 1)]], "x: 1 2 5, y: 1 2 4 5 6");
 }

@@ -42,6 +42,7 @@ mod timing;
 pub use config::{Config, MAX_INTERVAL, MIN_INTERVAL, MIN_STARTUP, ParameterError, Parameters};
 pub use group::{Group, GroupAction};
 pub use report::{Action, Event, State, Stats, Suspicion};
+pub use timing::jittered;
 
 use crate::{
     id::{Epoch, Generation, Time},
@@ -49,7 +50,7 @@ use crate::{
     wire::beat::{Beat, BeatState},
 };
 use std::{collections::VecDeque, mem::discriminant, time::Duration};
-use timing::{Timing, jittered};
+use timing::Timing;
 
 /// Kinds of [`Action`]; the queue holds at most one of each.
 const ACTION_KINDS: usize = 6;

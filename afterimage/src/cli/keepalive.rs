@@ -1,72 +1,178 @@
-//! `afterimage keepalive …`
+//! The command line of `afterimage keepalive …`.
 
-use super::Side;
-use crate::config::parse_duration;
-use clap::{Args, Subcommand};
+use super::{KeepaliveSetArgs, KeepaliveShowArgs, Side, help};
+use crate::{
+    arbiter::HostPort,
+    config::{PathArgs, parse_duration},
+};
+use clap::{ArgGroup, Args, Subcommand};
 use mc_core::id::Name;
-use std::{path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 /// `afterimage keepalive …`
 #[derive(Debug, Subcommand)]
 pub enum KeepaliveCommand {
+    /// Measure beats to another host, idle and beside bulk; or read what a running session has measured
+    #[command(after_long_help = help("afterimage keepalive probe --peer 10.0.0.2:7500 --for 60s --load --out probe.json"))]
+    Probe(ProbeArgs),
+    /// Be the other host of a probe, until SIGTERM
+    #[command(after_long_help = help("afterimage keepalive serve --listen 10.0.0.2:7500"))]
+    Serve(ServeArgs),
+    /// From what was measured: what each interval and multiplier would do, and which to use; exits with 5 if none will do
+    #[command(after_long_help = help("afterimage keepalive tune --from probe.json --detect-within 50ms"))]
+    Tune(TuneArgs),
     /// Change how often a running pair beats, and after how many missed beats a side is suspect: on both sides, at once
-    #[command(after_long_help = super::help(
-        "afterimage keepalive set --vm web --interval 5ms --multiplier 3 --save"
-    ))]
+    #[command(after_long_help = help("afterimage keepalive set --vm web --interval 5ms --multiplier 3 --save"))]
     Set(KeepaliveSetArgs),
     /// Show what a running pair has agreed on; exits with 3 if the other side is not heard
-    #[command(after_long_help = super::help("afterimage keepalive show --vm web --json"))]
+    #[command(after_long_help = help("afterimage keepalive show --vm web --json"))]
     Show(KeepaliveShowArgs),
 }
 
-/// `afterimage keepalive set`
-#[derive(Debug, Args)]
-pub struct KeepaliveSetArgs {
-    /// The VM
+/// `afterimage keepalive probe`
+#[derive(Clone, Debug, Args)]
+#[command(group(ArgGroup::new("whom").required(true).args(["peer", "vm"])))]
+pub struct ProbeArgs {
+    /// Where `afterimage keepalive serve` listens
+    #[arg(long, value_name = "HOST:PORT")]
+    pub peer: Option<HostPort>,
+    /// Instead: the VM whose running session is asked, on this host, for what its beats have measured
     #[arg(long, value_name = "NAME")]
-    pub vm: Name,
-    /// The side to tell [default: whichever runs on this host]
-    #[arg(long, value_enum)]
+    pub vm: Option<Name>,
+    /// With --vm: which side [default: the one that runs here]
+    #[arg(long, value_enum, requires = "vm")]
     pub role: Option<Side>,
-    /// From one beat to the next, both ways; 100us to 10s
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, required_unless_present = "multiplier")]
-    pub interval: Option<Duration>,
-    /// After so many missed beats a side is suspect; 1 to 255
-    #[arg(long, value_name = "K")]
-    pub multiplier: Option<u8>,
-    /// Never receive more often than this, both ways [default: --interval]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    pub min_rx: Option<Duration>,
-    /// Change this side's parameters only: of each direction the slower wish is in force
-    #[arg(long)]
-    pub this_side: bool,
-    /// Although silences seen in this session would have been taken for the other side's death
-    #[arg(long)]
-    pub force: bool,
-    /// Write them into the configuration file that the process was started with, or into FILE, too
-    #[arg(long, value_name = "FILE", num_args = 0..=1)]
-    pub save: Option<Option<PathBuf>>,
-    /// Where the control sockets are
+    /// With --vm: where the control sockets are
     #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
     pub run_dir: PathBuf,
-    /// A JSON object instead of text
+    /// Between two beats
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "10ms")]
+    pub interval: Duration,
+    /// How long each phase takes
+    #[arg(long = "for", value_name = "TIME", value_parser = parse_duration, default_value = "60s")]
+    pub duration: Duration,
+    /// A second phase, beside checkpoints of this size as fast as they go [default size: 16MiB]
+    #[arg(long, value_name = "SIZE", num_args = 0..=1, default_missing_value = "16MiB")]
+    pub load: Option<String>,
+    /// The local address of beats [default: the one that the route to the peer uses]
+    #[arg(long, value_name = "IP")]
+    pub bind: Option<IpAddr>,
+    /// Which way checkpoints and beats go.
+    #[command(flatten)]
+    pub paths: PathArgs,
+    /// Write the probe file here
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// The probe file on stdout instead of text
     #[arg(long)]
     pub json: bool,
 }
 
-/// `afterimage keepalive show`
-#[derive(Debug, Args)]
-pub struct KeepaliveShowArgs {
-    /// Only this VM
+/// `afterimage keepalive serve`
+#[derive(Clone, Debug, Args)]
+pub struct ServeArgs {
+    /// Where to listen
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7500")]
+    pub listen: SocketAddr,
+    /// Which way checkpoints and beats go.
+    #[command(flatten)]
+    pub paths: PathArgs,
+}
+
+/// `afterimage keepalive tune`
+#[derive(Clone, Debug, Args)]
+#[command(group(ArgGroup::new("wish").required(true).multiple(true).args(["detect_within", "false_failovers", "what_if"])))]
+pub struct TuneArgs {
+    /// A probe file, or "live": a running session, with --vm
+    #[arg(long, value_name = "FILE|live")]
+    pub from: PathBuf,
+    /// With --from live: the VM
     #[arg(long, value_name = "NAME")]
     pub vm: Option<Name>,
-    /// Only this side
-    #[arg(long, value_enum)]
-    pub role: Option<Side>,
-    /// Where the control sockets are
+    /// With --from live: where the control sockets are
     #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
     pub run_dir: PathBuf,
-    /// One JSON object per VM and side instead of text
+    /// A death is to be suspected within this, 99 times of 100
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, conflicts_with = "false_failovers")]
+    pub detect_within: Option<Duration>,
+    /// A live peer is to be suspected at most so often: 1/year, 2/month, 1/day, 3/hour
+    #[arg(long, value_name = "N/PERIOD", value_parser = parse_frequency)]
+    pub false_failovers: Option<Frequency>,
+    /// Only this setting: interval=5ms,k=3
+    #[arg(long, value_name = "SETTING", value_parser = parse_setting, conflicts_with_all = ["detect_within", "false_failovers"])]
+    pub what_if: Option<(Duration, u8)>,
+    /// One JSON object instead of text
     #[arg(long)]
     pub json: bool,
+}
+
+/// How often something may happen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Frequency {
+    /// Times per second.
+    pub per_s: f64,
+}
+
+const DAY: f64 = 86_400.0;
+const PERIODS: [(&str, f64); 5] =
+    [("hour", 3600.0), ("day", DAY), ("week", 7.0 * DAY), ("month", 365.25 / 12.0 * DAY), ("year", 365.25 * DAY)];
+
+/// Reads "1/year".
+fn parse_frequency(text: &str) -> Result<Frequency, String> {
+    let error =
+        || format!("{text:?} is no frequency; allowed: a number per hour, day, week, month or year, such as 1/year");
+    let (number, period) = text.split_once('/').ok_or_else(error)?;
+    let number: f64 = number.parse().map_err(|_| error())?;
+    let (_, seconds) = PERIODS.into_iter().find(|(name, _)| *name == period).ok_or_else(error)?;
+    if !(number.is_finite() && number > 0.0) {
+        return Err(error());
+    }
+    Ok(Frequency { per_s: number / seconds })
+}
+
+/// Reads "interval=5ms,k=3".
+fn parse_setting(text: &str) -> Result<(Duration, u8), String> {
+    let error = || format!("{text:?} is no setting; allowed: interval=TIME,k=N, such as interval=5ms,k=3");
+    let (mut interval, mut k) = (None, None);
+    for part in text.split(',') {
+        match part.split_once('=').ok_or_else(error)? {
+            ("interval", value) => interval = Some(parse_duration(value)?),
+            ("k" | "K" | "multiplier", value) => {
+                k = Some(value.parse().map_err(|_| format!("{value:?} is no multiplier; allowed: 1 to 255"))?);
+            }
+            _ => return Err(error()),
+        }
+    }
+    let (interval, k) = interval.zip(k).ok_or_else(error)?;
+    mc_core::detector::Parameters::new(interval, interval, k).map_err(|e| e.to_string())?;
+    Ok((interval, k))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frequencies_and_settings() {
+        assert_eq!(parse_frequency("1/year").unwrap().per_s, 1.0 / 31_557_600.0);
+        assert_eq!(parse_frequency("0.5/hour").unwrap().per_s, 0.5 / 3600.0);
+        assert_eq!(parse_setting("interval=5ms,k=3"), Ok((Duration::from_millis(5), 3)));
+        for (text, words) in [("year", "1/year"), ("0/year", "1/year"), ("1/eon", "1/year"), ("-1/day", "1/year")] {
+            assert!(parse_frequency(text).unwrap_err().contains(words), "{text}");
+        }
+        for (text, words) in [
+            ("5ms,k=3", "interval=TIME"),
+            ("k=3", "interval=TIME"),
+            ("interval=5ms,k=0", "multiplier is 0"),
+            ("interval=5ms,k=256", "1 to 255"),
+            ("interval=5us,k=3", "100"),
+        ] {
+            let error = parse_setting(text).unwrap_err();
+            assert!(error.contains(words), "{text}: {error}");
+        }
+    }
 }

@@ -43,6 +43,23 @@ impl fmt::Display for Origin {
     }
 }
 
+impl super::PathArgs {
+    /// Flags alone, for a command without a file.
+    pub fn resolve(self, staging_bytes: u64) -> Result<super::PathsConfig, ConfigError> {
+        let (source, _) = load(None)?;
+        let mut resolver = Resolver::new("keepalive", &source);
+        let none = paths::PathSettings {
+            transport: None,
+            keepalive: None,
+            rdma_device: None,
+            rdma_gid_index: None,
+            rdma_timeout: None,
+            rdma_retry: None,
+        };
+        paths::resolve(&mut resolver, self, none, staging_bytes)
+    }
+}
+
 /// Resolves one command's settings, and remembers where each came from.
 pub(super) struct Resolver<'a> {
     command: &'static str,

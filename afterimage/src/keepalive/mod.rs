@@ -6,12 +6,13 @@
 //!   verdict(), suspicion()   <-- atomics --   timers  -> detector -> beats out
 //!   wait_fd()                <-- eventfd --   arrived -> check MAC -> detector -> verdict
 //!   set_committed()          --- atomics ->   next beat
-//!   stats()                  <-- a lock that the thread only tries --  counters, gap and RTT histograms
+//!   stats()                  <-- a lock that the thread only tries --  counters, histograms
 //! ```
 //!
 //! The thread shares nothing with the checkpoint path: FaRM (SOSP 2015, 6.5) measured leases on shared queue pairs and
 //! shared threads to expire falsely even at 100 ms, and to hold at 5 ms on their own.
 
+mod measured;
 mod negotiation;
 mod paths;
 mod shared;
@@ -19,12 +20,17 @@ mod stats;
 #[cfg(test)]
 mod tests;
 mod timer;
-mod worker;
 
 pub use negotiation::{Negotiation, Offer};
+pub use timer::Timer;
+mod track;
+mod worker;
+
+pub(crate) use measured::at_most;
+pub use measured::{Measured, PathMeasured};
 pub use paths::{MAX_PATHS, PathStats, Paths, PathsReader};
 pub use stats::BeatStats;
-pub use timer::Timer;
+pub use track::{LONGEST_RUN, LossRuns};
 
 use crate::{clock::Clock, metrics::Buckets};
 use mc_core::{
@@ -190,6 +196,14 @@ impl BeatHandle {
     #[must_use]
     pub fn buckets(&self) -> (Buckets, Buckets) {
         self.shared.published.lock().buckets()
+    }
+
+    /// The measurements in full, at most one wake-up old; `None` before the first beat. `name` is the beats' way if there is but
+    /// one, `paths` tells of them if there are several. The copies take some tenths of a millisecond, for which the thread does not
+    /// wait.
+    #[must_use]
+    pub fn measured(&self, name: &str, paths: Option<&PathsReader>) -> Option<Measured> {
+        self.shared.published.lock().measured(name, paths.map(PathsReader::measured))
     }
 
     /// What this host did not permit, and what to do about it; empty if the thread is real-time and locked.

@@ -15,12 +15,17 @@
 //! and not newer than what another path has brought. A beat that comes twice by the *same* path is no second copy but a
 //! duplicate or a replay: it is handed on, for the detector to count.
 
+use super::{
+    measured::PathMeasured,
+    track::{Arrival, Recorded, Track},
+};
 use crate::clock::Clock;
 use mc_core::{
     id::{Incarnation, Time},
     transport::{Keepalive, PollableKeepalive},
     wire::beat::{self, Beat, BeatKey},
 };
+use parking_lot::Mutex;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
@@ -41,6 +46,8 @@ pub const MAX_PATHS: usize = 4;
 const REST: Duration = Duration::from_millis(10);
 /// Numbers of members.
 const MEMBERS: usize = 256;
+/// Arrivals kept while a reader holds the lock.
+const WAITING: usize = 256;
 
 /// One path's figures.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -74,6 +81,8 @@ struct Counters {
     receive_errors: AtomicU64,
     /// 0: never.
     last_heard: AtomicU64,
+    /// The beats' thread only tries this lock.
+    recorded: Mutex<Recorded>,
 }
 
 fn count(counter: &AtomicU64) {
@@ -94,6 +103,13 @@ impl Counters {
             last_heard_ns: Some(get(&self.last_heard)).filter(|at| *at != 0),
         }
     }
+
+    fn measured(&self) -> PathMeasured {
+        let PathStats { name, sent, heard, first, .. } = self.stats();
+        let recorded = self.recorded.lock();
+        let (gap, one_way) = (recorded.gap.clone(), recorded.one_way.clone());
+        PathMeasured { name, sent, heard, first, gap, one_way, losses: recorded.losses.clone() }
+    }
 }
 
 /// Reads the paths' figures while they are in use elsewhere.
@@ -105,6 +121,12 @@ impl PathsReader {
     #[must_use]
     pub fn stats(&self) -> Vec<PathStats> {
         self.0.iter().map(|counters| counters.stats()).collect()
+    }
+
+    /// Their histograms, path by path.
+    #[must_use]
+    pub fn measured(&self) -> Vec<PathMeasured> {
+        self.0.iter().map(|counters| counters.measured()).collect()
     }
 }
 
@@ -130,10 +152,26 @@ struct Path {
     keepalive: Box<dyn PollableKeepalive>,
     counters: Arc<Counters>,
     newest: Newest,
+    track: Track,
+    waiting: Vec<Arrival>,
     rests_until: Time,
 }
 
 impl Path {
+    /// Measures a new beat.
+    fn heard(&mut self, beat: &Beat, now: Time) {
+        count(&self.counters.heard);
+        self.counters.last_heard.store(now.0, Ordering::Relaxed);
+        let arrival = self.track.arrived(beat, now);
+        // A reader holds the lock for less than a millisecond: there is room.
+        if self.waiting.len() < WAITING {
+            self.waiting.push(arrival);
+        }
+        if let Some(mut recorded) = self.counters.recorded.try_lock() {
+            self.waiting.drain(..).for_each(|arrival| recorded.record(&arrival));
+        }
+    }
+
     fn failed(&mut self, now: Time) {
         count(&self.counters.receive_errors);
         self.rests_until = now.after(REST);
@@ -171,7 +209,8 @@ impl Paths {
         assert!((1..=MAX_PATHS).contains(&paths.len()), "{} paths", paths.len());
         let path = |(name, keepalive)| {
             let counters = Arc::new(Counters { name, ..Counters::default() });
-            Path { keepalive, counters, newest: Newest::new(), rests_until: Time(0) }
+            let waiting = Vec::with_capacity(WAITING);
+            Path { keepalive, counters, newest: Newest::new(), track: Track::default(), waiting, rests_until: Time(0) }
         };
         let paths = paths.into_iter().map(path).collect();
         Self { key, incarnation, clock, paths, newest: Newest::new(), turn: 0 }
@@ -196,8 +235,7 @@ impl Paths {
         if !path.newest.advance(&beat) {
             return true;
         }
-        count(&path.counters.heard);
-        path.counters.last_heard.store(self.clock.now().0, Ordering::Relaxed);
+        path.heard(&beat, self.clock.now());
         let first = self.newest.advance(&beat);
         if first {
             count(&path.counters.first);

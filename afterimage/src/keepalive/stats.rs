@@ -1,6 +1,10 @@
 //! The beats' numbers: what the thread records, and what a reader gets.
 
-use super::{Negotiation, Verdict};
+use super::{
+    Measured, Negotiation, Verdict,
+    measured::PathMeasured,
+    track::{Arrival, Recorded},
+};
 use crate::metrics::Buckets;
 use mc_core::{
     detector,
@@ -63,11 +67,18 @@ pub(super) struct Counts {
     pub(super) unrecorded: u64,
 }
 
-/// One beat heard.
+/// One thing measured.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Sample {
-    pub(super) gap: Option<Duration>,
-    pub(super) rtt: Option<Duration>,
+pub(super) enum Sample {
+    /// A beat was heard.
+    Heard {
+        arrival: Arrival,
+        rtt: Option<Duration>,
+        /// Of the silence before it, what was not due.
+        excess: Duration,
+    },
+    /// The thread woke for something that had been due for so long.
+    Woke(Duration),
 }
 
 /// What the thread leaves behind the lock. Fixed in size: recording allocates nothing.
@@ -79,9 +90,13 @@ pub(super) struct Published {
     polling: bool,
     detection_time: Duration,
     transmit_interval: Duration,
-    gap: Histogram,
+    /// How often the peer sends, before jitter, and its K.
+    peer: (Duration, u8),
+    arrivals: Recorded,
     rtt: Histogram,
     negotiation: Negotiation,
+    excess: Histogram,
+    lateness: Histogram,
 }
 
 fn micros(d: Duration) -> u64 {
@@ -97,9 +112,12 @@ impl Published {
             polling: false,
             detection_time: Duration::ZERO,
             transmit_interval: Duration::ZERO,
-            gap: Histogram::new(),
+            peer: (Duration::ZERO, 0),
+            arrivals: Recorded::default(),
             rtt: Histogram::new(),
             negotiation: Negotiation::default(),
+            excess: Histogram::new(),
+            lateness: Histogram::new(),
         }
     }
 
@@ -118,13 +136,22 @@ impl Published {
         self.polling = detector.polling();
         self.detection_time = detector.detection_time();
         self.transmit_interval = detector.transmit_interval();
-        for Sample { gap, rtt } in samples {
-            if let Some(gap) = gap {
-                self.gap.record(*gap);
+        self.peer = receiving(detector);
+        samples.iter().for_each(|sample| self.record(sample));
+    }
+
+    fn record(&mut self, sample: &Sample) {
+        match sample {
+            Sample::Heard { arrival, rtt, excess } => {
+                self.arrivals.record(arrival);
+                if arrival.gap.is_some() {
+                    self.excess.record(*excess);
+                }
+                if let Some(rtt) = rtt {
+                    self.rtt.record(*rtt);
+                }
             }
-            if let Some(rtt) = rtt {
-                self.rtt.record(*rtt);
-            }
+            Sample::Woke(late) => self.lateness.record(*late),
         }
     }
 
@@ -133,7 +160,7 @@ impl Published {
     }
 
     pub(super) fn buckets(&self) -> (Buckets, Buckets) {
-        (Buckets::from(&self.gap), Buckets::from(&self.rtt))
+        (Buckets::from(&self.arrivals.gap), Buckets::from(&self.rtt))
     }
 
     pub(super) fn report(&self, verdict: Verdict) -> BeatStats {
@@ -153,7 +180,7 @@ impl Published {
             missed: detector.missed,
             self_late: detector.self_late,
             max_self_late_us: micros(detector.max_self_late),
-            gap_us: self.gap.percentiles(),
+            gap_us: self.arrivals.gap.percentiles(),
             rtt_us: self.rtt.percentiles(),
             unrecorded: counts.unrecorded,
             detection_time_us: micros(self.detection_time),
@@ -161,4 +188,39 @@ impl Published {
             polling: self.polling,
         }
     }
+
+    /// Everything; `paths` where there are several, else the one way's name. `None` before the first beat.
+    pub(super) fn measured(&self, name: &str, paths: Option<Vec<PathMeasured>>) -> Option<Measured> {
+        let Self { detector, counts, arrivals, peer: (interval, detect_multiplier), .. } = self;
+        let sent = detector.sent - counts.send_errors;
+        let only = || PathMeasured {
+            name: name.to_owned(),
+            sent,
+            heard: detector.received,
+            first: detector.received,
+            gap: arrivals.gap.clone(),
+            one_way: arrivals.one_way.clone(),
+            losses: arrivals.losses.clone(),
+        };
+        (detector.received > 0).then(|| Measured {
+            interval_us: u32::try_from(interval.as_micros()).unwrap_or(u32::MAX),
+            detect_multiplier: *detect_multiplier,
+            sent,
+            received: detector.received,
+            self_late: detector.self_late,
+            unrecorded: counts.unrecorded,
+            gap: arrivals.gap.clone(),
+            rtt: self.rtt.clone(),
+            excess: self.excess.clone(),
+            lateness: self.lateness.clone(),
+            losses: arrivals.losses.clone(),
+            paths: paths.unwrap_or_else(|| vec![only()]),
+        })
+    }
+}
+
+/// How often the peer sends, before jitter, and its K; zero before it was heard.
+pub(super) fn receiving(detector: &detector::Detector) -> (Duration, u8) {
+    let multiplier = detector.peer().map_or(0, |peer| peer.detect_multiplier);
+    (detector.receive_interval().unwrap_or_default(), multiplier)
 }

@@ -109,6 +109,23 @@ fn two_ends_hear_each_other_and_measure() {
 }
 
 #[test]
+fn everything_measured_is_there_in_full() {
+    let ends = pair([parameters(5, 200); 2]);
+    until_up(&ends);
+    until("samples", || ends[0].beats.measured("udp", None).is_some_and(|m| m.gap.count() >= 20));
+    let measured = ends[0].beats.measured("udp", None).expect("heard");
+    let gaps = measured.gap.count();
+    assert_eq!((measured.interval_us, measured.detect_multiplier), (5_000, 200));
+    assert_eq!((measured.excess.count(), measured.received), (gaps, gaps + 1));
+    assert!(measured.lateness.count() >= 20 && measured.rtt.count() > 0);
+    let [path] = &measured.paths[..] else { panic!("one way") };
+    assert_eq!((path.name.as_str(), path.one_way.count(), path.gap.count()), ("udp", gaps + 1, gaps));
+    assert_eq!(measured.losses.lost(), path.losses.lost());
+    let text = serde_json::to_string(&measured).expect("serialises");
+    assert_eq!(serde_json::from_str::<Measured>(&text).expect("parses"), measured);
+}
+
+#[test]
 fn a_peer_that_stops_is_suspect_and_the_report_says_why() {
     let [a, b] = pair([parameters(5, 100); 2]);
     until_up(std::slice::from_ref(&a));

@@ -6,8 +6,9 @@ use super::{
     SuspicionReport, Verdict,
     negotiation::Negotiation,
     shared::{Order, Shared},
-    stats::{Counts, Sample},
+    stats::{Counts, Sample, receiving},
     timer::Timer,
+    track::{Track, due},
 };
 use crate::{clock::Clock, sys::sched};
 use mc_core::{
@@ -37,7 +38,7 @@ const ERRORS: usize = 16;
 /// After errors: a socket that only fails must not make a real-time thread spin.
 const AFTER_ERROR: Duration = Duration::from_millis(1);
 /// Samples kept while a reader holds the lock.
-const SAMPLES: usize = 256;
+const SAMPLES: usize = 1024;
 
 pub(super) struct Worker {
     keepalive: Box<dyn Keepalive>,
@@ -49,6 +50,9 @@ pub(super) struct Worker {
     committed: (Generation, Epoch),
     drain_asked: bool,
     counts: Counts,
+    track: Track,
+    /// In the present silence, what the detector has discounted.
+    discounted: Duration,
     samples: Vec<Sample>,
     negotiation: Negotiation,
     /// How often the peer had agreed to send when its newest beat came.
@@ -101,6 +105,8 @@ impl Worker {
             committed: Default::default(),
             drain_asked: false,
             counts: Counts::default(),
+            track: Track::default(),
+            discounted: Duration::ZERO,
             samples: Vec::with_capacity(SAMPLES),
             negotiation: Negotiation::default(),
             due: None,
@@ -123,7 +129,8 @@ impl Worker {
         while !self.shared.stop.load(Ordering::Acquire) {
             self.take_orders();
             let now = self.clock.now();
-            if self.detector.deadline().is_some_and(|deadline| deadline <= now) {
+            if let Some(deadline) = self.detector.deadline().filter(|deadline| *deadline <= now) {
+                self.sample(Sample::Woke(now.since(deadline)));
                 self.detector.handle_timeout(now);
                 self.act();
             }
@@ -175,10 +182,10 @@ impl Worker {
                         let overdue = gap.saturating_sub(due);
                         self.negotiation.overdue_max = self.negotiation.overdue_max.max(overdue);
                     }
-                    self.sample(Sample { gap, rtt });
+                    self.heard(rtt);
                 }
                 Action::Up => self.shared.set_verdict(Verdict::Up),
-                Action::SelfLate(_) => {}
+                Action::SelfLate(late) => self.discounted = self.discounted.saturating_add(late),
                 Action::Suspect(why) => {
                     let report = SuspicionReport {
                         silent_for: why.silent_for,
@@ -226,6 +233,16 @@ impl Worker {
             }
             Err(_) => self.counts.rejected += 1,
         }
+    }
+
+    /// Measures the peer's newest beat.
+    fn heard(&mut self, rtt: Option<Duration>) {
+        let Some(beat) = self.detector.peer().copied() else { return };
+        let arrival = self.track.arrived(&beat, self.detector.last_heard());
+        let due = due(&beat, arrival.missing, receiving(&self.detector).0);
+        let late = std::mem::take(&mut self.discounted);
+        let excess = arrival.gap.unwrap_or_default().saturating_sub(due).saturating_sub(late);
+        self.sample(Sample::Heard { arrival, rtt, excess });
     }
 
     fn sample(&mut self, sample: Sample) {

@@ -7,7 +7,7 @@ use super::{
     text,
 };
 use crate::{
-    cli::{KeepaliveCommand, KeepaliveSetArgs, KeepaliveShowArgs, SetArgs, Side, StatusArgs},
+    cli::{KeepaliveSetArgs, KeepaliveShowArgs, SetArgs, Side, StatusArgs},
     exit::{Code, ExitError},
     keepalive::Offer,
     status::{Request, Response, ask, socket_path, sockets},
@@ -27,14 +27,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const SETTLE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_millis(10);
-
-/// `afterimage keepalive …`
-pub fn keepalive(command: &KeepaliveCommand) -> Result<Code> {
-    match command {
-        KeepaliveCommand::Set(args) => change(args),
-        KeepaliveCommand::Show(args) => show(args),
-    }
-}
 
 fn print(text: &str) -> Result<()> {
     match io::stdout().write_all(text.as_bytes()) {
@@ -60,7 +52,8 @@ fn report(path: &Path, request: Request) -> Result<KeepaliveReport> {
     }
 }
 
-fn show(args: &KeepaliveShowArgs) -> Result<Code> {
+/// `afterimage keepalive show`
+pub fn show(args: &KeepaliveShowArgs) -> Result<Code> {
     let KeepaliveShowArgs { vm, role, run_dir, json } = args;
     let which = StatusArgs { vm: *vm, role: *role, run_dir: run_dir.clone(), json: *json, watch: None };
     let (mut out, mut code) = (String::new(), Code::Done);
@@ -106,7 +99,8 @@ fn prepare(
 
 // --- keepalive set ---
 
-fn change(args: &KeepaliveSetArgs) -> Result<Code> {
+/// `afterimage keepalive set`
+pub fn change(args: &KeepaliveSetArgs) -> Result<Code> {
     let (path, side) = socket(&args.run_dir, args.vm, args.role)?;
     let before = report(&path, Request::Keepalive)?;
     let edit = prepare(args.save.as_ref(), before.config_file.as_deref(), side, &entries(args))?;

@@ -22,7 +22,7 @@ mod save;
 mod settings;
 mod text;
 
-pub use command::{keepalive, set};
+pub use command::{change, set, show};
 pub use keepalive::{InForce, KeepaliveReport, Local, Remote, Session, Wanted};
 pub(crate) use settings::check;
 pub use settings::{Assignment, Settings, SettingsReport};

@@ -1,10 +1,11 @@
 //! What the operator hears of a session's way.
 
 use crate::{
+    control::refused,
     events::emit,
-    keepalive::{BeatHandle, PathsReader},
+    keepalive::{BeatHandle, Measured, PathsReader},
     report::ms,
-    status::Status,
+    status::{Response, Status},
 };
 use mc_core::{id::Time, transport::Transport};
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,14 @@ pub struct Report {
     pub keepalive: &'static str,
     /// The figures of each, if both.
     pub beat_paths: Option<PathsReader>,
+}
+
+impl Report {
+    /// What this session's beats measured; `None` before the first one was heard.
+    #[must_use]
+    pub fn measured(&self, beats: &BeatHandle) -> Option<Measured> {
+        beats.measured(self.keepalive, self.beat_paths.as_ref())
+    }
 }
 
 /// Our side of RDMA.
@@ -107,6 +116,16 @@ impl Watch {
         let heard = self.heard(beats, now);
         let path = |path: &Value| Some((path["name"].as_str()?.to_owned(), path["ago_ms"].as_f64()? / 1e3));
         heard.as_array().into_iter().flatten().filter_map(path).collect()
+    }
+
+    /// The answer to who asks for the beats' measurements.
+    #[must_use]
+    pub fn measured(&self, beats: Option<&BeatHandle>) -> Response {
+        let measured = self.report.as_ref().zip(beats).and_then(|(report, beats)| report.measured(beats));
+        measured.map_or_else(
+            || refused("there is no session whose beats could be measured: the VM is not protected"),
+            |measured| Response::Measured(Box::new(measured)),
+        )
     }
 
     /// Fills in what is known.

@@ -23,6 +23,7 @@ pub(super) fn answer(path: &mut DataPath, request: Request) -> Response {
     }
     match (request, role) {
         (Request::Status, _) => Response::Status(Box::new(status(path))),
+        (Request::Measured, _) => path.watch.measured(path.beats.as_ref()),
         (Request::Handover, Role::Solo) => {
             path.leave();
             done("leaving")

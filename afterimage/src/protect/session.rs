@@ -2,12 +2,11 @@
 
 use super::channel::Brief;
 use crate::{
-    arbiter::HostPort,
     beats::{self, Wish},
     clock::Clock,
     inbox::{self, Inbox},
     keepalive::BeatHandle,
-    paths::{Link, Ours, Report, Route},
+    paths::{Link, Ours, Report, Route, route_to},
     qemu::profile::Profile,
 };
 use anyhow::{Context, Result, bail};
@@ -17,7 +16,7 @@ use mc_core::{
 };
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::{
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 use transport_tcp::{
@@ -118,13 +117,4 @@ fn hello(brief: &Brief, generation: Generation, beat_port: u16) -> Result<Hello>
         desired_tx_us: interval_us,
         required_rx_us: beats::interval_us(config.beat_min_rx.unwrap_or(config.beat_interval))?,
     })
-}
-
-/// The local address from which `to` is reached.
-fn route_to(to: &HostPort) -> Result<IpAddr> {
-    let to = *to.addresses().with_context(|| to.to_string())?.first().context("a name without an address")?;
-    let any: SocketAddr = if to.is_ipv4() { ([0; 4], 0).into() } else { ([0_u16; 8], 0).into() };
-    let socket = UdpSocket::bind(any)?;
-    socket.connect(to).with_context(|| format!("no route to {to}"))?;
-    Ok(socket.local_addr()?.ip())
 }

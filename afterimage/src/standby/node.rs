@@ -326,6 +326,7 @@ impl Node {
                 Request::Status => Response::Status(Box::new(status(self))),
                 Request::Keepalive => Response::Keepalive(Box::new(self.beating().report())),
                 Request::KeepaliveSet(wanted) => self.set_keepalive(&wanted),
+                Request::Measured => self.watch.measured(self.beats.as_ref()),
                 Request::Takeover => self.operator_takeover(),
                 Request::Handover => self.hand_over(),
                 Request::Set(_) => refused(

@@ -3,6 +3,7 @@
 use super::Status;
 use crate::{
     cli::Side,
+    keepalive::Measured,
     live::{KeepaliveReport, Settings, SettingsReport, Wanted},
     wake::Wake,
 };
@@ -31,8 +32,9 @@ use tracing::{debug, warn};
 
 /// Bytes of a request at most.
 const MAX_REQUEST: u64 = 4096;
-/// Bytes of a response at most.
-const MAX_RESPONSE: u64 = 1 << 20;
+/// Bytes of a response at most. Measurements are a dozen histograms; each could have 30,000 buckets of 24 bytes, and has some
+/// thousands.
+const MAX_RESPONSE: u64 = 16 << 20;
 /// For a request to arrive in full, and for its response to be taken.
 const CLIENT: Duration = Duration::from_secs(5);
 /// Connections at a time.
@@ -58,6 +60,8 @@ pub enum Request {
     Set(Settings),
     /// To whoever runs the VM solo: leave it to a successor on this node.
     Handover,
+    /// What did the beats measure?
+    Measured,
 }
 
 /// What comes back.
@@ -70,6 +74,8 @@ pub enum Response {
     Keepalive(Box<KeepaliveReport>),
     /// To [`Request::Set`].
     Settings(Box<SettingsReport>),
+    /// To [`Request::Measured`].
+    Measured(Box<Measured>),
     /// It was done, or begun.
     Done {
         /// What, in a sentence.

@@ -192,8 +192,10 @@ impl Timing {
 ///
 /// Jitter keeps sessions from marching in step; its lower bound of 10 % is slack on the wire for the last beat before the
 /// detection time is over, so that a multiplier of K survives K - 1 losses in a row. Drawn from a hash of the session, the
-/// member and the sequence (splitmix64's mixer), because a machine is a value and has no dice.
-pub(super) fn jittered(interval: Duration, incarnation: u64, member: u8, sequence: u64) -> Duration {
+/// member and the sequence (splitmix64's mixer), because a machine is a value and has no dice. So whoever hears a beat knows when
+/// the next one is due: so long after it.
+#[must_use]
+pub fn jittered(interval: Duration, incarnation: u64, member: u8, sequence: u64) -> Duration {
     let mut z = incarnation ^ u64::from(member).rotate_right(8) ^ sequence.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -1,0 +1,260 @@
+//! The probing end.
+
+use super::{
+    MULTIPLIER, SLAB, SLABS,
+    file::{Phase, ProbeFile, Settings},
+    greeting::{self, Answer, Ask, Greeting},
+    load::{self, Load},
+    text,
+    view::View,
+};
+use crate::{
+    beats::{self, Wish},
+    cli::{ProbeArgs, Side},
+    clock::Clock,
+    config::{PathsConfig, parse_size},
+    exit::{Code, ExitError},
+    keepalive::{BeatHandle, Measured},
+    paths::{self, Link, Ours, Report, route_to},
+    status::{Request, Response, ask, socket_path},
+};
+use anyhow::{Context, Result, bail, ensure};
+use mc_core::{
+    detector::Parameters,
+    id::{Epoch, Generation, Incarnation, Name},
+    transport::{Completion, Op},
+    wire::{
+        VERSION,
+        beat::BeatKey,
+        control::{Body, Control, GoodbyeReason},
+        session::Hello,
+    },
+};
+use rustix::rand::{GetRandomFlags, getrandom};
+use std::{
+    io::Write,
+    net::SocketAddr,
+    path::Path,
+    time::{Duration, Instant},
+};
+use transport_tcp::{
+    session::{self, Connected, SessionError, SessionOptions},
+    udp::UdpKeepalive,
+};
+
+/// How long the other end may take to answer a handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long it may take to have its measurements ready.
+const REPORT: Duration = Duration::from_secs(10);
+/// How long a goodbye may take to leave.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// For an answer over the control socket.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The longest sleep of a phase's loop.
+const GLANCE: Duration = Duration::from_millis(50);
+
+/// The command.
+pub fn probe(args: &ProbeArgs) -> Result<Code> {
+    let file = match (&args.peer, args.vm) {
+        (Some(_), _) => measure(args)?,
+        (None, Some(vm)) => of_session(&args.run_dir, vm, args.role)?,
+        (None, None) => bail!("neither --peer nor --vm"),
+    };
+    let json = serde_json::to_string(&file)?;
+    if let Some(path) = &args.out {
+        std::fs::write(path, &json).with_context(|| format!("writing {}", path.display()))?;
+        tracing::info!(file = %path.display(), "written");
+    }
+    let out = if args.json { json + "\n" } else { text::render(&file) };
+    match std::io::stdout().write_all(out.as_bytes()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e.into()),
+        _ => Ok(Code::Done),
+    }
+}
+
+/// The measurements of a session that runs on this host.
+pub(crate) fn of_session(run_dir: &Path, vm: Name, side: Option<Side>) -> Result<ProbeFile> {
+    let sides = side.map_or_else(|| vec![Side::Primary, Side::Standby], |side| vec![side]);
+    let here = |side: &Side| socket_path(run_dir, vm, *side).exists();
+    let Some(side) = sides.iter().copied().find(here) else {
+        let what = format!("no {vm} has a control socket in {}", run_dir.display());
+        let remedy = "start `afterimage protect` or `afterimage standby`, or name the --run-dir that they use";
+        return Err(ExitError::new(Code::Failed, what).remedy(remedy).into());
+    };
+    let here = match ask(&socket_path(run_dir, vm, side), Request::Measured, PATIENCE)? {
+        Response::Measured(measured) => *measured,
+        Response::Refused { message, .. } => return Err(ExitError::new(Code::Failed, message).into()),
+        other => bail!("{} answered {:?} with {other:?}", side.as_str(), Request::Measured),
+    };
+    let ways = here.paths.iter().map(|path| path.name.as_str()).collect::<Vec<_>>().join("+");
+    let settings = Settings { keepalive: ways, interval_us: here.interval_us, ..Settings::default() };
+    let mut file = ProbeFile::new(format!("the session of {vm}, at its {}", side.as_str()), settings);
+    let seconds = here.observed().as_secs_f64();
+    file.phases = vec![Phase { name: "session".into(), seconds, load_mib_per_s: None, here, there: None }];
+    file.notes.push("one end only: probe the other host for the other one".into());
+    Ok(file)
+}
+
+/// A session for one phase.
+struct Session {
+    incarnation: Incarnation,
+    link: Box<dyn Link>,
+    beats: BeatHandle,
+    report: Report,
+}
+
+fn measure(args: &ProbeArgs) -> Result<ProbeFile> {
+    // Refused here with words, before anything is sent.
+    Parameters::new(args.interval, args.interval, MULTIPLIER).map_err(ExitError::usage)?;
+    let config = args.paths.clone().resolve(u64::from(SLAB) * SLABS as u64).map_err(ExitError::from)?;
+    paths::check(&config)?;
+    let load = args.load.as_ref().map(|size| parse_size(size)).transpose().map_err(ExitError::usage)?;
+    let peer = args.peer.as_ref().context("a peer")?;
+    let mut file = ProbeFile::new(peer.to_string(), Settings::default());
+    let phases = [("idle", None), ("loaded", load)];
+    for (name, load) in phases.into_iter().filter(|(name, load)| *name == "idle" || load.is_some()) {
+        let mut session = open(args, &config)?;
+        file.settings.transport = session.report.transport.to_owned();
+        file.settings.keepalive = session.report.keepalive.to_owned();
+        file.notes.extend(session.beats.notes().iter().map(|note| format!("here: {note}")));
+        let (here, rate) = phase(&mut session, name, args.duration, load)?;
+        let incarnation = session.incarnation;
+        goodbye(session);
+        let there = fetch(args, incarnation)?;
+        file.notes.extend(there.notes.iter().map(|note| format!("there: {note}")));
+        let (seconds, there) = (args.duration.as_secs_f64(), there.measured);
+        file.phases.push(Phase { name: name.into(), seconds, load_mib_per_s: rate, here, there });
+    }
+    file.settings.interval_us = file.phases.first().map_or(0, |phase| phase.here.interval_us);
+    file.settings.load_bytes = load;
+    file.notes.sort();
+    file.notes.dedup();
+    Ok(file)
+}
+
+fn hello(args: &ProbeArgs, beat_port: u16) -> Result<Hello> {
+    let (mut incarnation, mut key) = ([0; 8], [0; 32]);
+    getrandom(&mut incarnation, GetRandomFlags::empty())?;
+    getrandom(&mut key, GetRandomFlags::empty())?;
+    let interval_us = beats::interval_us(args.interval)?;
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    Ok(Hello {
+        versions: (VERSION, VERSION),
+        slab_size: SLAB,
+        staging_slabs: u32::try_from(SLABS)?,
+        rdma: false,
+        incarnation: Incarnation(u64::from_le_bytes(incarnation)),
+        generation: Generation(0),
+        vm: greeting::vm(),
+        node: Name::new(&host).unwrap_or_else(|_| greeting::vm()),
+        beat_key: BeatKey(key),
+        beat_port,
+        detect_multiplier: MULTIPLIER,
+        desired_tx_us: interval_us,
+        required_rx_us: interval_us,
+    })
+}
+
+/// A peer that is none is named with what to do.
+fn explain(error: SessionError) -> anyhow::Error {
+    let remedy = match &error {
+        SessionError::Refused { .. } | SessionError::Stranger { .. } | SessionError::Silent { .. } => {
+            "start `afterimage keepalive serve --listen ADDR:PORT` there, and name its port; a standby measures only its own \
+             session: `afterimage keepalive probe --vm NAME`"
+        }
+        SessionError::Connect { .. } => "start `afterimage keepalive serve --listen ADDR:PORT` there",
+        SessionError::Version { .. } | SessionError::Wire { .. } => "use the same build of afterimage on both hosts",
+        _ => return error.into(),
+    };
+    ExitError::new(Code::Failed, error).remedy(remedy).into()
+}
+
+fn open(args: &ProbeArgs, config: &PathsConfig) -> Result<Session> {
+    let to = args.peer.as_ref().context("a peer")?;
+    let local = args.bind.map_or_else(|| route_to(to), Ok)?;
+    let keepalive = UdpKeepalive::bind(local).with_context(|| format!("UDP socket for beats on {local}"))?;
+    let beat_port = if config.wants_udp() { keepalive.local_port()? } else { 0 };
+    let hello = hello(args, beat_port)?;
+    let ours = Ours::prepare(config, local, &hello)?;
+    let greeting = Greeting::new(Ask::Measure).encode();
+    let options = SessionOptions { deadline: HANDSHAKE, ..SessionOptions::default() };
+    let endpoint = ours.endpoint();
+    let connected =
+        session::connect(&to.to_string(), &hello, &greeting, endpoint.as_ref(), &options).map_err(explain)?;
+    let Connected { link, peer, profile, endpoint, peer_addr, .. } = connected;
+    Answer::decode(&profile).with_context(|| peer_addr.to_string())?;
+    let route =
+        ours.settle(link, endpoint.as_ref(), keepalive, &peer, SocketAddr::new(peer_addr.ip(), peer_addr.port()))?;
+    let wish = Wish { interval: args.interval, min_rx: None, multiplier: MULTIPLIER };
+    let key = (hello.incarnation, hello.beat_key);
+    let beats = beats::start(route.keepalive.0, key, beats::PRIMARY, wish, Clock)?;
+    Ok(Session { incarnation: hello.incarnation, link: route.link, beats, report: route.report })
+}
+
+/// Beats, beside checkpoints if there is a load. What was measured, and MiB/s of the load.
+fn phase(session: &mut Session, name: &str, time: Duration, load: Option<u64>) -> Result<(Measured, Option<f64>)> {
+    let mut load = load.map(|bytes| Load::new(bytes, SLAB, session.incarnation)).transpose()?;
+    let (start, mut view) = (Instant::now(), View::new(name, time));
+    while start.elapsed() < time {
+        let mut any = load.as_mut().is_some_and(|load| load.push(session.link.as_mut()));
+        while let Some(completion) = session.link.poll() {
+            any = true;
+            match (completion, &mut load) {
+                (Completion::Down(why), _) => bail!("the probe ended in phase {name}: {why}"),
+                (completion, Some(load)) => load.take(completion)?,
+                (other, None) => bail!("the other side sent what no `keepalive serve` does: {other:?}"),
+            }
+        }
+        view.show(start.elapsed(), || session.report.measured(&session.beats));
+        if !any {
+            let left = time.saturating_sub(start.elapsed());
+            load::rest(session.link.as_ref(), left.min(GLANCE).max(Duration::from_millis(1)));
+        }
+    }
+    let took = start.elapsed().as_secs_f64();
+    let rate = load.map(|load| load.acked_bytes() as f64 / f64::from(1 << 20) / took);
+    view.end();
+    ensure!(session.beats.is_running(), "the thread \"beats\" died");
+    let measured = session.report.measured(&session.beats).filter(|measured| !measured.gap.is_empty());
+    let measured = measured.with_context(|| {
+        format!(
+            "no two beats were heard of {} over {}: does a packet filter stop them?",
+            session.link.peer(),
+            session.report.keepalive
+        )
+    })?;
+    Ok((measured, rate))
+}
+
+/// Ends a session: a device that has nothing to send does not notice that the other end has gone.
+fn goodbye(mut session: Session) {
+    let start = Instant::now();
+    let (incarnation, generation, body) =
+        (session.incarnation, Generation(0), Body::Goodbye(GoodbyeReason::Unprotected));
+    let mut said = None;
+    while start.elapsed() < FAREWELL && said.is_none_or(|said: Instant| said.elapsed() < FAREWELL / 10) {
+        while session.link.poll().is_some() {}
+        let goodbye = Op::Send(Control { incarnation, generation, epoch: Epoch(0), body });
+        if said.is_none() && session.link.submit(goodbye).is_ok() {
+            said = Some(Instant::now());
+        }
+        load::rest(session.link.as_ref(), Duration::from_millis(10));
+    }
+}
+
+/// What the other end measured. It may need a moment to see that the session is over.
+fn fetch(args: &ProbeArgs, incarnation: Incarnation) -> Result<Answer> {
+    let to = args.peer.as_ref().context("a peer")?;
+    let greeting = Greeting::new(Ask::Report(incarnation.0)).encode();
+    let options = SessionOptions { deadline: HANDSHAKE, ..SessionOptions::default() };
+    let start = Instant::now();
+    loop {
+        match session::connect(&to.to_string(), &hello(args, 0)?, &greeting, None, &options) {
+            Ok(connected) => return Answer::decode(&connected.profile),
+            Err(SessionError::Refused { .. }) if start.elapsed() < REPORT => {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            Err(error) => return Err(explain(error).context("asking for what the other end measured")),
+        }
+    }
+}

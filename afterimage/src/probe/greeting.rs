@@ -1,0 +1,140 @@
+//! What the two ends say in the place of a VM's profile.
+
+use crate::keepalive::Measured;
+use anyhow::{Result, bail};
+use mc_core::id::Name;
+use serde::{Deserialize, Serialize};
+
+/// Of the JSON in the profile's place.
+const VERSION: u32 = 1;
+const KIND: &str = "keepalive-probe";
+
+/// The name in the place of the VM's. A standby refuses it, and says for which VM it stands by.
+pub(super) fn vm() -> Name {
+    Name::new(KIND).expect("a name")
+}
+
+/// What the probing end wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ask {
+    /// Beats, until the link is closed.
+    Measure,
+    /// What was measured in the session of this incarnation.
+    Report(u64),
+}
+
+/// The probing end's words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Greeting {
+    kind: String,
+    version: u32,
+    /// What it wants.
+    pub ask: Ask,
+}
+
+/// The serving end's words.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Answer {
+    kind: String,
+    version: u32,
+    /// To [`Ask::Report`]; none if it heard no beat.
+    pub measured: Option<Measured>,
+    /// What its operator was told.
+    pub notes: Vec<String>,
+}
+
+/// To know whom one talks to, before the rest is read.
+#[derive(Deserialize)]
+struct Head {
+    #[serde(default)]
+    kind: String,
+    #[serde(default)]
+    version: u32,
+}
+
+fn check(bytes: &[u8]) -> Result<()> {
+    let head: Head = serde_json::from_slice(bytes).unwrap_or(Head { kind: String::new(), version: 0 });
+    if head.kind != KIND {
+        bail!("the other side does not measure beats; it is no `afterimage keepalive` probe or serve");
+    }
+    if head.version != VERSION {
+        bail!(
+            "the other side measures beats in version {}, this one in version {VERSION}: use one build",
+            head.version
+        );
+    }
+    Ok(())
+}
+
+impl Greeting {
+    /// Words that ask for that.
+    #[must_use]
+    pub fn new(ask: Ask) -> Self {
+        Self { kind: KIND.to_owned(), version: VERSION, ask }
+    }
+
+    /// As sent.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// As received.
+    ///
+    /// # Errors
+    /// It is none, or of another version.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        check(bytes)?;
+        Ok(serde_json::from_slice(bytes)?)
+    }
+}
+
+impl Answer {
+    /// Words with that.
+    #[must_use]
+    pub fn new(measured: Option<Measured>, notes: Vec<String>) -> Self {
+        Self { kind: KIND.to_owned(), version: VERSION, measured, notes }
+    }
+
+    /// As sent.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// As received.
+    ///
+    /// # Errors
+    /// It is none, or of another version.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        check(bytes)?;
+        Ok(serde_json::from_slice(bytes)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_come_back_and_others_are_told_apart() {
+        for ask in [Ask::Measure, Ask::Report(u64::MAX)] {
+            let greeting = Greeting::new(ask);
+            assert_eq!(Greeting::decode(&greeting.encode()).unwrap(), greeting);
+        }
+        let answer = Answer::new(None, vec!["x".into()]);
+        assert_eq!(Answer::decode(&answer.encode()).unwrap(), answer);
+        for (bytes, words) in [
+            (&b"{\"machine\":\"pc\"}"[..], "does not measure beats"),
+            (b"\xff", "does not measure beats"),
+            (br#"{"kind":"keepalive-probe","version":2,"ask":"measure"}"#, "in version 2"),
+            (br#"{"kind":"keepalive-probe","version":1,"ask":"dance"}"#, "dance"),
+        ] {
+            let error = Greeting::decode(bytes).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+}

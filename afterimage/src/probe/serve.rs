@@ -1,0 +1,209 @@
+//! The serving end: one probe at a time; whoever else comes is told so.
+
+use super::{
+    MULTIPLIER, SLABS,
+    greeting::{self, Answer, Ask, Greeting},
+    load::{self, Sink},
+};
+use crate::{
+    beats::{self, Wish},
+    cli::ServeArgs,
+    clock::Clock,
+    config::PathsConfig,
+    exit::{self, Code, ExitError},
+    keepalive::{BeatHandle, Measured, Verdict},
+    paths::{self, Report, Route},
+};
+use anyhow::{Context, Result, bail};
+use mc_core::{
+    id::{Incarnation, Name},
+    wire::session::{Hello, MAX_PROFILE},
+};
+use parking_lot::Mutex;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use std::{
+    io::Write,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+use transport_tcp::{
+    session::{Listener, Offer, SessionOptions},
+    udp::UdpKeepalive,
+};
+
+/// How soon an order to stop is seen.
+const GLANCE: Duration = Duration::from_millis(200);
+/// A probe that was silent for so long, and for all the beats that may be missed, is gone. It usually says goodbye.
+const GONE: Duration = Duration::from_secs(5);
+/// Bytes of a slab at most: each probe is given [`SLABS`] of them.
+const MAX_SLAB: u32 = 4 << 20;
+
+/// What the sessions leave.
+#[derive(Default)]
+struct Shared {
+    /// A probe is under way.
+    busy: bool,
+    /// The last one's incarnation, and what is to be said of it.
+    last: Option<(Incarnation, Answer)>,
+}
+
+/// The command: serves until SIGTERM or SIGINT. Prints the address it listens on.
+pub fn serve(args: &ServeArgs) -> Result<Code> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
+    let config = args.paths.clone().resolve(u64::from(MAX_SLAB) * SLABS as u64).map_err(ExitError::from)?;
+    paths::check(&config)?;
+    let mut listener = Listener::bind(args.listen, SessionOptions::default())?;
+    // Whoever started us may have gone.
+    let _ = writeln!(std::io::stdout(), "listening on {}", listener.local_addr());
+    let server = Server { config, shared: Arc::default(), stop };
+    while !server.stop.load(Ordering::Acquire) {
+        match listener.accept(GLANCE) {
+            Ok(None) => {}
+            Ok(Some(offer)) => server.hear(offer),
+            Err(error) => tracing::warn!(%error, "a caller was turned away"),
+        }
+    }
+    Ok(Code::Done)
+}
+
+struct Server {
+    config: PathsConfig,
+    shared: Arc<Mutex<Shared>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Server {
+    fn hear(&self, offer: Offer) {
+        let (node, peer) = (offer.hello.node, offer.peer_addr);
+        if let Err((offer, why)) = self.consider(offer) {
+            tracing::warn!(%node, %peer, why, "refused");
+            if let Some(Err(error)) = offer.map(|offer| offer.refuse(&why)) {
+                tracing::debug!(%error, "the refusal was not heard");
+            }
+        }
+    }
+
+    fn consider(&self, offer: Offer) -> Result<(), (Option<Box<Offer>>, String)> {
+        if offer.hello.vm != greeting::vm() {
+            let why = "this is `afterimage keepalive serve`, which only measures beats; `afterimage standby` stands by for VMs";
+            return Err((Some(Box::new(offer)), why.to_owned()));
+        }
+        let greeting = match Greeting::decode(&offer.profile) {
+            Ok(greeting) => greeting,
+            Err(error) => return Err((Some(Box::new(offer)), exit::words(&error))),
+        };
+        match greeting.ask {
+            Ask::Report(incarnation) => self.report(offer, Incarnation(incarnation)),
+            Ask::Measure => match self.prepare(&offer) {
+                Ok(answer) => self.begin(offer, answer).map_err(|error| (None, exit::words(&error))),
+                Err(error) => Err((Some(Box::new(offer)), exit::words(&error))),
+            },
+        }
+    }
+
+    fn report(&self, offer: Offer, incarnation: Incarnation) -> Result<(), (Option<Box<Offer>>, String)> {
+        let last = self.shared.lock().last.clone().filter(|(of, _)| *of == incarnation);
+        let Some((_, answer)) = last else {
+            return Err((Some(Box::new(offer)), format!("nothing is known of a probe {incarnation}, or it goes on")));
+        };
+        let hello = answering(&offer.hello, offer.hello.node, 0);
+        offer.accept(hello, &answer.encode(), None).map(drop).map_err(|error| (None, error.to_string()))
+    }
+
+    fn prepare(&self, offer: &Offer) -> Result<paths::Answer> {
+        if self.shared.lock().busy {
+            bail!("another probe is under way here; try again when it is over");
+        }
+        let hello = &offer.hello;
+        if hello.slab_size > MAX_SLAB {
+            bail!("slabs of {} bytes: a probe's have {MAX_SLAB} at most", hello.slab_size);
+        }
+        wish(hello)?;
+        paths::Answer::prepare(&self.config, offer.local_addr.ip(), hello, offer.endpoint.as_ref())
+    }
+
+    fn begin(&self, offer: Offer, answer: paths::Answer) -> Result<()> {
+        let (theirs, peer) = (offer.hello, offer.peer_addr);
+        let keepalive = UdpKeepalive::bind(offer.local_addr.ip()).context("UDP socket for beats")?;
+        let beat_port = if answer.has_udp() { keepalive.local_port()? } else { 0 };
+        if answer.has_udp() {
+            keepalive.connect(SocketAddr::new(peer.ip(), theirs.beat_port))?;
+        }
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let node = Name::new(&host).unwrap_or_else(|_| greeting::vm());
+        let hello = answering(&theirs, node, beat_port);
+        let words = Answer::new(None, vec![]).encode();
+        let accepted = offer.accept(hello, &words, answer.endpoint().as_ref())?;
+        let Route { link, keepalive, report } = answer.settle(accepted.link, keepalive)?;
+        let session = (theirs.incarnation, theirs.beat_key);
+        let beats = beats::start(keepalive.0, session, beats::STANDBY, wish(&theirs)?, Clock)?;
+        tracing::info!(%peer, node = %theirs.node, transport = report.transport, keepalive = report.keepalive, "a probe begins");
+        let (shared, stop) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
+        shared.lock().busy = true;
+        let of = theirs.incarnation;
+        let work = move || {
+            let outcome = session_loop(link, &beats, theirs.slab_size, &stop);
+            if let Err(error) = outcome {
+                tracing::warn!(%peer, error = exit::words(&error), "the probe ended early");
+            }
+            let answer = account(&beats, &report);
+            let measured = answer.measured.as_ref();
+            let (heard, lost) = measured.map_or((0, 0), |m| (m.received, m.losses.lost()));
+            tracing::info!(%peer, heard, lost, "the probe is over");
+            *shared.lock() = Shared { busy: false, last: Some((of, answer)) };
+        };
+        if let Err(error) = thread::Builder::new().name("probe".into()).spawn(work) {
+            self.shared.lock().busy = false;
+            return Err(error).context("a thread for the probe");
+        }
+        Ok(())
+    }
+}
+
+fn wish(theirs: &Hello) -> Result<Wish> {
+    let interval = Duration::from_micros(theirs.desired_tx_us.into());
+    mc_core::detector::Parameters::new(interval, interval, MULTIPLIER)?;
+    Ok(Wish { interval, min_rx: None, multiplier: MULTIPLIER })
+}
+
+fn answering(theirs: &Hello, node: Name, beat_port: u16) -> Hello {
+    Hello { node, beat_port, detect_multiplier: MULTIPLIER, ..*theirs }
+}
+
+/// Takes checkpoints until the other end hangs up, is dead, or we shall stop.
+fn session_loop(mut link: Box<dyn paths::Link>, beats: &BeatHandle, slab_size: u32, stop: &AtomicBool) -> Result<()> {
+    let mut sink = Sink::new(link.as_mut(), slab_size)?;
+    while !stop.load(Ordering::Acquire) {
+        if sink.turn(link.as_mut())? {
+            return Ok(());
+        }
+        if beats.verdict() == Verdict::Suspect && Clock.now().since(beats.last_heard()) > GONE {
+            bail!("nothing was heard for {GONE:?}");
+        }
+        load::rest(link.as_ref(), GLANCE);
+    }
+    Ok(())
+}
+
+/// What this end measured, as far as it fits an answer.
+fn account(beats: &BeatHandle, report: &Report) -> Answer {
+    let mut answer = Answer::new(report.measured(beats), beats.notes().to_vec());
+    if answer.encode().len() > MAX_PROFILE
+        && let Some(measured) = &mut answer.measured
+    {
+        let whole: u64 = measured.paths.iter().map(|path| path.heard).sum();
+        *measured = Measured { paths: vec![], ..measured.clone() };
+        answer
+            .notes
+            .push(format!("the histograms of each way ({whole} beats) did not fit the answer, and are missing"));
+    }
+    answer
+}

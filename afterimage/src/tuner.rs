@@ -1,0 +1,429 @@
+//! `afterimage keepalive tune`: what each setting would do, from a probe file or a running session; and which to use.
+//!
+//! Everything that was measured counts: each phase, and what either end heard. A setting is judged by the worst of them. The statistics
+//! are [`crate::tune`]'s.
+
+mod text;
+
+use crate::{
+    cli::{Frequency, TuneArgs},
+    exit::{Code, ExitError},
+    keepalive::Measured,
+    probe::{self, ProbeFile},
+    tune::{Assessment, Limit, Model, Support, Verdict},
+};
+use anyhow::Result;
+use mc_core::detector::{MAX_INTERVAL, MIN_INTERVAL};
+use serde::Serialize;
+use std::{io::Write, time::Duration};
+
+/// The version of the JSON.
+const SCHEMA: u32 = 1;
+/// Intervals to look at, ms, as far as they are near the measured one.
+const INTERVALS_MS: [u64; 10] = [1, 2, 3, 5, 10, 20, 30, 50, 100, 200];
+/// And multipliers.
+const MULTIPLIERS: [u8; 6] = [2, 3, 4, 5, 7, 10];
+/// The default of what is bearable.
+const ONE_A_YEAR: Frequency = Frequency { per_s: 1.0 / 31_557_600.0 };
+/// Settings whose bounds differ by less than this are equal: then the longer interval costs less.
+const ALIKE: f64 = 1.2;
+
+/// One end's measurements of one phase.
+#[derive(Clone, Debug)]
+struct View<'a> {
+    /// "loaded, heard here".
+    name: String,
+    model: Model<'a>,
+    /// What the end measured that sent the beats.
+    sender: Option<&'a Measured>,
+    measured: &'a Measured,
+}
+
+/// A setting, by the worst view.
+#[derive(Clone, Debug, Serialize)]
+struct Row {
+    #[serde(flatten)]
+    assessment: Assessment,
+    verdict: Verdict,
+    /// Of which view.
+    worst: String,
+    #[serde(skip)]
+    view: usize,
+}
+
+/// What was fitted, for the record.
+#[derive(Clone, Debug, Serialize)]
+struct Fit {
+    view: String,
+    observed_s: f64,
+    gaps: u64,
+    longest_excess_s: f64,
+    /// Generalised Pareto: threshold and scale in seconds, shape, values over the threshold.
+    tail: Option<FitTail>,
+    lost: u64,
+    /// Runs from this length on are geometric, with this ratio.
+    runs_from: u32,
+    runs: u64,
+    run_ratio: f64,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+struct FitTail {
+    threshold_s: f64,
+    scale_s: f64,
+    shape: f64,
+    over: u64,
+}
+
+/// Everything that is said.
+#[derive(Clone, Debug, Serialize)]
+struct Outcome {
+    schema: u32,
+    kind: &'static str,
+    measured_interval_s: f64,
+    bearable_per_s: f64,
+    detect_within_s: Option<f64>,
+    rows: Vec<Row>,
+    recommended: Option<Row>,
+    /// Whether the measured tail carries the wish.
+    carried: bool,
+    limits: Vec<String>,
+    warnings: Vec<String>,
+    fits: Vec<Fit>,
+}
+
+/// The command.
+pub fn tune(args: &TuneArgs) -> Result<Code> {
+    let file = if args.from.as_os_str() == "live" {
+        let vm = args.vm.ok_or_else(|| ExitError::usage("--from live needs --vm NAME"))?;
+        probe::of_session(&args.run_dir, vm, None)?
+    } else {
+        ProbeFile::read(&args.from)
+            .map_err(|error| ExitError::new(Code::Failed, format!("{}: {error}", args.from.display())))?
+    };
+    let outcome = judge(&file, args);
+    let out = if args.json { serde_json::to_string(&outcome)? + "\n" } else { text::render(&outcome) };
+    match std::io::stdout().write_all(out.as_bytes()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => return Err(e.into()),
+        _ => {}
+    }
+    let wished = args.what_if.is_none();
+    Ok(if wished && !outcome.carried { Code::BoundMissed } else { Code::Done })
+}
+
+fn views(file: &ProbeFile) -> Vec<View<'_>> {
+    let mut views = vec![];
+    for phase in &file.phases {
+        let (here, there) = (Some(&phase.here), phase.there.as_ref());
+        for (end, measured, sender) in [("here", here, there), ("there", there, here)] {
+            let Some(measured) = measured else { continue };
+            let name = format!("{}, heard {end}", phase.name);
+            views.push(View { name, model: Model::fit(measured), sender, measured });
+        }
+    }
+    views
+}
+
+fn judge(file: &ProbeFile, args: &TuneArgs) -> Outcome {
+    let views = views(file);
+    let bearable = args.false_failovers.unwrap_or(ONE_A_YEAR).per_s;
+    let measured = views.iter().map(|v| v.measured.interval()).max().unwrap_or(MIN_INTERVAL);
+    let within = args.detect_within.map(|d| d.as_secs_f64());
+    let settings = args.what_if.map_or_else(|| settings(measured, args.detect_within), |one| vec![one]);
+    let rows: Vec<Row> = settings.into_iter().map(|(interval, k)| worst(&views, interval, k, bearable)).collect();
+    let recommended = if args.what_if.is_some() { rows.first() } else { recommend(&rows, within, bearable) }.cloned();
+    let carried = recommended.as_ref().is_some_and(|row| {
+        row.verdict == Verdict::Carries && within.is_none_or(|within| row.assessment.detection_s.p99 <= within)
+    });
+    let mut warnings = warnings(&views, measured);
+    warnings.extend(refusal(&rows, recommended.as_ref(), within, bearable));
+    let limits = recommended.iter().flat_map(|row| limits(&views[row.view], &row.assessment)).collect();
+    Outcome {
+        schema: SCHEMA,
+        kind: "keepalive-tune",
+        measured_interval_s: measured.as_secs_f64(),
+        bearable_per_s: bearable,
+        detect_within_s: within,
+        rows,
+        recommended,
+        carried,
+        limits,
+        warnings,
+        fits: views.iter().map(fit).collect(),
+    }
+}
+
+/// What to look at: intervals near the measured one, and for a wished time the most beats that fit into it.
+fn settings(measured: Duration, within: Option<Duration>) -> Vec<(Duration, u8)> {
+    let near = (measured / 4).max(MIN_INTERVAL)..=(measured * 10).min(MAX_INTERVAL);
+    let mut intervals: Vec<Duration> = INTERVALS_MS.into_iter().map(Duration::from_millis).collect();
+    intervals.push(measured);
+    intervals.retain(|interval| near.contains(interval));
+    intervals.sort();
+    intervals.dedup();
+    let mut settings = vec![];
+    for interval in intervals {
+        // 2 % for the way and the lateness.
+        let most = within.map(|within| within.mul_f64(0.98).as_micros() / interval.as_micros().max(1));
+        let mut multipliers: Vec<u8> = match most {
+            None => MULTIPLIERS.to_vec(),
+            Some(most) => {
+                let most = u8::try_from(most).unwrap_or(u8::MAX);
+                let mut few: Vec<u8> = MULTIPLIERS.into_iter().filter(|k| *k <= most).collect();
+                few.extend([most.saturating_sub(1), most].into_iter().filter(|k| *k >= 1));
+                few
+            }
+        };
+        multipliers.sort_unstable();
+        multipliers.dedup();
+        settings.extend(multipliers.into_iter().map(|k| (interval, k)));
+    }
+    settings
+}
+
+/// The setting by the view that likes it least.
+fn worst(views: &[View<'_>], interval: Duration, multiplier: u8, bearable: f64) -> Row {
+    let rows = views.iter().enumerate().map(|(view, v)| {
+        let assessment = v.model.assess(interval, multiplier);
+        Row { assessment, verdict: assessment.verdict(bearable), worst: v.name.clone(), view }
+    });
+    let key = |row: &Row| (row.verdict, row.assessment.support == Support::Untold);
+    let by = |a: &Row, b: &Row| {
+        key(a).cmp(&key(b)).then(a.assessment.false_per_s.high.total_cmp(&b.assessment.false_per_s.high))
+    };
+    let mut worst = rows.clone().max_by(by).expect("a probe file has a phase");
+    // A death may be seen by the slower end.
+    for row in rows {
+        let (most, other) = (&mut worst.assessment.detection_s, row.assessment.detection_s);
+        (most.p50, most.p99, most.most) = (most.p50.max(other.p50), most.p99.max(other.p99), most.most.max(other.most));
+    }
+    worst
+}
+
+fn recommend(rows: &[Row], within: Option<f64>, bearable: f64) -> Option<&Row> {
+    let told = rows.iter().filter(|row| {
+        let a = &row.assessment;
+        a.support != Support::Untold && a.limit != Limit::OwnLateness && within.is_none_or(|w| a.detection_s.p99 <= w)
+    });
+    let high = |row: &Row| row.assessment.false_per_s.high;
+    if within.is_some() {
+        let least = told.clone().map(high).fold(f64::INFINITY, f64::min);
+        // Of those that are as good, or good enough, the one with the fewest beats.
+        let good = told.filter(|row| high(row) <= (least * ALIKE).max(bearable * 1e-3));
+        return good.max_by(|a, b| {
+            let (x, y) = (a.assessment, b.assessment);
+            x.interval_s.total_cmp(&y.interval_s).then(high(b).total_cmp(&high(a)))
+        });
+    }
+    let carried = told.clone().filter(|row| row.verdict == Verdict::Carries);
+    let fastest = |a: &&Row, b: &&Row| a.assessment.detection_s.p99.total_cmp(&b.assessment.detection_s.p99);
+    carried.min_by(fastest)
+}
+
+/// Why the wish is not carried, with the numbers.
+fn refusal(rows: &[Row], recommended: Option<&Row>, within: Option<f64>, bearable: f64) -> Option<String> {
+    let often = text::frequency;
+    match (recommended, within) {
+        (Some(row), _) if row.verdict == Verdict::Carries => None,
+        (Some(row), _) => {
+            let a = &row.assessment;
+            let (rate, setting) = (&a.false_per_s, text::setting(a));
+            let why = match a.support {
+                Support::Untold => {
+                    format!("the measurement cannot tell: probe with --interval {}", text::ms(a.interval_s))
+                }
+                _ if a.limit == Limit::OwnLateness => "a host does not keep that interval".to_owned(),
+                _ => format!(
+                    "false suspicions may be {} (95 % interval: {} to {})",
+                    often(rate.estimate),
+                    often(rate.low),
+                    often(rate.high)
+                ),
+            };
+            Some(format!("the measured tail does not carry {setting} at {}: {why}", often(bearable)))
+        }
+        (None, Some(within)) => Some(format!(
+            "nothing that was measured detects within {}: probe with a shorter --interval, or wish for more time",
+            text::ms(within)
+        )),
+        (None, None) => {
+            let told = rows.iter().filter(|row| row.assessment.support != Support::Untold);
+            let best = told.min_by(|a, b| a.assessment.false_per_s.high.total_cmp(&b.assessment.false_per_s.high))?;
+            let a = &best.assessment;
+            Some(format!(
+                "no setting is carried at {}: the best is {}, with {} (95 % interval: {} to {}); measure for longer, or find what \
+                 stalls ({})",
+                often(bearable),
+                text::setting(a),
+                often(a.false_per_s.estimate),
+                often(a.false_per_s.low),
+                often(a.false_per_s.high),
+                best.worst,
+            ))
+        }
+    }
+}
+
+fn warnings(views: &[View<'_>], measured: Duration) -> Vec<String> {
+    let mut warnings = vec![];
+    for view in views {
+        let m = view.measured;
+        if view.model.tail.is_none() && m.excess.count() > 0 {
+            warnings.push(format!(
+                "{}: no tail fits its {} silences ({} and more beyond one threshold are needed, of one form): only what was counted is \
+                 said",
+                view.name,
+                m.excess.count(),
+                crate::tune::FEWEST
+            ));
+        }
+        if m.unrecorded > 0 {
+            warnings.push(format!("{}: {} samples were not recorded", view.name, m.unrecorded));
+        }
+        if m.interval() != measured {
+            warnings.push(format!(
+                "{}: beats every {}, elsewhere every {}",
+                view.name,
+                text::ms(m.interval().as_secs_f64()),
+                text::ms(measured.as_secs_f64())
+            ));
+        }
+    }
+    warnings
+}
+
+/// What limits a setting, in words with numbers.
+fn limits(view: &View<'_>, a: &Assessment) -> Vec<String> {
+    let time = |h: &mc_core::histogram::Histogram| text::time(h.at(0.999));
+    let m = view.measured;
+    let mut words = vec![];
+    match a.limit {
+        Limit::OwnLateness => words.push(format!(
+            "own scheduling ({}): this end's thread is late by {} one time in a hundred, more than a quarter of the interval",
+            view.name,
+            text::time(m.lateness.at(0.99))
+        )),
+        Limit::Loss => words.push(format!(
+            "loss ({}): {} of {} beats, the longest run {}",
+            view.name,
+            m.losses.lost(),
+            m.losses.lost().saturating_add(m.received),
+            m.losses.longest()
+        )),
+        Limit::Stalls => {
+            let sender = view.sender.filter(|s| s.lateness.at(0.999) * 2 > m.excess.at(0.999));
+            let whose = match sender {
+                Some(sender) => format!("the other end's scheduling: its thread is late by {} (99.9 %)", time(&sender.lateness)),
+                None if view.sender.is_some() => "the link, or what is between the threads and it".to_owned(),
+                None => "the link or the other end's scheduling (a probe of the other end would tell)".to_owned(),
+            };
+            words.push(format!("{whose} ({}): silence beyond what was due: {} (99.9 %)", view.name, time(&m.excess)));
+        }
+    }
+    if m.self_late > 0 && a.limit != Limit::OwnLateness {
+        words.push(format!(
+            "own scheduling lengthens detection only: late by more than a quarter of an interval {} times, {} at the worst; discounted",
+            m.self_late,
+            text::time(m.lateness.max())
+        ));
+    }
+    words
+}
+
+fn fit(view: &View<'_>) -> Fit {
+    let (m, model) = (view.measured, &view.model);
+    let tail =
+        |t: &crate::tune::Tail| FitTail { threshold_s: t.threshold, scale_s: t.scale, shape: t.shape, over: t.over };
+    Fit {
+        view: view.name.clone(),
+        observed_s: m.observed().as_secs_f64(),
+        gaps: m.gap.count(),
+        longest_excess_s: m.excess.max().as_secs_f64(),
+        tail: model.tail.as_ref().map(tail),
+        lost: m.losses.lost(),
+        runs_from: model.losses.from,
+        runs: model.losses.runs,
+        run_ratio: model.losses.ratio.estimate,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        cli::{Cli, Command, KeepaliveCommand},
+        probe::{Phase, Settings},
+    };
+    use clap::Parser;
+
+    fn args(words: &str) -> TuneArgs {
+        let all = ["afterimage", "keepalive", "tune", "--from", "x"].into_iter().chain(words.split_whitespace());
+        match Cli::parse_from(all).command {
+            Command::Keepalive { command: KeepaliveCommand::Tune(args) } => args,
+            _ => unreachable!("not asked for"),
+        }
+    }
+
+    /// Beats every 10 ms for ten minutes; each is late by 0 to `us`, evenly, but for the last of a hundred: an exponential with mean `stall_us`.
+    fn file(us: u32, stall_us: u32, lost: u64) -> ProbeFile {
+        let mut here = Measured { interval_us: 10_000, detect_multiplier: 255, ..Measured::default() };
+        let us_of = |us: f64| Duration::from_secs_f64(us / 1e6);
+        for n in 0..72_000_u32 {
+            let part = f64::from(n % 1000) / 1000.0;
+            let beyond = if n % 100 == 99 {
+                f64::from(stall_us) * -(f64::from(n + 1) / 72_001.0).ln()
+            } else {
+                part * f64::from(us)
+            };
+            here.excess.record(us_of(beyond));
+            here.gap.record(us_of(8250.0 + beyond));
+            here.lateness.record(us_of(part * 50.0));
+        }
+        here.rtt.record(Duration::from_micros(100));
+        (0..lost).for_each(|_| here.losses.record(1));
+        here.received = 72_000;
+        let mut file = ProbeFile::new("b".into(), Settings::default());
+        file.phases.push(Phase { name: "idle".into(), seconds: 600.0, load_mib_per_s: None, here, there: None });
+        file
+    }
+
+    #[test]
+    fn a_quiet_link_carries_the_wish_and_the_answer_keeps_to_it() {
+        let outcome = judge(&file(40, 200, 0), &args("--detect-within 100ms"));
+        let best = outcome.recommended.as_ref().unwrap();
+        assert!(outcome.carried && outcome.warnings.is_empty(), "{:?}", outcome.warnings);
+        assert!(best.assessment.detection_s.p99 <= 0.1 && best.assessment.support == Support::Extrapolated, "{best:?}");
+        let outcome = judge(&file(40, 200, 0), &args("--false-failovers 1/year"));
+        assert!(outcome.carried && outcome.recommended.unwrap().assessment.detection_s.p99 < 0.1);
+        assert!(text::render(&outcome_of("--false-failovers 1/year")).contains("never seen"));
+    }
+
+    fn outcome_of(words: &str) -> Outcome {
+        judge(&file(40, 200, 0), &args(words))
+    }
+
+    #[test]
+    fn a_tail_that_does_not_carry_the_wish_is_said_so_with_numbers() {
+        let outcome = judge(&file(40, 30_000, 0), &args("--detect-within 30ms"));
+        assert!(!outcome.carried);
+        let text = text::render(&outcome);
+        assert!(text.contains("does not carry") && text.contains("95 %"), "{text}");
+        let outcome = judge(&file(40, 30_000, 0), &args("--false-failovers 1/year"));
+        assert!(
+            !outcome.carried && outcome.warnings.iter().any(|w| w.contains("no setting is carried")),
+            "{:?}",
+            outcome.warnings
+        );
+    }
+
+    #[test]
+    fn one_setting_is_one_row_and_what_cannot_be_told_is_not_told() {
+        let outcome = judge(&file(40, 200, 3), &args("--what-if interval=10ms,k=5"));
+        assert_eq!(outcome.rows.len(), 1);
+        let outcome = judge(&file(40, 200, 3), &args("--what-if interval=1ms,k=5"));
+        assert_eq!(outcome.rows[0].assessment.support, Support::Untold);
+        assert!(outcome.warnings.iter().any(|w| w.contains("--interval 1 ms")), "{:?}", outcome.warnings);
+        let json = serde_json::to_value(&outcome).unwrap();
+        assert_eq!((&json["schema"], &json["kind"]), (&1.into(), &"keepalive-tune".into()));
+    }
+}

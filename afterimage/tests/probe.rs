@@ -1,0 +1,177 @@
+//! `afterimage keepalive probe`, `serve` and `tune` as their users run them, over loopback; and peers that are none.
+
+use mc_core::{
+    id::{Generation, Incarnation, Name},
+    wire::{VERSION, beat::BeatKey, session::Hello},
+};
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpListener},
+    process::{Child, Command, Stdio},
+    thread,
+};
+use transport_tcp::session::{Listener, SessionError, SessionOptions, connect};
+
+/// Ends with the test.
+struct Serving(Child, SocketAddr);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn afterimage() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_afterimage"));
+    command.args(["keepalive"]);
+    command
+}
+
+fn serve() -> Serving {
+    let mut command = afterimage();
+    command.args(["serve", "--listen", "127.0.0.1:0", "--transport", "tcp"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    let address = line.trim().strip_prefix("listening on ").unwrap().parse().unwrap();
+    Serving(child, address)
+}
+
+fn probe(peer: SocketAddr, more: &[&str]) -> (i32, String, String) {
+    let mut command = afterimage();
+    command.args(["probe", "--transport", "tcp", "--peer", &peer.to_string()]).args(more);
+    run(&mut command)
+}
+
+fn run(command: &mut Command) -> (i32, String, String) {
+    let out = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (out.status.code().unwrap(), text(out.stdout), text(out.stderr))
+}
+
+#[test]
+fn two_hosts_are_probed_and_the_file_is_tuned_from() {
+    let serving = serve();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("probe.json");
+    let path = file.to_str().unwrap();
+    let (code, stdout, stderr) =
+        probe(serving.1, &["--for", "700ms", "--interval", "2ms", "--load", "2MiB", "--out", path, "--json"]);
+    assert_eq!(code, 0, "{stderr}");
+    let found: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((&found["schema"], &found["kind"]), (&1.into(), &"keepalive-probe".into()));
+    assert_eq!((&found["settings"]["transport"], &found["settings"]["keepalive"]), (&"tcp".into(), &"udp".into()));
+    for (phase, name) in found["phases"].as_array().unwrap().iter().zip(["idle", "loaded"]) {
+        assert_eq!(phase["name"], name);
+        for end in ["here", "there"] {
+            let heard = |value: &serde_json::Value| !value["counts"].as_array().unwrap().is_empty();
+            let end = &phase[end];
+            assert!(["gap", "rtt", "excess", "lateness"].iter().all(|name| heard(&end[name])), "{end}");
+            assert!(heard(&end["paths"][0]["one_way"]) && end["paths"][0]["name"] == "udp");
+            assert_eq!(end["interval_us"], 2000);
+        }
+    }
+    assert!(found["phases"][1]["load_mib_per_s"].as_f64().unwrap() > 0.0);
+
+    let (_, stdout, stderr) = run(afterimage().args(["tune", "--from", path, "--detect-within", "100ms"]));
+    assert!(stdout.contains("2 ms x 5") && stdout.contains("loaded, heard there"), "{stdout}{stderr}");
+    let (code, stdout, _) = run(afterimage().args(["tune", "--from", path, "--what-if", "interval=4ms,k=3", "--json"]));
+    let told: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((code, told["rows"].as_array().unwrap().len()), (0, 1), "one row, no wish to miss");
+
+    std::fs::write(&file, stdout).unwrap();
+    let (code, _, stderr) = run(afterimage().args(["tune", "--from", path, "--detect-within", "100ms"]));
+    assert!(code == 1 && stderr.contains("kind \"keepalive-tune\""), "{stderr}");
+}
+
+#[test]
+fn a_peer_that_speaks_no_afterimage_is_quoted() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let other = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.write_all(b"220 mail.example ESMTP ready, what is it\r\n").unwrap();
+        let _ = stream.read(&mut [0; 64]);
+    });
+    let (code, _, stderr) = probe(address, &["--for", "1s"]);
+    other.join().unwrap();
+    assert!(code == 1 && stderr.contains("220 mail.example") && stderr.contains("keepalive serve"), "{stderr}");
+}
+
+#[test]
+fn a_standby_is_told_from_a_server() {
+    let mut listener = Listener::bind("127.0.0.1:0".parse().unwrap(), SessionOptions::default()).unwrap();
+    let address = listener.local_addr();
+    // As `afterimage standby --vm web` says it.
+    let standby = thread::spawn(move || {
+        let offer = listener.accept(std::time::Duration::from_secs(20)).unwrap().unwrap();
+        let why = format!("this standby stands by for web, not for {}", offer.hello.vm);
+        offer.refuse(&why).unwrap();
+    });
+    let (code, _, stderr) = probe(address, &["--for", "1s"]);
+    standby.join().unwrap();
+    assert!(code == 1 && stderr.contains("stands by for web") && stderr.contains("keepalive serve"), "{stderr}");
+}
+
+#[test]
+fn a_peer_that_answers_nonsense_is_named() {
+    let mut listener = Listener::bind("127.0.0.1:0".parse().unwrap(), SessionOptions::default()).unwrap();
+    let address = listener.local_addr();
+    let other = thread::spawn(move || {
+        let offer = listener.accept(std::time::Duration::from_secs(20)).unwrap().unwrap();
+        let hello = offer.hello;
+        offer.accept(hello, b"{\"kind\":\"keepalive-probe\",\"version\":7}", None).map(drop)
+    });
+    let (code, _, stderr) = probe(address, &["--for", "1s"]);
+    let _ = other.join().unwrap();
+    assert!(code == 1 && stderr.contains("version 7"), "{stderr}");
+}
+
+#[test]
+fn a_primary_that_finds_a_server_is_told_what_it_found() {
+    let serving = serve();
+    let hello = Hello {
+        versions: (VERSION, VERSION),
+        slab_size: 1 << 20,
+        staging_slabs: 4,
+        rdma: false,
+        incarnation: Incarnation(1),
+        generation: Generation(1),
+        vm: Name::new("web").unwrap(),
+        node: Name::new("a").unwrap(),
+        beat_key: BeatKey([0; 32]),
+        beat_port: 9,
+        detect_multiplier: 5,
+        desired_tx_us: 10_000,
+        required_rx_us: 10_000,
+    };
+    let to = serving.1.to_string();
+    let answer = connect(&to, &hello, b"{}", None, &SessionOptions::default());
+    assert!(matches!(&answer, Err(SessionError::Refused { why, .. }) if why.contains("only measures")), "{answer:?}");
+    // And a probe's words that are none.
+    let hello = Hello { vm: Name::new("keepalive-probe").unwrap(), ..hello };
+    let answer = connect(&to, &hello, b"{\"kind\":\"vm\"}", None, &SessionOptions::default());
+    assert!(
+        matches!(&answer, Err(SessionError::Refused { why, .. }) if why.contains("no `afterimage keepalive`")),
+        "{answer:?}"
+    );
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_before_anything_is_sent() {
+    for (args, words) in [
+        (&["probe"][..], "--peer"),
+        (&["probe", "--peer", "a:1", "--interval", "20us"], "100"),
+        (&["probe", "--peer", "a:1", "--transport", "tcp", "--keepalive", "ud"], "need RDMA"),
+        (&["probe", "--peer", "a:1", "--load", "3"], "16"),
+        (&["tune", "--from", "x", "--what-if", "k=0"], "interval"),
+        (&["tune", "--from", "x"], "--detect-within"),
+        (&["tune", "--from", "x", "--false-failovers", "1/eon"], "1/year"),
+        (&["tune", "--from", "live", "--detect-within", "50ms"], "--vm"),
+    ] {
+        let (code, _, stderr) = run(afterimage().args(args));
+        assert!(code == 2 && stderr.contains(words), "{args:?}: {code} {stderr}");
+    }
+}
