@@ -31,183 +31,21 @@
 //! - **I4** `Solo` is only asked for in states where the register says (solo, self).
 //! - **I5** the register is asked for "protected" only by an ACK of epoch 1.
 
+mod config;
 mod pace;
+mod report;
+
+pub use config::{Config, OnCap, Sabotage};
+pub use report::{Action, Event, Role};
 
 use crate::{
     id::{Epoch, Generation, Name, Time},
     machine::Machine,
     register::{CasOutcome, Mode, Owner, Register},
-    wire::control::{GoodbyeReason, NackReason},
+    wire::control::GoodbyeReason,
 };
 use pace::Pace;
 use std::{collections::VecDeque, time::Duration};
-
-/// What does not change while a primary lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Config {
-    /// From one pause to the next, unless staging would not hold the checkpoint.
-    pub epoch: Duration,
-    /// Checkpoints captured and not yet ACKed, at most. At least 1.
-    pub window: u64,
-    /// Removes one invariant, to see that its test notices. `None` but in tests.
-    pub sabotage: Option<Sabotage>,
-}
-
-/// What to do about a checkpoint that is larger than staging may become (Hines, 2014: throttle; extra memory; neither, so
-/// fail now and tell).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(tag = "policy", rename_all = "lowercase")]
-pub enum OnCap {
-    /// The VM is held while the checkpoint is sent in pieces.
-    #[default]
-    Throttle,
-    /// Staging may outgrow its cap by so much, and then the VM is held.
-    Grow {
-        /// Bytes.
-        bytes: u64,
-    },
-    /// The VM is not held: protection is given up, through the arbiter.
-    Unprotect,
-}
-
-/// A seeded bug: what the model checker must find when an invariant is not kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Sabotage {
-    /// I1: releases an epoch when it was sent, not when it was ACKed.
-    ReleaseUnacked,
-    /// I2: the standby ACKs an epoch without having all its slabs.
-    AckIncomplete,
-    /// I3: the standby asks for takeover with the link still up, and ACKs on, until its VM runs.
-    AckWhileClaiming,
-    /// I4: releases everything before the swap to solo is won.
-    ReleaseBeforeSolo,
-    /// I5: registers protection before the full synchronisation was ACKed.
-    RegisterEarly,
-    /// I5, seen from the standby: asks for takeover without knowing that the register names it.
-    SwapUnnamed,
-}
-
-/// What happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Event {
-    /// The operator wants protection, and a session with this standby is up.
-    Protect {
-        /// Who will stand by.
-        standby: Name,
-    },
-    /// The source can take a checkpoint; the VM runs.
-    SourceReady,
-    /// The whole checkpoint is in staging; the VM is stopped.
-    Captured,
-    /// Whether staging has room for another checkpoint.
-    Staging {
-        /// It has.
-        room: bool,
-    },
-    /// What the checkpoint captured last takes of staging.
-    Measured {
-        /// Bytes of slabs.
-        bytes: u64,
-        /// Bytes that staging may hold.
-        cap: u64,
-    },
-    /// Staging cannot take the rest of the checkpoint: the VM stays stopped until some of it is sent.
-    Full,
-    /// The standby has an epoch.
-    Ack {
-        /// Of this generation.
-        generation: Generation,
-        /// This one.
-        epoch: Epoch,
-    },
-    /// The standby refused an epoch.
-    Nack {
-        /// Of this generation.
-        generation: Generation,
-        /// Why.
-        reason: NackReason,
-    },
-    /// The connection broke.
-    LinkDown,
-    /// The standby missed K beats.
-    Suspect,
-    /// This process was not running for longer than the detection time: the standby may have taken over meanwhile.
-    Stalled,
-    /// The arbiter answered a swap.
-    Cas(CasOutcome),
-    /// The operator ends protection, or the guest shuts down: end it through the arbiter.
-    Unprotect(GoodbyeReason),
-    /// The VM died under us (not: shut down). The standby shall have it.
-    SourceLost,
-}
-
-/// What is to be done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Action {
-    /// Start the full synchronisation, as epoch 1 of this generation.
-    BeginSync {
-        /// What every slab and record carries.
-        generation: Generation,
-    },
-    /// Stop the VM and capture this epoch.
-    Pause {
-        /// The epoch that the checkpoint will be.
-        epoch: Epoch,
-    },
-    /// From now on hold output.
-    Hold,
-    /// Close the batch of output that this epoch covers. The VM is stopped.
-    Barrier(Epoch),
-    /// Let the VM run.
-    Resume,
-    /// Send what is staged, then the commit record.
-    Commit {
-        /// Of this epoch.
-        epoch: Epoch,
-    },
-    /// Let the output of every epoch up to this one go.
-    Release(Epoch),
-    /// For the log: the checkpoint outgrew staging, so protection is being given up.
-    GaveUp,
-    /// Ask the arbiter.
-    Cas {
-        /// If it still has this generation …
-        expect: Generation,
-        /// … hold this.
-        new: Register,
-        /// Whether another node may want it too (so that a manual arbiter must ask its operator).
-        contested: bool,
-    },
-    /// Tell the standby that the register names it.
-    TellRegistered,
-    /// End the session with the standby; with a farewell if it still listens, so that it does not suspect us.
-    CloseLink(Option<GoodbyeReason>),
-    /// The register says (solo, self): let all output go, leave the source, see that the VM runs.
-    Solo,
-    /// Another node owns the VM: drop output, stop this copy.
-    Fence,
-    /// The VM is gone for good, and so is the reason for this process.
-    End,
-}
-
-/// The role, for status and tests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Role {
-    /// Runs unprotected; output flows.
-    Solo,
-    /// The full synchronisation is on its way.
-    Syncing,
-    /// The standby has epoch 1; the register does not say so yet, as far as we know.
-    Registering,
-    /// Output waits for ACKs.
-    Protected,
-    /// Wants to go on alone. Releases nothing.
-    Claiming,
-    /// Lost the arbitration, for good.
-    Fenced,
-    /// The VM is gone for good.
-    Ended,
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Vm {
