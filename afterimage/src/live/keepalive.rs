@@ -210,7 +210,7 @@ impl Session<'_> {
         };
         if under_way {
             let what = format!(
-                "a change is under way, to {} here and {} there; nothing was changed by this command",
+                "a change is under way (advertised so far: {} here, {} there); this command changed nothing",
                 words(&now.own),
                 words(&peer)
             );

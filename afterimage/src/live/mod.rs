@@ -10,7 +10,7 @@
 //!
 //! | file | |
 //! |---|---|
-//! | [`keepalive`] | what is in force, and what of a wish is refused |
+//! | [`mod@keepalive`] | what is in force, and what of a wish is refused |
 //! | [`settings`] | `epoch=…`, `max-staging=…`, `on-cap=…`: all or nothing |
 //! | [`command`] | the operator's end |
 //! | [`text`] | for a reader |
