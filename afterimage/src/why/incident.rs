@@ -15,7 +15,7 @@ use serde::Serialize;
 /// What comes so long after the outcome belongs to it no more, ms.
 const AFTERMATH_MS: f64 = 5_000.0;
 /// What came so long before it may have led to it, ms.
-const PRELUDE_MS: f64 = 10_000.0;
+const PRELUDE_MS: f64 = 1_000.0;
 
 /// How an incident ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

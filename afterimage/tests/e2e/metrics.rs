@@ -86,7 +86,7 @@ fn a_prometheus_scrapes_both_sides() {
     command.arg(format!("--storage.tsdb.path={}", world.path("tsdb").display()));
     command.arg(format!("--web.listen-address={prometheus}"));
     let _prometheus = Proc::spawn(world.dir.path(), "prometheus", command);
-    assert_eq!(query(prometheus, "sum(afterimage_protected)"), 2.0);
+    assert_eq!(query(prometheus, "sum(afterimage_protected)==2"), 2.0);
     assert_eq!(query(prometheus, "afterimage_role{side=\"primary\",role=\"protected\"}"), 1.0);
     assert!(query(prometheus, "afterimage_pause_seconds_count") > 0.0);
     assert!(query(prometheus, "histogram_quantile(0.5,afterimage_apply_seconds_bucket)") > 0.0);
