@@ -11,15 +11,22 @@
 //! Ours and the yardstick's are taken in turns, and a ratio is made of neighbours: whatever else the machine did hit both.
 //! A figure is the median over runs; its spread is the least and the most.
 //!
-//! [`crate::face`] shows records, [`crate::stored`] reads them, [`crate::compare`] compares two of them.
+//! [`Bound`] is what is to be reached, [`Begun`] a record under way. [`crate::face`] shows records, [`crate::stored`] reads them,
+//! [`crate::compare`] compares two of them.
+
+mod begun;
+mod bound;
+
+pub use begun::Begun;
+pub use bound::{Bound, BoundOf, BoundSide};
 
 use crate::{
-    machine::{self, Device, Machine},
+    machine::{Device, Machine},
     stats::Spread,
 };
 use mc_core::histogram::Histogram;
 use serde::{Deserialize, Serialize};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 /// The last moment that RFC 3339 can write, about.
 const YEAR_9999: Duration = Duration::from_secs(253_370_764_800);
@@ -191,39 +198,6 @@ pub enum Better {
     Neither,
 }
 
-/// What is to be reached, by the median.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Bound {
-    /// What the limit is of.
-    pub of: BoundOf,
-    /// At least or at most?
-    pub side: BoundSide,
-    /// The limit.
-    pub limit: f64,
-}
-
-/// What a bound is of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum BoundOf {
-    /// Ours by the yardstick's.
-    Ratio,
-    /// Ours.
-    Value,
-    /// Ours in every run: the worst one counts rather than the median.
-    EveryRun,
-}
-
-/// Which side of the limit is met.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum BoundSide {
-    /// The limit or more.
-    AtLeast,
-    /// The limit or less.
-    AtMost,
-}
-
 /// Values over time.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Timeline {
@@ -235,60 +209,6 @@ pub struct Timeline {
     pub unit: Unit,
     /// Seconds since the measurement began, and the value; in order of time.
     pub points: Vec<(f64, f64)>,
-}
-
-impl Bound {
-    /// Ours by the yardstick's must not be less.
-    #[must_use]
-    pub fn ratio_at_least(limit: f64) -> Self {
-        Self { of: BoundOf::Ratio, side: BoundSide::AtLeast, limit }
-    }
-
-    /// Ours by the yardstick's must not be more.
-    #[must_use]
-    pub fn ratio_at_most(limit: f64) -> Self {
-        Self { of: BoundOf::Ratio, side: BoundSide::AtMost, limit }
-    }
-
-    /// Ours must not be less.
-    #[must_use]
-    pub fn at_least(limit: f64) -> Self {
-        Self { of: BoundOf::Value, side: BoundSide::AtLeast, limit }
-    }
-
-    /// Ours must not be more.
-    #[must_use]
-    pub fn at_most(limit: f64) -> Self {
-        Self { of: BoundOf::Value, side: BoundSide::AtMost, limit }
-    }
-
-    /// Ours must not be more in any run: one loss in one of five runs is a loss.
-    #[must_use]
-    pub fn every_run_at_most(limit: f64) -> Self {
-        Self { of: BoundOf::EveryRun, side: BoundSide::AtMost, limit }
-    }
-
-    /// For people: ">= 0.95 x", "<= 3", "<= 0 in every run".
-    #[must_use]
-    pub fn words(&self) -> String {
-        let sign = match self.side {
-            BoundSide::AtLeast => ">=",
-            BoundSide::AtMost => "<=",
-        };
-        let of = match self.of {
-            BoundOf::Ratio => " x",
-            BoundOf::Value => "",
-            BoundOf::EveryRun => " in every run",
-        };
-        format!("{sign} {}{of}", self.limit)
-    }
-
-    fn is_met_by(&self, value: f64) -> bool {
-        match self.side {
-            BoundSide::AtLeast => value >= self.limit,
-            BoundSide::AtMost => value <= self.limit,
-        }
-    }
 }
 
 impl Measure {
@@ -441,47 +361,6 @@ impl Section {
     #[must_use]
     pub fn missed(&self) -> bool {
         self.measures.iter().any(|m| m.met() == Some(false))
-    }
-}
-
-/// A record that is being made: when it began, and by which command line.
-#[derive(Debug)]
-pub struct Begun {
-    command: Vec<String>,
-    wall: SystemTime,
-    clock: Instant,
-    machine: Machine,
-}
-
-impl Begun {
-    /// Now; the command line is this process's.
-    #[must_use]
-    pub fn now() -> Self {
-        let command = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
-        Self { command, wall: SystemTime::now(), clock: Instant::now(), machine: Machine::here() }
-    }
-
-    /// Done, with these sections.
-    #[must_use]
-    pub fn done(self, mut sections: Vec<Section>) -> Record {
-        sections.iter_mut().flat_map(|s| &mut s.measures).for_each(Measure::keep_finite);
-        let mut devices: Vec<Device> = Vec::new();
-        for name in sections.iter().flat_map(|s| &s.devices) {
-            if !devices.iter().any(|d| d.name == *name) {
-                devices.push(Device::here(name));
-            }
-        }
-        let started = self.wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Record {
-            schema: SCHEMA,
-            command: self.command,
-            started_unix_s: started.as_secs_f64(),
-            took_s: self.clock.elapsed().as_secs_f64(),
-            caveats: machine::caveats(&self.machine, &devices),
-            machine: self.machine,
-            devices,
-            sections,
-        }
     }
 }
 
