@@ -29,6 +29,9 @@ use std::{
 /// How long a thread without work looks for more before it sleeps.
 pub const SPIN: Duration = Duration::from_micros(50);
 
+/// How long a caller that waits keeps its processor.
+const PATIENCE: Duration = Duration::from_micros(500);
+
 /// Threads that copy at most by default, the caller's own among them: two to four take all that a socket's memory gives.
 pub const MOST: usize = 4;
 
@@ -127,15 +130,16 @@ impl Hands for Threads {
         job
     }
 
-    /// A thread that works may need this very processor: after a moment it can have it.
+    /// Gives the processor away only after longer than a slab takes: on a busy machine it does not come back for milliseconds,
+    /// but the thread that is waited for may need just this one.
     fn wait(&mut self) {
-        for _ in 0..64 {
-            if self.shared.done.load(Ordering::Acquire) > 0 {
-                return;
+        let since = Instant::now();
+        while self.shared.done.load(Ordering::Acquire) == 0 {
+            if since.elapsed() > PATIENCE {
+                return thread::yield_now();
             }
             std::hint::spin_loop();
         }
-        thread::yield_now();
     }
 }
 
