@@ -32,6 +32,11 @@ pub enum Command {
     Capture(CaptureArgs),
     /// Registration of memory that is there already, beside the bare verb
     Register(RegisterArgs),
+    /// How soon a peer that dies, freezes or loses its link is suspected; and whether one that lives ever is
+    Detect(crate::detect::DetectArgs),
+    /// The peer of `detect`, which is there to die (started by it)
+    #[command(hide = true)]
+    DetectPeer,
     /// The other end of a measurement (started by the other commands)
     #[command(hide = true)]
     Peer {

@@ -6,6 +6,7 @@
 //! | [`transport`] | `mc-bench transport`: rounds of yardstick and ours |
 //! | [`beats`], [`beating`] | `mc-bench beats`: the keepalive idle and beside bulk; its two ends |
 //! | [`capture`] | `mc-bench capture` and `register` |
+//! | [`detect`] | `mc-bench detect`: deaths, and false suspicions |
 //! | [`side`] | the first process's side of a link |
 //! | [`load`], [`sink`] | checkpoints over a link: the side that measures, and the one that ACKs |
 //! | [`peer`] | the second process |
@@ -21,6 +22,7 @@ pub mod beating;
 pub mod beats;
 pub mod capture;
 pub mod cli;
+pub mod detect;
 pub mod link;
 pub mod load;
 pub mod machine;

@@ -5,7 +5,7 @@ use clap::Parser;
 use mc_bench::{
     beats, capture,
     cli::{Cli, Command, Effort},
-    peer, transport,
+    detect, peer, transport,
     verdict::Report,
 };
 use std::{io::Write, process::ExitCode};
@@ -29,6 +29,13 @@ fn main() -> ExitCode {
 fn dispatch(command: Command) -> Result<ExitCode> {
     match command {
         Command::Peer { control } => peer::serve(control).map(|()| ExitCode::SUCCESS),
+        Command::Detect(args) => {
+            let section = detect::run(&args)?;
+            let text = if args.json { serde_json::to_string(&section)? } else { detect::lines(&section).join("\n") };
+            writeln!(std::io::stdout(), "{text}")?;
+            Ok(if args.strict && section.missed() { ExitCode::from(MISSED) } else { ExitCode::SUCCESS })
+        }
+        Command::DetectPeer => detect::serve().map(|()| ExitCode::SUCCESS),
         Command::Transport(args) => show(&transport::run(&args)?, &args.effort),
         Command::Beats(args) => show(&beats::run(&args)?, &args.effort),
         Command::Capture(args) => show(&capture::run(&args)?, &args.effort),
