@@ -322,7 +322,7 @@ fn limits(view: &View<'_>, a: &Assessment) -> Vec<String> {
     }
     if m.self_late > 0 && a.limit != Limit::OwnLateness {
         words.push(format!(
-            "own scheduling lengthens detection only: late by more than a quarter of an interval {} times, {} at the worst; discounted",
+            "own scheduling, which only lengthens detection: late by more than a quarter of an interval {} times, {} at the worst; discounted",
             m.self_late,
             text::time(m.lateness.max())
         ));

@@ -53,8 +53,13 @@ const STEPS: &[Step] = &[
         full: "epoch PLACE",
         quick: "epoch PLACE --workload idle,uniform,database --rate 20000 --ram 32MiB --runs 2 --for 1s",
     },
+    Step {
+        on: None,
+        full: "detect PLACE --false-for 10m",
+        quick: "detect PLACE --quick --interval 10ms --multiplier 5",
+    },
     // Real VMs: on this machine's QEMU, which the lab's virtual machines cannot run.
-    Step { on: Some(Network::Tcp), full: "qemu YARDSTICKS", quick: "qemu YARDSTICKS --quick" },
+    Step { on: Some(Network::Tcp), full: "qemu YARDSTICKS --pages 64,1024", quick: "qemu YARDSTICKS --quick" },
     Step { on: Some(Network::Tcp), full: "takeover", quick: "takeover --quick" },
 ];
 

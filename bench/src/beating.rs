@@ -89,6 +89,15 @@ impl End {
         Ok(())
     }
 
+    /// The keepalive alone.
+    #[must_use]
+    pub fn into_keepalive(self) -> Box<dyn Keepalive> {
+        match self {
+            Self::Udp(end) => Box::new(end),
+            Self::Ud(end) => end,
+        }
+    }
+
     fn keepalive(&mut self) -> &mut dyn Keepalive {
         match self {
             Self::Udp(end) => end,

@@ -50,6 +50,11 @@ pub enum Command {
     /// The synthetic guest (started by `epoch`)
     #[command(hide = true)]
     Guest(GuestArgs),
+    /// How soon a peer that dies, freezes or loses its link is suspected; and whether one that lives ever is
+    Detect(crate::detect::DetectArgs),
+    /// The peer of `detect`, which is there to die (started by it)
+    #[command(hide = true)]
+    DetectPeer,
     /// The other end of a measurement (started by the other commands)
     #[command(hide = true)]
     Peer {

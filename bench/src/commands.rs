@@ -2,8 +2,8 @@
 
 use crate::{
     beats,
-    cli::{Command, Effort},
-    copies, epoch, qemu,
+    cli::{Command, Output},
+    copies, detect, epoch, qemu,
     record::{Missing, Section},
     register, takeover, transport,
 };
@@ -12,33 +12,34 @@ use transport_rdma::device::DeviceError;
 
 /// A command that measures.
 pub struct Job {
-    /// How much of it, and how it is shown.
-    pub effort: Effort,
+    /// How it is shown.
+    pub output: Output,
     run: Box<dyn FnOnce() -> Result<Section>>,
 }
 
 impl std::fmt::Debug for Job {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Job").field("effort", &self.effort).finish_non_exhaustive()
+        f.debug_struct("Job").field("output", &self.output).finish_non_exhaustive()
     }
 }
 
 impl Job {
-    fn new(effort: &Effort, run: impl FnOnce() -> Result<Section> + 'static) -> Self {
-        Self { effort: effort.clone(), run: Box::new(run) }
+    fn new(output: &Output, run: impl FnOnce() -> Result<Section> + 'static) -> Self {
+        Self { output: output.clone(), run: Box::new(run) }
     }
 
     /// The command's work; `None` if it does not measure. A new command gets its line here.
     #[must_use]
     pub fn of(command: Command) -> Option<Self> {
         Some(match command {
-            Command::Transport(args) => Self::new(&args.effort.clone(), move || transport::run(&args)),
-            Command::Beats(args) => Self::new(&args.effort.clone(), move || beats::run(&args)),
-            Command::Capture(args) => Self::new(&args.effort.clone(), move || copies::run(&args)),
-            Command::Register(args) => Self::new(&args.effort.clone(), move || register::run(&args)),
-            Command::Epoch(args) => Self::new(&args.effort.clone(), move || epoch::run(&args)),
-            Command::Takeover(args) => Self::new(&args.effort.clone(), move || takeover::run(&args)),
-            Command::Qemu(args) => Self::new(&args.effort.clone(), move || qemu::run(&args)),
+            Command::Transport(args) => Self::new(&args.effort.output.clone(), move || transport::run(&args)),
+            Command::Beats(args) => Self::new(&args.effort.output.clone(), move || beats::run(&args)),
+            Command::Capture(args) => Self::new(&args.effort.output.clone(), move || copies::run(&args)),
+            Command::Register(args) => Self::new(&args.effort.output.clone(), move || register::run(&args)),
+            Command::Detect(args) => Self::new(&args.output.clone(), move || detect::run(&args)),
+            Command::Epoch(args) => Self::new(&args.effort.output.clone(), move || epoch::run(&args)),
+            Command::Takeover(args) => Self::new(&args.effort.output.clone(), move || takeover::run(&args)),
+            Command::Qemu(args) => Self::new(&args.effort.output.clone(), move || qemu::run(&args)),
             _ => return None,
         })
     }

@@ -21,6 +21,7 @@
 //! | [`qemu`] | `mc-bench qemu`: a real VM, beside QEMU's own COLO and `migrate` |
 //! | [`copies`] | `mc-bench capture`: engines on patterns of dirty pages |
 //! | [`epoch`] | `mc-bench epoch`: the whole loop with a synthetic guest |
+//! | [`detect`] | `mc-bench detect`: deaths, and false suspicions |
 //! | [`side`] | the first process's side of a link |
 //! | [`load`], [`sink`] | checkpoints over a link: the side that measures, and the one that ACKs |
 //! | [`peer`] | the second process |
@@ -39,6 +40,7 @@ pub mod cli;
 pub mod commands;
 pub mod compare;
 pub mod copies;
+pub mod detect;
 pub mod epoch;
 pub mod face;
 pub mod link;

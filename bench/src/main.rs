@@ -6,7 +6,7 @@ use mc_bench::{
     all,
     cli::{AllArgs, Cli, Command, Output},
     commands::{Job, Prerequisite},
-    compare, epoch, face, peer,
+    compare, detect, epoch, face, peer,
     record::{Begun, Record},
     stored,
 };
@@ -31,6 +31,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
     let begun = Begun::now();
     match command {
         Command::Peer { control } => peer::serve(control).map(|()| ExitCode::SUCCESS),
+        Command::DetectPeer => detect::serve().map(|()| ExitCode::SUCCESS),
         Command::Guest(args) => epoch::guest::serve(&args).map(|()| ExitCode::SUCCESS),
         Command::Report(args) => {
             let record = stored::read(&args.record)?;
@@ -41,7 +42,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::All(args) => all(begun, &args),
         command => {
             let Some(job) = Job::of(command) else { unreachable!("every other command measures") };
-            let output = job.effort.output.clone();
+            let output = job.output.clone();
             show(&begun.done(vec![job.run()?]), &output)
         }
     }
