@@ -73,6 +73,8 @@ struct Found {
     early: u64,
     /// The last beat of one of them came so long after it.
     longest_after: Duration,
+    /// A detector's own thread was so late: it lengthens detection, and is no fault of the peer's.
+    own_late_us: u64,
     /// Seconds since the case began, µs.
     points: Vec<(f64, f64)>,
 }
@@ -163,7 +165,8 @@ fn record(section: &mut Section, setting: Setting, case: &str, found: Found) {
             .column("deaths", found.deaths as f64)
             .column("late", (found.deaths - found.in_time) as f64)
             .column("suspected alive", found.early as f64)
-            .column("heard after death, at most[usec]", units::us(found.longest_after)),
+            .column("heard after death, at most[usec]", units::us(found.longest_after))
+            .column("own thread late, at most[usec]", found.own_late_us as f64),
     );
     let runs = found.runs.iter().map(|run| units::us(run.at(0.5))).collect();
     section.measures.push(
@@ -222,6 +225,7 @@ fn batch(
         found.deaths += 1;
         // A beat after it: the signal was on its way, or the beat was.
         let after = near.beats.last_heard().since(died);
+        found.own_late_us = found.own_late_us.max(near.beats.stats().max_self_late_us);
         found.longest_after = found.longest_after.max(after);
         let took = near.beats.suspicion().map_or(Duration::MAX, |why| why.at.since(died));
         if !alive {
