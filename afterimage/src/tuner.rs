@@ -5,6 +5,8 @@
 
 mod text;
 
+pub(crate) use text::frequency;
+
 use crate::{
     cli::{Frequency, TuneArgs},
     exit::{Code, ExitError},

@@ -1,9 +1,9 @@
 //! Which command gives which section, and what is missing on this machine where one cannot run.
 
 use crate::{
-    beats,
+    beats, capture,
     cli::{Command, Output},
-    copies, detect, epoch, qemu,
+    detect, epoch, qemu,
     record::{Missing, Section},
     register, takeover, transport,
 };
@@ -34,7 +34,7 @@ impl Job {
         Some(match command {
             Command::Transport(args) => Self::new(&args.effort.output.clone(), move || transport::run(&args)),
             Command::Beats(args) => Self::new(&args.effort.output.clone(), move || beats::run(&args)),
-            Command::Capture(args) => Self::new(&args.effort.output.clone(), move || copies::run(&args)),
+            Command::Capture(args) => Self::new(&args.effort.output.clone(), move || capture::run(&args)),
             Command::Register(args) => Self::new(&args.effort.output.clone(), move || register::run(&args)),
             Command::Detect(args) => Self::new(&args.output.clone(), move || detect::run(&args)),
             Command::Epoch(args) => Self::new(&args.effort.output.clone(), move || epoch::run(&args)),

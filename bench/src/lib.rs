@@ -19,7 +19,7 @@
 //! | [`register`] | `mc-bench register`: beside the bare verb |
 //! | [`takeover`] | `mc-bench takeover`: N real kills |
 //! | [`qemu`] | `mc-bench qemu`: a real VM, beside QEMU's own COLO and `migrate` |
-//! | [`copies`] | `mc-bench capture`: engines on patterns of dirty pages |
+//! | [`capture`] | `mc-bench capture`: engines on patterns of dirty pages |
 //! | [`epoch`] | `mc-bench epoch`: the whole loop with a synthetic guest |
 //! | [`detect`] | `mc-bench detect`: deaths, and false suspicions |
 //! | [`side`] | the first process's side of a link |
@@ -36,10 +36,11 @@
 pub mod all;
 pub mod beating;
 pub mod beats;
+pub mod capture;
 pub mod cli;
 pub mod commands;
 pub mod compare;
-pub mod copies;
+
 pub mod detect;
 pub mod epoch;
 pub mod face;

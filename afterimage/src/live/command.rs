@@ -11,6 +11,8 @@ use crate::{
     exit::{Code, ExitError},
     keepalive::Offer,
     status::{Request, Response, ask, socket_path, sockets},
+    tune::{self, Support, Verdict},
+    tuner::frequency,
 };
 use anyhow::{Result, bail};
 use mc_core::id::Name;
@@ -112,9 +114,10 @@ pub fn change(args: &KeepaliveSetArgs) -> Result<Code> {
         this_side: args.this_side,
         force: args.force,
     };
+    let tail = tail(&path, &before, &wanted);
     let ordered = report(&path, Request::KeepaliveSet(wanted))?;
     let mut after = settle(&path, &before)?;
-    after.warnings.splice(0..0, ordered.warnings);
+    after.warnings.splice(0..0, ordered.warnings.into_iter().chain(tail));
     expect(&after, &ordered.local.configured)?;
     let saved = edit.map(|edit| edit.write().map(|()| edit.path().to_owned())).transpose()?;
     if args.json {
@@ -135,6 +138,29 @@ fn entries(args: &KeepaliveSetArgs) -> Vec<Entry> {
     }
     entries.extend(args.multiplier.map(|k| ("detect_multiplier", Some(i64::from(k).into()))));
     entries
+}
+
+/// What the tuner says of the wish, from what this session has measured so far; nothing if that carries it. Here and not in
+/// the process, whose loop must not wait for statistics.
+fn tail(path: &Path, before: &KeepaliveReport, wanted: &Wanted) -> Option<String> {
+    let Ok(Response::Measured(measured)) = ask(path, Request::Measured, PATIENCE) else { return None };
+    let own = before.local.advertised;
+    let interval = Duration::from_micros(wanted.interval_us.unwrap_or(own.interval_us.into()));
+    let multiplier = wanted.multiplier.unwrap_or(own.multiplier);
+    let found = tune::assess(&measured, interval, multiplier);
+    if found.usual_verdict() == Verdict::Carries {
+        return None;
+    }
+    let (seen, more) = (found.observed_s, "`afterimage keepalive tune --from live` has the table");
+    if found.support == Support::Untold {
+        return Some(format!(
+            "{seen:.0} s of beats as they were cannot tell whether a live peer keeps to this: {more}"
+        ));
+    }
+    let (low, high) = (frequency(found.false_per_s.low), frequency(found.false_per_s.high));
+    Some(format!(
+        "by {seen:.0} s of this session's beats, a live peer would be suspected {low} to {high} (95 %): {more}"
+    ))
 }
 
 /// Waits until both sides have settled.

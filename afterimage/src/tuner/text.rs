@@ -11,7 +11,7 @@ const DAY: f64 = 86_400.0;
 const YEAR: f64 = 365.25 * DAY;
 
 /// So often, in the unit that suits.
-pub(super) fn frequency(per_s: f64) -> String {
+pub(crate) fn frequency(per_s: f64) -> String {
     let with = |seconds: f64, unit: &str| {
         let n = per_s * seconds;
         if n >= 99.5 { format!("{n:.0}/{unit}") } else { format!("{}/{unit}", digits(n)) }

@@ -232,7 +232,7 @@ impl Guest {
             Ok(file)
         };
         let (file, control_file) = (memory("guest-ram", spec.ram)?, memory("guest-control", PAGE_SIZE)?);
-        let mut random = crate::copies::pattern::Random::new(spec.seed);
+        let mut random = crate::capture::pattern::Random::new(spec.seed);
         let mut ram = SharedRam::map(&file, spec.ram)?;
         let mut page = [0; PAGE_SIZE];
         for at in (0..spec.ram).step_by(PAGE_SIZE) {

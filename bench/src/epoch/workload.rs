@@ -8,7 +8,7 @@
 //! | zipf | writes 64 bytes to a page, the kth most popular with a likelihood of 1/k^0.99 |
 //! | database | a transaction: reads four rows of 256 bytes and rewrites one, all chosen as in zipf, in the first 7/8 of memory; appends 128 bytes to a log that goes round in the rest |
 
-use crate::copies::pattern::Random;
+use crate::capture::pattern::Random;
 use clap::ValueEnum;
 use mc_core::{id::PAGE_SIZE, ram::SharedRam};
 use serde::{Deserialize, Serialize};

@@ -190,7 +190,7 @@ fn guest_ram(bytes: usize) -> Result<SharedRam> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::copies::pattern::Pattern;
+    use crate::capture::pattern::Pattern;
     use mc_core::capture::{CaptureError, memcpy::Memcpy, parallel};
 
     /// Copies, and spoils a byte.
