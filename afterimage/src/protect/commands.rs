@@ -18,7 +18,7 @@ use serde_json::json;
 
 pub(super) fn answer(path: &mut DataPath, request: Request) -> Response {
     let role = path.driver.machine().role();
-    if request != Request::Status {
+    if request.decides() {
         emit("operator", json!({ "request": request, "role": word(role) }));
     }
     match (request, role) {

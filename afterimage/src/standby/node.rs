@@ -318,7 +318,7 @@ impl Node {
 
     fn hear_control(&mut self) {
         while let Some(request) = self.control.take() {
-            if request.request != Request::Status {
+            if request.request.decides() {
                 let role = word(self.driver.machine().role());
                 emit("operator", json!({ "request": request.request, "role": role }));
             }

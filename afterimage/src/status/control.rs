@@ -64,6 +64,14 @@ pub enum Request {
     Measured,
 }
 
+impl Request {
+    /// Whether it decides about a role: such a word belongs into the journal. (Changes of settings have events of their own.)
+    #[must_use]
+    pub fn decides(&self) -> bool {
+        matches!(self, Self::Takeover | Self::Solo | Self::Unprotect | Self::Handover)
+    }
+}
+
 /// What comes back.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -64,6 +64,7 @@ fn is_trigger(entry: &Entry) -> bool {
         "suspect"
         | "link-lost"
         | "fell-back"
+        | "gave-up"
         | "refused"
         | "epoch-refused"
         | "data-path-died"

@@ -76,6 +76,7 @@ fn cause(incident: &Incident) -> Vec<String> {
                 let node = entry.text("node").unwrap_or("somebody");
                 Some(format!("{node} wanted to be protected, and was turned away: {why}."))
             }
+            "gave-up" => Some(format!("Protection was given up: {why}.")),
             "epoch-refused" => Some(format!("A checkpoint was refused: {why}.")),
             "source-broken" => Some(format!("QEMU's checkpoint stream broke: {why}.")),
             "vm-gone" if entry.fields.get("orderly") == Some(&true.into()) => Some("The guest shut down.".to_owned()),
