@@ -30,8 +30,12 @@ fn afterimage() -> Command {
 }
 
 fn serve() -> Serving {
+    serve_with(&["--listen", "127.0.0.1:0", "--transport", "tcp"])
+}
+
+fn serve_with(words: &[&str]) -> Serving {
     let mut command = afterimage();
-    command.args(["serve", "--listen", "127.0.0.1:0", "--transport", "tcp"]);
+    command.arg("serve").args(words);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
@@ -84,6 +88,32 @@ fn two_hosts_are_probed_and_the_file_is_tuned_from() {
     std::fs::write(&file, stdout).unwrap();
     let (code, _, stderr) = run(afterimage().args(["tune", "--from", path, "--detect-within", "100ms"]));
     assert!(code == 1 && stderr.contains("kind \"keepalive-tune\""), "{stderr}");
+}
+
+/// Two devices on one host, as `scripts/lab run` has them: `AFTERIMAGE_RDMA=required` makes their absence a failure.
+#[test]
+#[cfg(feature = "rdma")]
+fn beats_by_rdma_datagrams_are_probed_beside_rdma_writes() {
+    let missing =
+        ["rxe0", "rxe1"].into_iter().find(|d| !std::path::Path::new("/sys/class/infiniband").join(d).exists());
+    if let Some(device) = missing {
+        assert!(std::env::var("AFTERIMAGE_RDMA").is_err(), "there is no {device}");
+        return eprintln!("skipped: there is no RDMA device {device}; scripts/lab has them");
+    }
+    let serving = serve_with(&["--listen", "10.77.1.2:0", "--transport", "rdma", "--rdma-device", "rxe1"]);
+    let peer = serving.1.to_string();
+    let mut command = afterimage();
+    command.args(["probe", "--peer", &peer, "--transport", "rdma", "--rdma-device", "rxe0", "--for", "3s"]);
+    let (code, stdout, stderr) = run(command.args(["--interval", "50ms", "--load", "1MiB", "--json"]));
+    assert_eq!(code, 0, "{stderr}");
+    let found: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((&found["settings"]["transport"], &found["settings"]["keepalive"]), (&"rdma".into(), &"ud".into()));
+    for phase in found["phases"].as_array().unwrap() {
+        for end in ["here", "there"] {
+            assert!(!phase[end]["gap"]["counts"].as_array().unwrap().is_empty(), "{phase}");
+        }
+    }
+    assert!(found["phases"][1]["load_mib_per_s"].as_f64().unwrap() > 0.0);
 }
 
 #[test]

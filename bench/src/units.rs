@@ -31,14 +31,15 @@ pub fn parse_size(text: &str) -> Result<usize, String> {
     Ok(bytes as usize)
 }
 
-/// Reads "500us", "20ms", "1.5s".
+/// Reads "500us", "20ms", "1.5s", "10m".
 pub fn parse_time(text: &str) -> Result<Duration, String> {
-    let error = || format!("{text:?} is no time; allowed: a number and us, ms or s, such as 20ms, up to 3600s");
+    let error = || format!("{text:?} is no time; allowed: a number and us, ms, s or m, such as 20ms, up to 60m");
     let (Some(number), unit) = split(text) else { return Err(error()) };
     let seconds = match unit {
         "us" => number / 1e6,
         "ms" => number / 1e3,
         "s" => number,
+        "m" => number * 60.0,
         _ => return Err(error()),
     };
     let time = Duration::try_from_secs_f64(seconds).map_err(|_| error())?;
@@ -87,7 +88,7 @@ mod tests {
     fn times_have_units() {
         assert_eq!(parse_time("500us"), Ok(Duration::from_micros(500)));
         assert_eq!(parse_time("1.5s"), Ok(Duration::from_millis(1500)));
-        for wrong in ["5", "5m", "0s", "-1s", "3601s", "1e400s"] {
+        for wrong in ["5", "5h", "0s", "-1s", "3601s", "1e400s"] {
             assert!(parse_time(wrong).unwrap_err().contains("20ms"), "{wrong}");
         }
     }

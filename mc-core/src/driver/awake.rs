@@ -5,6 +5,7 @@
 //! during it would never count as fresh, and its output would never leave.
 
 use crate::{
+    capture::{CaptureEngine, CaptureError, Runs},
     driver::Clock,
     id::{BlockId, PAGE_SIZE, Time},
     source::{CheckpointSink, NoRoom},
@@ -78,5 +79,12 @@ impl<S: CheckpointSink, C: Clock> CheckpointSink for Watched<'_, S, C> {
 
     fn device(&mut self, data: &[u8]) -> Result<usize, NoRoom> {
         self.sink().device(data)
+    }
+
+    fn capture(&mut self, engine: &mut dyn CaptureEngine, runs: &mut Runs<'_>) -> Result<(), CaptureError> {
+        self.awake.look(self.clock.now());
+        let captured = self.sink.capture(engine, runs);
+        self.awake.look(self.clock.now());
+        captured
     }
 }
