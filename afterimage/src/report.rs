@@ -55,6 +55,8 @@ pub fn suspicion(beats: &BeatHandle, watch: &Watch, now: Time) -> Value {
         fields["silent_ms"] = json!(ms(report.silent_for));
         fields["missed"] = json!(report.missed);
         fields["detection_ms"] = json!(ms(report.detection_time));
+        // In force when it fell silent: an operator may have changed what the session began with.
+        fields["interval_ms"] = json!(beats.negotiation().0.receive.map(ms));
     }
     fields
 }

@@ -108,7 +108,8 @@ fn suspicion(facts: &Facts) -> Option<String> {
     };
     let allowed = number("detection_ms").map_or_else(String::new, |ms| format!("; {} are allowed", millis(ms)));
     let missed = number("missed").map_or_else(String::new, |n| format!(", {n} beats overdue"));
-    let beats = facts.peer_beats.get("interval_ms").and_then(Value::as_f64);
+    let begun_with = facts.peer_beats.get("interval_ms").and_then(Value::as_f64);
+    let beats = number("interval_ms").or(begun_with);
     let beats = beats.map_or_else(String::new, |ms| format!(" (it beats every {})", millis(ms)));
     Some(format!("{peer} was silent for {}{missed}{allowed}{beats}.{}", millis(silent), heard(s)))
 }

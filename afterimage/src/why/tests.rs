@@ -27,7 +27,7 @@ fn register(generation: u64, node: &str, mode: &Value) -> Value {
 fn suspect(at_ms: f64) -> Value {
     let paths = json!([{ "name": "ud", "ago_ms": null, "heard": 0 }, { "name": "udp", "ago_ms": 50.9, "heard": 12 }]);
     let own_late = json!({ "times": 1, "max_ms": 3.5 });
-    json!({ "event": "suspect", "at_ms": at_ms, "why": "missed beats", "silent_ms": 51.0, "missed": 5,
+    json!({ "event": "suspect", "at_ms": at_ms, "why": "missed beats", "silent_ms": 51.0, "missed": 5, "interval_ms": 8.0,
         "detection_ms": 50.0, "paths": paths, "own_late": own_late, "output": { "held": 2, "released": 10, "dropped": 0 } })
 }
 
@@ -61,7 +61,7 @@ fn a_takeover_is_told_with_its_reasons() {
     let text = render(&report);
     for words in [
         "1970-01-01 00:00:01.000Z  web on host-b (standby): took the VM over\n",
-        "host-a was silent for 51.0 ms, 5 beats overdue; 50.0 ms are allowed (it beats every 10.0 ms).",
+        "host-a was silent for 51.0 ms, 5 beats overdue; 50.0 ms are allowed (it beats every 8.0 ms).",
         "heard last never by ud, 50.9 ms before by udp.",
         "late by 3.5 ms at most, which is discounted",
         "access to its memory had ended 0.4 ms after the suspicion",
