@@ -143,7 +143,8 @@ impl ProbeFile {
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        let (kind, taken_unix_s) = (KIND.to_owned(), now.as_secs_f64());
+        // Whole milliseconds: so many digits are read as they were written.
+        let (kind, taken_unix_s) = (KIND.to_owned(), (now.as_secs_f64() * 1e3).round() / 1e3);
         Self { schema: SCHEMA, kind, taken_unix_s, machine, peer, settings, phases: vec![], notes: vec![] }
     }
 

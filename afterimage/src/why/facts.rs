@@ -78,7 +78,7 @@ impl Facts {
 fn suspicion(incident: &Incident) -> Value {
     let Some(entry) = incident.find("suspect").or_else(|| incident.find("link-lost")) else { return Value::Null };
     let mut told = json!({ "at_ms": entry.at_ms, "event": entry.event });
-    for name in ["why", "silent_ms", "missed", "detection_ms", "paths", "own_late", "received"] {
+    for name in ["why", "silent_ms", "missed", "detection_ms", "interval_ms", "paths", "own_late", "received"] {
         if let Some(value) = entry.fields.get(name) {
             told[name] = value.clone();
         }
