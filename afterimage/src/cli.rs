@@ -76,6 +76,9 @@ pub enum Command {
     /// On the primary: end protection through the arbiter; the VM runs on alone, its network intact
     #[command(after_long_help = help("afterimage unprotect --vm web"))]
     Unprotect(UnprotectArgs),
+    /// On the primary: look for a standby again after `unprotect`, or at once instead of after a pause
+    #[command(after_long_help = help("afterimage reprotect --vm web"))]
+    Reprotect(UnprotectArgs),
     /// Measure and tune the failure detector; change a running pair's, and look at it
     Keepalive {
         /// What to do.
@@ -212,6 +215,14 @@ pub struct ProtectArgs {
     /// the memory
     #[arg(long)]
     pub force_writable_disks: bool,
+    /// End when no standby is found within 10 s, when the standby refuses, or when the arbiter cannot be reached at the start. Without it
+    /// `protect` stays, being the VM's way to its network, and looks for a standby again and again
+    #[arg(long)]
+    pub once: bool,
+    /// When this host was fenced (the standby runs the VM), stand by for the VM here, as the section `[standby]` of --config
+    /// says
+    #[arg(long)]
+    pub rejoin: bool,
     /// Which way checkpoints and beats go.
     #[command(flatten)]
     pub paths: PathArgs,
@@ -337,7 +348,7 @@ pub struct WhyArgs {
     pub state_dir: PathBuf,
 }
 
-/// `afterimage unprotect`.
+/// `afterimage unprotect`, `afterimage reprotect`.
 #[derive(Debug, Args)]
 pub struct UnprotectArgs {
     /// The VM

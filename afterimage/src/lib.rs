@@ -17,6 +17,7 @@
 //! | [`tune`] | what a failure detector's setting would do, from what was measured of beats |
 //! | [`paths`] | RDMA or TCP, RDMA datagrams or UDP: agreed on per session |
 //! | [`rdma`] | this host's RDMA devices |
+//! | [`signals`] | SIGTERM and SIGINT, heard by loops |
 //! | [`events`], [`report`], [`journal`] | what happens: for scripts, and kept for `why` |
 //! | [`stalls`] | how long what took |
 //! | [`clock`], [`wake`], [`inbox`], [`sys`] | time, waking, waiting; the only `unsafe` |
@@ -43,6 +44,7 @@ pub mod protect;
 pub mod qemu;
 pub mod rdma;
 pub mod report;
+pub mod signals;
 pub mod stalls;
 pub mod standby;
 pub mod status;

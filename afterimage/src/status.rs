@@ -24,6 +24,8 @@ use std::{
 
 /// The version of [`Status`] as JSON. Fields may be added under the same number; a reader ignores those it does not know.
 pub const SCHEMA: u32 = 1;
+/// The role of a primary that has not heard yet whose the VM is.
+pub const WAITING: &str = "waiting-for-arbiter";
 /// For an answer over the control socket: its thread only copies figures.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -35,7 +37,7 @@ pub struct Status {
     pub schema: u32,
     /// "primary" or "standby": which command runs here.
     pub side: String,
-    /// Of the primary "solo", "syncing", "registering", "protected", "rechecking", "claiming", "fenced", "ended"; of the
+    /// Of the primary "waiting-for-arbiter", "solo", "syncing", "registering", "protected", "claiming", "fenced", "ended"; of the
     /// standby "idle", "syncing", "protecting", "revoking", "claiming", "taking-over", "running", "fenced".
     pub role: String,
     /// Whether the death of the other host would cost nothing now.
@@ -104,6 +106,8 @@ pub struct Status {
     pub beats: Beats,
     /// The arbiter's health.
     pub arbiter: ArbiterStatus,
+    /// Of a primary: why it is not protected, as far as it looks for a standby.
+    pub why_not_protected: Option<WhyNot>,
     /// What a takeover took, once there was one.
     pub takeover: Option<Takeover>,
     /// Named counts, such as "throttled_epochs", "full_syncs".
@@ -142,6 +146,20 @@ pub struct ArbiterStatus {
     pub reachable: bool,
     /// Why not, or what it waits for.
     pub last_error: Option<String>,
+}
+
+/// Why no standby protects the VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WhyNot {
+    /// In words.
+    pub why: String,
+    /// Since when it is this, ms since 1970.
+    pub since_ms: u64,
+    /// How often it was met.
+    pub times: u64,
+    /// When the next attempt begins, ms from now; none: it waits for an operator.
+    pub next_try_in_ms: Option<u64>,
 }
 
 /// What a takeover took. µs since the suspicion.
@@ -252,6 +270,11 @@ pub fn unprotect(args: &UnprotectArgs) -> anyhow::Result<Code> {
     tell(&args.run_dir, args.vm, Side::Primary, Request::Unprotect)
 }
 
+/// The command `reprotect`.
+pub fn reprotect(args: &UnprotectArgs) -> anyhow::Result<Code> {
+    tell(&args.run_dir, args.vm, Side::Primary, Request::Protect)
+}
+
 fn tell(run_dir: &Path, vm: Name, side: Side, request: Request) -> anyhow::Result<Code> {
     match ask(&socket_path(run_dir, vm, side), request, PATIENCE)? {
         Response::Done { message } => {
@@ -262,6 +285,7 @@ fn tell(run_dir: &Path, vm: Name, side: Side, request: Request) -> anyhow::Resul
             let refused = ExitError::new(Code::Failed, message);
             Err(remedy.into_iter().fold(refused, |e: ExitError, r: String| e.remedy(r)).into())
         }
+        Response::Away { message, remedy } => Err(ExitError::new(Code::Prerequisite, message).remedy(remedy).into()),
         other => anyhow::bail!("{} answered {request:?} with {other:?}", side.as_str()),
     }
 }

@@ -4,11 +4,15 @@
 //! |---|---|
 //! | `mod.rs` | attaches: QEMU, its profile, the register |
 //! | [`supervisor`] | the process that stays: QEMU's control connection, and the VM's fate when the data path dies |
-//! | [`claim`] | what the supervisor does when the data path died: asks the arbiter |
+//! | [`own`], [`waiting`] | waits for the arbiter before anything begins, and answers meanwhile |
+//! | [`claim`] | what the supervisor does when the data path died: asks QEMU and the arbiter |
+//! | [`stop`] | an orderly end, by a signal |
+//! | [`rejoin`] | what a fenced primary becomes, with `--rejoin` |
 //! | [`data_path`] | the process that works: the loop around `mc_core`'s primary |
 //! | [`errands`] | what the driver asks of it |
 //! | [`hands`] | the data path's way to QEMU, with and without its supervisor |
-//! | [`session`] | finds the standby |
+//! | [`seek`], [`look`], [`session`] | looks for a standby, again and again; shakes hands with it |
+//! | [`orders`] | what an operator or a signal wants, and needs the arbiter for |
 //! | [`channel`] | what the two processes say to each other |
 //! | [`commands`] | the control socket: status, solo, handover |
 //! | [`live`] | and what it changes while the pair runs |
@@ -20,15 +24,21 @@ pub mod data_path;
 mod errands;
 mod hands;
 mod live;
+mod look;
+mod orders;
+mod own;
+mod rejoin;
+mod seek;
 mod session;
+mod stop;
 mod supervisor;
+mod waiting;
 
 use crate::{
-    arbiter::{self, Answer, Ask},
-    config::ProtectConfig,
-    control,
+    config::{ProtectConfig, next_standby},
+    control::{self, Predecessor},
     events::{self, Who, emit},
-    exit::{Code, ExitError},
+    exit::{self, Code, ExitError},
     paths,
     qemu::{
         control as qemu,
@@ -36,24 +46,50 @@ use crate::{
         qmp::{Qmp, QmpError, instance_id},
     },
     report::{self, ms},
+    signals::Signals,
 };
 use anyhow::{Context, Result};
 use channel::Brief;
-use mc_core::register::{CasOutcome, Mode, Owner, Register, generation_of};
+use mc_core::register::{Owner, Register};
+use own::{Owned, own_the_vm};
 use serde_json::json;
 use std::time::Duration;
 
-/// Runs until the VM is gone, fenced, or handed over. Returns the exit code.
+/// Runs until the VM is gone, fenced, handed over, or a signal ends it. Returns the exit code; after a fence with `--rejoin` it does
+/// not return, but becomes the standby.
 pub fn run(config: ProtectConfig) -> Result<Code> {
     paths::check(&config.paths)?;
+    let next = config.rejoin.then(|| next_standby(&config)).transpose().map_err(ExitError::from)?;
     std::fs::create_dir_all(&config.run_dir).with_context(|| format!("run directory {}", config.run_dir.display()))?;
-    let handed_over = control::hand_over(&config.run_dir, config.vm)?;
+    let predecessor = control::ask_to_make_way(&config.run_dir, config.vm)?;
+    let relieves = predecessor == Predecessor::MadeWay;
     let mut qmp = Qmp::connect(&config.qmp, Duration::from_secs(5)).map_err(no_qmp)?;
     let profile = Profile::query(&mut qmp)?;
     refuse_writable_disks(&config, &mut qmp)?;
-    let owner = Owner { node: config.node, instance: instance_id(qmp.peer_pid()?)? };
+    let pid = qmp.peer_pid()?;
+    let owner = Owner { node: config.node, instance: instance_id(pid)? };
     record(&config, "supervisor")?;
-    let register = own_the_vm(&config, owner)?;
+    let signals = Signals::catch().context("catching signals")?;
+    let Owned::Ours(register) = own_the_vm(&config, owner, &signals, relieves)? else {
+        return Ok(Code::Done);
+    };
+    tell_attached(&config, &profile, register);
+    if qemu::colo_state(&mut qmp)? == qemu::MigrationState::Colo {
+        tracing::warn!("QEMU is still in checkpoint mode: an earlier `protect` died. Leaving it");
+        qemu::leave_colo(&mut qmp)?;
+    }
+    let stay = !config.once || predecessor != Predecessor::Nobody;
+    let brief = Brief { config, register, profile, protect: true, stay, relieve: relieves, deaths: 0 };
+    let ended = supervisor::supervise(qmp, brief, signals);
+    match (ended, next) {
+        (Err(error), Some(next)) if exit::explain(&error).0 == Code::Fenced => {
+            rejoin::stand_by(&next, (pid, owner.instance), error)
+        }
+        (ended, _) => ended,
+    }
+}
+
+fn tell_attached(config: &ProtectConfig, profile: &Profile, register: Register) {
     emit(
         "attached",
         json!({
@@ -65,11 +101,6 @@ pub fn run(config: ProtectConfig) -> Result<Code> {
     for note in report::standing_notes() {
         tracing::warn!("{note}");
     }
-    if qemu::colo_state(&mut qmp)? == qemu::MigrationState::Colo {
-        tracing::warn!("QEMU is still in checkpoint mode: an earlier `protect` died. Leaving it");
-        qemu::leave_colo(&mut qmp)?;
-    }
-    supervisor::supervise(qmp, Brief { config, register, profile, protect: true, stay: handed_over })
 }
 
 /// From here on what happens is kept.
@@ -97,62 +128,4 @@ fn refuse_writable_disks(config: &ProtectConfig, qmp: &mut Qmp) -> Result<()> {
     let remedy = "disk writes are not held yet, so a takeover would find the disk ahead of RAM; attach disks \
                   read-only, or accept that with --force-writable-disks";
     Err(ExitError::new(Code::Prerequisite, what).remedy(remedy).into())
-}
-
-/// Makes the register say (solo, self), or explains why it cannot. It swaps even when the register says so already: see
-/// [`claim`] for what an earlier process of ours may have left under way.
-fn own_the_vm(config: &ProtectConfig, owner: Owner) -> Result<Register> {
-    let ask = |ask| {
-        let answer = arbiter::ask_once(&config.arbiter, config.vm, &config.run_dir, ask, Duration::from_secs(3));
-        answer.map_err(|e| arbiter_unreachable(config, &e.into()))
-    };
-    let Answer::Read(mut held) = ask(Ask::Read)? else { anyhow::bail!("the arbiter answered a swap to a read") };
-    loop {
-        refuse_foreign(config, owner, held.as_ref())?;
-        let contested = held.is_some_and(|h| h.mode != Mode::Solo);
-        let expect = generation_of(held.as_ref());
-        let new = Register { generation: expect.next(), owner, mode: Mode::Solo };
-        match ask(Ask::Cas { expect, new, contested })? {
-            Answer::Cas(CasOutcome::Won(register)) => return Ok(register),
-            Answer::Cas(CasOutcome::Lost(newer)) => held = newer,
-            Answer::Read(_) => anyhow::bail!("the arbiter answered a read to a swap"),
-        }
-    }
-}
-
-/// A VM that another node owns, or of which a standby holds more than this QEMU knows, is not ours to run.
-fn refuse_foreign(config: &ProtectConfig, owner: Owner, held: Option<&Register>) -> Result<()> {
-    match held {
-        Some(held) if held.owner.node != owner.node => Err(owned_elsewhere(config, held)),
-        Some(Register { mode: Mode::Protected { standby }, owner: other, .. }) if *other != owner => {
-            Err(other_instance(config, &standby.to_string()))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn arbiter_unreachable(config: &ProtectConfig, error: &anyhow::Error) -> anyhow::Error {
-    let what = format!("the arbiter {} cannot be reached: {error:#}", config.arbiter);
-    let remedy = "protection without an arbiter would risk two running copies. Start `afterimage witness` on a third \
-                  machine, or use --arbiter manual, where an operator decides";
-    ExitError::new(Code::Prerequisite, what).remedy(remedy).into()
-}
-
-fn owned_elsewhere(config: &ProtectConfig, held: &Register) -> anyhow::Error {
-    let what = format!(
-        "{} belongs to node {} since {}: this copy must not run visibly",
-        config.vm, held.owner.node, held.generation
-    );
-    let remedy = "stop this QEMU and protect the VM on that node; if that node is gone for good and had no standby, remove \
-                  the VM's register at the witness";
-    ExitError::new(Code::Fenced, what).remedy(remedy).into()
-}
-
-fn other_instance(config: &ProtectConfig, standby: &str) -> anyhow::Error {
-    let what = format!(
-        "{} was protected as another QEMU process of this node, which is gone; node {standby} holds its last commit",
-        config.vm
-    );
-    let remedy = "let the standby take over; if its state is to be given up, stop it and remove the VM's register at the witness";
-    ExitError::new(Code::Fenced, what).remedy(remedy).into()
 }

@@ -1,15 +1,17 @@
 //! Finding the standby: connects and shakes hands on a thread of its own, so that the solo VM's packets flow meanwhile.
 
-use super::channel::Brief;
+use super::{channel::Brief, seek::Trouble};
 use crate::{
     beats::{self, Wish},
     clock::Clock,
+    exit,
     inbox::{self, Inbox},
     keepalive::BeatHandle,
     paths::{Link, Ours, Report, Route, route_to},
     qemu::profile::Profile,
+    standby,
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use mc_core::{
     id::{Generation, Incarnation, Name},
     wire::{VERSION, beat::BeatKey, session::Hello},
@@ -26,7 +28,7 @@ use transport_tcp::{
 
 /// How long a standby may take to start its QEMU and answer.
 const HANDSHAKE: Duration = Duration::from_secs(30);
-/// How long a standby that is not there yet is waited for.
+/// How long a standby that is not there yet is waited for, with `--once`.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A session that is ready for slabs.
@@ -50,11 +52,16 @@ impl Found {
     }
 }
 
+/// The standby's VM is another one than ours.
+#[derive(Debug, thiserror::Error)]
+#[error("the standby's VM differs: {0}")]
+struct Differs(String);
+
 /// Begins to look for the standby; the result comes through the inbox.
-pub(super) fn seek(brief: &Brief, generation: Generation) -> Result<Inbox<Result<Found>>> {
+pub(super) fn seek(brief: &Brief, generation: Generation) -> Result<Inbox<Result<Found, Trouble>>> {
     let (outbox, inbox) = inbox::inbox()?;
     let brief = brief.clone();
-    let seek = move || outbox.put(shake_hands(&brief, generation));
+    let seek = move || outbox.put(shake_hands(&brief, generation).map_err(|error| trouble(&error)));
     std::thread::Builder::new().name("seek".to_owned()).spawn(seek)?;
     Ok(inbox)
 }
@@ -69,12 +76,12 @@ fn shake_hands(brief: &Brief, generation: Generation) -> Result<Found> {
     let endpoint = ours.endpoint();
     let profile = brief.profile.to_json();
     let options = SessionOptions { deadline: HANDSHAKE, ..SessionOptions::default() };
-    let connected =
-        patiently(|| session::connect(&config.to.to_string(), &hello, &profile, endpoint.as_ref(), &options))?;
+    let connect = || session::connect(&config.to.to_string(), &hello, &profile, endpoint.as_ref(), &options);
+    let connected = if config.once { patiently(connect)? } else { connect()? };
     let theirs: Profile = Profile::from_json(&connected.profile).context("the standby")?;
     let differences = brief.profile.mismatches(&theirs);
     if !differences.is_empty() {
-        bail!("the standby's VM differs: {}", differences.join("; "));
+        return Err(Differs(differences.join("; ")).into());
     }
     let (peer, theirs) = (connected.peer_addr, connected.endpoint);
     let beats = beats::told(&connected.peer);
@@ -82,7 +89,23 @@ fn shake_hands(brief: &Brief, generation: Generation) -> Result<Found> {
     Ok(Found { incarnation: hello.incarnation, standby: connected.peer.node, peer, beats, route, key: hello.beat_key })
 }
 
-/// A standby that is being started may not listen yet: tries again while nobody answers.
+/// Whether it may pass by itself. A refusal says what an operator has to change, unless it says that the standby is busy.
+fn trouble(error: &anyhow::Error) -> Trouble {
+    let why = exit::words(error);
+    match error.downcast_ref::<SessionError>() {
+        Some(SessionError::Refused { why: told, .. }) if told.starts_with(standby::BUSY) => Trouble::passing(why),
+        Some(
+            SessionError::Refused { .. }
+            | SessionError::Version { .. }
+            | SessionError::Stranger { .. }
+            | SessionError::Profile { .. },
+        ) => Trouble::lasting(why),
+        None if error.is::<Differs>() => Trouble::lasting(why),
+        _ => Trouble::passing(why),
+    }
+}
+
+/// `--once`: a standby that is being started may not listen yet: tries again while nobody answers.
 fn patiently<T>(mut attempt: impl FnMut() -> Result<T, SessionError>) -> Result<T> {
     let start = Instant::now();
     loop {

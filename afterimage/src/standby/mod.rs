@@ -6,8 +6,10 @@
 //! | [`node`] | the loop around `mc_core`'s standby |
 //! | [`offer`] | a primary that wants to be protected: taken on, or refused with words |
 //! | [`vm`] | the waiting QEMU, its RAM file, the image over it, and the takeover |
+//! | [`leave`] | an orderly end, by a signal |
 //! | [`report`] | status and events |
 
+mod leave;
 mod node;
 mod offer;
 mod report;
@@ -20,6 +22,9 @@ use crate::{
     paths,
 };
 use anyhow::{Context, Result};
+
+/// How a refusal begins that passes by itself.
+pub(crate) const BUSY: &str = "this standby is busy";
 
 /// Runs until the VM that it took over is gone, or handed over. Returns the exit code.
 pub fn run(config: StandbyConfig) -> Result<Code> {

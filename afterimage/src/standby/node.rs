@@ -1,6 +1,7 @@
 //! The standby's loop.
 
 use super::{
+    leave::{Keeper, Leave, no_keeper},
     offer::spill_file,
     report::{snapshot, standing, status, word},
     vm::WaitingVm,
@@ -20,6 +21,7 @@ use crate::{
     metrics::Scrapes,
     paths::{Link, Watch},
     report,
+    signals::Signals,
     stalls::Swap,
     status::{Request, Response, Takeover},
 };
@@ -71,7 +73,12 @@ pub(super) struct Node {
     checked_vm_at: Time,
     arbiter_reachable: bool,
     pub(super) operator_wants_it: bool,
-    ending: Option<Code>,
+    pub(super) signals: Signals,
+    pub(super) leave: Leave,
+    pub(super) keeper: Keeper,
+    pub(super) ending: Option<Code>,
+    /// Why it ends with a code that needs words.
+    pub(super) last_words: Option<String>,
 }
 
 impl Node {
@@ -103,7 +110,11 @@ impl Node {
             checked_vm_at: clock.now(),
             arbiter_reachable: true,
             operator_wants_it: false,
+            signals: Signals::catch()?,
+            leave: Leave::default(),
+            keeper: no_keeper,
             ending: None,
+            last_words: None,
             config,
         })
     }
@@ -115,14 +126,17 @@ impl Node {
         emit("waiting", json!({ "vm": config.vm, "listen": config.listen }));
         loop {
             self.turn()?;
-            if let Some(code) = self.ending {
-                return Ok(code);
+            match (self.ending, self.last_words.take()) {
+                (Some(code), None) => return Ok(code),
+                (Some(code), Some(words)) => return Err(ExitError::new(code, words).into()),
+                (None, _) => {}
             }
         }
     }
 
     fn turn(&mut self) -> Result<()> {
         self.sleep()?;
+        self.hear_signals();
         self.hear_offers();
         self.hear_arbiter();
         self.hear_beats();
@@ -133,6 +147,7 @@ impl Node {
         self.driver.pump();
         self.watch.look(self.driver.link().map(|link| &**link as &dyn Transport));
         self.run_errands()?;
+        self.leave_in_order();
         self.look_after_vm();
         self.hear_control();
         self.report_role();
@@ -142,20 +157,25 @@ impl Node {
     fn sleep(&self) -> Result<()> {
         let mut fds = Vec::with_capacity(12);
         fds.extend(self.driver.link().and_then(inbox::link));
-        fds.push(readable(self.listener.as_fd()));
+        fds.extend((!self.leave.is_leaving()).then(|| readable(self.listener.as_fd())));
         fds.push(readable(self.arbiter.as_fd()));
         fds.push(readable(self.control.as_fd()));
+        fds.push(readable(self.signals.as_fd()));
         fds.extend(self.scrapes.as_ref().map(|s| readable(s.as_fd())));
         fds.extend(self.beats.as_ref().map(|b| readable(b.wait_fd())));
         fds.extend(self.gate.wait_fds());
-        wait(&mut fds, self.clock.now(), self.driver.deadline(), VM_CHECK)?;
+        let until = self.driver.deadline().into_iter().chain(self.leave_deadline()).min();
+        wait(&mut fds, self.clock.now(), until, VM_CHECK)?;
         Ok(())
     }
 
     fn hear_arbiter(&mut self) {
         while let Some(answer) = self.arbiter.take_answer() {
             match answer {
-                Answer::Read(held) => self.driver.event(Event::RegisterRead(held)),
+                Answer::Read(held) => {
+                    self.driver.event(Event::RegisterRead(held));
+                    self.leave_hears(held);
+                }
                 Answer::Cas(outcome) => {
                     emit("cas", self.swap.answered(self.clock.now(), &outcome));
                     self.driver.event(Event::Cas(outcome));
@@ -191,6 +211,7 @@ impl Node {
         while let Some(errand) = self.driver.errand() {
             match errand {
                 StandbyErrand::ReadRegister => self.arbiter.ask(Ask::Read),
+                StandbyErrand::Cas { expect, new } if self.defers(expect, new) => {}
                 StandbyErrand::Cas { expect, new } => self.claim(expect, new),
                 StandbyErrand::TakeOver { generation, epoch } => self.take_over(generation, epoch)?,
                 StandbyErrand::Registered => {
@@ -213,7 +234,7 @@ impl Node {
         Ok(())
     }
 
-    fn claim(&mut self, expect: Generation, new: Register) {
+    pub(super) fn claim(&mut self, expect: Generation, new: Register) {
         self.swap.asked(self.clock.now());
         self.arbiter.ask(Ask::Cas { expect, new, contested: true });
         emit("asking", report::with(report::asked(expect, &new, true), standing(self)));
@@ -332,7 +353,7 @@ impl Node {
                 Request::Set(_) => refused(
                     "epoch, max-staging and on-cap are the primary's; this is the standby, whose staging is its --staging",
                 ),
-                Request::Solo | Request::Unprotect => {
+                Request::Solo | Request::Unprotect | Request::Protect | Request::MakeWay => {
                     refused("that is for the primary; this is the standby: see `takeover`")
                 }
             };

@@ -1,6 +1,7 @@
 //! A primary that wants to be protected: taken on, or refused with words that it hears.
 
 use super::{
+    BUSY,
     node::{NIC_PATIENCE, Node, RETRY},
     vm::WaitingVm,
 };
@@ -34,6 +35,9 @@ struct Prepared {
 
 impl Node {
     pub(super) fn hear_offers(&mut self) {
+        if self.leave.is_leaving() {
+            return;
+        }
         match self.listener.accept(Duration::ZERO) {
             Ok(None) => {}
             Ok(Some(offer)) => self.hear_offer(offer),
@@ -56,7 +60,7 @@ impl Node {
     fn consider(&mut self, offer: Offer) -> Result<(), (Option<Box<Offer>>, String)> {
         let role = self.driver.machine().role();
         if role != Role::Idle {
-            let why = format!("this standby is busy ({role:?})");
+            let why = format!("{BUSY} ({role:?})");
             return Err((Some(Box::new(offer)), why));
         }
         let hello = offer.hello;

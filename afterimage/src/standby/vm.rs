@@ -20,7 +20,7 @@ use mc_core::{
 };
 use std::{
     fs::{File, OpenOptions},
-    os::unix::net::UnixStream,
+    os::unix::{fs::OpenOptionsExt, net::UnixStream},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -40,6 +40,8 @@ pub(super) struct WaitingVm {
     shared: BlockId,
     node: Name,
     ram_file: PathBuf,
+    /// The image outlives this value.
+    kept: bool,
 }
 
 impl WaitingVm {
@@ -54,7 +56,8 @@ impl WaitingVm {
         make_file(&ram_file, main_ram.used_length)?;
         let launch = VmConfig { argv: config.qemu.clone(), run_dir, ram_file: ram_file.clone(), main_ram };
         let vm = Some(StandbyVm::launch(launch.clone())?);
-        let mut waiting = Self { vm, launch, profile: theirs.clone(), shared, node: config.node, ram_file };
+        let mut waiting =
+            Self { vm, launch, profile: theirs.clone(), shared, node: config.node, ram_file, kept: false };
         let differences = theirs.mismatches(&waiting.profile()?);
         let what = "this standby's VM differs from the primary's";
         anyhow::ensure!(differences.is_empty(), "{what}: {}", differences.join("; "));
@@ -104,23 +107,39 @@ impl WaitingVm {
 
     /// The VM is ours: feeds it what the RAM file does not hold, and waits until it runs.
     pub(super) fn take_over(&mut self, image: &Image) -> Result<TakeoverTimes> {
-        let block = |index: usize| BlockId(u16::try_from(index).expect("profiles have at most 256 blocks"));
-        let others = (0..self.profile.blocks.len()).map(block).filter(|id| *id != self.shared);
-        let others: Vec<(BlockId, Vec<u8>)> = others.map(|id| (id, image.block(id))).collect();
-        let others: Vec<(BlockId, &[u8])> = others.iter().map(|(id, bytes)| (*id, bytes.as_slice())).collect();
         let vm = self.vm.as_mut().context("the waiting QEMU died, and does not start again")?;
-        let feed = StandbyStream {
-            machine: &self.profile.machine,
-            blocks: &self.profile.blocks,
-            shared: self.shared,
-            others: &others,
-            device: image.device(),
-        };
-        let times = vm.take_over(&feed)?;
+        let times = with_feed(&self.profile, self.shared, image, |feed| vm.take_over(feed))?;
         // QEMU has it mapped; its name has served.
         let _ = std::fs::remove_file(&self.ram_file);
         Ok(times)
     }
+
+    /// Keeps the image beyond this process, under names that no later standby uses: the RAM file, and beside it the stream that
+    /// QEMU takes for the rest (`x-ignore-shared`).
+    pub(super) fn keep(&mut self, image: &Image, label: &str) -> Result<(PathBuf, PathBuf)> {
+        self.kept = true;
+        let named = |end: &str| self.ram_file.with_extension(format!("kept-{label}.{end}"));
+        let (ram, rest) = (named("ram"), named("incoming"));
+        std::fs::rename(&self.ram_file, &ram).with_context(|| format!("renaming {}", self.ram_file.display()))?;
+        let what = || format!("the RAM is in {}, and {} was not written", ram.display(), rest.display());
+        let file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&rest).with_context(what)?;
+        with_feed(&self.profile, self.shared, image, |feed| {
+            feed.check().with_context(what)?;
+            feed.write(&file).and_then(|_| file.sync_all()).with_context(what)
+        })?;
+        Ok((ram, rest))
+    }
+}
+
+/// What QEMU is sent at takeover: everything that is not in the RAM file.
+fn with_feed<T>(profile: &Profile, shared: BlockId, image: &Image, take: impl FnOnce(&StandbyStream<'_>) -> T) -> T {
+    let block = |index: usize| BlockId(u16::try_from(index).expect("profiles have at most 256 blocks"));
+    let others = (0..profile.blocks.len()).map(block).filter(|id| *id != shared);
+    let others: Vec<(BlockId, Vec<u8>)> = others.map(|id| (id, image.block(id))).collect();
+    let others: Vec<(BlockId, &[u8])> = others.iter().map(|(id, bytes)| (*id, bytes.as_slice())).collect();
+    let (machine, blocks, device) = (profile.machine.as_str(), profile.blocks.as_slice(), image.device());
+    take(&StandbyStream { machine, blocks, shared, others: &others, device })
 }
 
 /// A standby that was killed left its QEMU behind. One that still waits ends now; one that runs a VM is not ours to end.
@@ -162,6 +181,8 @@ fn make_file(path: &Path, len: u64) -> Result<()> {
 
 impl Drop for WaitingVm {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.ram_file);
+        if !self.kept {
+            let _ = std::fs::remove_file(&self.ram_file);
+        }
     }
 }

@@ -85,7 +85,7 @@ fn a_standby_leaves_a_vm_alone_that_was_taken_over_on_its_host() {
     let stranger = world.vm("stranger", &[]);
     let next = world.standby("b");
     let mut protect =
-        world.protect("b", "p", &stranger.qmp, next.addr, &format!("--run-dir {}", world.path("p").display()));
+        world.protect("b", "p", &stranger.qmp, next.addr, &format!("--once --run-dir {}", world.path("p").display()));
     protect.expect_end(1, &["refused: ", "runs a VM", "standby.qmp"]);
     assert!(is_alive(qemu));
     b.serial.goes_on();

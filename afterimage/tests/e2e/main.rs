@@ -4,10 +4,12 @@
 //! Tests run one at a time ([`world::World`] has a lock): each is three to six busy processes.
 
 mod again;
+mod away;
 mod deaths;
 mod ends;
 mod guest;
 mod happy;
+mod lifecycle;
 mod live;
 mod manual;
 mod metrics;
@@ -16,5 +18,6 @@ mod paths;
 mod proc;
 mod refusals;
 mod register;
+mod signals;
 mod staging;
 mod world;
