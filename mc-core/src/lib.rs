@@ -51,6 +51,7 @@ pub mod machine;
 pub mod primary;
 pub mod ram;
 pub mod register;
+pub mod seen;
 pub mod slab;
 pub mod source;
 pub mod staging;

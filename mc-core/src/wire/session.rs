@@ -16,18 +16,19 @@
 //! hello:  0 lowest version u16   2 highest version u16   4 slab size u32   8 staging slabs u32  12 transports u32
 //!        16 incarnation u64     24 generation u64       32 vm name 48     80 node name 48
 //!       128 beat key 32        160 beat port u16       162 detect multiplier u8   163 zero 5
-//!       168 desired transmit interval µs u32           172 required receive interval µs u32    176 zero 32
+//!       168 desired transmit interval µs u32           172 required receive interval µs u32    176 sender's id 16
+//!       192 id of the witness that the sender asks 16 (zeros: it asks none)
 //! ```
 //!
 //! `transports`: bit 0, an RDMA endpoint follows the profile. The standby sets it only if the primary did: then the link is an
 //! RDMA one, and this connection stays as the way to fall back to.
 //!
 //! The primary offers; the standby answers with the version it takes as both lowest and highest, with its own staging,
-//! node, beat port and intervals, and echoes incarnation, generation, VM, key and slab size.
+//! node, id, witness, beat port and intervals, and echoes incarnation, generation, VM, key and slab size.
 
 use super::{WireError, WireName, check_magic, view};
 use crate::{
-    id::{Generation, Incarnation, Name},
+    id::{Generation, Incarnation, Name, Node, NodeId, WitnessId},
     wire::{beat::BeatKey, slab},
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_endian as le};
@@ -149,7 +150,9 @@ pub struct Hello {
     /// The VM.
     pub vm: Name,
     /// The sender.
-    pub node: Name,
+    pub node: Node,
+    /// The witness that it asks, to compare; [`WitnessId::NONE`] for one that asks its operator.
+    pub witness: WitnessId,
     /// Signs the beats.
     pub beat_key: BeatKey,
     /// The sender's UDP port for beats, at the address of this connection; 0 for none.
@@ -180,7 +183,8 @@ struct RawHello {
     zero2: [u8; 5],
     desired_tx_us: le::U32,
     required_rx_us: le::U32,
-    zero3: [u8; 32],
+    id: [u8; 16],
+    witness: [u8; 16],
 }
 const _: () = assert!(size_of::<RawHello>() == HELLO_LEN);
 
@@ -197,14 +201,15 @@ impl Hello {
             incarnation: self.incarnation.0.into(),
             generation: self.generation.0.into(),
             vm: self.vm.into(),
-            node: self.node.into(),
+            node: self.node.name.into(),
             beat_key: self.beat_key.0,
             beat_port: self.beat_port.into(),
             detect_multiplier: self.detect_multiplier,
             zero2: [0; 5],
             desired_tx_us: self.desired_tx_us.into(),
             required_rx_us: self.required_rx_us.into(),
-            zero3: [0; 32],
+            id: self.node.id.0,
+            witness: self.witness.0,
         };
         let mut out = [0; HELLO_LEN];
         out.copy_from_slice(raw.as_bytes());
@@ -229,7 +234,8 @@ impl Hello {
             incarnation: Incarnation(raw.incarnation.get()),
             generation: Generation(raw.generation.get()),
             vm: raw.vm.require(HELLO)?,
-            node: raw.node.require(HELLO)?,
+            node: Node { name: raw.node.require(HELLO)?, id: NodeId(raw.id) },
+            witness: WitnessId(raw.witness),
             beat_key: BeatKey(raw.beat_key),
             beat_port: raw.beat_port.get(),
             detect_multiplier: raw.detect_multiplier,
