@@ -60,9 +60,12 @@ pub enum Fault {
 }
 
 impl Seen {
-    /// Compares an answer with what was seen before, and takes it if it is later.
+    /// Compares an answer with what was seen before, and takes it if it is later. The first witness that answers is the one
+    /// from then on, whatever it holds. Whoever calls this makes `self` durable if it changed, before acting on the answer.
     pub fn hear(&mut self, witness: WitnessId, held: Option<Register>) -> Heard {
-        if let Some(known) = self.witness.filter(|known| *known != witness) {
+        let first = self.witness.is_none();
+        let known = *self.witness.get_or_insert(witness);
+        if known != witness {
             return Heard::Fault(Fault::Foreign { known, found: witness });
         }
         match (self.register, held) {
@@ -73,9 +76,8 @@ impl Seen {
                 Heard::Fault(Fault::Contradicts { seen, held })
             }
             (seen, held) => {
-                let news = self.witness.is_none() || seen != held;
-                *self = Self { witness: Some(witness), register: held };
-                if news { Heard::News } else { Heard::Same }
+                self.register = held;
+                if first || seen != held { Heard::News } else { Heard::Same }
             }
         }
     }

@@ -273,6 +273,9 @@ fn decode_register(record: &'static str, raw: &RawRegister) -> Result<Option<Reg
     if generation == Generation(0) {
         return Err(field(record, "generation", 0, "a register that holds something has a generation"));
     }
+    if generation > Generation::MAX {
+        return Err(field(record, "generation", generation.0, "more than 2^63 - 1"));
+    }
     let owner = Owner { node: decode_node(record, &raw.owner)?, instance: raw.instance.get() };
     Ok(Some(Register { generation, owner, mode }))
 }
