@@ -97,7 +97,11 @@ impl fmt::Display for Fault {
                 write!(f, "this is another witness ({found}) than the one that this node knows ({known})")
             }
             Self::Behind { seen, held: None } => {
-                write!(f, "the arbiter forgot the VM: this node has seen {} (owner {})", seen.generation, seen.owner.node)
+                write!(
+                    f,
+                    "the arbiter forgot the VM: this node has seen {} (owner {})",
+                    seen.generation, seen.owner.node
+                )
             }
             Self::Behind { seen, held } => {
                 let held = generation(held);

@@ -93,7 +93,7 @@ fn both_sides_agree_and_the_link_works() {
     assert_eq!(primary.link.peer(), format!("right ({to})"));
 
     let (incarnation, generation) = (Incarnation(42), Generation(7));
-    let control = Control { incarnation, generation, epoch: mc_core::id::Epoch(1), body: Body::Registered };
+    let control = Control { incarnation, generation, epoch: mc_core::id::Epoch(1), body: Body::Rehearse };
     primary.link.submit(Op::Send(control)).unwrap();
     primary.link.poll();
     loop {

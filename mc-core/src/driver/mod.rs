@@ -8,6 +8,7 @@ mod awake;
 mod primary;
 mod standby;
 mod store;
+mod words;
 
 pub use primary::{Figures, PrimaryDriver, PrimaryErrand};
 pub use standby::{Attachment, StandbyDriver, StandbyErrand, StandbyFigures};

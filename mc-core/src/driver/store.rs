@@ -47,6 +47,8 @@ pub(super) struct Store {
     /// `None` without a session, and once it could not be trusted any more.
     pub(super) image: Option<Image>,
     staged: VecDeque<Staged>,
+    /// So many of those, the first ones, are of committed epochs that wait to be applied.
+    committed: usize,
     /// Bytes of device state in the epoch that is on its way.
     device_bytes: u64,
     spill: Option<SpillFile>,
@@ -57,7 +59,7 @@ pub(super) struct Store {
 impl Store {
     pub(super) fn new(pool: SlabPool, spill: Option<SpillFile>) -> Self {
         let staged = VecDeque::with_capacity(pool.cap());
-        Self { pool, image: None, staged, device_bytes: 0, spill, spilled: 0 }
+        Self { pool, image: None, staged, committed: 0, device_bytes: 0, spill, spilled: 0 }
     }
 
     /// Slabs that stay free: what was spilled is read back through one, and by then its epoch is ACKed.
@@ -83,7 +85,9 @@ impl Store {
 
     /// Moves what is staged in memory to the spill file.
     fn spill(&mut self) -> Result<(), Shortage> {
-        let spill = self.spill.as_mut().ok_or(Shortage::Full)?;
+        // What is committed makes room once it is applied.
+        let shortage = if self.committed > 0 { Shortage::ForNow } else { Shortage::Full };
+        let spill = self.spill.as_mut().ok_or(shortage)?;
         for staged in &mut self.staged {
             let Staged::Memory(slab) = staged else { continue };
             let (at, len) = (spill.used, slab.as_bytes().len());
@@ -128,18 +132,28 @@ impl Store {
         self.pool.put(slab.recycle());
     }
 
-    /// The staged epoch becomes the image. An error leaves no image: it would be that of no epoch.
+    /// The staged epoch is committed: whatever happens, it will be applied.
+    pub(super) fn commit(&mut self) {
+        self.committed = self.staged.len();
+        self.device_bytes = 0;
+    }
+
+    /// The committed epochs become the image. An error leaves no image: it would be that of no epoch.
     pub(super) fn apply(&mut self) -> io::Result<()> {
-        let applied = self.apply_staged();
+        let applied = self.apply_committed();
         if applied.is_err() {
             self.image = None;
+            self.clear();
         }
-        self.discard();
+        self.rewind();
         applied
     }
 
-    fn apply_staged(&mut self) -> io::Result<()> {
-        while let Some(staged) = self.staged.pop_front() {
+    fn apply_committed(&mut self) -> io::Result<()> {
+        while self.committed > 0
+            && let Some(staged) = self.staged.pop_front()
+        {
+            self.committed -= 1;
             let slab = self.unspill(staged)?;
             if let Some(image) = &mut self.image {
                 image.apply(&slab);
@@ -168,15 +182,25 @@ impl Store {
         Err(error)
     }
 
-    /// Frees what is staged.
+    /// Frees what is staged of an epoch that was not committed.
     pub(super) fn discard(&mut self) {
-        while let Some(staged) = self.staged.pop_front() {
-            if let Staged::Memory(slab) = staged {
+        while self.staged.len() > self.committed {
+            if let Some(Staged::Memory(slab)) = self.staged.pop_back() {
                 self.pool.put(slab.recycle());
             }
         }
         self.device_bytes = 0;
-        if let Some(spill) = &mut self.spill {
+        self.rewind();
+    }
+
+    /// Frees everything that is staged.
+    pub(super) fn clear(&mut self) {
+        self.committed = 0;
+        self.discard();
+    }
+
+    fn rewind(&mut self) {
+        if let Some(spill) = self.spill.as_mut().filter(|_| self.staged.is_empty()) {
             spill.used = 0;
         }
     }
