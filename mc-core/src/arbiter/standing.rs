@@ -122,9 +122,10 @@ impl Told {
 
     /// Whether somebody stands by something else than top: another value of its generation; or, before anything is settled, a
     /// lower value that every node which it names holds for the highest. From that one nobody went on, so top is not what
-    /// became of it: two VMs of one name, say, that were brought to one witness.
+    /// became of it: two VMs of one name, say, that were brought to one witness. (What is lower than what is held was
+    /// replaced here.)
     fn has_rival(&self, top: &Register, held: Option<&Register>) -> bool {
-        let mut others = self.everything(held).filter(|r| *r != top);
+        let mut others = self.everything(held).filter(|r| *r != top && r.generation >= generation_of(held));
         others.any(|r| r.generation == top.generation || !self.settled && self.is_upheld(r) && !leads(r, top))
     }
 

@@ -167,9 +167,7 @@ fn an_operator_assigns_above_all_and_any_process_of_that_node_is_meant() {
 
 #[test]
 fn an_operator_cannot_count_beyond_what_a_register_may_have() {
-    let mut w = World::new();
-    w.read("a", Some(Register { generation: Generation::MAX, ..solo(1, "a") }));
-    w.persisted();
+    let mut w = World::recovered(&[("vm", Register { generation: Generation::MAX, ..solo(1, "a") })]);
     assert_eq!(w.event(Event::Assign { vm: name("vm"), to: node("c") }), []);
 }
 

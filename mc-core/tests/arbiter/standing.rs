@@ -149,7 +149,7 @@ fn a_stranger_moves_nothing() {
     let mut w = World::recovered(&[("vm", pair())]);
     w.read("c", Some(solo(9, "c")));
     w.read("a", Some(pair()));
-    assert_eq!(w.ask("b", Some(solo(6, "b")), Ask::Read), [persist(solo(9, "c"))]);
+    assert_eq!(w.ask("b", Some(protected(7, "b", "c")), Ask::Read), [persist(solo(9, "c"))]);
 }
 
 #[test]
