@@ -221,7 +221,7 @@ impl Arbiter {
         let values = self.told.get(&vm).unwrap_or(&nobody).values(self.registers.get(&vm));
         let named = |r: &Register| match r.mode {
             Mode::Solo => [r.owner.node; 2],
-            Mode::Protected { standby } => [r.owner.node, standby],
+            Mode::Protected { standby } => [r.owner.node, standby.node],
         };
         values.flat_map(named).collect()
     }

@@ -47,7 +47,7 @@ pub use config::{Config, OnCap, Sabotage};
 pub use report::{Action, Event, Role};
 
 use crate::{
-    id::{Epoch, Generation, Node, Time},
+    id::{Epoch, Generation, Time},
     machine::Machine,
     register::{CasOutcome, Mode, Owner, Register},
     wire::control::GoodbyeReason,
@@ -69,7 +69,7 @@ pub struct Primary {
     /// What the register holds, as far as we know; we are its owner.
     register: Register,
     role: Role,
-    standby: Option<Node>,
+    standby: Option<Owner>,
     /// Beats were heard both ways for long enough.
     proven: bool,
     /// The first epoch whose output is held; `None` while output flows.
@@ -201,7 +201,7 @@ impl Primary {
         matches!(self.role, Role::Syncing | Role::Registering | Role::Protected)
     }
 
-    fn protect(&mut self, standby: Node) {
+    fn protect(&mut self, standby: Owner) {
         self.role = Role::Syncing;
         self.standby = Some(standby);
         (self.captured, self.acked, self.distrusted) = (Epoch(0), Epoch(0), Epoch(0));
@@ -398,7 +398,7 @@ impl Primary {
     /// We won, and have no VM any more; the standby still has it, and nobody has heard anything since.
     fn hand_back(&mut self, register: Register) {
         let Some(standby) = self.standby else { return self.fence() };
-        let owner = Owner { node: standby, instance: Owner::ANY };
+        let owner = Owner { instance: Owner::ANY, ..standby };
         let new = Register { generation: register.generation.next(), owner, mode: Mode::Solo };
         self.register = register;
         self.actions.push_back(Action::Cas { expect: register.generation, new, contested: false });

@@ -62,6 +62,8 @@ pub enum Event {
     Session {
         /// The generation that will be replicated.
         generation: Generation,
+        /// What this standby drew for the session, and told the primary: the register has to name it.
+        instance: u64,
     },
     /// A slab arrived, and its records fit the image.
     Slab {
@@ -211,6 +213,8 @@ pub struct Standby {
     config: Config,
     role: Role,
     generation: Generation,
+    /// Of this session's copy; see [`Owner::instance`].
+    instance: u64,
     committed: Epoch,
     staged: Staged,
     /// A held epoch was committed: nobody has seen what this copy lacks.
@@ -233,6 +237,7 @@ impl Standby {
             config,
             role: Role::Idle,
             generation: Generation(0),
+            instance: 0,
             committed: Epoch(0),
             staged: Staged::new(),
             entitled: false,
@@ -287,9 +292,9 @@ impl Standby {
         }
     }
 
-    fn session(&mut self, generation: Generation) {
+    fn session(&mut self, generation: Generation, instance: u64) {
         self.role = Role::Syncing;
-        (self.generation, self.from) = (generation, generation);
+        (self.generation, self.from, self.instance) = (generation, generation, instance);
         self.committed = Epoch(0);
         self.staged.clear();
         (self.entitled, self.left, self.rehearsal, self.asking) = (false, false, None, false);
@@ -454,7 +459,8 @@ impl Standby {
         }
         let me = self.config.owner.node.id;
         let above = held.filter(|r| r.generation > self.from);
-        let named = held.is_some_and(|r| r.generation == self.generation && r.names_standby(me));
+        let copy = Owner { instance: self.instance, ..self.config.owner };
+        let named = held.is_some_and(|r| r.generation == self.generation && r.names_standby(&copy));
         match above {
             Some(r) if r.owner.node.id == me && r.mode == Mode::Solo => self.ask_from(r.generation), // handed to us
             Some(_) => self.lose(),
@@ -521,7 +527,7 @@ impl Machine for Standby {
 
     fn handle(&mut self, _now: Time, event: Event) {
         match event {
-            Event::Session { generation } if self.role == Role::Idle => self.session(generation),
+            Event::Session { generation, instance } if self.role == Role::Idle => self.session(generation, instance),
             Event::Session { .. } => {}
             Event::Slab { generation, epoch, index } => self.slab(generation, epoch, index),
             Event::BadSlab => {

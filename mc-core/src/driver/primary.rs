@@ -4,10 +4,10 @@ use super::{Clock, awake::Awake, words::Words};
 use crate::{
     gate::OutputGate,
     histogram::Histogram,
-    id::{Epoch, Generation, Incarnation, Node, Time},
+    id::{Epoch, Generation, Incarnation, Time},
     machine::Machine,
     primary::{Action, Event, OnCap, Primary, Role},
-    register::Register,
+    register::{Owner, Register},
     slab::PoolStats,
     source::{CheckpointSource, SourceError, SourceEvent},
     staging::{Staging, Totals},
@@ -137,7 +137,7 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
         link: impl Transport + std::fmt::Debug + 'static,
         incarnation: Incarnation,
         source: S,
-        standby: Node,
+        standby: Owner,
     ) {
         self.link = Some(Box::new(link));
         self.source = Some(source);

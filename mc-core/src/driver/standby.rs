@@ -64,6 +64,8 @@ pub struct Attachment<L> {
     pub incarnation: Incarnation,
     /// What is replicated.
     pub generation: Generation,
+    /// What this side drew for the session, and told the primary.
+    pub instance: u64,
     /// Where to.
     pub image: Image,
 }
@@ -131,7 +133,7 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
         (self.revoking, self.rehearsing) = (false, false);
         self.why.clear();
         self.figures = StandbyFigures::default();
-        self.event(Event::Session { generation: session.generation });
+        self.event(Event::Session { generation: session.generation, instance: session.instance });
     }
 
     /// Feeds the machine, and does what it asks for.

@@ -1,8 +1,8 @@
 //! What goes into the primary and what comes out of it.
 
 use crate::{
-    id::{Epoch, Generation, Node},
-    register::{CasOutcome, Register},
+    id::{Epoch, Generation},
+    register::{CasOutcome, Owner, Register},
     wire::control::{GoodbyeReason, NackReason},
 };
 
@@ -12,7 +12,7 @@ pub enum Event {
     /// The operator wants protection, and a session with this standby is up.
     Protect {
         /// Who will stand by.
-        standby: Node,
+        standby: Owner,
     },
     /// The source can take a checkpoint; the VM runs.
     SourceReady,

@@ -1,20 +1,20 @@
 //! What a node says to the witness, and the answer.
 //!
 //! ```text
-//! register (152): 0 generation u64 (0 = none)   8 instance u64   16 mode u16 (0 none, 1 solo, 2 protected)   18 zero 6
-//!                24 owner's name 48            72 owner's id 16
-//!                88 standby's name 48         136 standby's id 16
+//! register (160): 0 generation u64 (0 = none)   8 mode u16 (0 none, 1 solo, 2 protected)   10 zero 6
+//!                16 owner's name 48      64 owner's id 16      80 owner's instance u64
+//!                88 standby's name 48   136 standby's id 16   152 standby's instance u64
 //!
-//! request (408):  0 magic "AIA2"   4 kind u16   6 version u16   8 id u64 (echoed in the answer)
+//! request (424):  0 magic "AIA2"   4 kind u16   6 version u16   8 id u64 (echoed in the answer)
 //!                16 VM's name 48      64 asker's id 16   80 boot u64 (of the witness that it talks to; 0 unknown)
-//!                88 expect u64        96 new: register 152   248 seen: register 152   400 zero 4
-//!               404 CRC32C of bytes 0..404
+//!                88 expect u64        96 new: register 160   256 seen: register 160   416 zero 4
+//!               420 CRC32C of bytes 0..420
 //!
-//! answer (256):   0 magic "AIW2"   4 kind u16   6 version u16   8 id u64
+//! answer (264):   0 magic "AIW2"   4 kind u16   6 version u16   8 id u64
 //!                16 VM's name 48      64 witness's id 16 80 boot u64
 //!                88 probe age u32 (ms since the witness last proved that it can store; all ones: never)
-//!                92 refusal u16       94 standing u16    96 held: register 152   248 zero 4
-//!               252 CRC32C of bytes 0..252
+//!                92 refusal u16       94 standing u16    96 held: register 160   256 zero 4
+//!               260 CRC32C of bytes 0..260
 //! ```
 //!
 //! | request | | answer | |
@@ -25,7 +25,7 @@
 //! | | | 7 refused | the swap was not tried: see [`Refusal`] |
 //!
 //! Every request carries the highest register that its node has ever seen, and every answer what the witness holds.
-//! The record that a witness keeps per VM is [`Stored`], 216 bytes.
+//! The record that a witness keeps per VM is [`Stored`], 224 bytes.
 
 use super::{VERSION, WireError, WireName, check_crc, check_magic, check_version, view};
 use crate::{
@@ -41,11 +41,11 @@ pub const ANSWER_MAGIC: u32 = u32::from_le_bytes(*b"AIW2");
 /// "AIR2".
 pub const STORED_MAGIC: u32 = u32::from_le_bytes(*b"AIR2");
 /// Bytes of every request.
-pub const REQUEST_LEN: usize = 408;
+pub const REQUEST_LEN: usize = 424;
 /// Bytes of every answer.
-pub const ANSWER_LEN: usize = 256;
+pub const ANSWER_LEN: usize = 264;
 /// Bytes of a stored register.
-pub const STORED_LEN: usize = 216;
+pub const STORED_LEN: usize = 224;
 const REQUEST: &str = "arbiter request";
 const ANSWER: &str = "arbiter answer";
 const STORED: &str = "stored register";
@@ -160,22 +160,22 @@ pub struct Stored {
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
-struct RawNode {
+struct RawOwner {
     name: WireName,
     id: [u8; 16],
+    instance: le::U64,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct RawRegister {
     generation: le::U64,
-    instance: le::U64,
     mode: le::U16,
     zero: [u8; 6],
-    owner: RawNode,
-    standby: RawNode,
+    owner: RawOwner,
+    standby: RawOwner,
 }
-const _: () = assert!(size_of::<RawRegister>() == 152);
+const _: () = assert!(size_of::<RawRegister>() == 160);
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -236,8 +236,8 @@ fn sealed<const LEN: usize>(raw: &(impl IntoBytes + Immutable)) -> [u8; LEN] {
     out
 }
 
-fn encode_node(node: Node) -> RawNode {
-    RawNode { name: node.name.into(), id: node.id.0 }
+fn encode_owner(owner: Owner) -> RawOwner {
+    RawOwner { name: owner.node.name.into(), id: owner.node.id.0, instance: owner.instance.into() }
 }
 
 fn encode_register(register: Option<&Register>) -> RawRegister {
@@ -245,21 +245,21 @@ fn encode_register(register: Option<&Register>) -> RawRegister {
         return RawRegister::new_zeroed();
     };
     let (mode, standby) = match r.mode {
-        Mode::Solo => (1, RawNode::new_zeroed()),
-        Mode::Protected { standby } => (2, encode_node(standby)),
+        Mode::Solo => (1, RawOwner::new_zeroed()),
+        Mode::Protected { standby } => (2, encode_owner(standby)),
     };
     RawRegister {
         generation: r.generation.0.into(),
-        instance: r.owner.instance.into(),
         mode: le::U16::new(mode),
         zero: [0; 6],
-        owner: encode_node(r.owner.node),
+        owner: encode_owner(r.owner),
         standby,
     }
 }
 
-fn decode_node(record: &'static str, raw: &RawNode) -> Result<Node, WireError> {
-    Ok(Node { name: raw.name.require(record)?, id: NodeId(raw.id) })
+fn decode_owner(record: &'static str, raw: &RawOwner) -> Result<Owner, WireError> {
+    let node = Node { name: raw.name.require(record)?, id: NodeId(raw.id) };
+    Ok(Owner { node, instance: raw.instance.get() })
 }
 
 fn decode_register(record: &'static str, raw: &RawRegister) -> Result<Option<Register>, WireError> {
@@ -267,7 +267,7 @@ fn decode_register(record: &'static str, raw: &RawRegister) -> Result<Option<Reg
     let mode = match raw.mode.get() {
         0 if generation == Generation(0) => return Ok(None),
         1 => Mode::Solo,
-        2 => Mode::Protected { standby: decode_node(record, &raw.standby)? },
+        2 => Mode::Protected { standby: decode_owner(record, &raw.standby)? },
         mode => return Err(field(record, "mode", u64::from(mode), "no such mode")),
     };
     if generation == Generation(0) {
@@ -276,8 +276,7 @@ fn decode_register(record: &'static str, raw: &RawRegister) -> Result<Option<Reg
     if generation > Generation::MAX {
         return Err(field(record, "generation", generation.0, "more than 2^63 - 1"));
     }
-    let owner = Owner { node: decode_node(record, &raw.owner)?, instance: raw.instance.get() };
-    Ok(Some(Register { generation, owner, mode }))
+    Ok(Some(Register { generation, owner: decode_owner(record, &raw.owner)?, mode }))
 }
 
 fn field(record: &'static str, field: &'static str, value: u64, why: &'static str) -> WireError {

@@ -7,7 +7,7 @@
 //! | [`control`] | commit, ACK, NACK, …: 64 bytes | the data path, in order with the slabs |
 //! | [`rdma`] | endpoint: 120 bytes, once per session; messages: 80 bytes | the control connection; SENDs beside RDMA writes |
 //! | [`beat`] | keepalive: 96 bytes, authenticated | datagrams |
-//! | [`arbiter`] | request: 408 bytes, answer: 256 | a connection to the witness |
+//! | [`arbiter`] | request: 424 bytes, answer: 264 | a connection to the witness |
 //!
 //! Integers are little endian. Each record begins with a magic number of its own and carries a CRC32C or a MAC; a parser
 //! here takes a slice, bounds everything, and never panics.

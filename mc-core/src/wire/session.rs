@@ -6,7 +6,7 @@
 //!
 //! | kind | who | body |
 //! |---|---|---|
-//! | 1 hello | primary, then standby | 208 bytes, below |
+//! | 1 hello | primary, then standby | 216 bytes, below |
 //! | 2 profile | primary, then standby | JSON, at most [`MAX_PROFILE`]: machine, CPU, devices, RAM blocks |
 //! | 3 ready | standby | none: the profiles match, send slabs |
 //! | 5 endpoint | primary, then standby | 120 bytes, [`super::rdma`]: after the profile, if the hello says so |
@@ -18,6 +18,7 @@
 //!       128 beat key 32        160 beat port u16       162 detect multiplier u8   163 zero 5
 //!       168 desired transmit interval µs u32           172 required receive interval µs u32    176 sender's id 16
 //!       192 id of the witness that the sender asks 16 (zeros: it asks none)
+//!       208 instance of the sender's copy u64
 //! ```
 //!
 //! `transports`: bit 0, an RDMA endpoint follows the profile. The standby sets it only if the primary did: then the link is an
@@ -38,7 +39,7 @@ pub const MAGIC: u32 = u32::from_le_bytes(*b"AIH1");
 /// Bytes before a frame's body.
 pub const FRAME_LEN: usize = 16;
 /// Bytes of a hello's body.
-pub const HELLO_LEN: usize = 208;
+pub const HELLO_LEN: usize = 216;
 /// Bytes of a profile at most.
 pub const MAX_PROFILE: usize = 1 << 20;
 /// Bytes of a refusal at most.
@@ -153,6 +154,8 @@ pub struct Hello {
     pub node: Node,
     /// The witness that it asks, to compare; [`WitnessId::NONE`] for one that asks its operator.
     pub witness: WitnessId,
+    /// Of the sender's copy, as the register names it: the primary's QEMU process; what the standby draws for this session.
+    pub instance: u64,
     /// Signs the beats.
     pub beat_key: BeatKey,
     /// The sender's UDP port for beats, at the address of this connection; 0 for none.
@@ -185,6 +188,7 @@ struct RawHello {
     required_rx_us: le::U32,
     id: [u8; 16],
     witness: [u8; 16],
+    instance: le::U64,
 }
 const _: () = assert!(size_of::<RawHello>() == HELLO_LEN);
 
@@ -210,14 +214,19 @@ impl Hello {
             required_rx_us: self.required_rx_us.into(),
             id: self.node.id.0,
             witness: self.witness.0,
+            instance: self.instance.into(),
         };
         let mut out = [0; HELLO_LEN];
         out.copy_from_slice(raw.as_bytes());
         out
     }
 
-    /// Checks and reads the body of a hello frame. The versions are for [`Hello::negotiate`] to judge.
+    /// Checks and reads the body of a hello frame. The versions are for [`Hello::negotiate`] to judge, but for one that shows
+    /// in the length: version 1 had 208 bytes.
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        if let ([_, _, low, high, ..], true) = (bytes, bytes.len() == 208) {
+            return Err(WireError::Version { record: HELLO, found: u16::from_le_bytes([*low, *high]) });
+        }
         let raw: &RawHello = view(HELLO, bytes)?;
         let slab_size = raw.slab_size.get();
         if !(slab::MIN_SLAB..=slab::MAX_SLAB).contains(&(slab_size as usize)) {
@@ -236,6 +245,7 @@ impl Hello {
             vm: raw.vm.require(HELLO)?,
             node: Node { name: raw.node.require(HELLO)?, id: NodeId(raw.id) },
             witness: WitnessId(raw.witness),
+            instance: raw.instance.get(),
             beat_key: BeatKey(raw.beat_key),
             beat_port: raw.beat_port.get(),
             detect_multiplier: raw.detect_multiplier,

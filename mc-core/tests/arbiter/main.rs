@@ -31,7 +31,8 @@ fn solo(generation: u64, owner: &str) -> Register {
 }
 
 fn protected(generation: u64, owner: &str, standby: &str) -> Register {
-    Register { mode: Mode::Protected { standby: node(standby) }, ..solo(generation, owner) }
+    let standby = Owner { node: node(standby), instance: 9 };
+    Register { mode: Mode::Protected { standby }, ..solo(generation, owner) }
 }
 
 fn cas(new: Register) -> Ask {

@@ -197,7 +197,8 @@ fn made_up_identities_are_bounded_and_push_nobody_out() {
     let mut w = World::recovered(&[("vm", pair())]);
     w.read("a", Some(pair()));
     for i in 0..200u8 {
-        let asker = Asker { node: NodeId([i, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]), seen: None, boot: w.boot };
+        let asker =
+            Asker { node: NodeId([i, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]), seen: None, boot: w.boot };
         let request = Request { id: 1, vm: name("vm"), asker, ask: Ask::Read };
         w.event(Event::Request { from: 1, request });
     }

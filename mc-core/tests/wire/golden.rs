@@ -6,7 +6,6 @@ use mc_core::{
     register::{Mode, Owner, Register},
     slab::{SlabMeta, SlabPool},
     wire::{
-        VERSION,
         arbiter::{Answer, Ask, Asker, Outcome, Refusal, Request, Standing, Stored},
         beat::{Beat, BeatState},
         control::{Body, Control, GoodbyeReason, NackReason},
@@ -102,15 +101,19 @@ fn a_beat() {
 
 const NOBODY: &str = "00";
 
-/// A register's bytes: (3, owner a 0x55), and its mode and standby.
+/// A register's bytes: (3, owner a 0x55), and its mode and standby (its instance is 0x66).
 fn held(mode: &str, standby: &str) -> String {
-    let standby = if standby == NOBODY { "00".repeat(64) } else { named(standby) };
-    format!("0300000000000000 5500000000000000 {mode} 000000000000 {} {standby}", named("61"))
+    let standby = if standby == NOBODY { "00".repeat(72) } else { format!("{} 6600000000000000", named(standby)) };
+    format!("0300000000000000 {mode} 000000000000 {} 5500000000000000 {standby}", named("61"))
 }
 
 /// The node of that letter.
 fn named(letter: &str) -> String {
     format!("01{letter}{} {}", "00".repeat(46), letter.repeat(16))
+}
+
+fn protected() -> Mode {
+    Mode::Protected { standby: Owner { node: node("b"), instance: 0x66 } }
 }
 
 fn register(mode: Mode) -> Register {
@@ -119,18 +122,18 @@ fn register(mode: Mode) -> Register {
 
 #[test]
 fn arbiter_requests() {
-    let (vm, vacant) = (format!("02766d{}", "00".repeat(45)), "00".repeat(152));
-    let (solo, protected) = (register(Mode::Solo), register(Mode::Protected { standby: node("b") }));
+    let (vm, vacant) = (format!("02766d{}", "00".repeat(45)), "00".repeat(160));
+    let (solo, protected) = (register(Mode::Solo), register(protected()));
     let expect = |seen, ask, kind: &str, expect: &str, new: &str, seen_bytes: &str, crc: &str| {
         let asker = Asker { node: node("c").id, seen, boot: 0x99 };
         let bytes = Request { id: 0x77, vm: name("vm"), asker, ask }.encode();
         let head = format!("41494132 {kind} 0200 7700000000000000 {vm} {}", "63".repeat(16));
         same(&bytes, &format!("{head} 9900000000000000 {expect} {new} {seen_bytes} 00000000 {crc}"));
     };
-    expect(None, Ask::Read, "0100", "0000000000000000", &vacant, &vacant, "b7c0c84d");
+    expect(None, Ask::Read, "0100", "0000000000000000", &vacant, &vacant, "58c4aaa1");
     let cas = Ask::Cas { expect: Generation(2), new: protected };
     let (new, seen) = (held("0200", "62"), held("0100", NOBODY));
-    expect(Some(solo), cas, "0200", "0200000000000000", &new, &seen, "31d7cd66");
+    expect(Some(solo), cas, "0200", "0200000000000000", &new, &seen, "10612adf");
 }
 
 #[test]
@@ -139,34 +142,33 @@ fn arbiter_answers() {
     let solo = register(Mode::Solo);
     let expect = |outcome, standing, held: Option<Register>, head: &str, register: &str, crc: &str| {
         let (witness, probe_age_ms) = (WitnessId([0x88; 16]), held.map(|_| 0x44));
-        let answer =
-            Answer { id: 0x77, vm: name("vm"), witness, boot: 0x99, probe_age_ms, standing, outcome, held };
+        let answer = Answer { id: 0x77, vm: name("vm"), witness, boot: 0x99, probe_age_ms, standing, outcome, held };
         let age = if held.is_some() { "44000000" } else { "ffffffff" };
         let (kind, rest) = head.split_once(' ').unwrap();
         let who = format!("{} 9900000000000000", "88".repeat(16));
         let text = format!("41495732 {kind} 0200 7700000000000000 {vm} {who} {age} {rest} {register} 00000000 {crc}");
         same(&answer.encode(), &text);
     };
-    let (vacant, held) = ("00".repeat(152), held("0100", NOBODY));
-    expect(Outcome::Holds, Standing::Settled, None, "0300 0000 0100", &vacant, "df4feb59");
-    expect(Outcome::Won, Standing::Settled, Some(solo), "0400 0000 0100", &held, "d92dfeaf");
-    expect(Outcome::Lost, Standing::Settled, Some(solo), "0500 0000 0100", &held, "5f061e16");
-    expect(Outcome::Failed, Standing::Settled, None, "0600 0000 0100", &vacant, "a327530c");
+    let (vacant, held) = ("00".repeat(160), held("0100", NOBODY));
+    expect(Outcome::Holds, Standing::Settled, None, "0300 0000 0100", &vacant, "23eb0531");
+    expect(Outcome::Won, Standing::Settled, Some(solo), "0400 0000 0100", &held, "6f382369");
+    expect(Outcome::Lost, Standing::Settled, Some(solo), "0500 0000 0100", &held, "cb4292b5");
+    expect(Outcome::Failed, Standing::Settled, None, "0600 0000 0100", &vacant, "04e04591");
     let stale = Outcome::Refused(Refusal::StaleBoot);
-    expect(stale, Standing::Settled, Some(solo), "0700 0100 0100", &held, "8ba80f7b");
+    expect(stale, Standing::Settled, Some(solo), "0700 0100 0100", &held, "4c26f0d3");
     let waiting = Outcome::Refused(Refusal::Waiting);
-    expect(waiting, Standing::Waiting, Some(solo), "0700 0200 0200", &held, "05cd8de8");
+    expect(waiting, Standing::Waiting, Some(solo), "0700 0200 0200", &held, "61b297f2");
     let disputed = Outcome::Refused(Refusal::Disputed);
-    expect(disputed, Standing::Disputed, Some(solo), "0700 0300 0300", &held, "7feef399");
+    expect(disputed, Standing::Disputed, Some(solo), "0700 0300 0300", &held, "7a3eb5ed");
     let stranger = Outcome::Refused(Refusal::NotEntitled);
-    expect(stranger, Standing::Settled, Some(solo), "0700 0400 0100", &held, "061bc40c");
+    expect(stranger, Standing::Settled, Some(solo), "0700 0400 0100", &held, "99c69b6c");
 }
 
 #[test]
 fn a_stored_register() {
-    let stored = Stored { vm: name("vm"), register: register(Mode::Protected { standby: node("b") }) };
+    let stored = Stored { vm: name("vm"), register: register(protected()) };
     let vm = format!("02766d{}", "00".repeat(45));
-    same(&stored.encode(), &format!("41495232 0000 0200 {vm} {} 00000000 99b63106", held("0200", "62")));
+    same(&stored.encode(), &format!("41495232 0000 0200 {vm} {} 00000000 3c9c1a75", held("0200", "62")));
 }
 
 const NUMBERS: &str = "00000100 03000000 00000000 1100000000000000 2200000000000000";
@@ -183,6 +185,7 @@ fn a_hello_and_its_frame() {
         vm: name("vm"),
         node: node("a"),
         witness: WitnessId([0x88; 16]),
+        instance: 0x55,
         beat_key: KEY,
         beat_port: 0x1234,
         detect_multiplier: 5,
@@ -191,15 +194,16 @@ fn a_hello_and_its_frame() {
     };
     let names = format!("02766d{} 0161{}", "00".repeat(45), "00".repeat(46));
     let timing = "3412 05 0000000000 06000000 07000000";
-    let ids = format!("{} {}", "61".repeat(16), "88".repeat(16));
-    let frame = format!("41494831 0100 0000 d0000000 30d419ff 0200 0300 {NUMBERS} {names} {} {timing} {ids}", "2a".repeat(32));
+    let ids = format!("{} {} 5500000000000000", "61".repeat(16), "88".repeat(16));
+    let frame =
+        format!("41494831 0100 0000 d8000000 2cf6f7d1 0200 0300 {NUMBERS} {names} {} {timing} {ids}", "2a".repeat(32));
     same(&encode_frame(Kind::Hello, &hello.encode()), &frame);
     same(&encode_frame(Kind::Profile, b"{}"), "41494831 0200 0000 02000000 e50803db 7b7d");
     same(&encode_frame(Kind::Ready, &[]), "41494831 0300 0000 00000000 a5abe4fd");
     same(&encode_frame(Kind::Refuse, b"no"), "41494831 0400 0000 02000000 6b43a6f8 6e6f");
 }
 
-/// What a program of version 1 says: it can be read so far as to tell it why not.
+/// What a program of version 1 says. It was shorter.
 #[test]
 fn a_hello_of_version_1_is_refused_by_its_version() {
     let names = format!("02766d{} 0161{}", "00".repeat(45), "00".repeat(46));
@@ -207,8 +211,7 @@ fn a_hello_of_version_1_is_refused_by_its_version() {
     let text = format!("0100 0100 {NUMBERS} {names} {} {timing}", "2a".repeat(32)).replace(' ', "");
     let byte = |at: usize| u8::from_str_radix(&text[at..at + 2], 16).unwrap();
     let bytes: Vec<u8> = (0..text.len()).step_by(2).map(byte).collect();
-    let hello = Hello::decode(&bytes).unwrap();
-    let refusal = Hello::negotiate((VERSION, VERSION), hello.versions).unwrap_err();
+    let refusal = Hello::decode(&bytes).unwrap_err();
     assert_eq!(refusal.to_string(), "hello: version 1, this build speaks 2");
 }
 

@@ -85,11 +85,15 @@ fn node() -> impl Strategy<Value = Node> {
     (name(), any::<[u8; 16]>()).prop_map(|(name, id)| Node { name, id: NodeId(id) })
 }
 
+fn owner() -> impl Strategy<Value = Owner> {
+    (node(), any::<u64>()).prop_map(|(node, instance)| Owner { node, instance })
+}
+
 fn register() -> impl Strategy<Value = Register> {
-    let mode = prop_oneof![Just(Mode::Solo), node().prop_map(|standby| Mode::Protected { standby })];
-    (1..=Generation::MAX.0, node(), any::<u64>(), mode).prop_map(|(generation, node, instance, mode)| Register {
+    let mode = prop_oneof![Just(Mode::Solo), owner().prop_map(|standby| Mode::Protected { standby })];
+    (1..=Generation::MAX.0, owner(), mode).prop_map(|(generation, owner, mode)| Register {
         generation: Generation(generation),
-        owner: Owner { node, instance },
+        owner,
         mode,
     })
 }
@@ -111,10 +115,8 @@ fn answer() -> impl Strategy<Value = Answer> {
         Just(Outcome::Failed),
         prop::sample::select(refusals.to_vec()).prop_map(Outcome::Refused),
     ];
-    let outcome = prop_oneof![
-        (found, prop::option::of(register())),
-        register().prop_map(|won| (Outcome::Won, Some(won))),
-    ];
+    let outcome =
+        prop_oneof![(found, prop::option::of(register())), register().prop_map(|won| (Outcome::Won, Some(won))),];
     let age = prop::option::of(0..u32::MAX);
     (any::<(u64, u64, [u8; 16])>(), name(), age, standing, outcome).prop_map(
         |((id, boot, witness), vm, probe_age_ms, standing, (outcome, held))| Answer {
@@ -148,6 +150,7 @@ fn hello() -> impl Strategy<Value = Hello> {
             vm,
             node,
             witness: WitnessId(witness),
+            instance: n[1] ^ n[0],
             beat_key: KEY,
             beat_port,
             detect_multiplier,
