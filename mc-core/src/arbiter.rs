@@ -59,6 +59,7 @@ impl Default for Limits {
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(clippy::large_enum_variant, reason = "moved once per request; a box would be allocated for each")]
 pub enum Event {
     /// A request came.
     Request {
@@ -94,6 +95,7 @@ pub enum Event {
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(clippy::large_enum_variant, reason = "moved once per request; a box would be allocated for each")]
 pub enum Action {
     /// Make this durable, then say [`Event::Persisted`]. One at a time per VM.
     Persist {
@@ -131,6 +133,7 @@ pub struct Reply {
 
 /// Where a value that is being stored comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(clippy::large_enum_variant, reason = "moved once per request; a box would be allocated for each")]
 enum Origin {
     /// A swap, and whom to answer.
     Swap(u64, Request),
