@@ -22,6 +22,7 @@ pub struct Seen {
 }
 
 /// What an answer means.
+#[expect(clippy::large_enum_variant, reason = "looked at where it is made")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Heard {
     /// Nothing new.
