@@ -229,6 +229,18 @@ impl Arbiter {
         values.flat_map(named).collect()
     }
 
+    /// Whether there is anything to say about this VM: see [`Arbiter::vms`].
+    #[must_use]
+    pub fn knows(&self, vm: Name) -> bool {
+        self.registers.contains_key(&vm) || self.told.contains_key(&vm)
+    }
+
+    /// Whether this VM's register is being written: then an operator's word is ignored.
+    #[must_use]
+    pub fn is_busy(&self, vm: Name) -> bool {
+        self.busy.contains_key(&vm)
+    }
+
     /// Whether a swap waits for the disk.
     #[must_use]
     pub fn is_persisting(&self) -> bool {
@@ -264,7 +276,7 @@ impl Arbiter {
 
     /// Takes a node's word for what it has seen, if it was meant for this process.
     fn hear(&mut self, request: &Request) {
-        let known = self.registers.contains_key(&request.vm) || self.told.contains_key(&request.vm);
+        let known = self.knows(request.vm);
         let tells = request.asker.seen.is_some() || request.ask != Ask::Read;
         if request.asker.boot == self.boot && (known || tells && self.vms().count() < self.limits.vms) {
             let held = self.registers.get(&request.vm);
