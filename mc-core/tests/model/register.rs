@@ -233,6 +233,12 @@ impl Registry {
             && self.history.len() > 1
     }
 
+    /// Whether the arbiter has started, and client 0 has not told it yet what it has seen. If that one dies now, an operator
+    /// has to decide: what the rule costs.
+    pub(crate) fn waits_for_the_primary(&self) -> bool {
+        self.arbiter.awaited(vm()).contains(&self.clients[0].node)
+    }
+
     /// Whether a write is under way.
     pub(crate) fn is_writing(&self) -> bool {
         self.writing.is_some()

@@ -22,7 +22,8 @@ impl World {
         }
         let seat = &self.seats[0];
         // A swap of the dead primary's may still win: then its VM died with it.
-        let ours = self.protected_by(bounds).is_some() && !self.registry.is_writing();
+        let hears = !self.registry.is_writing() && !self.registry.waits_for_the_primary();
+        let ours = self.protected_by(bounds).is_some() && hears;
         let holds = seat.machine.as_ref().is_some_and(|m| {
             m.is_entitled() && self.registry.disk.as_ref().is_some_and(|r: &Register| r.generation == m.committed().0)
         });
@@ -30,7 +31,8 @@ impl World {
         let ready = matches!(seat.role(), Some(Role::Protecting | Role::Revoking | Role::Claiming));
         let settled = world.settle(bounds);
         let role = world.seats[0].role();
-        let rests = matches!(role, None | Some(Role::Idle | Role::Active | Role::Lost | Role::Disputed));
+        let asks = role == Some(Role::Claiming) && world.registry.waits_for_the_primary();
+        let rests = asks || matches!(role, None | Some(Role::Idle | Role::Active | Role::Lost | Role::Disputed));
         settled && rests && (!(ours && ready && holds) || role == Some(Role::Active))
     }
 
