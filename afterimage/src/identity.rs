@@ -11,7 +11,7 @@ use crate::{
     exit::{Code, ExitError},
 };
 use anyhow::{Context, Result};
-use mc_core::id::{Name, Node, NodeId};
+use mc_core::id::{Name, Node, NodeId, WitnessId};
 use rustix::{
     fs::{FlockOperation, flock},
     rand::{GetRandomFlags, getrandom},
@@ -84,6 +84,31 @@ fn read(path: &str) -> Option<String> {
 /// This host, under the name that it has for people.
 pub fn node(state_dir: &Path, name: Name) -> Result<Node> {
     Ok(Node { name, id: identity(state_dir, &Machine::this())? })
+}
+
+/// Whether two hosts can be a pair: each is another node, by name too, and both ask the same witness. Both sides look.
+pub fn check_pair(ours: (Node, WitnessId), theirs: (Node, WitnessId)) -> Result<(), String> {
+    let ((node, witness), (other, their_witness)) = (ours, theirs);
+    if node.id == other.id {
+        return Err(format!(
+            "both sides are the same node ({}): the two use one state directory, or a copy of it; see --state-dir",
+            node.id
+        ));
+    }
+    if node.name == other.name {
+        return Err(format!("both nodes are named {node}: give one of them another name with --node"));
+    }
+    let asks = |witness: WitnessId| match witness {
+        WitnessId::NONE => "knows no witness (--arbiter manual, or it has not reached its witness yet)".to_owned(),
+        witness => format!("asks witness {witness}"),
+    };
+    if witness != their_witness {
+        let (ours, theirs) = (asks(witness), asks(their_witness));
+        return Err(format!(
+            "the two do not have the same arbiter: {node} {ours}, {other} {theirs}; compare --arbiter on both"
+        ));
+    }
+    Ok(())
 }
 
 fn identity(dir: &Path, machine: &Machine) -> Result<NodeId> {
@@ -191,7 +216,11 @@ mod tests {
     fn what_cannot_be_read_now_makes_no_new_node() {
         let dir = tempfile::tempdir().unwrap();
         let id = identity(dir.path(), &machine(Some("u1"), Some("m1"))).unwrap();
-        assert_eq!(identity(dir.path(), &machine(None, Some("m2"))).unwrap(), id, "by a user who may not read the UUID");
+        assert_eq!(
+            identity(dir.path(), &machine(None, Some("m2"))).unwrap(),
+            id,
+            "by a user who may not read the UUID"
+        );
         let dir = tempfile::tempdir().unwrap();
         let id = identity(dir.path(), &machine(None, Some("m1"))).unwrap();
         assert_eq!(identity(dir.path(), &machine(Some("u1"), Some("m1"))).unwrap(), id, "and then by root");
@@ -199,6 +228,26 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let id = identity(dir.path(), &machine(None, None)).unwrap();
         assert_eq!(identity(dir.path(), &machine(Some("u1"), None)).unwrap(), id);
+    }
+
+    #[test]
+    fn a_pair_has_two_nodes_two_names_and_one_witness() {
+        let node = |name: &str, id| Node { name: Name::new(name).unwrap(), id: NodeId([id; 16]) };
+        let (one, two) = (WitnessId([1; 16]), WitnessId([2; 16]));
+        let ours = (node("a", 1), one);
+        assert_eq!(check_pair(ours, (node("b", 2), one)), Ok(()));
+        let no = |theirs, expected: &str| {
+            for (ours, theirs) in [(ours, theirs), (theirs, ours)] {
+                let why = check_pair(ours, theirs).unwrap_err();
+                assert!(why.contains(expected), "{why}");
+            }
+        };
+        no((node("b", 1), one), "the same node");
+        no((node("a", 2), one), "both nodes are named a");
+        no((node("b", 2), two), "not have the same arbiter");
+        no((node("b", 2), WitnessId::NONE), "knows no witness");
+        let manual = WitnessId::NONE;
+        assert_eq!(check_pair((node("a", 1), manual), (node("b", 2), manual)), Ok(()));
     }
 
     #[test]

@@ -33,11 +33,11 @@ use mc_core::{
     arbiter::{Arbiter, Limits},
     id::Name,
 };
+use registrar::{Input, Me, Registrar};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     rand::{GetRandomFlags, getrandom},
 };
-use registrar::{Input, Me, Registrar};
 use serve::Clients;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use socket2::{Domain, Socket, Type};
@@ -251,8 +251,10 @@ fn explain(error: &WitnessError) -> ExitError {
         WitnessError::State(OpenError::Identity { .. }) => {
             "remove that file: a new identity is made, and every node has to accept it (`afterimage accept-witness`)"
         }
-        WitnessError::Operator(_) => "the control socket is STATE/control.sock: a path of at most 100 bytes, which only one \
-                                      witness serves",
+        WitnessError::Operator(_) => {
+            "the control socket is STATE/control.sock: a path of at most 100 bytes, which only one \
+                                      witness serves"
+        }
         WitnessError::State(OpenError::Io { .. } | OpenError::Unreadable(_) | OpenError::Store(_)) => {
             "--state needs a directory that this user can write, on a disk that keeps"
         }

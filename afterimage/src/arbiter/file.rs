@@ -95,7 +95,6 @@ impl LoadError {
     }
 }
 
-
 /// Reads `vm`'s register; `None` if there is no file.
 pub fn load(path: &Path, vm: Name) -> Result<Option<Register>, LoadError> {
     let mut bytes = Vec::with_capacity(STORED_LEN + 1);
@@ -146,9 +145,11 @@ pub fn remove(dir: &Path, stem: &str) -> Result<(), StoreError> {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(StoreError::Unchanged { doing: "removing", path, source })
         }
-        _ => {
-            sync_dir(dir).map_err(|source| StoreError::Unknown { doing: "fsync of directory", path: dir.into(), source })
-        }
+        _ => sync_dir(dir).map_err(|source| StoreError::Unknown {
+            doing: "fsync of directory",
+            path: dir.into(),
+            source,
+        }),
     }
 }
 

@@ -1,10 +1,6 @@
 //! How an arbiter is: whether a failover would find it able, and if not, why and what to do.
 
-use mc_core::{
-    id::WitnessId,
-    seen::Fault,
-    wire::arbiter::Standing,
-};
+use mc_core::{id::WitnessId, seen::Fault, wire::arbiter::Standing};
 use std::time::{Duration, Instant};
 
 /// A witness that could store nothing for this long is not able: its next write may fail too.
@@ -40,6 +36,18 @@ pub struct Told {
     pub at: Instant,
 }
 
+impl Told {
+    /// The standing, for people.
+    #[must_use]
+    pub fn standing_word(&self) -> &'static str {
+        match self.standing {
+            Standing::Settled => "settled",
+            Standing::Waiting => "waiting",
+            Standing::Disputed => "disputed",
+        }
+    }
+}
+
 impl Health {
     /// Whether a swap would be answered, as far as is known; else why not.
     pub fn failover_possible(&self) -> Result<(), String> {
@@ -51,7 +59,9 @@ impl Health {
         }
         let Some(told) = self.told else { return Ok(()) };
         match (told.standing, told.probe_age_ms) {
-            (Standing::Waiting, _) => Err("the witness has started, and waits for what the VM's nodes have seen".to_owned()),
+            (Standing::Waiting, _) => {
+                Err("the witness has started, and waits for what the VM's nodes have seen".to_owned())
+            }
             (Standing::Disputed, _) => Err("the VM's nodes have seen what the witness does not hold".to_owned()),
             (Standing::Settled, None) => Err("the witness cannot store, and never could since it started".to_owned()),
             (Standing::Settled, Some(age)) if u128::from(age) > STALE.as_millis() => {
@@ -75,7 +85,10 @@ impl Health {
             (Some(Fault::Behind { .. } | Fault::Contradicts { .. }), _) => Some(ASSIGN),
             (None, _) if !self.reachable => Some("look at the witness, and at the network to it"),
             (None, Some(Standing::Waiting | Standing::Disputed)) => Some(ASSIGN),
-            (None, _) => self.failover_possible().err().map(|_| "look at the disk of the witness's --state: its log says what fails"),
+            (None, _) => self
+                .failover_possible()
+                .err()
+                .map(|_| "look at the disk of the witness's --state: its log says what fails"),
         }
     }
 }

@@ -147,9 +147,14 @@ impl Link {
         match refusal {
             Refusal::StaleBoot => "the witness was restarted just now".to_owned(),
             Refusal::Waiting => {
-                format!("the witness has started, and waits for what other nodes have seen of the VM: {}", self.others())
+                format!(
+                    "the witness has started, and waits for what other nodes have seen of the VM: {}",
+                    self.others()
+                )
             }
-            Refusal::Disputed => "the nodes of the VM have seen what the witness does not hold, and do not agree".to_owned(),
+            Refusal::Disputed => {
+                "the nodes of the VM have seen what the witness does not hold, and do not agree".to_owned()
+            }
             Refusal::NotEntitled => "the register names others".to_owned(),
         }
     }
@@ -187,7 +192,10 @@ fn answer_to(request: &Request, connection: &Connection) -> Result<wire::Answer,
     let answer = wire::Answer::decode(&bytes).map_err(|e| format!("{address} sent: {e}"))?;
     if (answer.id, answer.vm) != (request.id, request.vm) {
         let (id, vm) = (answer.id, answer.vm);
-        return Err(format!("{address} answered request {id} about {vm}, asked was {} about {}", request.id, request.vm));
+        return Err(format!(
+            "{address} answered request {id} about {vm}, asked was {} about {}",
+            request.id, request.vm
+        ));
     }
     Ok(answer)
 }

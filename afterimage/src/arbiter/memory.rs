@@ -235,7 +235,16 @@ mod tests {
 
     fn answer(witness: u8, boot: u64, held: Option<Register>) -> Answer {
         let (outcome, standing) = (Outcome::Holds, Standing::Settled);
-        Answer { id: 1, vm: vm(), witness: WitnessId([witness; 16]), boot, probe_age_ms: Some(1), standing, outcome, held }
+        Answer {
+            id: 1,
+            vm: vm(),
+            witness: WitnessId([witness; 16]),
+            boot,
+            probe_age_ms: Some(1),
+            standing,
+            outcome,
+            held,
+        }
     }
 
     #[test]
@@ -275,7 +284,10 @@ mod tests {
         assert_eq!(memory.latest().boot, 5, "nothing that is told there counts");
         let mut accepting = Memory::open(dir.path(), vm(), true).unwrap();
         let heard = accepting.hear(&answer(2, 8, None), Some(5)).unwrap();
-        assert!(matches!(heard, Some(Heard::Fault(Fault::Behind { .. }))), "accepted, and told what it lacks: {heard:?}");
+        assert!(
+            matches!(heard, Some(Heard::Fault(Fault::Behind { .. }))),
+            "accepted, and told what it lacks: {heard:?}"
+        );
         assert_eq!(memory.read().unwrap().boot, 8);
         assert!(foreign(accepting.hear(&answer(3, 9, None), Some(8)).unwrap()), "once");
         memory.accept_any_witness().unwrap();

@@ -19,9 +19,9 @@ mod memory;
 mod spec;
 mod worker;
 
-pub(crate) use spec::serde_as_text;
 pub use health::{Health, Told};
 pub use memory::MemoryError;
+pub(crate) use spec::serde_as_text;
 pub use spec::{ArbiterSpec, ArbiterSpecError, HostPort, HostPortError};
 
 use crate::wake::Wake;

@@ -168,7 +168,8 @@ fn render(report: &WitnessReport) -> String {
                 }
             },
         };
-        let told = entry.last_told_ms.map_or("nobody has told since the start".to_owned(), |ms| format!("told {ms} ms ago"));
+        let told =
+            entry.last_told_ms.map_or("nobody has told since the start".to_owned(), |ms| format!("told {ms} ms ago"));
         let awaited =
             if entry.awaited.is_empty() { String::new() } else { format!(", waits for {}", entry.awaited.join(", ")) };
         out.push_str(&format!("  {}: {holds}; {}{awaited}; {told}\n", entry.vm, entry.standing));

@@ -125,7 +125,16 @@ impl<'a> Registrar<'a> {
         let (witness, boot, probe_age_ms) = (self.me.witness, self.me.boot, self.me.probe.age_ms());
         let Reply { outcome, standing, held } = *reply;
         // A client that has gone meanwhile will ask again.
-        let _ = answer.send(Answer { id: request.id, vm: request.vm, witness, boot, probe_age_ms, standing, outcome, held });
+        let _ = answer.send(Answer {
+            id: request.id,
+            vm: request.vm,
+            witness,
+            boot,
+            probe_age_ms,
+            standing,
+            outcome,
+            held,
+        });
     }
 
     fn count_answer(&self, outcome: Outcome) {
@@ -185,10 +194,15 @@ impl<'a> Registrar<'a> {
 
     fn forget(&mut self, vm: Name, answer: &SyncSender<Response>) -> Option<Response> {
         if !self.arbiter.knows(vm) {
-            return Some(refused(&format!("there is nothing to forget: no register of {vm}, and nobody has told of it")));
+            return Some(refused(&format!(
+                "there is nothing to forget: no register of {vm}, and nobody has told of it"
+            )));
         }
         if self.told_at.get(&vm).is_some_and(|at| at.elapsed() < ALIVE) {
-            let why = format!("nodes told of {vm} within the last {} s: end `afterimage` on its hosts first", ALIVE.as_secs());
+            let why = format!(
+                "nodes told of {vm} within the last {} s: end `afterimage` on its hosts first",
+                ALIVE.as_secs()
+            );
             return Some(refused(&why));
         }
         self.decide(vm, Event::Forget { vm }, answer, format!("{vm} is forgotten"))
@@ -218,7 +232,8 @@ impl<'a> Registrar<'a> {
         match (named.next(), named.next()) {
             (Some(node), None) => Ok(*node),
             (one, _) => {
-                let why = if one.is_some() { "several nodes have that name" } else { "no node of that name is known here" };
+                let why =
+                    if one.is_some() { "several nodes have that name" } else { "no node of that name is known here" };
                 let known: Vec<_> = known.iter().map(|node| format!("{}={}", node.name, node.id)).collect();
                 let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
                 Err(format!(
@@ -236,7 +251,8 @@ impl<'a> Registrar<'a> {
 
     fn report_of(&self, vm: Name) -> RegisterReport {
         let named = self.arbiter.nodes(vm);
-        let name = |id: NodeId| named.iter().find(|n| n.id == id).map_or_else(|| id.to_string(), |n| n.name.to_string());
+        let name =
+            |id: NodeId| named.iter().find(|n| n.id == id).map_or_else(|| id.to_string(), |n| n.name.to_string());
         let standing = match self.arbiter.standing(vm) {
             Standing::Settled => "settled",
             Standing::Waiting => "waiting",

@@ -141,7 +141,9 @@ fn read_message(mut stream: &TcpStream) -> io::Result<Option<[u8; REQUEST_LEN]>>
     while have < REQUEST_LEN {
         match stream.read(&mut bytes[have..]) {
             Ok(0) if have == 0 => return Ok(None),
-            Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("{have} of {REQUEST_LEN} bytes"))),
+            Ok(0) => {
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("{have} of {REQUEST_LEN} bytes")));
+            }
             Ok(n) => have += n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) if e.kind() == io::ErrorKind::WouldBlock && have == 0 => return Ok(None),
@@ -152,7 +154,10 @@ fn read_message(mut stream: &TcpStream) -> io::Result<Option<[u8; REQUEST_LEN]>>
         let until = *deadline.get_or_insert(now + MESSAGE);
         if have < REQUEST_LEN {
             let Some(left) = until.checked_duration_since(now).filter(|d| !d.is_zero()) else {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, format!("{have} of {REQUEST_LEN} bytes in {MESSAGE:?}")));
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("{have} of {REQUEST_LEN} bytes in {MESSAGE:?}"),
+                ));
             };
             stream.set_read_timeout(Some(left))?;
         }
