@@ -12,6 +12,7 @@ use crate::{
     arbiter::{ArbiterSpec, HostPort},
     config::{NicSpec, OnCapWish, PathArgs, parse_duration, parse_listen, parse_size},
     exit::CODES,
+    witness::NodeSpec,
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mc_core::id::Name;
@@ -46,8 +47,22 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the arbiter: one compare-and-swap register per VM, on a third host
-    #[command(after_long_help = help("afterimage witness --listen 10.0.0.9:7400 --state /var/lib/afterimage"))]
-    Witness(WitnessArgs),
+    #[command(
+        after_long_help = help(
+            "afterimage witness --listen 10.0.0.9:7400 --state /var/lib/afterimage\n\
+             \x20 afterimage witness list\n\
+             \x20 afterimage witness assign web host-b --yes-the-others-are-stopped"
+        ),
+        args_conflicts_with_subcommands = true
+    )]
+    Witness {
+        /// Without a command: the daemon.
+        #[command(flatten)]
+        args: WitnessArgs,
+        /// To a running witness, on its host
+        #[command(subcommand)]
+        command: Option<WitnessCommand>,
+    },
     /// Protect a VM that runs on this host
     #[command(after_long_help = help(
         "afterimage protect --vm web --qmp /run/web.qmp --nic /run/web.net=tap0 \\\n\
@@ -73,6 +88,10 @@ pub enum Command {
     /// On the primary, with --arbiter manual: go on without the standby
     #[command(after_long_help = help("afterimage solo --vm web --yes-the-other-side-is-stopped"))]
     Solo(OperatorArgs),
+    /// Accept another witness than the one that this node knows, for one VM; run it on both hosts, once the old witness is
+    /// gone for good
+    #[command(after_long_help = help("afterimage accept-witness --vm web"))]
+    AcceptWitness(AcceptWitnessArgs),
     /// On the primary: end protection through the arbiter; the VM runs on alone, its network intact
     #[command(after_long_help = help("afterimage unprotect --vm web"))]
     Unprotect(UnprotectArgs),
@@ -135,8 +154,8 @@ pub struct WitnessArgs {
     /// Where to listen [default: 127.0.0.1:7400]
     #[arg(long, value_name = "ADDR:PORT")]
     pub listen: Option<SocketAddr>,
-    /// The directory of its registers, a file of 208 bytes per VM; made if its parent exists. Keep it: a witness that forgot
-    /// would let two hosts run the same VM
+    /// The directory of its identity and its registers, a small file per VM; made if its parent exists. Keep it: a witness that
+    /// forgot is another witness, and has to ask the nodes
     #[arg(long, value_name = "DIR", help_heading = REQUIRED)]
     pub state: Option<PathBuf>,
     /// Where to serve metrics for Prometheus; a port alone means on loopback [default: nowhere]
@@ -145,6 +164,56 @@ pub struct WitnessArgs {
     /// A TOML file; its section `[witness]` holds what no flag says
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+}
+
+/// `afterimage witness …`, to a running witness
+#[derive(Debug, Subcommand)]
+pub enum WitnessCommand {
+    /// Show the VMs that it knows: what their registers hold, and whose word is waited for
+    #[command(after_long_help = help("afterimage witness list --json"))]
+    List {
+        /// The --state of the running witness
+        #[arg(long, value_name = "DIR", default_value = crate::journal::STATE_DIR)]
+        state: PathBuf,
+        /// One JSON object instead of text
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give a VM to a node, whatever anybody has seen: when nodes disagree, or one will never come back
+    #[command(after_long_help = help("afterimage witness assign web host-b --yes-the-others-are-stopped"))]
+    Assign {
+        /// The VM
+        vm: Name,
+        /// The node: NAME, if the witness knows one of that name, or NAME=ID
+        node: NodeSpec,
+        /// The --state of the running witness
+        #[arg(long, value_name = "DIR", default_value = crate::journal::STATE_DIR)]
+        state: PathBuf,
+        /// Confirms that the VM can run on no other host: powered off, or its QEMU killed, and looked at. Were it running, two
+        /// copies would answer the same clients, and nothing could merge them again
+        #[arg(long)]
+        yes_the_others_are_stopped: bool,
+    },
+    /// Remove a VM that is no more; refused while its nodes still tell of it
+    #[command(after_long_help = help("afterimage witness forget web"))]
+    Forget {
+        /// The VM
+        vm: Name,
+        /// The --state of the running witness
+        #[arg(long, value_name = "DIR", default_value = crate::journal::STATE_DIR)]
+        state: PathBuf,
+    },
+}
+
+/// `afterimage accept-witness`
+#[derive(Debug, Args)]
+pub struct AcceptWitnessArgs {
+    /// The VM
+    #[arg(long, value_name = "NAME")]
+    pub vm: Name,
+    /// The --state-dir of its `protect` or `standby`
+    #[arg(long, value_name = "DIR", default_value = crate::journal::STATE_DIR)]
+    pub state_dir: PathBuf,
 }
 
 /// `afterimage protect`
@@ -165,6 +234,10 @@ pub struct ProtectArgs {
     /// Who arbitrates: witness://HOST:PORT, or manual (an operator does)
     #[arg(long, value_name = "SPEC", help_heading = REQUIRED)]
     pub arbiter: Option<ArbiterSpec>,
+    /// Accept another witness than the one that this node knows, once: when the old one is gone for good. While it runs:
+    /// `afterimage accept-witness`
+    #[arg(long)]
+    pub accept_witness: bool,
     /// From one checkpoint to the next, at least: what the VM sends waits about this long; 1ms to 60s [default: 20ms]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub epoch: Option<Duration>,
@@ -235,6 +308,10 @@ pub struct StandbyArgs {
     /// Who arbitrates: witness://HOST:PORT, or manual (an operator does)
     #[arg(long, value_name = "SPEC", help_heading = REQUIRED)]
     pub arbiter: Option<ArbiterSpec>,
+    /// Accept another witness than the one that this node knows, once: when the old one is gone for good. While it runs:
+    /// `afterimage accept-witness`
+    #[arg(long)]
+    pub accept_witness: bool,
     /// A NIC of the VM: the unix socket of its `-netdev stream`, and the TAP device to connect it to. Once per NIC, in order
     #[arg(long = "nic", value_name = "SOCKET=TAP")]
     pub nics: Vec<NicSpec>,

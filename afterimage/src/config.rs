@@ -16,11 +16,11 @@ pub(crate) use units::size_text;
 pub use units::{NicSpec, parse_duration, parse_listen, parse_size};
 
 use crate::{
-    arbiter::{ArbiterSpec, HostPort},
+    arbiter::{ArbiterConfig, ArbiterSpec, HostPort},
     beats::Wish,
     exit::ExitError,
 };
-use mc_core::id::Name;
+use mc_core::id::{Name, Node};
 use serde::{Deserialize, Serialize};
 use std::{
     io,
@@ -57,6 +57,9 @@ pub struct ProtectConfig {
     pub to: HostPort,
     /// Who arbitrates.
     pub arbiter: ArbiterSpec,
+    /// The next witness that answers may be another one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub accept_witness: bool,
     /// From one pause to the next, at least.
     #[serde(rename = "epoch_ms", with = "millis")]
     pub epoch: Duration,
@@ -114,6 +117,9 @@ pub struct StandbyConfig {
     pub listen: SocketAddr,
     /// Who arbitrates.
     pub arbiter: ArbiterSpec,
+    /// The next witness that answers may be another one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub accept_witness: bool,
     /// The VM's NICs.
     pub nics: Vec<NicSpec>,
     /// Where the RAM image's file is: memory, so a tmpfs.
@@ -214,6 +220,19 @@ impl From<ConfigError> for ExitError {
 macro_rules! wish {
     ($($config:ident)*) => {$(
         impl $config {
+            /// How `node`, which is this host, asks the arbiter.
+            #[must_use]
+            pub fn asks(&self, node: Node) -> ArbiterConfig {
+                ArbiterConfig {
+                    spec: self.arbiter.clone(),
+                    vm: self.vm,
+                    node,
+                    run_dir: self.run_dir.clone(),
+                    state_dir: self.state_dir.clone(),
+                    accept_witness: self.accept_witness,
+                }
+            }
+
             /// How this side wants its beats.
             #[must_use]
             pub fn wish(&self) -> Wish {

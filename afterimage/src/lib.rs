@@ -3,6 +3,7 @@
 //! | module | |
 //! |---|---|
 //! | [`cli`], [`config`], [`exit`] | the command line, what it resolves to, how it ends |
+//! | [`identity`] | which node this is |
 //! | [`protect`] | the primary: supervisor and data path |
 //! | [`standby`] | the standby |
 //! | [`witness`], [`arbiter`] | the register's keeper, and a node's side of it |
@@ -32,6 +33,7 @@ pub mod control;
 pub mod events;
 pub mod exit;
 pub mod gate;
+pub mod identity;
 pub mod inbox;
 pub mod journal;
 pub mod keepalive;

@@ -1,6 +1,7 @@
 //! The `afterimage` binary: reads the command line, runs the command, and turns what comes of it into an exit code.
 
 use afterimage::{
+    arbiter,
     cli::{Cli, Command, ConfigCommand, KeepaliveCommand, RdmaCommand},
     config::{self, ProtectConfig, StandbyConfig, WitnessConfig},
     events,
@@ -56,7 +57,13 @@ fn narrate() {
 
 fn run(command: Command) -> anyhow::Result<Code> {
     match command {
-        Command::Witness(args) => {
+        Command::Witness { command: Some(command), .. } => witness::operate(&command),
+        Command::AcceptWitness(args) => {
+            arbiter::accept_witness(&args.state_dir, args.vm)?;
+            print(&format!("whichever witness answers next about {} is accepted, once\n", args.vm))?;
+            Ok(Code::Done)
+        }
+        Command::Witness { args, command: None } => {
             let config = WitnessConfig::resolve(args).map_err(ExitError::from)?;
             witness::run(&config)?;
             Ok(Code::Done)

@@ -142,6 +142,18 @@ pub struct ArbiterStatus {
     pub reachable: bool,
     /// Why not, or what it waits for.
     pub last_error: Option<String>,
+    /// The witness that this node knows; none with an operator for an arbiter.
+    pub witness: Option<String>,
+    /// Whether the witness tries swaps of this VM's register: "settled" (it does), "waiting", "disputed".
+    pub standing: Option<String>,
+    /// Why it cannot be believed.
+    pub fault: Option<String>,
+    /// Since the witness last proved that it can store, ms.
+    pub probe_age_ms: Option<u64>,
+    /// Why a failover would not find an arbiter that can decide; none if it would.
+    pub failover_impossible: Option<String>,
+    /// What to do about that.
+    pub remedy: Option<String>,
 }
 
 /// What a takeover took. µs since the suspicion.
@@ -164,6 +176,7 @@ impl Status {
     pub fn code(&self) -> Code {
         match (self.role.as_str(), self.protected) {
             ("fenced", _) => Code::Fenced,
+            (_, true) if self.arbiter.fault.is_some() || self.arbiter.failover_impossible.is_some() => Code::Degraded,
             (_, true) => Code::Done,
             (_, false) => Code::Degraded,
         }

@@ -19,13 +19,16 @@
 //!
 //! # After a start
 //!
-//! What was stored may be less than what was: an empty disk, a backup that was put back, a snapshot. The arbiter cannot tell;
-//! the nodes can. Every request carries the highest value that its node has ever seen. So after a start a VM is
-//! [`Standing::Waiting`]: *top* is the highest of what is stored and what was told, and no swap is tried until every node
-//! that top names has told just that, to this process (`boot`). Then nothing above top was ever acted on, because from top
-//! only those nodes could have gone on; the register becomes top, durably, and swaps are tried again. (docs/adr/0008 has the
-//! argument, what it costs, and the hole that remains.) Two different values of the highest generation are
-//! [`Standing::Disputed`]: only an operator settles that, by [`Event::Assign`].
+//! What was stored may be less than what was: an empty disk, a damaged file, a backup that was put back. The arbiter cannot
+//! tell; the nodes can. Every request carries the highest value that its node has ever seen. So after a start a VM is
+//! [`Standing::Waiting`]: *top* is the highest of what is stored and what was told, and no swap is tried until every node that
+//! top names has told what it has seen to this process (`boot`). None of them has seen more than top, and only they could have
+//! gone on from it: so nobody ever acted on more. Then the register becomes top, durably, and swaps are tried again.
+//! (docs/adr/0008 has the argument, what it costs, and the holes that remain.)
+//!
+//! [`Standing::Disputed`] is what only an operator settles, by [`Event::Assign`]: two values of the highest generation; nodes
+//! that stand by less than top, all that it names; or, once settled, a node that has seen more than what is held, and was not
+//! entitled to go on from there.
 
 mod standing;
 
@@ -36,7 +39,7 @@ use crate::{
     wire::arbiter::{Ask, Outcome, Refusal, Request, Standing},
 };
 use standing::Told;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// How much one arbiter takes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -56,6 +59,7 @@ impl Default for Limits {
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(clippy::large_enum_variant, reason = "moved once per request; a box would be allocated for each")]
 pub enum Event {
     /// A request came.
     Request {
@@ -82,10 +86,16 @@ pub enum Event {
         /// To this node.
         to: Node,
     },
+    /// An operator says that the VM is no more. Ignored likewise.
+    Forget {
+        /// Which VM.
+        vm: Name,
+    },
 }
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(clippy::large_enum_variant, reason = "moved once per request; a box would be allocated for each")]
 pub enum Action {
     /// Make this durable, then say [`Event::Persisted`]. One at a time per VM.
     Persist {
@@ -93,6 +103,11 @@ pub enum Action {
         vm: Name,
         /// What it shall hold.
         register: Register,
+    },
+    /// Remove this register, durably, then say [`Event::Persisted`].
+    Remove {
+        /// Whose.
+        vm: Name,
     },
     /// Answer.
     Reply {
@@ -118,6 +133,7 @@ pub struct Reply {
 
 /// Where a value that is being stored comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(clippy::large_enum_variant, reason = "moved once per request; a box would be allocated for each")]
 enum Origin {
     /// A swap, and whom to answer.
     Swap(u64, Request),
@@ -125,13 +141,15 @@ enum Origin {
     Told,
     /// An operator.
     Operator,
+    /// An operator, who wants it gone.
+    Forgotten,
 }
 
 /// A value on its way to the disk, and who waits behind it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Persisting {
     origin: Origin,
-    new: Register,
+    new: Option<Register>,
     waiting: VecDeque<(u64, Request)>,
 }
 
@@ -154,18 +172,19 @@ impl Arbiter {
     /// An arbiter that knows no VM yet. `boot` is not 0.
     #[must_use]
     pub fn new(limits: Limits, boot: u64) -> Self {
-        Self::recover(limits, boot, BTreeMap::new())
+        Self::recover(limits, boot, BTreeMap::new(), BTreeSet::new())
     }
 
-    /// An arbiter after a start, from everything that was stored. `boot`: random, not 0, another one at every start.
+    /// An arbiter after a start, from everything that was stored. `boot`: random, not 0, another one at every start. `lost`:
+    /// VMs whose stored register cannot be read.
     #[must_use]
-    pub fn recover(limits: Limits, boot: u64, registers: BTreeMap<Name, Register>) -> Self {
+    pub fn recover(limits: Limits, boot: u64, registers: BTreeMap<Name, Register>, lost: BTreeSet<Name>) -> Self {
         assert_ne!(boot, 0, "0 is what a node says that knows no witness yet");
         Self {
             limits,
             boot,
             registers,
-            told: BTreeMap::new(),
+            told: lost.into_iter().map(|vm| (vm, Told::lost())).collect(),
             busy: BTreeMap::new(),
             waiting: 0,
             actions: VecDeque::new(),
@@ -190,6 +209,36 @@ impl Arbiter {
     pub fn awaited(&self, vm: Name) -> Vec<NodeId> {
         let nobody = Told::default();
         self.told.get(&vm).unwrap_or(&nobody).awaited(self.registers.get(&vm))
+    }
+
+    /// The VMs that there is something to say about: those with a register, and those that somebody has told of.
+    pub fn vms(&self) -> impl Iterator<Item = Name> {
+        let told = self.told.keys().filter(|vm| !self.registers.contains_key(vm));
+        self.registers.keys().chain(told).copied()
+    }
+
+    /// The nodes that are known with their names, from what is held or was told of this VM.
+    #[must_use]
+    pub fn nodes(&self, vm: Name) -> BTreeSet<Node> {
+        let nobody = Told::default();
+        let values = self.told.get(&vm).unwrap_or(&nobody).values(self.registers.get(&vm));
+        let named = |r: &Register| match r.mode {
+            Mode::Solo => [r.owner.node; 2],
+            Mode::Protected { standby } => [r.owner.node, standby.node],
+        };
+        values.flat_map(named).collect()
+    }
+
+    /// Whether there is anything to say about this VM: see [`Arbiter::vms`].
+    #[must_use]
+    pub fn knows(&self, vm: Name) -> bool {
+        self.registers.contains_key(&vm) || self.told.contains_key(&vm)
+    }
+
+    /// Whether this VM's register is being written: then an operator's word is ignored.
+    #[must_use]
+    pub fn is_busy(&self, vm: Name) -> bool {
+        self.busy.contains_key(&vm)
     }
 
     /// Whether a swap waits for the disk.
@@ -227,10 +276,11 @@ impl Arbiter {
 
     /// Takes a node's word for what it has seen, if it was meant for this process.
     fn hear(&mut self, request: &Request) {
-        let known = self.registers.contains_key(&request.vm) || self.told.contains_key(&request.vm);
+        let known = self.knows(request.vm);
         let tells = request.asker.seen.is_some() || request.ask != Ask::Read;
-        if request.asker.boot == self.boot && (known || tells && self.vms() < self.limits.vms) {
-            self.told.entry(request.vm).or_default().hear(request.asker);
+        if request.asker.boot == self.boot && (known || tells && self.vms().count() < self.limits.vms) {
+            let held = self.registers.get(&request.vm);
+            self.told.entry(request.vm).or_default().hear(request.asker, held);
         }
     }
 
@@ -250,30 +300,33 @@ impl Arbiter {
                 Outcome::Lost
             }
             Standing::Settled if !entitled => Outcome::Refused(Refusal::NotEntitled),
-            Standing::Settled if current.is_none() && self.vms() > self.limits.vms => Outcome::Failed,
+            Standing::Settled if !self.told.contains_key(&vm) => Outcome::Failed, // one VM too many: it was not heard
             Standing::Settled => return self.persist(vm, new, Origin::Swap(from, request)),
         };
         self.reply(from, request, outcome);
     }
 
     fn persist(&mut self, vm: Name, register: Register, origin: Origin) {
-        self.busy.insert(vm, Persisting { origin, new: register, waiting: VecDeque::new() });
+        self.busy.insert(vm, Persisting { origin, new: Some(register), waiting: VecDeque::new() });
         self.actions.push_back(Action::Persist { vm, register });
-    }
-
-    /// VMs that have a register, or about which somebody has asked.
-    fn vms(&self) -> usize {
-        self.registers.len() + self.told.keys().filter(|vm| !self.registers.contains_key(vm)).count()
     }
 
     /// An operator's word: above everything that was ever seen, so that it counts with everybody.
     fn assign(&mut self, vm: Name, to: Node) {
+        let generation = self.told.entry(vm).or_default().highest(self.registers.get(&vm)).next();
+        if self.busy.contains_key(&vm) || generation > Generation::MAX {
+            return;
+        }
+        let owner = Owner { node: to, instance: Owner::ANY };
+        self.persist(vm, Register { generation, owner, mode: Mode::Solo }, Origin::Operator);
+    }
+
+    fn forget(&mut self, vm: Name) {
         if self.busy.contains_key(&vm) {
             return;
         }
-        let generation = self.told.entry(vm).or_default().highest(self.registers.get(&vm)).next();
-        let owner = Owner { node: to, instance: Owner::ANY };
-        self.persist(vm, Register { generation, owner, mode: Mode::Solo }, Origin::Operator);
+        self.busy.insert(vm, Persisting { origin: Origin::Forgotten, new: None, waiting: VecDeque::new() });
+        self.actions.push_back(Action::Remove { vm });
     }
 
     fn stored(&mut self, vm: Name, durable: bool) {
@@ -281,14 +334,10 @@ impl Arbiter {
             return;
         };
         if durable {
-            self.registers.insert(vm, done.new);
+            self.became(vm, &done);
         }
-        match done.origin {
-            Origin::Swap(from, request) => {
-                self.reply(from, request, if durable { Outcome::Won } else { Outcome::Failed });
-            }
-            Origin::Operator if durable => self.told.entry(vm).or_default().decided(),
-            Origin::Operator | Origin::Told => {}
+        if let Origin::Swap(from, request) = done.origin {
+            self.reply(from, request, if durable { Outcome::Won } else { Outcome::Failed });
         }
         // As if they came only now; the first that swaps makes the others wait again.
         self.waiting -= done.waiting.len();
@@ -298,6 +347,21 @@ impl Arbiter {
             } else {
                 self.reply(from, request, Outcome::Failed); // or the same would be tried again at once, for ever
             }
+        }
+    }
+
+    fn became(&mut self, vm: Name, done: &Persisting) {
+        let Some(new) = done.new else {
+            self.registers.remove(&vm);
+            self.told.remove(&vm);
+            return;
+        };
+        self.registers.insert(vm, new);
+        let told = self.told.entry(vm).or_default();
+        match done.origin {
+            Origin::Swap(_, request) => told.swapped(request.asker.node, new),
+            Origin::Told => told.mended(),
+            Origin::Operator | Origin::Forgotten => told.decided(),
         }
     }
 }
@@ -312,6 +376,7 @@ impl Machine for Arbiter {
             Event::Persisted { vm } => self.stored(vm, true),
             Event::PersistFailed { vm } => self.stored(vm, false),
             Event::Assign { vm, to } => self.assign(vm, to),
+            Event::Forget { vm } => self.forget(vm),
         }
     }
 

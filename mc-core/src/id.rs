@@ -35,6 +35,9 @@ pub fn nanos(d: Duration) -> u64 {
 pub struct Generation(pub u64);
 
 impl Generation {
+    /// The highest that a register may have: nobody gets there by counting, and adding to it is safe.
+    pub const MAX: Self = Self(u64::MAX >> 1);
+
     /// The next one, which a compare-and-swap installs.
     #[must_use]
     pub fn next(self) -> Self {

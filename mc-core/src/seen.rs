@@ -22,6 +22,7 @@ pub struct Seen {
 }
 
 /// What an answer means.
+#[expect(clippy::large_enum_variant, reason = "looked at where it is made")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Heard {
     /// Nothing new.
@@ -60,9 +61,12 @@ pub enum Fault {
 }
 
 impl Seen {
-    /// Compares an answer with what was seen before, and takes it if it is later.
+    /// Compares an answer with what was seen before, and takes it if it is later. The first witness that answers is the one
+    /// from then on, whatever it holds. Whoever calls this makes `self` durable if it changed, before acting on the answer.
     pub fn hear(&mut self, witness: WitnessId, held: Option<Register>) -> Heard {
-        if let Some(known) = self.witness.filter(|known| *known != witness) {
+        let first = self.witness.is_none();
+        let known = *self.witness.get_or_insert(witness);
+        if known != witness {
             return Heard::Fault(Fault::Foreign { known, found: witness });
         }
         match (self.register, held) {
@@ -73,9 +77,8 @@ impl Seen {
                 Heard::Fault(Fault::Contradicts { seen, held })
             }
             (seen, held) => {
-                let news = self.witness.is_none() || seen != held;
-                *self = Self { witness: Some(witness), register: held };
-                if news { Heard::News } else { Heard::Same }
+                self.register = held;
+                if first || seen != held { Heard::News } else { Heard::Same }
             }
         }
     }
@@ -111,5 +114,64 @@ impl fmt::Display for Fault {
                 seen.generation, held.owner.node, seen.owner.node
             ),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        id::{Generation, Name, Node, NodeId},
+        register::{Mode, Owner},
+    };
+
+    const W: WitnessId = WitnessId([1; 16]);
+    const OTHER: WitnessId = WitnessId([2; 16]);
+
+    fn register(generation: u64, instance: u64) -> Register {
+        let node = Node { name: Name::new("a").unwrap(), id: NodeId([9; 16]) };
+        Register { generation: Generation(generation), owner: Owner { node, instance }, mode: Mode::Solo }
+    }
+
+    #[test]
+    fn what_is_later_is_news_and_what_is_less_is_a_fault() {
+        let mut seen = Seen::default();
+        assert_eq!(seen.hear(W, None), Heard::News, "which witness it is");
+        assert_eq!(seen.hear(W, None), Heard::Same);
+        assert_eq!(seen.hear(W, Some(register(1, 1))), Heard::News);
+        assert_eq!(seen.hear(W, Some(register(5, 1))), Heard::News);
+        assert_eq!(seen.hear(W, Some(register(5, 1))), Heard::Same);
+        let before = seen;
+        let five = register(5, 1);
+        for held in [None, Some(register(1, 1)), Some(register(4, 1))] {
+            assert_eq!(seen.hear(W, held), Heard::Fault(Fault::Behind { seen: five, held }));
+        }
+        let other = register(5, 2);
+        assert_eq!(seen.hear(W, Some(other)), Heard::Fault(Fault::Contradicts { seen: five, held: other }));
+        assert_eq!(seen, before, "what cannot be believed is not taken");
+    }
+
+    #[test]
+    fn another_witness_is_heard_only_when_an_operator_accepts_it_and_knows_what_was_seen() {
+        let mut seen = Seen::default();
+        seen.hear(W, Some(register(5, 1)));
+        let foreign = Heard::Fault(Fault::Foreign { known: W, found: OTHER });
+        assert_eq!(seen.hear(OTHER, Some(register(9, 1))), foreign);
+        seen.accept_any_witness();
+        let behind = Fault::Behind { seen: register(5, 1), held: None };
+        assert_eq!(seen.hear(OTHER, None), Heard::Fault(behind), "accepted, and told what it lacks");
+        assert_eq!(seen, Seen { witness: Some(OTHER), register: Some(register(5, 1)) });
+        assert_eq!(seen.hear(W, Some(register(5, 1))), Heard::Fault(Fault::Foreign { known: OTHER, found: W }));
+        assert_eq!(seen.hear(OTHER, Some(register(5, 1))), Heard::Same);
+    }
+
+    #[test]
+    fn a_fault_says_what_was_seen_and_what_is_held() {
+        let seen = register(5, 1);
+        let text = |fault: Fault| fault.to_string();
+        assert!(text(Fault::Behind { seen, held: None }).contains("has seen g5 (owner a)"));
+        assert!(text(Fault::Behind { seen, held: Some(register(4, 1)) }).contains("holds g4, this node has seen g5"));
+        assert!(text(Fault::Contradicts { seen, held: register(5, 2) }).contains("another value of g5"));
+        assert!(text(Fault::Foreign { known: W, found: OTHER }).contains(&OTHER.to_string()));
     }
 }

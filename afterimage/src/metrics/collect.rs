@@ -179,6 +179,15 @@ impl Collector for Snapshot {
             "Whether the arbiter answers: without it there is no failover",
             yes(s.arbiter.reachable),
         )?;
+        w.gauge(
+            "afterimage_arbiter_fault",
+            "Whether the arbiter answers what cannot be believed, or would not decide: there is no failover then either",
+            yes(s.arbiter.reachable && s.arbiter.failover_impossible.is_some()),
+        )?;
+        if let Some(ms) = s.arbiter.probe_age_ms {
+            let help = "Since the witness last proved that it can store";
+            w.seconds("afterimage_arbiter_probe_age", help, float(ms) / 1e3)?;
+        }
         let (won, lost) = self.swaps;
         w.counters("afterimage_swaps", "Swaps that the arbiter answered", "outcome", &[("won", won), ("lost", lost)])?;
         w.counter("afterimage_journal_lost_lines", "Events that the journal of this process lost", self.journal_lost)

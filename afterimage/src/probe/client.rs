@@ -21,7 +21,7 @@ use crate::{
 use anyhow::{Context, Result, bail, ensure};
 use mc_core::{
     detector::Parameters,
-    id::{Epoch, Generation, Incarnation, Name},
+    id::{Epoch, Generation, Incarnation, Name, Node, NodeId, WitnessId},
     transport::{Completion, Op},
     wire::{
         VERSION,
@@ -146,7 +146,9 @@ fn hello(args: &ProbeArgs, beat_port: u16) -> Result<Hello> {
         incarnation: Incarnation(u64::from_le_bytes(incarnation)),
         generation: Generation(0),
         vm: greeting::vm(),
-        node: Name::new(&host).unwrap_or_else(|_| greeting::vm()),
+        node: Node { name: Name::new(&host).unwrap_or_else(|_| greeting::vm()), id: NodeId::NONE },
+        witness: WitnessId::NONE,
+        instance: 0,
         beat_key: BeatKey(key),
         beat_port,
         detect_multiplier: MULTIPLIER,

@@ -16,7 +16,7 @@ use crate::{
 };
 use anyhow::{Context, Result, bail};
 use mc_core::{
-    id::{Incarnation, Name},
+    id::{Incarnation, Name, Node, NodeId},
     wire::session::{Hello, MAX_PROFILE},
 };
 use parking_lot::Mutex;
@@ -138,7 +138,8 @@ impl Server {
             keepalive.connect(SocketAddr::new(peer.ip(), theirs.beat_port))?;
         }
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let node = Name::new(&host).unwrap_or_else(|_| greeting::vm());
+        let name = Name::new(&host).unwrap_or_else(|_| greeting::vm());
+        let node = Node { name, id: NodeId::NONE };
         let hello = answering(&theirs, node, beat_port);
         let words = Answer::new(None, vec![]).encode();
         let accepted = offer.accept(hello, &words, answer.endpoint().as_ref())?;
@@ -174,7 +175,7 @@ fn wish(theirs: &Hello) -> Result<Wish> {
     Ok(Wish { interval, min_rx: None, multiplier: MULTIPLIER })
 }
 
-fn answering(theirs: &Hello, node: Name, beat_port: u16) -> Hello {
+fn answering(theirs: &Hello, node: Node, beat_port: u16) -> Hello {
     Hello { node, beat_port, detect_multiplier: MULTIPLIER, ..*theirs }
 }
 

@@ -58,39 +58,34 @@ struct Claim<'a> {
     arbiter: ArbiterClient,
     /// The dead data path's place.
     control: Control,
-    reachable: bool,
+    watch: report::ArbiterWatch,
 }
 
 impl<'a> Claim<'a> {
     fn new(brief: &'a Brief) -> Result<Self> {
         let config = &brief.config;
-        let arbiter = ArbiterClient::spawn(config.arbiter.clone(), config.vm, &config.run_dir)?;
+        let arbiter = ArbiterClient::spawn(&config.asks(brief.register.owner.node))?;
         let control = Control::listen(&config.run_dir, config.vm, Side::Primary)?;
-        Ok(Self { brief, arbiter, control, reachable: true })
+        Ok(Self { brief, arbiter, control, watch: report::ArbiterWatch::default() })
     }
 
     fn ask(&mut self, ask: Ask) -> Result<Answer> {
         self.arbiter.ask(ask);
         loop {
-            if let Some(answer) = self.arbiter.take_answer() {
-                return Ok(answer);
+            match (self.arbiter.take_answer(), ask) {
+                (Some(answer @ Answer::Read(_)), Ask::Read) | (Some(answer @ Answer::Cas(_)), Ask::Cas { .. }) => {
+                    return Ok(answer);
+                }
+                (Some(_), _) => continue, // a check, or a fault, which is told below
+                (None, _) => {}
             }
             let mut fds = [readable(self.arbiter.as_fd()), readable(self.control.as_fd())];
             wait(&mut fds, Time(0), None, Duration::from_secs(1))?;
-            self.tell_health();
+            self.watch.look(&self.arbiter.health());
             while let Some(request) = self.control.take() {
                 let response = self.answer(request.request);
                 request.reply(response);
             }
-        }
-    }
-
-    /// A claim that waits for an arbiter which cannot be reached is told, once, and so is its return.
-    fn tell_health(&mut self) {
-        let health = self.arbiter.health();
-        if health.reachable != self.reachable && (health.reachable || health.last_error.is_some()) {
-            self.reachable = health.reachable;
-            report::arbiter(&health);
         }
     }
 

@@ -45,6 +45,7 @@ pub(super) fn answer(path: &mut DataPath, request: Request) -> Response {
         (Request::Keepalive, _) => live::keepalive(path),
         (Request::KeepaliveSet(wanted), _) => live::keepalive_set(path, &wanted),
         (Request::Set(settings), _) => live::set(path, &settings),
+        (Request::Witness(_), _) => refused("that is for a witness; this is the primary"),
         (Request::Takeover, _) => refused("`takeover` is for the standby; this is the primary: see `solo`"),
     }
 }
@@ -56,6 +57,7 @@ pub(super) fn word(role: Role) -> &'static str {
         Role::Registering => "registering",
         Role::Protected => "protected",
         Role::Claiming => "claiming",
+        Role::HandingBack => "handing-back",
         Role::Fenced => "fenced",
         Role::Ended => "ended",
     }

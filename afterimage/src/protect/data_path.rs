@@ -69,7 +69,7 @@ pub(super) struct DataPath {
     /// Those that the driver had noticed, this session, when the turn before began.
     stalls_before: u64,
     role: Role,
-    arbiter_reachable: bool,
+    arbiter_watch: report::ArbiterWatch,
     suspected: bool,
     /// The swap that is being asked for.
     pub(super) swap: Swap,
@@ -110,7 +110,7 @@ fn prepare(brief: &Brief) -> Result<(NicGate, ArbiterClient, Control)> {
         let code = if error.is_prerequisite() { Code::Prerequisite } else { Code::Failed };
         ExitError::new(code, error)
     })?;
-    let arbiter = ArbiterClient::spawn(config.arbiter.clone(), config.vm, &config.run_dir)?;
+    let arbiter = ArbiterClient::spawn(&config.asks(brief.register.owner.node))?;
     Ok((gate, arbiter, control))
 }
 
@@ -137,8 +137,10 @@ impl DataPath {
         let config = &brief.config;
         let (gate, arbiter, control) = prepared;
         let pool = SlabPool::new(usize::try_from(config.slab_bytes)?, usize::try_from(config.staging_bytes)?);
-        let machine =
-            Primary::new(Config { epoch: config.epoch, window: config.window, sabotage: None }, brief.register);
+        let machine = Primary::new(
+            Config { epoch: config.epoch, window: config.window, commit_deadline: config.epoch * 10, sabotage: None },
+            brief.register,
+        );
         let mut driver = PrimaryDriver::new(machine, Staging::new(pool), gate, clock);
         driver.set_cap(usize::try_from(config.staging_bytes)?, config.on_cap.0);
         let scrapes = Scrapes::serve(config.metrics)?;
@@ -161,7 +163,7 @@ impl DataPath {
             stalls: Stalls::default(),
             stalls_before: 0,
             role: Role::Solo,
-            arbiter_reachable: true,
+            arbiter_watch: report::ArbiterWatch::default(),
             suspected: false,
             swap: Swap::default(),
             operator_wants_solo: false,
@@ -177,7 +179,11 @@ impl DataPath {
     }
 
     fn seek_standby(&mut self) -> Result<()> {
-        self.sessions = Some(session::seek(&self.brief, self.driver.machine().register().generation.next())?);
+        self.sessions = Some(session::seek(
+            &self.brief,
+            self.driver.machine().register().generation.next(),
+            self.arbiter.health().witness,
+        )?);
         Ok(())
     }
 
@@ -281,19 +287,15 @@ impl DataPath {
     fn hear_arbiter(&mut self) {
         while let Some(answer) = self.arbiter.take_answer() {
             match answer {
-                Answer::Read(_) => {}
+                Answer::Read(held) => self.driver.event(Event::RegisterRead(held)),
+                Answer::Fault(_) => {} // told below; the machine waits for a register that it can believe
                 Answer::Cas(outcome) => {
                     emit("cas", self.swap.answered(self.clock.now(), &outcome));
                     self.driver.event(Event::Cas(outcome));
                 }
             }
         }
-        let health = self.arbiter.health();
-        // Before its first try it is neither.
-        if health.reachable != self.arbiter_reachable && (health.reachable || health.last_error.is_some()) {
-            self.arbiter_reachable = health.reachable;
-            report::arbiter(&health);
-        }
+        self.arbiter_watch.look(&self.arbiter.health());
     }
 
     fn hear_beats(&mut self) {
@@ -337,7 +339,7 @@ impl DataPath {
             .with_context(|| format!("socket {}", self.source_path.display()))?;
         let (standby, incarnation) = (found.standby, found.incarnation);
         emit("syncing", json!({ "standby": standby, "peer": found.peer, "peer_beats": found.beats }));
-        self.peer = Some(format!("{standby} at {}", found.peer));
+        self.peer = Some(format!("{} at {}", standby.node, found.peer));
         self.suspected = false;
         let wish = self.brief.config.wish();
         let (link, beats, report) = found.start(wish, self.clock)?;

@@ -29,7 +29,8 @@ impl DataPath {
                     tracing::warn!(%why, "link lost");
                     emit("link-lost", report::with(json!({ "why": why }), commands::standing(self)));
                 }
-                PrimaryErrand::Refused(reason) => self.refused(reason),
+                PrimaryErrand::Late | PrimaryErrand::HandsBack => {}
+                PrimaryErrand::Refused(reason, _) => self.refused(reason),
                 PrimaryErrand::SourceFailed(why) => self.supervisor.say(&ToSupervisor::SourceFailed { why })?,
                 PrimaryErrand::GateFailed(why) => {
                     tracing::error!(%why, "gate; its output stays held");
@@ -49,6 +50,7 @@ impl DataPath {
             }
             NackReason::OutOfOrder => "the standby missed a part of a checkpoint",
             NackReason::Malformed => "the standby says that a checkpoint does not fit the VM's profile",
+            NackReason::Rehearsal => "its QEMU could not load the VM's state",
             NackReason::Storage => "the standby could not write its image or its spill file",
         };
         tracing::error!(why, "giving protection up");

@@ -29,7 +29,7 @@ use crate::{
     control,
     events::{self, Who, emit},
     exit::{Code, ExitError},
-    paths,
+    identity, paths,
     qemu::{
         control as qemu,
         profile::{self, Profile},
@@ -44,16 +44,18 @@ use serde_json::json;
 use std::time::Duration;
 
 /// Runs until the VM is gone, fenced, or handed over. Returns the exit code.
-pub fn run(config: ProtectConfig) -> Result<Code> {
+pub fn run(mut config: ProtectConfig) -> Result<Code> {
     paths::check(&config.paths)?;
     std::fs::create_dir_all(&config.run_dir).with_context(|| format!("run directory {}", config.run_dir.display()))?;
     let handed_over = control::hand_over(&config.run_dir, config.vm)?;
     let mut qmp = Qmp::connect(&config.qmp, Duration::from_secs(5)).map_err(no_qmp)?;
     let profile = Profile::query(&mut qmp)?;
     refuse_writable_disks(&config, &mut qmp)?;
-    let owner = Owner { node: config.node, instance: instance_id(qmp.peer_pid()?)? };
     record(&config, "supervisor")?;
+    let node = identity::node(&config.state_dir, config.node)?;
+    let owner = Owner { node, instance: instance_id(qmp.peer_pid()?)? };
     let register = own_the_vm(&config, owner)?;
+    config.accept_witness = false; // once
     emit(
         "attached",
         json!({
@@ -103,7 +105,7 @@ fn refuse_writable_disks(config: &ProtectConfig, qmp: &mut Qmp) -> Result<()> {
 /// [`claim`] for what an earlier process of ours may have left under way.
 fn own_the_vm(config: &ProtectConfig, owner: Owner) -> Result<Register> {
     let ask = |ask| {
-        let answer = arbiter::ask_once(&config.arbiter, config.vm, &config.run_dir, ask, Duration::from_secs(3));
+        let answer = arbiter::ask_once(&config.asks(owner.node), ask, Duration::from_secs(3));
         answer.map_err(|e| arbiter_unreachable(config, &e.into()))
     };
     let Answer::Read(mut held) = ask(Ask::Read)? else { anyhow::bail!("the arbiter answered a swap to a read") };
@@ -115,7 +117,7 @@ fn own_the_vm(config: &ProtectConfig, owner: Owner) -> Result<Register> {
         match ask(Ask::Cas { expect, new, contested })? {
             Answer::Cas(CasOutcome::Won(register)) => return Ok(register),
             Answer::Cas(CasOutcome::Lost(newer)) => held = newer,
-            Answer::Read(_) => anyhow::bail!("the arbiter answered a read to a swap"),
+            Answer::Read(_) | Answer::Fault(_) => anyhow::bail!("the arbiter answered a read to a swap"),
         }
     }
 }
@@ -123,9 +125,9 @@ fn own_the_vm(config: &ProtectConfig, owner: Owner) -> Result<Register> {
 /// A VM that another node owns, or of which a standby holds more than this QEMU knows, is not ours to run.
 fn refuse_foreign(config: &ProtectConfig, owner: Owner, held: Option<&Register>) -> Result<()> {
     match held {
-        Some(held) if held.owner.node != owner.node => Err(owned_elsewhere(config, held)),
-        Some(Register { mode: Mode::Protected { standby }, owner: other, .. }) if *other != owner => {
-            Err(other_instance(config, &standby.to_string()))
+        Some(held) if held.owner.node.id != owner.node.id => Err(owned_elsewhere(config, held)),
+        Some(Register { mode: Mode::Protected { standby }, owner: other, .. }) if !other.names(&owner) => {
+            Err(other_instance(config, &standby.node.to_string()))
         }
         _ => Ok(()),
     }
@@ -143,8 +145,8 @@ fn owned_elsewhere(config: &ProtectConfig, held: &Register) -> anyhow::Error {
         "{} belongs to node {} since {}: this copy must not run visibly",
         config.vm, held.owner.node, held.generation
     );
-    let remedy = "stop this QEMU and protect the VM on that node; if that node is gone for good and had no standby, remove \
-                  the VM's register at the witness";
+    let remedy = "stop this QEMU and protect the VM on that node; if that node is gone for good and had no standby, \
+                  `afterimage witness assign` on the witness's host gives the VM to another";
     ExitError::new(Code::Fenced, what).remedy(remedy).into()
 }
 
@@ -153,6 +155,7 @@ fn other_instance(config: &ProtectConfig, standby: &str) -> anyhow::Error {
         "{} was protected as another QEMU process of this node, which is gone; node {standby} holds its last commit",
         config.vm
     );
-    let remedy = "let the standby take over; if its state is to be given up, stop it and remove the VM's register at the witness";
+    let remedy = "let the standby take over; if its state is to be given up, stop it, and `afterimage witness \
+                  assign` on the witness's host";
     ExitError::new(Code::Fenced, what).remedy(remedy).into()
 }

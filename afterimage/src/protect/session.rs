@@ -4,6 +4,7 @@ use super::channel::Brief;
 use crate::{
     beats::{self, Wish},
     clock::Clock,
+    identity,
     inbox::{self, Inbox},
     keepalive::BeatHandle,
     paths::{Link, Ours, Report, Route, route_to},
@@ -11,7 +12,8 @@ use crate::{
 };
 use anyhow::{Context, Result, bail};
 use mc_core::{
-    id::{Generation, Incarnation, Name},
+    id::{Generation, Incarnation, WitnessId},
+    register::Owner,
     wire::{VERSION, beat::BeatKey, session::Hello},
 };
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -33,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) incarnation: Incarnation,
-    pub(super) standby: Name,
+    pub(super) standby: Owner,
     pub(super) peer: SocketAddr,
     /// How the standby beats: as an event's field.
     pub(super) beats: serde_json::Value,
@@ -51,26 +53,28 @@ impl Found {
 }
 
 /// Begins to look for the standby; the result comes through the inbox.
-pub(super) fn seek(brief: &Brief, generation: Generation) -> Result<Inbox<Result<Found>>> {
+pub(super) fn seek(brief: &Brief, generation: Generation, witness: WitnessId) -> Result<Inbox<Result<Found>>> {
     let (outbox, inbox) = inbox::inbox()?;
     let brief = brief.clone();
-    let seek = move || outbox.put(shake_hands(&brief, generation));
+    let seek = move || outbox.put(shake_hands(&brief, generation, witness));
     std::thread::Builder::new().name("seek".to_owned()).spawn(seek)?;
     Ok(inbox)
 }
 
-fn shake_hands(brief: &Brief, generation: Generation) -> Result<Found> {
+fn shake_hands(brief: &Brief, generation: Generation, witness: WitnessId) -> Result<Found> {
     let config = &brief.config;
     let local = config.bind.map_or_else(|| route_to(&config.to), Ok)?;
     let keepalive = UdpKeepalive::bind(local).with_context(|| format!("UDP socket for beats on {local}"))?;
     let beat_port = if config.paths.wants_udp() { keepalive.local_port()? } else { 0 };
-    let hello = hello(brief, generation, beat_port)?;
+    let hello = Hello { witness, ..hello(brief, generation, beat_port)? };
     let ours = Ours::prepare(&config.paths, local, &hello)?;
     let endpoint = ours.endpoint();
     let profile = brief.profile.to_json();
     let options = SessionOptions { deadline: HANDSHAKE, ..SessionOptions::default() };
     let connected =
         patiently(|| session::connect(&config.to.to_string(), &hello, &profile, endpoint.as_ref(), &options))?;
+    let (node, theirs) = ((hello.node, witness), (connected.peer.node, connected.peer.witness));
+    identity::check_pair(node, theirs).map_err(anyhow::Error::msg)?;
     let theirs: Profile = Profile::from_json(&connected.profile).context("the standby")?;
     let differences = brief.profile.mismatches(&theirs);
     if !differences.is_empty() {
@@ -79,7 +83,8 @@ fn shake_hands(brief: &Brief, generation: Generation) -> Result<Found> {
     let (peer, theirs) = (connected.peer_addr, connected.endpoint);
     let beats = beats::told(&connected.peer);
     let route = ours.settle(connected.link, theirs.as_ref(), keepalive, &connected.peer, peer)?;
-    Ok(Found { incarnation: hello.incarnation, standby: connected.peer.node, peer, beats, route, key: hello.beat_key })
+    let standby = Owner { node: connected.peer.node, instance: connected.peer.instance };
+    Ok(Found { incarnation: hello.incarnation, standby, peer, beats, route, key: hello.beat_key })
 }
 
 /// A standby that is being started may not listen yet: tries again while nobody answers.
@@ -110,7 +115,9 @@ fn hello(brief: &Brief, generation: Generation, beat_port: u16) -> Result<Hello>
         incarnation: Incarnation(u64::from_le_bytes(incarnation)),
         generation,
         vm: config.vm,
-        node: config.node,
+        node: brief.register.owner.node,
+        witness: WitnessId::NONE,
+        instance: brief.register.owner.instance,
         beat_key: BeatKey(key),
         beat_port,
         detect_multiplier: config.detect_multiplier,

@@ -14,6 +14,7 @@ use crate::{
     events::emit,
     exit::{self, Code, ExitError},
     gate::{Mode, NicGate, Options},
+    identity,
     inbox::{self, readable, wait},
     keepalive::{BeatHandle, Verdict},
     live::{KeepaliveReport, Session, Wanted},
@@ -27,7 +28,7 @@ use anyhow::Result;
 use mc_core::{
     driver::{StandbyDriver, StandbyErrand},
     gate::OutputGate,
-    id::{Epoch, Generation, Time},
+    id::{self, Epoch, Generation, Time},
     register::{Owner, Register},
     slab::SlabPool,
     standby::{Config, Event, Role, Standby},
@@ -37,8 +38,6 @@ use serde_json::json;
 use std::{os::fd::AsFd, time::Duration};
 use transport_tcp::session::{Listener, SessionOptions};
 
-/// How long to wait before a register that is older than our generation is read again, and how often.
-pub(super) const RETRY: (Duration, u8) = (Duration::from_millis(100), 50);
 /// For the NIC's socket of a QEMU that is there.
 pub(super) const NIC_PATIENCE: Duration = Duration::from_secs(2);
 /// How often the waiting QEMU is looked after.
@@ -53,6 +52,8 @@ pub(super) struct Node {
     pub(super) driver: StandbyDriver<Box<dyn Link>, Clock>,
     pub(super) gate: NicGate,
     pub(super) arbiter: ArbiterClient,
+    /// This host.
+    pub(super) this: id::Node,
     pub(super) beats: Option<BeatHandle>,
     pub(super) clock: Clock,
     pub(super) peer: Option<String>,
@@ -69,7 +70,7 @@ pub(super) struct Node {
     pub(super) suspected_at: Option<Time>,
     pub(super) swap: Swap,
     checked_vm_at: Time,
-    arbiter_reachable: bool,
+    arbiter_watch: report::ArbiterWatch,
     pub(super) operator_wants_it: bool,
     ending: Option<Code>,
 }
@@ -77,15 +78,17 @@ pub(super) struct Node {
 impl Node {
     pub(super) fn new(config: StandbyConfig) -> Result<Self> {
         let clock = Clock;
-        let nobody = Owner { node: config.node, instance: 0 };
-        let machine = Standby::new(Config { owner: nobody, retry: RETRY.0, retries: RETRY.1, sabotage: None });
+        let this = identity::node(&config.state_dir, config.node)?;
+        let nobody = Owner { node: this, instance: 0 };
+        let machine = Standby::new(Config { owner: nobody, rehearse: false, sabotage: None });
         let pool = SlabPool::new(FIRST_SLAB, usize::try_from(config.staging_bytes)?);
         let driver = StandbyDriver::new(machine, pool, spill_file(&config)?, clock);
         let gate = NicGate::new(report::nics(&config.nics), Options { mode: Mode::Closed, ..Options::default() })?;
         Ok(Self {
             driver,
             gate,
-            arbiter: ArbiterClient::spawn(config.arbiter.clone(), config.vm, &config.run_dir)?,
+            arbiter: ArbiterClient::spawn(&config.asks(this))?,
+            this,
             beats: None,
             clock,
             peer: None,
@@ -101,7 +104,7 @@ impl Node {
             suspected_at: None,
             swap: Swap::default(),
             checked_vm_at: clock.now(),
-            arbiter_reachable: true,
+            arbiter_watch: report::ArbiterWatch::default(),
             operator_wants_it: false,
             ending: None,
             config,
@@ -156,17 +159,14 @@ impl Node {
         while let Some(answer) = self.arbiter.take_answer() {
             match answer {
                 Answer::Read(held) => self.driver.event(Event::RegisterRead(held)),
+                Answer::Fault(_) => self.driver.event(Event::ArbiterFault),
                 Answer::Cas(outcome) => {
                     emit("cas", self.swap.answered(self.clock.now(), &outcome));
                     self.driver.event(Event::Cas(outcome));
                 }
             }
         }
-        let health = self.arbiter.health();
-        if health.reachable != self.arbiter_reachable && (health.reachable || health.last_error.is_some()) {
-            self.arbiter_reachable = health.reachable;
-            report::arbiter(&health);
-        }
+        self.arbiter_watch.look(&self.arbiter.health());
     }
 
     fn hear_beats(&mut self) {
@@ -193,11 +193,7 @@ impl Node {
                 StandbyErrand::ReadRegister => self.arbiter.ask(Ask::Read),
                 StandbyErrand::Cas { expect, new } => self.claim(expect, new),
                 StandbyErrand::TakeOver { generation, epoch } => self.take_over(generation, epoch)?,
-                StandbyErrand::Registered => {
-                    self.registered = true;
-                    let fields = json!({ "generation": self.driver.machine().committed().0 });
-                    emit("protected", report::with(fields, standing(self)));
-                }
+                StandbyErrand::Rehearse(_) | StandbyErrand::EndRehearsal => {}
                 StandbyErrand::Discard => self.discarded(),
                 StandbyErrand::Fatal(why) => {
                     self.vm = None;
@@ -306,7 +302,7 @@ impl Node {
         }
         tracing::warn!("the waiting QEMU died; starting it again over the same RAM file");
         emit("waiting-qemu-died", json!({}));
-        let restarted = vm.restart().and_then(|()| vm.owner()).and_then(|owner| {
+        let restarted = vm.restart().and_then(|()| vm.owner(self.this)).and_then(|owner| {
             self.gate.connect(NIC_PATIENCE)?;
             Ok(owner)
         });
@@ -332,6 +328,7 @@ impl Node {
                 Request::Set(_) => refused(
                     "epoch, max-staging and on-cap are the primary's; this is the standby, whose staging is its --staging",
                 ),
+                Request::Witness(_) => refused("that is for a witness; this is the standby"),
                 Request::Solo | Request::Unprotect => {
                     refused("that is for the primary; this is the standby: see `takeover`")
                 }

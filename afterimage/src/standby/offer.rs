@@ -1,14 +1,14 @@
 //! A primary that wants to be protected: taken on, or refused with words that it hears.
 
 use super::{
-    node::{NIC_PATIENCE, Node, RETRY},
+    node::{NIC_PATIENCE, Node},
     vm::WaitingVm,
 };
 use crate::{
     beats,
     config::StandbyConfig,
     events::emit,
-    exit,
+    exit, identity,
     paths::{Answer, Route},
     qemu::profile::Profile,
     report,
@@ -21,6 +21,7 @@ use mc_core::{
     standby::{Config, Role, Standby},
     wire::session::Hello,
 };
+use rustix::rand::{GetRandomFlags, getrandom};
 use serde_json::json;
 use std::{fs::File, net::SocketAddr, time::Duration};
 use transport_tcp::{session::Offer, udp::UdpKeepalive};
@@ -62,6 +63,10 @@ impl Node {
         let hello = offer.hello;
         if hello.vm != self.config.vm {
             let why = format!("this standby stands by for {}, not for {}", self.config.vm, hello.vm);
+            return Err((Some(Box::new(offer)), why));
+        }
+        let witness = self.arbiter.health().witness;
+        if let Err(why) = identity::check_pair((self.this, witness), (hello.node, hello.witness)) {
             return Err((Some(Box::new(offer)), why));
         }
         if u64::from(hello.slab_size) * 2 > self.config.staging_bytes {
@@ -107,10 +112,11 @@ impl Node {
         if answer.has_udp() {
             keepalive.connect(SocketAddr::new(peer.ip(), theirs.beat_port))?;
         }
-        let accepted = offer.accept(self.hello(&theirs, beat_port)?, &profile, answer.endpoint().as_ref())?;
+        let hello = self.hello(&theirs, beat_port)?;
+        let accepted = offer.accept(hello, &profile, answer.endpoint().as_ref())?;
         let Route { link, keepalive, report: way } = answer.settle(accepted.link, keepalive)?;
-        let owner = self.vm.as_mut().map(WaitingVm::owner).transpose()?.context("a waiting VM")?;
-        let machine = Standby::new(Config { owner, retry: RETRY.0, retries: RETRY.1, sabotage: None });
+        let owner = self.vm.as_mut().map(|vm| vm.owner(self.this)).transpose()?.context("a waiting VM")?;
+        let machine = Standby::new(Config { owner, rehearse: false, sabotage: None });
         let pool = SlabPool::new(theirs.slab_size as usize, usize::try_from(self.config.staging_bytes)?);
         self.driver = StandbyDriver::new(machine, pool, spill_file(&self.config)?, self.clock);
         let wish = self.config.wish();
@@ -125,16 +131,21 @@ impl Node {
             json!({ "primary": theirs.node, "peer": peer, "generation": generation, "peer_beats": beats::told(&theirs), "beats": beats }),
         );
         self.watch.begin(way);
-        self.driver.attach(Attachment { link, incarnation: theirs.incarnation, generation: theirs.generation, image });
+        let (incarnation, instance) = (theirs.incarnation, hello.instance);
+        self.driver.attach(Attachment { link, incarnation, generation: theirs.generation, instance, image });
         Ok(())
     }
 
     /// Our answer to a primary's hello.
     fn hello(&self, theirs: &Hello, beat_port: u16) -> Result<Hello> {
         let interval_us = beats::interval_us(self.config.beat_interval)?;
+        let mut instance = [0; 8];
+        getrandom(&mut instance, GetRandomFlags::empty())?;
         Ok(Hello {
             staging_slabs: u32::try_from(self.config.staging_bytes / u64::from(theirs.slab_size))?,
-            node: self.config.node,
+            node: self.this,
+            witness: self.arbiter.health().witness,
+            instance: u64::from_le_bytes(instance),
             beat_port,
             detect_multiplier: self.config.detect_multiplier,
             desired_tx_us: interval_us,

@@ -14,9 +14,12 @@ pub(super) fn word(role: Role) -> &'static str {
     match role {
         Role::Idle => "idle",
         Role::Syncing => "syncing",
+        Role::Rehearsing => "rehearsing",
         Role::Protecting => "protecting",
         Role::Revoking => "revoking",
         Role::Claiming => "claiming",
+        Role::Lost => "lost",
+        Role::Disputed => "disputed",
         Role::TakingOver => "taking-over",
         Role::Active => "running",
     }

@@ -13,7 +13,7 @@ use crate::{
 };
 use anyhow::{Context, Result};
 use mc_core::{
-    id::{BlockId, Name},
+    id::{BlockId, Node},
     image::Image,
     ram::SharedRam,
     register::Owner,
@@ -38,7 +38,6 @@ pub(super) struct WaitingVm {
     profile: Profile,
     /// The block that is the RAM file.
     shared: BlockId,
-    node: Name,
     ram_file: PathBuf,
 }
 
@@ -54,7 +53,7 @@ impl WaitingVm {
         make_file(&ram_file, main_ram.used_length)?;
         let launch = VmConfig { argv: config.qemu.clone(), run_dir, ram_file: ram_file.clone(), main_ram };
         let vm = Some(StandbyVm::launch(launch.clone())?);
-        let mut waiting = Self { vm, launch, profile: theirs.clone(), shared, node: config.node, ram_file };
+        let mut waiting = Self { vm, launch, profile: theirs.clone(), shared, ram_file };
         let differences = theirs.mismatches(&waiting.profile()?);
         let what = "this standby's VM differs from the primary's";
         anyhow::ensure!(differences.is_empty(), "{what}: {}", differences.join("; "));
@@ -71,8 +70,7 @@ impl WaitingVm {
     }
 
     /// Who we are, once we took over.
-    pub(super) fn owner(&mut self) -> Result<Owner> {
-        let node = self.node;
+    pub(super) fn owner(&mut self, node: Node) -> Result<Owner> {
         Ok(Owner { node, instance: self.vm()?.instance()? })
     }
 

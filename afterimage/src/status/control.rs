@@ -6,6 +6,7 @@ use crate::{
     keepalive::Measured,
     live::{KeepaliveReport, Settings, SettingsReport, Wanted},
     wake::Wake,
+    witness::{WitnessReport, WitnessRequest},
 };
 use mc_core::id::Name;
 use rustix::{
@@ -62,6 +63,8 @@ pub enum Request {
     Handover,
     /// What did the beats measure?
     Measured,
+    /// To a witness.
+    Witness(WitnessRequest),
 }
 
 impl Request {
@@ -84,6 +87,8 @@ pub enum Response {
     Settings(Box<SettingsReport>),
     /// To [`Request::Measured`].
     Measured(Box<Measured>),
+    /// To [`Request::Witness`]: what it holds.
+    Witness(Box<WitnessReport>),
     /// It was done, or begun.
     Done {
         /// What, in a sentence.

@@ -140,8 +140,17 @@ fn arbiter(out: &mut Lines, s: &Status) {
     out.group("arbiter");
     out.line("spec", &s.arbiter.spec);
     out.line("reachable", if s.arbiter.reachable { "yes" } else { "NO: there is no failover until it is" });
-    if let Some(error) = &s.arbiter.last_error {
-        out.line("last error", error);
+    let more = [
+        ("FAILOVER IMPOSSIBLE", &s.arbiter.failover_impossible),
+        ("what to do", &s.arbiter.remedy),
+        ("last error", &s.arbiter.last_error),
+        ("witness", &s.arbiter.witness),
+    ];
+    for (key, value) in more.iter().filter_map(|(key, value)| Some((key, value.as_ref()?))) {
+        out.line(key, value);
+    }
+    if let Some(ms) = s.arbiter.probe_age_ms {
+        out.line("stored a test", format!("{ms} ms before its last answer"));
     }
 }
 

@@ -7,32 +7,69 @@ use crate::{
 };
 use std::collections::BTreeMap;
 
+/// Nodes of one VM that are listened to. A VM has two, and former ones; the rest is somebody who makes up identities.
+const TELLERS: usize = 32;
+
 /// Of one VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Told {
     /// The highest value that each node said it has seen; `None`: it has seen none.
     values: BTreeMap<NodeId, Option<Register>>,
-    /// Everybody who had to tell has told, or an operator has decided.
+    /// What is stored has been confirmed since the start: by the nodes, by a swap that followed, or by an operator.
     settled: bool,
+    /// Something was stored that cannot be read.
+    lost: bool,
 }
 
 impl Told {
-    pub(super) fn hear(&mut self, asker: Asker) {
+    /// Of a VM whose register is damaged.
+    pub(super) fn lost() -> Self {
+        Self { lost: true, ..Self::default() }
+    }
+
+    pub(super) fn hear(&mut self, asker: Asker, held: Option<&Register>) {
         let value = self.values.entry(asker.node).or_default();
         if generation_of(asker.seen.as_ref()) >= generation_of(value.as_ref()) {
             *value = asker.seen;
         }
+        if self.values.len() > TELLERS {
+            self.drop_one(held);
+        }
+    }
+
+    /// Of those that do not matter, the one that knows least.
+    fn drop_one(&mut self, held: Option<&Register>) {
+        let top = self.top(held);
+        let matters = |node: &NodeId| top.iter().chain(held).flat_map(Register::nodes).any(|named| named == *node);
+        let spare = self.values.iter().filter(|(node, _)| !matters(node));
+        if let Some(node) = spare.min_by_key(|(_, value)| generation_of(value.as_ref())).map(|(node, _)| *node) {
+            self.values.remove(&node);
+        }
+    }
+
+    /// A swap is durable. Only who is entitled swaps, so whoever else has to tell has told before.
+    pub(super) fn swapped(&mut self, by: NodeId, new: Register) {
+        self.values.insert(by, Some(new));
+        (self.settled, self.lost) = (true, false);
+    }
+
+    /// What the nodes had told is durable.
+    pub(super) fn mended(&mut self) {
+        self.lost = false;
     }
 
     /// An operator's word is durable: it is above all that was told.
     pub(super) fn decided(&mut self) {
-        self.settled = true;
+        (self.settled, self.lost) = (true, false);
     }
 
     /// The highest value there is, stored or told.
     fn top(&self, held: Option<&Register>) -> Option<Register> {
-        let told = self.values.values().flatten();
-        held.into_iter().chain(told).max_by_key(|r| r.generation).copied()
+        self.everything(held).max_by_key(|r| r.generation).copied()
+    }
+
+    fn everything<'a>(&'a self, held: Option<&'a Register>) -> impl Iterator<Item = &'a Register> {
+        held.into_iter().chain(self.values.values().flatten())
     }
 
     /// The highest generation there is.
@@ -40,19 +77,28 @@ impl Told {
         generation_of(self.top(held).as_ref())
     }
 
-    /// Those that top names and that have not told it.
+    /// What is known by name: for an operator who says who shall own the VM.
+    pub(super) fn values<'a>(&'a self, held: Option<&'a Register>) -> impl Iterator<Item = &'a Register> {
+        self.everything(held)
+    }
+
+    /// Those that have to tell, and have not.
     pub(super) fn awaited(&self, held: Option<&Register>) -> Vec<NodeId> {
         let Some(top) = self.top(held).filter(|_| !self.settled) else { return Vec::new() };
-        top.nodes().filter(|node| self.values.get(node) != Some(&Some(top))).collect()
+        let held = held.filter(|held| **held != top && !self.is_step(held, &top));
+        let mut nodes: Vec<_> = top.nodes().chain(held.into_iter().flat_map(Register::nodes)).collect();
+        nodes.retain(|node| !self.values.contains_key(node));
+        nodes.sort_unstable();
+        nodes.dedup();
+        nodes
     }
 
     pub(super) fn standing(&self, held: Option<&Register>) -> Standing {
-        let Some(top) = self.top(held) else { return Standing::Settled };
-        let everything = held.into_iter().chain(self.values.values().flatten());
-        if everything.filter(|r| r.generation == top.generation).any(|r| *r != top) {
-            return Standing::Disputed;
-        }
+        let Some(top) = self.top(held) else {
+            return if self.lost { Standing::Waiting } else { Standing::Settled };
+        };
         match (self.settled, held == Some(&top)) {
+            _ if self.has_rival(&top, held) => Standing::Disputed,
             (true, true) => Standing::Settled,
             (true, false) => Standing::Disputed,
             (false, _) => Standing::Waiting,
@@ -61,30 +107,40 @@ impl Told {
 
     /// Looks whether enough was told. `Some`: the register is to become this first.
     pub(super) fn settle(&mut self, held: Option<&Register>) -> Option<Register> {
-        let Some(top) = self.top(held) else {
-            self.settled = true; // vacant, and nobody has seen anything
-            return None;
-        };
-        let told = |node| self.values.get(&node) == Some(&Some(top));
-        if self.standing(held) == Standing::Settled || !top.nodes().all(told) || self.contradicts(&top, held) {
+        let top = self.top(held)?;
+        let all_told = |r: &Register| r.nodes().all(|node| self.values.contains_key(&node));
+        if self.has_rival(&top, held) || !all_told(&top) {
             return None;
         }
-        if held == Some(&top) {
+        let Some(held) = held else { return Some(top) };
+        if *held == top {
             self.settled = true;
             return None;
         }
-        (!self.settled || self.is_step(held, &top)).then_some(top)
+        (self.is_step(held, &top) || !self.settled && all_told(held)).then_some(top)
     }
 
-    fn contradicts(&self, top: &Register, held: Option<&Register>) -> bool {
-        let mut everything = held.into_iter().chain(self.values.values().flatten());
-        everything.any(|r| r.generation == top.generation && r != top)
+    /// Whether somebody stands by something else than top: another value of its generation; or, before anything is settled, a
+    /// lower value that every node which it names holds for the highest. From that one nobody went on, so top is not what
+    /// became of it: two VMs of one name, say, that were brought to one witness. (What is lower than what is held was
+    /// replaced here.)
+    fn has_rival(&self, top: &Register, held: Option<&Register>) -> bool {
+        let mut others = self.everything(held).filter(|r| *r != top && r.generation >= generation_of(held));
+        others.any(|r| r.generation == top.generation || !self.settled && self.is_upheld(r) && !leads(r, top))
     }
 
-    /// A node that is entitled to the next swap has taken it without us, on its operator's word.
-    fn is_step(&self, held: Option<&Register>, top: &Register) -> bool {
-        let Some(held) = held else { return true };
-        let mut tellers = self.values.iter().filter(|(_, value)| **value == Some(*top)).map(|(node, _)| *node);
-        held.generation.next() == top.generation && tellers.any(|node| held.may_become(node, top))
+    fn is_upheld(&self, register: &Register) -> bool {
+        register.nodes().all(|node| self.values.get(&node) == Some(&Some(*register)))
     }
+
+    /// A node that is entitled to go on from what is held has done so without us, on its operator's word.
+    fn is_step(&self, held: &Register, top: &Register) -> bool {
+        let owner = top.owner.node.id;
+        held.may_become(owner, top) && self.values.get(&owner) == Some(&Some(*top))
+    }
+}
+
+/// Whether `next` is a swap from `before` by a node that `before` names, which may not know yet that it has won.
+fn leads(before: &Register, next: &Register) -> bool {
+    before.generation.next() == next.generation && before.may_become(next.owner.node.id, next)
 }

@@ -273,6 +273,9 @@ fn decode_register(record: &'static str, raw: &RawRegister) -> Result<Option<Reg
     if generation == Generation(0) {
         return Err(field(record, "generation", 0, "a register that holds something has a generation"));
     }
+    if generation > Generation::MAX {
+        return Err(field(record, "generation", generation.0, "more than 2^63 - 1"));
+    }
     Ok(Some(Register { generation, owner: decode_owner(record, &raw.owner)?, mode }))
 }
 
@@ -338,7 +341,7 @@ impl Answer {
             Outcome::Won => (4, 0),
             Outcome::Lost => (5, 0),
             Outcome::Failed => (6, 0),
-            Outcome::Refused(refusal) => (7, code(&REFUSALS, refusal)),
+            Outcome::Refused(refusal) => (7, code(&REFUSALS, &refusal)),
         };
         sealed(&RawAnswer {
             magic: ANSWER_MAGIC.into(),
@@ -350,7 +353,7 @@ impl Answer {
             boot: self.boot.into(),
             probe_age: self.probe_age_ms.unwrap_or(u32::MAX).into(),
             refusal: refusal.into(),
-            standing: code(&STANDINGS, self.standing).into(),
+            standing: code(&STANDINGS, &self.standing).into(),
             held: encode_register(self.held.as_ref()),
             zero: [0; 4],
             crc: 0.into(),
@@ -417,8 +420,8 @@ const REFUSALS: [Refusal; 4] = [Refusal::StaleBoot, Refusal::Waiting, Refusal::D
 const STANDINGS: [Standing; 3] = [Standing::Settled, Standing::Waiting, Standing::Disputed];
 
 /// Codes count from 1, so that a zeroed record means nothing.
-fn code<T: PartialEq>(all: &[T], value: T) -> u16 {
-    let index = all.iter().position(|v| *v == value).unwrap_or_default();
+fn code<T: PartialEq>(all: &[T], value: &T) -> u16 {
+    let index = all.iter().position(|v| v == value).unwrap_or_default();
     u16::try_from(index + 1).unwrap_or_default()
 }
 

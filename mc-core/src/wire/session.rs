@@ -221,8 +221,12 @@ impl Hello {
         out
     }
 
-    /// Checks and reads the body of a hello frame. The versions are for [`Hello::negotiate`] to judge.
+    /// Checks and reads the body of a hello frame. The versions are for [`Hello::negotiate`] to judge, but for one that shows
+    /// in the length: version 1 had 208 bytes.
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        if let ([_, _, low, high, ..], true) = (bytes, bytes.len() == 208) {
+            return Err(WireError::Version { record: HELLO, found: u16::from_le_bytes([*low, *high]) });
+        }
         let raw: &RawHello = view(HELLO, bytes)?;
         let slab_size = raw.slab_size.get();
         if !(slab::MIN_SLAB..=slab::MAX_SLAB).contains(&(slab_size as usize)) {
