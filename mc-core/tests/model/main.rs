@@ -64,7 +64,12 @@ fn exhaust(bounds: Bounds) {
 
 #[test]
 fn one_session_in_which_everything_goes_wrong() {
-    exhaust(Bounds { epochs: 3, trouble: true, ..PAIR });
+    exhaust(Bounds { trouble: true, stalls: 0, crashes: 0, ..PAIR });
+}
+
+#[test]
+fn epochs_follow_one_another_while_the_primary_stalls_and_the_arbiter_crashes() {
+    exhaust(Bounds { epochs: 4, ..PROTECTED });
 }
 
 #[test]
@@ -84,7 +89,7 @@ fn one_standby_left_for_another() {
 
 #[test]
 fn from_every_state_exactly_one_side_survives() {
-    exhaust(Bounds { walks: true, ..PAIR });
+    exhaust(Bounds { walks: true, stalls: 0, ..PAIR });
 }
 
 #[test]
@@ -99,7 +104,7 @@ fn the_arbiter_goes_back_and_processes_come_again() {
 
 #[test]
 fn processes_of_the_primary_follow_one_another() {
-    exhaust(Bounds { primary_restarts: 2, stalls: 0, ..PAIR });
+    exhaust(Bounds { primary_restarts: 2, stalls: 0, crashes: 0, ..PAIR });
 }
 
 #[test]
