@@ -146,7 +146,7 @@ impl World {
         let mut command = Self::program();
         command.args(["standby", "--vm", options.vm, "--node", node, "--listen", &addr.to_string()]);
         command.args(["--arbiter", &self.arbiter, "--run-dir"]).arg(self.run_dir(node));
-        command.arg("--state-dir").arg(self.path("state"));
+        command.arg("--state-dir").arg(self.path(&format!("state-{node}")));
         command.arg("--ram-dir").arg(self.dir.path()).args(&options.flags).arg("--");
         command.args(options.qemu.clone().unwrap_or_else(|| self.standby_qemu(node, None)));
         let mut proc = Proc::spawn(self.dir.path(), node, command);
@@ -158,7 +158,7 @@ impl World {
     pub(crate) fn protect(&self, node: &str, name: &str, qmp: &Path, to: SocketAddr, flags: &str) -> Proc {
         let mut command = Self::program();
         command.args(["protect", "--vm", VM, "--node", node, "--to", &to.to_string(), "--qmp"]).arg(qmp);
-        command.args(["--arbiter", &self.arbiter, "--state-dir"]).arg(self.path("state")).args(words(flags));
+        command.args(["--arbiter", &self.arbiter, "--state-dir"]).arg(self.path(&format!("state-{node}"))).args(words(flags));
         if !flags.contains("--run-dir") {
             command.arg("--run-dir").arg(self.run_dir(node));
         }
