@@ -217,6 +217,17 @@ impl From<ConfigError> for ExitError {
     }
 }
 
+impl ProtectConfig {
+    /// While protected, so long an epoch may wait for its ACK: the standby is suspect then, whatever beats say. RDMA may have
+    /// to fall back within that time.
+    #[must_use]
+    pub fn commit_deadline(&self, rdma: bool) -> Duration {
+        let detection = self.beat_interval * u32::from(self.detect_multiplier);
+        let falls_back = if rdma { self.paths.rdma_give_up() } else { Duration::ZERO };
+        Duration::from_secs(2).max(self.epoch * 10).max(detection * 10) + falls_back
+    }
+}
+
 macro_rules! wish {
     ($($config:ident)*) => {$(
         impl $config {

@@ -175,6 +175,11 @@ impl Primary {
         self.pace.epoch()
     }
 
+    /// Changes how long an epoch may wait for its ACK.
+    pub fn set_commit_deadline(&mut self, deadline: Duration) {
+        self.config.commit_deadline = deadline;
+    }
+
     /// Changes what a checkpoint that outgrows staging means.
     pub fn set_on_cap(&mut self, on_cap: OnCap) {
         self.on_cap = on_cap;
@@ -390,9 +395,10 @@ impl Primary {
         }
     }
 
-    /// Only output that was held all along leaves the standby with everything that the outside saw.
+    /// Only with a held epoch has the standby everything that the outside saw. (Found by the model check: output that was held
+    /// from the registration on is not enough, the standby lacks what was said before.)
     fn may_hand_back(&self) -> bool {
-        self.held_from.is_some() || self.config.sabotage == Some(Sabotage::HandBackOpen)
+        self.held_from.is_some_and(|e| self.acked >= e) || self.config.sabotage == Some(Sabotage::HandBackOpen)
     }
 
     /// We won, and have no VM any more; the standby still has it, and nobody has heard anything since.

@@ -74,7 +74,7 @@ pub(super) fn status(path: &mut DataPath) -> Status {
         schema: SCHEMA,
         side: "primary".into(),
         role: word(machine.role()).into(),
-        protected: machine.role() == Role::Protected,
+        protected: machine.is_protected(),
         vm: config.vm.to_string(),
         node: config.node.to_string(),
         peer: path.peer.clone().unwrap_or_default(),
@@ -142,10 +142,14 @@ pub(super) fn standing(path: &DataPath) -> serde_json::Value {
 pub(super) fn report_role(path: &DataPath) {
     let machine = path.driver.machine();
     let (captured, acked): (Epoch, Epoch) = machine.epochs();
-    let role = word(machine.role());
+    // Registered is not protected yet: the standby has to have an epoch whose output was held.
+    let role = match machine.role() {
+        Role::Protected if !machine.is_protected() => "holding",
+        role => word(role),
+    };
     tracing::info!(role, generation = machine.generation().0, epoch = captured.0, "role");
     // These have events of their own, with more to say.
-    if !matches!(machine.role(), Role::Syncing | Role::Fenced | Role::Ended) {
+    if !matches!(machine.role(), Role::Syncing | Role::Fenced | Role::Ended | Role::HandingBack) {
         let fields = json!({ "generation": machine.generation(), "epoch": captured, "acked": acked });
         emit(role, report::with(fields, standing(path)));
     }

@@ -68,7 +68,7 @@ pub(super) struct DataPath {
     stalls: Stalls,
     /// Those that the driver had noticed, this session, when the turn before began.
     stalls_before: u64,
-    role: Role,
+    role: (Role, bool),
     arbiter_watch: report::ArbiterWatch,
     suspected: bool,
     /// The swap that is being asked for.
@@ -138,7 +138,12 @@ impl DataPath {
         let (gate, arbiter, control) = prepared;
         let pool = SlabPool::new(usize::try_from(config.slab_bytes)?, usize::try_from(config.staging_bytes)?);
         let machine = Primary::new(
-            Config { epoch: config.epoch, window: config.window, commit_deadline: config.epoch * 10, sabotage: None },
+            Config {
+                epoch: config.epoch,
+                window: config.window,
+                commit_deadline: config.commit_deadline(false),
+                sabotage: None,
+            },
             brief.register,
         );
         let mut driver = PrimaryDriver::new(machine, Staging::new(pool), gate, clock);
@@ -162,7 +167,7 @@ impl DataPath {
             last_turn: clock.now(),
             stalls: Stalls::default(),
             stalls_before: 0,
-            role: Role::Solo,
+            role: (Role::Solo, false),
             arbiter_watch: report::ArbiterWatch::default(),
             suspected: false,
             swap: Swap::default(),
@@ -302,6 +307,10 @@ impl DataPath {
         let Some(beats) = &self.beats else { return };
         beats.clear();
         beats.set_committed(self.driver.machine().generation(), self.driver.machine().epochs().1);
+        if self.driver.machine().role() == Role::Syncing && beats.verdict() == Verdict::Up {
+            self.driver.event(Event::BeatsProven);
+            return;
+        }
         let dead = !beats.is_running(); // a detector that is gone must not pass for one that is content
         if (beats.verdict() == Verdict::Suspect || dead) && !self.suspected {
             let why = report::suspicion(beats, &self.watch, self.clock.now());
@@ -345,6 +354,7 @@ impl DataPath {
         let (link, beats, report) = found.start(wish, self.clock)?;
         self.beats = Some(beats);
         self.watch.begin(report);
+        self.driver.set_commit_deadline(self.brief.config.commit_deadline(self.watch.has_rdma()));
         self.driver.attach(link, incarnation, source, standby);
         Ok(())
     }
@@ -365,7 +375,8 @@ impl DataPath {
     }
 
     fn report_role(&mut self) {
-        let role = self.driver.machine().role();
+        let machine = self.driver.machine();
+        let role = (machine.role(), machine.is_protected());
         if role != std::mem::replace(&mut self.role, role) {
             super::commands::report_role(self);
         }

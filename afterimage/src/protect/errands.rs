@@ -29,8 +29,16 @@ impl DataPath {
                     tracing::warn!(%why, "link lost");
                     emit("link-lost", report::with(json!({ "why": why }), commands::standing(self)));
                 }
-                PrimaryErrand::Late | PrimaryErrand::HandsBack => {}
-                PrimaryErrand::Refused(reason, _) => self.refused(reason),
+                PrimaryErrand::Late => {
+                    let why = "no epoch was ACKed in time, though beats may come";
+                    tracing::error!(why, "the standby is suspect");
+                    emit("suspect", report::with(json!({ "why": why }), commands::standing(self)));
+                }
+                PrimaryErrand::HandsBack => {
+                    tracing::error!("the VM died while the arbiter was asked; what is won goes to the standby");
+                    emit("hands-back", commands::standing(self));
+                }
+                PrimaryErrand::Refused(reason, words) => self.refused(reason, &words),
                 PrimaryErrand::SourceFailed(why) => self.supervisor.say(&ToSupervisor::SourceFailed { why })?,
                 PrimaryErrand::GateFailed(why) => {
                     tracing::error!(%why, "gate; its output stays held");
@@ -43,16 +51,17 @@ impl DataPath {
     }
 
     /// The standby cannot go on; the machine gives it up through the arbiter.
-    fn refused(&mut self, reason: NackReason) {
+    fn refused(&mut self, reason: NackReason, words: &str) {
         let why = match reason {
             NackReason::TooLarge => {
                 "a checkpoint was larger than the standby's staging: give it more with --staging, or a file with --spill"
             }
             NackReason::OutOfOrder => "the standby missed a part of a checkpoint",
             NackReason::Malformed => "the standby says that a checkpoint does not fit the VM's profile",
-            NackReason::Rehearsal => "its QEMU could not load the VM's state",
+            NackReason::Rehearsal => "the standby's QEMU could not load the VM's state",
             NackReason::Storage => "the standby could not write its image or its spill file",
         };
+        let why = if words.is_empty() { why.to_owned() } else { format!("{why}: {words}") };
         tracing::error!(why, "giving protection up");
         emit("refused", json!({ "why": why }));
         self.notes.push(format!("not protected: {why}"));

@@ -57,7 +57,12 @@ pub(super) struct Node {
     pub(super) beats: Option<BeatHandle>,
     pub(super) clock: Clock,
     pub(super) peer: Option<String>,
+    /// What this node drew for the session.
+    pub(super) instance: u64,
+    /// The register names this session's copy, as this node read it last.
     pub(super) registered: bool,
+    was_entitled: bool,
+    was_protected: bool,
     pub(super) takeover: Option<Takeover>,
     /// What the register holds since this node won the VM.
     pub(super) won: Option<Generation>,
@@ -92,7 +97,10 @@ impl Node {
             beats: None,
             clock,
             peer: None,
+            instance: 0,
             registered: false,
+            was_entitled: false,
+            was_protected: false,
             takeover: None,
             won: None,
             watch: Watch::default(),
@@ -138,6 +146,7 @@ impl Node {
         self.run_errands()?;
         self.look_after_vm();
         self.hear_control();
+        self.report_protection();
         self.report_role();
         Ok(())
     }
@@ -158,8 +167,14 @@ impl Node {
     fn hear_arbiter(&mut self) {
         while let Some(answer) = self.arbiter.take_answer() {
             match answer {
-                Answer::Read(held) => self.driver.event(Event::RegisterRead(held)),
-                Answer::Fault(_) => self.driver.event(Event::ArbiterFault),
+                Answer::Read(held) => {
+                    self.look_whether_named(held.as_ref());
+                    self.driver.event(Event::RegisterRead(held));
+                }
+                Answer::Fault(_) => {
+                    self.registered = false;
+                    self.driver.event(Event::ArbiterFault);
+                }
                 Answer::Cas(outcome) => {
                     emit("cas", self.swap.answered(self.clock.now(), &outcome));
                     self.driver.event(Event::Cas(outcome));
@@ -167,6 +182,32 @@ impl Node {
             }
         }
         self.arbiter_watch.look(&self.arbiter.health());
+    }
+
+    /// Whether the register, read by this node, names the copy that it keeps.
+    fn look_whether_named(&mut self, held: Option<&Register>) {
+        let copy = Owner { node: self.this, instance: self.instance };
+        let (generation, _) = self.driver.machine().committed();
+        self.registered = held.is_some_and(|r| r.generation == generation && r.names_standby(&copy));
+    }
+
+    /// The death of the other host would cost nothing now: said when it begins to be so.
+    fn report_protection(&mut self) {
+        let machine = self.driver.machine();
+        if machine.is_entitled() && !std::mem::replace(&mut self.was_entitled, machine.is_entitled()) {
+            self.arbiter.ask(Ask::Read); // not in a second: now
+        }
+        let protected = self.is_protected();
+        if protected && !self.was_protected {
+            let fields = json!({ "generation": self.driver.machine().committed().0 });
+            emit("protected", report::with(fields, standing(self)));
+        }
+        self.was_protected = protected;
+    }
+
+    pub(super) fn is_protected(&self) -> bool {
+        let machine = self.driver.machine();
+        machine.role() == Role::Protecting && machine.is_entitled() && self.registered && !machine.is_unproven()
     }
 
     fn hear_beats(&mut self) {
@@ -187,7 +228,7 @@ impl Node {
         self.driver.event(Event::Suspect);
     }
 
-    fn run_errands(&mut self) -> Result<()> {
+    pub(super) fn run_errands(&mut self) -> Result<()> {
         while let Some(errand) = self.driver.errand() {
             match errand {
                 StandbyErrand::ReadRegister => self.arbiter.ask(Ask::Read),
@@ -367,9 +408,10 @@ impl Node {
 
     fn operator_takeover(&mut self) -> Response {
         match self.driver.machine().role() {
-            Role::Protecting | Role::Revoking | Role::Claiming => {
+            Role::Protecting | Role::Revoking | Role::Claiming | Role::Disputed => {
                 self.operator_wants_it = true;
-                self.suspect();
+                self.suspected_at.get_or_insert(self.clock.now());
+                self.driver.event(Event::OperatorTakesOver);
                 self.arbiter.operator_decides();
                 done("taking over")
             }

@@ -18,7 +18,7 @@ use mc_core::{
     driver::{Attachment, SpillFile, StandbyDriver},
     image::Image,
     slab::SlabPool,
-    standby::{Config, Role, Standby},
+    standby::{Config, Event, Role, Standby},
     wire::session::Hello,
 };
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -56,7 +56,7 @@ impl Node {
     /// Takes a primary on, or says why not.
     fn consider(&mut self, offer: Offer) -> Result<(), (Option<Box<Offer>>, String)> {
         let role = self.driver.machine().role();
-        if role != Role::Idle {
+        if !matches!(role, Role::Idle | Role::Lost) {
             let why = format!("this standby is busy ({role:?})");
             return Err((Some(Box::new(offer)), why));
         }
@@ -77,6 +77,9 @@ impl Node {
             );
             return Err((Some(Box::new(offer)), why));
         }
+        if let Err(error) = self.make_room() {
+            return Err((Some(Box::new(offer)), exit::words(&error)));
+        }
         match self.prepare(&offer) {
             Ok(prepared) => self.accept(offer, prepared).map_err(|error| {
                 self.vm = None;
@@ -87,6 +90,12 @@ impl Node {
                 Err((Some(Box::new(offer)), exit::words(&error)))
             }
         }
+    }
+
+    /// A copy that was lost has been kept until now.
+    fn make_room(&mut self) -> Result<()> {
+        self.driver.event(Event::MakeRoom);
+        self.run_errands()
     }
 
     /// Which way the session goes; a QEMU that waits, with the primary's profile, and an image over its RAM.
@@ -123,6 +132,7 @@ impl Node {
         let session = (theirs.incarnation, theirs.beat_key);
         self.beats = Some(beats::start(keepalive.0, session, beats::STANDBY, wish, self.clock)?);
         (self.registered, self.suspected_at, self.operator_wants_it) = (false, None, false);
+        self.instance = hello.instance;
         self.peer = Some(format!("{} at {peer}", theirs.node));
         let generation = theirs.generation;
         let beats = json!({ "interval_ms": report::ms(wish.interval), "multiplier": wish.multiplier });

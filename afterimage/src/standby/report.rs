@@ -64,7 +64,7 @@ pub(super) fn status(node: &Node) -> Status {
         schema: SCHEMA,
         side: "standby".into(),
         role: word(machine.role()).into(),
-        protected: machine.role() == Role::Protecting && node.registered,
+        protected: node.is_protected(),
         vm: node.config.vm.to_string(),
         node: node.config.node.to_string(),
         peer: node.peer.clone().unwrap_or_default(),

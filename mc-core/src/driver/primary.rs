@@ -214,6 +214,11 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
         self.machine.set_epoch(epoch);
     }
 
+    /// Changes how long an epoch may wait for its ACK.
+    pub fn set_commit_deadline(&mut self, deadline: std::time::Duration) {
+        self.machine.set_commit_deadline(deadline);
+    }
+
     /// Changes staging's cap, and what a checkpoint that outgrows it means.
     pub fn set_cap(&mut self, cap_bytes: usize, on_cap: OnCap) {
         let extra = match on_cap {

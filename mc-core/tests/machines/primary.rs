@@ -408,9 +408,11 @@ fn a_vm_that_dies_is_left_to_the_standby_if_there_is_one() {
     }
 }
 
-/// Claiming, with output that was held all along.
+/// Claiming; the standby has a held epoch.
 fn claiming() -> Primary {
     let mut primary = protected_pair();
+    capture(&mut primary, ms(0), 2);
+    at(&mut primary, ms(1), ack(2));
     do_all(&mut primary, &[Event::LinkDown]);
     primary
 }
@@ -436,6 +438,10 @@ fn a_vm_whose_output_flowed_while_the_arbiter_was_asked_is_not_handed_back() {
     do_all(&mut primary, &[Event::LinkDown, Event::Cas(Won(protected(2, "b")))]);
     assert_eq!(primary.role(), Role::Claiming);
     assert_eq!(do_all(&mut primary, &[Event::SourceLost]), [Action::Fence, Action::CloseLink(None)]);
+    let mut primary = protected_pair();
+    do_all(&mut primary, &[Event::LinkDown]);
+    let fenced = [Action::Fence, Action::CloseLink(None)];
+    assert_eq!(do_all(&mut primary, &[Event::SourceLost]), fenced, "the standby lacks what was said before");
 }
 
 #[test]

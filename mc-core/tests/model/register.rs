@@ -13,7 +13,7 @@ use mc_core::{
     seen::{Heard, Seen},
     wire::arbiter::{Ask, Asker, Outcome, Refusal, Request, Standing},
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What a client hears.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -104,7 +104,7 @@ const WITNESS: WitnessId = WitnessId([7; 16]);
 /// One request may wait behind a write: a second tells the arbiter nothing new.
 fn recover(boot: u64, register: Option<Register>) -> Arbiter {
     let registers: BTreeMap<_, _> = register.map(|r| (vm(), r)).into_iter().collect();
-    Arbiter::recover(Limits { vms: 1, waiting: 1 }, boot, registers)
+    Arbiter::recover(Limits { vms: 1, waiting: 1 }, boot, registers, BTreeSet::new())
 }
 
 fn order((boot, reply): &(u64, Reply)) -> (u64, u8, u64, bool) {
@@ -351,6 +351,7 @@ impl Registry {
             match action {
                 Action::Persist { register, .. } => self.writing = Some(register),
                 Action::Reply { to, request, reply } => self.send(to, request, reply),
+                Action::Remove { .. } => unreachable!("no operator forgets a VM here"),
             }
         }
     }
