@@ -22,7 +22,7 @@ use std::{
     fs::{self, File},
     io,
     os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 const FILE: &str = "node-id";
@@ -141,10 +141,10 @@ fn load(path: &Path) -> Result<Option<Kept>> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         read => read.with_context(|| format!("reading {}", path.display()))?,
     };
-    serde_json::from_slice(&text).map(Some).map_err(|error| damaged(path.to_owned(), &error).into())
+    serde_json::from_slice(&text).map(Some).map_err(|error| damaged(path, &error).into())
 }
 
-fn damaged(path: PathBuf, error: &serde_json::Error) -> ExitError {
+fn damaged(path: &Path, error: &serde_json::Error) -> ExitError {
     let what = format!("{}: damaged ({error}): this node's identity is not known", path.display());
     let remedy = "restore the file; or remove it: then this host is another node, to which the register of its VMs is foreign \
                   until `afterimage witness assign`";

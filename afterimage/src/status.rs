@@ -285,3 +285,20 @@ fn side_of(file_name: &str) -> Option<(Name, Side)> {
     let side = [Side::Primary, Side::Standby].into_iter().find(|s| s.as_str() == side)?;
     Some((Name::new(vm).ok()?, side))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn protected_by_an_arbiter_that_would_not_decide_is_degraded() {
+        let mut status = Status { role: "protected".into(), protected: true, ..Status::default() };
+        assert_eq!(status.code(), Code::Done);
+        status.arbiter.failover_impossible = Some("the witness cannot store any more".into());
+        assert_eq!(status.code(), Code::Degraded);
+        status.arbiter = ArbiterStatus { fault: Some("it forgot".into()), ..ArbiterStatus::default() };
+        assert_eq!(status.code(), Code::Degraded);
+        status.role = "fenced".into();
+        assert_eq!(status.code(), Code::Fenced);
+    }
+}

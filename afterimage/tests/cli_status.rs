@@ -32,7 +32,7 @@ fn serve(dir: &Path, vm: &str, side: Side, role: &'static str, protected: bool) 
         Request::Measured => Response::Refused { message: "no session".into(), remedy: None },
         Request::Status => Response::Status(Box::new(status(&vm_name, role, protected))),
         Request::Takeover => Response::Done { message: "taking over".into() },
-        Request::Keepalive | Request::KeepaliveSet(_) | Request::Set(_) => {
+        Request::Keepalive | Request::KeepaliveSet(_) | Request::Set(_) | Request::Witness(_) => {
             Response::Refused { message: "not in this test".into(), remedy: None }
         }
         Request::Solo | Request::Unprotect | Request::Handover => {

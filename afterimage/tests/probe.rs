@@ -1,7 +1,7 @@
 //! `afterimage keepalive probe`, `serve` and `tune` as their users run them, over loopback; and peers that are none.
 
 use mc_core::{
-    id::{Generation, Incarnation, Name},
+    id::{Generation, Incarnation, Name, Node, NodeId, WitnessId},
     wire::{VERSION, beat::BeatKey, session::Hello},
 };
 use std::{
@@ -170,7 +170,9 @@ fn a_primary_that_finds_a_server_is_told_what_it_found() {
         incarnation: Incarnation(1),
         generation: Generation(1),
         vm: Name::new("web").unwrap(),
-        node: Name::new("a").unwrap(),
+        node: Node { name: Name::new("a").unwrap(), id: NodeId([1; 16]) },
+        witness: WitnessId::NONE,
+        instance: 1,
         beat_key: BeatKey([0; 32]),
         beat_port: 9,
         detect_multiplier: 5,

@@ -34,6 +34,7 @@ use tracing::{debug, error, info, warn};
 const ALIVE: Duration = Duration::from_secs(10);
 
 /// What the registrar is told.
+#[expect(clippy::large_enum_variant, reason = "moved once per request; a box would be allocated for each")]
 #[derive(Debug)]
 pub(super) enum Input {
     /// A request, and where its answer goes.
@@ -88,7 +89,7 @@ impl<'a> Registrar<'a> {
                 // Dropping `answer` ends the connection; its client will retry elsewhere, or later.
                 Input::Request { .. } | Input::Operator { .. } if stopping => {}
                 Input::Request { peer, request, answer } => self.request(peer, request, answer),
-                Input::Operator { request, answer } => self.operator(request, answer),
+                Input::Operator { request, answer } => self.operator(request, &answer),
                 Input::Stored { vm, result } => self.stored(vm, result)?,
             }
         }
@@ -173,11 +174,11 @@ impl<'a> Registrar<'a> {
         Ok(())
     }
 
-    fn operator(&mut self, request: WitnessRequest, answer: SyncSender<Response>) {
+    fn operator(&mut self, request: WitnessRequest, answer: &SyncSender<Response>) {
         let response = match request {
             WitnessRequest::List => Some(Response::Witness(Box::new(self.report()))),
-            WitnessRequest::Assign { vm, node } => self.assign(vm, &node, &answer),
-            WitnessRequest::Forget { vm } => self.forget(vm, &answer),
+            WitnessRequest::Assign { vm, node } => self.assign(vm, &node, answer),
+            WitnessRequest::Forget { vm } => self.forget(vm, answer),
         };
         if let Some(response) = response {
             let _ = answer.send(response);
