@@ -1,9 +1,10 @@
 //! The handshake, with good peers and bad ones.
 
 use mc_core::{
-    id::{Generation, Incarnation, Name},
+    id::{Generation, Incarnation, Name, Node, NodeId, WitnessId},
     transport::{Completion, Op, Transport},
     wire::{
+        VERSION,
         beat::BeatKey,
         control::{Body, Control},
         rdma::{Beats, Endpoint, Queues},
@@ -23,14 +24,16 @@ const PATIENT: Duration = Duration::from_secs(30);
 
 fn hello(node: &str) -> Hello {
     Hello {
-        versions: (1, 1),
+        versions: (VERSION, VERSION),
         slab_size: 64 << 10,
         staging_slabs: 32,
         rdma: false,
         incarnation: Incarnation(42),
         generation: Generation(7),
         vm: Name::new("db1").unwrap(),
-        node: Name::new(node).unwrap(),
+        node: Node { name: Name::new(node).unwrap(), id: NodeId(*b"0123456789abcdef") },
+        witness: WitnessId::NONE,
+        instance: 1,
         beat_key: BeatKey([5; 32]),
         beat_port: 4000,
         detect_multiplier: 5,
@@ -137,7 +140,7 @@ fn the_standby_echoes_what_identifies_the_session_whatever_its_own_hello_says() 
     let other = Hello { incarnation: Incarnation(9), slab_size: 8192, versions: (1, 9), ..hello("right") };
     let _standby = offer(&mut listener).accept(other, &[], None).unwrap();
     let peer = primary.join().unwrap().unwrap().peer;
-    assert_eq!((peer.incarnation, peer.slab_size, peer.versions), (Incarnation(42), 64 << 10, (1, 1)));
+    assert_eq!((peer.incarnation, peer.slab_size, peer.versions), (Incarnation(42), 64 << 10, (2, 2)));
 }
 
 #[test]
@@ -161,11 +164,11 @@ fn a_long_refusal_is_cut_at_a_character() {
 fn versions_without_overlap_are_explained_to_both_sides() {
     let (mut listener, to) = listener(5000);
     // The profile is large: the refusal must survive that the standby never reads it.
-    let primary = primary(&to, Hello { versions: (2, 3), ..hello("left") }, vec![b' '; MAX_PROFILE]);
+    let primary = primary(&to, Hello { versions: (3, 4), ..hello("left") }, vec![b' '; MAX_PROFILE]);
     let error = failure(&mut listener);
-    assert!(error.ends_with("speaks versions 2..3, this build version 1"), "{error}");
+    assert!(error.ends_with("speaks versions 3..4, this build version 2"), "{error}");
     let error = primary.join().unwrap().unwrap_err().to_string();
-    assert_eq!(error, format!("{to} refused: the standby speaks version 1, you speak versions 2..3"));
+    assert_eq!(error, format!("{to} refused: the standby speaks version 2, you speak versions 3..4"));
 }
 
 #[test]
@@ -180,10 +183,10 @@ fn an_answer_to_another_session_is_not_taken() {
 
 #[test]
 fn a_standby_that_took_a_version_nobody_offered_is_refused() {
-    let answer = Hello { versions: (1, 2), ..hello("right") };
+    let answer = Hello { versions: (2, 3), ..hello("right") };
     let (to, standby) = impostor(encode_frame(Kind::Hello, &answer.encode()));
     let error = connect(&to, &hello("left"), &[], None, &options(5000)).unwrap_err();
-    assert!(matches!(error, SessionError::Version { theirs: (1, 2), .. }), "{error}");
+    assert!(matches!(error, SessionError::Version { theirs: (2, 3), .. }), "{error}");
     standby.join().unwrap();
 }
 
@@ -222,7 +225,7 @@ fn damaged_and_misplaced_frames_name_what_is_wrong() {
 
     let (to, standby) = impostor(encode_frame(Kind::Hello, &[0; 20]));
     let error = connect(&to, &hello("left"), &[], None, &options(5000)).unwrap_err().to_string();
-    assert!(error.contains("hello: 20 bytes, needs 208"), "{error}");
+    assert!(error.contains("hello: 20 bytes, needs 216"), "{error}");
     standby.join().unwrap();
 }
 
