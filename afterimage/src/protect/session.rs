@@ -6,7 +6,7 @@ use crate::{
     clock::Clock,
     inbox::{self, Inbox},
     keepalive::BeatHandle,
-    paths::{Link, Ours, Report, Route, route_to},
+    paths::{self, Link, Ours, Report, Route},
     qemu::profile::Profile,
 };
 use anyhow::{Context, Result, bail};
@@ -19,10 +19,7 @@ use std::{
     net::SocketAddr,
     time::{Duration, Instant},
 };
-use transport_tcp::{
-    session::{self, SessionError, SessionOptions},
-    udp::UdpKeepalive,
-};
+use transport_tcp::session::{SessionError, SessionOptions};
 
 /// How long a standby may take to start its QEMU and answer.
 const HANDSHAKE: Duration = Duration::from_secs(30);
@@ -59,18 +56,17 @@ pub(super) fn seek(brief: &Brief, generation: Generation) -> Result<Inbox<Result
     Ok(inbox)
 }
 
+/// Connects, then binds the beats to the connection's own address, then says hello.
 fn shake_hands(brief: &Brief, generation: Generation) -> Result<Found> {
     let config = &brief.config;
-    let local = config.bind.map_or_else(|| route_to(&config.to), Ok)?;
-    let keepalive = UdpKeepalive::bind(local).with_context(|| format!("UDP socket for beats on {local}"))?;
+    let options = SessionOptions { deadline: HANDSHAKE, ..SessionOptions::default() };
+    let call = patiently(|| paths::call(&config.to, config.bind, &options))?;
+    let keepalive = paths::beats_at(call.local_addr())?;
     let beat_port = if config.paths.wants_udp() { keepalive.local_port()? } else { 0 };
     let hello = hello(brief, generation, beat_port)?;
-    let ours = Ours::prepare(&config.paths, local, &hello)?;
+    let ours = Ours::prepare(&config.paths, call.local_addr(), &hello)?;
     let endpoint = ours.endpoint();
-    let profile = brief.profile.to_json();
-    let options = SessionOptions { deadline: HANDSHAKE, ..SessionOptions::default() };
-    let connected =
-        patiently(|| session::connect(&config.to.to_string(), &hello, &profile, endpoint.as_ref(), &options))?;
+    let connected = call.shake_hands(&hello, &brief.profile.to_json(), endpoint.as_ref())?;
     let theirs: Profile = Profile::from_json(&connected.profile).context("the standby")?;
     let differences = brief.profile.mismatches(&theirs);
     if !differences.is_empty() {
