@@ -4,6 +4,7 @@ use super::{
     offer::spill_file,
     report::{snapshot, standing, status, word},
     vm::WaitingVm,
+    vouch::Callers,
 };
 use crate::{
     arbiter::{Answer, ArbiterClient, Ask},
@@ -12,7 +13,7 @@ use crate::{
     config::StandbyConfig,
     control::{Control, done, refused},
     events::emit,
-    exit::{self, Code, ExitError},
+    exit::{self, Code, ExitError, cannot_listen},
     gate::{Mode, NicGate, Options},
     inbox::{self, readable, wait},
     keepalive::{BeatHandle, Verdict},
@@ -63,6 +64,7 @@ pub(super) struct Node {
     pub(super) watch: Watch,
     pub(super) vm: Option<WaitingVm>,
     pub(super) listener: Listener,
+    pub(super) callers: Callers,
     control: Control,
     scrapes: Option<Scrapes>,
     role: Role,
@@ -94,7 +96,8 @@ impl Node {
             won: None,
             watch: Watch::default(),
             vm: None,
-            listener: Listener::bind(config.listen, SessionOptions::default())?,
+            listener: Listener::bind(config.listen, SessionOptions::default()).map_err(cannot_listen)?,
+            callers: Callers::default(),
             control: Control::listen(&config.run_dir, config.vm, Side::Standby)?,
             scrapes: Scrapes::serve(config.metrics)?,
             role: Role::Idle,
@@ -155,7 +158,10 @@ impl Node {
     fn hear_arbiter(&mut self) {
         while let Some(answer) = self.arbiter.take_answer() {
             match answer {
-                Answer::Read(held) => self.driver.event(Event::RegisterRead(held)),
+                Answer::Read(held) => {
+                    self.driver.event(Event::RegisterRead(held));
+                    self.hear_register(held.as_ref());
+                }
                 Answer::Cas(outcome) => {
                     emit("cas", self.swap.answered(self.clock.now(), &outcome));
                     self.driver.event(Event::Cas(outcome));
