@@ -22,7 +22,7 @@ pub fn parse_ip(text: &str) -> Result<SocketAddr, String> {
     }
 }
 
-/// Reads "10.0.0.2:7410", "[fd00::2]:7410", "[fe80::2%eth0]:7410".
+/// Reads `10.0.0.2:7410`, `[fd00::2]:7410`, `[fe80::2%eth0]:7410`.
 pub fn parse_address(text: &str) -> Result<SocketAddr, String> {
     let error = || {
         format!("{text:?} is not an address and a port; allowed: 10.0.0.2:7410, [fd00::2]:7410, [fe80::2%eth0]:7410")
