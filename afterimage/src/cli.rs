@@ -9,6 +9,7 @@ pub use pair::{KeepaliveSetArgs, KeepaliveShowArgs};
 pub use set::SetArgs;
 
 use crate::{
+    address::{LocalAddr, parse_address},
     arbiter::{ArbiterSpec, HostPort},
     config::{NicSpec, OnCapWish, PathArgs, parse_duration, parse_listen, parse_size},
     exit::CODES,
@@ -16,11 +17,7 @@ use crate::{
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mc_core::id::Name;
-use std::{
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 /// The heading of flags without a default.
 const REQUIRED: &str = "Required, here or in the file of --config";
@@ -152,7 +149,7 @@ pub enum RdmaCommand {
 #[derive(Debug, Default, Args)]
 pub struct WitnessArgs {
     /// Where to listen [default: 127.0.0.1:7400]
-    #[arg(long, value_name = "ADDR:PORT")]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_address)]
     pub listen: Option<SocketAddr>,
     /// The directory of its identity and its registers, a small file per VM; made if its parent exists. Keep it: a witness that
     /// forgot is another witness, and has to ask the nodes
@@ -278,9 +275,9 @@ pub struct ProtectArgs {
     /// Where to serve metrics for Prometheus; a port alone means on loopback [default: nowhere]
     #[arg(long, value_name = "ADDR:PORT", value_parser = parse_listen)]
     pub metrics: Option<SocketAddr>,
-    /// The local address of beats [default: the one that the route to the standby uses]
+    /// The local address of the connection to the standby and of its beats [default: the one that the route uses]
     #[arg(long, value_name = "IP")]
-    pub bind: Option<IpAddr>,
+    pub bind: Option<LocalAddr>,
     /// Protect the VM although it can write to disks. Those writes are not held: after a takeover the disk may be ahead of
     /// the memory
     #[arg(long)]
@@ -303,7 +300,7 @@ pub struct StandbyArgs {
     #[arg(long, value_name = "NAME")]
     pub node: Option<Name>,
     /// Where to wait for the primary [default: 127.0.0.1:7410]
-    #[arg(long, value_name = "ADDR:PORT")]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_address)]
     pub listen: Option<SocketAddr>,
     /// Who arbitrates: witness://HOST:PORT, or manual (an operator does)
     #[arg(long, value_name = "SPEC", help_heading = REQUIRED)]

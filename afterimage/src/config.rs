@@ -16,18 +16,14 @@ pub(crate) use units::size_text;
 pub use units::{NicSpec, parse_duration, parse_listen, parse_size};
 
 use crate::{
+    address::LocalAddr,
     arbiter::{ArbiterConfig, ArbiterSpec, HostPort},
     beats::Wish,
     exit::ExitError,
 };
 use mc_core::id::{Name, Node};
 use serde::{Deserialize, Serialize};
-use std::{
-    io,
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 use units::{Kib, Mib, Millis};
 
 /// `afterimage witness`.
@@ -93,9 +89,9 @@ pub struct ProtectConfig {
     /// Where metrics are served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<SocketAddr>,
-    /// The local address of beats; `None`: the one that the route to the standby uses.
+    /// The local address of the connection to the standby and of its beats; `None`: the one that the route uses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bind: Option<IpAddr>,
+    pub bind: Option<LocalAddr>,
     /// Protect a VM whose disks can be written.
     pub force_writable_disks: bool,
     /// Which way checkpoints and beats go.
@@ -152,6 +148,14 @@ pub struct StandbyConfig {
     /// The file of --config, for what is saved later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_file: Option<PathBuf>,
+}
+
+impl StandbyConfig {
+    /// The file that is the VM's main memory.
+    #[must_use]
+    pub fn ram_file(&self) -> PathBuf {
+        self.ram_dir.join(format!("afterimage-{}.ram", self.vm))
+    }
 }
 
 /// Why there is no configuration to run with.

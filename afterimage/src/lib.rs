@@ -17,6 +17,9 @@
 //! | [`probe`], [`tuner`] | `keepalive probe`, `serve`, `tune` |
 //! | [`tune`] | what a failure detector's setting would do, from what was measured of beats |
 //! | [`paths`] | RDMA or TCP, RDMA datagrams or UDP: agreed on per session |
+//! | [`address`] | addresses as operators write them |
+//! | [`room`] | memory and disk that a VM's RAM may take |
+//! | [`accepting`], [`repeated`] | loops that strangers can call: they rest, and count what they would repeat |
 //! | [`rdma`] | this host's RDMA devices |
 //! | [`events`], [`report`], [`journal`] | what happens: for scripts, and kept for `why` |
 //! | [`stalls`] | how long what took |
@@ -24,6 +27,8 @@
 
 #![deny(unsafe_code)]
 
+pub mod accepting;
+pub mod address;
 pub mod arbiter;
 pub mod beats;
 pub mod cli;
@@ -44,7 +49,9 @@ pub mod probe;
 pub mod protect;
 pub mod qemu;
 pub mod rdma;
+pub mod repeated;
 pub mod report;
+pub mod room;
 pub mod stalls;
 pub mod standby;
 pub mod status;

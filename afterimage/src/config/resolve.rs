@@ -6,7 +6,10 @@ use super::{
     paths,
     units::{Kib, Mib, Millis},
 };
-use crate::cli::{ProtectArgs, StandbyArgs, WitnessArgs};
+use crate::{
+    address::Listen,
+    cli::{ProtectArgs, StandbyArgs, WitnessArgs},
+};
 use mc_core::{
     detector::{MAX_INTERVAL, MIN_INTERVAL},
     id::Name,
@@ -14,7 +17,7 @@ use mc_core::{
 use serde::Serialize;
 use std::{
     fmt,
-    net::{Ipv4Addr, SocketAddr},
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -186,8 +189,8 @@ const STAGING: Mib = Mib(64 << 20);
 const BEAT: Millis = Millis(Duration::from_millis(10));
 const MULTIPLIER: u8 = 5;
 
-fn loopback(port: u16) -> SocketAddr {
-    (Ipv4Addr::LOCALHOST, port).into()
+fn loopback(port: u16) -> Listen {
+    Listen((Ipv4Addr::LOCALHOST, port).into())
 }
 
 /// An absent list of flags is no list, not an empty one.
@@ -196,9 +199,9 @@ fn some<T>(list: Vec<T>) -> Option<Vec<T>> {
 }
 
 fn witness(r: &mut Resolver<'_>, args: WitnessArgs, s: WitnessSection) -> Result<WitnessConfig, ConfigError> {
-    let listen = r.or("listen", args.listen, s.listen, loopback(7400));
+    let listen = r.or("listen", args.listen.map(Listen), s.listen, loopback(7400)).0;
     let state = r.need("state", "--state DIR", args.state, s.state);
-    let metrics = r.optional("metrics", args.metrics, s.metrics);
+    let metrics = r.optional("metrics", args.metrics.map(Listen), s.metrics).map(|listen| listen.0);
     state.map(|state| WitnessConfig { listen, state, metrics }).ok_or_else(|| r.incomplete())
 }
 
@@ -221,7 +224,7 @@ fn protect(r: &mut Resolver<'_>, args: ProtectArgs, mut s: ProtectSection) -> Re
     let held = r.or("held_limit_mib", args.held_limit.map(Mib), s.held_limit_mib, Mib(64 << 20));
     let run_dir = r.or("run_dir", args.run_dir, s.run_dir, RUN_DIR.into());
     let state_dir = r.or("state_dir", args.state_dir, s.state_dir, crate::journal::STATE_DIR.into());
-    let metrics = r.optional("metrics", args.metrics, s.metrics);
+    let metrics = r.optional("metrics", args.metrics.map(Listen), s.metrics).map(|listen| listen.0);
     let bind = r.optional("bind", args.bind, s.bind);
     let force = args.force_writable_disks.then_some(true);
     let force_writable_disks = r.or("force_writable_disks", force, s.force_writable_disks, false);
@@ -269,7 +272,7 @@ fn standby(r: &mut Resolver<'_>, args: StandbyArgs, mut s: StandbySection) -> Re
     let path_settings = s.take_paths();
     let vm = r.need("vm", "--vm NAME", args.vm, s.vm);
     let node = r.node(args.node, s.node)?;
-    let listen = r.or("listen", args.listen, s.listen, loopback(7410));
+    let listen = r.or("listen", args.listen.map(Listen), s.listen, loopback(7410)).0;
     let arbiter = r.need("arbiter", "--arbiter SPEC", args.arbiter, s.arbiter);
     let nics = r.or("nics", some(args.nics), s.nics, Vec::new());
     let ram_dir = r.or("ram_dir", args.ram_dir, s.ram_dir, "/dev/shm".into());
@@ -280,7 +283,7 @@ fn standby(r: &mut Resolver<'_>, args: StandbyArgs, mut s: StandbySection) -> Re
     let detect_multiplier = r.or("detect_multiplier", args.detect_multiplier, s.detect_multiplier, MULTIPLIER);
     let run_dir = r.or("run_dir", args.run_dir, s.run_dir, RUN_DIR.into());
     let state_dir = r.or("state_dir", args.state_dir, s.state_dir, crate::journal::STATE_DIR.into());
-    let metrics = r.optional("metrics", args.metrics, s.metrics);
+    let metrics = r.optional("metrics", args.metrics.map(Listen), s.metrics).map(|listen| listen.0);
     let paths = paths::resolve(r, args.paths, path_settings, staging.0)?;
     let qemu = r.need("qemu", "-- QEMU ARGS...", some(args.qemu), s.qemu);
 

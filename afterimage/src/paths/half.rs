@@ -18,7 +18,7 @@ use mc_core::{
         session::Hello,
     },
 };
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use transport_rdma::{
     device::{self, Choice, DeviceError, Wish},
     error::RdmaError,
@@ -43,7 +43,7 @@ pub(super) fn room_to_pin(bytes: u64) -> Result<(), ExitError> {
     memlock::check(bytes).map_err(|error| missing(error, "or lower --staging"))
 }
 
-fn choose(config: &PathsConfig, local: Option<IpAddr>) -> Result<Choice, ExitError> {
+fn choose(config: &PathsConfig, local: Option<SocketAddr>) -> Result<Choice, ExitError> {
     let wish = Wish { device: config.rdma_device.clone(), gid_index: config.rdma_gid_index, local };
     device::choose(&wish).map_err(|error: DeviceError| missing(&error, error.remedy()))
 }
@@ -68,7 +68,7 @@ pub(super) struct First {
 
 impl Half {
     /// For the session that `hello` begins, whose connection has our address `local`.
-    pub(super) fn open(config: &PathsConfig, local: IpAddr, hello: &Hello) -> Result<Self, ExitError> {
+    pub(super) fn open(config: &PathsConfig, local: SocketAddr, hello: &Hello) -> Result<Self, ExitError> {
         let choice = choose(config, Some(local))?;
         check_memlock(config)?;
         let options = RcOptions { timeout: config.rdma_timeout, retry: config.rdma_retry, ..RcOptions::default() };

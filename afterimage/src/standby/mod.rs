@@ -4,7 +4,8 @@
 //! |---|---|
 //! | `mod.rs` | starts it |
 //! | [`node`] | the loop around `mc_core`'s standby |
-//! | [`offer`] | a primary that wants to be protected: taken on, or refused with words |
+//! | [`offer`] | a primary that wants to be protected, and what a session with it begins with |
+//! | [`vouch`] | before that: whether its VM fits, and whether the register vouches for it |
 //! | [`vm`] | the waiting QEMU, its RAM file, the image over it, and the takeover |
 //! | [`report`] | status and events |
 
@@ -12,6 +13,7 @@ mod node;
 mod offer;
 mod report;
 mod vm;
+mod vouch;
 
 use crate::{
     config::StandbyConfig,

@@ -4,6 +4,7 @@ use super::{
     offer::spill_file,
     report::{snapshot, standing, status, word},
     vm::WaitingVm,
+    vouch::Callers,
 };
 use crate::{
     arbiter::{Answer, ArbiterClient, Ask},
@@ -12,7 +13,7 @@ use crate::{
     config::StandbyConfig,
     control::{Control, done, refused},
     events::emit,
-    exit::{self, Code, ExitError},
+    exit::{self, Code, ExitError, cannot_listen},
     gate::{Mode, NicGate, Options},
     identity,
     inbox::{self, readable, wait},
@@ -69,6 +70,7 @@ pub(super) struct Node {
     pub(super) watch: Watch,
     pub(super) vm: Option<WaitingVm>,
     pub(super) listener: Listener,
+    pub(super) callers: Callers,
     control: Control,
     scrapes: Option<Scrapes>,
     role: Role,
@@ -105,7 +107,8 @@ impl Node {
             won: None,
             watch: Watch::default(),
             vm: None,
-            listener: Listener::bind(config.listen, SessionOptions::default())?,
+            listener: Listener::bind(config.listen, SessionOptions::default()).map_err(cannot_listen)?,
+            callers: Callers::default(),
             control: Control::listen(&config.run_dir, config.vm, Side::Standby)?,
             scrapes: Scrapes::serve(config.metrics)?,
             role: Role::Idle,
@@ -170,6 +173,7 @@ impl Node {
                 Answer::Read(held) => {
                     self.look_whether_named(held.as_ref());
                     self.driver.event(Event::RegisterRead(held));
+                    self.hear_register(held.as_ref());
                 }
                 Answer::Fault(_) => {
                     self.registered = false;

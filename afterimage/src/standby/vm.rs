@@ -44,7 +44,7 @@ pub(super) struct WaitingVm {
 impl WaitingVm {
     /// Starts a QEMU for a primary with this profile, and compares.
     pub(super) fn start(config: &StandbyConfig, theirs: &Profile) -> Result<Self> {
-        let ram_file = config.ram_dir.join(format!("afterimage-{}.ram", config.vm));
+        let ram_file = config.ram_file();
         let shared = blocks::main_block(&theirs.blocks).context("the primary's profile has no RAM block")?;
         let main_ram = theirs.blocks[usize::from(shared.0)].clone();
         let run_dir = config.run_dir.join(config.vm.to_string());

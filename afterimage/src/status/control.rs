@@ -2,17 +2,16 @@
 
 use super::Status;
 use crate::{
+    accepting::accept_until,
     cli::Side,
     keepalive::Measured,
     live::{KeepaliveReport, Settings, SettingsReport, Wanted},
+    repeated::{Repeated, and_more},
     wake::Wake,
     witness::{WitnessReport, WitnessRequest},
 };
 use mc_core::id::Name;
-use rustix::{
-    event::{PollFd, PollFlags, poll},
-    fs::{FlockOperation, flock},
-};
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use std::{
     fs::{self, File, Permissions},
@@ -27,7 +26,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tracing::{debug, warn};
 
@@ -217,29 +216,26 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
 }
 
 fn accept(listener: &UnixListener, stop: &Wake, handler: &Handler) {
-    let clients = Arc::new(AtomicUsize::new(0));
-    loop {
-        let mut fds = [PollFd::new(listener, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
-        match poll(&mut fds, None) {
-            Ok(_) if !fds[1].revents().is_empty() => return,
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return warn!("control socket: poll: {e}"),
-        }
-        match listener.accept() {
-            Ok((stream, _)) => spawn(stream, &clients, handler),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(e) => {
-                warn!("control socket: accept: {e}");
-                std::thread::sleep(Duration::from_millis(100));
+    let (clients, mut said) = (Arc::new(AtomicUsize::new(0)), Repeated::default());
+    accept_until(
+        "control socket",
+        listener,
+        stop,
+        || listener.accept(),
+        |(stream, _)| {
+            if let Err(why) = spawn(stream, &clients, handler)
+                && let Some(more) = said.say(&why, Instant::now())
+            {
+                warn!("control socket: closed a connection: {why}{}", and_more(more));
             }
-        }
-    }
+        },
+    );
 }
 
-fn spawn(stream: UnixStream, clients: &Arc<AtomicUsize>, handler: &Handler) {
+fn spawn(stream: UnixStream, clients: &Arc<AtomicUsize>, handler: &Handler) -> Result<(), String> {
     if clients.fetch_add(1, Ordering::Relaxed) >= MAX_CLIENTS {
         clients.fetch_sub(1, Ordering::Relaxed);
-        return warn!("control socket: closed a connection: {MAX_CLIENTS} are open already");
+        return Err(format!("{MAX_CLIENTS} are open already"));
     }
     let (counted, handler) = (Arc::clone(clients), Arc::clone(handler));
     let spawned = std::thread::Builder::new().name("control client".into()).spawn(move || {
@@ -248,10 +244,10 @@ fn spawn(stream: UnixStream, clients: &Arc<AtomicUsize>, handler: &Handler) {
         }
         counted.fetch_sub(1, Ordering::Relaxed);
     });
-    if let Err(e) = spawned {
+    spawned.map(drop).map_err(|e| {
         clients.fetch_sub(1, Ordering::Relaxed);
-        warn!("control socket: no thread for a connection: {e}");
-    }
+        format!("no thread for it: {e}")
+    })
 }
 
 fn serve(stream: &UnixStream, handler: &Handler) -> io::Result<()> {
