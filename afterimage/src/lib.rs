@@ -5,6 +5,7 @@
 //! | [`cli`], [`config`], [`exit`] | the command line, what it resolves to, how it ends |
 //! | [`protect`] | the primary: supervisor and data path |
 //! | [`standby`] | the standby |
+//! | [`keeper`], [`scope`] | the VM's network while nobody protects it; processes that outlive us |
 //! | [`witness`], [`arbiter`] | the register's keeper, and a node's side of it |
 //! | [`status`], [`control`] | the control socket |
 //! | [`live`] | a running pair is changed: its keepalive, its epoch, its staging |
@@ -19,7 +20,7 @@
 //! | [`rdma`] | this host's RDMA devices |
 //! | [`events`], [`report`], [`journal`] | what happens: for scripts, and kept for `why` |
 //! | [`stalls`] | how long what took |
-//! | [`clock`], [`wake`], [`inbox`], [`sys`] | time, waking, waiting; the only `unsafe` |
+//! | [`clock`], [`wake`], [`inbox`], [`signals`], [`sys`] | time, waking, waiting; the only `unsafe` |
 
 #![deny(unsafe_code)]
 
@@ -35,6 +36,7 @@ pub mod gate;
 pub mod inbox;
 pub mod journal;
 pub mod keepalive;
+pub mod keeper;
 pub mod live;
 pub mod metrics;
 pub mod paths;
@@ -43,6 +45,8 @@ pub mod protect;
 pub mod qemu;
 pub mod rdma;
 pub mod report;
+pub mod scope;
+pub mod signals;
 pub mod stalls;
 pub mod standby;
 pub mod status;
