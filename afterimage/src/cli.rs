@@ -1,10 +1,12 @@
 //! The command line. What a flag leaves open, the file and then the defaults decide: see [`crate::config`].
 
 mod keepalive;
+mod keeper;
 mod pair;
 mod set;
 
 pub use keepalive::{Frequency, KeepaliveCommand, ProbeArgs, ServeArgs, TuneArgs};
+pub use keeper::KeeperArgs;
 pub use pair::{KeepaliveSetArgs, KeepaliveShowArgs};
 pub use set::SetArgs;
 
@@ -116,6 +118,9 @@ pub enum Command {
     /// The part of `protect` that moves checkpoints. Started by its supervisor.
     #[command(hide = true)]
     DataPath,
+    /// Pass packets between a VM that nobody protects and its network. Started by `standby` and `protect`
+    #[command(hide = true)]
+    Keeper(KeeperArgs),
 }
 
 fn help(example: &str) -> String {
@@ -358,6 +363,8 @@ pub enum Side {
     Primary,
     /// Where `afterimage standby` runs
     Standby,
+    /// What passes packets while nobody protects the VM
+    Keeper,
 }
 
 impl Side {
@@ -367,6 +374,7 @@ impl Side {
         match self {
             Self::Primary => "primary",
             Self::Standby => "standby",
+            Self::Keeper => "keeper",
         }
     }
 }

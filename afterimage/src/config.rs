@@ -11,6 +11,7 @@ mod units;
 
 pub use on_cap::OnCapWish;
 pub use paths::{KeepaliveWish, PathArgs, PathsConfig, TransportWish};
+pub(crate) use resolve::hostname;
 pub use resolve::{check, check_text};
 pub(crate) use units::size_text;
 pub use units::{NicSpec, parse_duration, parse_listen, parse_size};

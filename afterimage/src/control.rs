@@ -4,6 +4,7 @@ use crate::{
     cli::Side,
     exit::{Code, ExitError},
     inbox::{self, Inbox},
+    keeper,
     status::{ControlError, ControlSocket, Request, Response, ask, socket_path},
 };
 use anyhow::Result;
@@ -82,8 +83,9 @@ pub fn done(what: &str) -> Response {
     Response::Done { message: what.to_owned() }
 }
 
-/// If a process on this node runs the VM solo, has it leave. True if one did: its gate was the VM's network, and the caller
-/// must stay even if no standby is found.
+/// If a process on this node runs the VM solo, has it leave. True if one did, or if a keeper passes the VM's packets: that was
+/// the VM's network, and the caller must stay even if no standby is found. A keeper goes on meanwhile: whoever opens a gate
+/// relieves it just before ([`keeper::relieve`]).
 pub fn hand_over(run_dir: &Path, vm: Name) -> Result<bool> {
     let mut left = false;
     for side in [Side::Primary, Side::Standby] {
@@ -102,7 +104,7 @@ pub fn hand_over(run_dir: &Path, vm: Name) -> Result<bool> {
         }
         left = true;
     }
-    Ok(left)
+    Ok(left || keeper::running(run_dir, vm).is_some())
 }
 
 fn wait_until_gone(path: &Path) -> Result<()> {

@@ -6,6 +6,7 @@
 //! | [`identity`] | which node this is |
 //! | [`protect`] | the primary: supervisor and data path |
 //! | [`standby`] | the standby |
+//! | [`keeper`], [`scope`] | the VM's network while nobody protects it; processes that outlive us |
 //! | [`witness`], [`arbiter`] | the register's keeper, and a node's side of it |
 //! | [`status`], [`control`] | the control socket |
 //! | [`live`] | a running pair is changed: its keepalive, its epoch, its staging |
@@ -23,7 +24,7 @@
 //! | [`rdma`] | this host's RDMA devices |
 //! | [`events`], [`report`], [`journal`] | what happens: for scripts, and kept for `why` |
 //! | [`stalls`] | how long what took |
-//! | [`clock`], [`wake`], [`inbox`], [`sys`] | time, waking, waiting; the only `unsafe` |
+//! | [`clock`], [`wake`], [`inbox`], [`signals`], [`sys`] | time, waking, waiting; the only `unsafe` |
 
 #![deny(unsafe_code)]
 
@@ -42,6 +43,7 @@ pub mod identity;
 pub mod inbox;
 pub mod journal;
 pub mod keepalive;
+pub mod keeper;
 pub mod live;
 pub mod metrics;
 pub mod paths;
@@ -52,6 +54,8 @@ pub mod rdma;
 pub mod repeated;
 pub mod report;
 pub mod room;
+pub mod scope;
+pub mod signals;
 pub mod stalls;
 pub mod standby;
 pub mod status;

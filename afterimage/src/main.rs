@@ -6,7 +6,7 @@ use afterimage::{
     config::{self, ProtectConfig, StandbyConfig, WitnessConfig},
     events,
     exit::{self, Code, ExitError},
-    live, probe, protect, rdma, standby, status, tuner, why, witness,
+    keeper, live, probe, protect, rdma, standby, status, tuner, why, witness,
 };
 use clap::Parser;
 use std::{
@@ -92,6 +92,7 @@ fn run(command: Command) -> anyhow::Result<Code> {
         Command::Keepalive { command: KeepaliveCommand::Serve(args) } => probe::serve(&args),
         Command::Keepalive { command: KeepaliveCommand::Tune(args) } => tuner::tune(&args),
         Command::DataPath => protect::data_path::run(),
+        Command::Keeper(args) => keeper::run(args),
     }
 }
 

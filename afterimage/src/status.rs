@@ -33,9 +33,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Status {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// "primary" or "standby": which command runs here.
+    /// "primary", "standby" or "keeper": which command runs here.
     pub side: String,
-    /// Of the primary "solo", "syncing", "registering", "protected", "rechecking", "claiming", "fenced", "ended"; of the
+    /// Of a keeper "keeping"; of the primary "solo", "syncing", "registering", "protected", "rechecking", "claiming", "fenced", "ended"; of the
     /// standby "idle", "syncing", "protecting", "revoking", "claiming", "taking-over", "running", "fenced".
     pub role: String,
     /// Whether the death of the other host would cost nothing now.
@@ -183,7 +183,7 @@ impl Status {
     }
 }
 
-/// The sockets of `side` (`None`: both) of `vm` (`None`: all) in the run directory, by name.
+/// The sockets of `side` (`None`: all) of `vm` (`None`: all) in the run directory, by name.
 pub(crate) fn sockets(args: &StatusArgs) -> Result<Vec<PathBuf>, ExitError> {
     let dir = &args.run_dir;
     let none = |why: String| {
@@ -282,8 +282,13 @@ fn tell(run_dir: &Path, vm: Name, side: Side, request: Request) -> anyhow::Resul
 /// The VM and the side of a control socket, by its file's name: see [`socket_path`].
 fn side_of(file_name: &str) -> Option<(Name, Side)> {
     let (vm, side) = file_name.strip_suffix(".sock")?.rsplit_once('.')?;
-    let side = [Side::Primary, Side::Standby].into_iter().find(|s| s.as_str() == side)?;
+    let side = [Side::Primary, Side::Standby, Side::Keeper].into_iter().find(|s| s.as_str() == side)?;
     Some((Name::new(vm).ok()?, side))
+}
+
+/// Whose control socket it is.
+pub(crate) fn side(path: &Path) -> Option<Side> {
+    path.file_name().and_then(|name| name.to_str()).and_then(side_of).map(|(_, side)| side)
 }
 
 #[cfg(test)]

@@ -22,6 +22,13 @@ use std::{
     time::Duration,
 };
 
+/// This host's name, as a node's.
+pub(crate) fn hostname() -> Result<Name, ConfigError> {
+    let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let hostname = hostname.trim_end();
+    Name::new(hostname).map_err(|_| ConfigError::Hostname { hostname: hostname.to_owned() })
+}
+
 /// Where a value comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Origin {
@@ -134,9 +141,7 @@ impl<'a> Resolver<'a> {
         if let Some(given) = self.given("node", flag, file) {
             return Ok(given);
         }
-        let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        let hostname = hostname.trim_end();
-        let name = Name::new(hostname).map_err(|_| ConfigError::Hostname { hostname: hostname.to_owned() })?;
+        let name = hostname()?;
         self.trail.push(("node", written(&name), Origin::Default));
         Ok(name)
     }

@@ -33,11 +33,13 @@
 mod batch;
 mod error;
 pub mod framing;
+mod handing;
 mod nic;
 pub mod port;
 mod ring;
 
 pub use error::GateError;
+pub use handing::NicParts;
 pub use port::{DatagramPort, Port, TapPort};
 
 use batch::Held;

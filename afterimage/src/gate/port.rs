@@ -48,6 +48,12 @@ impl TapPort {
         let fd = tap::open(name).map_err(|source| GateError::tap(name, source))?;
         Ok(Self { fd })
     }
+
+    /// Over one that another process has opened, as [`TapPort::open`] does.
+    #[must_use]
+    pub fn from_fd(fd: OwnedFd) -> Self {
+        Self { fd }
+    }
 }
 
 impl Port for TapPort {

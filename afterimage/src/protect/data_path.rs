@@ -19,6 +19,7 @@ use crate::{
     gate::{GateError, Mode, NicGate, NicSpec, Options},
     inbox::{self, Inbox, readable, wait},
     keepalive::{BeatHandle, Verdict},
+    keeper,
     metrics::Scrapes,
     paths::Watch,
     qemu::colo::ColoSource,
@@ -106,6 +107,8 @@ fn prepare(brief: &Brief) -> Result<(NicGate, ArbiterClient, Control)> {
     let control = Control::listen(&config.run_dir, config.vm, Side::Primary)?;
     let held_limit_bytes = usize::try_from(config.held_limit_bytes)?;
     let options = Options { held_limit_bytes, mode: Mode::Open };
+    // As late as this: until now its packets have passed.
+    keeper::relieve(&config.run_dir, config.vm)?;
     let gate = connected_gate(report::nics(&config.nics), options).map_err(|error| {
         let code = if error.is_prerequisite() { Code::Prerequisite } else { Code::Failed };
         ExitError::new(code, error)

@@ -1,8 +1,10 @@
 //! The standby's loop.
 
 use super::{
+    network::Network,
     offer::spill_file,
     report::{snapshot, standing, status, word},
+    running::{Desk, Running},
     vm::WaitingVm,
     vouch::Callers,
 };
@@ -18,6 +20,7 @@ use crate::{
     identity,
     inbox::{self, readable, wait},
     keepalive::{BeatHandle, Verdict},
+    keeper::Charge,
     live::{KeepaliveReport, Session, Wanted},
     metrics::Scrapes,
     paths::{Link, Watch},
@@ -42,7 +45,7 @@ use transport_tcp::session::{Listener, SessionOptions};
 /// For the NIC's socket of a QEMU that is there.
 pub(super) const NIC_PATIENCE: Duration = Duration::from_secs(2);
 /// How often the waiting QEMU is looked after.
-const VM_CHECK: Duration = Duration::from_millis(500);
+pub(super) const VM_CHECK: Duration = Duration::from_millis(500);
 /// Slabs until a primary says which size it uses.
 const FIRST_SLAB: usize = 1 << 20;
 
@@ -79,7 +82,6 @@ pub(super) struct Node {
     checked_vm_at: Time,
     arbiter_watch: report::ArbiterWatch,
     pub(super) operator_wants_it: bool,
-    ending: Option<Code>,
 }
 
 impl Node {
@@ -117,7 +119,6 @@ impl Node {
             checked_vm_at: clock.now(),
             arbiter_watch: report::ArbiterWatch::default(),
             operator_wants_it: false,
-            ending: None,
             config,
         })
     }
@@ -127,12 +128,28 @@ impl Node {
         let beats = json!({ "interval_ms": report::ms(config.beat_interval), "multiplier": config.detect_multiplier });
         emit("started", json!({ "version": version, "arbiter": config.arbiter.to_string(), "beats": beats }));
         emit("waiting", json!({ "vm": config.vm, "listen": config.listen }));
-        loop {
+        while self.driver.machine().role() != Role::Active {
             self.turn()?;
-            if let Some(code) = self.ending {
-                return Ok(code);
+        }
+        match self.into_running()? {
+            Some(running) => running.run(),
+            None => {
+                emit("ended", json!({ "why": "the VM's QEMU ended" }));
+                Ok(Code::Done)
             }
         }
+    }
+
+    /// What is left to do once the VM runs here; `None` if its QEMU has ended already.
+    fn into_running(mut self) -> Result<Option<Running>> {
+        self.report_role();
+        let base = snapshot(&self);
+        let generation = self.won.unwrap_or_default();
+        let vm = self.vm.as_mut().and_then(|vm| vm.watch().ok());
+        let Self { config, arbiter, control, scrapes, listener, gate, .. } = self;
+        let network = Network::taken_over(Charge::of_standby(&config, generation), gate);
+        let desk = Desk { config, arbiter, control, scrapes, listener };
+        Ok(vm.map(|vm| Running::taken_over(desk, vm, network, base)))
     }
 
     fn turn(&mut self) -> Result<()> {
@@ -147,6 +164,9 @@ impl Node {
         self.driver.pump();
         self.watch.look(self.driver.link().map(|link| &**link as &dyn Transport));
         self.run_errands()?;
+        if self.driver.machine().role() == Role::Active {
+            return Ok(());
+        }
         self.look_after_vm();
         self.hear_control();
         self.report_protection();
@@ -329,7 +349,7 @@ impl Node {
         (self.takeover, self.won) = (Some(takeover), Some(generation));
     }
 
-    /// While it waits, a QEMU that died is started again; once it runs, its end is ours.
+    /// A waiting QEMU that died is started again.
     fn look_after_vm(&mut self) {
         let now = self.clock.now();
         if now.since(self.checked_vm_at) < VM_CHECK {
@@ -338,11 +358,6 @@ impl Node {
         self.checked_vm_at = now;
         let Some(vm) = &mut self.vm else { return };
         if vm.is_alive() {
-            return;
-        }
-        if self.driver.machine().role() == Role::Active {
-            emit("ended", json!({ "why": "the VM's QEMU ended" }));
-            self.ending = Some(Code::Done);
             return;
         }
         tracing::warn!("the waiting QEMU died; starting it again over the same RAM file");
@@ -369,7 +384,7 @@ impl Node {
                 Request::KeepaliveSet(wanted) => self.set_keepalive(&wanted),
                 Request::Measured => self.watch.measured(self.beats.as_ref()),
                 Request::Takeover => self.operator_takeover(),
-                Request::Handover => self.hand_over(),
+                Request::Handover => refused("this node stands by for it; `protect` belongs on the node that runs it"),
                 Request::Set(_) => refused(
                     "epoch, max-staging and on-cap are the primary's; this is the standby, whose staging is its --staging",
                 ),
@@ -421,15 +436,6 @@ impl Node {
             }
             role => refused(&format!("nothing to take over: this standby is {role:?}")),
         }
-    }
-
-    /// `afterimage protect` on this node wants the VM that runs here now.
-    fn hand_over(&mut self) -> Response {
-        if self.driver.machine().role() != Role::Active {
-            return refused("this node stands by for it; `protect` belongs on the node that runs it");
-        }
-        self.ending = Some(Code::Done);
-        done("leaving")
     }
 
     fn report_role(&mut self) {

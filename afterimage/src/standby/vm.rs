@@ -6,7 +6,7 @@ use crate::{
         blocks,
         control::run_state,
         profile::Profile,
-        qmp::{Qmp, QmpError, instance_id, kill_instance},
+        qmp::{Qmp, QmpError, Watched, instance_id, kill_instance},
         standby::{StandbyConfig as VmConfig, StandbyVm, TakeoverTimes},
         stream::StandbyStream,
     },
@@ -84,6 +84,11 @@ impl WaitingVm {
             ram.with_context(|| format!("memory for RAM block {} ({len} bytes)", block.name))
         });
         Ok(Image::new(blocks.collect::<Result<_>>()?))
+    }
+
+    /// QEMU's process, to be watched when this is gone.
+    pub(super) fn watch(&mut self) -> Result<Watched> {
+        Ok(Watched::new(self.vm()?.pid())?)
     }
 
     /// Whether QEMU still waits, or runs.

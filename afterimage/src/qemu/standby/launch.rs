@@ -1,16 +1,19 @@
 //! Starts the standby's QEMU: the operator's command, and what makes it wait over the RAM image.
 
 use super::{STEP, StandbyConfig, StandbyError};
-use crate::qemu::{
-    blocks,
-    qmp::{Qmp, QmpError},
+use crate::{
+    qemu::{
+        blocks,
+        qmp::{Qmp, QmpError},
+    },
+    scope::Scope,
 };
 use std::{
     fs::{File, OpenOptions},
     io::{self, Read, Seek, SeekFrom},
-    os::unix::{fs::OpenOptionsExt, process::CommandExt},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -79,7 +82,10 @@ pub(super) fn spawn(config: &StandbyConfig) -> Result<Child, StandbyError> {
     let name = &config.main_ram.name;
     let id = name.strip_prefix("/objects/").unwrap_or(name);
     let (file, size) = (option_value(&config.ram_file), config.main_ram.used_length);
-    let mut command = Command::new(&config.argv[0]);
+    // From its start, because it may become the VM at any moment: what ends our control group must not end it then.
+    let vm = config.run_dir.file_name().unwrap_or_default().to_string_lossy();
+    let scope = Scope::new(&vm, "qemu");
+    let mut command = scope.command(&config.argv[0]);
     command
         .args(&config.argv[1..])
         .args(["-incoming", "defer"])
@@ -88,10 +94,8 @@ pub(super) fn spawn(config: &StandbyConfig) -> Result<Child, StandbyError> {
         .args(["-machine", &format!("memory-backend={id}")])
         .stdin(Stdio::null())
         .stdout(stdout)
-        .stderr(stderr)
-        // A ^C at our terminal is not meant for a VM that has taken over.
-        .process_group(0);
-    command.spawn().map_err(|error| StandbyError::io("starting", Path::new(&config.argv[0]), error))
+        .stderr(stderr);
+    scope.spawn(&mut command).map_err(|error| StandbyError::io("starting", Path::new(&config.argv[0]), error))
 }
 
 /// In QEMU's options a comma is written twice.
