@@ -121,6 +121,9 @@ pub struct StandbyConfig {
     /// Where a checkpoint goes that staging cannot hold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spill: Option<PathBuf>,
+    /// Protect without having tried whether the VM's state can be loaded here.
+    #[serde(default)]
+    pub no_rehearsal: bool,
     /// Staging's cap, bytes.
     #[serde(rename = "staging_mib", with = "mib")]
     pub staging_bytes: u64,

@@ -19,6 +19,7 @@
 //! | [`rdma`] | this host's RDMA devices |
 //! | [`events`], [`report`], [`journal`] | what happens: for scripts, and kept for `why` |
 //! | [`stalls`] | how long what took |
+//! | [`files`] | files that are ours: made anew, locked, removed by inode |
 //! | [`clock`], [`wake`], [`inbox`], [`sys`] | time, waking, waiting; the only `unsafe` |
 
 #![deny(unsafe_code)]
@@ -31,6 +32,7 @@ pub mod config;
 pub mod control;
 pub mod events;
 pub mod exit;
+pub mod files;
 pub mod gate;
 pub mod inbox;
 pub mod journal;

@@ -45,6 +45,9 @@ pub(super) fn answer(path: &mut DataPath, request: Request) -> Response {
         (Request::Keepalive, _) => live::keepalive(path),
         (Request::KeepaliveSet(wanted), _) => live::keepalive_set(path, &wanted),
         (Request::Set(settings), _) => live::set(path, &settings),
+        (Request::Export { .. }, _) => {
+            refused("`image export` is for the standby, which has the image; this is the primary")
+        }
         (Request::Takeover, _) => refused("`takeover` is for the standby; this is the primary: see `solo`"),
     }
 }

@@ -1,8 +1,11 @@
 //! The standby's loop.
 
 use super::{
+    export::Export,
     offer::spill_file,
+    ram_file::Claim,
     report::{snapshot, standing, status, word},
+    takeover::Pending,
     vm::WaitingVm,
 };
 use crate::{
@@ -62,6 +65,11 @@ pub(super) struct Node {
     pub(super) won: Option<Generation>,
     pub(super) watch: Watch,
     pub(super) vm: Option<WaitingVm>,
+    /// A takeover that has not succeeded yet.
+    pub(super) pending: Option<Pending>,
+    pub(super) export: Option<Export>,
+    /// The one standby of this VM over this RAM directory; until the VM runs here.
+    pub(super) claim: Option<Claim>,
     pub(super) listener: Listener,
     control: Control,
     scrapes: Option<Scrapes>,
@@ -77,6 +85,7 @@ pub(super) struct Node {
 impl Node {
     pub(super) fn new(config: StandbyConfig) -> Result<Self> {
         let clock = Clock;
+        let claim = Claim::take(&config.ram_dir, config.vm)?;
         let nobody = Owner { node: config.node, instance: 0 };
         let machine = Standby::new(Config { owner: nobody, retry: RETRY.0, retries: RETRY.1, sabotage: None });
         let pool = SlabPool::new(FIRST_SLAB, usize::try_from(config.staging_bytes)?);
@@ -94,6 +103,9 @@ impl Node {
             won: None,
             watch: Watch::default(),
             vm: None,
+            pending: None,
+            export: None,
+            claim: Some(claim),
             listener: Listener::bind(config.listen, SessionOptions::default())?,
             control: Control::listen(&config.run_dir, config.vm, Side::Standby)?,
             scrapes: Scrapes::serve(config.metrics)?,
@@ -133,6 +145,8 @@ impl Node {
         self.driver.pump();
         self.watch.look(self.driver.link().map(|link| &**link as &dyn Transport));
         self.run_errands()?;
+        self.pursue_takeover();
+        self.hear_export();
         self.look_after_vm();
         self.hear_control();
         self.report_role();
@@ -148,6 +162,8 @@ impl Node {
         fds.extend(self.scrapes.as_ref().map(|s| readable(s.as_fd())));
         fds.extend(self.beats.as_ref().map(|b| readable(b.wait_fd())));
         fds.extend(self.gate.wait_fds());
+        fds.extend(self.attempt_fd().map(readable));
+        fds.extend(self.export.as_ref().map(|export| readable(export.task.as_fd())));
         wait(&mut fds, self.clock.now(), self.driver.deadline(), VM_CHECK)?;
         Ok(())
     }
@@ -238,40 +254,7 @@ impl Node {
         self.watch.end();
     }
 
-    /// The VM is ours. Its gate opens before it runs: from here on it is the one visible copy.
-    fn take_over(&mut self, generation: Generation, epoch: Epoch) -> Result<()> {
-        let won_at = self.clock.now();
-        let silence = self.beats.as_ref().and_then(|b| b.suspicion()).map_or(Duration::ZERO, |s| s.silent_for);
-        self.beats = None;
-        self.watch.end();
-        let (Some(vm), Some(image)) = (self.vm.as_mut(), self.driver.image()) else {
-            anyhow::bail!("{generation} is ours, but there is no VM to run: this is a bug");
-        };
-        self.gate.open()?;
-        let mut tries = 0;
-        let timings = loop {
-            match vm.take_over(image) {
-                Ok(timings) => break timings,
-                Err(error) if tries < 2 => {
-                    tracing::error!(
-                        error = exit::words(&error),
-                        "takeover; starting QEMU again over the same RAM file"
-                    );
-                    tries += 1;
-                    vm.restart()?;
-                    self.gate.connect(NIC_PATIENCE)?;
-                }
-                Err(error) => return Err(error),
-            }
-        };
-        let ms = |d: Duration| d.as_secs_f64() * 1e3;
-        let qemu = json!({ "sent_ms": ms(timings.sent), "resumed_ms": ms(timings.resumed) });
-        self.took_over((generation, epoch), (silence, won_at), &qemu);
-        self.driver.event(Event::Running);
-        Ok(())
-    }
-
-    fn took_over(
+    pub(super) fn took_over(
         &mut self,
         (generation, epoch): (Generation, Epoch),
         (silence, won_at): (Duration, Time),
@@ -291,7 +274,7 @@ impl Node {
     /// While it waits, a QEMU that died is started again; once it runs, its end is ours.
     fn look_after_vm(&mut self) {
         let now = self.clock.now();
-        if now.since(self.checked_vm_at) < VM_CHECK {
+        if now.since(self.checked_vm_at) < VM_CHECK || self.pending.is_some() {
             return;
         }
         self.checked_vm_at = now;
@@ -322,17 +305,22 @@ impl Node {
                 let role = word(self.driver.machine().role());
                 emit("operator", json!({ "request": request.request, "role": role }));
             }
-            let response = match request.request {
+            if let Request::Export { dir } = &request.request {
+                let dir = dir.clone();
+                self.begin_export(request, dir);
+                continue;
+            }
+            let response = match &request.request {
                 Request::Status => Response::Status(Box::new(status(self))),
                 Request::Keepalive => Response::Keepalive(Box::new(self.beating().report())),
-                Request::KeepaliveSet(wanted) => self.set_keepalive(&wanted),
+                Request::KeepaliveSet(wanted) => self.set_keepalive(wanted),
                 Request::Measured => self.watch.measured(self.beats.as_ref()),
                 Request::Takeover => self.operator_takeover(),
                 Request::Handover => self.hand_over(),
                 Request::Set(_) => refused(
                     "epoch, max-staging and on-cap are the primary's; this is the standby, whose staging is its --staging",
                 ),
-                Request::Solo | Request::Unprotect => {
+                Request::Solo | Request::Unprotect | Request::Export { .. } => {
                     refused("that is for the primary; this is the standby: see `takeover`")
                 }
             };
