@@ -94,6 +94,12 @@ pub enum Command {
     /// On the primary: end protection through the arbiter; the VM runs on alone, its network intact
     #[command(after_long_help = help("afterimage unprotect --vm web"))]
     Unprotect(UnprotectArgs),
+    /// Look after the VM that a standby holds
+    Image {
+        /// What to do with it.
+        #[command(subcommand)]
+        command: ImageCommand,
+    },
     /// Measure and tune the failure detector; change a running pair's, and look at it
     Keepalive {
         /// What to do.
@@ -125,6 +131,14 @@ pub enum Command {
 
 fn help(example: &str) -> String {
     format!("Example:\n  {example}\n\n{AFTER}\n\n{CODES}")
+}
+
+/// `afterimage image …`
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// On the standby, when its takeover failed or waits for the arbiter: write the VM as files that a stock QEMU loads
+    #[command(after_long_help = help("afterimage image export --vm web --to /var/tmp"))]
+    Export(ExportArgs),
 }
 
 /// `afterimage config …`
@@ -321,9 +335,13 @@ pub struct StandbyArgs {
     #[arg(long, value_name = "DIR")]
     pub ram_dir: Option<PathBuf>,
     /// A file for what is larger than staging, the first full synchronisation above all. Without it, a checkpoint that does
-    /// not fit ends the protection
+    /// not fit ends the protection. It has no name while it is in use: a file of this name is left alone
     #[arg(long, value_name = "FILE")]
     pub spill: Option<PathBuf>,
+    /// Call a VM protected although nobody has tried whether its state can be loaded here. (Otherwise the first state, and
+    /// the first after each change of the VM's devices, is loaded into a QEMU that is thrown away.)
+    #[arg(long)]
+    pub no_rehearsal: bool,
     /// Memory for checkpoints that are not committed yet, never exceeded [default: 64MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub staging: Option<u64>,
@@ -417,6 +435,20 @@ pub struct WhyArgs {
     /// Where the journals are
     #[arg(long, value_name = "DIR", default_value = crate::journal::STATE_DIR)]
     pub state_dir: PathBuf,
+}
+
+/// `afterimage image export`
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// The VM
+    #[arg(long, value_name = "NAME")]
+    pub vm: Name,
+    /// The directory for NAME.vmstate and NAME.txt, as the standby's process sees it. Neither may be there yet
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+    /// Where the control sockets are
+    #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
+    pub run_dir: PathBuf,
 }
 
 /// `afterimage unprotect`.

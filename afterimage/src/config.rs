@@ -124,6 +124,9 @@ pub struct StandbyConfig {
     /// Where a checkpoint goes that staging cannot hold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spill: Option<PathBuf>,
+    /// Protect without having tried whether the VM's state can be loaded here.
+    #[serde(default)]
+    pub no_rehearsal: bool,
     /// Staging's cap, bytes.
     #[serde(rename = "staging_mib", with = "mib")]
     pub staging_bytes: u64,
@@ -149,14 +152,6 @@ pub struct StandbyConfig {
     /// The file of --config, for what is saved later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_file: Option<PathBuf>,
-}
-
-impl StandbyConfig {
-    /// The file that is the VM's main memory.
-    #[must_use]
-    pub fn ram_file(&self) -> PathBuf {
-        self.ram_dir.join(format!("afterimage-{}.ram", self.vm))
-    }
 }
 
 /// Why there is no configuration to run with.

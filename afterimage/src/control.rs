@@ -18,6 +18,8 @@ use std::{
 
 /// A loop that does not answer within this time is stuck, or stopped.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// All of a VM's memory is written to a disk.
+pub const EXPORT_PATIENCE: Duration = Duration::from_secs(3 * 3600);
 
 /// A request on its way to the loop.
 #[derive(Debug)]
@@ -48,11 +50,12 @@ impl Control {
         let outbox = Mutex::new(outbox);
         let handler = move |request: Request| {
             let (reply, answer) = mpsc::sync_channel(1);
+            let patience = if matches!(request, Request::Export { .. }) { EXPORT_PATIENCE } else { PATIENCE };
             if let Ok(outbox) = outbox.lock() {
                 outbox.put(ControlRequest { request, reply });
             }
             answer
-                .recv_timeout(PATIENCE)
+                .recv_timeout(patience)
                 .unwrap_or_else(|_| refused("the process is there, but its loop does not answer"))
         };
         let socket = ControlSocket::spawn(&socket_path(run_dir, vm, side), Arc::new(handler))?;

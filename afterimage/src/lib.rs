@@ -24,6 +24,7 @@
 //! | [`rdma`] | this host's RDMA devices |
 //! | [`events`], [`report`], [`journal`] | what happens: for scripts, and kept for `why` |
 //! | [`stalls`] | how long what took |
+//! | [`files`] | files that are ours: made anew, locked, removed by inode |
 //! | [`clock`], [`wake`], [`inbox`], [`signals`], [`sys`] | time, waking, waiting; the only `unsafe` |
 
 #![deny(unsafe_code)]
@@ -38,6 +39,7 @@ pub mod config;
 pub mod control;
 pub mod events;
 pub mod exit;
+pub mod files;
 pub mod gate;
 pub mod identity;
 pub mod inbox;

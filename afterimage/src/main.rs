@@ -2,7 +2,7 @@
 
 use afterimage::{
     arbiter,
-    cli::{Cli, Command, ConfigCommand, KeepaliveCommand, RdmaCommand},
+    cli::{Cli, Command, ConfigCommand, ImageCommand, KeepaliveCommand, RdmaCommand},
     config::{self, ProtectConfig, StandbyConfig, WitnessConfig},
     events,
     exit::{self, Code, ExitError},
@@ -74,10 +74,11 @@ fn run(command: Command) -> anyhow::Result<Code> {
         }
         Command::Status(args) => status::show(&args),
         Command::Why(args) => why::run(&args),
-        Command::Takeover(args) => status::operate(&args, status::Request::Takeover),
-        Command::Solo(args) => status::operate(&args, status::Request::Solo),
+        Command::Takeover(args) => status::operate(&args, &status::Request::Takeover),
+        Command::Solo(args) => status::operate(&args, &status::Request::Solo),
         Command::Set(args) => live::set(&args),
         Command::Unprotect(args) => status::unprotect(&args),
+        Command::Image { command: ImageCommand::Export(args) } => status::export(&args),
         Command::Protect(args) => protect::run(ProtectConfig::resolve(args).map_err(ExitError::from)?),
         Command::Standby(args) => standby::run(StandbyConfig::resolve(args).map_err(ExitError::from)?),
         Command::Rdma { command: RdmaCommand::Devices { json } } => {

@@ -23,13 +23,13 @@ impl Room {
     ///
     /// # Errors
     /// /proc/meminfo or `dir` cannot be looked at.
-    pub fn look(dir: &Path, replaced: &Path) -> io::Result<Self> {
+    pub fn look(dir: &Path, replaced: Option<&Path>) -> io::Result<Self> {
         let meminfo = fs::read_to_string("/proc/meminfo")?;
         let memory = available(&meminfo)
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/meminfo has no MemAvailable"))?;
         let StatVfs { f_bavail, f_frsize, .. } = statvfs(dir)?;
         let directory_is_memory = statfs(dir)?.f_type as i64 == TMPFS;
-        let freed = fs::metadata(replaced).map_or(0, |file| file.blocks() * 512);
+        let freed = replaced.and_then(|path| fs::metadata(path).ok()).map_or(0, |file| file.blocks() * 512);
         Ok(Self {
             memory: memory + if directory_is_memory { freed } else { 0 },
             directory: f_bavail.saturating_mul(f_frsize) + freed,
@@ -97,8 +97,8 @@ mod tests {
             assert_eq!(available(text), None, "{text:?}");
         }
         let dir = tempfile::tempdir().unwrap();
-        let room = Room::look(dir.path(), &dir.path().join("none")).unwrap();
+        let room = Room::look(dir.path(), None).unwrap();
         assert!(room.memory > 0 && room.directory > 0);
-        assert!(Room::look(Path::new("/nonexistent"), Path::new("x")).is_err());
+        assert!(Room::look(Path::new("/nonexistent"), None).is_err());
     }
 }

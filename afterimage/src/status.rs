@@ -8,7 +8,8 @@ mod watch;
 pub use control::{ControlError, ControlSocket, Handler, Request, Response, ask, socket_path};
 
 use crate::{
-    cli::{OperatorArgs, Side, StatusArgs, UnprotectArgs},
+    cli::{ExportArgs, OperatorArgs, Side, StatusArgs, UnprotectArgs},
+    control::EXPORT_PATIENCE,
     exit::{Code, ExitError},
     keepalive::PathStats,
     paths::RdmaInfo,
@@ -243,7 +244,7 @@ fn for_people(statuses: &[Status]) -> String {
 }
 
 /// The commands `takeover` (on the standby) and `solo` (on the primary): tells the process what its operator decided.
-pub fn operate(args: &OperatorArgs, request: Request) -> anyhow::Result<Code> {
+pub fn operate(args: &OperatorArgs, request: &Request) -> anyhow::Result<Code> {
     let (word, side, other) = match request {
         Request::Solo => ("solo", Side::Primary, Side::Standby),
         _ => ("takeover", Side::Standby, Side::Primary),
@@ -262,11 +263,21 @@ pub fn operate(args: &OperatorArgs, request: Request) -> anyhow::Result<Code> {
 
 /// The command `unprotect`.
 pub fn unprotect(args: &UnprotectArgs) -> anyhow::Result<Code> {
-    tell(&args.run_dir, args.vm, Side::Primary, Request::Unprotect)
+    tell(&args.run_dir, args.vm, Side::Primary, &Request::Unprotect)
 }
 
-fn tell(run_dir: &Path, vm: Name, side: Side, request: Request) -> anyhow::Result<Code> {
-    match ask(&socket_path(run_dir, vm, side), request, PATIENCE)? {
+/// The command `image export`: the running standby writes it.
+pub fn export(args: &ExportArgs) -> anyhow::Result<Code> {
+    let dir = std::fs::canonicalize(&args.to).map_err(|e| {
+        ExitError::usage(format!("--to {}: {e}", args.to.display()))
+            .remedy("name a directory that is there, with room for the VM's memory")
+    })?;
+    tell(&args.run_dir, args.vm, Side::Standby, &Request::Export { dir })
+}
+
+fn tell(run_dir: &Path, vm: Name, side: Side, request: &Request) -> anyhow::Result<Code> {
+    let patience = if matches!(request, Request::Export { .. }) { EXPORT_PATIENCE } else { PATIENCE };
+    match ask(&socket_path(run_dir, vm, side), request.clone(), patience)? {
         Response::Done { message } => {
             let _ = writeln!(io::stdout(), "{message}");
             Ok(Code::Done)

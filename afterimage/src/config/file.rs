@@ -82,6 +82,7 @@ pub(super) struct StandbySection {
     pub(super) nics: Setting<Vec<NicSpec>>,
     pub(super) ram_dir: Setting<PathBuf>,
     pub(super) spill: Setting<PathBuf>,
+    pub(super) no_rehearsal: Setting<bool>,
     pub(super) staging_mib: Setting<Mib>,
     pub(super) beat_interval_ms: Setting<Millis>,
     pub(super) beat_min_rx_ms: Setting<Millis>,

@@ -282,6 +282,7 @@ fn standby(r: &mut Resolver<'_>, args: StandbyArgs, mut s: StandbySection) -> Re
     let nics = r.or("nics", some(args.nics), s.nics, Vec::new());
     let ram_dir = r.or("ram_dir", args.ram_dir, s.ram_dir, "/dev/shm".into());
     let spill = r.optional("spill", args.spill, s.spill);
+    let no_rehearsal = r.or("no_rehearsal", args.no_rehearsal.then_some(true), s.no_rehearsal, false);
     let staging = r.or("staging_mib", args.staging.map(Mib), s.staging_mib, STAGING);
     let beat = r.or("beat_interval_ms", args.beat_interval.map(Millis), s.beat_interval_ms, BEAT);
     let beat_min_rx = r.optional("beat_min_rx_ms", args.beat_min_rx.map(Millis), s.beat_min_rx_ms);
@@ -307,6 +308,7 @@ fn standby(r: &mut Resolver<'_>, args: StandbyArgs, mut s: StandbySection) -> Re
         nics,
         ram_dir,
         spill,
+        no_rehearsal,
         staging_bytes: staging.0,
         beat_interval: beat.0,
         beat_min_rx: beat_min_rx.map(|wish| wish.0),

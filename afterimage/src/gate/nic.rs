@@ -92,6 +92,19 @@ impl Nic {
         self.port.is_some()
     }
 
+    /// Whether the port is there: it has not failed, and its device has not been deleted.
+    pub(super) fn check_port(&self) -> Result<(), GateError> {
+        let checked = match &self.port {
+            Some(port) => port.check(),
+            None => Err(io::Error::other("it has failed")),
+        };
+        checked.map_err(|source| GateError::Port { path: self.path.clone(), source })
+    }
+
+    pub(super) fn replace_port(&mut self, port: Box<dyn Port>) {
+        self.port = Some(port);
+    }
+
     /// The failure that has not been reported yet, once.
     pub(super) fn take_fault(&mut self) -> Option<GateError> {
         self.fault.take()

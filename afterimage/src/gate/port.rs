@@ -22,6 +22,11 @@ pub trait Port: fmt::Debug + Send {
 
     /// What to poll for readability and room; `None` for a port that has no descriptor.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Whether what is behind it is still there.
+    fn check(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Whether `error` means that the port cannot take this frame now, though it may take others later: link down (EIO from a
@@ -69,6 +74,10 @@ impl Port for TapPort {
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.fd.as_fd())
+    }
+
+    fn check(&self) -> io::Result<()> {
+        tap::check_attached(&self.fd)
     }
 }
 

@@ -46,6 +46,9 @@ pub(super) fn answer(path: &mut DataPath, request: Request) -> Response {
         (Request::KeepaliveSet(wanted), _) => live::keepalive_set(path, &wanted),
         (Request::Set(settings), _) => live::set(path, &settings),
         (Request::Witness(_), _) => refused("that is for a witness; this is the primary"),
+        (Request::Export { .. }, _) => {
+            refused("`image export` is for the standby, which has the image; this is the primary")
+        }
         (Request::Takeover, _) => refused("`takeover` is for the standby; this is the primary: see `solo`"),
     }
 }

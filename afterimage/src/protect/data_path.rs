@@ -364,7 +364,7 @@ impl DataPath {
 
     fn hear_control(&mut self) {
         while let Some(request) = self.control.take() {
-            let response = super::commands::answer(self, request.request);
+            let response = super::commands::answer(self, request.request.clone());
             request.reply(response);
         }
         while let Some(scrape) = self.scrapes.as_ref().and_then(Scrapes::take) {

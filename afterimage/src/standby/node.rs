@@ -1,10 +1,13 @@
 //! The standby's loop.
 
 use super::{
+    export::Export,
     network::Network,
     offer::spill_file,
+    ram_file::Claim,
     report::{snapshot, standing, status, word},
     running::{Desk, Running},
+    takeover::Pending,
     vm::WaitingVm,
     vouch::Callers,
 };
@@ -72,6 +75,13 @@ pub(super) struct Node {
     pub(super) won: Option<Generation>,
     pub(super) watch: Watch,
     pub(super) vm: Option<WaitingVm>,
+    /// A takeover that has not succeeded yet.
+    pub(super) pending: Option<Pending>,
+    pub(super) export: Option<Export>,
+    /// A throw-away QEMU that loads the image.
+    rehearsal: Option<Rehearsal>,
+    /// The one standby of this VM over this RAM directory; until the VM runs here.
+    pub(super) claim: Option<Claim>,
     pub(super) listener: Listener,
     pub(super) callers: Callers,
     control: Control,
@@ -87,9 +97,10 @@ pub(super) struct Node {
 impl Node {
     pub(super) fn new(config: StandbyConfig) -> Result<Self> {
         let clock = Clock;
+        let claim = Claim::take(&config.ram_dir, config.vm)?;
         let this = identity::node(&config.state_dir, config.node)?;
         let nobody = Owner { node: this, instance: 0 };
-        let machine = Standby::new(Config { owner: nobody, rehearse: false, sabotage: None });
+        let machine = Standby::new(Config { owner: nobody, rehearse: !config.no_rehearsal, sabotage: None });
         let pool = SlabPool::new(FIRST_SLAB, usize::try_from(config.staging_bytes)?);
         let driver = StandbyDriver::new(machine, pool, spill_file(&config)?, clock);
         let gate = NicGate::new(report::nics(&config.nics), Options { mode: Mode::Closed, ..Options::default() })?;
@@ -109,6 +120,10 @@ impl Node {
             won: None,
             watch: Watch::default(),
             vm: None,
+            pending: None,
+            export: None,
+            rehearsal: None,
+            claim: Some(claim),
             listener: Listener::bind(config.listen, SessionOptions::default()).map_err(cannot_listen)?,
             callers: Callers::default(),
             control: Control::listen(&config.run_dir, config.vm, Side::Standby)?,
@@ -164,6 +179,9 @@ impl Node {
         self.driver.pump();
         self.watch.look(self.driver.link().map(|link| &**link as &dyn Transport));
         self.run_errands()?;
+        self.hear_rehearsal();
+        self.pursue_takeover();
+        self.hear_export();
         if self.driver.machine().role() == Role::Active {
             return Ok(());
         }
@@ -183,6 +201,9 @@ impl Node {
         fds.extend(self.scrapes.as_ref().map(|s| readable(s.as_fd())));
         fds.extend(self.beats.as_ref().map(|b| readable(b.wait_fd())));
         fds.extend(self.gate.wait_fds());
+        fds.extend(self.attempt_fd().map(readable));
+        fds.extend(self.rehearsal.as_ref().map(|rehearsal| readable(rehearsal.as_fd())));
+        fds.extend(self.export.as_ref().map(|export| readable(export.task.as_fd())));
         wait(&mut fds, self.clock.now(), self.driver.deadline(), VM_CHECK)?;
         Ok(())
     }
@@ -258,7 +279,8 @@ impl Node {
                 StandbyErrand::ReadRegister => self.arbiter.ask(Ask::Read),
                 StandbyErrand::Cas { expect, new } => self.claim(expect, new),
                 StandbyErrand::TakeOver { generation, epoch } => self.take_over(generation, epoch)?,
-                StandbyErrand::Rehearse(_) | StandbyErrand::EndRehearsal => {}
+                StandbyErrand::Rehearse(epoch) => self.begin_rehearsal(epoch),
+                StandbyErrand::EndRehearsal => self.rehearsal = None,
                 StandbyErrand::Discard => self.discarded(),
                 StandbyErrand::Fatal(why) => {
                     self.vm = None;
@@ -272,6 +294,36 @@ impl Node {
             }
         }
         Ok(())
+    }
+
+    /// The image stands still until the outcome is heard.
+    fn begin_rehearsal(&mut self, epoch: Epoch) {
+        emit("rehearsing", json!({ "epoch": epoch }));
+        let (Some(vm), Some(image)) = (&self.vm, self.driver.image()) else {
+            return self.driver.rehearsed(Err("there is no image".to_owned()));
+        };
+        match vm.rehearse(image) {
+            Ok(rehearsal) => self.rehearsal = Some(rehearsal),
+            Err(error) => self.rehearsed(Err(exit::words(&error))),
+        }
+    }
+
+    fn hear_rehearsal(&mut self) {
+        let Some(outcome) = self.rehearsal.as_ref().and_then(Rehearsal::take) else { return };
+        self.rehearsal = None;
+        let outcome = outcome.map_err(|error| error.to_string());
+        if let Ok(passed) = &outcome {
+            emit("rehearsed", json!({ "took_ms": report::ms(passed.took), "private_bytes": passed.private_bytes }));
+        }
+        self.rehearsed(outcome.map(drop));
+    }
+
+    fn rehearsed(&mut self, outcome: Result<(), String>) {
+        if let Err(why) = &outcome {
+            tracing::error!(why, "this host's QEMU could not load the VM: no protection");
+            emit("rehearsal-failed", json!({ "why": why }));
+        }
+        self.driver.rehearsed(outcome);
     }
 
     fn claim(&mut self, expect: Generation, new: Register) {
@@ -299,40 +351,7 @@ impl Node {
         self.watch.end();
     }
 
-    /// The VM is ours. Its gate opens before it runs: from here on it is the one visible copy.
-    fn take_over(&mut self, generation: Generation, epoch: Epoch) -> Result<()> {
-        let won_at = self.clock.now();
-        let silence = self.beats.as_ref().and_then(|b| b.suspicion()).map_or(Duration::ZERO, |s| s.silent_for);
-        self.beats = None;
-        self.watch.end();
-        let (Some(vm), Some(image)) = (self.vm.as_mut(), self.driver.image()) else {
-            anyhow::bail!("{generation} is ours, but there is no VM to run: this is a bug");
-        };
-        self.gate.open()?;
-        let mut tries = 0;
-        let timings = loop {
-            match vm.take_over(image) {
-                Ok(timings) => break timings,
-                Err(error) if tries < 2 => {
-                    tracing::error!(
-                        error = exit::words(&error),
-                        "takeover; starting QEMU again over the same RAM file"
-                    );
-                    tries += 1;
-                    vm.restart()?;
-                    self.gate.connect(NIC_PATIENCE)?;
-                }
-                Err(error) => return Err(error),
-            }
-        };
-        let ms = |d: Duration| d.as_secs_f64() * 1e3;
-        let qemu = json!({ "sent_ms": ms(timings.sent), "resumed_ms": ms(timings.resumed) });
-        self.took_over((generation, epoch), (silence, won_at), &qemu);
-        self.driver.event(Event::Running);
-        Ok(())
-    }
-
-    fn took_over(
+    pub(super) fn took_over(
         &mut self,
         (generation, epoch): (Generation, Epoch),
         (silence, won_at): (Duration, Time),
@@ -352,7 +371,7 @@ impl Node {
     /// A waiting QEMU that died is started again.
     fn look_after_vm(&mut self) {
         let now = self.clock.now();
-        if now.since(self.checked_vm_at) < VM_CHECK {
+        if now.since(self.checked_vm_at) < VM_CHECK || self.pending.is_some() {
             return;
         }
         self.checked_vm_at = now;
@@ -378,10 +397,15 @@ impl Node {
                 let role = word(self.driver.machine().role());
                 emit("operator", json!({ "request": request.request, "role": role }));
             }
-            let response = match request.request {
+            if let Request::Export { dir } = &request.request {
+                let dir = dir.clone();
+                self.begin_export(request, dir);
+                continue;
+            }
+            let response = match &request.request {
                 Request::Status => Response::Status(Box::new(status(self))),
                 Request::Keepalive => Response::Keepalive(Box::new(self.beating().report())),
-                Request::KeepaliveSet(wanted) => self.set_keepalive(&wanted),
+                Request::KeepaliveSet(wanted) => self.set_keepalive(wanted),
                 Request::Measured => self.watch.measured(self.beats.as_ref()),
                 Request::Takeover => self.operator_takeover(),
                 Request::Handover => refused("this node stands by for it; `protect` belongs on the node that runs it"),
@@ -389,7 +413,7 @@ impl Node {
                     "epoch, max-staging and on-cap are the primary's; this is the standby, whose staging is its --staging",
                 ),
                 Request::Witness(_) => refused("that is for a witness; this is the standby"),
-                Request::Solo | Request::Unprotect => {
+                Request::Solo | Request::Unprotect | Request::Export { .. } => {
                     refused("that is for the primary; this is the standby: see `takeover`")
                 }
             };

@@ -8,6 +8,7 @@ use crate::{
     beats,
     config::StandbyConfig,
     events::emit,
+    files,
     paths::{self, Answer, Route},
     qemu::profile::Profile,
     report,
@@ -22,7 +23,7 @@ use mc_core::{
 };
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde_json::json;
-use std::{fs::File, time::Duration};
+use std::time::Duration;
 use transport_tcp::{reach::at_port, session::Offer};
 
 /// All that can go wrong before the answer has not.
@@ -69,6 +70,10 @@ impl Node {
         let mut vm = WaitingVm::start(&self.config, theirs)?;
         let profile = vm.profile()?.to_json();
         let image = vm.image()?;
+        if !vm.notes().is_empty() {
+            tracing::warn!(notes = ?vm.notes(), "the standby's QEMU command was changed");
+            emit("qemu-command-changed", json!({ "notes": vm.notes() }));
+        }
         self.gate.connect(NIC_PATIENCE)?;
         self.vm = Some(vm);
         Ok(Prepared { answer, profile, image })
@@ -87,7 +92,7 @@ impl Node {
         let accepted = offer.accept(hello, &profile, answer.endpoint().as_ref())?;
         let Route { link, keepalive, report: way } = answer.settle(accepted.link, keepalive)?;
         let owner = self.vm.as_mut().map(|vm| vm.owner(self.this)).transpose()?.context("a waiting VM")?;
-        let machine = Standby::new(Config { owner, rehearse: false, sabotage: None });
+        let machine = Standby::new(Config { owner, rehearse: !self.config.no_rehearsal, sabotage: None });
         let pool = SlabPool::new(theirs.slab_size as usize, usize::try_from(self.config.staging_bytes)?);
         self.driver = StandbyDriver::new(machine, pool, spill_file(&self.config)?, self.clock);
         let wish = self.config.wish();
@@ -127,11 +132,18 @@ impl Node {
     }
 }
 
-/// The spill file: unlinked at once, so that it ends with this process.
+/// The spill file: made anew beside the configured name, so that nobody's file is touched, and unlinked at once, so that it
+/// ends with this process.
 pub(super) fn spill_file(config: &StandbyConfig) -> Result<Option<SpillFile>> {
     let Some(path) = &config.spill else { return Ok(None) };
+    let mut name =
+        path.file_name().with_context(|| format!("spill file {}: not a file's name", path.display()))?.to_owned();
+    let mut random = [0; 8];
+    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()).context("a random number")?;
+    name.push(format!(".{:016x}", u64::from_le_bytes(random)));
+    let path = path.with_file_name(name);
     let what = || format!("spill file {}", path.display());
-    let file = File::options().read(true).write(true).create(true).truncate(true).open(path).with_context(what)?;
-    std::fs::remove_file(path).with_context(what)?;
+    let file = files::create(&path).with_context(what)?;
+    std::fs::remove_file(&path).with_context(what)?;
     Ok(Some(SpillFile::new(file)))
 }

@@ -6,7 +6,7 @@
 //!            └─ refused                              └─ no word: refused  └─ another's: refused
 //! ```
 
-use super::node::Node;
+use super::{node::Node, vm::WaitingVm};
 use crate::{
     arbiter::{ArbiterSpec, Ask},
     events::emit,
@@ -146,8 +146,8 @@ impl Node {
         let main = blocks::main_block(&profile.blocks).map_or(0, |id| usize::from(id.0));
         let sum = |blocks: &[blocks::RamBlock]| blocks.iter().fold(0, |sum: u64, b| sum.saturating_add(b.used_length));
         let file = profile.blocks.get(main).map_or(0, |block| block.used_length);
-        let (dir, replaced) = (&self.config.ram_dir, self.config.ram_file());
-        let room = Room::look(dir, &replaced);
+        let (dir, replaced) = (&self.config.ram_dir, self.vm.as_ref().map(WaitingVm::ram_path));
+        let room = Room::look(dir, replaced);
         let room = room.or_else(|error| refusal("room", format!("directory {}: {error}", dir.display())))?;
         room.fits(file, sum(&profile.blocks) - file).or_else(|why| refusal("room", why))
     }

@@ -19,4 +19,5 @@ mod proc;
 mod refusals;
 mod register;
 mod staging;
+mod takeover;
 mod world;
