@@ -27,6 +27,7 @@ use crate::{
     live::{KeepaliveReport, Session, Wanted},
     metrics::Scrapes,
     paths::{Link, Watch},
+    qemu::standby::Rehearsal,
     report,
     stalls::Swap,
     status::{Request, Response, Takeover},
@@ -347,7 +348,7 @@ impl Node {
 
     fn discarded(&mut self) {
         emit("discarded", report::with(json!({ "vm": self.config.vm }), standing(self)));
-        (self.vm, self.beats, self.peer, self.registered) = (None, None, None, false);
+        (self.rehearsal, self.vm, self.beats, self.peer, self.registered) = (None, None, None, None, false);
         self.watch.end();
     }
 
