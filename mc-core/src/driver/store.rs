@@ -128,9 +128,10 @@ impl Store {
         self.pool.put(slab.recycle());
     }
 
-    /// The staged epoch becomes the image. An error leaves no image: it would be that of no epoch.
-    pub(super) fn apply(&mut self) -> io::Result<()> {
-        let applied = self.apply_staged();
+    /// The staged epoch becomes the image. An error leaves no image: it would be that of no epoch. `each` is called for every
+    /// slab: a large epoch takes long, and that is work, and no absence.
+    pub(super) fn apply(&mut self, each: impl FnMut()) -> io::Result<()> {
+        let applied = self.apply_staged(each);
         if applied.is_err() {
             self.image = None;
         }
@@ -138,8 +139,9 @@ impl Store {
         applied
     }
 
-    fn apply_staged(&mut self) -> io::Result<()> {
+    fn apply_staged(&mut self, mut each: impl FnMut()) -> io::Result<()> {
         while let Some(staged) = self.staged.pop_front() {
+            each();
             let slab = self.unspill(staged)?;
             if let Some(image) = &mut self.image {
                 image.apply(&slab);
@@ -179,5 +181,30 @@ impl Store {
         if let Some(spill) = &mut self.spill {
             spill.used = 0;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        id::{BlockId, Epoch, Generation, Incarnation, PAGE_SIZE},
+        ram::SharedRam,
+        slab::SlabMeta,
+    };
+
+    #[test]
+    fn every_slab_that_is_applied_is_told() {
+        let mut store = Store::new(SlabPool::new(8192, 16 * 8192), None);
+        store.image = Some(Image::new(vec![SharedRam::anonymous(PAGE_SIZE).expect("a page")]));
+        for index in 0..10 {
+            let mut writer = store.take(0).expect("room").writer();
+            writer.page(BlockId(0), 0, &[7; PAGE_SIZE]).expect("room");
+            let (incarnation, generation, epoch) = (Incarnation(1), Generation(1), Epoch(1));
+            store.stage(writer.seal(SlabMeta { incarnation, generation, epoch, index }));
+        }
+        let mut told = 0;
+        store.apply(|| told += 1).expect("in memory");
+        assert_eq!(told, 10);
     }
 }
