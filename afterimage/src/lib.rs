@@ -18,7 +18,8 @@
 //! | [`paths`] | RDMA or TCP, RDMA datagrams or UDP: agreed on per session |
 //! | [`rdma`] | this host's RDMA devices |
 //! | [`events`], [`report`], [`journal`] | what happens: for scripts, and kept for `why` |
-//! | [`stalls`] | how long what took |
+//! | [`stalls`], [`progress`] | how long what took; whether a loop gets on |
+//! | [`narration`], [`quiet`] | the log: it never makes anybody wait, and does not repeat itself |
 //! | [`clock`], [`wake`], [`inbox`], [`sys`] | time, waking, waiting; the only `unsafe` |
 
 #![deny(unsafe_code)]
@@ -37,10 +38,13 @@ pub mod journal;
 pub mod keepalive;
 pub mod live;
 pub mod metrics;
+pub mod narration;
 pub mod paths;
 pub mod probe;
+pub mod progress;
 pub mod protect;
 pub mod qemu;
+pub mod quiet;
 pub mod rdma;
 pub mod report;
 pub mod stalls;

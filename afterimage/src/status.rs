@@ -36,10 +36,13 @@ pub struct Status {
     /// "primary" or "standby": which command runs here.
     pub side: String,
     /// Of the primary "solo", "syncing", "registering", "protected", "rechecking", "claiming", "fenced", "ended"; of the
-    /// standby "idle", "syncing", "protecting", "revoking", "claiming", "taking-over", "running", "fenced".
+    /// standby "idle", "syncing", "protecting", "revoking", "claiming", "taking-over", "running", "fenced"; of both "stalled",
+    /// if the process is there and its loop does not answer.
     pub role: String,
     /// Whether the death of the other host would cost nothing now.
     pub protected: bool,
+    /// Why this side does not do its work though its process is there: its loop stands still, or the VM's QEMU does not run it.
+    pub stalled: Option<String>,
     /// The VM.
     pub vm: String,
     /// This host.
@@ -162,7 +165,7 @@ impl Status {
     /// What `afterimage status` exits with for this VM.
     #[must_use]
     pub fn code(&self) -> Code {
-        match (self.role.as_str(), self.protected) {
+        match (self.role.as_str(), self.protected && self.stalled.is_none()) {
             ("fenced", _) => Code::Fenced,
             (_, true) => Code::Done,
             (_, false) => Code::Degraded,

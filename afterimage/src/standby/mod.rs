@@ -14,6 +14,7 @@ mod report;
 mod vm;
 
 use crate::{
+    beats,
     config::StandbyConfig,
     events::{self, Who},
     exit::Code,
@@ -24,6 +25,7 @@ use anyhow::{Context, Result};
 /// Runs until the VM that it took over is gone, or handed over. Returns the exit code.
 pub fn run(config: StandbyConfig) -> Result<Code> {
     paths::check(&config.paths)?;
+    beats::check(&config.wish())?;
     std::fs::create_dir_all(&config.run_dir).with_context(|| format!("run directory {}", config.run_dir.display()))?;
     let who = Who { vm: config.vm, side: "standby", node: config.node, process: "standby" };
     events::record(who, &config.state_dir).context("threads for events")?;

@@ -8,7 +8,7 @@ use super::{
 use crate::{
     arbiter::{Answer, ArbiterClient, Ask},
     cli::Side,
-    clock::Clock,
+    clock::{Clock, WatchedClock},
     config::StandbyConfig,
     control::{Control, done, refused},
     events::emit,
@@ -19,6 +19,8 @@ use crate::{
     live::{KeepaliveReport, Session, Wanted},
     metrics::Scrapes,
     paths::{Link, Watch},
+    progress::Progress,
+    quiet::Quiet,
     report,
     stalls::Swap,
     status::{Request, Response, Takeover},
@@ -43,6 +45,10 @@ pub(super) const RETRY: (Duration, u8) = (Duration::from_millis(100), 50);
 pub(super) const NIC_PATIENCE: Duration = Duration::from_secs(2);
 /// How often the waiting QEMU is looked after.
 const VM_CHECK: Duration = Duration::from_millis(500);
+/// The loop turns at least so often: well within any stall limit.
+const LONGEST_SLEEP: Duration = Duration::from_millis(100);
+/// How long starting a QEMU may take before this loop counts as standing still.
+const QEMU_START: Duration = Duration::from_secs(10);
 /// Slabs until a primary says which size it uses.
 const FIRST_SLAB: usize = 1 << 20;
 
@@ -50,11 +56,13 @@ const FIRST_SLAB: usize = 1 << 20;
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) config: StandbyConfig,
-    pub(super) driver: StandbyDriver<Box<dyn Link>, Clock>,
+    pub(super) driver: StandbyDriver<Box<dyn Link>, WatchedClock>,
     pub(super) gate: NicGate,
     pub(super) arbiter: ArbiterClient,
     pub(super) beats: Option<BeatHandle>,
     pub(super) clock: Clock,
+    /// Of this loop, for the beats.
+    pub(super) progress: Progress,
     pub(super) peer: Option<String>,
     pub(super) registered: bool,
     pub(super) takeover: Option<Takeover>,
@@ -63,6 +71,8 @@ pub(super) struct Node {
     pub(super) watch: Watch,
     pub(super) vm: Option<WaitingVm>,
     pub(super) listener: Listener,
+    /// Callers that were turned away, and primaries that were refused.
+    pub(super) crowd: [Quiet; 2],
     control: Control,
     scrapes: Option<Scrapes>,
     role: Role,
@@ -76,11 +86,11 @@ pub(super) struct Node {
 
 impl Node {
     pub(super) fn new(config: StandbyConfig) -> Result<Self> {
-        let clock = Clock;
+        let (clock, progress) = (Clock, Progress::new());
         let nobody = Owner { node: config.node, instance: 0 };
         let machine = Standby::new(Config { owner: nobody, retry: RETRY.0, retries: RETRY.1, sabotage: None });
         let pool = SlabPool::new(FIRST_SLAB, usize::try_from(config.staging_bytes)?);
-        let driver = StandbyDriver::new(machine, pool, spill_file(&config)?, clock);
+        let driver = StandbyDriver::new(machine, pool, spill_file(&config)?, WatchedClock(progress.clone()));
         let gate = NicGate::new(report::nics(&config.nics), Options { mode: Mode::Closed, ..Options::default() })?;
         Ok(Self {
             driver,
@@ -88,14 +98,16 @@ impl Node {
             arbiter: ArbiterClient::spawn(config.arbiter.clone(), config.vm, &config.run_dir)?,
             beats: None,
             clock,
+            progress,
             peer: None,
             registered: false,
             takeover: None,
             won: None,
             watch: Watch::default(),
             vm: None,
+            crowd: Default::default(),
             listener: Listener::bind(config.listen, SessionOptions::default())?,
-            control: Control::listen(&config.run_dir, config.vm, Side::Standby)?,
+            control: Control::listen(&config.run_dir, config.vm, config.node, Side::Standby)?,
             scrapes: Scrapes::serve(config.metrics)?,
             role: Role::Idle,
             suspected_at: None,
@@ -123,6 +135,7 @@ impl Node {
 
     fn turn(&mut self) -> Result<()> {
         self.sleep()?;
+        self.progress.mark();
         self.hear_offers();
         self.hear_arbiter();
         self.hear_beats();
@@ -148,7 +161,7 @@ impl Node {
         fds.extend(self.scrapes.as_ref().map(|s| readable(s.as_fd())));
         fds.extend(self.beats.as_ref().map(|b| readable(b.wait_fd())));
         fds.extend(self.gate.wait_fds());
-        wait(&mut fds, self.clock.now(), self.driver.deadline(), VM_CHECK)?;
+        wait(&mut fds, self.clock.now(), self.driver.deadline(), LONGEST_SLEEP)?;
         Ok(())
     }
 
@@ -306,6 +319,7 @@ impl Node {
         }
         tracing::warn!("the waiting QEMU died; starting it again over the same RAM file");
         emit("waiting-qemu-died", json!({}));
+        self.progress.busy(QEMU_START);
         let restarted = vm.restart().and_then(|()| vm.owner()).and_then(|owner| {
             self.gate.connect(NIC_PATIENCE)?;
             Ok(owner)
@@ -314,6 +328,7 @@ impl Node {
             Ok(owner) => self.driver.set_owner(owner),
             Err(error) => tracing::error!(error = exit::words(&error), "the waiting QEMU does not start"),
         }
+        self.progress.mark();
     }
 
     fn hear_control(&mut self) {

@@ -6,9 +6,11 @@ use super::{
 };
 use crate::{
     beats,
+    clock::WatchedClock,
     config::StandbyConfig,
     events::emit,
     exit,
+    keepalive::Watched,
     paths::{Answer, Route},
     qemu::profile::Profile,
     report,
@@ -37,15 +39,21 @@ impl Node {
         match self.listener.accept(Duration::ZERO) {
             Ok(None) => {}
             Ok(Some(offer)) => self.hear_offer(offer),
-            Err(error) => tracing::warn!(%error, "a caller was turned away"),
+            Err(error) => {
+                if let Some(more) = self.crowd[0].again(self.clock.now()) {
+                    tracing::warn!(%error, more, "a caller was turned away");
+                }
+            }
         }
     }
 
     fn hear_offer(&mut self, offer: Offer) {
         let (vm, node, peer) = (offer.hello.vm, offer.hello.node, offer.peer_addr);
         if let Err((offer, why)) = self.consider(offer) {
-            tracing::warn!(%vm, %node, %peer, why, "refused");
-            emit("refused", json!({ "peer": peer, "node": node, "why": why }));
+            if let Some(more) = self.crowd[1].again(self.clock.now()) {
+                tracing::warn!(%vm, %node, %peer, why, more, "refused");
+                emit("refused", json!({ "peer": peer, "node": node, "why": why, "more": more }));
+            }
             if let Some(Err(error)) = offer.map(|offer| offer.refuse(&why)) {
                 tracing::debug!(%error, "the refusal was not heard");
             }
@@ -112,10 +120,11 @@ impl Node {
         let owner = self.vm.as_mut().map(WaitingVm::owner).transpose()?.context("a waiting VM")?;
         let machine = Standby::new(Config { owner, retry: RETRY.0, retries: RETRY.1, sabotage: None });
         let pool = SlabPool::new(theirs.slab_size as usize, usize::try_from(self.config.staging_bytes)?);
-        self.driver = StandbyDriver::new(machine, pool, spill_file(&self.config)?, self.clock);
+        self.driver = StandbyDriver::new(machine, pool, spill_file(&self.config)?, WatchedClock(self.progress.clone()));
         let wish = self.config.wish();
         let session = (theirs.incarnation, theirs.beat_key);
-        self.beats = Some(beats::start(keepalive.0, session, beats::STANDBY, wish, self.clock)?);
+        let watched = Watched { progress: self.progress.clone(), limit: self.config.stall_after };
+        self.beats = Some(beats::start(keepalive.0, session, beats::STANDBY, wish, Some(watched))?);
         (self.registered, self.suspected_at, self.operator_wants_it) = (false, None, false);
         self.peer = Some(format!("{} at {peer}", theirs.node));
         let generation = theirs.generation;
