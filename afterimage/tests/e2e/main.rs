@@ -17,4 +17,5 @@ mod proc;
 mod refusals;
 mod register;
 mod staging;
+mod stalls;
 mod world;
