@@ -266,9 +266,13 @@ pub struct ProtectArgs {
     /// Never hear the other side more often than this [default: --beat-interval]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub beat_min_rx: Option<Duration>,
-    /// After this many missed beats the other side is suspect; 1 to 255 [default: 5]
+    /// After this many missed beats the other side is suspect; 2 to 255 [default: 5]
     #[arg(long, value_name = "N")]
     pub detect_multiplier: Option<u8>,
+    /// When this side's own loop has made no progress for so long its beats stop, so that the other side may go on; 500ms to
+    /// 600s [default: four times the detection time, at least 1s]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub stall_after: Option<Duration>,
     /// Memory for checkpoints on their way, never exceeded [default: 64MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub staging: Option<u64>,
@@ -351,9 +355,13 @@ pub struct StandbyArgs {
     /// Never hear the other side more often than this [default: --beat-interval]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub beat_min_rx: Option<Duration>,
-    /// After this many missed beats the other side is suspect; 1 to 255 [default: 5]
+    /// After this many missed beats the other side is suspect; 2 to 255 [default: 5]
     #[arg(long, value_name = "N")]
     pub detect_multiplier: Option<u8>,
+    /// When this side's own loop has made no progress for so long its beats stop, so that the other side may go on; 500ms to
+    /// 600s [default: four times the detection time, at least 1s]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub stall_after: Option<Duration>,
     /// Where sockets and locks live [default: /run/afterimage]
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,

@@ -70,6 +70,9 @@ pub struct ProtectConfig {
     pub beat_min_rx: Option<Duration>,
     /// Missed beats until suspicion.
     pub detect_multiplier: u8,
+    /// After so long without progress of the loop no beat leaves; `None`: four detection times, at least a second.
+    #[serde(rename = "stall_after_ms", default, skip_serializing_if = "Option::is_none", with = "maybe_millis")]
+    pub stall_after: Option<Duration>,
     /// Staging's cap, bytes.
     #[serde(rename = "staging_mib", with = "mib")]
     pub staging_bytes: u64,
@@ -138,6 +141,9 @@ pub struct StandbyConfig {
     pub beat_min_rx: Option<Duration>,
     /// Missed beats until suspicion.
     pub detect_multiplier: u8,
+    /// After so long without progress of the loop no beat leaves; `None`: four detection times, at least a second.
+    #[serde(rename = "stall_after_ms", default, skip_serializing_if = "Option::is_none", with = "maybe_millis")]
+    pub stall_after: Option<Duration>,
     /// Where sockets and locks are.
     pub run_dir: PathBuf,
     /// Where its journal is.

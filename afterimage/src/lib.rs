@@ -23,7 +23,8 @@
 //! | [`accepting`], [`repeated`] | loops that strangers can call: they rest, and count what they would repeat |
 //! | [`rdma`] | this host's RDMA devices |
 //! | [`events`], [`report`], [`journal`] | what happens: for scripts, and kept for `why` |
-//! | [`stalls`] | how long what took |
+//! | [`stalls`], [`progress`] | how long what took; whether a loop gets on |
+//! | [`narration`] | the log: it never makes anybody wait |
 //! | [`files`] | files that are ours: made anew, locked, removed by inode |
 //! | [`clock`], [`wake`], [`inbox`], [`signals`], [`sys`] | time, waking, waiting; the only `unsafe` |
 
@@ -48,8 +49,10 @@ pub mod keepalive;
 pub mod keeper;
 pub mod live;
 pub mod metrics;
+pub mod narration;
 pub mod paths;
 pub mod probe;
+pub mod progress;
 pub mod protect;
 pub mod qemu;
 pub mod rdma;

@@ -22,7 +22,7 @@ mod report;
 #[cfg(test)]
 mod tests;
 
-pub use report::{RdmaInfo, Report, Watch};
+pub use report::{RdmaInfo, Report, UdpEnds, Watch, unproven};
 
 use crate::{
     address::LocalAddr,
@@ -146,7 +146,8 @@ impl Ours {
 
 fn over_tcp(tcp: TcpLink, udp: Option<UdpKeepalive>, why: String) -> Result<Route> {
     let Some(udp) = udp else { bail!("{} takes no beats over UDP; set --keepalive alike on both sides", tcp.peer()) };
-    let report = Report { transport: "tcp", why, rdma: None, keepalive: "udp", beat_paths: None };
+    let ends = UdpEnds::of(Some(&udp));
+    let report = Report { transport: "tcp", why, rdma: None, keepalive: "udp", beat_paths: None, udp: ends };
     Ok(Route { link: Box::new(tcp), keepalive: Beats(Box::new(udp)), report })
 }
 

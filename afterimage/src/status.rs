@@ -36,11 +36,14 @@ pub struct Status {
     pub schema: u32,
     /// "primary", "standby" or "keeper": which command runs here.
     pub side: String,
-    /// Of a keeper "keeping"; of the primary "solo", "syncing", "registering", "protected", "rechecking", "claiming", "fenced", "ended"; of the
-    /// standby "idle", "syncing", "protecting", "revoking", "claiming", "taking-over", "running", "fenced".
+    /// Of a keeper "keeping"; of the primary "solo", "syncing", "registering", "protected", "claiming", "handing-back", "fenced",
+    /// "ended"; of the standby "idle", "syncing", "rehearsing", "protecting", "revoking", "claiming", "lost", "disputed",
+    /// "taking-over", "running"; of both "stalled", if the process is there and its loop does not answer.
     pub role: String,
     /// Whether the death of the other host would cost nothing now.
     pub protected: bool,
+    /// Why this side does not do its work though its process is there: its loop stands still, or the VM's QEMU does not run it.
+    pub stalled: Option<String>,
     /// The VM.
     pub vm: String,
     /// This host.
@@ -175,7 +178,7 @@ impl Status {
     /// What `afterimage status` exits with for this VM.
     #[must_use]
     pub fn code(&self) -> Code {
-        match (self.role.as_str(), self.protected) {
+        match (self.role.as_str(), self.protected && self.stalled.is_none()) {
             ("fenced", _) => Code::Fenced,
             (_, true) if self.arbiter.fault.is_some() || self.arbiter.failover_impossible.is_some() => Code::Degraded,
             (_, true) => Code::Done,

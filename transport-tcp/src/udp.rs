@@ -63,6 +63,11 @@ impl UdpKeepalive {
         self.socket.connect(peer).map_err(|e| io::Error::new(e.kind(), format!("cannot send beats to {peer}: {e}")))
     }
 
+    /// Our address, and the peer's.
+    pub fn ends(&self) -> io::Result<(SocketAddr, SocketAddr)> {
+        Ok((self.socket.local_addr()?, self.socket.peer_addr()?))
+    }
+
     /// Beats that could not leave this machine.
     #[must_use]
     pub fn lost(&self) -> u64 {

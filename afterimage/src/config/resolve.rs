@@ -28,6 +28,10 @@ pub(crate) fn hostname() -> Result<Name, ConfigError> {
     let hostname = hostname.trim_end();
     Name::new(hostname).map_err(|_| ConfigError::Hostname { hostname: hostname.to_owned() })
 }
+/// Of `stall_after`.
+const SHORTEST_STALL: Duration = Duration::from_millis(500);
+/// Of `stall_after`.
+const LONGEST_STALL: Duration = Duration::from_secs(600);
 
 /// Where a value comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,6 +172,12 @@ impl<'a> Resolver<'a> {
         self.check("detect_multiplier", multiplier >= 1, "1 to 255")
     }
 
+    /// Both loops turn ten times a second while there is nothing to do.
+    fn check_stall(&self, limit: Option<Millis>) -> Result<(), ConfigError> {
+        let fits = |limit: Millis| (SHORTEST_STALL..=LONGEST_STALL).contains(&limit.0);
+        self.check("stall_after_ms", limit.is_none_or(fits), "500 to 600000 ms")
+    }
+
     /// The settings as a section of a file, with comments that say where each comes from.
     fn print(&self, out: &mut String) {
         let lines = self.trail.iter().map(|(key, value, origin)| {
@@ -222,6 +232,7 @@ fn protect(r: &mut Resolver<'_>, args: ProtectArgs, mut s: ProtectSection) -> Re
     let beat = r.or("beat_interval_ms", args.beat_interval.map(Millis), s.beat_interval_ms, BEAT);
     let beat_min_rx = r.optional("beat_min_rx_ms", args.beat_min_rx.map(Millis), s.beat_min_rx_ms);
     let detect_multiplier = r.or("detect_multiplier", args.detect_multiplier, s.detect_multiplier, MULTIPLIER);
+    let stall_after = r.optional("stall_after_ms", args.stall_after.map(Millis), s.stall_after_ms);
     let staging = r.or("staging_mib", args.staging.map(Mib), s.staging_mib, STAGING);
     let on_cap = r.or("on_cap", args.on_cap, s.on_cap, OnCapWish::default());
     let slab = r.or("slab_kib", args.slab.map(Kib), s.slab_kib, Kib(1 << 20));
@@ -238,6 +249,7 @@ fn protect(r: &mut Resolver<'_>, args: ProtectArgs, mut s: ProtectSection) -> Re
 
     r.check("epoch_ms", (Duration::from_millis(1)..=Duration::from_secs(60)).contains(&epoch.0), "1 to 60000 ms")?;
     r.check_beats(beat, beat_min_rx, detect_multiplier)?;
+    r.check_stall(stall_after)?;
     let whole_pages = slab.0.is_multiple_of(4096);
     let allowed = "256 to 16384 KiB, whole pages of 4 KiB";
     r.check("slab_kib", whole_pages && (256 << 10..=16 << 20).contains(&slab.0), allowed)?;
@@ -258,6 +270,7 @@ fn protect(r: &mut Resolver<'_>, args: ProtectArgs, mut s: ProtectSection) -> Re
         beat_interval: beat.0,
         beat_min_rx: beat_min_rx.map(|wish| wish.0),
         detect_multiplier,
+        stall_after: stall_after.map(|limit| limit.0),
         staging_bytes: staging.0,
         on_cap,
         slab_bytes: slab.0,
@@ -287,6 +300,7 @@ fn standby(r: &mut Resolver<'_>, args: StandbyArgs, mut s: StandbySection) -> Re
     let beat = r.or("beat_interval_ms", args.beat_interval.map(Millis), s.beat_interval_ms, BEAT);
     let beat_min_rx = r.optional("beat_min_rx_ms", args.beat_min_rx.map(Millis), s.beat_min_rx_ms);
     let detect_multiplier = r.or("detect_multiplier", args.detect_multiplier, s.detect_multiplier, MULTIPLIER);
+    let stall_after = r.optional("stall_after_ms", args.stall_after.map(Millis), s.stall_after_ms);
     let run_dir = r.or("run_dir", args.run_dir, s.run_dir, RUN_DIR.into());
     let state_dir = r.or("state_dir", args.state_dir, s.state_dir, crate::journal::STATE_DIR.into());
     let metrics = r.optional("metrics", args.metrics.map(Listen), s.metrics).map(|listen| listen.0);
@@ -295,6 +309,7 @@ fn standby(r: &mut Resolver<'_>, args: StandbyArgs, mut s: StandbySection) -> Re
 
     r.check("staging_mib", staging.0 >= 512 << 10, "at least 0.5 MiB")?;
     r.check_beats(beat, beat_min_rx, detect_multiplier)?;
+    r.check_stall(stall_after)?;
     r.check("qemu", qemu.as_ref().is_none_or(|q| !q.is_empty()), "QEMU's path, then its arguments")?;
     let (Some(vm), Some(arbiter), Some(qemu)) = (vm, arbiter, qemu) else {
         return Err(r.incomplete());
@@ -313,6 +328,7 @@ fn standby(r: &mut Resolver<'_>, args: StandbyArgs, mut s: StandbySection) -> Re
         beat_interval: beat.0,
         beat_min_rx: beat_min_rx.map(|wish| wish.0),
         detect_multiplier,
+        stall_after: stall_after.map(|limit| limit.0),
         run_dir,
         state_dir,
         metrics,

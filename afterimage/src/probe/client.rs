@@ -11,7 +11,6 @@ use super::{
 use crate::{
     beats::{self, Wish},
     cli::{ProbeArgs, Side},
-    clock::Clock,
     config::{PathsConfig, parse_size},
     exit::{Code, ExitError},
     keepalive::{BeatHandle, Measured},
@@ -183,7 +182,7 @@ fn open(args: &ProbeArgs, config: &PathsConfig) -> Result<Session> {
     let route = ours.settle(link, endpoint.as_ref(), keepalive, &peer, peer_addr)?;
     let wish = Wish { interval: args.interval, min_rx: None, multiplier: MULTIPLIER };
     let key = (hello.incarnation, hello.beat_key);
-    let beats = beats::start(route.keepalive.0, key, beats::PRIMARY, wish, Clock)?;
+    let beats = beats::start(route.keepalive.0, key, beats::PRIMARY, wish, None)?;
     Ok(Session { incarnation: hello.incarnation, link: route.link, beats, report: route.report })
 }
 

@@ -155,7 +155,7 @@ impl Server {
         let accepted = offer.accept(hello, &words, answer.endpoint().as_ref())?;
         let Route { link, keepalive, report } = answer.settle(accepted.link, keepalive)?;
         let session = (theirs.incarnation, theirs.beat_key);
-        let beats = beats::start(keepalive.0, session, beats::STANDBY, wish(&theirs)?, Clock)?;
+        let beats = beats::start(keepalive.0, session, beats::STANDBY, wish(&theirs)?, None)?;
         tracing::info!(%peer, node = %theirs.node, transport = report.transport, keepalive = report.keepalive, "a probe begins");
         let (shared, stop) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
         shared.lock().busy = true;

@@ -65,7 +65,7 @@ impl<'a> Claim<'a> {
     fn new(brief: &'a Brief) -> Result<Self> {
         let config = &brief.config;
         let arbiter = ArbiterClient::spawn(&config.asks(brief.register.owner.node))?;
-        let control = Control::listen(&config.run_dir, config.vm, Side::Primary)?;
+        let control = Control::listen(&config.run_dir, config.vm, config.node, Side::Primary)?;
         Ok(Self { brief, arbiter, control, watch: report::ArbiterWatch::default() })
     }
 

@@ -3,10 +3,9 @@
 use super::channel::Brief;
 use crate::{
     beats::{self, Wish},
-    clock::Clock,
     identity,
     inbox::{self, Inbox},
-    keepalive::BeatHandle,
+    keepalive::{BeatHandle, Watched},
     paths::{self, Link, Ours, Report, Route},
     qemu::profile::Profile,
 };
@@ -42,9 +41,9 @@ pub(super) struct Found {
 
 impl Found {
     /// Starts the session's beats.
-    pub(super) fn start(self, wish: Wish, clock: Clock) -> Result<(Box<dyn Link>, BeatHandle, Report)> {
+    pub(super) fn start(self, wish: Wish, watched: Watched) -> Result<(Box<dyn Link>, BeatHandle, Report)> {
         let Route { link, keepalive, report } = self.route;
-        let beats = beats::start(keepalive.0, (self.incarnation, self.key), beats::PRIMARY, wish, clock)?;
+        let beats = beats::start(keepalive.0, (self.incarnation, self.key), beats::PRIMARY, wish, Some(watched))?;
         Ok((link, beats, report))
     }
 }

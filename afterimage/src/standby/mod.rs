@@ -28,6 +28,7 @@ mod vm;
 mod vouch;
 
 use crate::{
+    beats,
     config::StandbyConfig,
     events::{self, Who},
     exit::{Code, ExitError},
@@ -41,6 +42,7 @@ use anyhow::{Context, Result};
 pub fn run(config: StandbyConfig) -> Result<Code> {
     paths::check(&config.paths)?;
     check_command(&config.qemu).map_err(ExitError::usage)?;
+    beats::check(&config.wish())?;
     std::fs::create_dir_all(&config.run_dir).with_context(|| format!("run directory {}", config.run_dir.display()))?;
     // Asked now, and not when a takeover waits for the answer.
     let _ = scope::Means::here();

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     arbiter::{Answer, ArbiterClient, Ask},
     cli::Side,
-    clock::Clock,
+    clock::{Clock, WatchedClock},
     config::StandbyConfig,
     control::{Control, done, refused},
     events::emit,
@@ -27,6 +27,7 @@ use crate::{
     live::{KeepaliveReport, Session, Wanted},
     metrics::Scrapes,
     paths::{Link, Watch},
+    progress::Progress,
     qemu::standby::Rehearsal,
     report,
     stalls::Swap,
@@ -50,6 +51,10 @@ use transport_tcp::session::{Listener, SessionOptions};
 pub(super) const NIC_PATIENCE: Duration = Duration::from_secs(2);
 /// How often the waiting QEMU is looked after.
 pub(super) const VM_CHECK: Duration = Duration::from_millis(500);
+/// The loop turns at least so often: well within any stall limit.
+const LONGEST_SLEEP: Duration = Duration::from_millis(100);
+/// How long starting a QEMU may take before this loop counts as standing still.
+const QEMU_START: Duration = Duration::from_secs(10);
 /// Slabs until a primary says which size it uses.
 const FIRST_SLAB: usize = 1 << 20;
 
@@ -57,13 +62,15 @@ const FIRST_SLAB: usize = 1 << 20;
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) config: StandbyConfig,
-    pub(super) driver: StandbyDriver<Box<dyn Link>, Clock>,
+    pub(super) driver: StandbyDriver<Box<dyn Link>, WatchedClock>,
     pub(super) gate: NicGate,
     pub(super) arbiter: ArbiterClient,
     /// This host.
     pub(super) this: id::Node,
     pub(super) beats: Option<BeatHandle>,
     pub(super) clock: Clock,
+    /// Of this loop, for the beats.
+    pub(super) progress: Progress,
     pub(super) peer: Option<String>,
     /// What this node drew for the session.
     pub(super) instance: u64,
@@ -97,13 +104,13 @@ pub(super) struct Node {
 
 impl Node {
     pub(super) fn new(config: StandbyConfig) -> Result<Self> {
-        let clock = Clock;
+        let (clock, progress) = (Clock, Progress::new());
         let claim = Claim::take(&config.ram_dir, config.vm)?;
         let this = identity::node(&config.state_dir, config.node)?;
         let nobody = Owner { node: this, instance: 0 };
         let machine = Standby::new(Config { owner: nobody, rehearse: !config.no_rehearsal, sabotage: None });
         let pool = SlabPool::new(FIRST_SLAB, usize::try_from(config.staging_bytes)?);
-        let driver = StandbyDriver::new(machine, pool, spill_file(&config)?, clock);
+        let driver = StandbyDriver::new(machine, pool, spill_file(&config)?, WatchedClock(progress.clone()));
         let gate = NicGate::new(report::nics(&config.nics), Options { mode: Mode::Closed, ..Options::default() })?;
         Ok(Self {
             driver,
@@ -112,6 +119,7 @@ impl Node {
             this,
             beats: None,
             clock,
+            progress,
             peer: None,
             instance: 0,
             registered: false,
@@ -127,7 +135,7 @@ impl Node {
             claim: Some(claim),
             listener: Listener::bind(config.listen, SessionOptions::default()).map_err(cannot_listen)?,
             callers: Callers::default(),
-            control: Control::listen(&config.run_dir, config.vm, Side::Standby)?,
+            control: Control::listen(&config.run_dir, config.vm, config.node, Side::Standby)?,
             scrapes: Scrapes::serve(config.metrics)?,
             role: Role::Idle,
             suspected_at: None,
@@ -170,6 +178,7 @@ impl Node {
 
     fn turn(&mut self) -> Result<()> {
         self.sleep()?;
+        self.progress.mark();
         self.hear_offers();
         self.hear_arbiter();
         self.hear_beats();
@@ -205,7 +214,7 @@ impl Node {
         fds.extend(self.attempt_fd().map(readable));
         fds.extend(self.rehearsal.as_ref().map(|rehearsal| readable(rehearsal.as_fd())));
         fds.extend(self.export.as_ref().map(|export| readable(export.task.as_fd())));
-        wait(&mut fds, self.clock.now(), self.driver.deadline(), VM_CHECK)?;
+        wait(&mut fds, self.clock.now(), self.driver.deadline(), LONGEST_SLEEP)?;
         Ok(())
     }
 
@@ -382,6 +391,7 @@ impl Node {
         }
         tracing::warn!("the waiting QEMU died; starting it again over the same RAM file");
         emit("waiting-qemu-died", json!({}));
+        self.progress.busy(QEMU_START);
         let restarted = vm.restart().and_then(|()| vm.owner(self.this)).and_then(|owner| {
             self.gate.connect(NIC_PATIENCE)?;
             Ok(owner)
@@ -390,6 +400,7 @@ impl Node {
             Ok(owner) => self.driver.set_owner(owner),
             Err(error) => tracing::error!(error = exit::words(&error), "the waiting QEMU does not start"),
         }
+        self.progress.mark();
     }
 
     fn hear_control(&mut self) {

@@ -6,9 +6,11 @@ use super::{
 };
 use crate::{
     beats,
+    clock::WatchedClock,
     config::StandbyConfig,
     events::emit,
     files,
+    keepalive::Watched,
     paths::{self, Answer, Route},
     qemu::profile::Profile,
     report,
@@ -94,10 +96,11 @@ impl Node {
         let owner = self.vm.as_mut().map(|vm| vm.owner(self.this)).transpose()?.context("a waiting VM")?;
         let machine = Standby::new(Config { owner, rehearse: !self.config.no_rehearsal, sabotage: None });
         let pool = SlabPool::new(theirs.slab_size as usize, usize::try_from(self.config.staging_bytes)?);
-        self.driver = StandbyDriver::new(machine, pool, spill_file(&self.config)?, self.clock);
+        self.driver = StandbyDriver::new(machine, pool, spill_file(&self.config)?, WatchedClock(self.progress.clone()));
         let wish = self.config.wish();
         let session = (theirs.incarnation, theirs.beat_key);
-        self.beats = Some(beats::start(keepalive.0, session, beats::STANDBY, wish, self.clock)?);
+        let watched = Watched { progress: self.progress.clone(), limit: self.config.stall_after };
+        self.beats = Some(beats::start(keepalive.0, session, beats::STANDBY, wish, Some(watched))?);
         (self.registered, self.suspected_at, self.operator_wants_it) = (false, None, false);
         self.instance = hello.instance;
         self.peer = Some(format!("{} at {peer}", theirs.node));

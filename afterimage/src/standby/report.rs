@@ -4,7 +4,7 @@ use super::node::Node;
 use crate::{
     events,
     metrics::{Buckets, Snapshot},
-    report,
+    narration, report,
     status::{SCHEMA, Status},
 };
 use mc_core::{gate::OutputGate, id::Time, standby::Role};
@@ -48,6 +48,7 @@ pub(super) fn snapshot(node: &Node) -> Snapshot {
         apply: Buckets::from(&node.driver.figures().apply),
         swaps: node.swap.counts(),
         journal_lost: events::journal_lost(),
+        narration_lost: narration::lost(),
         ..Snapshot::default()
     };
     if let Some(beats) = &node.beats {

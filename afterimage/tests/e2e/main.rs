@@ -20,4 +20,5 @@ mod refusals;
 mod register;
 mod staging;
 mod takeover;
+mod stalls;
 mod world;
