@@ -1,25 +1,25 @@
 //! The command line. What a flag leaves open, the file and then the defaults decide: see [`crate::config`].
 
 mod keepalive;
+mod keeper;
 mod pair;
 mod set;
 
 pub use keepalive::{Frequency, KeepaliveCommand, ProbeArgs, ServeArgs, TuneArgs};
+pub use keeper::KeeperArgs;
 pub use pair::{KeepaliveSetArgs, KeepaliveShowArgs};
 pub use set::SetArgs;
 
 use crate::{
+    address::{LocalAddr, parse_address},
     arbiter::{ArbiterSpec, HostPort},
     config::{NicSpec, OnCapWish, PathArgs, parse_duration, parse_listen, parse_size},
     exit::CODES,
+    witness::NodeSpec,
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mc_core::id::Name;
-use std::{
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 /// The heading of flags without a default.
 const REQUIRED: &str = "Required, here or in the file of --config";
@@ -46,8 +46,22 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the arbiter: one compare-and-swap register per VM, on a third host
-    #[command(after_long_help = help("afterimage witness --listen 10.0.0.9:7400 --state /var/lib/afterimage"))]
-    Witness(WitnessArgs),
+    #[command(
+        after_long_help = help(
+            "afterimage witness --listen 10.0.0.9:7400 --state /var/lib/afterimage\n\
+             \x20 afterimage witness list\n\
+             \x20 afterimage witness assign web host-b --yes-the-others-are-stopped"
+        ),
+        args_conflicts_with_subcommands = true
+    )]
+    Witness {
+        /// Without a command: the daemon.
+        #[command(flatten)]
+        args: WitnessArgs,
+        /// To a running witness, on its host
+        #[command(subcommand)]
+        command: Option<WitnessCommand>,
+    },
     /// Protect a VM that runs on this host
     #[command(after_long_help = help(
         "afterimage protect --vm web --qmp /run/web.qmp --nic /run/web.net=tap0 \\\n\
@@ -73,12 +87,22 @@ pub enum Command {
     /// On the primary, with --arbiter manual: go on without the standby
     #[command(after_long_help = help("afterimage solo --vm web --yes-the-other-side-is-stopped"))]
     Solo(OperatorArgs),
+    /// Accept another witness than the one that this node knows, for one VM; run it on both hosts, once the old witness is
+    /// gone for good
+    #[command(after_long_help = help("afterimage accept-witness --vm web"))]
+    AcceptWitness(AcceptWitnessArgs),
     /// On the primary: end protection through the arbiter; the VM runs on alone, its network intact
     #[command(after_long_help = help("afterimage unprotect --vm web"))]
     Unprotect(UnprotectArgs),
     /// On the primary: look for a standby again after `unprotect`, or at once instead of after a pause
     #[command(after_long_help = help("afterimage reprotect --vm web"))]
     Reprotect(UnprotectArgs),
+    /// Look after the VM that a standby holds
+    Image {
+        /// What to do with it.
+        #[command(subcommand)]
+        command: ImageCommand,
+    },
     /// Measure and tune the failure detector; change a running pair's, and look at it
     Keepalive {
         /// What to do.
@@ -103,10 +127,21 @@ pub enum Command {
     /// The part of `protect` that moves checkpoints. Started by its supervisor.
     #[command(hide = true)]
     DataPath,
+    /// Pass packets between a VM that nobody protects and its network. Started by `standby` and `protect`
+    #[command(hide = true)]
+    Keeper(KeeperArgs),
 }
 
 fn help(example: &str) -> String {
     format!("Example:\n  {example}\n\n{AFTER}\n\n{CODES}")
+}
+
+/// `afterimage image …`
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// On the standby, when its takeover failed or waits for the arbiter: write the VM as files that a stock QEMU loads
+    #[command(after_long_help = help("afterimage image export --vm web --to /var/tmp"))]
+    Export(ExportArgs),
 }
 
 /// `afterimage config …`
@@ -136,10 +171,10 @@ pub enum RdmaCommand {
 #[derive(Debug, Default, Args)]
 pub struct WitnessArgs {
     /// Where to listen [default: 127.0.0.1:7400]
-    #[arg(long, value_name = "ADDR:PORT")]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_address)]
     pub listen: Option<SocketAddr>,
-    /// The directory of its registers, a file of 208 bytes per VM; made if its parent exists. Keep it: a witness that forgot
-    /// would let two hosts run the same VM
+    /// The directory of its identity and its registers, a small file per VM; made if its parent exists. Keep it: a witness that
+    /// forgot is another witness, and has to ask the nodes
     #[arg(long, value_name = "DIR", help_heading = REQUIRED)]
     pub state: Option<PathBuf>,
     /// Where to serve metrics for Prometheus; a port alone means on loopback [default: nowhere]
@@ -148,6 +183,56 @@ pub struct WitnessArgs {
     /// A TOML file; its section `[witness]` holds what no flag says
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+}
+
+/// `afterimage witness …`, to a running witness
+#[derive(Debug, Subcommand)]
+pub enum WitnessCommand {
+    /// Show the VMs that it knows: what their registers hold, and whose word is waited for
+    #[command(after_long_help = help("afterimage witness list --json"))]
+    List {
+        /// The --state of the running witness
+        #[arg(long, value_name = "DIR", default_value = crate::journal::STATE_DIR)]
+        state: PathBuf,
+        /// One JSON object instead of text
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give a VM to a node, whatever anybody has seen: when nodes disagree, or one will never come back
+    #[command(after_long_help = help("afterimage witness assign web host-b --yes-the-others-are-stopped"))]
+    Assign {
+        /// The VM
+        vm: Name,
+        /// The node: NAME, if the witness knows one of that name, or NAME=ID
+        node: NodeSpec,
+        /// The --state of the running witness
+        #[arg(long, value_name = "DIR", default_value = crate::journal::STATE_DIR)]
+        state: PathBuf,
+        /// Confirms that the VM can run on no other host: powered off, or its QEMU killed, and looked at. Were it running, two
+        /// copies would answer the same clients, and nothing could merge them again
+        #[arg(long)]
+        yes_the_others_are_stopped: bool,
+    },
+    /// Remove a VM that is no more; refused while its nodes still tell of it
+    #[command(after_long_help = help("afterimage witness forget web"))]
+    Forget {
+        /// The VM
+        vm: Name,
+        /// The --state of the running witness
+        #[arg(long, value_name = "DIR", default_value = crate::journal::STATE_DIR)]
+        state: PathBuf,
+    },
+}
+
+/// `afterimage accept-witness`
+#[derive(Debug, Args)]
+pub struct AcceptWitnessArgs {
+    /// The VM
+    #[arg(long, value_name = "NAME")]
+    pub vm: Name,
+    /// The --state-dir of its `protect` or `standby`
+    #[arg(long, value_name = "DIR", default_value = crate::journal::STATE_DIR)]
+    pub state_dir: PathBuf,
 }
 
 /// `afterimage protect`
@@ -168,6 +253,10 @@ pub struct ProtectArgs {
     /// Who arbitrates: witness://HOST:PORT, or manual (an operator does)
     #[arg(long, value_name = "SPEC", help_heading = REQUIRED)]
     pub arbiter: Option<ArbiterSpec>,
+    /// Accept another witness than the one that this node knows, once: when the old one is gone for good. While it runs:
+    /// `afterimage accept-witness`
+    #[arg(long)]
+    pub accept_witness: bool,
     /// From one checkpoint to the next, at least: what the VM sends waits about this long; 1ms to 60s [default: 20ms]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub epoch: Option<Duration>,
@@ -180,9 +269,13 @@ pub struct ProtectArgs {
     /// Never hear the other side more often than this [default: --beat-interval]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub beat_min_rx: Option<Duration>,
-    /// After this many missed beats the other side is suspect; 1 to 255 [default: 5]
+    /// After this many missed beats the other side is suspect; 2 to 255 [default: 5]
     #[arg(long, value_name = "N")]
     pub detect_multiplier: Option<u8>,
+    /// When this side's own loop has made no progress for so long its beats stop, so that the other side may go on; 500ms to
+    /// 600s [default: four times the detection time, at least 1s]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub stall_after: Option<Duration>,
     /// Memory for checkpoints on their way, never exceeded [default: 64MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub staging: Option<u64>,
@@ -208,9 +301,9 @@ pub struct ProtectArgs {
     /// Where to serve metrics for Prometheus; a port alone means on loopback [default: nowhere]
     #[arg(long, value_name = "ADDR:PORT", value_parser = parse_listen)]
     pub metrics: Option<SocketAddr>,
-    /// The local address of beats [default: the one that the route to the standby uses]
+    /// The local address of the connection to the standby and of its beats [default: the one that the route uses]
     #[arg(long, value_name = "IP")]
-    pub bind: Option<IpAddr>,
+    pub bind: Option<LocalAddr>,
     /// Protect the VM although it can write to disks. Those writes are not held: after a takeover the disk may be ahead of
     /// the memory
     #[arg(long)]
@@ -241,11 +334,15 @@ pub struct StandbyArgs {
     #[arg(long, value_name = "NAME")]
     pub node: Option<Name>,
     /// Where to wait for the primary [default: 127.0.0.1:7410]
-    #[arg(long, value_name = "ADDR:PORT")]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_address)]
     pub listen: Option<SocketAddr>,
     /// Who arbitrates: witness://HOST:PORT, or manual (an operator does)
     #[arg(long, value_name = "SPEC", help_heading = REQUIRED)]
     pub arbiter: Option<ArbiterSpec>,
+    /// Accept another witness than the one that this node knows, once: when the old one is gone for good. While it runs:
+    /// `afterimage accept-witness`
+    #[arg(long)]
+    pub accept_witness: bool,
     /// A NIC of the VM: the unix socket of its `-netdev stream`, and the TAP device to connect it to. Once per NIC, in order
     #[arg(long = "nic", value_name = "SOCKET=TAP")]
     pub nics: Vec<NicSpec>,
@@ -253,9 +350,13 @@ pub struct StandbyArgs {
     #[arg(long, value_name = "DIR")]
     pub ram_dir: Option<PathBuf>,
     /// A file for what is larger than staging, the first full synchronisation above all. Without it, a checkpoint that does
-    /// not fit ends the protection
+    /// not fit ends the protection. It has no name while it is in use: a file of this name is left alone
     #[arg(long, value_name = "FILE")]
     pub spill: Option<PathBuf>,
+    /// Call a VM protected although nobody has tried whether its state can be loaded here. (Otherwise the first state, and
+    /// the first after each change of the VM's devices, is loaded into a QEMU that is thrown away.)
+    #[arg(long)]
+    pub no_rehearsal: bool,
     /// Memory for checkpoints that are not committed yet, never exceeded [default: 64MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub staging: Option<u64>,
@@ -265,9 +366,13 @@ pub struct StandbyArgs {
     /// Never hear the other side more often than this [default: --beat-interval]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub beat_min_rx: Option<Duration>,
-    /// After this many missed beats the other side is suspect; 1 to 255 [default: 5]
+    /// After this many missed beats the other side is suspect; 2 to 255 [default: 5]
     #[arg(long, value_name = "N")]
     pub detect_multiplier: Option<u8>,
+    /// When this side's own loop has made no progress for so long its beats stop, so that the other side may go on; 500ms to
+    /// 600s [default: four times the detection time, at least 1s]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub stall_after: Option<Duration>,
     /// Where sockets and locks live [default: /run/afterimage]
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
@@ -295,6 +400,8 @@ pub enum Side {
     Primary,
     /// Where `afterimage standby` runs
     Standby,
+    /// What passes packets while nobody protects the VM
+    Keeper,
 }
 
 impl Side {
@@ -304,6 +411,7 @@ impl Side {
         match self {
             Self::Primary => "primary",
             Self::Standby => "standby",
+            Self::Keeper => "keeper",
         }
     }
 }
@@ -346,6 +454,20 @@ pub struct WhyArgs {
     /// Where the journals are
     #[arg(long, value_name = "DIR", default_value = crate::journal::STATE_DIR)]
     pub state_dir: PathBuf,
+}
+
+/// `afterimage image export`
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// The VM
+    #[arg(long, value_name = "NAME")]
+    pub vm: Name,
+    /// The directory for NAME.vmstate and NAME.txt, as the standby's process sees it. Neither may be there yet
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+    /// Where the control sockets are
+    #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
+    pub run_dir: PathBuf,
 }
 
 /// `afterimage unprotect`, `afterimage reprotect`.

@@ -11,23 +11,20 @@ mod units;
 
 pub use on_cap::OnCapWish;
 pub use paths::{KeepaliveWish, PathArgs, PathsConfig, TransportWish};
+pub(crate) use resolve::hostname;
 pub use resolve::{check, check_text, next_standby};
 pub(crate) use units::size_text;
 pub use units::{NicSpec, parse_duration, parse_listen, parse_size};
 
 use crate::{
-    arbiter::{ArbiterSpec, HostPort},
+    address::LocalAddr,
+    arbiter::{ArbiterConfig, ArbiterSpec, HostPort},
     beats::Wish,
     exit::ExitError,
 };
-use mc_core::id::Name;
+use mc_core::id::{Name, Node};
 use serde::{Deserialize, Serialize};
-use std::{
-    io,
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 use units::{Kib, Mib, Millis};
 
 /// `afterimage witness`.
@@ -57,6 +54,9 @@ pub struct ProtectConfig {
     pub to: HostPort,
     /// Who arbitrates.
     pub arbiter: ArbiterSpec,
+    /// The next witness that answers may be another one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub accept_witness: bool,
     /// From one pause to the next, at least.
     #[serde(rename = "epoch_ms", with = "millis")]
     pub epoch: Duration,
@@ -70,6 +70,9 @@ pub struct ProtectConfig {
     pub beat_min_rx: Option<Duration>,
     /// Missed beats until suspicion.
     pub detect_multiplier: u8,
+    /// After so long without progress of the loop no beat leaves; `None`: four detection times, at least a second.
+    #[serde(rename = "stall_after_ms", default, skip_serializing_if = "Option::is_none", with = "maybe_millis")]
+    pub stall_after: Option<Duration>,
     /// Staging's cap, bytes.
     #[serde(rename = "staging_mib", with = "mib")]
     pub staging_bytes: u64,
@@ -90,9 +93,9 @@ pub struct ProtectConfig {
     /// Where metrics are served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<SocketAddr>,
-    /// The local address of beats; `None`: the one that the route to the standby uses.
+    /// The local address of the connection to the standby and of its beats; `None`: the one that the route uses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bind: Option<IpAddr>,
+    pub bind: Option<LocalAddr>,
     /// Protect a VM whose disks can be written.
     pub force_writable_disks: bool,
     /// End when there is no standby, or no arbiter at the start, instead of staying and trying again.
@@ -118,6 +121,9 @@ pub struct StandbyConfig {
     pub listen: SocketAddr,
     /// Who arbitrates.
     pub arbiter: ArbiterSpec,
+    /// The next witness that answers may be another one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub accept_witness: bool,
     /// The VM's NICs.
     pub nics: Vec<NicSpec>,
     /// Where the RAM image's file is: memory, so a tmpfs.
@@ -125,6 +131,9 @@ pub struct StandbyConfig {
     /// Where a checkpoint goes that staging cannot hold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spill: Option<PathBuf>,
+    /// Protect without having tried whether the VM's state can be loaded here.
+    #[serde(default)]
+    pub no_rehearsal: bool,
     /// Staging's cap, bytes.
     #[serde(rename = "staging_mib", with = "mib")]
     pub staging_bytes: u64,
@@ -136,6 +145,9 @@ pub struct StandbyConfig {
     pub beat_min_rx: Option<Duration>,
     /// Missed beats until suspicion.
     pub detect_multiplier: u8,
+    /// After so long without progress of the loop no beat leaves; `None`: four detection times, at least a second.
+    #[serde(rename = "stall_after_ms", default, skip_serializing_if = "Option::is_none", with = "maybe_millis")]
+    pub stall_after: Option<Duration>,
     /// Where sockets and locks are.
     pub run_dir: PathBuf,
     /// Where its journal is.
@@ -223,9 +235,33 @@ impl From<ConfigError> for ExitError {
     }
 }
 
+impl ProtectConfig {
+    /// While protected, so long an epoch may wait for its ACK: the standby is suspect then, whatever beats say. RDMA may have
+    /// to fall back within that time.
+    #[must_use]
+    pub fn commit_deadline(&self, rdma: bool) -> Duration {
+        let detection = self.beat_interval * u32::from(self.detect_multiplier);
+        let falls_back = if rdma { self.paths.rdma_give_up() } else { Duration::ZERO };
+        Duration::from_secs(2).max(self.epoch * 10).max(detection * 10) + falls_back
+    }
+}
+
 macro_rules! wish {
     ($($config:ident)*) => {$(
         impl $config {
+            /// How `node`, which is this host, asks the arbiter.
+            #[must_use]
+            pub fn asks(&self, node: Node) -> ArbiterConfig {
+                ArbiterConfig {
+                    spec: self.arbiter.clone(),
+                    vm: self.vm,
+                    node,
+                    run_dir: self.run_dir.clone(),
+                    state_dir: self.state_dir.clone(),
+                    accept_witness: self.accept_witness,
+                }
+            }
+
             /// How this side wants its beats.
             #[must_use]
             pub fn wish(&self) -> Wish {

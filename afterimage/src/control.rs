@@ -2,9 +2,12 @@
 
 use crate::{
     cli::Side,
+    clock::Clock,
     exit::{Code, ExitError},
     inbox::{self, Inbox},
-    status::{ControlError, ControlSocket, Request, Response, WAITING, ask, socket_path},
+    keeper,
+    progress::Progress,
+    status::{ControlError, ControlSocket, Request, Response, SCHEMA, Status, WAITING, ask, socket_path},
 };
 use anyhow::Result;
 use mc_core::id::Name;
@@ -17,6 +20,8 @@ use std::{
 
 /// A loop that does not answer within this time is stuck, or stopped.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// All of a VM's memory is written to a disk.
+pub const EXPORT_PATIENCE: Duration = Duration::from_secs(3 * 3600);
 
 /// Between two looks whether a place is free.
 const STEP: Duration = Duration::from_millis(2);
@@ -40,30 +45,53 @@ impl ControlRequest {
 #[derive(Debug)]
 pub struct Control {
     requests: Inbox<ControlRequest>,
+    turns: Progress,
     _socket: ControlSocket,
 }
 
 impl Control {
-    /// Serves the control socket of one side of a VM.
-    pub fn listen(run_dir: &Path, vm: Name, side: Side) -> Result<Self> {
+    /// Serves the control socket of one side of a VM. A loop that does not answer does not make the operator guess: its
+    /// socket tells how long it has not turned.
+    pub fn listen(run_dir: &Path, vm: Name, node: Name, side: Side) -> Result<Self> {
         let (outbox, requests) = inbox::inbox()?;
-        let outbox = Mutex::new(outbox);
+        let (outbox, turns) = (Mutex::new(outbox), Progress::new());
+        let turned = turns.clone();
         let handler = move |request: Request| {
             let (reply, answer) = mpsc::sync_channel(1);
+            let asked = matches!(request, Request::Status);
+            let patience = if matches!(request, Request::Export { .. }) { EXPORT_PATIENCE } else { PATIENCE };
             if let Ok(outbox) = outbox.lock() {
                 outbox.put(ControlRequest { request, reply });
             }
-            answer
-                .recv_timeout(PATIENCE)
-                .unwrap_or_else(|_| refused("the process is there, but its loop does not answer"))
+            answer.recv_timeout(patience).unwrap_or_else(|_| {
+                let why = format!("the loop has not turned for {} s", turned.since(Clock.now()).as_secs());
+                match asked {
+                    true => Response::Status(Box::new(stalled((vm, node, side), why))),
+                    false => refused(&format!("the process is there, but {why}")),
+                }
+            })
         };
         let socket = ControlSocket::spawn(&socket_path(run_dir, vm, side), Arc::new(handler))?;
-        Ok(Self { requests, _socket: socket })
+        Ok(Self { requests, turns, _socket: socket })
     }
 
-    /// The next request, if any.
+    /// The next request, if any. Called in every turn of the loop.
     pub fn take(&self) -> Option<ControlRequest> {
+        self.turns.mark();
         self.requests.take()
+    }
+}
+
+/// What is known of a side whose loop stands still.
+fn stalled((vm, node, side): (Name, Name, Side), why: String) -> Status {
+    Status {
+        schema: SCHEMA,
+        side: side.as_str().into(),
+        role: "stalled".into(),
+        vm: vm.to_string(),
+        node: node.to_string(),
+        stalled: Some(why),
+        ..Status::default()
     }
 }
 
@@ -94,6 +122,8 @@ pub enum Predecessor {
     MadeWay,
     /// It left: it could not make way.
     Left,
+    /// There is none, and a keeper passes the VM's packets, until a gate opens: see [`keeper::relieve`].
+    Kept,
 }
 
 /// If a process on this node runs the VM solo, has it make way, or leave. Its gate was the VM's network: the caller must stay even
@@ -106,9 +136,7 @@ pub fn ask_to_make_way(run_dir: &Path, vm: Name) -> Result<Predecessor> {
     if is_waiting(&primary) {
         tell_predecessor(&primary, vm, Request::Handover)?;
         wait_until_gone(&primary)?;
-        return Ok(Predecessor::Nobody);
-    }
-    if tell_predecessor(&primary, vm, Request::MakeWay)? {
+    } else if tell_predecessor(&primary, vm, Request::MakeWay)? {
         return Ok(Predecessor::MadeWay);
     }
     // One that took over has QEMU's control connection for as long as it lives.
@@ -117,7 +145,7 @@ pub fn ask_to_make_way(run_dir: &Path, vm: Name) -> Result<Predecessor> {
         wait_until_gone(&standby)?;
         return Ok(Predecessor::Left);
     }
-    Ok(Predecessor::Nobody)
+    Ok(keeper::running(run_dir, vm).map_or(Predecessor::Nobody, |_| Predecessor::Kept))
 }
 
 /// Whether it has not begun: its gate is closed, and the VM has no network to lose.
@@ -143,13 +171,13 @@ fn tell_predecessor(path: &Path, vm: Name, request: Request) -> Result<bool> {
 }
 
 /// Serves the primary's control socket; with `relieve`, in the place of the process that made way, which leaves now.
-pub fn take_place(run_dir: &Path, vm: Name, relieve: bool) -> Result<Control> {
+pub fn take_place(run_dir: &Path, (vm, node): (Name, Name), relieve: bool) -> Result<Control> {
     if relieve {
         tell_predecessor(&socket_path(run_dir, vm, Side::Primary), vm, Request::Handover)?;
     }
     let start = Instant::now();
     loop {
-        match Control::listen(run_dir, vm, Side::Primary) {
+        match Control::listen(run_dir, vm, node, Side::Primary) {
             Err(error) if relieve && is_busy(&error) && start.elapsed() < PATIENCE => std::thread::sleep(STEP),
             listening => return listening,
         }

@@ -12,7 +12,7 @@ use crate::{
 };
 use mc_core::{
     gate::GateStats,
-    id::{Generation, Time},
+    id::{Generation, Time, WitnessId},
     register::{CasOutcome, Register},
     slab::PoolStats,
 };
@@ -51,6 +51,11 @@ pub fn suspicion(beats: &BeatHandle, watch: &Watch, now: Time) -> Value {
         "own_late": { "times": times, "max_ms": ms(worst) },
         "received": received,
     });
+    let proof = beats.proof();
+    if proof.heard == 0 || proof.echoed == 0 {
+        // They never worked: no host has died, the network drops them.
+        fields["unproven"] = json!(watch.unproven(beats, "the other side", now));
+    }
     if let Some(report) = beats.suspicion() {
         fields["silent_ms"] = json!(ms(report.silent_for));
         fields["missed"] = json!(report.missed);
@@ -83,19 +88,58 @@ pub fn output(stats: GateStats) -> Value {
 #[must_use]
 pub fn arbiter_field(arbiter: &ArbiterClient) -> Value {
     let health = arbiter.health();
-    json!({ "spec": arbiter.spec().to_string(), "reachable": health.reachable, "last_error": health.last_error })
+    json!({
+        "spec": arbiter.spec().to_string(), "reachable": health.reachable, "last_error": health.last_error,
+        "fault": health.fault, "failover_impossible": health.failover_possible().err(),
+    })
 }
 
-/// The arbiter became reachable, or stopped being so. Its loss stops nothing but failover; that must be heard.
-pub fn arbiter(health: &Health) {
+/// Tells how the arbiter is, once per change. Its loss stops nothing but failover; that must be heard.
+#[derive(Debug, Default)]
+pub struct ArbiterWatch {
+    /// Whether it was unreachable, and why a failover was impossible although it was not.
+    told: (bool, Option<String>),
+}
+
+impl ArbiterWatch {
+    /// Looks at it.
+    pub fn look(&mut self, health: &Health) {
+        if !health.reachable && health.last_error.is_none() {
+            return; // before its first try it is neither
+        }
+        let unable = health.failover_possible().err().filter(|_| health.reachable);
+        let now = (!health.reachable, unable);
+        let before = std::mem::replace(&mut self.told, now.clone());
+        if now.0 != before.0 {
+            reachable(health);
+        }
+        match now.1 {
+            why if why == before.1 => {}
+            Some(why) => unfit(&why, health),
+            None if health.reachable => {
+                tracing::info!("the arbiter is as it should be again: failover is possible");
+                emit("arbiter-mended", json!({}));
+            }
+            None => {}
+        }
+    }
+}
+
+fn reachable(health: &Health) {
     if health.reachable {
-        tracing::info!("the arbiter can be reached: failover is possible");
+        tracing::info!("the arbiter can be reached");
         emit("arbiter-reachable", json!({}));
     } else {
         let why = health.last_error.as_deref().unwrap_or("no answer");
         tracing::warn!(why, "the arbiter cannot be reached: protection goes on, failover is impossible");
         emit("arbiter-unreachable", json!({ "why": why }));
     }
+}
+
+fn unfit(why: &str, health: &Health) {
+    let remedy = health.remedy();
+    tracing::error!(why, remedy, "the arbiter answers, but a failover is impossible");
+    emit("arbiter-fault", json!({ "why": why, "remedy": remedy, "fault": health.fault }));
 }
 
 /// What is true of every protected VM, and an operator might not expect.
@@ -142,8 +186,17 @@ pub fn scrape_beats(snapshot: &mut Snapshot, beats: &BeatHandle, watch: &Watch, 
 /// Fills in what the arbiter's client knows.
 pub fn fill_arbiter(status: &mut Status, arbiter: &ArbiterClient) {
     let health = arbiter.health();
-    status.arbiter =
-        ArbiterStatus { spec: arbiter.spec().to_string(), reachable: health.reachable, last_error: health.last_error };
+    status.arbiter = ArbiterStatus {
+        spec: arbiter.spec().to_string(),
+        reachable: health.reachable,
+        fault: health.fault.map(|fault| fault.to_string()),
+        failover_impossible: health.failover_possible().err(),
+        remedy: health.remedy().map(str::to_owned),
+        witness: (health.witness != WitnessId::NONE).then(|| health.witness.to_string()),
+        standing: health.told.map(|told| told.standing_word().to_owned()),
+        probe_age_ms: health.told.and_then(|told| told.probe_age_ms).map(u64::from),
+        last_error: health.last_error,
+    };
 }
 
 /// Fills in what the beat thread knows.
@@ -158,5 +211,6 @@ pub fn fill_beats(status: &mut Status, beats: &BeatHandle) {
         rtt_us: stats.rtt_us,
         detection_time_us: stats.detection_time_us,
     };
+    status.counters.insert("beats_withheld".into(), stats.withheld);
     status.notes.extend(beats.notes().iter().cloned());
 }

@@ -1,33 +1,45 @@
 //! `afterimage witness`: the embedded arbiter, one small daemon on any third machine.
 //!
 //! It runs [`mc_core::arbiter::Arbiter`] over TCP, and keeps each register in a file of its own (`STATE/<vm>.reg`), durable
-//! before anybody is told. Killed at any moment, it starts again with everything that it ever answered "won" to.
+//! before anybody is told. Killed at any moment, it starts again with everything that it ever answered "won" to. And if it has
+//! not, it hears so from the nodes, before it tries a swap.
 //!
 //! | what goes wrong | what it does |
 //! |---|---|
-//! | the disk is full, the directory is gone | answers Failed, the register is as it was, logs; the node retries |
+//! | the disk is full, the directory is gone | answers Failed, the register is as it was, logs; the node retries. Once a second it tries to store, and every answer tells how long ago it last could: the nodes raise an alarm |
 //! | fsync of the directory fails after the rename | exits 1: only a restart, which reads it again, knows what is stored |
-//! | a register file is damaged | does not start, and names the file |
+//! | a register file is damaged | tries no swap of that VM until its nodes, or an operator, have said what it was |
+//! | the directory is empty, or an older one | likewise; an empty one makes another witness of it, which nodes have to accept |
 //! | bytes that are no request | closes that connection, logs |
 
+mod clients;
+mod operator;
+mod registrar;
 mod serve;
+mod storage;
 mod store;
 
+pub use operator::{NodeSpec, RegisterReport, WitnessReport, WitnessRequest, operate};
 pub use store::OpenError;
 
 use crate::{
     arbiter::file::StoreError,
     config::WitnessConfig,
-    exit::{Code, ExitError},
+    exit::{Code, ExitError, listen_remedy},
     metrics,
+    status::{ControlError, ControlSocket},
     wake::Wake,
 };
+use clients::{Clients, MAX_CLIENTS};
 use mc_core::{
     arbiter::{Arbiter, Limits},
     id::Name,
 };
-use rustix::event::{PollFd, PollFlags, poll};
-use serve::{Clients, Input};
+use registrar::{Input, Me, Registrar};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    rand::{GetRandomFlags, getrandom},
+};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use socket2::{Domain, Socket, Type};
 use std::{
@@ -41,7 +53,8 @@ use std::{
     },
     thread::JoinHandle,
 };
-use tracing::{info, warn};
+use storage::Probe;
+use tracing::{error, info, warn};
 
 /// Why a witness does not run.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +70,9 @@ pub enum WitnessError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// It cannot hear its operator.
+    #[error("witness: {0}")]
+    Operator(#[from] ControlError),
     /// Nobody knows what the disk holds now.
     #[error("witness: {vm}: {source}")]
     Storage {
@@ -90,32 +106,44 @@ pub struct Witness {
     end: Arc<Wake>,
     registrar: JoinHandle<Result<(), WitnessError>>,
     others: Vec<JoinHandle<()>>,
+    _operator: ControlSocket,
 }
 
 impl Witness {
     /// Reads the state in `dir`, listens on `listen` (port 0: any), and starts to answer.
     pub fn start(listen: SocketAddr, dir: &Path) -> Result<Self, WitnessError> {
-        let (store, registers) = store::Store::open(dir)?;
-        let vms = registers.len();
+        let (store, found) = store::Store::open(dir)?;
+        for (vm, damage) in &found.lost {
+            error!(%vm, "damaged: {damage}. No swap of it is tried until its nodes have told what it was (they do so by themselves), or \
+                 `afterimage witness assign` or `forget` on this host");
+        }
+        let vms = found.registers.len();
         let listener = bind(listen).map_err(|source| WitnessError::Listen { listen, source })?;
         let address = listener.local_addr().map_err(system("asking for the listener's address"))?;
         let end = Wake::new().map_err(system("making an event descriptor"))?;
-        let arbiter = Arbiter::recover(Limits::default(), registers);
+        let boot = boot().map_err(system("drawing a random number"))?;
+        let arbiter = Arbiter::recover(Limits::default(), boot, found.registers, found.lost.into_keys().collect());
         let clients = Arc::new(Clients::default());
         let (inputs, inbox) = channel();
         let (work, todo) = channel();
+        let operator = operator::serve(dir, inputs.clone())?;
 
+        let probe = Arc::new(Probe::default());
+        let mut works = true;
+        probe.run(&store, &mut works); // before anybody is told that it never could
+        let me = Me { witness: store.identity, boot, probe: Arc::clone(&probe) };
         let done = inputs.clone();
-        let storage = thread("storage", move || serve::storage(&store, &todo, &done))?;
+        let storage = thread("storage", move || storage::run(&store, &todo, &done, &probe, works))?;
         let ended = end.on_drop();
         let everyone = Arc::clone(&clients);
         let registrar = thread("registrar", move || {
             let _ended = ended;
-            serve::registrar(arbiter, &inbox, &work, &everyone.counters)
+            Registrar::new(arbiter, me, &work, &everyone.counters).run(&inbox)
         })?;
         let (stop, everyone, requests) = (Arc::clone(&end), Arc::clone(&clients), inputs.clone());
         let accept = thread("accept", move || serve::accept(&listener, &stop, &everyone, &requests))?;
-        Ok(Self { address, vms, inputs, clients, end, registrar, others: vec![storage, accept] })
+        let others = vec![storage, accept];
+        Ok(Self { address, vms, inputs, clients, end, registrar, others, _operator: operator })
     }
 
     /// Where it listens.
@@ -149,13 +177,20 @@ impl Witness {
     }
 }
 
+/// Another number at every start, and not 0.
+fn boot() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    getrandom(&mut bytes, GetRandomFlags::empty())?;
+    Ok(u64::from_le_bytes(bytes).max(1))
+}
+
 /// Listens, without waiting in accept(2), and with room for every node to come back at once after a restart (std's backlog
 /// is 128; a connection that does not fit tries again only after a second).
 fn bind(listen: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(listen), Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
     socket.bind(&listen.into())?;
-    socket.listen(i32::try_from(serve::MAX_CLIENTS).unwrap_or(i32::MAX))?;
+    socket.listen(i32::try_from(MAX_CLIENTS).unwrap_or(i32::MAX))?;
     socket.set_nonblocking(true)?;
     Ok(socket.into())
 }
@@ -193,7 +228,7 @@ pub fn run(config: &WitnessConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Room for [`serve::MAX_CLIENTS`] descriptors and a few more: the usual soft limit is just that number.
+/// Room for [`MAX_CLIENTS`] descriptors and a few more: the usual soft limit is just that number.
 fn raise_file_limit() {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
@@ -206,18 +241,19 @@ fn raise_file_limit() {
 /// Adds what to do.
 fn explain(error: &WitnessError) -> ExitError {
     let remedy = match error {
-        WitnessError::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
-            "another process listens there (`ss -ltnp` names it): stop it, or choose another --listen"
-        }
-        WitnessError::Listen { .. } => "--listen takes an address of this host and a port, such as 127.0.0.1:7400",
+        WitnessError::Listen { source, .. } => listen_remedy(source.kind()),
         WitnessError::State(OpenError::Locked { .. }) => {
             "one witness per directory: stop the other, or choose another --state"
         }
-        WitnessError::State(OpenError::Damaged { .. } | OpenError::Misnamed { .. }) => {
-            "restore that file from a backup; or, once no standby of that VM is waiting to take over, move it away: \
-             its register is then vacant, and the VM has to be protected anew"
+        WitnessError::State(OpenError::Misnamed { .. }) => "move it out of the directory: it is no register",
+        WitnessError::State(OpenError::Identity { .. }) => {
+            "remove that file: a new identity is made, and every node has to accept it (`afterimage accept-witness`)"
         }
-        WitnessError::State(OpenError::Io { .. }) => {
+        WitnessError::Operator(_) => {
+            "the control socket is STATE/control.sock: a path of at most 100 bytes, which only one \
+                                      witness serves"
+        }
+        WitnessError::State(OpenError::Io { .. } | OpenError::Unreadable(_) | OpenError::Store(_)) => {
             "--state needs a directory that this user can write, on a disk that keeps"
         }
         WitnessError::Storage { .. } | WitnessError::System { .. } => {

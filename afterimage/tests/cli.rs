@@ -152,7 +152,7 @@ fn a_checked_file_is_printed_as_a_file_that_means_the_same() {
     assert_eq!(code, 0);
     assert_eq!(values(&once)[1..], values(&twice)[1..]);
     let args = ["afterimage", "witness", "--config", again.path().to_str().unwrap()];
-    let Command::Witness(args) = Cli::try_parse_from(args).unwrap().command else { panic!() };
+    let Command::Witness { args, command: None } = Cli::try_parse_from(args).unwrap().command else { panic!() };
     assert_eq!(WitnessConfig::resolve(args).unwrap().state, PathBuf::from("/var/lib/w"));
 }
 

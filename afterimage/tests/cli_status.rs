@@ -32,10 +32,11 @@ fn serve(dir: &Path, vm: &str, side: Side, role: &'static str, protected: bool) 
         Request::Measured => Response::Refused { message: "no session".into(), remedy: None },
         Request::Status => Response::Status(Box::new(status(&vm_name, role, protected))),
         Request::Takeover => Response::Done { message: "taking over".into() },
-        Request::Keepalive | Request::KeepaliveSet(_) | Request::Set(_) => {
+        Request::Keepalive | Request::KeepaliveSet(_) | Request::Set(_) | Request::Witness(_) => {
             Response::Refused { message: "not in this test".into(), remedy: None }
         }
         Request::Protect => Response::Away { message: "the arbiter is away".into(), remedy: "start it".into() },
+        Request::Export { dir } => Response::Done { message: format!("wrote into {}", dir.display()) },
         Request::Solo | Request::Unprotect | Request::Handover | Request::MakeWay => {
             Response::Refused { message: "nothing waits for an operator".into(), remedy: Some("look at status".into()) }
         }
@@ -181,4 +182,17 @@ fn a_socket_that_speaks_something_else_is_named() {
     thread.join().unwrap();
     let (code, _, stderr) = run(dir.path(), &["status"]);
     assert!(code == 1 && stderr.contains("connecting"), "dead: {code} {stderr}");
+}
+
+#[test]
+fn an_export_is_asked_of_the_standby_with_a_whole_path() {
+    let dir = tempfile::tempdir().unwrap();
+    let _web = serve(dir.path(), "web", Side::Standby, "taking-over", false);
+    let (code, _, stderr) = run(dir.path(), &["image", "export", "--vm", "web", "--to", "/no/such/dir"]);
+    assert!(
+        code == 2 && stderr.contains("--to /no/such/dir: No such file") && stderr.contains("what to do"),
+        "{stderr}"
+    );
+    let (code, stdout, _) = run(dir.path(), &["image", "export", "--vm", "web", "--to", "/usr/../tmp"]);
+    assert_eq!((code, stdout.as_str()), (0, "wrote into /tmp\n"));
 }

@@ -1,7 +1,7 @@
 //! `afterimage keepalive probe`, `serve` and `tune` as their users run them, over loopback; and peers that are none.
 
 use mc_core::{
-    id::{Generation, Incarnation, Name},
+    id::{Generation, Incarnation, Name, Node, NodeId, WitnessId},
     wire::{VERSION, beat::BeatKey, session::Hello},
 };
 use std::{
@@ -10,7 +10,7 @@ use std::{
     process::{Child, Command, Stdio},
     thread,
 };
-use transport_tcp::session::{Listener, SessionError, SessionOptions, connect};
+use transport_tcp::session::{Call, Listener, SessionError, SessionOptions};
 
 /// Ends with the test.
 struct Serving(Child, SocketAddr);
@@ -196,19 +196,24 @@ fn a_primary_that_finds_a_server_is_told_what_it_found() {
         incarnation: Incarnation(1),
         generation: Generation(1),
         vm: Name::new("web").unwrap(),
-        node: Name::new("a").unwrap(),
+        node: Node { name: Name::new("a").unwrap(), id: NodeId([1; 16]) },
+        witness: WitnessId::NONE,
+        instance: 1,
         beat_key: BeatKey([0; 32]),
         beat_port: 9,
         detect_multiplier: 5,
         desired_tx_us: 10_000,
         required_rx_us: 10_000,
     };
-    let to = serving.1.to_string();
-    let answer = connect(&to, &hello, b"{}", None, &SessionOptions::default());
+    let connect = |hello: &Hello, words: &[u8]| {
+        let call = Call::connect("serve", &[serving.1], None, &SessionOptions::default())?;
+        call.shake_hands(hello, words, None)
+    };
+    let answer = connect(&hello, b"{}");
     assert!(matches!(&answer, Err(SessionError::Refused { why, .. }) if why.contains("only measures")), "{answer:?}");
     // And a probe's words that are none.
     let hello = Hello { vm: Name::new("keepalive-probe").unwrap(), ..hello };
-    let answer = connect(&to, &hello, b"{\"kind\":\"vm\"}", None, &SessionOptions::default());
+    let answer = connect(&hello, b"{\"kind\":\"vm\"}");
     assert!(
         matches!(&answer, Err(SessionError::Refused { why, .. }) if why.contains("no `afterimage keepalive`")),
         "{answer:?}"

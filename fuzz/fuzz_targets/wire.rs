@@ -8,8 +8,14 @@ fuzz_target!(|bytes: &[u8]| {
     if let Ok(record) = control::Control::decode(bytes) {
         assert_eq!(control::Control::decode(&record.encode()), Ok(record));
     }
-    if let Ok(message) = arbiter::Message::decode(bytes) {
-        assert_eq!(arbiter::Message::decode(&message.encode()), Ok(message));
+    if let Ok(request) = arbiter::Request::decode(bytes) {
+        assert_eq!(arbiter::Request::decode(&request.encode()), Ok(request));
+    }
+    if let Ok(answer) = arbiter::Answer::decode(bytes) {
+        assert_eq!(arbiter::Answer::decode(&answer.encode()), Ok(answer));
+    }
+    if let Ok(stored) = arbiter::Stored::decode(bytes) {
+        assert_eq!(arbiter::Stored::decode(&stored.encode()), Ok(stored));
     }
     if let Ok(hello) = session::Hello::decode(bytes) {
         assert_eq!(session::Hello::decode(&hello.encode()), Ok(hello));

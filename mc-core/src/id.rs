@@ -35,6 +35,9 @@ pub fn nanos(d: Duration) -> u64 {
 pub struct Generation(pub u64);
 
 impl Generation {
+    /// The highest that a register may have: nobody gets there by counting, and adding to it is safe.
+    pub const MAX: Self = Self(u64::MAX >> 1);
+
     /// The next one, which a compare-and-swap installs.
     #[must_use]
     pub fn next(self) -> Self {
@@ -80,6 +83,90 @@ display!(Generation "g", Epoch "e", BlockId "block ");
 impl fmt::Display for Incarnation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "i{:016x}", self.0)
+    }
+}
+
+macro_rules! identity {
+    ($(#[$doc:meta])* $t:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $t(pub [u8; 16]);
+
+        impl $t {
+            /// Nobody's: what a fresh value holds before an identity is known.
+            pub const NONE: Self = Self([0; 16]);
+        }
+
+        impl fmt::Display for $t {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+            }
+        }
+
+        impl fmt::Debug for $t {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{self}")
+            }
+        }
+
+        impl std::str::FromStr for $t {
+            type Err = IdentityError;
+
+            fn from_str(text: &str) -> Result<Self, IdentityError> {
+                let digits = text.as_bytes();
+                if digits.len() != 32 || !digits.iter().all(u8::is_ascii_hexdigit) {
+                    return Err(IdentityError);
+                }
+                let mut bytes = [0; 16];
+                for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+                    let pair = std::str::from_utf8(pair).map_err(|_| IdentityError)?;
+                    *byte = u8::from_str_radix(pair, 16).map_err(|_| IdentityError)?;
+                }
+                Ok(Self(bytes))
+            }
+        }
+
+        impl serde::Serialize for $t {
+            fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.collect_str(self)
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $t {
+            fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+
+/// Why a text is no identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("an identity is 32 hexadecimal digits")]
+pub struct IdentityError;
+
+identity! {
+    /// Which host: random, made once, kept by the host. Names are for people; two hosts may share a name, never this.
+    NodeId
+}
+
+identity! {
+    /// Which witness: random, made once, kept beside its registers. One that forgot its registers forgot this too.
+    WitnessId
+}
+
+/// A host, as the register knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+pub struct Node {
+    /// For people.
+    pub name: Name,
+    /// For decisions.
+    pub id: NodeId,
+}
+
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.name.fmt(f)
     }
 }
 

@@ -18,7 +18,7 @@
 //!
 //! # The roles
 //!
-//! Four machines, each a plain value that is handed events and time, and gives actions ([`machine`]):
+//! Five machines, each a plain value that is handed events and time, and gives actions ([`machine`]):
 //!
 //! | machine | decides |
 //! |---|---|
@@ -26,13 +26,14 @@
 //! | [`standby::Standby`] | what is committed, when to ask for the VM |
 //! | [`detector::Detector`] | when the other side is suspect; a suspicion is not a verdict |
 //! | [`arbiter::Arbiter`] | the verdict: one compare-and-swap on the [`register`] |
+//! | [`claim::Claim`] | whether a process that starts, or follows one that died, may run the VM at all |
 //!
 //! Start with [`primary`], whose module documentation draws the whole life of a protected VM; then [`standby`]. The same
 //! values run in the product ([`driver`]) and under the model checker (`tests/model.rs`).
 //!
 //! # The map
 //!
-//! [`id`] has the vocabulary's numbers, [`histogram`] the one way in which times are counted, [`wire`] every byte, [`slab`] and [`staging`] the memory, [`capture`] who copies
+//! [`id`] has the vocabulary's numbers, [`seen`] what a node remembers of the register, [`histogram`] the one way in which times are counted, [`wire`] every byte, [`slab`] and [`staging`] the memory, [`capture`] who copies
 //! into it, [`transport`], [`source`] and [`gate`] the traits that the outside implements, [`failover`] a transport made of
 //! two, `testing` (a feature) an in-memory transport and the suite that every transport must pass.
 
@@ -40,6 +41,7 @@
 
 pub mod arbiter;
 pub mod capture;
+pub mod claim;
 pub mod detector;
 pub mod driver;
 pub mod failover;
@@ -51,6 +53,7 @@ pub mod machine;
 pub mod primary;
 pub mod ram;
 pub mod register;
+pub mod seen;
 pub mod slab;
 pub mod source;
 pub mod staging;

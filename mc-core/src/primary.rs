@@ -1,23 +1,28 @@
 //! The primary: runs the VM, takes checkpoints, and lets output go when it may.
 //!
 //! ```text
-//!             Protect                Ack(1)                 Cas won: (G, protected by S)
+//!             Protect                Ack(1), beats proven   Cas won: (G, protected by S)  [Hold]
 //!   ┌──────┐ ────────> ┌─────────┐ ────────> ┌─────────────┐ ──────────────────────────> ┌───────────┐
 //!   │ Solo │           │ Syncing │           │ Registering │                             │ Protected │
 //!   └──────┘ <──────── └─────────┘           └─────────────┘                             └───────────┘
 //!      ^      link down,                            │ link down,                               │ link down, suspicion,
-//!      │      suspicion, NACK                       │ then Cas won                             │ NACK, shutdown
+//!      │      suspicion, NACK                       │ then Cas won                             │ NACK, no ACK in time, shutdown
 //!      │                                            v                                          │
 //!      │                                        ┌──────────┐ <─────────────────────────────────┘
-//!      └────── Cas won: (G+1, solo) ─────────── │ Claiming │ ── Cas lost ──> Fenced
+//!      └────── Cas won: (G+1, solo) ─────────── │ Claiming │ ── another owner above G ──> Fenced
 //!                                               └──────────┘
+//!                                                    │ the VM died: Cas won is handed to the standby ──> HandingBack ──> Fenced
 //! ```
 //!
 //! The register says (g, solo, self) in Solo and Syncing, one of (g, solo, self) and (G, protected) in Registering, and
 //! (G, protected), or what a standby that took over made of it, in Protected and Claiming. G = g + 1.
 //!
+//! Output flows until protection is *won*: an arbiter that hangs, or a standby that takes its time, silences no VM that nobody
+//! protects yet. From Hold on every commit is marked as *held*, and the standby is entitled to the VM only with a held epoch:
+//! epochs before it lack what was let out meanwhile.
+//!
 //! Within Syncing, Registering and Protected the VM goes round: Running ─SourceReady→ Offered ─Pause→ Stopped ─Captured→
-//! Running. Captured runs Hold/Barrier, Resume, Commit, in that order: the barrier is set while the VM is stopped.
+//! Running. Captured runs Barrier, Resume, Commit, in that order: the barrier is set while the VM is stopped.
 //!
 //! When its next pause is due is for [`pace`] to say: an epoch after the last, sooner when staging would not hold the checkpoint.
 //! What a checkpoint that outgrows staging means for the VM is the operator's choice, [`OnCap`]: it is held while the
@@ -27,9 +32,12 @@
 //! socket. It releases nothing until it sees an ACK of an epoch that it captured *after* the stall: then the standby was
 //! still standing by (docs/adr/0003).
 //!
+//! It gives its VM up for one reason only: the register names another owner at a generation above its own. Anything else that
+//! it did not expect is a fault of the arbiter: it holds still, and asks again when the register has changed (docs/adr/0008).
+//!
 //! - **I1** `release` is the one place that lets ACKed output go; `Solo` the one that lets all of it go.
 //! - **I4** `Solo` is only asked for in states where the register says (solo, self).
-//! - **I5** the register is asked for "protected" only by an ACK of epoch 1.
+//! - **I5** the register is asked for "protected" only once epoch 1 was ACKed and beats were proven.
 
 mod config;
 mod pace;
@@ -39,7 +47,7 @@ pub use config::{Config, OnCap, Sabotage};
 pub use report::{Action, Event, Role};
 
 use crate::{
-    id::{Epoch, Generation, Name, Time},
+    id::{Epoch, Generation, Time},
     machine::Machine,
     register::{CasOutcome, Mode, Owner, Register},
     wire::control::GoodbyeReason,
@@ -61,7 +69,13 @@ pub struct Primary {
     /// What the register holds, as far as we know; we are its owner.
     register: Register,
     role: Role,
-    standby: Option<Name>,
+    standby: Option<Owner>,
+    /// Beats were heard both ways for long enough.
+    proven: bool,
+    /// The first epoch whose output is held; `None` while output flows.
+    held_from: Option<Epoch>,
+    /// From this epoch on the VM has another make than the one that was rehearsed.
+    proving: Option<Epoch>,
     vm: Vm,
     staging_room: bool,
     captured: Epoch,
@@ -70,8 +84,12 @@ pub struct Primary {
     distrusted: Epoch,
     pace: Pace,
     on_cap: OnCap,
+    /// Since when a captured epoch has waited for an ACK, and none has come.
+    waiting_since: Option<Time>,
     /// While Registering: the session is gone, claim as soon as the arbiter has answered.
     broken: bool,
+    /// While Claiming: the arbiter answered what cannot be; nothing is asked until the register is read as it should be.
+    disputed: bool,
     /// Why protection is being ended on purpose.
     ending: Option<GoodbyeReason>,
     actions: VecDeque<Action>,
@@ -90,12 +108,17 @@ impl Primary {
             register,
             role: Role::Solo,
             standby: None,
+            proven: false,
+            held_from: None,
+            proving: None,
             vm: Vm::Running,
             staging_room: true,
             captured: Epoch(0),
             acked: Epoch(0),
             distrusted: Epoch(0),
+            waiting_since: None,
             broken: false,
+            disputed: false,
             ending: None,
             actions: VecDeque::with_capacity(8),
         }
@@ -105,6 +128,19 @@ impl Primary {
     #[must_use]
     pub fn role(&self) -> Role {
         self.role
+    }
+
+    /// Whether the death of this host would cost nothing now: the register names the standby, which has everything that the
+    /// outside saw, and could load it.
+    #[must_use]
+    pub fn is_protected(&self) -> bool {
+        self.role == Role::Protected && self.held_from.is_some_and(|e| self.acked >= e) && self.proving.is_none()
+    }
+
+    /// Whether the arbiter's answers make no sense, so that this side holds still.
+    #[must_use]
+    pub fn is_disputed(&self) -> bool {
+        self.disputed
     }
 
     /// What the register holds, as far as this machine knows.
@@ -139,6 +175,11 @@ impl Primary {
         self.pace.epoch()
     }
 
+    /// Changes how long an epoch may wait for its ACK.
+    pub fn set_commit_deadline(&mut self, deadline: Duration) {
+        self.config.commit_deadline = deadline;
+    }
+
     /// Changes what a checkpoint that outgrows staging means.
     pub fn set_on_cap(&mut self, on_cap: OnCap) {
         self.on_cap = on_cap;
@@ -165,10 +206,11 @@ impl Primary {
         matches!(self.role, Role::Syncing | Role::Registering | Role::Protected)
     }
 
-    fn protect(&mut self, standby: Name) {
+    fn protect(&mut self, standby: Owner) {
         self.role = Role::Syncing;
         self.standby = Some(standby);
         (self.captured, self.acked, self.distrusted) = (Epoch(0), Epoch(0), Epoch(0));
+        (self.proven, self.held_from, self.proving, self.waiting_since) = (false, None, None, None);
         self.vm = Vm::Running;
         self.broken = false;
         self.actions.push_back(Action::BeginSync { generation: self.generation() });
@@ -181,13 +223,14 @@ impl Primary {
         self.captured = self.captured.next();
         self.vm = Vm::Running;
         self.pace.resume(now);
-        if self.captured == Epoch::FULL_SYNC {
-            self.actions.push_back(Action::Hold);
+        self.waiting_since.get_or_insert(now);
+        let held = self.held_from.is_some() || self.config.sabotage == Some(Sabotage::MarkUnheld);
+        if held {
+            self.actions.push_back(Action::Barrier(self.captured));
         }
-        self.actions.push_back(Action::Barrier(self.captured));
         self.actions.push_back(Action::Resume);
-        self.actions.push_back(Action::Commit { epoch: self.captured });
-        if self.config.sabotage == Some(Sabotage::ReleaseUnacked) {
+        self.actions.push_back(Action::Commit { epoch: self.captured, held });
+        if held && self.config.sabotage == Some(Sabotage::ReleaseUnacked) {
             self.actions.push_back(Action::Release(self.captured));
         }
     }
@@ -198,11 +241,12 @@ impl Primary {
         self.actions.push_back(Action::Resume);
     }
 
-    fn ack(&mut self, generation: Generation, epoch: Epoch) {
+    fn ack(&mut self, now: Time, generation: Generation, epoch: Epoch) {
         if generation != self.generation() || epoch <= self.acked || epoch > self.captured {
             return; // late, twice, or of another life
         }
         self.acked = epoch;
+        self.waiting_since = (self.acked < self.captured).then_some(now);
         match self.role {
             Role::Syncing => self.register_protection(),
             Role::Protected => self.release(),
@@ -213,7 +257,7 @@ impl Primary {
     /// I1: only what was ACKed, only while we believe that the register names us and the ACK's sender.
     fn release(&mut self) {
         debug_assert_eq!(self.role, Role::Protected);
-        if self.acked > self.distrusted {
+        if self.acked > self.distrusted && self.held_from.is_some_and(|e| self.acked >= e) {
             self.distrusted = Epoch(0);
             self.actions.push_back(Action::Release(self.acked));
         }
@@ -221,7 +265,11 @@ impl Primary {
 
     /// I5.
     fn register_protection(&mut self) {
-        let Some(standby) = self.standby else { return };
+        let ready = self.acked >= Epoch::FULL_SYNC && self.proven;
+        let Some(standby) = self.standby.filter(|_| ready || self.config.sabotage == Some(Sabotage::RegisterEarly))
+        else {
+            return;
+        };
         let new = Register {
             generation: self.register.generation.next(),
             owner: self.owner(),
@@ -229,6 +277,31 @@ impl Primary {
         };
         self.role = Role::Registering;
         self.actions.push_back(Action::Cas { expect: self.register.generation, new, contested: false });
+    }
+
+    /// The register names the standby. What the VM says from here on waits for ACKs.
+    fn registered(&mut self, register: Register) {
+        self.register = register;
+        if self.broken {
+            return self.claim();
+        }
+        self.role = Role::Protected;
+        self.held_from = Some(self.captured.next());
+        self.actions.push_back(Action::Hold);
+        if let Some(epoch) = self.proving {
+            self.actions.push_back(Action::AskRehearsal { epoch });
+        }
+    }
+
+    /// The VM's make has changed: nobody knows whether the standby could load the next epoch.
+    fn outputs_changed(&mut self) {
+        let epoch = self.captured.next();
+        if self.replicates() {
+            self.proving = Some(epoch);
+        }
+        if self.role == Role::Protected {
+            self.actions.push_back(Action::AskRehearsal { epoch });
+        }
     }
 
     /// The standby is lost, or to be left: go on alone if the arbiter agrees. A standby that is merely left keeps its
@@ -248,6 +321,7 @@ impl Primary {
     fn claim(&mut self) {
         let new = Register { generation: self.register.generation.next(), owner: self.owner(), mode: Mode::Solo };
         self.role = Role::Claiming;
+        (self.disputed, self.waiting_since) = (false, None);
         if self.config.sabotage == Some(Sabotage::ReleaseBeforeSolo) {
             self.actions.push_back(Action::Release(self.captured));
         }
@@ -257,7 +331,7 @@ impl Primary {
     /// I4: the register says (solo, self).
     fn solo(&mut self) {
         self.role = Role::Solo;
-        self.standby = None;
+        (self.standby, self.held_from, self.proving, self.waiting_since) = (None, None, None, None);
         self.vm = Vm::Running;
         self.actions.push_back(Action::CloseLink(Some(self.ending.unwrap_or(GoodbyeReason::Unprotected))));
         self.actions.push_back(Action::Solo);
@@ -273,25 +347,67 @@ impl Primary {
         self.actions.push_back(Action::CloseLink(None));
     }
 
-    fn cas(&mut self, outcome: CasOutcome) {
-        match (self.role, outcome) {
-            (Role::Registering, CasOutcome::Won(register)) => {
-                self.register = register;
-                self.role = Role::Protected;
-                if self.broken {
-                    self.claim();
-                } else {
-                    self.actions.push_back(Action::TellRegistered);
-                    self.release();
-                }
-            }
-            (Role::Claiming, CasOutcome::Won(register)) => {
+    fn won(&mut self, register: Register) {
+        match self.role {
+            Role::Registering => self.registered(register),
+            Role::Claiming => {
                 self.register = register;
                 self.solo();
             }
-            (Role::Registering | Role::Claiming, CasOutcome::Lost(_)) => self.fence(),
+            Role::HandingBack if register.owner.node == self.owner().node => self.hand_back(register),
+            Role::HandingBack => self.fence(),
             _ => {}
         }
+    }
+
+    /// What the register holds, from a swap that was lost, or a read. A read below what this node has seen never comes here.
+    fn held(&mut self, held: Option<Register>, lost: bool) {
+        let above = held.filter(|held| held.generation > self.register.generation);
+        match (self.role, above) {
+            (Role::Fenced | Role::Ended, _) => {}
+            (_, Some(held)) if held.owner.node.id != self.owner().node.id => self.fence(),
+            (Role::Solo, Some(held)) => self.go_on_from(held),
+            (Role::Claiming, Some(held)) if lost || self.disputed => self.go_on_from(held),
+            (Role::Claiming, None) if !lost && self.disputed && held == Some(self.register) => self.claim(),
+            (Role::Registering, above) if lost => {
+                self.actions.push_back(Action::CloseLink(None));
+                self.role = Role::Claiming;
+                match above {
+                    Some(held) => self.go_on_from(held),
+                    None => self.dispute(),
+                }
+            }
+            (Role::Claiming | Role::HandingBack, _) if lost => self.dispute(),
+            _ => {}
+        }
+    }
+
+    /// The register is ours, from before: by a request of this node's that was late, or by an operator's word.
+    fn go_on_from(&mut self, held: Register) {
+        self.register = Register { owner: self.owner(), ..held };
+        self.claim();
+    }
+
+    fn dispute(&mut self) {
+        match self.config.sabotage == Some(Sabotage::BelieveLess) {
+            true => self.fence(),
+            false => self.disputed = true,
+        }
+    }
+
+    /// Only with a held epoch has the standby everything that the outside saw. (Found by the model check: output that was held
+    /// from the registration on is not enough, the standby lacks what was said before.)
+    fn may_hand_back(&self) -> bool {
+        self.held_from.is_some_and(|e| self.acked >= e) || self.config.sabotage == Some(Sabotage::HandBackOpen)
+    }
+
+    /// We won, and have no VM any more; the standby still has it, and nobody has heard anything since.
+    fn hand_back(&mut self, register: Register) {
+        let Some(standby) = self.standby else { return self.fence() };
+        let owner = Owner { instance: Owner::ANY, ..standby };
+        let new = Register { generation: register.generation.next(), owner, mode: Mode::Solo };
+        self.register = register;
+        self.actions.push_back(Action::Cas { expect: register.generation, new, contested: false });
     }
 
     fn unprotect(&mut self, reason: GoodbyeReason) {
@@ -324,9 +440,24 @@ impl Primary {
                 self.actions.push_back(Action::CloseLink(Some(GoodbyeReason::GuestGone)));
                 self.end();
             }
-            Role::Fenced | Role::Ended => {}
+            Role::Fenced | Role::Ended | Role::HandingBack => {}
+            // What was asked may be won all the same: then it is the standby's.
+            Role::Claiming if self.may_hand_back() && !self.disputed => {
+                self.role = Role::HandingBack;
+                self.actions.push_back(Action::Dead);
+            }
             _ => self.fence(),
         }
+    }
+
+    /// When an ACK is overdue: the link, or the standby, does not do its work, whatever beats say.
+    fn ack_due(&self) -> Option<Time> {
+        let since = self.waiting_since.filter(|_| self.role == Role::Protected)?;
+        Some(since.after(self.config.commit_deadline))
+    }
+
+    fn is_late(&self, now: Time) -> bool {
+        self.ack_due().is_some_and(|due| now >= due)
     }
 
     /// Whether only the time keeps the next checkpoint from being taken.
@@ -338,6 +469,11 @@ impl Primary {
     }
 
     fn pace(&mut self, now: Time) {
+        if self.is_late(now) {
+            self.waiting_since = None;
+            self.actions.push_back(Action::Late);
+            self.give_up_standby(true);
+        }
         if self.wants_pause() && now >= self.pace.due() {
             self.vm = Vm::Stopped;
             self.pace.pause(now);
@@ -362,12 +498,25 @@ impl Machine for Primary {
             Event::Measured { bytes, cap } => self.pace.measured(bytes, cap),
             Event::Full => self.full(),
             Event::Staging { room } => self.staging_room = room,
-            Event::Ack { generation, epoch } => self.ack(generation, epoch),
+            Event::Ack { generation, epoch } => self.ack(now, generation, epoch),
             Event::Nack { generation, .. } if generation == self.generation() => self.give_up_standby(false),
             Event::Nack { .. } => {}
             Event::LinkDown | Event::Suspect => self.give_up_standby(true),
             Event::Stalled => self.distrusted = self.captured,
-            Event::Cas(outcome) => self.cas(outcome),
+            Event::BeatsProven => {
+                self.proven = true;
+                if self.role == Role::Syncing {
+                    self.register_protection();
+                }
+            }
+            Event::OutputsChanged => self.outputs_changed(),
+            Event::Rehearsed { generation, epoch } if generation == self.generation() => {
+                self.proving = self.proving.filter(|wanted| *wanted > epoch);
+            }
+            Event::Rehearsed { .. } => {}
+            Event::Cas(CasOutcome::Won(register)) => self.won(register),
+            Event::Cas(CasOutcome::Lost(held)) => self.held(held, true),
+            Event::RegisterRead(held) => self.held(held, false),
             Event::Unprotect(reason) => self.unprotect(reason),
             Event::SourceLost => self.source_lost(),
         }
@@ -379,7 +528,8 @@ impl Machine for Primary {
     }
 
     fn deadline(&self) -> Option<Time> {
-        self.wants_pause().then_some(self.pace.due())
+        let pause = self.wants_pause().then_some(self.pace.due());
+        pause.into_iter().chain(self.ack_due()).min()
     }
 
     fn handle_timeout(&mut self, now: Time) {

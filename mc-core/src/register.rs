@@ -1,14 +1,27 @@
 //! The register: one compare-and-swap cell per VM at a third party, asked on role changes only.
 
-use crate::id::{Generation, Name};
+use crate::id::{Generation, Node, NodeId};
 
-/// One run of one VM on one host: the owner in the register.
+/// One copy of one VM on one host, running or waiting: what the register names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Owner {
     /// The host.
-    pub node: Name,
-    /// Tells one QEMU process from the next on that host: a restarted QEMU has lost what its predecessor showed the world.
+    pub node: Node,
+    /// Tells one copy from the next on that host. Of an owner: its QEMU process; a restarted QEMU has lost what its predecessor
+    /// showed the world. Of a standby: drawn by it for each session; a session that is replayed to it has another one.
+    /// [`Owner::ANY`]: whichever the host runs the VM with; only an operator or a hand-back names an owner so.
     pub instance: u64,
+}
+
+impl Owner {
+    /// See [`Owner::instance`].
+    pub const ANY: u64 = 0;
+
+    /// Whether this names `node`'s QEMU process `instance`.
+    #[must_use]
+    pub fn names(&self, other: &Self) -> bool {
+        self.node.id == other.node.id && (self.instance == other.instance || self.instance == Self::ANY)
+    }
 }
 
 /// How the VM runs.
@@ -19,8 +32,8 @@ pub enum Mode {
     Solo,
     /// The owner runs it, and this standby holds every epoch whose output was released (I5).
     Protected {
-        /// The node that may take over.
-        standby: Name,
+        /// Who may take over.
+        standby: Owner,
     },
 }
 
@@ -33,6 +46,33 @@ pub struct Register {
     pub owner: Owner,
     /// Alone or protected.
     pub mode: Mode,
+}
+
+impl Register {
+    /// The nodes that it names: the owner, and the standby if there is one. Only they may change it.
+    pub fn nodes(&self) -> impl Iterator<Item = NodeId> {
+        let standby = match self.mode {
+            Mode::Protected { standby } => Some(standby.node.id),
+            Mode::Solo => None,
+        };
+        std::iter::once(self.owner.node.id).chain(standby)
+    }
+
+    /// Whether it says (protected by `copy`).
+    #[must_use]
+    pub fn names_standby(&self, copy: &Owner) -> bool {
+        matches!(&self.mode, Mode::Protected { standby } if standby.node.id == copy.node.id && standby.instance == copy.instance)
+    }
+
+    /// Whether `asker` may put `new` in the place of this: the owner may do as it likes with its VM (go on alone, take a
+    /// standby, hand the VM back), the standby may take over alone, nobody else may do anything.
+    #[must_use]
+    pub fn may_become(&self, asker: NodeId, new: &Self) -> bool {
+        let owner = asker == self.owner.node.id;
+        let own = new.owner.node.id == asker;
+        let standby = matches!(&self.mode, Mode::Protected { standby } if standby.node.id == asker);
+        owner && (own || new.mode == Mode::Solo) || standby && own && new.mode == Mode::Solo
+    }
 }
 
 /// The generation of a register that may be vacant.

@@ -29,7 +29,7 @@ fn streams() -> (TcpStream, TcpStream) {
 
 fn record(number: u64) -> Control {
     let (incarnation, generation) = (Incarnation(1), Generation(1));
-    Control { incarnation, generation, epoch: Epoch(number), body: Body::Registered }
+    Control { incarnation, generation, epoch: Epoch(number), body: Body::Rehearse }
 }
 
 fn slab(pool: &mut SlabPool, pages: u64) -> SealedSlab {

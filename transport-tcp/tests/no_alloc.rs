@@ -75,7 +75,10 @@ fn epoch(primary: &mut Side, standby: &mut Side, epoch: Epoch) {
         let slab = writer.seal(SlabMeta { incarnation, generation, epoch, index });
         primary.link.submit(Op::Write(slab)).unwrap();
     }
-    primary.link.submit(Op::Send(control(Body::Commit { slabs: SLABS, bytes: 0, device_bytes: 0 }))).unwrap();
+    primary
+        .link
+        .submit(Op::Send(control(Body::Commit { slabs: SLABS, bytes: 0, device_bytes: 0, held: true })))
+        .unwrap();
     let ack = control(Body::Ack { free_slabs: SLABS });
     let mut acked = false;
     while !(acked && primary.pool.in_use() == 0) {

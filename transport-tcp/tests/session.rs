@@ -1,9 +1,10 @@
 //! The handshake, with good peers and bad ones.
 
 use mc_core::{
-    id::{Generation, Incarnation, Name},
+    id::{Generation, Incarnation, Name, Node, NodeId, WitnessId},
     transport::{Completion, Op, Transport},
     wire::{
+        VERSION,
         beat::BeatKey,
         control::{Body, Control},
         rdma::{Beats, Endpoint, Queues},
@@ -16,21 +17,23 @@ use std::{
     thread::{JoinHandle, sleep, spawn},
     time::Duration,
 };
-use transport_tcp::session::{Connected, Listener, Offer, SessionError, SessionOptions, connect};
+use transport_tcp::session::{Call, Connected, Listener, Offer, SessionError, SessionOptions};
 
 const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 const PATIENT: Duration = Duration::from_secs(30);
 
 fn hello(node: &str) -> Hello {
     Hello {
-        versions: (1, 1),
+        versions: (VERSION, VERSION),
         slab_size: 64 << 10,
         staging_slabs: 32,
         rdma: false,
         incarnation: Incarnation(42),
         generation: Generation(7),
         vm: Name::new("db1").unwrap(),
-        node: Name::new(node).unwrap(),
+        node: Node { name: Name::new(node).unwrap(), id: NodeId(*b"0123456789abcdef") },
+        witness: WitnessId::NONE,
+        instance: 1,
         beat_key: BeatKey([5; 32]),
         beat_port: 4000,
         detect_multiplier: 5,
@@ -47,6 +50,16 @@ fn listener(deadline_ms: u64) -> (Listener, String) {
     let listener = Listener::bind(LOOPBACK, options(deadline_ms)).unwrap();
     let to = listener.local_addr().to_string();
     (listener, to)
+}
+
+fn connect(
+    to: &str,
+    hello: &Hello,
+    profile: &[u8],
+    endpoint: Option<&Endpoint>,
+    options: &SessionOptions,
+) -> Result<Connected, SessionError> {
+    Call::connect(to, &[to.parse().unwrap()], None, options)?.shake_hands(hello, profile, endpoint)
 }
 
 /// A primary in a thread of its own.
@@ -93,7 +106,7 @@ fn both_sides_agree_and_the_link_works() {
     assert_eq!(primary.link.peer(), format!("right ({to})"));
 
     let (incarnation, generation) = (Incarnation(42), Generation(7));
-    let control = Control { incarnation, generation, epoch: mc_core::id::Epoch(1), body: Body::Registered };
+    let control = Control { incarnation, generation, epoch: mc_core::id::Epoch(1), body: Body::Rehearse };
     primary.link.submit(Op::Send(control)).unwrap();
     primary.link.poll();
     loop {
@@ -137,7 +150,7 @@ fn the_standby_echoes_what_identifies_the_session_whatever_its_own_hello_says() 
     let other = Hello { incarnation: Incarnation(9), slab_size: 8192, versions: (1, 9), ..hello("right") };
     let _standby = offer(&mut listener).accept(other, &[], None).unwrap();
     let peer = primary.join().unwrap().unwrap().peer;
-    assert_eq!((peer.incarnation, peer.slab_size, peer.versions), (Incarnation(42), 64 << 10, (1, 1)));
+    assert_eq!((peer.incarnation, peer.slab_size, peer.versions), (Incarnation(42), 64 << 10, (2, 2)));
 }
 
 #[test]
@@ -161,11 +174,11 @@ fn a_long_refusal_is_cut_at_a_character() {
 fn versions_without_overlap_are_explained_to_both_sides() {
     let (mut listener, to) = listener(5000);
     // The profile is large: the refusal must survive that the standby never reads it.
-    let primary = primary(&to, Hello { versions: (2, 3), ..hello("left") }, vec![b' '; MAX_PROFILE]);
+    let primary = primary(&to, Hello { versions: (3, 4), ..hello("left") }, vec![b' '; MAX_PROFILE]);
     let error = failure(&mut listener);
-    assert!(error.ends_with("speaks versions 2..3, this build version 1"), "{error}");
+    assert!(error.ends_with("speaks versions 3..4, this build version 2"), "{error}");
     let error = primary.join().unwrap().unwrap_err().to_string();
-    assert_eq!(error, format!("{to} refused: the standby speaks version 1, you speak versions 2..3"));
+    assert_eq!(error, format!("{to} refused: the standby speaks version 2, you speak versions 3..4"));
 }
 
 #[test]
@@ -180,10 +193,10 @@ fn an_answer_to_another_session_is_not_taken() {
 
 #[test]
 fn a_standby_that_took_a_version_nobody_offered_is_refused() {
-    let answer = Hello { versions: (1, 2), ..hello("right") };
+    let answer = Hello { versions: (2, 3), ..hello("right") };
     let (to, standby) = impostor(encode_frame(Kind::Hello, &answer.encode()));
     let error = connect(&to, &hello("left"), &[], None, &options(5000)).unwrap_err();
-    assert!(matches!(error, SessionError::Version { theirs: (1, 2), .. }), "{error}");
+    assert!(matches!(error, SessionError::Version { theirs: (2, 3), .. }), "{error}");
     standby.join().unwrap();
 }
 
@@ -222,7 +235,7 @@ fn damaged_and_misplaced_frames_name_what_is_wrong() {
 
     let (to, standby) = impostor(encode_frame(Kind::Hello, &[0; 20]));
     let error = connect(&to, &hello("left"), &[], None, &options(5000)).unwrap_err().to_string();
-    assert!(error.contains("hello: 20 bytes, needs 208"), "{error}");
+    assert!(error.contains("hello: 20 bytes, needs 216"), "{error}");
     standby.join().unwrap();
 }
 
@@ -231,9 +244,8 @@ fn nobody_there_is_named() {
     let free = TcpListener::bind(LOOPBACK).unwrap().local_addr().unwrap().to_string();
     let error = connect(&free, &hello("left"), &[], None, &options(5000)).unwrap_err().to_string();
     assert!(error.starts_with(&format!("cannot connect to {free}: Connection refused")), "{error}");
-    let error = connect("nonsense", &hello("left"), &[], None, &options(5000)).unwrap_err().to_string();
-    assert!(error.starts_with("cannot resolve \"nonsense\" (expected HOST:PORT)"), "{error}");
-    let error = connect(&free, &hello("left"), &vec![0; MAX_PROFILE + 1], None, &options(5000)).unwrap_err();
+    let (_listener, to) = listener(5000);
+    let error = connect(&to, &hello("left"), &vec![0; MAX_PROFILE + 1], None, &options(5000)).unwrap_err();
     assert!(matches!(error, SessionError::Profile { .. }), "{error}");
 }
 
@@ -319,6 +331,29 @@ fn a_crowd_of_idle_connections_does_not_keep_a_primary_out() {
     };
     assert_eq!(crowded, 13, "of 21 connections 8 may be under way");
     offer.accept(hello("right"), &[], None).unwrap();
+    primary.join().unwrap().unwrap();
+}
+
+#[test]
+fn one_hosts_crowd_does_not_crowd_out_another_host() {
+    let (mut listener, to) = listener(60_000);
+    // A primary that has connected, and is still busy with its side of RDMA.
+    let from = SocketAddr::from(([127, 0, 0, 2], 0));
+    let primary = Call::connect(&to, &[to.parse().unwrap()], Some(from), &options(20_000)).unwrap();
+    assert_eq!(primary.local_addr().ip(), from.ip());
+    let _idle: Vec<_> = (0..20).map(|_| TcpStream::connect(&to).unwrap()).collect();
+    let mut crowded = 0;
+    while crowded < 13 {
+        match listener.accept(PATIENT) {
+            Err(SessionError::Crowded { peer, .. }) => {
+                assert_ne!(peer.ip(), from.ip());
+                crowded += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    let primary = spawn(move || primary.shake_hands(&hello("left"), &[], None));
+    offer(&mut listener).accept(hello("right"), &[], None).unwrap();
     primary.join().unwrap().unwrap();
 }
 

@@ -1,4 +1,4 @@
-//! One register in one file: the wire message "holds", 208 bytes with its own checksum, replaced as a whole.
+//! Small files that must not be lost, replaced as a whole; and one register in one of them ([`Stored`], with its own checksum).
 //!
 //! Write to a temporary file, fsync, rename, fsync the directory. Until the rename nothing has changed; after it nobody
 //! knows until the directory is on the disk. The two kinds of failure are told apart, since only the first has an answer.
@@ -8,12 +8,13 @@ use mc_core::{
     register::Register,
     wire::{
         WireError,
-        arbiter::{Body, LEN, Message},
+        arbiter::{STORED_LEN, Stored},
     },
 };
 use std::{
     fs::File,
     io::{self, Read, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
@@ -22,11 +23,11 @@ pub const EXTENSION: &str = "reg";
 /// What a temporary file's name ends with. One that is found was never renamed: it counts for nothing.
 pub const TEMPORARY: &str = "tmp";
 
-/// Why a register could not be stored.
+/// Why a file could not be replaced.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The file is as it was.
-    #[error("{doing} {}: {source}; the register is unchanged", path.display())]
+    #[error("{doing} {}: {source}; the file is as it was", path.display())]
     Unchanged {
         /// What was tried.
         doing: &'static str,
@@ -59,7 +60,7 @@ pub enum LoadError {
         source: io::Error,
     },
     /// Not exactly one record.
-    #[error("{}: {len} bytes, a register file has {LEN}", path.display())]
+    #[error("{}: {len} bytes, a register file has {STORED_LEN}", path.display())]
     Length {
         /// Which file.
         path: PathBuf,
@@ -74,42 +75,54 @@ pub enum LoadError {
         /// What is wrong.
         source: WireError,
     },
-    /// Another record, or another VM's.
-    #[error("{}: holds {found}, expected the register of {vm}", path.display())]
+    /// Another VM's.
+    #[error("{}: holds the register of {found}, expected that of {vm}", path.display())]
     Stranger {
         /// Which file.
         path: PathBuf,
         /// Whose it should be.
         vm: Name,
-        /// What it is.
-        found: String,
+        /// Whose it is.
+        found: Name,
     },
+}
+
+impl LoadError {
+    /// Whether the file was read, and is no register.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        !matches!(self, Self::Read { .. })
+    }
 }
 
 /// Reads `vm`'s register; `None` if there is no file.
 pub fn load(path: &Path, vm: Name) -> Result<Option<Register>, LoadError> {
-    let mut bytes = Vec::with_capacity(LEN + 1);
+    let mut bytes = Vec::with_capacity(STORED_LEN + 1);
     let read = match File::open(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        opened => opened.and_then(|f| f.take(LEN as u64 + 1).read_to_end(&mut bytes)),
+        opened => opened.and_then(|f| f.take(STORED_LEN as u64 + 1).read_to_end(&mut bytes)),
     };
     let len = read.map_err(|source| LoadError::Read { path: path.into(), source })?;
-    if len != LEN {
+    if len != STORED_LEN {
         return Err(LoadError::Length { path: path.into(), len });
     }
-    let message = Message::decode(&bytes).map_err(|source| LoadError::Wire { path: path.into(), source })?;
-    match message {
-        Message { vm: found, body: Body::Holds(Some(register)), .. } if found == vm => Ok(Some(register)),
-        other => Err(LoadError::Stranger { path: path.into(), vm, found: format!("{:?} of {}", other.body, other.vm) }),
+    let stored = Stored::decode(&bytes).map_err(|source| LoadError::Wire { path: path.into(), source })?;
+    if stored.vm != vm {
+        return Err(LoadError::Stranger { path: path.into(), vm, found: stored.vm });
     }
+    Ok(Some(stored.register))
 }
 
 /// Makes `DIR/STEM.reg` hold `register`, durably.
 pub fn store(dir: &Path, stem: &str, vm: Name, register: Register) -> Result<(), StoreError> {
-    let path = dir.join(format!("{stem}.{EXTENSION}"));
-    let temporary = dir.join(format!("{stem}.{TEMPORARY}"));
-    let bytes = Message { id: 0, vm, body: Body::Holds(Some(register)) }.encode();
-    if let Err((doing, source)) = write_durably(&temporary, &bytes) {
+    replace(dir, &format!("{stem}.{EXTENSION}"), &Stored { vm, register }.encode())
+}
+
+/// Makes `DIR/NAME` hold `bytes`, durably; mode 0600.
+pub fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+    let path = dir.join(name);
+    let temporary = dir.join(format!("{name}.{TEMPORARY}"));
+    if let Err((doing, source)) = write_durably(&temporary, bytes) {
         // Best effort: the next write truncates it, and a restart removes it.
         let _ = std::fs::remove_file(&temporary);
         return Err(StoreError::Unchanged { doing, path: temporary, source });
@@ -125,8 +138,25 @@ pub fn store(dir: &Path, stem: &str, vm: Name, register: Register) -> Result<(),
     sync_dir(dir).map_err(|source| StoreError::Unknown { doing: "fsync of directory", path: dir.into(), source })
 }
 
+/// Removes `DIR/STEM.reg`, durably; it is no error if it is not there.
+pub fn remove(dir: &Path, stem: &str) -> Result<(), StoreError> {
+    let path = dir.join(format!("{stem}.{EXTENSION}"));
+    match std::fs::remove_file(&path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(StoreError::Unchanged { doing: "removing", path, source })
+        }
+        _ => sync_dir(dir).map_err(|source| StoreError::Unknown {
+            doing: "fsync of directory",
+            path: dir.into(),
+            source,
+        }),
+    }
+}
+
 fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), (&'static str, io::Error)> {
-    let mut file = File::create(path).map_err(|e| ("creating", e))?;
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = options.open(path).map_err(|e| ("creating", e))?;
     file.write_all(bytes).map_err(|e| ("writing", e))?;
     file.sync_all().map_err(|e| ("fsync of", e))
 }
@@ -140,14 +170,18 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
     use mc_core::{
-        id::Generation,
+        id::{Generation, Node, NodeId},
         register::{Mode, Owner},
     };
 
     fn sample() -> (Name, Register) {
         let vm = Name::new("web").unwrap();
-        let owner = Owner { node: Name::new("a").unwrap(), instance: 3 };
-        (vm, Register { generation: Generation(4), owner, mode: Mode::Protected { standby: Name::new("b").unwrap() } })
+        let copy = |name, id, instance| {
+            let node = Node { name: Name::new(name).unwrap(), id: NodeId([id; 16]) };
+            Owner { node, instance }
+        };
+        let mode = Mode::Protected { standby: copy("b", 2, 9) };
+        (vm, Register { generation: Generation(4), owner: copy("a", 1, 3), mode })
     }
 
     #[test]
@@ -160,7 +194,10 @@ mod tests {
         let next = Register { generation: Generation(5), mode: Mode::Solo, ..register };
         store(dir.path(), "web", vm, next).unwrap();
         assert_eq!(load(&path, vm).unwrap(), Some(next));
-        assert!(!dir.path().join("web.tmp").exists());
+        assert!(!dir.path().join("web.reg.tmp").exists());
+        remove(dir.path(), "web").unwrap();
+        remove(dir.path(), "web").unwrap();
+        assert_eq!(load(&path, vm).unwrap(), None);
     }
 
     #[test]
@@ -177,7 +214,7 @@ mod tests {
             let error = load(&path, vm).unwrap_err().to_string();
             assert!(error.contains("web.reg"), "byte {i}: {error}");
         }
-        for len in [0, 1, LEN - 1, LEN + 1, 5000] {
+        for len in [0, 1, 208, STORED_LEN - 1, STORED_LEN + 1, 5000] {
             std::fs::write(&path, vec![0; len]).unwrap();
             assert!(matches!(load(&path, vm), Err(LoadError::Length { .. })), "{len}");
         }
@@ -191,6 +228,6 @@ mod tests {
         let (vm, register) = sample();
         let error = store(Path::new("/nonexistent/dir"), "web", vm, register).unwrap_err();
         assert!(matches!(error, StoreError::Unchanged { .. }));
-        assert!(error.to_string().contains("/nonexistent/dir/web.tmp"), "{error}");
+        assert!(error.to_string().contains("/nonexistent/dir/web.reg.tmp"), "{error}");
     }
 }

@@ -1,21 +1,27 @@
 //! The connection to a witness: kept open and warm, so that the swap which matters costs one round trip and one fsync.
+//!
+//! Every request says what this node has seen, and every answer is compared with that, and kept, before it goes anywhere
+//! ([`super::memory`]).
 
 use super::{
-    Answer, Ask, HostPort,
+    Answer, ArbiterConfig, Ask, HostPort, Told,
+    memory::{Memory, MemoryError},
     worker::{Attempt, Backend},
 };
 use mc_core::{
-    id::Name,
-    register::CasOutcome,
-    wire::arbiter::{Body, LEN, Message},
+    id::{Name, Node, WitnessId},
+    register::{CasOutcome, Mode, Register},
+    seen::{Fault, Heard},
+    wire::arbiter::{self as wire, ANSWER_LEN, Asker, Outcome, Refusal, Request},
 };
 use std::{
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
     time::{Duration, Instant},
 };
+use transport_tcp::reach::reach;
 
-/// For a connection to come about.
+/// For a connection to come about, to any of the witness's addresses.
 const CONNECT: Duration = Duration::from_millis(500);
 /// For an answer. Then the connection is given up: what comes later on it would answer something else.
 const REPLY: Duration = Duration::from_millis(500);
@@ -27,59 +33,172 @@ const CHECK: Duration = Duration::from_secs(1);
 pub(super) struct Link {
     witness: HostPort,
     vm: Name,
-    stream: Option<(TcpStream, SocketAddr)>,
+    node: Node,
+    memory: Memory,
+    connection: Option<Connection>,
     id: u64,
+    told: Option<Told>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    stream: TcpStream,
+    address: SocketAddr,
+    /// The witness process that was known when this was opened; `None` once an answer came.
+    opened: Option<u64>,
+}
+
+/// An answer, and what it means to this node.
+#[derive(Debug)]
+struct Said {
+    answer: wire::Answer,
+    heard: Heard,
+    /// What this node had seen counts with the process that answered.
+    counted: bool,
+}
+
+enum Trouble {
+    Unreachable(String),
+    Memory(MemoryError),
+}
+
+impl From<String> for Trouble {
+    fn from(why: String) -> Self {
+        Self::Unreachable(why)
+    }
+}
+
+impl From<MemoryError> for Trouble {
+    fn from(error: MemoryError) -> Self {
+        Self::Memory(error)
+    }
 }
 
 impl Link {
-    pub(super) fn new(witness: HostPort, vm: Name) -> Self {
-        Self { witness, vm, stream: None, id: 0 }
+    pub(super) fn new(witness: HostPort, config: &ArbiterConfig) -> Result<Self, MemoryError> {
+        let memory = Memory::open(&config.state_dir, config.vm, config.accept_witness)?;
+        Ok(Self { witness, vm: config.vm, node: config.node, memory, connection: None, id: 0, told: None })
     }
 
-    fn connect(&self) -> Result<(TcpStream, SocketAddr), String> {
+    fn connect(&self, boot: u64) -> Result<Connection, String> {
         let addresses = self.witness.addresses().map_err(|e| format!("looking up {}: {e}", self.witness))?;
-        let mut why = format!("{} stands for no address", self.witness);
-        for address in addresses {
-            let connected = TcpStream::connect_timeout(&address, CONNECT).and_then(|stream| {
-                stream.set_nodelay(true)?;
-                stream.set_write_timeout(Some(REPLY))?;
-                Ok(stream)
-            });
-            match connected {
-                Ok(stream) => return Ok((stream, address)),
-                Err(e) => why = format!("connecting to {address}: {e}"),
-            }
-        }
-        Err(why)
+        let deadline = Instant::now() + CONNECT;
+        let (stream, address) =
+            reach(&self.witness.to_string(), &addresses, None, deadline, |_| Ok(())).map_err(|e| e.to_string())?;
+        let prepared = stream.set_nodelay(true).and_then(|()| stream.set_write_timeout(Some(REPLY)));
+        prepared.map_err(|e| format!("connecting to {address}: {e}"))?;
+        Ok(Connection { stream, address, opened: Some(boot) })
     }
 
-    fn exchange(&mut self, body: Body) -> Result<Body, String> {
-        let (stream, address) = match self.stream.take() {
+    fn exchange(&mut self, ask: wire::Ask) -> Result<Said, Trouble> {
+        let known = self.memory.read()?;
+        let mut connection = match self.connection.take() {
             Some(warm) => warm,
-            None => self.connect()?,
+            None => self.connect(known.boot)?,
         };
         self.id += 1;
-        let request = Message { id: self.id, vm: self.vm, body };
-        let reply = round_trip(&stream, &request).map_err(|e| match e.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => format!("{address}: no answer in {REPLY:?}"),
-            io::ErrorKind::UnexpectedEof => format!("{address} closed the connection"),
-            _ => format!("{address}: {e}"),
-        })?;
-        let reply = Message::decode(&reply).map_err(|e| format!("{address} sent: {e}"))?;
-        if (reply.id, reply.vm) != (request.id, request.vm) {
-            let (id, vm) = (reply.id, reply.vm);
-            return Err(format!("{address} answered request {id} about {vm}, asked was {} about {}", self.id, self.vm));
+        let asker = Asker { node: self.node.id, seen: known.seen.register, boot: known.boot };
+        let request = Request { id: self.id, vm: self.vm, asker, ask };
+        let answer = answer_to(&request, &connection)?;
+        let address = connection.address;
+        let heard = self.memory.hear(&answer, connection.opened.take())?;
+        let heard = heard.ok_or_else(|| format!("{address}: an answer of a witness process that is gone"))?;
+        self.connection = Some(connection);
+        self.told = Some(Told {
+            boot: answer.boot,
+            standing: answer.standing,
+            probe_age_ms: answer.probe_age_ms,
+            at: Instant::now(),
+        });
+        Ok(Said { answer, heard, counted: answer.boot == asker.boot })
+    }
+
+    /// Until the witness process that answers is the one that was told what this node has seen.
+    fn ask(&mut self, ask: wire::Ask) -> Result<Said, Trouble> {
+        let warm = self.connection.is_some();
+        let said = match self.exchange(ask) {
+            // The witness may have been restarted since the last question: that is no reason to wait.
+            Err(Trouble::Unreachable(_)) if warm => self.exchange(ask)?,
+            said => said?,
+        };
+        let foreign = matches!(said.heard, Heard::Fault(Fault::Foreign { .. }));
+        if said.counted || foreign { Ok(said) } else { self.exchange(ask) }
+    }
+
+    /// The other nodes that this node last saw named.
+    fn others(&self) -> String {
+        let named = |r: Register| match r.mode {
+            Mode::Solo => [Some(r.owner.node), None],
+            Mode::Protected { standby } => [Some(r.owner.node), Some(standby.node)],
+        };
+        let seen = self.memory.latest().seen.register;
+        let others = seen.into_iter().flat_map(named).flatten().filter(|node| node.id != self.node.id);
+        let others: Vec<_> = others.map(|node| node.name.to_string()).collect();
+        if others.is_empty() { "nodes that this one does not know of".to_owned() } else { others.join(", ") }
+    }
+
+    fn refused(&self, refusal: Refusal) -> String {
+        match refusal {
+            Refusal::StaleBoot => "the witness was restarted just now".to_owned(),
+            Refusal::Waiting => {
+                format!(
+                    "the witness has started, and waits for what other nodes have seen of the VM: {}",
+                    self.others()
+                )
+            }
+            Refusal::Disputed => {
+                "the nodes of the VM have seen what the witness does not hold, and do not agree".to_owned()
+            }
+            Refusal::NotEntitled => "the register names others".to_owned(),
         }
-        self.stream = Some((stream, address));
-        Ok(reply.body)
+    }
+
+    /// What an answer means; `None` if it answers another question.
+    fn interpret(&self, ask: wire::Ask, said: &Said) -> Option<Attempt> {
+        let held = said.answer.held;
+        if let Heard::Fault(fault) = said.heard {
+            return Some(Attempt::Fault(fault));
+        }
+        Some(match (ask, said.answer.outcome) {
+            (wire::Ask::Read, Outcome::Holds) => Attempt::Answer(Answer::Read(held)),
+            (wire::Ask::Cas { new, .. }, Outcome::Won) if held == Some(new) => {
+                Attempt::Answer(Answer::Cas(CasOutcome::Won(new)))
+            }
+            (wire::Ask::Cas { .. }, Outcome::Lost | Outcome::Refused(Refusal::NotEntitled)) => {
+                Attempt::Answer(Answer::Cas(CasOutcome::Lost(held)))
+            }
+            (wire::Ask::Cas { .. }, Outcome::Refused(refusal)) => Attempt::Refused(self.refused(refusal)),
+            (_, Outcome::Failed) => {
+                Attempt::Refused("the witness could not store the register (its log says why)".into())
+            }
+            _ => return None,
+        })
     }
 }
 
-fn round_trip(mut stream: &TcpStream, request: &Message) -> io::Result<[u8; LEN]> {
+fn answer_to(request: &Request, connection: &Connection) -> Result<wire::Answer, String> {
+    let address = connection.address;
+    let bytes = round_trip(&connection.stream, request).map_err(|e| match e.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => format!("{address}: no answer in {REPLY:?}"),
+        io::ErrorKind::UnexpectedEof => format!("{address} closed the connection"),
+        _ => format!("{address}: {e}"),
+    })?;
+    let answer = wire::Answer::decode(&bytes).map_err(|e| format!("{address} sent: {e}"))?;
+    if (answer.id, answer.vm) != (request.id, request.vm) {
+        let (id, vm) = (answer.id, answer.vm);
+        return Err(format!(
+            "{address} answered request {id} about {vm}, asked was {} about {}",
+            request.id, request.vm
+        ));
+    }
+    Ok(answer)
+}
+
+fn round_trip(mut stream: &TcpStream, request: &Request) -> io::Result<[u8; ANSWER_LEN]> {
     stream.write_all(&request.encode())?;
     let deadline = Instant::now() + REPLY;
-    let (mut reply, mut have) = ([0; LEN], 0);
-    while have < LEN {
+    let (mut reply, mut have) = ([0; ANSWER_LEN], 0);
+    while have < ANSWER_LEN {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(io::ErrorKind::TimedOut.into());
@@ -95,41 +214,39 @@ fn round_trip(mut stream: &TcpStream, request: &Message) -> io::Result<[u8; LEN]
     Ok(reply)
 }
 
-/// What an answer means; `None` if it answers another question.
-fn interpret(asked: &Body, told: Body) -> Option<Attempt> {
-    match (asked, told) {
-        (Body::Read, Body::Holds(register)) => Some(Attempt::Answer(Answer::Read(register))),
-        (Body::Cas { new, .. }, Body::Won(r)) if r == *new => Some(Attempt::Answer(Answer::Cas(CasOutcome::Won(r)))),
-        (Body::Cas { .. }, Body::Lost(r)) => Some(Attempt::Answer(Answer::Cas(CasOutcome::Lost(r)))),
-        (_, Body::Failed) => {
-            Some(Attempt::Refused("the witness could not store the register (its log says why)".into()))
-        }
-        _ => None,
-    }
+fn kept_nothing(error: &MemoryError) -> Attempt {
+    Attempt::Refused(format!("this node cannot keep what it sees, and acts on nothing that it could not: {error}"))
 }
 
 impl Backend for Link {
-    fn attempt(&mut self, ask: &Ask, _decided: bool) -> Attempt {
-        let body = match *ask {
-            Ask::Read => Body::Read,
-            Ask::Cas { expect, new, .. } => Body::Cas { expect, new },
+    fn attempt(&mut self, ask: &Ask, decided: bool) -> Attempt {
+        let asked = match *ask {
+            Ask::Cas { new, contested: true, .. } if decided => {
+                let outcome = self.memory.overrule(new);
+                return outcome.map_or_else(|e| kept_nothing(&e), |o| Attempt::Decided(Answer::Cas(o)));
+            }
+            Ask::Read => wire::Ask::Read,
+            Ask::Cas { expect, new, .. } => wire::Ask::Cas { expect, new },
         };
-        let warm = self.stream.is_some();
-        let told = match self.exchange(body) {
-            // The witness may have been restarted since the last question: that is no reason to wait.
-            Err(_) if warm => self.exchange(body),
-            told => told,
-        };
-        match told {
-            Ok(told) => interpret(&body, told).unwrap_or_else(|| {
-                self.stream = None;
-                Attempt::Unreachable(format!("{}: {told:?} is no answer to {body:?}", self.witness))
+        match self.ask(asked) {
+            Ok(said) => self.interpret(asked, &said).unwrap_or_else(|| {
+                self.connection = None;
+                Attempt::Unreachable(format!("{}: {:?} is no answer to {asked:?}", self.witness, said.answer.outcome))
             }),
-            Err(why) => Attempt::Unreachable(why),
+            Err(Trouble::Unreachable(why)) => Attempt::Unreachable(why),
+            Err(Trouble::Memory(error)) => kept_nothing(&error),
         }
     }
 
     fn check_every(&self) -> Option<Duration> {
         Some(CHECK)
+    }
+
+    fn witness(&self) -> WitnessId {
+        self.memory.latest().seen.witness.unwrap_or_default()
+    }
+
+    fn told(&self) -> Option<Told> {
+        self.told
     }
 }

@@ -5,11 +5,11 @@
 //! register is a file in the run directory (`RUN/<vm>.manual.reg`), gone after a reboot, like the VM.
 
 use super::{
-    Answer, Ask, file,
+    Answer, Ask, Told, file,
     worker::{Attempt, Backend},
 };
 use mc_core::{
-    id::{Generation, Name},
+    id::{Generation, Name, WitnessId},
     register::{CasOutcome, Register, generation_of},
 };
 use std::{
@@ -76,6 +76,14 @@ impl Backend for Manual {
     }
 
     fn check_every(&self) -> Option<Duration> {
+        None
+    }
+
+    fn witness(&self) -> WitnessId {
+        WitnessId::NONE
+    }
+
+    fn told(&self) -> Option<Told> {
         None
     }
 }

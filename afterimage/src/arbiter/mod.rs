@@ -2,32 +2,39 @@
 //!
 //! ```text
 //! data path ──ask──> queue ──> worker thread ──> a witness over TCP        (link.rs)
-//!     ^                            │         └─> the operator, and a file  (manual.rs)
+//!     ^                            │         │   └ what this node has seen: compared, and kept (memory.rs)
+//!     │                            │         └─> the operator, and a file  (manual.rs)
 //!     └── take_answer <── answers <┘  the event descriptor is readable when there is an answer, or the health changed
 //! ```
 //!
-//! Asks are answered in order, each exactly once. A swap is resent until it is answered; that is safe, since an arbiter whose
+//! Asks are answered in order, each exactly once. A witness is read once a second besides, and that is told like an answer to
+//! a question. What cannot be believed ([`mc_core::seen`]) is no answer: it is told once, and asked again. A swap is resent until it is answered; that is safe, since an arbiter whose
 //! register holds what is asked for says "won". The data path never waits: it sleeps on the descriptor among its others.
 
 pub mod file;
+mod health;
 mod link;
 mod manual;
+mod memory;
 mod spec;
 mod worker;
 
+pub use health::{Health, Told};
+pub use memory::MemoryError;
 pub(crate) use spec::serde_as_text;
 pub use spec::{ArbiterSpec, ArbiterSpecError, HostPort, HostPortError};
 
 use crate::wake::Wake;
 use mc_core::{
-    id::{Generation, Name},
+    id::{Generation, Name, Node},
     register::{CasOutcome, Register},
+    seen::Fault,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -56,17 +63,25 @@ pub enum Answer {
     Read(Option<Register>),
     /// To [`Ask::Cas`].
     Cas(CasOutcome),
+    /// To no question: the arbiter says what cannot be believed. Questions stay open.
+    Fault(Fault),
 }
 
-/// How the arbiter is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Health {
-    /// Whether the last try was answered.
-    pub reachable: bool,
-    /// Since when that has been so.
-    pub since: Instant,
-    /// Why an ask waits, if the last try did not settle it: unreachable, a full disk there, an operator who has to decide.
-    pub last_error: Option<String>,
+/// Who asks which arbiter about which VM.
+#[derive(Clone, Debug)]
+pub struct ArbiterConfig {
+    /// Which arbiter.
+    pub spec: ArbiterSpec,
+    /// Which VM.
+    pub vm: Name,
+    /// This node.
+    pub node: Node,
+    /// Where `manual` keeps its register.
+    pub run_dir: PathBuf,
+    /// Where a node keeps what it has seen of a witness's register.
+    pub state_dir: PathBuf,
+    /// The next witness that answers may be another one than the one known so far.
+    pub accept_witness: bool,
 }
 
 /// Why the arbiter cannot be asked.
@@ -80,6 +95,9 @@ pub enum ArbiterError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// What this node has seen is not known, or cannot be kept.
+    #[error("arbiter: {0}")]
+    Memory(#[from] MemoryError),
     /// No answer in time. A swap may have taken place nevertheless.
     #[error("arbiter {spec}: no answer in {timeout:?}: {why}")]
     Unanswered {
@@ -100,16 +118,16 @@ pub struct ArbiterClient {
 }
 
 impl ArbiterClient {
-    /// Starts the worker thread. A witness is connected to at once, and asked once a second while there is nothing else to
-    /// ask; `manual` keeps its register in `run_dir`.
-    pub fn spawn(spec: ArbiterSpec, vm: Name, run_dir: &Path) -> Result<Self, ArbiterError> {
+    /// Starts the worker thread. A witness is connected to at once, and read once a second while there is nothing else to ask.
+    pub fn spawn(config: &ArbiterConfig) -> Result<Self, ArbiterError> {
         let system = |doing| move |source| ArbiterError::System { doing, source };
         let wake = Wake::new().map_err(system("making an event descriptor"))?;
-        let shared = Arc::new(Shared::new(wake, spec == ArbiterSpec::Manual));
+        let (spec, vm) = (config.spec.clone(), config.vm);
         let backend: Box<dyn Backend> = match &spec {
-            ArbiterSpec::Witness(address) => Box::new(link::Link::new(address.clone(), vm)),
-            ArbiterSpec::Manual => Box::new(manual::Manual::new(run_dir, vm)),
+            ArbiterSpec::Witness(address) => Box::new(link::Link::new(address.clone(), config)?),
+            ArbiterSpec::Manual => Box::new(manual::Manual::new(&config.run_dir, vm)),
         };
+        let shared = Arc::new(Shared::new(wake, spec == ArbiterSpec::Manual, backend.witness()));
         let worker = Arc::clone(&shared);
         std::thread::Builder::new()
             .name("arbiter".into())
@@ -142,17 +160,29 @@ impl ArbiterClient {
         self.shared.health()
     }
 
-    /// `manual`: the operator has made sure that the other side is stopped, and says that this node goes on. Answers the
-    /// contested swap that was asked for; false if there is none.
+    /// The operator has made sure that the other side is stopped, and says that this node goes on. Answers the contested swap
+    /// that was asked for; false if there is none, or if there is a witness that can answer: its own word is for `manual`, and
+    /// for a witness that has been unreachable, unable or not to be believed for 3 s. Then it is kept as if that witness had
+    /// said so, which learns it from this node later.
     pub fn operator_decides(&self) -> bool {
         self.shared.operator_decides()
     }
 
-    /// Waits for the next answer, at most until `deadline`.
-    fn wait_answer(&self, deadline: Instant) -> io::Result<Option<Answer>> {
+    /// Whether [`ArbiterClient::operator_decides`] would be heard, were a contested swap asked for now.
+    #[must_use]
+    pub fn operator_may_decide(&self) -> bool {
+        self.shared.operator_may_decide()
+    }
+
+    /// Waits for the answer to a question like `ask`, at most until `deadline`.
+    fn wait_answer(&self, ask: &Ask, deadline: Instant) -> io::Result<Option<Answer>> {
         loop {
-            if let Some(answer) = self.take_answer() {
-                return Ok(Some(answer));
+            match (self.take_answer(), ask) {
+                (Some(answer @ Answer::Read(_)), Ask::Read) | (Some(answer @ Answer::Cas(_)), Ask::Cas { .. }) => {
+                    return Ok(Some(answer));
+                }
+                (Some(_), _) => continue, // a check, or a fault, which may pass
+                (None, _) => {}
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -180,18 +210,18 @@ impl Drop for ArbiterClient {
 }
 
 /// Asks one question and waits, for start-up checks: retries until `timeout`.
-pub fn ask_once(
-    spec: &ArbiterSpec,
-    vm: Name,
-    run_dir: &Path,
-    ask: Ask,
-    timeout: Duration,
-) -> Result<Answer, ArbiterError> {
-    let client = ArbiterClient::spawn(spec.clone(), vm, run_dir)?;
+pub fn ask_once(config: &ArbiterConfig, ask: Ask, timeout: Duration) -> Result<Answer, ArbiterError> {
+    let client = ArbiterClient::spawn(config)?;
     client.ask(ask);
-    let answer = client.wait_answer(Instant::now() + timeout);
+    let answer = client.wait_answer(&ask, Instant::now() + timeout);
     answer.map_err(|source| ArbiterError::System { doing: "waiting for an answer", source })?.ok_or_else(|| {
         let why = client.health().last_error.unwrap_or_else(|| "the first try is still under way".to_owned());
-        ArbiterError::Unanswered { spec: spec.clone(), timeout, why }
+        ArbiterError::Unanswered { spec: config.spec.clone(), timeout, why }
     })
+}
+
+/// An operator accepts whichever witness answers next about this VM, here and in every process of this node that runs. What
+/// was seen of its register stays seen.
+pub fn accept_witness(state_dir: &Path, vm: Name) -> Result<(), MemoryError> {
+    memory::Memory::open(state_dir, vm, false)?.accept_any_witness()
 }

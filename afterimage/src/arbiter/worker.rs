@@ -1,8 +1,11 @@
 //! The thread that asks: one question at a time, again and again until it is answered.
 
-use super::{Answer, Ask, Health};
+use super::{Answer, Ask, Health, Told};
 use crate::wake::Wake;
-use mc_core::id::Name;
+use mc_core::{
+    id::{Name, WitnessId},
+    seen::Fault,
+};
 use parking_lot::{Condvar, Mutex};
 use std::{
     collections::VecDeque,
@@ -18,6 +21,12 @@ pub(super) trait Backend: Send {
 
     /// How often to read while nothing is asked, to know whether it could be; `None` for never.
     fn check_every(&self) -> Option<Duration>;
+
+    /// The witness that this node knows; none if it asks no witness.
+    fn witness(&self) -> WitnessId;
+
+    /// What the last answer said of the witness.
+    fn told(&self) -> Option<Told>;
 }
 
 /// How a try ended.
@@ -25,6 +34,10 @@ pub(super) trait Backend: Send {
 pub(super) enum Attempt {
     /// Answered.
     Answer(Answer),
+    /// By the operator, since the arbiter cannot answer.
+    Decided(Answer),
+    /// Answered, with what cannot be believed. Try again.
+    Fault(Fault),
     /// Reached, but it could not answer. Try again.
     Refused(String),
     /// Not reached. Try again.
@@ -38,12 +51,15 @@ const BACKOFF: Duration = Duration::from_millis(50);
 /// … and at most.
 const BACKOFF_MAX: Duration = Duration::from_millis(200);
 
+/// So long an arbiter has to be unable to answer before its operator may answer in its stead.
+const OPERATOR_AFTER: Duration = Duration::from_secs(3);
+
 /// What the worker and its owner share.
 #[derive(Debug)]
 pub(super) struct Shared {
     state: Mutex<State>,
     changed: Condvar,
-    /// Whether contested swaps are an operator's to decide.
+    /// Whether contested swaps are always an operator's to decide.
     by_operator: bool,
     pub(super) wake: Arc<Wake>,
 }
@@ -54,6 +70,8 @@ struct State {
     asks: VecDeque<Ask>,
     answers: VecDeque<Answer>,
     health: Health,
+    /// Since when no try was answered.
+    unable_since: Option<Instant>,
     /// The first ask waits for the operator …
     parked: bool,
     /// … who has decided, perhaps before the worker got as far as to wait.
@@ -62,12 +80,14 @@ struct State {
 }
 
 impl Shared {
-    pub(super) fn new(wake: Arc<Wake>, by_operator: bool) -> Self {
-        let health = Health { reachable: false, since: Instant::now(), last_error: None };
+    pub(super) fn new(wake: Arc<Wake>, by_operator: bool, witness: WitnessId) -> Self {
+        let health =
+            Health { reachable: false, since: Instant::now(), last_error: None, fault: None, witness, told: None };
         let state = State {
             asks: VecDeque::new(),
             answers: VecDeque::new(),
             health,
+            unable_since: None,
             parked: false,
             decided: false,
             stop: false,
@@ -99,9 +119,17 @@ impl Shared {
 
     pub(super) fn operator_decides(&self) -> bool {
         let mut state = self.state.lock();
-        state.decided = self.by_operator && state.asks.iter().any(is_contested);
+        state.decided = self.may_decide(&state) && state.asks.iter().any(is_contested);
         self.changed.notify_all();
         state.decided
+    }
+
+    pub(super) fn operator_may_decide(&self) -> bool {
+        self.may_decide(&self.state.lock())
+    }
+
+    fn may_decide(&self, state: &State) -> bool {
+        self.by_operator || state.unable_since.is_some_and(|since| since.elapsed() >= OPERATOR_AFTER)
     }
 
     pub(super) fn stop(&self) {
@@ -117,7 +145,7 @@ impl Shared {
             if state.stop {
                 return None;
             }
-            let first = state.asks.front().copied().filter(|_| !state.parked || state.decided);
+            let first = self.due(&state);
             if first.is_some() && (now >= not_before) {
                 return Some((first, state.decided));
             }
@@ -132,39 +160,83 @@ impl Shared {
         }
     }
 
-    /// Books a try. `asked`: whether it was a question, or only a check.
-    fn book(&self, asked: bool, attempt: Attempt, vm: Name) {
+    /// The question to try first: the oldest; but one that the operator decides does not wait for those that only the arbiter
+    /// could answer.
+    fn due(&self, state: &State) -> Option<Ask> {
+        let decided = state.asks.iter().find(|ask| is_contested(ask) && state.decided && !self.by_operator);
+        decided.or_else(|| state.asks.front().filter(|_| !state.parked || state.decided)).copied()
+    }
+
+    /// Books a try. `asked`: the question, or `None` for a check.
+    fn book(&self, asked: Option<&Ask>, attempt: Attempt, backend: &dyn Backend, vm: Name) {
         let mut state = self.state.lock();
-        let (reachable, error) = match attempt {
+        let before = state.health.clone();
+        (state.health.witness, state.health.told) = (backend.witness(), backend.told());
+        if !matches!(attempt, Attempt::Answer(_) | Attempt::Decided(_)) {
+            state.unable_since.get_or_insert(Instant::now());
+        }
+        match attempt {
             Attempt::Answer(answer) => {
-                if asked {
-                    let settled = state.asks.pop_front();
-                    state.parked = false;
-                    state.decided &= !settled.as_ref().is_some_and(is_contested);
-                    state.answers.push_back(answer);
-                    self.wake.raise();
+                state.answered(asked, answer);
+                state.unable_since = None;
+                state.health.is(true, None, None);
+            }
+            Attempt::Decided(answer) => state.answered(asked, answer),
+            Attempt::Fault(fault) => {
+                if state.health.fault != Some(fault) {
+                    state.answers.push_back(Answer::Fault(fault));
                 }
-                (true, None)
+                state.health.is(true, Some(fault.to_string()), Some(fault));
             }
-            Attempt::Refused(why) => (true, Some(why)),
-            Attempt::Unreachable(why) => (false, Some(why)),
+            Attempt::Refused(why) => state.health.is(true, Some(why), None),
+            Attempt::Unreachable(why) => {
+                let fault = state.health.fault; // as long as nothing better was heard
+                state.health.is(false, Some(why), fault);
+            }
             Attempt::Operator(why) => {
-                state.parked = asked;
-                (true, Some(why))
+                state.parked = asked.is_some();
+                state.health.is(true, Some(why), None);
             }
-        };
-        let health = &mut state.health;
-        if health.reachable != reachable || health.last_error != error {
-            match &error {
+        }
+        let health = &state.health;
+        if health.reachable != before.reachable || health.last_error != before.last_error {
+            match &health.last_error {
                 None => info!(%vm, "the arbiter answers"),
                 Some(why) => warn!(%vm, "the arbiter does not answer: {why}"),
             }
-            if health.reachable != reachable {
-                (health.reachable, health.since) = (reachable, Instant::now());
-            }
-            health.last_error = error;
+        }
+        if !state.answers.is_empty() || health.differs(&before) {
             self.wake.raise();
         }
+    }
+}
+
+impl State {
+    /// An answer is for the owner, who may not have taken the one before: checks do not pile up.
+    fn answered(&mut self, asked: Option<&Ask>, answer: Answer) {
+        if let Some(asked) = asked {
+            self.asks.retain(|ask| ask != asked);
+            self.parked = false;
+            self.decided &= !is_contested(asked);
+        }
+        if asked.is_some() || self.answers.is_empty() {
+            self.answers.push_back(answer);
+        }
+    }
+}
+
+impl Health {
+    fn is(&mut self, reachable: bool, error: Option<String>, fault: Option<Fault>) {
+        if self.reachable != reachable {
+            (self.reachable, self.since) = (reachable, Instant::now());
+        }
+        (self.last_error, self.fault) = (error, fault);
+    }
+
+    /// Whether its owner wants to look at it again.
+    fn differs(&self, before: &Self) -> bool {
+        let view = |health: &Self| (health.reachable, health.last_error.clone(), health.failover_possible().err());
+        view(self) != view(before)
     }
 }
 
@@ -179,13 +251,13 @@ pub(super) fn run(shared: &Shared, mut backend: Box<dyn Backend>, vm: Name) {
     let mut check_at = Some(not_before);
     while let Some((ask, decided)) = shared.next(check_at, not_before) {
         let attempt = backend.attempt(&ask.unwrap_or(Ask::Read), decided);
-        if matches!(attempt, Attempt::Answer(_)) {
+        if matches!(attempt, Attempt::Answer(_) | Attempt::Decided(_)) {
             (backoff, not_before) = (BACKOFF, Instant::now());
         } else {
             not_before = Instant::now() + backoff;
             backoff = (backoff * 2).min(BACKOFF_MAX);
         }
-        shared.book(ask.is_some(), attempt, vm);
+        shared.book(ask.as_ref(), attempt, &*backend, vm);
         check_at = backend.check_every().map(|every| Instant::now() + every);
     }
 }

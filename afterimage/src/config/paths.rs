@@ -3,6 +3,7 @@
 use super::{ConfigError, file::Setting, resolve::Resolver};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 /// What carries checkpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -96,6 +97,14 @@ impl PathsConfig {
     #[must_use]
     pub fn wants_ud(&self) -> bool {
         self.wants_rdma() && self.keepalive != KeepaliveWish::Udp
+    }
+
+    /// How long RDMA may take to find out that the other side is gone, and to fall back: twice what its timeout and retries
+    /// come to. Without --rdma-timeout, as for a device in software (0.54 s).
+    #[must_use]
+    pub fn rdma_give_up(&self) -> Duration {
+        let timeout = Duration::from_nanos(4096 << self.rdma_timeout.unwrap_or(17).min(22));
+        timeout * (u32::from(self.rdma_retry) + 1) * 2
     }
 
     /// Whether beats may go over UDP.

@@ -16,6 +16,8 @@ pub struct WitnessCounters {
     pub won: AtomicU64,
     /// Swaps lost.
     pub lost: AtomicU64,
+    /// Swaps that were not tried: by who is not entitled, or before the nodes have told what they have seen.
+    pub refused: AtomicU64,
     /// Requests that could not be answered: nothing was stored, or a limit was reached.
     pub failed: AtomicU64,
     /// Registers that are not vacant.
@@ -25,8 +27,8 @@ pub struct WitnessCounters {
 /// How a witness is.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Witness {
-    /// Answers: read, won, lost, failed.
-    pub answers: [u64; 4],
+    /// Answers: read, won, lost, failed, refused.
+    pub answers: [u64; 5],
     /// Registers.
     pub registers: u64,
     /// Connections that are open.
@@ -39,7 +41,7 @@ impl WitnessCounters {
     pub fn read(&self, connections: usize) -> Witness {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Witness {
-            answers: [&self.read, &self.won, &self.lost, &self.failed].map(get),
+            answers: [&self.read, &self.won, &self.lost, &self.failed, &self.refused].map(get),
             registers: get(&self.registers),
             connections: connections as u64,
         }
@@ -52,8 +54,8 @@ impl Collector for Witness {
         w.build()?;
         w.gauge("afterimage_witness_registers", "Registers that are not vacant", float(self.registers))?;
         w.gauge("afterimage_witness_connections", "Connections that are open", float(self.connections))?;
-        let [read, won, lost, failed] = self.answers;
-        let answers = [("read", read), ("won", won), ("lost", lost), ("failed", failed)];
+        let [read, won, lost, failed, refused] = self.answers;
+        let answers = [("read", read), ("won", won), ("lost", lost), ("failed", failed), ("refused", refused)];
         w.counters("afterimage_witness_answers", "Answers to nodes, by what they say", "answer", &answers)
     }
 }

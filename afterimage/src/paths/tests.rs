@@ -3,7 +3,7 @@
 use super::Answer;
 use crate::config::{KeepaliveWish, PathsConfig, TransportWish};
 use mc_core::{
-    id::{Generation, Incarnation, Name},
+    id::{Generation, Incarnation, Name, Node, NodeId, WitnessId},
     wire::{
         VERSION,
         beat::BeatKey,
@@ -27,7 +27,9 @@ fn hello(beat_port: u16) -> Hello {
         incarnation: Incarnation(1),
         generation: Generation(1),
         vm: Name::new("web").unwrap(),
-        node: Name::new("a").unwrap(),
+        node: Node { name: Name::new("a").unwrap(), id: NodeId([1; 16]) },
+        witness: WitnessId::NONE,
+        instance: 1,
         beat_key: BeatKey([7; 32]),
         beat_port,
         detect_multiplier: 5,
@@ -51,7 +53,7 @@ fn endpoint() -> Endpoint {
 
 /// The answer: whether it has UDP, or why there is none.
 fn answer(config: &PathsConfig, beat_port: u16, theirs: Option<&Endpoint>) -> Result<bool, String> {
-    let answer = Answer::prepare(config, Ipv4Addr::LOCALHOST.into(), &hello(beat_port), theirs);
+    let answer = Answer::prepare(config, (Ipv4Addr::LOCALHOST, 7410).into(), &hello(beat_port), theirs);
     answer.map(|a| a.has_udp()).map_err(|error| error.to_string())
 }
 

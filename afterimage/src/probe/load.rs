@@ -70,7 +70,7 @@ impl Load {
                 self.sent += 1;
             } else {
                 let bytes = self.slab_bytes * u64::from(self.sent);
-                let body = Body::Commit { slabs: self.sent, bytes, device_bytes: 0 };
+                let body = Body::Commit { slabs: self.sent, bytes, device_bytes: 0, held: false };
                 let (incarnation, generation, epoch) = (self.incarnation, Generation(0), Epoch(self.epoch + 1));
                 if link.submit(Op::Send(Control { incarnation, generation, epoch, body })).is_err() {
                     return any;

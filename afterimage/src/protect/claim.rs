@@ -5,29 +5,27 @@
 //!  Read ──(solo, self) or (protected, self)──> QEMU answers, twice? ──yes──> Cas ──won──> QEMU answers? ──yes──> Ours
 //!    │                                            │ gone                      │ lost        │ no
 //!    └──another owner──> Theirs                   v                           v             v
-//!                                               VmGone                     Read's arrow   hand_back, VmGone
+//!                                               VmGone                     Read's arrow   handed back, or Stranded
 //! ```
+//!
+//! Whose the VM is, is [`mc_core::claim`]'s to say; that QEMU answers is asked here, before its swap is.
 //!
 //! Whoever asks for the VM must be able to run it. A host whose processes die one after the other loses its data path before its
 //! QEMU; a supervisor that won then would run nothing, and the standby, with a perfect image, would be told that it lost.
 
 use super::{
     channel::Brief,
+    own::standby_of,
     supervisor::{Condition, Qemu},
     waiting::{Heard, Waiting, What},
 };
-use crate::{
-    arbiter::{Answer, Ask},
-    clock::Clock,
-    events::emit,
-    report,
-    signals::Signals,
-    stalls::Swap,
-};
+use crate::{arbiter::Ask, clock::Clock, events::emit, report, signals::Signals, stalls::Swap};
 use anyhow::{Result, bail};
 use mc_core::{
-    id::Name,
-    register::{CasOutcome, Mode, Register},
+    claim::{self, Action, Event},
+    id::{Generation, Name, Time},
+    machine::Machine,
+    register::{CasOutcome, Mode, Owner, Register},
 };
 use serde_json::json;
 use std::time::{Duration, Instant};
@@ -38,18 +36,22 @@ const SETTLE: Duration = Duration::from_millis(100);
 const AGAIN: Duration = Duration::from_millis(500);
 /// A QEMU that has not answered for so long leaves its VM to the standby.
 const SILENT: Duration = Duration::from_secs(10);
+/// For the arbiter to take back what was won for a VM that is gone.
+const HAND_BACK: Duration = Duration::from_secs(60);
 
 /// Whose the VM is.
 #[derive(Debug)]
 pub(super) enum Verdict {
     /// The register says (solo, self), and QEMU answers.
     Ours(Register),
-    /// Another node's.
+    /// Another copy's.
     Theirs,
     /// QEMU is gone: it shut down (`orderly`), or died; this standby may have the last commit.
     VmGone { orderly: bool, standby: Option<Name> },
     /// QEMU is there and does not answer; this standby has the last commit.
     Silent { standby: Name },
+    /// The register says (solo, self), the VM is gone, and nobody else may have it without an operator's word. Why.
+    Stranded(String),
     /// A second signal: the operator wants this process to end all the same.
     Told,
 }
@@ -57,7 +59,9 @@ pub(super) enum Verdict {
 /// Asks until the arbiter answers. It swaps even when the register says (solo, self) already: the dead data path may have asked
 /// for "protected" as it died, and that request may still be on its way. Once the generation has risen it can only lose; else
 /// it could name a standby, which would rightly take over, while the VM runs visibly here.
-pub(super) fn claim(brief: &Brief, qemu: &mut Qemu, signals: &Signals) -> Result<Verdict> {
+///
+/// `proven`: the generation in which the data path had said that the VM is protected.
+pub(super) fn claim(brief: &Brief, proven: Option<Generation>, qemu: &mut Qemu, signals: &Signals) -> Result<Verdict> {
     let what = What {
         role: "claiming",
         generation: brief.register.generation,
@@ -65,126 +69,193 @@ pub(super) fn claim(brief: &Brief, qemu: &mut Qemu, signals: &Signals) -> Result
         busy: "the data path died, and the arbiter has not answered yet whose the VM is",
         may_leave: false,
     };
-    let waiting = Waiting::new(&brief.config, signals, what, true)?;
-    Claim { brief, waiting, qemu, signals: 0 }.run()
-}
-
-/// What a question ended with, if not with its answer.
-enum Turn<T> {
-    Go(T),
-    Over(Verdict),
+    let owner = brief.register.owner;
+    let waiting = Waiting::new(&brief.config, owner.node, signals, what, true)?;
+    let (machine, swap) = (claim::Claim::new(owner), Swap::default());
+    Claim { owner, proven, waiting, qemu, machine, held: None, swap, signals: 0 }.run()
 }
 
 struct Claim<'a> {
-    brief: &'a Brief,
+    owner: Owner,
+    proven: Option<Generation>,
     waiting: Waiting<'a>,
     qemu: &'a mut Qemu,
+    machine: claim::Claim,
+    /// What the register held when it was judged last.
+    held: Option<Register>,
+    swap: Swap,
     signals: u32,
 }
 
 impl Claim<'_> {
     fn run(mut self) -> Result<Verdict> {
-        let owner = self.brief.register.owner;
-        let mut turn = self.read()?;
         loop {
-            let held = match turn {
-                Turn::Over(verdict) => return Ok(verdict),
-                Turn::Go(held) if held.owner != owner => return Ok(Verdict::Theirs),
-                Turn::Go(held) => held,
-            };
-            emit("register", json!({ "register": held }));
-            turn = match self.await_qemu(held)? {
-                Turn::Go(now) if now == held => match self.swap(&held)? {
-                    Turn::Go(CasOutcome::Won(register)) => return Ok(self.won(register, &held)),
-                    Turn::Go(CasOutcome::Lost(Some(newer))) => Turn::Go(newer),
-                    Turn::Go(CasOutcome::Lost(None)) => bail!("the arbiter knows nothing of this VM any more"),
-                    Turn::Over(verdict) => Turn::Over(verdict),
+            let over = match self.machine.poll_action() {
+                Some(Action::ReadRegister) => {
+                    self.waiting.arbiter.ask(Ask::Read);
+                    None
+                }
+                Some(Action::Cas { expect, new, contested }) => match self.await_qemu()? {
+                    Qemus::Answers => {
+                        self.ask_for(expect, new, contested);
+                        None
+                    }
+                    Qemus::RegisterChanged(held) => {
+                        self.machine = claim::Claim::new(self.owner); // nothing was asked for yet
+                        let _ = self.machine.poll_action();
+                        self.judge(held)?
+                    }
+                    Qemus::Over(verdict) => Some(verdict),
                 },
-                changed => changed,
+                None => self.hear()?,
             };
-        }
-    }
-
-    fn read(&mut self) -> Result<Turn<Register>> {
-        // Until a swap was asked for, a VM that is gone decides it.
-        let mut heard = self.waiting.ask(Ask::Read, Some(self.qemu), None)?;
-        loop {
-            match heard {
-                Heard::Answer(Answer::Read(Some(held))) => return Ok(Turn::Go(held)),
-                Heard::Answer(other) => bail!("the arbiter knows nothing of this VM any more: {other:?}"),
-                Heard::VmGone(false) => return Ok(Turn::Over(Verdict::VmGone { orderly: false, standby: None })),
-                Heard::Signal if self.told() => return Ok(Turn::Over(Verdict::Told)),
-                // Of a VM that was shut down nobody shall run a copy: that takes a swap.
-                Heard::VmGone(true) | Heard::Signal | Heard::Successor | Heard::Late => {}
+            if let Some(verdict) = over {
+                return Ok(verdict);
             }
-            let qemu = (!self.qemu.has_shut_down()).then_some(&mut *self.qemu);
-            heard = self.waiting.hear(qemu, None)?;
         }
     }
 
-    /// Waits until QEMU has answered twice, or the register has changed. What the register holds then.
-    fn await_qemu(&mut self, held: Register) -> Result<Turn<Register>> {
+    fn ask_for(&mut self, expect: Generation, new: Register, contested: bool) {
+        emit("asking", report::asked(expect, &new, contested));
+        self.swap.asked(Clock.now());
+        self.waiting.arbiter.ask(Ask::Cas { expect, new, contested });
+    }
+
+    fn hear(&mut self) -> Result<Option<Verdict>> {
+        // Until a swap was asked for, a VM that is gone decides it. Of one that was shut down nobody shall run a copy: that takes a
+        // swap.
+        let watches = !self.machine.is_asking() && !self.qemu.has_shut_down();
+        let qemu = watches.then_some(&mut *self.qemu);
+        Ok(match self.waiting.hear(qemu, None)? {
+            Heard::Read(_) if self.machine.is_asking() => None, // its swap's answer says more
+            Heard::Read(held) => self.judge(held)?,
+            Heard::Cas(outcome) => {
+                emit("cas", self.swap.answered(Clock.now(), &outcome));
+                match outcome {
+                    CasOutcome::Won(register) => {
+                        self.machine.handle(Time(0), Event::Cas(outcome));
+                        Some(self.won(register)?)
+                    }
+                    CasOutcome::Lost(newer) => self.refuse_others(newer)?.or_else(|| {
+                        self.held = newer;
+                        self.machine.handle(Time(0), Event::Cas(outcome));
+                        self.verdict()
+                    }),
+                }
+            }
+            Heard::VmGone(false) => Some(Verdict::VmGone { orderly: false, standby: self.standby() }),
+            Heard::Signal if self.told() => Some(Verdict::Told),
+            Heard::VmGone(true) | Heard::Signal | Heard::Successor | Heard::Late => None,
+        })
+    }
+
+    fn judge(&mut self, held: Option<Register>) -> Result<Option<Verdict>> {
+        if let Some(verdict) = self.refuse_others(held)? {
+            return Ok(Some(verdict));
+        }
+        emit("register", json!({ "register": held }));
+        self.held = held;
+        self.machine.handle(Time(0), Event::RegisterRead(held));
+        Ok(self.verdict())
+    }
+
+    /// Here it is not the start of a VM: whoever else the register names, another QEMU of this host too, has the VM since.
+    fn refuse_others(&self, held: Option<Register>) -> Result<Option<Verdict>> {
+        let Some(held) = held else { bail!("the arbiter knows nothing of this VM any more") };
+        Ok((!held.owner.names(&self.owner)).then_some(Verdict::Theirs))
+    }
+
+    fn verdict(&self) -> Option<Verdict> {
+        match self.machine.verdict() {
+            claim::Verdict::Open | claim::Verdict::Ours(_) => None,
+            claim::Verdict::Foreign(_) | claim::Verdict::OtherInstance(_) => Some(Verdict::Theirs),
+        }
+    }
+
+    fn standby(&self) -> Option<Name> {
+        self.held.as_ref().and_then(standby_of)
+    }
+
+    /// Waits until QEMU has answered twice, or the register has changed.
+    fn await_qemu(&mut self) -> Result<Qemus> {
         let start = Instant::now();
         let mut answered = false;
         loop {
             match self.qemu.condition() {
-                Condition::ShutDown => return Ok(Turn::Go(held)),
+                Condition::ShutDown => return Ok(Qemus::Answers),
                 Condition::Gone => {
-                    return Ok(Turn::Over(Verdict::VmGone { orderly: false, standby: standby_of(&held) }));
+                    let standby = self.standby();
+                    return Ok(Qemus::Over(Verdict::VmGone { orderly: false, standby }));
                 }
-                Condition::Answers if answered => return Ok(Turn::Go(held)),
+                Condition::Answers if answered => return Ok(Qemus::Answers),
                 condition => answered = matches!(condition, Condition::Answers),
             }
             if !answered {
                 self.tell_silence();
-                if let Some(standby) = standby_of(&held).filter(|_| start.elapsed() >= SILENT) {
-                    return Ok(Turn::Over(Verdict::Silent { standby }));
-                }
-                match self.read()? {
-                    Turn::Go(now) if now == held => {}
-                    changed => return Ok(changed),
+                if let Some(standby) = self.standby().filter(|_| start.elapsed() >= SILENT) {
+                    return Ok(Qemus::Over(Verdict::Silent { standby }));
                 }
             }
-            let pause = if answered { SETTLE } else { AGAIN };
-            match self.waiting.hear(None, Some(Instant::now() + pause))? {
-                Heard::Signal if self.told() => return Ok(Turn::Over(Verdict::Told)),
+            let until = Instant::now() + if answered { SETTLE } else { AGAIN };
+            loop {
+                match self.waiting.hear(None, Some(until))? {
+                    Heard::Read(now) if now != self.held => return Ok(Qemus::RegisterChanged(now)),
+                    Heard::Signal if self.told() => return Ok(Qemus::Over(Verdict::Told)),
+                    Heard::Late => break,
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn won(&mut self, register: Register) -> Result<Verdict> {
+        let condition = self.qemu.condition();
+        match (condition, self.standby()) {
+            (Condition::ShutDown, _) => Ok(Verdict::VmGone { orderly: true, standby: None }),
+            (Condition::Answers, _) | (Condition::Silent, None) => Ok(Verdict::Ours(register)),
+            (Condition::Gone | Condition::Silent, _) => self.hand_back(&register, condition),
+        }
+    }
+
+    /// The VM for which `register` was won is gone, or does not answer, and its gate has not opened since the swap. A standby that had
+    /// ACKed an epoch whose output was held has everything that the outside saw, and gets the VM.
+    fn hand_back(&mut self, register: &Register, condition: Condition) -> Result<Verdict> {
+        let Some(Register { mode: Mode::Protected { standby }, generation, .. }) = self.held else {
+            return Ok(Verdict::VmGone { orderly: false, standby: None });
+        };
+        let name = standby.node.name;
+        if self.proven != Some(generation) {
+            return Ok(Verdict::Stranded(format!(
+                "the copy of {name} may lack what the VM has sent, so it was not handed back"
+            )));
+        }
+        let owner = Owner { instance: Owner::ANY, ..standby };
+        let new = Register { generation: register.generation.next(), owner, mode: Mode::Solo };
+        let why = "the VM died before its gate opened here; its standby holds the last commit";
+        tracing::error!(standby = %name, generation = register.generation.0, "{why}");
+        emit("hand-back", json!({ "register": register, "new": new, "standby": name, "why": why }));
+        self.ask_for(register.generation, new, false);
+        let until = Instant::now() + HAND_BACK;
+        loop {
+            match self.waiting.hear(None, Some(until))? {
+                Heard::Cas(outcome) => {
+                    emit("cas", self.swap.answered(Clock.now(), &outcome));
+                    return Ok(match (outcome, condition) {
+                        (CasOutcome::Won(_), Condition::Silent) => Verdict::Silent { standby: name },
+                        (CasOutcome::Won(_), _) => Verdict::VmGone { orderly: false, standby: Some(name) },
+                        (CasOutcome::Lost(_), _) => Verdict::Theirs,
+                    });
+                }
+                Heard::Signal if self.told() => return Ok(Verdict::Told),
+                Heard::Late => {
+                    let health = self.waiting.arbiter.health();
+                    let said = health.last_error.unwrap_or_else(|| "no answer".to_owned());
+                    return Ok(Verdict::Stranded(format!(
+                        "it could not be handed back to {name}, which has its last commit: the arbiter does not answer ({said})"
+                    )));
+                }
                 _ => {}
             }
-        }
-    }
-
-    fn swap(&mut self, held: &Register) -> Result<Turn<CasOutcome>> {
-        let owner = self.brief.register.owner;
-        let new = Register { generation: held.generation.next(), owner, mode: Mode::Solo };
-        let contested = held.mode != Mode::Solo;
-        emit("asking", report::asked(held.generation, &new, contested));
-        let mut swap = Swap::default();
-        swap.asked(Clock.now());
-        let mut heard = self.waiting.ask(Ask::Cas { expect: held.generation, new, contested }, None, None)?;
-        loop {
-            match heard {
-                Heard::Answer(Answer::Cas(outcome)) => {
-                    emit("cas", swap.answered(Clock.now(), &outcome));
-                    return Ok(Turn::Go(outcome));
-                }
-                Heard::Signal if self.told() => return Ok(Turn::Over(Verdict::Told)),
-                _ => heard = self.waiting.hear(None, None)?,
-            }
-        }
-    }
-
-    fn won(&mut self, register: Register, before: &Register) -> Verdict {
-        match (self.qemu.condition(), standby_of(before)) {
-            (Condition::ShutDown, _) => Verdict::VmGone { orderly: true, standby: None },
-            (Condition::Gone, standby) => {
-                standby.into_iter().for_each(|standby| hand_back(&register, standby));
-                Verdict::VmGone { orderly: false, standby }
-            }
-            (Condition::Silent, Some(standby)) => {
-                hand_back(&register, standby);
-                Verdict::Silent { standby }
-            }
-            (Condition::Answers | Condition::Silent, _) => Verdict::Ours(register),
         }
     }
 
@@ -209,19 +280,10 @@ impl Claim<'_> {
     }
 }
 
-fn standby_of(held: &Register) -> Option<Name> {
-    match held.mode {
-        Mode::Protected { standby } => Some(standby),
-        Mode::Solo => None,
-    }
-}
-
-/// The VM for which `register` was won is gone, and its gate has not opened since the swap: the standby that held its last commit
-/// may still have it. Here the register is given to that standby.
-///
-/// **Seam.** A register that names another node's unknown instance is the core's to make: until it can, this only says so.
-pub(super) fn hand_back(register: &Register, standby: Name) {
-    let why = "the VM died before its gate opened here; its standby holds the last commit";
-    tracing::error!(%standby, generation = register.generation.0, "{why}");
-    emit("hand-back", json!({ "register": register, "standby": standby, "why": why }));
+/// What came of waiting for QEMU.
+enum Qemus {
+    /// It answers, or its VM was shut down: it may be asked for.
+    Answers,
+    RegisterChanged(Option<Register>),
+    Over(Verdict),
 }

@@ -2,12 +2,11 @@
 
 use super::{data_path::DataPath, live, orders::Wanted};
 use crate::{
-    arbiter::ArbiterSpec,
     control::{ControlRequest, done, refused},
     events::{self, emit},
     exit,
     metrics::{Buckets, Snapshot},
-    report,
+    narration, report,
     status::{Request, Response, SCHEMA, Status},
 };
 use mc_core::{gate::OutputGate, id::Epoch, primary::Role};
@@ -15,9 +14,12 @@ use serde_json::json;
 
 /// Answers it, now or once the arbiter has said a word.
 pub(super) fn answer(path: &mut DataPath, asked: ControlRequest) {
-    let (request, role) = (asked.request, path.driver.machine().role());
+    let (request, role) = (asked.request.clone(), path.driver.machine().role());
     if request.decides() {
         emit("operator", json!({ "request": request, "role": word(role) }));
+    }
+    if request == Request::Solo {
+        path.ask_parked(); // an operator decides, whether the VM runs or not
     }
     let needs_arbiter = matches!(role, Role::Registering | Role::Protected | Role::Claiming);
     let response = match (request, role) {
@@ -36,18 +38,21 @@ pub(super) fn answer(path: &mut DataPath, asked: ControlRequest) {
         }
         (Request::Solo, Role::Claiming) if path.arbiter.operator_decides() => done("going solo"),
         (Request::Solo, Role::Claiming) => refused("the arbiter was asked, and decides; it is no operator"),
-        // Its operator says that the standby is stopped: there is nobody else to ask.
-        (Request::Solo, _) if path.brief.config.arbiter == ArbiterSpec::Manual => {
+        // Its operator says that the standby is stopped, and the arbiter is one, or has been away for long enough.
+        (Request::Solo, Role::Registering | Role::Protected) if path.arbiter.operator_may_decide() => {
             path.operator_wants_solo = true;
             path.end_protection();
             done("ending protection through the arbiter")
         }
         (Request::Solo | Request::Unprotect, _) if needs_arbiter => return path.order(Wanted::Unprotect(asked)),
+        (Request::Solo | Request::Unprotect, Role::HandingBack | Role::Fenced | Role::Ended) => {
+            refused(&format!("this copy is {}: it does not go on", word(role)))
+        }
         (Request::Solo | Request::Unprotect, Role::Solo) => {
             path.wants_protection(false);
             done("the VM runs solo, and no standby is looked for: `afterimage reprotect` begins again")
         }
-        (Request::Solo | Request::Unprotect, _) => {
+        (Request::Solo | Request::Unprotect, Role::Syncing | Role::Registering | Role::Protected | Role::Claiming) => {
             path.end_protection();
             done("the VM was not protected yet; the copy that was on its way is given up")
         }
@@ -58,10 +63,17 @@ pub(super) fn answer(path: &mut DataPath, asked: ControlRequest) {
             path.wants_protection(true);
             done("looking for the standby")
         }
+        (Request::Protect, Role::HandingBack | Role::Fenced | Role::Ended) => {
+            refused(&format!("this copy is {}: it does not go on", word(role)))
+        }
         (Request::Protect, role) => done(&format!("there is a standby: the VM is {}", word(role))),
         (Request::Keepalive, _) => live::keepalive(path),
         (Request::KeepaliveSet(wanted), _) => live::keepalive_set(path, &wanted),
         (Request::Set(settings), _) => live::set(path, &settings),
+        (Request::Witness(_), _) => refused("that is for a witness; this is the primary"),
+        (Request::Export { .. }, _) => {
+            refused("`image export` is for the standby, which has the image; this is the primary")
+        }
         (Request::Takeover, _) => refused("`takeover` is for the standby; this is the primary: see `solo`"),
     };
     asked.reply(response);
@@ -74,6 +86,7 @@ pub(super) fn word(role: Role) -> &'static str {
         Role::Registering => "registering",
         Role::Protected => "protected",
         Role::Claiming => "claiming",
+        Role::HandingBack => "handing-back",
         Role::Fenced => "fenced",
         Role::Ended => "ended",
     }
@@ -90,7 +103,8 @@ pub(super) fn status(path: &mut DataPath) -> Status {
         schema: SCHEMA,
         side: "primary".into(),
         role: word(machine.role()).into(),
-        protected: machine.role() == Role::Protected,
+        protected: machine.is_protected() && path.vm.health().why().is_none(),
+        stalled: path.vm.health().why().map(str::to_owned),
         vm: config.vm.to_string(),
         node: config.node.to_string(),
         peer: path.peer.clone().unwrap_or_default(),
@@ -134,6 +148,7 @@ pub(super) fn snapshot(path: &mut DataPath) -> Snapshot {
         hold: Buckets::from(path.driver.gate.hold_histogram()),
         swaps: path.swap.counts(),
         journal_lost: events::journal_lost(),
+        narration_lost: narration::lost(),
         ..Snapshot::default()
     };
     if let Some(beats) = &path.beats {
@@ -159,10 +174,14 @@ pub(super) fn standing(path: &DataPath) -> serde_json::Value {
 pub(super) fn report_role(path: &DataPath) {
     let machine = path.driver.machine();
     let (captured, acked): (Epoch, Epoch) = machine.epochs();
-    let role = word(machine.role());
+    // Registered is not protected yet: the standby has to have an epoch whose output was held.
+    let role = match machine.role() {
+        Role::Protected if !machine.is_protected() => "holding",
+        role => word(role),
+    };
     tracing::info!(role, generation = machine.generation().0, epoch = captured.0, "role");
     // These have events of their own, with more to say.
-    if !matches!(machine.role(), Role::Syncing | Role::Fenced | Role::Ended) {
+    if !matches!(machine.role(), Role::Syncing | Role::Fenced | Role::Ended | Role::HandingBack) {
         let fields = json!({ "generation": machine.generation(), "epoch": captured, "acked": acked });
         emit(role, report::with(fields, standing(path)));
     }

@@ -10,11 +10,13 @@ use super::{
     orders::Order,
     seek::{Seek, Trouble},
     session::Found,
-    stop::{self, Heard, Keeper, Stop},
+    stop::{Heard, Stop},
+    vm_health::Watcher,
+    yielding::Parked,
 };
 use crate::{
     arbiter::{Answer, ArbiterClient},
-    clock::Clock,
+    clock::{Clock, WatchedClock},
     config::ProtectConfig,
     control::{self, Control},
     events::emit,
@@ -22,8 +24,10 @@ use crate::{
     gate::{GateError, Mode, NicGate, Options},
     inbox::{self, Inbox, readable, wait},
     keepalive::{BeatHandle, Verdict},
+    keeper,
     metrics::Scrapes,
     paths::Watch,
+    progress::Progress,
     qemu::colo::ColoSource,
     report,
     signals::Signals,
@@ -55,7 +59,7 @@ const STEP: Duration = Duration::from_millis(2);
 /// For QEMU's end of the NICs.
 const NICS: Duration = Duration::from_secs(5);
 
-type Driver = PrimaryDriver<ColoSource, NicGate, Clock>;
+type Driver = PrimaryDriver<ColoSource, NicGate, WatchedClock>;
 
 /// The loop's state.
 pub(super) struct DataPath {
@@ -64,10 +68,15 @@ pub(super) struct DataPath {
     pub(super) arbiter: ArbiterClient,
     pub(super) beats: Option<BeatHandle>,
     pub(super) clock: Clock,
+    /// Of this loop, for the beats.
+    pub(super) progress: Progress,
     pub(super) peer: Option<String>,
     pub(super) notes: Vec<String>,
     pub(super) watch: Watch,
     pub(super) supervisor: Hands,
+    /// Whether the VM runs.
+    pub(super) vm: Watcher,
+    pub(super) parked: Option<Parked>,
     control: Control,
     scrapes: Option<Scrapes>,
     pub(super) signals: Signals,
@@ -77,7 +86,6 @@ pub(super) struct DataPath {
     /// What wants the arbiter's word first.
     pub(super) orders: Vec<Order>,
     pub(super) stop: Stop,
-    pub(super) keeper: Keeper,
     /// Way was made for a successor.
     pub(super) made_way_at: Option<Time>,
     /// Why the session that there is will have ended.
@@ -90,8 +98,8 @@ pub(super) struct DataPath {
     stalls: Stalls,
     /// Those that the driver had noticed, this session, when the turn before began.
     stalls_before: u64,
-    role: Role,
-    arbiter_reachable: bool,
+    role: (Role, bool),
+    arbiter_watch: report::ArbiterWatch,
     pub(super) suspected: bool,
     /// The swap that is being asked for.
     pub(super) swap: Swap,
@@ -117,13 +125,14 @@ pub fn run() -> Result<Code> {
     let mut channel = Channel::new(UnixStream::from(channel))?;
     let brief = hear_brief(&mut channel)?;
     super::record(&brief.config, "data-path")?;
-    let mut supervisor = Hands::new(channel, &brief.config);
+    let mut supervisor = Hands::new(channel, &brief);
     let prepared = match prepare(&brief) {
         Ok(prepared) => prepared,
         Err(error) => {
             // One that cannot even start would only be started again.
             let (code, why) = (exit::explain(&error).0, exit::words(&error));
             supervisor.say(&ToSupervisor::Ending { code: code as u8, why })?;
+            supervisor.finish();
             return Ok(code);
         }
     };
@@ -134,13 +143,15 @@ pub fn run() -> Result<Code> {
 /// as possible: the VM has no network from then until the gate is there.
 fn prepare(brief: &Brief) -> Result<(NicGate, ArbiterClient, Control)> {
     let config = &brief.config;
-    let arbiter = ArbiterClient::spawn(config.arbiter.clone(), config.vm, &config.run_dir)?;
-    let control = control::take_place(&config.run_dir, config.vm, brief.relieve)?;
+    let arbiter = ArbiterClient::spawn(&config.asks(brief.register.owner.node))?;
+    let control = control::take_place(&config.run_dir, (config.vm, config.node), brief.relieve)?;
+    // As late as this: until now its packets have passed.
+    keeper::relieve(&config.run_dir, config.vm)?;
     Ok((open_gate(config)?, arbiter, control))
 }
 
 /// The gate of a VM that runs solo. Whoever had its TAP devices may be about to let them go.
-pub(super) fn open_gate(config: &ProtectConfig) -> Result<NicGate> {
+fn open_gate(config: &ProtectConfig) -> Result<NicGate> {
     let held_limit_bytes = usize::try_from(config.held_limit_bytes)?;
     let options = Options { held_limit_bytes, mode: Mode::Open };
     let deadline = Instant::now() + TAPS;
@@ -179,13 +190,20 @@ impl DataPath {
         signals: Signals,
         prepared: (NicGate, ArbiterClient, Control),
     ) -> Result<Self> {
-        let clock = Clock;
+        let (clock, progress) = (Clock, Progress::new());
         let config = &brief.config;
         let (gate, arbiter, control) = prepared;
         let pool = SlabPool::new(usize::try_from(config.slab_bytes)?, usize::try_from(config.staging_bytes)?);
-        let machine =
-            Primary::new(Config { epoch: config.epoch, window: config.window, sabotage: None }, brief.register);
-        let mut driver = PrimaryDriver::new(machine, Staging::new(pool), gate, clock);
+        let machine = Primary::new(
+            Config {
+                epoch: config.epoch,
+                window: config.window,
+                commit_deadline: config.commit_deadline(false),
+                sabotage: None,
+            },
+            brief.register,
+        );
+        let mut driver = PrimaryDriver::new(machine, Staging::new(pool), gate, WatchedClock(progress.clone()));
         driver.set_cap(usize::try_from(config.staging_bytes)?, config.on_cap.0);
         let scrapes = Scrapes::serve(config.metrics)?;
         let source_path = config.run_dir.join(format!("{}.colo.sock", config.vm));
@@ -195,10 +213,13 @@ impl DataPath {
             arbiter,
             beats: None,
             clock,
+            progress,
             peer: None,
             notes: report::standing_notes(),
             watch: Watch::default(),
             supervisor,
+            vm: Watcher::new(brief.qemu_process().0, brief.qemu_process().1),
+            parked: None,
             control,
             scrapes,
             signals,
@@ -206,7 +227,6 @@ impl DataPath {
             seek,
             orders: Vec::new(),
             stop: Stop::default(),
-            keeper: stop::no_keeper,
             made_way_at: None,
             trouble: None,
             protected_since: None,
@@ -215,8 +235,8 @@ impl DataPath {
             last_turn: clock.now(),
             stalls: Stalls::default(),
             stalls_before: 0,
-            role: Role::Solo,
-            arbiter_reachable: true,
+            role: (Role::Solo, false),
+            arbiter_watch: report::ArbiterWatch::default(),
             suspected: false,
             swap: Swap::default(),
             operator_wants_solo: false,
@@ -233,6 +253,7 @@ impl DataPath {
             self.turn()?;
             if let Some((code, why)) = self.ending.take() {
                 let _ = self.supervisor.say(&ToSupervisor::Ending { code: code as u8, why });
+                self.supervisor.finish();
                 return Ok(code);
             }
         }
@@ -240,11 +261,14 @@ impl DataPath {
 
     fn turn(&mut self) -> Result<()> {
         self.sleep()?;
+        self.progress.mark();
         self.notice_stall();
         self.hear_supervisor()?;
+        self.mind_the_vm();
         self.hear_signals();
         self.hear_arbiter();
         self.refuse_late_orders();
+        self.prove_beats();
         self.hear_beats();
         self.look_for_standby();
         self.driver.gate.tick(self.clock.now());
@@ -300,6 +324,7 @@ impl DataPath {
             match message {
                 ToDataPath::Begin(_) | ToDataPath::Started { error: None, .. } => {}
                 ToDataPath::Started { error: Some(why), unsupported } => self.source_broken(why, unsupported),
+                ToDataPath::VmIs(health) => self.vm.qemu_says(health),
                 ToDataPath::VmGone { orderly: true } => {
                     emit("vm-gone", json!({ "orderly": true }));
                     self.driver.event(Event::Unprotect(GoodbyeReason::GuestGone));
@@ -329,8 +354,16 @@ impl DataPath {
             (false, false) => Trouble::passing(&why),
         });
         self.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
-        if (unsupported || first) && !self.brief.stay {
+        if unsupported || first {
             let code = if unsupported { Code::Prerequisite } else { Code::Failed };
+            self.give_up_for(code, why);
+        }
+    }
+
+    /// This attempt at protection came to nothing, for something that does not pass by itself.
+    pub(super) fn give_up_for(&mut self, code: Code, why: String) {
+        self.because(Trouble::lasting(&why));
+        if !self.brief.stay {
             self.end_when_solo = Some((code, why));
         }
     }
@@ -338,19 +371,18 @@ impl DataPath {
     fn hear_arbiter(&mut self) {
         while let Some(answer) = self.arbiter.take_answer() {
             match answer {
-                Answer::Read(_) => self.arbiter_is_there(),
+                Answer::Read(held) => {
+                    self.register_read(held);
+                    self.arbiter_is_there();
+                }
+                Answer::Fault(_) => {} // told below; the machine waits for a register that it can believe
                 Answer::Cas(outcome) => {
                     emit("cas", self.swap.answered(self.clock.now(), &outcome));
                     self.driver.event(Event::Cas(outcome));
                 }
             }
         }
-        let health = self.arbiter.health();
-        // Before its first try it is neither.
-        if health.reachable != self.arbiter_reachable && (health.reachable || health.last_error.is_some()) {
-            self.arbiter_reachable = health.reachable;
-            report::arbiter(&health);
-        }
+        self.arbiter_watch.look(&self.arbiter.health());
     }
 
     fn hear_beats(&mut self) {
@@ -382,12 +414,17 @@ impl DataPath {
     }
 
     fn report_role(&mut self) {
-        let role = self.driver.machine().role();
+        let machine = self.driver.machine();
+        let role = (machine.role(), machine.is_protected());
         if role != std::mem::replace(&mut self.role, role) {
             super::commands::report_role(self);
-            if role == Role::Protected {
-                self.protected_since = Some(self.clock.now());
+            if role.1 {
+                self.protected_since.get_or_insert(self.clock.now());
                 self.seek.protected();
+                let generation = self.driver.machine().register().generation;
+                if let Err(error) = self.supervisor.say(&ToSupervisor::Protected { generation }) {
+                    tracing::debug!(%error, "the supervisor is gone");
+                }
             }
         }
     }

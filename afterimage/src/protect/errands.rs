@@ -3,21 +3,15 @@
 use super::{channel::ToSupervisor, commands, data_path::DataPath, seek::Trouble};
 use crate::{arbiter::Ask, config, events::emit, exit::Code, report};
 use anyhow::Result;
-use mc_core::{driver::PrimaryErrand, primary::Role, wire::control::NackReason};
+use mc_core::{driver::PrimaryErrand, id::Generation, primary::Role, register::Register, wire::control::NackReason};
 use serde_json::json;
 
 impl DataPath {
     pub(super) fn run_errands(&mut self) -> Result<()> {
         while let Some(errand) = self.driver.errand() {
             match errand {
-                PrimaryErrand::Cas { expect, new, contested } => {
-                    self.swap.asked(self.clock.now());
-                    self.arbiter.ask(Ask::Cas { expect, new, contested });
-                    emit("asking", report::with(report::asked(expect, &new, contested), commands::standing(self)));
-                    if std::mem::take(&mut self.operator_wants_solo) {
-                        self.arbiter.operator_decides();
-                    }
-                }
+                PrimaryErrand::Cas { expect, new, contested } if contested && self.yields() => self.park(expect, new),
+                PrimaryErrand::Cas { expect, new, contested } => self.ask_for(expect, new, contested),
                 PrimaryErrand::StartSource => {
                     self.supervisor.say(&ToSupervisor::StartSource { path: self.source_path.clone() })?;
                 }
@@ -30,7 +24,17 @@ impl DataPath {
                     emit("link-lost", report::with(json!({ "why": why }), commands::standing(self)));
                     self.because(Trouble::passing(format!("the link to the standby broke: {why}")));
                 }
-                PrimaryErrand::Refused(reason) => self.refused(reason),
+                PrimaryErrand::Late => {
+                    let why = "no epoch was ACKed in time, though beats may come";
+                    tracing::error!(why, "the standby is suspect");
+                    emit("suspect", report::with(json!({ "why": why }), commands::standing(self)));
+                    self.because(Trouble::passing("the standby ACKed no epoch in time"));
+                }
+                PrimaryErrand::HandsBack => {
+                    tracing::error!("the VM died while the arbiter was asked; what is won goes to the standby");
+                    emit("hands-back", commands::standing(self));
+                }
+                PrimaryErrand::Refused(reason, words) => self.refused(reason, &words),
                 PrimaryErrand::SourceFailed(why) => self.supervisor.say(&ToSupervisor::SourceFailed { why })?,
                 PrimaryErrand::GateFailed(why) => {
                     tracing::error!(%why, "gate; its output stays held");
@@ -42,16 +46,27 @@ impl DataPath {
         Ok(())
     }
 
+    pub(super) fn ask_for(&mut self, expect: Generation, new: Register, contested: bool) {
+        self.swap.asked(self.clock.now());
+        self.arbiter.ask(Ask::Cas { expect, new, contested });
+        emit("asking", report::with(report::asked(expect, &new, contested), commands::standing(self)));
+        if std::mem::take(&mut self.operator_wants_solo) {
+            self.arbiter.operator_decides();
+        }
+    }
+
     /// The standby cannot go on; the machine gives it up through the arbiter.
-    fn refused(&mut self, reason: NackReason) {
+    fn refused(&mut self, reason: NackReason, words: &str) {
         let why = match reason {
             NackReason::TooLarge => {
                 "a checkpoint was larger than the standby's staging: give it more with --staging, or a file with --spill"
             }
             NackReason::OutOfOrder => "the standby missed a part of a checkpoint",
             NackReason::Malformed => "the standby says that a checkpoint does not fit the VM's profile",
+            NackReason::Rehearsal => "the standby's QEMU could not load the VM's state",
             NackReason::Storage => "the standby could not write its image or its spill file",
         };
+        let why = if words.is_empty() { why.to_owned() } else { format!("{why}: {words}") };
         tracing::error!(why, "giving protection up");
         emit("refused", json!({ "why": why }));
         self.because(Trouble::lasting(why));

@@ -10,6 +10,7 @@ use crate::{
     events::emit,
     exit::{self, Code},
     inbox::Inbox,
+    keepalive::Watched,
     qemu::colo::ColoSource,
     status::WhyNot,
 };
@@ -36,7 +37,8 @@ impl DataPath {
     pub(super) fn look_for_standby(&mut self) {
         if self.next_look().is_some() && self.seek.begin(self.clock.now()) {
             let generation = self.driver.machine().register().generation.next();
-            match session::seek(&self.brief, generation) {
+            let witness = self.arbiter.health().witness;
+            match session::seek(&self.brief, generation, witness) {
                 Ok(inbox) => self.sessions = Some(inbox),
                 Err(error) => self.no_session(&Trouble::passing(exit::words(&error))),
             }
@@ -64,15 +66,17 @@ impl DataPath {
             .with_context(|| format!("socket {}", self.source_path.display()))?;
         let (standby, incarnation) = (found.standby, found.incarnation);
         emit("syncing", json!({ "standby": standby, "peer": found.peer, "peer_beats": found.beats }));
-        let peer = format!("{standby} at {}", found.peer);
+        let peer = format!("{} at {}", standby.node, found.peer);
         self.suspected = false;
         let wish = self.brief.config.wish();
-        let (link, beats, report) = found.start(wish, self.clock)?;
+        let watched = Watched { progress: self.progress.clone(), limit: self.brief.config.stall_after };
+        let (link, beats, report) = found.start(wish, watched)?;
         self.peer = Some(peer);
         self.beats = Some(beats);
         self.watch.begin(report);
         (self.trouble, self.protected_since) = (None, None);
         self.seek.found();
+        self.driver.set_commit_deadline(self.brief.config.commit_deadline(self.watch.has_rdma()));
         self.driver.attach(link, incarnation, source, standby);
         Ok(())
     }

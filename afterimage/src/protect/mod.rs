@@ -12,9 +12,11 @@
 //! | [`errands`] | what the driver asks of it |
 //! | [`hands`] | the data path's way to QEMU, with and without its supervisor |
 //! | [`seek`], [`look`], [`session`] | looks for a standby, again and again; shakes hands with it |
+//! | [`proving`] | proves that beats come both ways |
 //! | [`orders`] | what an operator or a signal wants, and needs the arbiter for |
 //! | [`channel`] | what the two processes say to each other |
 //! | [`commands`] | the control socket: status, solo, handover |
+//! | [`vm_health`], [`yielding`] | whether the VM runs, and what is done when it does not |
 //! | [`live`] | and what it changes while the pair runs |
 
 pub mod channel;
@@ -27,19 +29,23 @@ mod live;
 mod look;
 mod orders;
 mod own;
+mod proving;
 mod rejoin;
 mod seek;
 mod session;
 mod stop;
 mod supervisor;
+pub mod vm_health;
 mod waiting;
+mod yielding;
 
 use crate::{
+    beats,
     config::{ProtectConfig, next_standby},
     control::{self, Predecessor},
     events::{self, Who, emit},
     exit::{self, Code, ExitError},
-    paths,
+    identity, paths,
     qemu::{
         control as qemu,
         profile::{self, Profile},
@@ -57,8 +63,9 @@ use std::time::Duration;
 
 /// Runs until the VM is gone, fenced, handed over, or a signal ends it. Returns the exit code; after a fence with `--rejoin` it does
 /// not return, but becomes the standby.
-pub fn run(config: ProtectConfig) -> Result<Code> {
+pub fn run(mut config: ProtectConfig) -> Result<Code> {
     paths::check(&config.paths)?;
+    beats::check(&config.wish())?;
     let next = config.rejoin.then(|| next_standby(&config)).transpose().map_err(ExitError::from)?;
     std::fs::create_dir_all(&config.run_dir).with_context(|| format!("run directory {}", config.run_dir.display()))?;
     let predecessor = control::ask_to_make_way(&config.run_dir, config.vm)?;
@@ -66,24 +73,28 @@ pub fn run(config: ProtectConfig) -> Result<Code> {
     let mut qmp = Qmp::connect(&config.qmp, Duration::from_secs(5)).map_err(no_qmp)?;
     let profile = Profile::query(&mut qmp)?;
     refuse_writable_disks(&config, &mut qmp)?;
-    let pid = qmp.peer_pid()?;
-    let owner = Owner { node: config.node, instance: instance_id(pid)? };
+    let qemu_pid = qmp.peer_pid()?;
     record(&config, "supervisor")?;
+    let node = identity::node(&config.state_dir, config.node)?;
+    let owner = Owner { node, instance: instance_id(qemu_pid)? };
     let signals = Signals::catch().context("catching signals")?;
     let Owned::Ours(register) = own_the_vm(&config, owner, &signals, relieves)? else {
+        let why = "told to end before the arbiter had said whose the VM is; nothing had begun";
+        emit("ended", json!({ "code": Code::Done as u8, "why": why }));
         return Ok(Code::Done);
     };
+    config.accept_witness = false; // once
     tell_attached(&config, &profile, register);
     if qemu::colo_state(&mut qmp)? == qemu::MigrationState::Colo {
         tracing::warn!("QEMU is still in checkpoint mode: an earlier `protect` died. Leaving it");
         qemu::leave_colo(&mut qmp)?;
     }
     let stay = !config.once || predecessor != Predecessor::Nobody;
-    let brief = Brief { config, register, profile, protect: true, stay, relieve: relieves, deaths: 0 };
+    let brief = Brief { config, register, profile, qemu_pid, protect: true, stay, relieve: relieves, deaths: 0 };
     let ended = supervisor::supervise(qmp, brief, signals);
     match (ended, next) {
         (Err(error), Some(next)) if exit::explain(&error).0 == Code::Fenced => {
-            rejoin::stand_by(&next, (pid, owner.instance), error)
+            rejoin::stand_by(&next, (qemu_pid, owner.instance), error)
         }
         (ended, _) => ended,
     }

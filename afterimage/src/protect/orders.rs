@@ -5,7 +5,7 @@
 
 use super::{commands::word, data_path::DataPath, seek::Trouble};
 use crate::{
-    arbiter::{ArbiterSpec, Ask},
+    arbiter::{ArbiterSpec, Ask, Health},
     control::{ControlRequest, done},
     events::emit,
     status::Response,
@@ -38,10 +38,15 @@ pub(super) struct Order {
     wanted: Wanted,
 }
 
+/// Whether nothing but an answer is missing.
+fn is_able(health: &Health) -> bool {
+    !health.reachable || health.failover_possible().is_ok()
+}
+
 impl DataPath {
     /// Carries it out once the arbiter has said a word, or refuses it.
     pub(super) fn order(&mut self, wanted: Wanted) {
-        if self.brief.config.arbiter == ArbiterSpec::Manual {
+        if *self.arbiter.spec() == ArbiterSpec::Manual {
             let vm = self.brief.config.vm;
             let why = "the arbiter is an operator: nobody else can say that the standby will not take the VM over";
             let remedy = format!(
@@ -53,8 +58,11 @@ impl DataPath {
         self.orders.push(Order { until: self.clock.now().after(FRESH), wanted });
     }
 
-    /// The arbiter answered a read just now.
+    /// The arbiter answered a read just now. One that could store nothing would not answer a swap.
     pub(super) fn arbiter_is_there(&mut self) {
+        if self.arbiter.health().failover_possible().is_err() {
+            return; // it may be so in a moment; refused when it is late
+        }
         for order in std::mem::take(&mut self.orders) {
             match order.wanted {
                 Wanted::Unprotect(request) => {
@@ -76,15 +84,18 @@ impl DataPath {
             return;
         }
         let spec = self.arbiter.spec().to_string();
-        let said = self.arbiter.health().last_error;
+        let health = self.arbiter.health();
+        let fails = if is_able(&health) { "does not answer" } else { "cannot decide" };
+        let said = health.last_error.clone().or(health.failover_possible().err());
         let said = said.unwrap_or_else(|| format!("no answer within {} ms", FRESH.as_millis()));
         let held = if self.driver.machine().role() == Role::Claiming {
             "the VM's output is held until it does"
         } else {
             "nothing was changed"
         };
-        let why = format!("the arbiter {spec} does not answer ({said}), and protection is ended through it; {held}");
-        let remedy = "start the witness, or repair the way to it, and say it again";
+        let why = format!("the arbiter {spec} {fails} ({said}), and protection is ended through it; {held}");
+        let remedy = "start the witness, or repair it or the way to it, and say it again; without it, once it has been away for 3 s: \
+                      stop the standby, make sure that it is, and run `afterimage solo`";
         for order in late {
             self.refuse(order.wanted, &why, remedy);
         }

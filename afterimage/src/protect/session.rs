@@ -3,17 +3,17 @@
 use super::{channel::Brief, seek::Trouble};
 use crate::{
     beats::{self, Wish},
-    clock::Clock,
-    exit,
+    exit, identity,
     inbox::{self, Inbox},
-    keepalive::BeatHandle,
-    paths::{Link, Ours, Report, Route, route_to},
+    keepalive::{BeatHandle, Watched},
+    paths::{self, Link, Ours, Report, Route},
     qemu::profile::Profile,
     standby,
 };
 use anyhow::{Context, Result};
 use mc_core::{
-    id::{Generation, Incarnation, Name},
+    id::{Generation, Incarnation, WitnessId},
+    register::Owner,
     wire::{VERSION, beat::BeatKey, session::Hello},
 };
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -21,10 +21,7 @@ use std::{
     net::SocketAddr,
     time::{Duration, Instant},
 };
-use transport_tcp::{
-    session::{self, SessionError, SessionOptions},
-    udp::UdpKeepalive,
-};
+use transport_tcp::session::{SessionError, SessionOptions};
 
 /// How long a standby may take to start its QEMU and answer.
 const HANDSHAKE: Duration = Duration::from_secs(30);
@@ -35,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) incarnation: Incarnation,
-    pub(super) standby: Name,
+    pub(super) standby: Owner,
     pub(super) peer: SocketAddr,
     /// How the standby beats: as an event's field.
     pub(super) beats: serde_json::Value,
@@ -45,9 +42,9 @@ pub(super) struct Found {
 
 impl Found {
     /// Starts the session's beats.
-    pub(super) fn start(self, wish: Wish, clock: Clock) -> Result<(Box<dyn Link>, BeatHandle, Report)> {
+    pub(super) fn start(self, wish: Wish, watched: Watched) -> Result<(Box<dyn Link>, BeatHandle, Report)> {
         let Route { link, keepalive, report } = self.route;
-        let beats = beats::start(keepalive.0, (self.incarnation, self.key), beats::PRIMARY, wish, clock)?;
+        let beats = beats::start(keepalive.0, (self.incarnation, self.key), beats::PRIMARY, wish, Some(watched))?;
         Ok((link, beats, report))
     }
 }
@@ -57,27 +54,34 @@ impl Found {
 #[error("the standby's VM differs: {0}")]
 struct Differs(String);
 
+/// The standby is none for us: the same node, or of another witness.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct NoPair(String);
+
 /// Begins to look for the standby; the result comes through the inbox.
-pub(super) fn seek(brief: &Brief, generation: Generation) -> Result<Inbox<Result<Found, Trouble>>> {
+pub(super) fn seek(brief: &Brief, generation: Generation, witness: WitnessId) -> Result<Inbox<Result<Found, Trouble>>> {
     let (outbox, inbox) = inbox::inbox()?;
     let brief = brief.clone();
-    let seek = move || outbox.put(shake_hands(&brief, generation).map_err(|error| trouble(&error)));
+    let seek = move || outbox.put(shake_hands(&brief, generation, witness).map_err(|error| trouble(&error)));
     std::thread::Builder::new().name("seek".to_owned()).spawn(seek)?;
     Ok(inbox)
 }
 
-fn shake_hands(brief: &Brief, generation: Generation) -> Result<Found> {
+/// Connects, then binds the beats to the connection's own address, then says hello.
+fn shake_hands(brief: &Brief, generation: Generation, witness: WitnessId) -> Result<Found> {
     let config = &brief.config;
-    let local = config.bind.map_or_else(|| route_to(&config.to), Ok)?;
-    let keepalive = UdpKeepalive::bind(local).with_context(|| format!("UDP socket for beats on {local}"))?;
-    let beat_port = if config.paths.wants_udp() { keepalive.local_port()? } else { 0 };
-    let hello = hello(brief, generation, beat_port)?;
-    let ours = Ours::prepare(&config.paths, local, &hello)?;
-    let endpoint = ours.endpoint();
-    let profile = brief.profile.to_json();
     let options = SessionOptions { deadline: HANDSHAKE, ..SessionOptions::default() };
-    let connect = || session::connect(&config.to.to_string(), &hello, &profile, endpoint.as_ref(), &options);
-    let connected = if config.once { patiently(connect)? } else { connect()? };
+    let call = || paths::call(&config.to, config.bind, &options);
+    let call = if config.once { patiently(call)? } else { call()? };
+    let keepalive = paths::beats_at(call.local_addr())?;
+    let beat_port = if config.paths.wants_udp() { keepalive.local_port()? } else { 0 };
+    let hello = Hello { witness, ..hello(brief, generation, beat_port)? };
+    let ours = Ours::prepare(&config.paths, call.local_addr(), &hello)?;
+    let endpoint = ours.endpoint();
+    let connected = call.shake_hands(&hello, &brief.profile.to_json(), endpoint.as_ref())?;
+    let (node, theirs) = ((hello.node, witness), (connected.peer.node, connected.peer.witness));
+    identity::check_pair(node, theirs).map_err(NoPair)?;
     let theirs: Profile = Profile::from_json(&connected.profile).context("the standby")?;
     let differences = brief.profile.mismatches(&theirs);
     if !differences.is_empty() {
@@ -86,21 +90,27 @@ fn shake_hands(brief: &Brief, generation: Generation) -> Result<Found> {
     let (peer, theirs) = (connected.peer_addr, connected.endpoint);
     let beats = beats::told(&connected.peer);
     let route = ours.settle(connected.link, theirs.as_ref(), keepalive, &connected.peer, peer)?;
-    Ok(Found { incarnation: hello.incarnation, standby: connected.peer.node, peer, beats, route, key: hello.beat_key })
+    let standby = Owner { node: connected.peer.node, instance: connected.peer.instance };
+    Ok(Found { incarnation: hello.incarnation, standby, peer, beats, route, key: hello.beat_key })
 }
 
-/// Whether it may pass by itself. A refusal says what an operator has to change, unless it says that the standby is busy.
+/// Whether it may pass by itself. A refusal says what an operator has to change, unless it says that the standby is busy, or has not
+/// the arbiter's word for us.
 fn trouble(error: &anyhow::Error) -> Trouble {
     let why = exit::words(error);
     match error.downcast_ref::<SessionError>() {
-        Some(SessionError::Refused { why: told, .. }) if told.starts_with(standby::BUSY) => Trouble::passing(why),
+        Some(SessionError::Refused { why: told, .. })
+            if [standby::BUSY, standby::NOTHING_STARTED].iter().any(|passing| told.starts_with(passing)) =>
+        {
+            Trouble::passing(why)
+        }
         Some(
             SessionError::Refused { .. }
             | SessionError::Version { .. }
             | SessionError::Stranger { .. }
             | SessionError::Profile { .. },
         ) => Trouble::lasting(why),
-        None if error.is::<Differs>() => Trouble::lasting(why),
+        None if error.is::<Differs>() || error.is::<NoPair>() => Trouble::lasting(why),
         _ => Trouble::passing(why),
     }
 }
@@ -133,7 +143,9 @@ fn hello(brief: &Brief, generation: Generation, beat_port: u16) -> Result<Hello>
         incarnation: Incarnation(u64::from_le_bytes(incarnation)),
         generation,
         vm: config.vm,
-        node: config.node,
+        node: brief.register.owner.node,
+        witness: WitnessId::NONE,
+        instance: brief.register.owner.instance,
         beat_key: BeatKey(key),
         beat_port,
         detect_multiplier: config.detect_multiplier,

@@ -14,12 +14,11 @@
 
 use super::{channel::ToSupervisor, data_path::DataPath, orders::Wanted};
 use crate::{
-    config::ProtectConfig,
     events::emit,
     exit::{self, Code},
-    gate::{NicGate, Options},
+    keeper::{self, Charge},
 };
-use anyhow::{Result, bail};
+use anyhow::Result;
 use mc_core::{
     id::Time,
     primary::{Event, Role},
@@ -30,14 +29,6 @@ use std::time::Duration;
 
 /// An orderly end that has taken so long is cut short by another signal.
 const PATIENCE: Duration = Duration::from_secs(3);
-
-/// Starts the network keeper of the VM, and returns once it pumps. The VM's NICs and TAP devices are free when it is called.
-pub(super) type Keeper = fn(&ProtectConfig) -> Result<()>;
-
-/// **Seam.** The keeper is a process of its own (`afterimage keeper`); a build without it refuses orderly ends of VMs with NICs.
-pub(super) fn no_keeper(_config: &ProtectConfig) -> Result<()> {
-    bail!("this build has no network keeper, which would go on being the VM's way to its network")
-}
 
 /// Who heard the signal. systemd tells every process of a unit, and the supervisor tells us as well: that is one signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,7 +134,7 @@ impl DataPath {
         (self.stop.state, self.stop.last, self.sessions) = (State::Ending(self.clock.now()), last, None);
         match self.driver.machine().role() {
             Role::Solo | Role::Syncing => self.stop_now(),
-            Role::Fenced | Role::Ended => {} // it ends by itself
+            Role::HandingBack | Role::Fenced | Role::Ended => {} // it ends by itself
             Role::Registering | Role::Protected | Role::Claiming => self.order(Wanted::Stop),
         }
     }
@@ -167,19 +158,13 @@ impl DataPath {
     }
 
     fn hand_network_over(&mut self) -> Result<&'static str> {
-        let config = &self.brief.config;
-        if config.nics.is_empty() {
+        let generation = self.driver.machine().register().generation;
+        let charge = Charge::of_primary(&self.brief.config, generation);
+        let Some(keeper) = keeper::take_network(&charge, Some(&mut self.driver.gate))? else {
             return Ok("told to end; the VM runs on, unprotected");
-        }
-        // Its TAP devices and the NICs' sockets take one at a time.
-        self.driver.gate = NicGate::new(Vec::new(), Options::default())?;
-        match (self.keeper)(config) {
-            Ok(()) => Ok("told to end; the VM runs on, unprotected, and its network keeper has its network"),
-            Err(error) => {
-                self.driver.gate = super::data_path::open_gate(config)?;
-                Err(error)
-            }
-        }
+        };
+        emit("keeper-started", json!({ "keeper": keeper.pid(), "generation": generation, "handed_over": true }));
+        Ok("told to end; the VM runs on, unprotected, and its network keeper has its network")
     }
 
     /// The end that a signal asked for cannot be an orderly one.

@@ -18,6 +18,7 @@
 use super::{
     channel::{Brief, Channel, ToDataPath, ToSupervisor},
     claim::{Verdict, claim},
+    vm_health::Health,
 };
 use crate::{
     events::emit,
@@ -25,13 +26,13 @@ use crate::{
     inbox::{readable, wait},
     qemu::{
         control::{self, ControlError, MigrationState},
-        qmp::{Qmp, QmpError},
+        qmp::{Qmp, QmpError, kill_instance},
     },
     signals::Signals,
 };
 use anyhow::{Context, Result};
-use mc_core::id::Time;
-use serde_json::json;
+use mc_core::id::{Generation, Time};
+use serde_json::{Value, json};
 use std::{
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
@@ -44,6 +45,8 @@ use std::{
 
 /// How soon a QEMU that is well says how its VM is.
 const ANSWER: Duration = Duration::from_millis(500);
+/// How often it is asked.
+const LOOK: Duration = Duration::from_secs(1);
 /// A data path that lived for so long has not died of what it found at its start.
 const LIVED: Duration = Duration::from_secs(60);
 /// How long a data path may take to obey a second signal.
@@ -51,10 +54,14 @@ const OBEY: Duration = Duration::from_secs(3);
 /// How long a successor may take to get hold of QEMU's control connection, and how often it is tried again afterwards.
 const MAKE_WAY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(1));
 
+/// QEMU's pid, and its instance.
+pub(super) type Process = (u32, u64);
+
 /// QEMU, as far as we may command it.
 #[derive(Debug)]
 pub(super) struct Qemu {
     qmp: Qmp,
+    process: Process,
     /// QEMU said that its VM shuts down, or was told to.
     shut_down: bool,
 }
@@ -89,6 +96,7 @@ impl Task {
             ToSupervisor::Fence => Self::Fence,
             ToSupervisor::SourceFailed { why } => Self::Explain(why.clone()),
             ToSupervisor::Wanted { .. }
+            | ToSupervisor::Protected { .. }
             | ToSupervisor::Stopping
             | ToSupervisor::MakeWay
             | ToSupervisor::Ending { .. } => return None,
@@ -97,12 +105,12 @@ impl Task {
 }
 
 impl Qemu {
-    pub(super) fn connect(path: &Path) -> Result<Self, QmpError> {
-        Ok(Self::new(Qmp::connect(path, Duration::from_secs(5))?))
+    pub(super) fn connect(path: &Path, process: Process) -> Result<Self, QmpError> {
+        Ok(Self::new(Qmp::connect(path, Duration::from_secs(5))?, process))
     }
 
-    pub(super) fn new(qmp: Qmp) -> Self {
-        Self { qmp, shut_down: false }
+    pub(super) fn new(qmp: Qmp, process: Process) -> Self {
+        Self { qmp, process, shut_down: false }
     }
 
     /// Does it; the data path may want to hear how it went.
@@ -114,8 +122,25 @@ impl Qemu {
                 Ok(Some(ToDataPath::Started { error: refused.map(|e| e.to_string()), unsupported }))
             }
             Task::Leave => control::leave_colo(&mut self.qmp).map(|()| None).context("leaving checkpoint mode"),
-            Task::Fence => control::fence(&mut self.qmp).map(|()| None).context("stopping the fenced VM"),
+            Task::Fence => self.fence().map(|()| None),
             Task::Explain(why) => Ok(Some(self.explain(why))),
+        }
+    }
+
+    /// How the VM is, by QEMU's word. One that does not answer at once is asked again later: that proves nothing.
+    fn health(&mut self) -> Option<Health> {
+        let said = self.qmp.execute("query-status", Value::Null, ANSWER).ok()?;
+        said["status"].as_str().map(Health::by_run_state)
+    }
+
+    /// Ends the VM for good. A QEMU that does not answer (a signal stopped it) is killed: another node owns the VM.
+    fn fence(&mut self) -> Result<()> {
+        let (pid, instance) = self.process;
+        match control::fence(&mut self.qmp) {
+            Err(ControlError::Qmp(QmpError::Timeout { .. })) => {
+                kill_instance(pid, instance).with_context(|| format!("killing the fenced VM's QEMU, process {pid}"))
+            }
+            ended => ended.context("stopping the fenced VM"),
         }
     }
 
@@ -144,7 +169,7 @@ impl Qemu {
 
     /// Asks it; takes [`ANSWER`] at most. Nothing is changed by it.
     pub(super) fn condition(&mut self) -> Condition {
-        let asked = self.qmp.execute("query-status", serde_json::Value::Null, ANSWER);
+        let asked = self.qmp.execute("query-status", Value::Null, ANSWER);
         let _ = self.qmp.poll_events();
         match asked {
             _ if self.said_shutdown() => Condition::ShutDown,
@@ -176,8 +201,10 @@ const UNSUPPORTED: &str = "this QEMU ended the migration instead of entering che
 
 /// Watches over one VM until it is gone, fenced, or handed over. Returns the exit code.
 pub(super) fn supervise(qmp: Qmp, brief: Brief, signals: Signals) -> Result<Code> {
-    let supervisor = Supervisor { qemu: Some(Qemu::new(qmp)), brief, signals, told: Told::default(), retake_at: None };
-    supervisor.run()
+    let qemu = Some(Qemu::new(qmp, brief.qemu_process()));
+    let (looked, health) = (Instant::now(), Health::Runs);
+    let (told, retake_at, proven) = (Told::default(), None, None);
+    Supervisor { qemu, brief, signals, told, retake_at, looked, health, proven }.run()
 }
 
 /// The signals that the data path was told of.
@@ -197,12 +224,18 @@ struct Supervisor {
     told: Told,
     /// When QEMU's control connection is tried again, after way was made.
     retake_at: Option<Instant>,
+    /// When QEMU was asked last how its VM is, and what the data path knows.
+    looked: Instant,
+    health: Health,
+    /// The last generation in which the VM was protected: see [`ToSupervisor::Protected`].
+    proven: Option<Generation>,
 }
 
 impl Supervisor {
     fn run(mut self) -> Result<Code> {
         loop {
             let (mut child, born) = (DataPathProcess::spawn(&self.brief)?, Instant::now());
+            self.health = Health::Runs;
             self.brief.relieve = false;
             if let Some(code) = self.watch(&mut child)? {
                 return Ok(code);
@@ -227,7 +260,7 @@ impl Supervisor {
     fn claim(&mut self) -> Result<Option<Code>> {
         let Some(qemu) = &mut self.qemu else { return Ok(Some(Code::Done)) };
         tracing::error!("the data path died; asking QEMU whether the VM is there, and the arbiter whose it is");
-        let (code, what) = match claim(&self.brief, qemu, &self.signals)? {
+        let (code, what) = match claim(&self.brief, self.proven, qemu, &self.signals)? {
             Verdict::Ours(register) => {
                 self.brief.register = register;
                 return match qemu.perform(&Task::Leave) {
@@ -250,6 +283,13 @@ impl Supervisor {
                 format!(
                     "the data path died, and QEMU does not answer: the VM is left to {standby}, which has its last commit. \
                      This QEMU was not touched; it has no network. End it before this host stands by"
+                ),
+            ),
+            Verdict::Stranded(why) => (
+                Code::Fenced,
+                format!(
+                    "QEMU and the data path died after the arbiter had given the VM to this host; {why}. Nobody runs it: \
+                     `afterimage witness assign`, on the witness's host, gives it to a node that has a copy"
                 ),
             ),
             Verdict::Theirs => self.fence(),
@@ -299,6 +339,9 @@ impl Supervisor {
             }
             self.hear_signals(child)?;
             self.look_for_successor(child);
+            if !gone {
+                self.look_at_vm(child);
+            }
         }
     }
 
@@ -314,6 +357,7 @@ impl Supervisor {
     fn serve(&mut self, child: &mut DataPathProcess, message: &ToSupervisor) {
         match message {
             ToSupervisor::Wanted { protect } => self.brief.protect = *protect,
+            ToSupervisor::Protected { generation } => self.proven = Some(*generation),
             ToSupervisor::Stopping => self.told.since = None,
             ToSupervisor::MakeWay => {
                 self.qemu = None;
@@ -326,6 +370,19 @@ impl Supervisor {
             Ok(Some(answer)) => drop(child.channel.say(&answer)),
             Ok(None) => {}
             Err(error) => tracing::error!(error = exit::words(&error), ?task, "QEMU"),
+        }
+    }
+
+    /// Asks QEMU how its VM is, and tells news.
+    fn look_at_vm(&mut self, child: &mut DataPathProcess) {
+        if self.looked.elapsed() < LOOK {
+            return;
+        }
+        self.looked = Instant::now();
+        let said = self.qemu.as_mut().and_then(Qemu::health);
+        if let Some(news) = said.filter(|now| *now != self.health) {
+            self.health = news;
+            let _ = child.channel.say(&ToDataPath::VmIs(self.health.clone()));
         }
     }
 
@@ -366,7 +423,8 @@ impl Supervisor {
     /// Takes QEMU's control connection up again, if nobody else has it.
     fn retake(&mut self) -> Result<(), QmpError> {
         self.retake_at = Some(Instant::now() + MAKE_WAY.1);
-        self.qemu = Some(Qemu::new(Qmp::connect(&self.brief.config.qmp, ANSWER)?));
+        let qmp = Qmp::connect(&self.brief.config.qmp, ANSWER)?;
+        self.qemu = Some(Qemu::new(qmp, self.brief.qemu_process()));
         self.retake_at = None;
         Ok(())
     }

@@ -3,7 +3,7 @@
 
 use super::supervisor::Qemu;
 use crate::{
-    arbiter::{Answer, ArbiterClient, Ask},
+    arbiter::{Answer, ArbiterClient},
     cli::Side,
     config::ProtectConfig,
     control::{Control, ControlRequest, done, refused},
@@ -14,7 +14,10 @@ use crate::{
     status::{Request, Response, SCHEMA, Status},
 };
 use anyhow::Result;
-use mc_core::id::{Generation, Time};
+use mc_core::{
+    id::{Generation, Node, Time},
+    register::{CasOutcome, Register},
+};
 use serde_json::json;
 use std::{
     os::fd::AsFd,
@@ -39,7 +42,10 @@ pub(super) struct What {
 /// What came.
 #[derive(Debug)]
 pub(super) enum Heard {
-    Answer(Answer),
+    /// What the register holds; also once a second, unasked.
+    Read(Option<Register>),
+    /// What came of a swap.
+    Cas(CasOutcome),
     /// SIGTERM or SIGINT.
     Signal,
     /// QEMU is gone: it shut down (true), or died.
@@ -59,28 +65,34 @@ pub(super) struct Waiting<'a> {
     control: Option<Control>,
     what: What,
     pub(super) notes: Vec<String>,
+    watch: report::ArbiterWatch,
     trouble: Option<String>,
 }
 
 impl<'a> Waiting<'a> {
     /// `serve`: the control socket is free; while a process that is to be relieved has it, it answers there.
-    pub(super) fn new(config: &'a ProtectConfig, signals: &'a Signals, what: What, serve: bool) -> Result<Self> {
-        let arbiter = ArbiterClient::spawn(config.arbiter.clone(), config.vm, &config.run_dir)?;
-        let control = serve.then(|| Control::listen(&config.run_dir, config.vm, Side::Primary)).transpose()?;
-        Ok(Self { config, arbiter, signals, control, what, notes: Vec::new(), trouble: None })
+    pub(super) fn new(
+        config: &'a ProtectConfig,
+        node: Node,
+        signals: &'a Signals,
+        what: What,
+        serve: bool,
+    ) -> Result<Self> {
+        let arbiter = ArbiterClient::spawn(&config.asks(node))?;
+        let listen = || Control::listen(&config.run_dir, config.vm, config.node, Side::Primary);
+        let control = serve.then(listen).transpose()?;
+        let (notes, watch) = (Vec::new(), report::ArbiterWatch::default());
+        Ok(Self { config, arbiter, signals, control, what, notes, watch, trouble: None })
     }
 
-    /// Asks, and hears what comes until `until`. With `qemu`, its end is heard as well.
-    pub(super) fn ask(&mut self, ask: Ask, qemu: Option<&mut Qemu>, until: Option<Instant>) -> Result<Heard> {
-        self.arbiter.ask(ask);
-        self.hear(qemu, until)
-    }
-
-    /// The next thing that comes, without asking again.
+    /// The next thing that comes, until `until`. With `qemu`, its end is heard as well.
     pub(super) fn hear(&mut self, mut qemu: Option<&mut Qemu>, until: Option<Instant>) -> Result<Heard> {
         loop {
-            if let Some(answer) = self.arbiter.take_answer() {
-                return Ok(Heard::Answer(answer));
+            match self.arbiter.take_answer() {
+                Some(Answer::Read(held)) => return Ok(Heard::Read(held)),
+                Some(Answer::Cas(outcome)) => return Ok(Heard::Cas(outcome)),
+                Some(Answer::Fault(_)) => continue, // decides nothing; said below
+                None => {}
             }
             if let Some(orderly) = qemu.as_mut().and_then(|qemu| qemu.gone()) {
                 return Ok(Heard::VmGone(orderly));
@@ -113,6 +125,9 @@ impl<'a> Waiting<'a> {
     /// Says once what it waits for, and again when the reason changes.
     fn tell_health(&mut self) {
         let health = self.arbiter.health();
+        if health.reachable {
+            self.watch.look(&health); // an answer that cannot be believed, or would not come to a swap
+        }
         if health.last_error.is_none() || health.last_error == self.trouble {
             return;
         }
@@ -124,14 +139,14 @@ impl<'a> Waiting<'a> {
 
     /// True if a successor was promised the place.
     fn answer(&self, request: ControlRequest) -> bool {
-        let asked = request.request;
-        let leaves = self.what.may_leave && asked == Request::Handover;
-        request.reply(match asked {
+        let leaves = self.what.may_leave && request.request == Request::Handover;
+        let response = match request.request {
             Request::Status => Response::Status(Box::new(self.status())),
             Request::Solo if self.arbiter.operator_decides() => done("going solo"),
             _ if leaves => done("leaving"),
             _ => refused(self.what.busy),
-        });
+        };
+        request.reply(response);
         leaves
     }
 

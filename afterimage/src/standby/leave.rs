@@ -15,16 +15,12 @@
 use super::node::Node;
 use crate::{
     arbiter::{ArbiterSpec, Ask},
-    config::StandbyConfig,
     events::emit,
     exit::{self, Code},
-    gate::{Mode, NicGate, Options},
-    report,
 };
-use anyhow::{Result, bail};
 use mc_core::{
     id::{Generation, Time},
-    register::{CasOutcome, Register},
+    register::Register,
     standby::{Event, Role},
 };
 use serde_json::json;
@@ -38,14 +34,6 @@ const HEAD_START: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(100);
 /// An orderly end that has taken so long is cut short by another signal.
 const PATIENCE: Duration = Duration::from_secs(3);
-
-/// Starts the network keeper of a VM that was taken over, and returns once it pumps. The VM's NICs and TAP devices are free then.
-pub(super) type Keeper = fn(&StandbyConfig) -> Result<()>;
-
-/// **Seam.** See [`crate::protect`]'s: the keeper is a process of its own.
-pub(super) fn no_keeper(_config: &StandbyConfig) -> Result<()> {
-    bail!("this build has no network keeper, which would go on being the VM's way to its network")
-}
 
 #[derive(Debug, Default)]
 enum State {
@@ -112,8 +100,9 @@ impl Node {
         self.leave.last = last;
         let now = self.clock.now();
         match self.driver.machine().role() {
-            Role::Idle => self.ending = Some(Code::Done),
-            Role::Syncing => self.give_up(),
+            // A copy that was lost is another node's VM, which runs there.
+            Role::Idle | Role::Lost => self.ending = Some(Code::Done),
+            Role::Syncing | Role::Rehearsing => self.give_up(),
             Role::Protecting if self.config.arbiter == ArbiterSpec::Manual => {
                 self.refuse_to_leave("the arbiter is an operator: the primary could not go on alone without one");
             }
@@ -121,10 +110,21 @@ impl Node {
                 self.leave.state = State::Asks { since: now, until: now.after(FRESH) };
                 self.arbiter.ask(Ask::Read);
             }
-            Role::Revoking | Role::Claiming | Role::TakingOver => {
+            Role::Revoking | Role::Claiming => {
                 self.refuse_to_leave("this standby asks the arbiter for the VM, whose primary is suspect");
             }
-            Role::Active => self.leave_network(),
+            Role::Disputed => {
+                self.refuse_to_leave(
+                    "the arbiter cannot be believed, and this may be the VM's last copy: an operator decides",
+                );
+            }
+            // It may run at any moment.
+            Role::TakingOver if self.is_attempting() => {
+                self.leave.last = false;
+                self.refuse_to_leave("the takeover is being tried at this moment");
+            }
+            Role::TakingOver => self.refuse_to_leave("the VM is this node's, and does not run yet"),
+            Role::Active => {} // heard where it runs
         }
     }
 
@@ -146,16 +146,16 @@ impl Node {
         defers
     }
 
-    /// The arbiter answered a read.
-    pub(super) fn leave_hears(&mut self, held: Option<Register>) {
-        match (&self.leave.state, self.leave.deferred) {
-            (State::Asks { .. }, _) if self.driver.machine().role() == Role::Protecting => self.give_up(),
-            (State::Asks { .. }, _) => self.refuse_to_leave("the primary became suspect meanwhile"),
-            (State::GaveUp { .. }, Some((expect, _))) if held.is_some_and(|held| held.generation > expect) => {
-                self.leave.deferred = None;
-                self.driver.event(Event::Cas(CasOutcome::Lost(held)));
-            }
-            _ => {}
+    /// The arbiter answered a read, and the machine has heard it: it gives its copy up when the register names the primary alone.
+    pub(super) fn leave_hears(&mut self) {
+        if !matches!(self.leave.state, State::Asks { .. }) {
+            return;
+        }
+        match self.driver.machine().role() {
+            Role::Protecting if self.arbiter.health().failover_possible().is_ok() => self.give_up(),
+            Role::Protecting => {} // it would not answer the primary's swap; refused when it is late
+            Role::Idle | Role::Lost => self.ending = Some(Code::Done),
+            _ => self.refuse_to_leave("the primary became suspect meanwhile"),
         }
     }
 
@@ -164,13 +164,17 @@ impl Node {
         let now = self.clock.now();
         match &mut self.leave.state {
             State::Asks { until, .. } if now >= *until => {
-                let said = self.arbiter.health().last_error.unwrap_or_else(|| "no answer".to_owned());
+                let health = self.arbiter.health();
+                let said = health.last_error.clone().or(health.failover_possible().err());
+                let said = said.unwrap_or_else(|| "no answer".to_owned());
                 let spec = self.arbiter.spec();
                 self.refuse_to_leave(&format!(
-                    "the arbiter {spec} does not answer ({said}), and without it the primary would have to hold the VM's output"
+                    "the arbiter {spec} does not answer, or cannot decide ({said}), and without it the primary would have to hold the VM's output"
                 ));
             }
-            State::GaveUp { .. } if self.driver.machine().role() == Role::Idle => self.ending = Some(Code::Done),
+            State::GaveUp { .. } if matches!(self.driver.machine().role(), Role::Idle | Role::Lost) => {
+                self.ending = Some(Code::Done);
+            }
             State::GaveUp { since, .. } if now.since(*since) > HEAD_START => {
                 if let Some((expect, new)) = self.leave.deferred.take() {
                     self.refuse_to_leave("the primary does not go on alone: this standby asks for the VM");
@@ -194,29 +198,6 @@ impl Node {
         }
     }
 
-    /// The VM runs here: whoever keeps its network from now on takes over from this gate.
-    fn leave_network(&mut self) {
-        match self.hand_network_over() {
-            Ok(()) => self.ending = Some(Code::Done),
-            Err(error) => {
-                self.refuse_to_leave(&format!("the VM's network has nobody else to keep it: {}", exit::words(&error)));
-            }
-        }
-    }
-
-    fn hand_network_over(&mut self) -> Result<()> {
-        if self.config.nics.is_empty() {
-            return Ok(());
-        }
-        self.gate = NicGate::new(Vec::new(), Options::default())?;
-        (self.keeper)(&self.config).or_else(|error| {
-            let options = Options { mode: Mode::Open, ..Options::default() };
-            self.gate = NicGate::new(report::nics(&self.config.nics), options)?;
-            self.gate.connect(super::node::NIC_PATIENCE)?;
-            Err(error)
-        })
-    }
-
     fn refuse_to_leave(&mut self, why: &str) {
         if self.leave.last {
             return self.obey(why);
@@ -228,13 +209,7 @@ impl Node {
 
     /// Told twice. What this node may be entitled to is kept.
     fn obey(&mut self, why: &str) {
-        let role = self.driver.machine().role();
-        let mut words = format!("told again to end, although {why}.");
-        if role == Role::Active {
-            words.push_str(" The VM's gate is closed: its QEMU runs on here, without a network. `afterimage protect` opens it again");
-        } else {
-            words.push_str(&self.keep_image());
-        }
+        let words = format!("told again to end, although {why}. {}", self.keep_image());
         emit("stop-obeyed", json!({ "why": words }));
         (self.ending, self.last_words) = (Some(Code::Degraded), Some(words));
     }
@@ -242,19 +217,15 @@ impl Node {
     fn keep_image(&mut self) -> String {
         let (generation, epoch) = self.driver.machine().committed();
         let (Some(vm), Some(image)) = (self.vm.as_mut(), self.driver.image()) else {
-            return " There is no image to keep".to_owned();
+            return "There is no image to keep".to_owned();
         };
         let held = format!("the image of {generation}, {epoch}");
-        match vm.keep(image, &format!("g{}-e{}", generation.0, epoch.0)) {
-            Ok((ram, rest)) => {
-                emit("image-kept", json!({ "ram": ram, "rest": rest, "generation": generation, "epoch": epoch }));
-                format!(
-                    " Kept: {held}: its RAM in {}, the rest as QEMU's -incoming takes it in {}",
-                    ram.display(),
-                    rest.display()
-                )
+        match vm.keep(self.this, image, (generation, epoch)) {
+            Ok(ram) => {
+                emit("image-kept", json!({ "ram": ram, "generation": generation, "epoch": epoch }));
+                format!("Kept: {held}: its RAM in {}, and what belongs to it beside that", ram.display())
             }
-            Err(error) => format!(" Not kept in full: {held}: {}", exit::words(&error)),
+            Err(error) => format!("Not kept in full: {held}: {}", exit::words(&error)),
         }
     }
 }

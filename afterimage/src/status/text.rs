@@ -47,7 +47,14 @@ pub(super) fn bytes(n: u64) -> String {
 pub(super) fn render(s: &Status) -> String {
     let protected = if s.protected { "protected" } else { "NOT PROTECTED" };
     let mut out = Lines(format!("{} on {} ({}): {}, {protected}\n", s.vm, s.node, s.side, s.role));
-    pair(&mut out, s);
+    if let Some(why) = &s.stalled {
+        out.group(&format!("STALLED: {why}"));
+    }
+    // A keeper has packets, and nothing else.
+    let is_keeper = s.side == "keeper";
+    if !is_keeper {
+        pair(&mut out, s);
+    }
     if let Some(why) = &s.why_not_protected {
         out.group("not protected");
         why_not(&mut out, why);
@@ -55,9 +62,11 @@ pub(super) fn render(s: &Status) -> String {
     if s.side != "standby" {
         output(&mut out, s);
     }
-    costs(&mut out, s);
-    beats(&mut out, s);
-    arbiter(&mut out, s);
+    if !is_keeper {
+        costs(&mut out, s);
+        beats(&mut out, s);
+        arbiter(&mut out, s);
+    }
     if let Some(t) = &s.takeover {
         out.group("takeover");
         out.line("silence", micros(t.silence_us));
@@ -159,8 +168,17 @@ fn arbiter(out: &mut Lines, s: &Status) {
     out.group("arbiter");
     out.line("spec", &s.arbiter.spec);
     out.line("reachable", if s.arbiter.reachable { "yes" } else { "NO: there is no failover until it is" });
-    if let Some(error) = &s.arbiter.last_error {
-        out.line("last error", error);
+    let more = [
+        ("FAILOVER IMPOSSIBLE", &s.arbiter.failover_impossible),
+        ("what to do", &s.arbiter.remedy),
+        ("last error", &s.arbiter.last_error),
+        ("witness", &s.arbiter.witness),
+    ];
+    for (key, value) in more.iter().filter_map(|(key, value)| Some((key, value.as_ref()?))) {
+        out.line(key, value);
+    }
+    if let Some(ms) = s.arbiter.probe_age_ms {
+        out.line("stored a test", format!("{ms} ms before its last answer"));
     }
 }
 
@@ -183,6 +201,9 @@ mod tests {
         );
         assert!(text.contains("cap 64 MiB") && text.contains("    the serial console is not held\n"), "{text}");
         assert!(text.contains("NO: there is no failover"), "{text}");
+        assert!(!text.contains("STALLED"), "{text}");
+        status.stalled = Some("the loop has not turned for 7 s".into());
+        assert!(render(&status).contains("NOT PROTECTED\n  STALLED: the loop has not turned for 7 s\n"), "{text}");
         assert!(!text.contains("commit "), "an empty histogram says nothing: {text}");
         assert!(!text.contains("next try"), "{text}");
         let why = "cannot connect to 10.0.1.2:7410: Connection refused (os error 111)".to_owned();
@@ -194,5 +215,8 @@ mod tests {
             text.contains("    since          2025-11-24T16:00:00Z, met 3 times\n    next try       in 4.9 s\n"),
             "{text}"
         );
+        (status.side, status.released_packets) = ("keeper".into(), 7);
+        let text = render(&status);
+        assert!(text.contains("released       7 packets") && !text.contains("arbiter"), "{text}");
     }
 }

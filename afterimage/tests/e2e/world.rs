@@ -43,11 +43,13 @@ pub(crate) struct StandbyOptions {
     pub(crate) flags: Vec<String>,
     /// Where it listens, where that is known already.
     pub(crate) addr: Option<SocketAddr>,
+    /// The event that it begins with.
+    pub(crate) begins: &'static str,
 }
 
 impl Default for StandbyOptions {
     fn default() -> Self {
-        Self { vm: VM, qemu: None, flags: Vec::new(), addr: None }
+        Self { vm: VM, qemu: None, flags: Vec::new(), addr: None, begins: "waiting" }
     }
 }
 
@@ -155,17 +157,17 @@ impl World {
         file::load(&path, Name::new(VM).unwrap()).unwrap().expect("a register")
     }
 
-    /// A standby that waits.
+    /// A standby that waits, or whatever it begins with.
     pub(crate) fn standby_with(&self, node: &str, options: &StandbyOptions) -> Standby {
         let addr = options.addr.unwrap_or_else(free_addr);
         let mut command = Self::program();
         command.args(["standby", "--vm", options.vm, "--node", node, "--listen", &addr.to_string()]);
         command.args(["--arbiter", &self.arbiter, "--run-dir"]).arg(self.run_dir(node));
-        command.arg("--state-dir").arg(self.path("state"));
+        command.arg("--state-dir").arg(self.path(&format!("state-{node}")));
         command.arg("--ram-dir").arg(self.dir.path()).args(&options.flags).arg("--");
         command.args(options.qemu.clone().unwrap_or_else(|| self.standby_qemu(node, None)));
         let mut proc = Proc::spawn(self.dir.path(), node, command);
-        proc.wait_event("waiting");
+        proc.wait_event(options.begins);
         Standby { proc, addr, serial: Serial(self.path(&format!("{node}.serial"))) }
     }
 
@@ -173,7 +175,10 @@ impl World {
     pub(crate) fn protect(&self, node: &str, name: &str, qmp: &Path, to: SocketAddr, flags: &str) -> Proc {
         let mut command = Self::program();
         command.args(["protect", "--vm", VM, "--node", node, "--to", &to.to_string(), "--qmp"]).arg(qmp);
-        command.args(["--arbiter", &self.arbiter, "--state-dir"]).arg(self.path("state")).args(words(flags));
+        command
+            .args(["--arbiter", &self.arbiter, "--state-dir"])
+            .arg(self.path(&format!("state-{node}")))
+            .args(words(flags));
         if !flags.contains("--run-dir") {
             command.arg("--run-dir").arg(self.run_dir(node));
         }

@@ -51,7 +51,7 @@ use mc_core::{
         parallel::{Options, Parallel},
         spare::WithSpare,
     },
-    id::PAGE_SIZE,
+    id::{Name, Node, NodeId, PAGE_SIZE},
     ram::SharedRam,
 };
 use session::{GENERATION, Session, Setup, compare};
@@ -235,4 +235,9 @@ impl Bench<'_> {
         ];
         section
     }
+}
+
+/// One of the two ends: they need to differ, and nothing else.
+fn node(name: &str, number: u8) -> Result<Node> {
+    Ok(Node { name: Name::new(name)?, id: NodeId([number; 16]) })
 }

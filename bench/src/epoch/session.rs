@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use mc_core::{
     driver::{Clock, PrimaryDriver, PrimaryErrand},
     histogram::Histogram,
-    id::{Epoch, Generation, Incarnation, Name, PAGE_SIZE},
+    id::{Epoch, Generation, Incarnation, PAGE_SIZE},
     primary::{Config, Event, Primary, Role},
     ram::SharedRam,
     register::{CasOutcome, Mode, Owner, Register},
@@ -122,13 +122,15 @@ impl Session {
     /// # Errors
     /// The system refuses.
     pub fn begin(setup: &Setup, link: Box<dyn Transport>, incarnation: Incarnation, source: Source) -> Result<Self> {
-        let owner = Owner { node: Name::new("bench-primary")?, instance: 1 };
+        let owner = Owner { node: super::node("bench-primary", 1)?, instance: 1 };
         let register = Register { generation: Generation(GENERATION), owner, mode: Mode::Solo };
-        let config = Config { epoch: setup.every, window: setup.window, sabotage: None };
+        let commit_deadline = Duration::from_secs(60);
+        let config = Config { epoch: setup.every, window: setup.window, commit_deadline, sabotage: None };
         let staging = Staging::new(SlabPool::new(setup.slab, setup.staging));
         let gate = Gate::new(source.guest().messages()?);
         let mut driver = PrimaryDriver::new(Primary::new(config, register), staging, gate, Monotonic);
-        driver.attach(Link(link), incarnation, source, Name::new("bench-standby")?);
+        driver.attach(Link(link), incarnation, source, Owner { node: super::node("bench-standby", 2)?, instance: 1 });
+        driver.event(Event::BeatsProven); // there are none to wait for
         let mut this = Self { driver };
         this.until("the full synchronisation", |driver| driver.machine().role() == Role::Protected)?;
         Ok(this)

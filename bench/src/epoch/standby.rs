@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use mc_core::{
     driver::{Attachment, StandbyDriver, StandbyErrand},
     histogram::Histogram,
-    id::{BlockId, Generation, Incarnation, Name, Time},
+    id::{BlockId, Generation, Incarnation, Time},
     image::Image,
     ram::SharedRam,
     register::Owner,
@@ -58,12 +58,12 @@ pub fn run(
     slab_bytes: usize,
 ) -> Result<StandReport> {
     let before = cpu_seconds();
-    let owner = Owner { node: Name::new("bench-standby").context("a name")?, instance: 1 };
-    let config = Config { owner, retry: Duration::from_millis(10), retries: 1, sabotage: None };
+    let owner = Owner { node: super::node("bench-standby", 2)?, instance: 1 };
+    let config = Config { owner, rehearse: false, sabotage: None };
     let pool = SlabPool::new(slab_bytes, spec.staging);
     let mut driver = StandbyDriver::new(Standby::new(config), pool, None, Monotonic);
     let image = Image::new(vec![SharedRam::anonymous(spec.ram)?]);
-    driver.attach(Attachment { link, incarnation, generation: Generation(spec.generation), image });
+    driver.attach(Attachment { link, incarnation, generation: Generation(spec.generation), instance: 1, image });
     while !lost(&mut driver)? {
         let now = mc_core::driver::Clock::now(&Monotonic);
         let left = driver.deadline().map_or(Duration::from_millis(50), |at: Time| at.since(now));
@@ -85,7 +85,7 @@ fn lost(driver: &mut StandbyDriver<Box<dyn Transport>, Monotonic>) -> Result<boo
     driver.pump();
     while let Some(errand) = driver.errand() {
         match errand {
-            StandbyErrand::Registered | StandbyErrand::LinkLost(_) => {}
+            StandbyErrand::Rehearse(_) | StandbyErrand::EndRehearsal | StandbyErrand::LinkLost(_) => {}
             StandbyErrand::ReadRegister | StandbyErrand::Cas { .. } => return Ok(true),
             StandbyErrand::Refused(reason, why) => bail!("an epoch was refused: {reason:?}: {why}"),
             StandbyErrand::Fatal(why) => bail!("{why}"),

@@ -1,13 +1,13 @@
 //! Runs the primary's machine against a source, staging, a gate and a link.
 
-use super::{Clock, awake::Awake};
+use super::{Clock, awake::Awake, words::Words};
 use crate::{
     gate::OutputGate,
     histogram::Histogram,
     id::{Epoch, Generation, Incarnation, Time},
     machine::Machine,
     primary::{Action, Event, OnCap, Primary, Role},
-    register::Register,
+    register::{Owner, Register},
     slab::PoolStats,
     source::{CheckpointSource, SourceError, SourceEvent},
     staging::{Staging, Totals},
@@ -40,8 +40,12 @@ pub enum PrimaryErrand {
     GaveUp,
     /// For the log: the link is gone.
     LinkLost(String),
-    /// For the log: the standby refused an epoch.
-    Refused(NackReason),
+    /// For the log: the standby refused an epoch; and what it said of it, if anything.
+    Refused(NackReason, String),
+    /// For the log: an ACK is overdue.
+    Late,
+    /// For the log: the VM died while the arbiter was asked; what is won is handed to the standby.
+    HandsBack,
     /// For the log: the source failed.
     SourceFailed(String),
     /// For the log: the gate had trouble. It keeps or drops output meanwhile.
@@ -54,6 +58,8 @@ struct InFlight {
     epoch: Epoch,
     captured_at: Time,
     totals: Totals,
+    /// Output was held when it was captured.
+    held: bool,
     /// The commit record still has to be sent, after the epoch's slabs.
     unsent: bool,
 }
@@ -76,6 +82,8 @@ pub struct PrimaryDriver<S, G, C> {
     room: bool,
     figures: Figures,
     awake: Awake,
+    /// What the standby says of an epoch that it is about to refuse.
+    words: Words,
 }
 
 /// What the primary's loop has measured.
@@ -119,6 +127,7 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
             paused_at: None,
             room: true,
             figures: Figures::default(),
+            words: Words::default(),
         }
     }
 
@@ -128,13 +137,14 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
         link: impl Transport + std::fmt::Debug + 'static,
         incarnation: Incarnation,
         source: S,
-        standby: crate::id::Name,
+        standby: Owner,
     ) {
         self.link = Some(Box::new(link));
         self.source = Some(source);
         self.incarnation = incarnation;
         self.in_flight.clear();
         self.figures = Figures::default();
+        self.words = Words::default();
         self.event(Event::Protect { standby });
     }
 
@@ -204,6 +214,11 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
         self.machine.set_epoch(epoch);
     }
 
+    /// Changes how long an epoch may wait for its ACK.
+    pub fn set_commit_deadline(&mut self, deadline: std::time::Duration) {
+        self.machine.set_commit_deadline(deadline);
+    }
+
     /// Changes staging's cap, and what a checkpoint that outgrows it means.
     pub fn set_cap(&mut self, cap_bytes: usize, on_cap: OnCap) {
         let extra = match on_cap {
@@ -255,13 +270,15 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
             Action::Hold => self.gate.hold(),
             Action::Barrier(epoch) => self.barrier(epoch),
             Action::Resume => self.resume(),
-            Action::Commit { epoch } => self.commit(epoch),
+            Action::Commit { epoch, held } => self.commit(epoch, held),
             Action::Release(epoch) => self.release(epoch),
             Action::GaveUp => self.errands.push_back(PrimaryErrand::GaveUp),
             Action::Cas { expect, new, contested } => {
                 self.errands.push_back(PrimaryErrand::Cas { expect, new, contested });
             }
-            Action::TellRegistered => self.send(Epoch(0), Body::Registered),
+            Action::AskRehearsal { epoch } => self.send(epoch, Body::Rehearse),
+            Action::Late => self.errands.push_back(PrimaryErrand::Late),
+            Action::Dead => self.errands.push_back(PrimaryErrand::HandsBack),
             Action::CloseLink(goodbye) => self.close_link(goodbye),
             Action::Solo => self.solo(),
             Action::Fence => self.fence(),
@@ -313,7 +330,7 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
         }
     }
 
-    fn commit(&mut self, epoch: Epoch) {
+    fn commit(&mut self, epoch: Epoch, held: bool) {
         let totals = self.staging.finish();
         if epoch != Epoch::FULL_SYNC {
             self.figures.pages += totals.pages;
@@ -323,7 +340,7 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
             let cap = pool.stats().cap_bytes;
             self.event(Event::Measured { bytes, cap });
         }
-        self.in_flight.push_back(InFlight { epoch, captured_at: self.clock.now(), totals, unsent: true });
+        self.in_flight.push_back(InFlight { epoch, captured_at: self.clock.now(), totals, held, unsent: true });
         self.transmit();
     }
 
@@ -379,9 +396,9 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
     /// False when the link takes no more for now.
     fn send_commit(&mut self) -> bool {
         let Some(index) = self.in_flight.iter().position(|f| f.unsent) else { return true };
-        let InFlight { epoch, totals, .. } = self.in_flight[index];
+        let InFlight { epoch, totals, held, .. } = self.in_flight[index];
         let Totals { slabs, bytes, device_bytes, .. } = totals;
-        let sent = self.submit_control(epoch, Body::Commit { slabs, bytes, device_bytes });
+        let sent = self.submit_control(epoch, Body::Commit { slabs, bytes, device_bytes, held });
         self.in_flight[index].unsent = sent == Err(RejectReason::Full);
         sent != Err(RejectReason::Full)
     }
@@ -440,12 +457,15 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
                 self.acked(control.epoch);
                 self.event(Event::Ack { generation: control.generation, epoch: control.epoch });
             }
+            Body::Words(text) => self.words.hear(&text),
+            Body::Rehearsed => self.event(Event::Rehearsed { generation: control.generation, epoch: control.epoch }),
             Body::Nack(reason) => {
-                self.errands.push_back(PrimaryErrand::Refused(reason));
+                let words = self.words.take();
+                self.errands.push_back(PrimaryErrand::Refused(reason, words));
                 self.event(Event::Nack { generation: control.generation, reason });
             }
             Body::Goodbye(_) => self.event(Event::LinkDown),
-            Body::Commit { .. } | Body::Registered => {
+            Body::Commit { .. } | Body::Rehearse => {
                 self.lose_link("a record that only a primary sends".to_owned());
             }
             Body::Rerouted { .. } => self.lose_link("a record that only a link sends".to_owned()),

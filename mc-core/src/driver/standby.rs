@@ -3,6 +3,7 @@
 use super::{
     Clock,
     store::{Shortage, SpillFile, Store},
+    words::Words,
 };
 use crate::{
     histogram::Histogram,
@@ -39,8 +40,11 @@ pub enum StandbyErrand {
         /// The epoch that the image holds.
         epoch: Epoch,
     },
-    /// The register names us: a takeover is possible from now on.
-    Registered,
+    /// Have a throw-away copy of the VM load the image; answer with [`StandbyDriver::rehearsed`]. The image stands still until
+    /// then.
+    Rehearse(Epoch),
+    /// That copy is not needed any more: end it.
+    EndRehearsal,
     /// The image is void; a new session may come.
     Discard,
     /// The image cannot be trusted any more: end the process, so that nobody ever runs it.
@@ -60,6 +64,8 @@ pub struct Attachment<L> {
     pub incarnation: Incarnation,
     /// What is replicated.
     pub generation: Generation,
+    /// What this side drew for the session, and told the primary.
+    pub instance: u64,
     /// Where to.
     pub image: Image,
 }
@@ -89,6 +95,10 @@ pub struct StandbyDriver<L, C> {
     arriving: Option<SealedSlab>,
     posted: usize,
     revoking: bool,
+    /// The image stands still.
+    rehearsing: bool,
+    /// What is to be said with the next NACK.
+    why: String,
     errands: VecDeque<StandbyErrand>,
     figures: StandbyFigures,
 }
@@ -106,6 +116,8 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
             arriving: None,
             posted: 0,
             revoking: false,
+            rehearsing: false,
+            why: String::new(),
             errands: VecDeque::with_capacity(16),
             figures: StandbyFigures::default(),
         }
@@ -118,9 +130,10 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
         self.incarnation = session.incarnation;
         self.store.image = Some(session.image);
         self.posted = 0;
-        self.revoking = false;
+        (self.revoking, self.rehearsing) = (false, false);
+        self.why.clear();
         self.figures = StandbyFigures::default();
-        self.event(Event::Session { generation: session.generation });
+        self.event(Event::Session { generation: session.generation, instance: session.instance });
     }
 
     /// Feeds the machine, and does what it asks for.
@@ -138,6 +151,15 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
         self.poll_link();
         self.store.pool.shrink(now);
         self.figures.spilled_slabs = self.store.spilled;
+    }
+
+    /// What came of [`StandbyErrand::Rehearse`]: nothing, or why the copy could not load the image.
+    pub fn rehearsed(&mut self, outcome: Result<(), String>) {
+        let passed = outcome.is_ok();
+        if let Err(why) = outcome {
+            self.why = why;
+        }
+        self.event(Event::Rehearsed { passed });
     }
 
     /// The next thing to do for the driver.
@@ -231,7 +253,7 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
             Shortage::ForNow => return false,
             Shortage::Full => self.event(Event::StagingFull),
             Shortage::Spill(error) => {
-                self.errands.push_back(StandbyErrand::Refused(NackReason::Storage, format!("spill file: {error}")));
+                self.why = format!("spill file: {error}");
                 self.event(Event::StorageFailed);
             }
         }
@@ -269,7 +291,7 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
                 Event::Slab { generation: header.generation, epoch: header.epoch, index: header.index }
             }
             Some(Err(error)) => {
-                self.errands.push_back(StandbyErrand::Refused(NackReason::Malformed, error.to_string()));
+                self.why = error.to_string();
                 Event::BadSlab
             }
             _ => Event::BadSlab,
@@ -284,16 +306,15 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
         }
         let (generation, epoch) = (control.generation, control.epoch);
         match control.body {
-            Body::Commit { slabs, device_bytes, .. } => {
+            Body::Commit { slabs, device_bytes, held, .. } => {
                 let slabs = if device_bytes == self.store.device_bytes() { slabs } else { u32::MAX };
-                self.event(Event::Commit { generation, epoch, slabs });
+                self.event(Event::Commit { generation, epoch, slabs, held });
             }
-            Body::Registered => {
-                self.errands.push_back(StandbyErrand::Registered);
-                self.event(Event::Registered { generation });
-            }
+            Body::Rehearse => self.event(Event::RehearsalAsked { generation, epoch }),
             Body::Goodbye(_) => self.event(Event::Goodbye),
-            Body::Ack { .. } | Body::Nack(_) => self.drop_link("a record that only a standby sends".to_owned()),
+            Body::Ack { .. } | Body::Nack(_) | Body::Rehearsed | Body::Words(_) => {
+                self.drop_link("a record that only a standby sends".to_owned())
+            }
             Body::Rerouted { .. } => self.drop_link("a record that only a link sends".to_owned()),
         }
     }
@@ -316,6 +337,11 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
             Action::Drop => self.drop_arriving(),
             Action::Send { generation, epoch, body } => self.send(generation, epoch, body),
             Action::Apply(epoch) => self.apply(epoch),
+            Action::Rehearse(epoch) => {
+                self.rehearsing = true;
+                self.errands.push_back(StandbyErrand::Rehearse(epoch));
+            }
+            Action::EndRehearsal => self.end_rehearsal(),
             Action::DiscardStaged => self.store.discard(),
             Action::Revoke => self.revoke(),
             Action::ReadRegister => self.ask(StandbyErrand::ReadRegister),
@@ -349,7 +375,7 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
                 Body::Ack { free_slabs: u32::try_from(self.store.pool.available()).unwrap_or(u32::MAX) }
             }
             Body::Nack(reason) => {
-                self.errands.push_back(StandbyErrand::Refused(reason, format!("{generation} {epoch}")));
+                self.explain(generation, epoch, reason);
                 body
             }
             _ => body,
@@ -359,16 +385,47 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
         let _ = self.link.as_mut().map(|l| l.submit(Op::Send(control)));
     }
 
+    /// Says why, in words, before a NACK.
+    fn explain(&mut self, generation: Generation, epoch: Epoch, reason: NackReason) {
+        let why = std::mem::take(&mut self.why);
+        for body in Words::records(&why) {
+            let control = Control { incarnation: self.incarnation, generation, epoch, body };
+            let _ = self.link.as_mut().map(|l| l.submit(Op::Send(control)));
+        }
+        let why = if why.is_empty() { format!("{generation} {epoch}") } else { why };
+        self.errands.push_back(StandbyErrand::Refused(reason, why));
+    }
+
+    /// What was committed while the image stood still becomes the image.
+    fn end_rehearsal(&mut self) {
+        if std::mem::take(&mut self.rehearsing) {
+            self.errands.push_back(StandbyErrand::EndRehearsal);
+            self.apply_committed(self.machine.committed().1);
+        }
+    }
+
     /// The committed epoch becomes the image. The ACK is on its way already: what is staged here is not lost by waiting.
     fn apply(&mut self, epoch: Epoch) {
+        self.store.commit();
+        self.figures.last_commit_at = Some(self.clock.now());
+        if !self.rehearsing {
+            self.apply_committed(epoch);
+        }
+    }
+
+    fn apply_committed(&mut self, epoch: Epoch) {
         let start = self.clock.now();
-        if let Err(error) = self.store.apply() {
+        let clock = &self.clock;
+        // Whoever watches this loop by the readings of its clock sees that it works.
+        let applied = self.store.apply(|| {
+            clock.now();
+        });
+        if let Err(error) = applied {
             let text = format!("{epoch} was ACKed and cannot be applied: {error}");
             self.errands.push_back(StandbyErrand::Fatal(text));
         }
         let now = self.clock.now();
         self.figures.apply.record(now.since(start));
-        self.figures.last_commit_at = Some(now);
     }
 
     /// I3: the primary may still write to what is staged here. This standby has no image that anybody could rely on: it asks
@@ -414,7 +471,11 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
             }
         }
         self.posted = 0;
+        self.store.clear();
         self.store.image = None;
+        if std::mem::take(&mut self.rehearsing) {
+            self.errands.push_back(StandbyErrand::EndRehearsal);
+        }
         self.errands.push_back(StandbyErrand::Discard);
     }
 }

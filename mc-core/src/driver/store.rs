@@ -47,6 +47,8 @@ pub(super) struct Store {
     /// `None` without a session, and once it could not be trusted any more.
     pub(super) image: Option<Image>,
     staged: VecDeque<Staged>,
+    /// So many of those, the first ones, are of committed epochs that wait to be applied.
+    committed: usize,
     /// Bytes of device state in the epoch that is on its way.
     device_bytes: u64,
     spill: Option<SpillFile>,
@@ -57,7 +59,7 @@ pub(super) struct Store {
 impl Store {
     pub(super) fn new(pool: SlabPool, spill: Option<SpillFile>) -> Self {
         let staged = VecDeque::with_capacity(pool.cap());
-        Self { pool, image: None, staged, device_bytes: 0, spill, spilled: 0 }
+        Self { pool, image: None, staged, committed: 0, device_bytes: 0, spill, spilled: 0 }
     }
 
     /// Slabs that stay free: what was spilled is read back through one, and by then its epoch is ACKed.
@@ -83,7 +85,9 @@ impl Store {
 
     /// Moves what is staged in memory to the spill file.
     fn spill(&mut self) -> Result<(), Shortage> {
-        let spill = self.spill.as_mut().ok_or(Shortage::Full)?;
+        // What is committed makes room once it is applied.
+        let shortage = if self.committed > 0 { Shortage::ForNow } else { Shortage::Full };
+        let spill = self.spill.as_mut().ok_or(shortage)?;
         for staged in &mut self.staged {
             let Staged::Memory(slab) = staged else { continue };
             let (at, len) = (spill.used, slab.as_bytes().len());
@@ -128,18 +132,30 @@ impl Store {
         self.pool.put(slab.recycle());
     }
 
-    /// The staged epoch becomes the image. An error leaves no image: it would be that of no epoch.
-    pub(super) fn apply(&mut self) -> io::Result<()> {
-        let applied = self.apply_staged();
+    /// The staged epoch is committed: whatever happens, it will be applied.
+    pub(super) fn commit(&mut self) {
+        self.committed = self.staged.len();
+        self.device_bytes = 0;
+    }
+
+    /// The committed epochs become the image. An error leaves no image: it would be that of no epoch. `each` is called for every
+    /// slab: a large epoch takes long, and that is work, and no absence.
+    pub(super) fn apply(&mut self, each: impl FnMut()) -> io::Result<()> {
+        let applied = self.apply_committed(each);
         if applied.is_err() {
             self.image = None;
+            self.clear();
         }
-        self.discard();
+        self.rewind();
         applied
     }
 
-    fn apply_staged(&mut self) -> io::Result<()> {
-        while let Some(staged) = self.staged.pop_front() {
+    fn apply_committed(&mut self, mut each: impl FnMut()) -> io::Result<()> {
+        while self.committed > 0
+            && let Some(staged) = self.staged.pop_front()
+        {
+            self.committed -= 1;
+            each();
             let slab = self.unspill(staged)?;
             if let Some(image) = &mut self.image {
                 image.apply(&slab);
@@ -168,16 +184,51 @@ impl Store {
         Err(error)
     }
 
-    /// Frees what is staged.
+    /// Frees what is staged of an epoch that was not committed.
     pub(super) fn discard(&mut self) {
-        while let Some(staged) = self.staged.pop_front() {
-            if let Staged::Memory(slab) = staged {
+        while self.staged.len() > self.committed {
+            if let Some(Staged::Memory(slab)) = self.staged.pop_back() {
                 self.pool.put(slab.recycle());
             }
         }
         self.device_bytes = 0;
-        if let Some(spill) = &mut self.spill {
+        self.rewind();
+    }
+
+    /// Frees everything that is staged.
+    pub(super) fn clear(&mut self) {
+        self.committed = 0;
+        self.discard();
+    }
+
+    fn rewind(&mut self) {
+        if let Some(spill) = self.spill.as_mut().filter(|_| self.staged.is_empty()) {
             spill.used = 0;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        id::{BlockId, Epoch, Generation, Incarnation, PAGE_SIZE},
+        ram::SharedRam,
+        slab::SlabMeta,
+    };
+
+    #[test]
+    fn every_slab_that_is_applied_is_told() {
+        let mut store = Store::new(SlabPool::new(8192, 16 * 8192), None);
+        store.image = Some(Image::new(vec![SharedRam::anonymous(PAGE_SIZE).expect("a page")]));
+        for index in 0..10 {
+            let mut writer = store.take(0).expect("room").writer();
+            writer.page(BlockId(0), 0, &[7; PAGE_SIZE]).expect("room");
+            let (incarnation, generation, epoch) = (Incarnation(1), Generation(1), Epoch(1));
+            store.stage(writer.seal(SlabMeta { incarnation, generation, epoch, index }));
+        }
+        let mut told = 0;
+        store.apply(|| told += 1).expect("in memory");
+        assert_eq!(told, 10);
     }
 }

@@ -9,6 +9,8 @@ pub struct Config {
     pub epoch: Duration,
     /// Checkpoints captured and not yet ACKed, at most. At least 1.
     pub window: u64,
+    /// While protected, so long may the oldest epoch wait for its ACK; then the standby is as good as silent.
+    pub commit_deadline: Duration,
     /// Removes one invariant, to see that its test notices. `None` but in tests.
     pub sabotage: Option<Sabotage>,
 }
@@ -43,6 +45,14 @@ pub enum Sabotage {
     ReleaseBeforeSolo,
     /// I5: registers protection before the full synchronisation was ACKed.
     RegisterEarly,
-    /// I5, seen from the standby: asks for takeover without knowing that the register names it.
+    /// I5, seen from the standby: asks for takeover without having read that the register names it.
     SwapUnnamed,
+    /// I1, seen from the primary: marks epochs as held whose output was let out.
+    MarkUnheld,
+    /// I1, seen from the standby: takes an epoch for enough that was captured while output flowed.
+    ClaimUnheld,
+    /// Gives the VM up when the arbiter holds less than it should.
+    BelieveLess,
+    /// Hands the VM back although its gate was open.
+    HandBackOpen,
 }

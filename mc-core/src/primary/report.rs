@@ -1,8 +1,8 @@
 //! What goes into the primary and what comes out of it.
 
 use crate::{
-    id::{Epoch, Generation, Name},
-    register::{CasOutcome, Register},
+    id::{Epoch, Generation},
+    register::{CasOutcome, Owner, Register},
     wire::control::{GoodbyeReason, NackReason},
 };
 
@@ -12,7 +12,7 @@ pub enum Event {
     /// The operator wants protection, and a session with this standby is up.
     Protect {
         /// Who will stand by.
-        standby: Name,
+        standby: Owner,
     },
     /// The source can take a checkpoint; the VM runs.
     SourceReady,
@@ -52,8 +52,21 @@ pub enum Event {
     Suspect,
     /// This process was not running for longer than the detection time: the standby may have taken over meanwhile.
     Stalled,
+    /// Beats of both sides were heard, and echoed, for as long as silence is borne.
+    BeatsProven,
+    /// The VM's make has changed: the standby has to show that it could load it.
+    OutputsChanged,
+    /// The standby has shown it.
+    Rehearsed {
+        /// Of this generation.
+        generation: Generation,
+        /// With this epoch.
+        epoch: Epoch,
+    },
     /// The arbiter answered a swap.
     Cas(CasOutcome),
+    /// The arbiter was read, and says what it may say ([`crate::seen`]).
+    RegisterRead(Option<Register>),
     /// The operator ends protection, or the guest shuts down: end it through the arbiter.
     Unprotect(GoodbyeReason),
     /// The VM died under us (not: shut down). The standby shall have it.
@@ -75,7 +88,7 @@ pub enum Action {
     },
     /// From now on hold output.
     Hold,
-    /// Close the batch of output that this epoch covers. The VM is stopped.
+    /// Close the batch of output that this epoch covers. The VM is stopped. Only while output is held.
     Barrier(Epoch),
     /// Let the VM run.
     Resume,
@@ -83,6 +96,8 @@ pub enum Action {
     Commit {
         /// Of this epoch.
         epoch: Epoch,
+        /// Output was held when it was captured.
+        held: bool,
     },
     /// Let the output of every epoch up to this one go.
     Release(Epoch),
@@ -97,8 +112,15 @@ pub enum Action {
         /// Whether another node may want it too (so that a manual arbiter must ask its operator).
         contested: bool,
     },
-    /// Tell the standby that the register names it.
-    TellRegistered,
+    /// Have the standby rehearse an epoch, this one or a later.
+    AskRehearsal {
+        /// The first that will do.
+        epoch: Epoch,
+    },
+    /// For the log: an ACK is overdue, so the standby is suspect.
+    Late,
+    /// For the log: the VM died while the arbiter was asked; what is won goes to the standby.
+    Dead,
     /// End the session with the standby; with a farewell if it still listens, so that it does not suspect us.
     CloseLink(Option<GoodbyeReason>),
     /// The register says (solo, self): let all output go, leave the source, see that the VM runs.
@@ -122,6 +144,8 @@ pub enum Role {
     Protected,
     /// Wants to go on alone. Releases nothing.
     Claiming,
+    /// Has no VM any more, and gives the standby what it had asked for.
+    HandingBack,
     /// Lost the arbitration, for good.
     Fenced,
     /// The VM is gone for good.

@@ -331,7 +331,7 @@ mod tests {
     };
 
     fn registered() -> Control {
-        Control { incarnation: Incarnation(1), generation: Generation(1), epoch: Epoch(1), body: Body::Registered }
+        Control { incarnation: Incarnation(1), generation: Generation(1), epoch: Epoch(1), body: Body::Rehearse }
     }
 
     #[test]

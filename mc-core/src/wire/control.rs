@@ -3,7 +3,7 @@
 //! ```text
 //!  0 magic "AIC1"   4 kind u16   6 version u16   8 incarnation u64
 //! 16 generation u64             24 epoch u64
-//! 32 a u64          40 b u64    48 c u64        56 zero u32   60 CRC32C of bytes 0..60
+//! 32 a u64          40 b u64    48 c u64        56 flags u32  60 CRC32C of bytes 0..60
 //! ```
 //!
 //! | kind | from | a | b | c |
@@ -11,9 +11,13 @@
 //! | 1 commit | primary | slabs in the epoch | bytes in them | bytes of device state |
 //! | 2 ACK | standby | free staging slabs | 0 | 0 |
 //! | 3 NACK | standby | [`NackReason`] | 0 | 0 |
-//! | 4 registered | primary | 0 | 0 | 0 |
+//! | 4 rehearse | primary | 0 | 0 | 0 |
 //! | 5 goodbye | either | [`GoodbyeReason`] | 0 | 0 |
 //! | 6 rerouted | either | items that arrived by RDMA | 0 | 0 |
+//! | 7 rehearsed | standby | 0 | 0 | 0 |
+//! | 8 words | standby, before a NACK | 24 bytes of UTF-8, padded with zeros | | |
+//!
+//! Flags: 1, of a commit: the VM's output was held when this epoch was captured.
 //!
 //! Rerouted is the first record of a connection that takes over from RDMA, and no other link carries it; its generation and
 //! epoch are 0. See [`crate::failover`].
@@ -26,6 +30,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_e
 pub const MAGIC: u32 = u32::from_le_bytes(*b"AIC1");
 /// Bytes of every control record.
 pub const LEN: usize = 64;
+/// Bytes of text in a record of words.
+pub const WORDS: usize = 24;
+const HELD: u32 = 1;
 const RECORD: &str = "control record";
 
 /// A control record, with the session that it belongs to.
@@ -52,6 +59,8 @@ pub enum Body {
         bytes: u64,
         /// Bytes of device state among them.
         device_bytes: u64,
+        /// The VM's output was held when the epoch was captured: nobody has seen what this epoch does not have.
+        held: bool,
     },
     /// The standby's software has the whole epoch, checked it, and will not lose it (I2).
     Ack {
@@ -60,8 +69,12 @@ pub enum Body {
     },
     /// The standby cannot commit the epoch, now or ever.
     Nack(NackReason),
-    /// The register says "protected by you" in this generation.
-    Registered,
+    /// From this epoch on the VM may have another make: rehearse the first that is committed at or after it.
+    Rehearse,
+    /// A throw-away copy of the VM has loaded this epoch.
+    Rehearsed,
+    /// A part of what a NACK that follows is about, in words.
+    Words([u8; WORDS]),
     /// The sender closes the session on purpose.
     Goodbye(GoodbyeReason),
     /// From link to link: the first path failed, what follows comes this way.
@@ -82,6 +95,8 @@ pub enum NackReason {
     Malformed,
     /// The standby could not write its image or its spill file.
     Storage,
+    /// The standby's QEMU could not load it.
+    Rehearsal,
 }
 
 /// Why a session ends on purpose.
@@ -107,7 +122,7 @@ struct Raw {
     a: le::U64,
     b: le::U64,
     c: le::U64,
-    zero: le::U32,
+    flags: le::U32,
     crc: le::U32,
 }
 const _: () = assert!(size_of::<Raw>() == LEN);
@@ -117,13 +132,19 @@ impl Control {
     #[must_use]
     pub fn encode(&self) -> [u8; LEN] {
         let (kind, a, b, c) = match self.body {
-            Body::Commit { slabs, bytes, device_bytes } => (1, u64::from(slabs), bytes, device_bytes),
+            Body::Commit { slabs, bytes, device_bytes, .. } => (1, u64::from(slabs), bytes, device_bytes),
             Body::Ack { free_slabs } => (2, u64::from(free_slabs), 0, 0),
             Body::Nack(reason) => (3, reason.code(), 0, 0),
-            Body::Registered => (4, 0, 0, 0),
+            Body::Rehearse => (4, 0, 0, 0),
             Body::Goodbye(reason) => (5, reason.code(), 0, 0),
             Body::Rerouted { received } => (6, received, 0, 0),
+            Body::Rehearsed => (7, 0, 0, 0),
+            Body::Words(text) => {
+                let [a, b, c] = [0, 8, 16].map(|at| le::U64::from_bytes(std::array::from_fn(|i| text[at + i])).get());
+                (8, a, b, c)
+            }
         };
+        let held = matches!(self.body, Body::Commit { held: true, .. });
         let mut raw = Raw {
             magic: MAGIC.into(),
             kind: le::U16::new(kind),
@@ -134,7 +155,7 @@ impl Control {
             a: a.into(),
             b: b.into(),
             c: c.into(),
-            zero: 0.into(),
+            flags: if held { HELD } else { 0 }.into(),
             crc: 0.into(),
         };
         raw.crc = crc32c::crc32c(&raw.as_bytes()[..LEN - 4]).into();
@@ -151,12 +172,22 @@ impl Control {
         check_version(RECORD, raw.version.get())?;
         let a = raw.a.get();
         let body = match raw.kind.get() {
-            1 => Body::Commit { slabs: small("slabs", a)?, bytes: raw.b.get(), device_bytes: raw.c.get() },
+            1 => Body::Commit {
+                slabs: small("slabs", a)?,
+                bytes: raw.b.get(),
+                device_bytes: raw.c.get(),
+                held: raw.flags.get() & HELD != 0,
+            },
             2 => Body::Ack { free_slabs: small("free_slabs", a)? },
             3 => Body::Nack(NackReason::from_code(a)?),
-            4 => Body::Registered,
+            4 => Body::Rehearse,
             5 => Body::Goodbye(GoodbyeReason::from_code(a)?),
             6 => Body::Rerouted { received: a },
+            7 => Body::Rehearsed,
+            8 => {
+                let text = [raw.a, raw.b, raw.c].map(|part| part.to_bytes());
+                Body::Words(std::array::from_fn(|i| text[i / 8][i % 8]))
+            }
             kind => return Err(field("kind", u64::from(kind), "no such kind")),
         };
         Ok(Self {
@@ -177,7 +208,7 @@ fn small(name: &'static str, value: u64) -> Result<u32, WireError> {
 }
 
 impl NackReason {
-    const ALL: [Self; 4] = [Self::TooLarge, Self::OutOfOrder, Self::Malformed, Self::Storage];
+    const ALL: [Self; 5] = [Self::TooLarge, Self::OutOfOrder, Self::Malformed, Self::Storage, Self::Rehearsal];
 
     fn code(self) -> u64 {
         1 + Self::ALL.iter().position(|r| *r == self).map_or(0, |i| i as u64)

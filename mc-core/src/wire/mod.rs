@@ -7,7 +7,7 @@
 //! | [`control`] | commit, ACK, NACK, …: 64 bytes | the data path, in order with the slabs |
 //! | [`rdma`] | endpoint: 120 bytes, once per session; messages: 80 bytes | the control connection; SENDs beside RDMA writes |
 //! | [`beat`] | keepalive: 96 bytes, authenticated | datagrams |
-//! | [`arbiter`] | read and compare-and-swap: 208 bytes | a connection to the witness |
+//! | [`arbiter`] | request: 424 bytes, answer: 264 | a connection to the witness |
 //!
 //! Integers are little endian. Each record begins with a magic number of its own and carries a CRC32C or a MAC; a parser
 //! here takes a slice, bounds everything, and never panics.
@@ -23,7 +23,7 @@ use crate::id::{Name, NameError};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The version of everything in this module. Peers offer a range and take the highest that both know.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Why bytes from a peer were refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

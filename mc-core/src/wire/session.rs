@@ -6,7 +6,7 @@
 //!
 //! | kind | who | body |
 //! |---|---|---|
-//! | 1 hello | primary, then standby | 208 bytes, below |
+//! | 1 hello | primary, then standby | 216 bytes, below |
 //! | 2 profile | primary, then standby | JSON, at most [`MAX_PROFILE`]: machine, CPU, devices, RAM blocks |
 //! | 3 ready | standby | none: the profiles match, send slabs |
 //! | 5 endpoint | primary, then standby | 120 bytes, [`super::rdma`]: after the profile, if the hello says so |
@@ -16,18 +16,20 @@
 //! hello:  0 lowest version u16   2 highest version u16   4 slab size u32   8 staging slabs u32  12 transports u32
 //!        16 incarnation u64     24 generation u64       32 vm name 48     80 node name 48
 //!       128 beat key 32        160 beat port u16       162 detect multiplier u8   163 zero 5
-//!       168 desired transmit interval µs u32           172 required receive interval µs u32    176 zero 32
+//!       168 desired transmit interval µs u32           172 required receive interval µs u32    176 sender's id 16
+//!       192 id of the witness that the sender asks 16 (zeros: it asks none)
+//!       208 instance of the sender's copy u64
 //! ```
 //!
 //! `transports`: bit 0, an RDMA endpoint follows the profile. The standby sets it only if the primary did: then the link is an
 //! RDMA one, and this connection stays as the way to fall back to.
 //!
 //! The primary offers; the standby answers with the version it takes as both lowest and highest, with its own staging,
-//! node, beat port and intervals, and echoes incarnation, generation, VM, key and slab size.
+//! node, id, witness, beat port and intervals, and echoes incarnation, generation, VM, key and slab size.
 
 use super::{WireError, WireName, check_magic, view};
 use crate::{
-    id::{Generation, Incarnation, Name},
+    id::{Generation, Incarnation, Name, Node, NodeId, WitnessId},
     wire::{beat::BeatKey, slab},
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_endian as le};
@@ -37,7 +39,7 @@ pub const MAGIC: u32 = u32::from_le_bytes(*b"AIH1");
 /// Bytes before a frame's body.
 pub const FRAME_LEN: usize = 16;
 /// Bytes of a hello's body.
-pub const HELLO_LEN: usize = 208;
+pub const HELLO_LEN: usize = 216;
 /// Bytes of a profile at most.
 pub const MAX_PROFILE: usize = 1 << 20;
 /// Bytes of a refusal at most.
@@ -149,7 +151,11 @@ pub struct Hello {
     /// The VM.
     pub vm: Name,
     /// The sender.
-    pub node: Name,
+    pub node: Node,
+    /// The witness that it asks, to compare; [`WitnessId::NONE`] for one that asks its operator.
+    pub witness: WitnessId,
+    /// Of the sender's copy, as the register names it: the primary's QEMU process; what the standby draws for this session.
+    pub instance: u64,
     /// Signs the beats.
     pub beat_key: BeatKey,
     /// The sender's UDP port for beats, at the address of this connection; 0 for none.
@@ -180,7 +186,9 @@ struct RawHello {
     zero2: [u8; 5],
     desired_tx_us: le::U32,
     required_rx_us: le::U32,
-    zero3: [u8; 32],
+    id: [u8; 16],
+    witness: [u8; 16],
+    instance: le::U64,
 }
 const _: () = assert!(size_of::<RawHello>() == HELLO_LEN);
 
@@ -197,22 +205,28 @@ impl Hello {
             incarnation: self.incarnation.0.into(),
             generation: self.generation.0.into(),
             vm: self.vm.into(),
-            node: self.node.into(),
+            node: self.node.name.into(),
             beat_key: self.beat_key.0,
             beat_port: self.beat_port.into(),
             detect_multiplier: self.detect_multiplier,
             zero2: [0; 5],
             desired_tx_us: self.desired_tx_us.into(),
             required_rx_us: self.required_rx_us.into(),
-            zero3: [0; 32],
+            id: self.node.id.0,
+            witness: self.witness.0,
+            instance: self.instance.into(),
         };
         let mut out = [0; HELLO_LEN];
         out.copy_from_slice(raw.as_bytes());
         out
     }
 
-    /// Checks and reads the body of a hello frame. The versions are for [`Hello::negotiate`] to judge.
+    /// Checks and reads the body of a hello frame. The versions are for [`Hello::negotiate`] to judge, but for one that shows
+    /// in the length: version 1 had 208 bytes.
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        if let ([_, _, low, high, ..], true) = (bytes, bytes.len() == 208) {
+            return Err(WireError::Version { record: HELLO, found: u16::from_le_bytes([*low, *high]) });
+        }
         let raw: &RawHello = view(HELLO, bytes)?;
         let slab_size = raw.slab_size.get();
         if !(slab::MIN_SLAB..=slab::MAX_SLAB).contains(&(slab_size as usize)) {
@@ -229,7 +243,9 @@ impl Hello {
             incarnation: Incarnation(raw.incarnation.get()),
             generation: Generation(raw.generation.get()),
             vm: raw.vm.require(HELLO)?,
-            node: raw.node.require(HELLO)?,
+            node: Node { name: raw.node.require(HELLO)?, id: NodeId(raw.id) },
+            witness: WitnessId(raw.witness),
+            instance: raw.instance.get(),
             beat_key: BeatKey(raw.beat_key),
             beat_port: raw.beat_port.get(),
             detect_multiplier: raw.detect_multiplier,

@@ -92,7 +92,10 @@ fn wherever_the_link_is_cut_exactly_one_side_goes_on_and_every_slab_comes_back()
         for (drain, standby_first) in [(false, false), (false, true), (true, false), (true, true)] {
             let mut rig = Rig::new(&Plan { cut: Some(Cut { after, drain }), spill: true, ..Plan { ..copy(&plan) } });
             let settled = |r: &Rig| {
-                let over = matches!(r.standby.machine().role(), standby::Role::Idle | standby::Role::Active);
+                let over = matches!(
+                    r.standby.machine().role(),
+                    standby::Role::Idle | standby::Role::Active | standby::Role::Lost
+                );
                 over && (r.solo || r.fenced)
             };
             for _ in 0..200 {

@@ -3,7 +3,7 @@
 use crate::{
     guest::{BLOCKS, Gate, Guest, Source},
     link::{Link, pair},
-    rig::{ManualClock, SLAB, image, name},
+    rig::{ManualClock, SLAB, image, node},
 };
 use mc_core::{
     driver::{Attachment, PrimaryDriver, PrimaryErrand, StandbyDriver, StandbyErrand},
@@ -30,12 +30,12 @@ struct Lone {
 
 impl Lone {
     fn new() -> Self {
-        let owner = Owner { node: name("b"), instance: 1 };
-        let config = standby::Config { owner, retry: Duration::ZERO, retries: 0, sabotage: None };
+        let owner = Owner { node: node("b"), instance: 1 };
+        let config = standby::Config { owner, rehearse: false, sabotage: None };
         let pool = SlabPool::new(SLAB, 16 * SLAB);
         let mut driver = StandbyDriver::new(Standby::new(config), pool, None, ManualClock::default());
         let (peer, link, _) = pair(None);
-        driver.attach(Attachment { link, incarnation: US, generation: G, image: image() });
+        driver.attach(Attachment { link, incarnation: US, generation: G, instance: 1, image: image() });
         Self { driver, peer, pool: SlabPool::new(SLAB, 16 * SLAB) }
     }
 
@@ -54,12 +54,13 @@ impl Lone {
     }
 
     fn commit(&mut self, epoch: u64, device_bytes: u64) {
-        self.control(US, epoch, Body::Commit { slabs: 1, bytes: 0, device_bytes });
+        self.control(US, epoch, Body::Commit { slabs: 1, bytes: 0, device_bytes, held: true });
     }
 
     fn answers(&mut self) -> Vec<Body> {
         std::iter::from_fn(|| self.peer.poll())
             .filter_map(|c| if let Completion::Received(control) = c { Some(control.body) } else { None })
+            .filter(|body| !matches!(body, Body::Words(_)))
             .collect()
     }
 
@@ -111,7 +112,7 @@ fn an_epoch_is_acked_with_the_slabs_that_are_free() {
 #[test]
 fn a_record_of_another_session_or_role_breaks_the_link_and_leads_to_the_arbiter() {
     let ack = Body::Ack { free_slabs: 1 };
-    for (incarnation, body) in [(Incarnation(6), Body::Registered), (US, ack), (US, Body::Nack(NackReason::Storage))] {
+    for (incarnation, body) in [(Incarnation(6), Body::Rehearse), (US, ack), (US, Body::Nack(NackReason::Storage))] {
         let mut lone = Lone::new();
         lone.slab(US, 1, 0, 0);
         lone.commit(1, 0);
@@ -125,7 +126,7 @@ fn a_record_of_another_session_or_role_breaks_the_link_and_leads_to_the_arbiter(
 #[test]
 fn a_record_of_another_session_during_the_full_synchronisation_ends_the_session() {
     let mut lone = Lone::new();
-    lone.control(Incarnation(6), 1, Body::Registered);
+    lone.control(Incarnation(6), 1, Body::Rehearse);
     assert_eq!(lone.driver.machine().role(), Role::Idle);
     assert!(lone.errands().contains(&StandbyErrand::Discard));
     assert!(lone.driver.image().is_none());
@@ -134,17 +135,18 @@ fn a_record_of_another_session_during_the_full_synchronisation_ends_the_session(
 
 /// A primary whose standby is the test, with epoch 1 on its way.
 fn lone_primary() -> (PrimaryDriver<Source, Gate, ManualClock>, Link) {
-    let owner = Owner { node: name("a"), instance: 1 };
+    let owner = Owner { node: node("a"), instance: 1 };
     let register = Register { generation: Generation(1), owner, mode: Mode::Solo };
     let guest = Guest::new(1, 3);
-    let config = primary::Config { epoch: Duration::ZERO, window: 2, sabotage: None };
+    let config =
+        primary::Config { epoch: Duration::ZERO, window: 2, commit_deadline: Duration::from_secs(60), sabotage: None };
     let staging = Staging::new(SlabPool::new(SLAB, 64 * SLAB));
     let gate = Gate::new(guest.clone());
     let mut driver = PrimaryDriver::new(Primary::new(config, register), staging, gate, ManualClock::default());
     let (link, mut peer, _) = pair(None);
     let mut pool = SlabPool::new(SLAB, 64 * SLAB);
     std::iter::from_fn(|| pool.take()).for_each(|slab| peer.submit(Op::Post(slab)).unwrap());
-    driver.attach(link, US, Source::new(guest), name("b"));
+    driver.attach(link, US, Source::new(guest), Owner { node: node("b"), instance: 1 });
     for _ in 0..40 {
         driver.pump();
         while peer.poll().is_some() {}
@@ -168,8 +170,8 @@ fn a_primary_believes_no_ack_of_an_epoch_it_did_not_capture() {
 
 #[test]
 fn a_primary_leaves_a_peer_that_speaks_out_of_turn() {
-    let commit = Body::Commit { slabs: 1, bytes: 1, device_bytes: 0 };
-    for (incarnation, body) in [(US, Body::Registered), (US, commit), (Incarnation(6), Body::Ack { free_slabs: 1 })] {
+    let commit = Body::Commit { slabs: 1, bytes: 1, device_bytes: 0, held: true };
+    for (incarnation, body) in [(US, Body::Rehearse), (US, commit), (Incarnation(6), Body::Ack { free_slabs: 1 })] {
         let (mut driver, mut peer) = lone_primary();
         peer.submit(Op::Send(Control { incarnation, generation: G, epoch: Epoch(1), body })).unwrap();
         driver.pump();

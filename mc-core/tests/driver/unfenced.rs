@@ -3,7 +3,7 @@
 
 use crate::{
     link::{Link, pair},
-    rig::{ManualClock, SLAB, image, name},
+    rig::{ManualClock, SLAB, image, node},
 };
 use mc_core::{
     driver::{Attachment, StandbyDriver, StandbyErrand},
@@ -14,7 +14,7 @@ use mc_core::{
     transport::{Completion, NotFenced, Op, Rejected, Transport},
     wire::control::{Body, Control},
 };
-use std::{os::fd::BorrowedFd, time::Duration};
+use std::os::fd::BorrowedFd;
 
 /// A link that cannot fence.
 struct Unfenced(Link);
@@ -48,18 +48,17 @@ impl Transport for Unfenced {
 
 /// A standby that the register names.
 fn standby() -> (StandbyDriver<Unfenced, ManualClock>, Link) {
-    let owner = Owner { node: name("b"), instance: 1 };
-    let config = standby::Config { owner, retry: Duration::ZERO, retries: 0, sabotage: None };
+    let owner = Owner { node: node("b"), instance: 1 };
+    let config = standby::Config { owner, rehearse: false, sabotage: None };
     let pool = SlabPool::new(SLAB, 16 * SLAB);
     let mut driver = StandbyDriver::new(Standby::new(config), pool, None, ManualClock::default());
     let (incarnation, generation) = (Incarnation(5), Generation(2));
     let (mut peer, link, _) = pair(None);
-    driver.attach(Attachment { link: Unfenced(link), incarnation, generation, image: image() });
-    for body in [Body::Commit { slabs: 0, bytes: 0, device_bytes: 0 }, Body::Registered] {
-        peer.submit(Op::Send(Control { incarnation, generation, epoch: Epoch(1), body })).unwrap();
-        driver.pump();
-    }
-    assert_eq!(driver.errand(), Some(StandbyErrand::Registered));
+    driver.attach(Attachment { link: Unfenced(link), incarnation, generation, instance: 1, image: image() });
+    let body = Body::Commit { slabs: 0, bytes: 0, device_bytes: 0, held: true };
+    peer.submit(Op::Send(Control { incarnation, generation, epoch: Epoch(1), body })).unwrap();
+    driver.pump();
+    assert!(driver.machine().is_entitled());
     (driver, peer)
 }
 

@@ -92,7 +92,7 @@ fn a_peer_that_received_more_than_was_sent_is_refused() {
 #[test]
 fn a_peer_that_takes_back_what_had_arrived_is_refused() {
     let mut w = world();
-    w.link.submit(control(SESSION, Body::Registered)).unwrap();
+    w.link.submit(control(SESSION, Body::Rehearse)).unwrap();
     assert!(w.link.poll().is_none());
     assert!(matches!(w.first.poll(), Some(Completion::Received(_))));
     w.says(rerouted(0));
@@ -112,12 +112,12 @@ fn a_peer_that_reroutes_twice_is_refused() {
 #[test]
 fn nothing_may_come_before_the_count() {
     let mut w = world();
-    w.says(control(SESSION, Body::Registered));
+    w.says(control(SESSION, Body::Rehearse));
     ends_with(w, "something else came before it");
     let mut w = world();
     w.faults.fail([true, true], 1);
     assert!(w.link.poll().is_none());
-    w.says(control(SESSION, Body::Registered));
+    w.says(control(SESSION, Body::Rehearse));
     ends_with(w, "something else came before it");
 }
 
@@ -175,14 +175,14 @@ fn a_first_path_that_never_worked_is_left_at_once() {
     let why = LinkError::Closed { peer: "nobody".into() };
     let mut a: Failover<MemoryTransport, _> = Failover::without_first(why, c, SESSION, 8);
     let mut b = Failover::new(b, d, None, SESSION, 8);
-    a.submit(control(SESSION, Body::Registered)).unwrap();
+    a.submit(control(SESSION, Body::Rehearse)).unwrap();
     let mut has_spoken = false;
     let (mut got_a, mut got_b) = (0, 0);
     for _ in 0..20 {
         got_a += usize::from(matches!(a.poll(), Some(Completion::Received(_))));
         got_b += usize::from(matches!(b.poll(), Some(Completion::Received(_))));
         if b.fell_back().is_some() && !std::mem::replace(&mut has_spoken, true) {
-            b.submit(control(SESSION, Body::Registered)).unwrap();
+            b.submit(control(SESSION, Body::Rehearse)).unwrap();
         }
     }
     assert_eq!((got_a, got_b), (1, 1));

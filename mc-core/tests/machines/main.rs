@@ -1,11 +1,12 @@
 //! The primary's and the standby's machines, transition by transition. What holds over all orders of events is in
 //! `tests/model`; here is what each answers to each, errors included.
 
+mod claim;
 mod primary;
 mod standby;
 
 use mc_core::{
-    id::{Generation, Name, Time},
+    id::{Generation, Name, Node, NodeId, Time},
     machine::Machine,
     register::{Mode, Owner, Register},
 };
@@ -15,7 +16,7 @@ fn name(text: &str) -> Name {
 }
 
 fn owner(node: &str) -> Owner {
-    Owner { node: name(node), instance: 1 }
+    Owner { node: Node { name: name(node), id: NodeId([node.as_bytes()[0]; 16]) }, instance: 1 }
 }
 
 fn solo(generation: u64, node: &str) -> Register {
@@ -23,7 +24,7 @@ fn solo(generation: u64, node: &str) -> Register {
 }
 
 fn protected(generation: u64, standby: &str) -> Register {
-    let mode = Mode::Protected { standby: name(standby) };
+    let mode = Mode::Protected { standby: owner(standby) };
     Register { generation: Generation(generation), owner: owner("a"), mode }
 }
 

@@ -1,11 +1,14 @@
 //! The primary. Generation 1 is solo, generation 2 protected by "b", generation 3 solo again.
 
-use crate::{at, name, protected, solo, timeout};
+use crate::{at, owner, protected, solo, timeout};
 use mc_core::{
     id::{Epoch, Generation, Time},
     machine::Machine,
     primary::{Action, Config, Event, OnCap, Primary, Role},
-    register::CasOutcome::{Lost, Won},
+    register::{
+        CasOutcome::{Lost, Won},
+        Mode, Owner, Register,
+    },
     wire::control::{GoodbyeReason, NackReason},
 };
 use std::time::Duration;
@@ -33,12 +36,21 @@ fn claim() -> Action {
     Action::Cas { expect: G, new: solo(3, "a"), contested: true }
 }
 
+/// While output is held.
 fn captured(epoch: u64) -> Vec<Action> {
-    vec![Action::Barrier(Epoch(epoch)), Action::Resume, Action::Commit { epoch: Epoch(epoch) }]
+    vec![Action::Barrier(Epoch(epoch)), Action::Resume, Action::Commit { epoch: Epoch(epoch), held: true }]
+}
+
+/// While it flows.
+const CAPTURED_OPEN: [Action; 2] = [Action::Resume, Action::Commit { epoch: Epoch(1), held: false }];
+
+fn config(window: u64) -> Config {
+    let (epoch, commit_deadline) = (Duration::from_millis(10), Duration::from_secs(2));
+    Config { epoch, window, commit_deadline, sabotage: None }
 }
 
 fn new(window: u64) -> Primary {
-    Primary::new(Config { epoch: Duration::from_millis(10), window, sabotage: None }, solo(1, "a"))
+    Primary::new(config(window), solo(1, "a"))
 }
 
 fn do_all(primary: &mut Primary, events: &[Event]) -> Vec<Action> {
@@ -47,25 +59,24 @@ fn do_all(primary: &mut Primary, events: &[Event]) -> Vec<Action> {
 
 fn syncing() -> Primary {
     let mut primary = new(2);
-    let actions = do_all(&mut primary, &[Event::Protect { standby: name("b") }]);
+    let actions = do_all(&mut primary, &[Event::Protect { standby: owner("b") }]);
     assert_eq!(actions, [Action::BeginSync { generation: G }]);
     primary
 }
 
 fn registering() -> Primary {
     let mut primary = syncing();
-    let mut expected = vec![Action::Hold];
-    expected.extend(captured(1));
-    assert_eq!(do_all(&mut primary, &[Event::Captured]), expected);
-    assert_eq!(do_all(&mut primary, &[ack(1)]), [register_it()]);
+    assert_eq!(do_all(&mut primary, &[Event::Captured]), CAPTURED_OPEN);
+    assert_eq!(do_all(&mut primary, &[ack(1)]), [], "beats are not proven");
+    assert_eq!(do_all(&mut primary, &[Event::BeatsProven]), [register_it()]);
     primary
 }
 
-/// Epoch 1 is released.
+/// Output is held; epoch 1 does not cover it.
 fn protected_pair() -> Primary {
     let mut primary = registering();
     let actions = do_all(&mut primary, &[Event::Cas(Won(protected(2, "b")))]);
-    assert_eq!(actions, [Action::TellRegistered, Action::Release(Epoch(1))]);
+    assert_eq!(actions, [Action::Hold]);
     primary
 }
 
@@ -86,7 +97,7 @@ fn a_primary_goes_from_solo_to_protected() {
 #[test]
 #[should_panic(expected = "solo owner")]
 fn a_primary_never_starts_from_a_register_that_names_a_standby() {
-    let _ = Primary::new(Config { epoch: Duration::ZERO, window: 1, sabotage: None }, protected(2, "b"));
+    let _ = Primary::new(config(1), protected(2, "b"));
 }
 
 #[test]
@@ -115,9 +126,9 @@ fn i5_nothing_is_registered_or_released_before_the_full_synchronisation_is_acked
     let mut primary = syncing();
     assert_eq!(do_all(&mut primary, &[ack(1)]), [], "nothing was captured");
     do_all(&mut primary, &[Event::Captured]);
-    assert_eq!(do_all(&mut primary, &[Event::SourceReady]), [], "one checkpoint until it is registered");
+    assert_eq!(do_all(&mut primary, &[Event::SourceReady, Event::BeatsProven]), [], "not before its ACK");
     assert_eq!(do_all(&mut primary, &[ack(1)]), [register_it()]);
-    assert_eq!(do_all(&mut primary, &[ack(1), Event::SourceReady]), []);
+    assert_eq!(do_all(&mut primary, &[ack(1), Event::SourceReady, Event::BeatsProven]), []);
     assert_eq!(primary.deadline(), None);
 }
 
@@ -140,7 +151,7 @@ fn the_window_bounds_what_is_not_acked() {
     capture(&mut primary, ms(0), 2);
     capture(&mut primary, ms(10), 3);
     assert_eq!(at(&mut primary, ms(100), Event::SourceReady), [], "two are on their way");
-    assert_eq!(primary.deadline(), None);
+    assert_eq!(primary.deadline(), Some(ms(2000)), "an ACK");
     let release = Action::Release(Epoch(2));
     assert_eq!(at(&mut primary, ms(101), ack(2)), [release, Action::Pause { epoch: Epoch(4) }]);
 }
@@ -241,12 +252,12 @@ fn a_lost_standby_before_registration_leaves_the_vm_solo_without_the_arbiter() {
     for event in [Event::LinkDown, Event::Suspect] {
         let mut primary = syncing();
         let actions = do_all(&mut primary, &[Event::Captured, event]);
-        assert_eq!(actions[4..], [Action::CloseLink(None), SOLO, Action::Solo]);
+        assert_eq!(actions[2..], [Action::CloseLink(None), SOLO, Action::Solo]);
         assert_eq!((primary.role(), primary.generation()), (Role::Solo, Generation(1)));
     }
     let mut primary = syncing();
     let actions = do_all(&mut primary, &[Event::Captured, nack()]);
-    assert_eq!(actions[4..], [SOLO, Action::Solo], "it is told");
+    assert_eq!(actions[2..], [SOLO, Action::Solo], "it is told");
 }
 
 #[test]
@@ -298,7 +309,7 @@ fn who_loses_the_claim_is_fenced_for_good() {
         Event::Stalled,
         Event::SourceLost,
         Event::Unprotect(GoodbyeReason::Unprotected),
-        Event::Protect { standby: name("b") },
+        Event::Protect { standby: owner("b") },
         nack(),
     ];
     assert_eq!(do_all(&mut primary, &everything), []);
@@ -332,7 +343,7 @@ fn answers_that_nobody_waits_for_change_nothing() {
     }
     let mut primary = protected_pair();
     let before = primary.clone();
-    assert_eq!(do_all(&mut primary, &[Event::Protect { standby: name("c") }]), []);
+    assert_eq!(do_all(&mut primary, &[Event::Protect { standby: owner("c") }]), []);
     assert_eq!(primary, before);
 }
 
@@ -352,7 +363,7 @@ fn a_stalled_primary_releases_nothing_until_an_epoch_captured_since_is_acked() {
 fn a_primary_stalled_while_registering_waits_for_the_next_epoch() {
     let mut primary = registering();
     do_all(&mut primary, &[Event::Stalled]);
-    assert_eq!(do_all(&mut primary, &[Event::Cas(Won(protected(2, "b")))]), [Action::TellRegistered]);
+    assert_eq!(do_all(&mut primary, &[Event::Cas(Won(protected(2, "b")))]), [Action::Hold]);
     capture(&mut primary, ms(0), 2);
     assert_eq!(at(&mut primary, ms(1), ack(2)), [Action::Release(Epoch(2))]);
 }
@@ -368,7 +379,7 @@ fn protection_ends_on_request() {
     let mut primary = protected_pair();
     assert_eq!(do_all(&mut primary, &[unprotect]), [claim()], "the standby keeps its link meanwhile");
     assert_eq!(do_all(&mut primary, &[Event::Cas(Won(solo(3, "a")))]), [SOLO, Action::Solo]);
-    let again = do_all(&mut primary, &[Event::Protect { standby: name("b") }]);
+    let again = do_all(&mut primary, &[Event::Protect { standby: owner("b") }]);
     assert_eq!(again, [Action::BeginSync { generation: Generation(4) }]);
     assert_eq!(primary.epochs(), (Epoch(0), Epoch(0)));
 }
@@ -383,7 +394,7 @@ fn a_guest_that_shuts_down_ends_the_process_after_the_arbiter_agreed() {
     let actions = do_all(&mut primary, &[Event::Cas(Won(solo(3, "a")))]);
     assert_eq!(actions, [farewell, Action::Solo, Action::End]);
     assert_eq!(primary.role(), Role::Ended);
-    assert_eq!(do_all(&mut primary, &[Event::Protect { standby: name("b") }, gone, Event::SourceLost]), []);
+    assert_eq!(do_all(&mut primary, &[Event::Protect { standby: owner("b") }, gone, Event::SourceLost]), []);
 }
 
 #[test]
@@ -395,8 +406,106 @@ fn a_vm_that_dies_is_left_to_the_standby_if_there_is_one() {
     for mut primary in [registering(), protected_pair()] {
         assert_eq!(do_all(&mut primary, &[Event::SourceLost]), [Action::Fence, Action::CloseLink(None)]);
     }
+}
+
+/// Claiming; the standby has a held epoch.
+fn claiming() -> Primary {
+    let mut primary = protected_pair();
+    capture(&mut primary, ms(0), 2);
+    at(&mut primary, ms(1), ack(2));
+    do_all(&mut primary, &[Event::LinkDown]);
+    primary
+}
+
+#[test]
+fn a_vm_that_dies_while_the_arbiter_is_asked_is_handed_back_if_that_wins() {
+    let mut primary = claiming();
+    assert_eq!(do_all(&mut primary, &[Event::SourceLost]), [Action::Dead]);
+    let owner = Owner { instance: Owner::ANY, ..owner("b") };
+    let new = Register { generation: Generation(4), owner, mode: Mode::Solo };
+    let cas = Action::Cas { expect: Generation(3), new, contested: false };
+    assert_eq!(do_all(&mut primary, &[Event::Cas(Won(solo(3, "a")))]), [cas], "and nothing is shown");
+    assert_eq!(do_all(&mut primary, &[Event::Cas(Won(new))]), [Action::Fence, Action::CloseLink(None)]);
+    let mut primary = claiming();
+    do_all(&mut primary, &[Event::SourceLost]);
+    let lost = Event::Cas(Lost(Some(solo(3, "b"))));
+    assert_eq!(do_all(&mut primary, &[lost]), [Action::Fence, Action::CloseLink(None)], "the standby has it already");
+}
+
+#[test]
+fn a_vm_whose_output_flowed_while_the_arbiter_was_asked_is_not_handed_back() {
+    let mut primary = registering();
+    do_all(&mut primary, &[Event::LinkDown, Event::Cas(Won(protected(2, "b")))]);
+    assert_eq!(primary.role(), Role::Claiming);
+    assert_eq!(do_all(&mut primary, &[Event::SourceLost]), [Action::Fence, Action::CloseLink(None)]);
     let mut primary = protected_pair();
     do_all(&mut primary, &[Event::LinkDown]);
-    assert_eq!(do_all(&mut primary, &[Event::SourceLost]), [Action::Fence, Action::CloseLink(None)]);
-    assert_eq!(do_all(&mut primary, &[Event::Cas(Won(solo(3, "a")))]), [], "too late to show anything");
+    let fenced = [Action::Fence, Action::CloseLink(None)];
+    assert_eq!(do_all(&mut primary, &[Event::SourceLost]), fenced, "the standby lacks what was said before");
+}
+
+#[test]
+fn only_another_owner_above_takes_the_vm_away() {
+    let faults = [None, Some(solo(1, "a")), Some(solo(1, "x")), Some(solo(2, "x")), Some(protected(2, "c"))];
+    for held in faults {
+        let mut primary = claiming();
+        assert_eq!(do_all(&mut primary, &[Event::Cas(Lost(held))]), [], "{held:?}");
+        assert_eq!((primary.role(), primary.is_disputed()), (Role::Claiming, true));
+        assert_eq!(do_all(&mut primary, &[Event::RegisterRead(Some(solo(2, "x")))]), [], "nor is that one's word");
+        assert_eq!(do_all(&mut primary, &[Event::RegisterRead(Some(protected(2, "b")))]), [claim()], "mended");
+        assert_eq!(do_all(&mut primary, &[Event::RegisterRead(Some(protected(2, "b")))]), [], "once");
+    }
+    for mut primary in [protected_pair(), claiming(), registering(), new(1)] {
+        let read = Event::RegisterRead(Some(solo(3, "b")));
+        assert_eq!(do_all(&mut primary, &[read]), [Action::Fence, Action::CloseLink(None)]);
+    }
+    let mut primary = registering();
+    assert_eq!(do_all(&mut primary, &[Event::Cas(Lost(None))]), [Action::CloseLink(None)], "output flows on");
+    assert_eq!((primary.role(), primary.is_disputed()), (Role::Claiming, true));
+}
+
+#[test]
+fn a_register_that_is_ours_from_before_is_gone_on_from() {
+    let claim =
+        |expect, generation| Action::Cas { expect: Generation(expect), new: solo(generation, "a"), contested: true };
+    let mut primary = claiming();
+    assert_eq!(do_all(&mut primary, &[Event::Cas(Lost(Some(solo(5, "a"))))]), [claim(5, 6)]);
+    let assigned = Register { owner: Owner { instance: Owner::ANY, ..owner("a") }, ..solo(7, "a") };
+    let mut primary = claiming();
+    do_all(&mut primary, &[Event::Cas(Lost(None))]);
+    assert_eq!(do_all(&mut primary, &[Event::RegisterRead(Some(assigned))]), [claim(7, 8)]);
+    assert_eq!(do_all(&mut primary, &[Event::Cas(Won(solo(8, "a")))]), [SOLO, Action::Solo]);
+}
+
+#[test]
+fn an_ack_that_does_not_come_is_a_standby_that_is_lost() {
+    let mut primary = protected_pair();
+    capture(&mut primary, ms(0), 2);
+    capture(&mut primary, ms(10), 3);
+    assert_eq!(at(&mut primary, ms(1000), ack(2)), [Action::Release(Epoch(2))], "that is progress");
+    assert_eq!(timeout(&mut primary, ms(2999)), []);
+    assert_eq!(timeout(&mut primary, ms(3000)), [Action::Late, Action::CloseLink(None), claim()]);
+    assert_eq!(timeout(&mut primary, ms(9000)), []);
+}
+
+#[test]
+fn a_vm_of_another_make_is_not_protected_until_it_is_rehearsed() {
+    let mut primary = protected_pair();
+    assert!(!primary.is_protected(), "no held epoch was ACKed");
+    capture(&mut primary, ms(0), 2);
+    at(&mut primary, ms(1), ack(2));
+    assert!(primary.is_protected());
+    assert_eq!(do_all(&mut primary, &[Event::OutputsChanged]), [Action::AskRehearsal { epoch: Epoch(3) }]);
+    assert!(!primary.is_protected());
+    capture(&mut primary, ms(10), 3);
+    at(&mut primary, ms(11), ack(3));
+    let rehearsed = |epoch| Event::Rehearsed { generation: G, epoch: Epoch(epoch) };
+    do_all(&mut primary, &[rehearsed(2)]);
+    assert!(!primary.is_protected(), "that was the VM as it was before");
+    do_all(&mut primary, &[rehearsed(3)]);
+    assert!(primary.is_protected());
+    let mut primary = registering();
+    assert_eq!(do_all(&mut primary, &[Event::OutputsChanged]), []);
+    let actions = do_all(&mut primary, &[Event::Cas(Won(protected(2, "b")))]);
+    assert_eq!(actions, [Action::Hold, Action::AskRehearsal { epoch: Epoch(2) }]);
 }

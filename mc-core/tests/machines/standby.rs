@@ -1,14 +1,15 @@
 //! The standby "b". Generation 2 is replicated to it.
 
-use crate::{at, owner, protected, solo, timeout};
+use crate::{at, owner, protected, solo};
 use mc_core::{
     id::{Epoch, Generation, Time},
-    machine::Machine,
-    register::CasOutcome::{Lost, Won},
+    register::{
+        CasOutcome::{Lost, Won},
+        Mode, Owner, Register,
+    },
     standby::{Action, Config, Event, Role, Standby},
     wire::control::{Body, NackReason},
 };
-use std::time::Duration;
 
 const G: Generation = Generation(2);
 
@@ -17,7 +18,14 @@ fn slab(epoch: u64, index: u32) -> Event {
 }
 
 fn commit(epoch: u64, slabs: u32) -> Event {
-    Event::Commit { generation: G, epoch: Epoch(epoch), slabs }
+    Event::Commit { generation: G, epoch: Epoch(epoch), slabs, held: epoch > 1 }
+}
+
+const SESSION: Event = Event::Session { generation: G, instance: 1 };
+const PASSED: Event = Event::Rehearsed { passed: true };
+
+fn read(held: Register) -> Event {
+    Event::RegisterRead(Some(held))
 }
 
 fn ack(epoch: u64) -> Action {
@@ -36,13 +44,13 @@ fn do_all(standby: &mut Standby, events: &[Event]) -> Vec<Action> {
     events.iter().flat_map(|e| at(standby, Time(0), *e)).collect()
 }
 
-fn idle(retries: u8) -> Standby {
-    Standby::new(Config { owner: owner("b"), retry: Duration::from_millis(5), retries, sabotage: None })
+fn idle() -> Standby {
+    Standby::new(Config { owner: owner("b"), rehearse: true, sabotage: None })
 }
 
 fn syncing() -> Standby {
-    let mut standby = idle(1);
-    assert_eq!(do_all(&mut standby, &[Event::Session { generation: G }]), []);
+    let mut standby = idle();
+    assert_eq!(do_all(&mut standby, &[SESSION]), []);
     standby
 }
 
@@ -50,20 +58,30 @@ fn syncing() -> Standby {
 fn protecting() -> Standby {
     let mut standby = syncing();
     let actions = do_all(&mut standby, &[slab(1, 0), slab(1, 1), commit(1, 2)]);
-    assert_eq!(actions, [Action::ApplyNow, Action::ApplyNow, ack(1), Action::Apply(Epoch(1))]);
+    let rehearse = Action::Rehearse(Epoch(1));
+    assert_eq!(actions, [Action::ApplyNow, Action::ApplyNow, Action::Apply(Epoch(1)), rehearse], "no ACK yet");
+    assert_eq!(do_all(&mut standby, &[PASSED]), [Action::EndRehearsal, ack(1)]);
     standby
 }
 
-fn registered() -> Standby {
+/// Holds epoch 2, whose output was held.
+fn entitled() -> Standby {
     let mut standby = protecting();
-    assert_eq!(do_all(&mut standby, &[Event::Registered { generation: G }]), []);
+    do_all(&mut standby, &[slab(2, 0), commit(2, 1)]);
+    assert!(standby.is_entitled());
+    standby
+}
+
+/// Has asked what the register holds.
+fn reading(mut standby: Standby) -> Standby {
+    assert_eq!(do_all(&mut standby, &[Event::Suspect]), [Action::Revoke]);
+    assert_eq!(do_all(&mut standby, &[Event::Revoked]), [Action::DiscardStaged, Action::ReadRegister]);
     standby
 }
 
 fn claiming() -> Standby {
-    let mut standby = registered();
-    assert_eq!(do_all(&mut standby, &[Event::Suspect]), [Action::Revoke]);
-    assert_eq!(do_all(&mut standby, &[Event::Revoked]), [Action::DiscardStaged, swap()]);
+    let mut standby = reading(entitled());
+    assert_eq!(do_all(&mut standby, &[read(protected(2, "b"))]), [swap()]);
     standby
 }
 
@@ -91,7 +109,7 @@ fn slabs_that_nobody_wants_are_freed() {
     for event in [slab(1, 5), slab(3, 0), slab(0, 0), stranger, slab(2, u32::MAX), slab(2, 1 << 27)] {
         assert_eq!(do_all(&mut standby, &[event]), [Action::Drop], "{event:?}");
     }
-    assert_eq!(do_all(&mut idle(1), &[slab(1, 0)]), [Action::Drop]);
+    assert_eq!(do_all(&mut idle(), &[slab(1, 0)]), [Action::Drop]);
     assert_eq!(do_all(&mut claiming(), &[slab(2, 0)]), [Action::Drop]);
 }
 
@@ -111,9 +129,9 @@ fn i2_an_epoch_out_of_order_is_never_acked() {
     let mut standby = protecting();
     assert_eq!(do_all(&mut standby, &[commit(3, 0)]), [nack(2, NackReason::OutOfOrder), Action::DiscardStaged]);
     assert_eq!(do_all(&mut standby, &[commit(1, 2)]), [], "late");
-    let stranger = Event::Commit { generation: Generation(3), epoch: Epoch(2), slabs: 0 };
+    let stranger = Event::Commit { generation: Generation(3), epoch: Epoch(2), slabs: 0, held: true };
     assert_eq!(do_all(&mut standby, &[stranger]), [], "of another life");
-    assert_eq!(do_all(&mut idle(1), &[commit(1, 0)]), []);
+    assert_eq!(do_all(&mut idle(), &[commit(1, 0)]), []);
 }
 
 #[test]
@@ -135,13 +153,14 @@ fn what_cannot_be_committed_is_refused_with_the_reason() {
 
 #[test]
 fn i3_nothing_is_acked_after_a_suspicion_and_nothing_asked_before_the_access_is_ended() {
-    let mut standby = registered();
+    let mut standby = protecting();
     assert_eq!(do_all(&mut standby, &[slab(2, 0), Event::Suspect]), [Action::Stage, Action::Revoke]);
-    assert_eq!(do_all(&mut standby, &[Event::LinkDown, Event::Suspect]), [], "once is enough");
+    assert_eq!(do_all(&mut standby, &[Event::LinkDown, Event::Suspect, Event::Goodbye]), [], "once is enough");
     assert_eq!(do_all(&mut standby, &[slab(2, 1), commit(2, 2)]), [Action::Stage, Action::Apply(Epoch(2))], "drained");
     assert_eq!(do_all(&mut standby, &[slab(3, 0), commit(3, 9)]), [Action::Stage, Action::DiscardStaged]);
-    assert_eq!(do_all(&mut standby, &[Event::Revoked]), [Action::DiscardStaged, swap()]);
+    assert_eq!(do_all(&mut standby, &[Event::Revoked]), [Action::DiscardStaged, Action::ReadRegister]);
     assert_eq!(do_all(&mut standby, &[slab(3, 0), commit(3, 0), Event::BadSlab]), [Action::Drop, Action::Drop]);
+    assert_eq!(do_all(&mut standby, &[read(protected(2, "b"))]), [swap()]);
     let take_over = Action::TakeOver { generation: Generation(3), epoch: Epoch(2) };
     assert_eq!(do_all(&mut standby, &[Event::Cas(Won(solo(3, "b")))]), [take_over]);
     assert_eq!(do_all(&mut standby, &[Event::Running]), []);
@@ -149,102 +168,175 @@ fn i3_nothing_is_acked_after_a_suspicion_and_nothing_asked_before_the_access_is_
 }
 
 #[test]
-fn a_standby_without_a_full_synchronisation_never_asks() {
+fn an_image_that_was_not_rehearsed_is_never_acked() {
     let mut standby = syncing();
-    do_all(&mut standby, &[slab(1, 0)]);
-    assert_eq!(do_all(&mut standby, &[Event::Suspect]), [Action::DiscardStaged, Action::Discard]);
-    assert_eq!(standby.role(), Role::Idle);
-    assert_eq!(do_all(&mut standby, &[Event::Suspect, Event::LinkDown, Event::Revoked, Event::Goodbye]), []);
+    do_all(&mut standby, &[slab(1, 0), commit(1, 1)]);
+    assert_eq!(standby.role(), Role::Rehearsing);
+    let failed = [nack(1, NackReason::Rehearsal), Action::DiscardStaged, Action::Discard];
+    assert_eq!(do_all(&mut standby, &[Event::Rehearsed { passed: false }]), failed);
+    assert_eq!(do_all(&mut standby, &[PASSED]), [], "too late");
+    let mut standby = Standby::new(Config { owner: owner("b"), rehearse: false, sabotage: None });
+    let actions = do_all(&mut standby, &[SESSION, slab(1, 0), commit(1, 1)]);
+    assert_eq!(actions, [Action::ApplyNow, ack(1), Action::Apply(Epoch(1))], "the operator wants none");
 }
 
 #[test]
-fn a_goodbye_ends_the_session_until_the_swap_is_asked_for() {
-    for mut standby in [syncing(), protecting(), registered()] {
-        assert_eq!(do_all(&mut standby, &[Event::Goodbye]), [Action::DiscardStaged, Action::Discard]);
+fn a_rehearsal_beside_the_epochs_stops_none_of_them() {
+    let mut standby = entitled();
+    let ask = |epoch| Event::RehearsalAsked { generation: G, epoch: Epoch(epoch) };
+    assert_eq!(do_all(&mut standby, &[ask(4)]), []);
+    assert!(standby.is_unproven());
+    let epoch = |e| [ack(e), Action::Apply(Epoch(e))];
+    assert_eq!(do_all(&mut standby, &[slab(3, 0), commit(3, 1)])[1..], epoch(3), "not that one");
+    let actions = do_all(&mut standby, &[slab(4, 0), commit(4, 1)]);
+    assert_eq!(actions[1..3], epoch(4));
+    assert_eq!(actions[3..], [Action::Rehearse(Epoch(4))]);
+    assert_eq!(do_all(&mut standby, &[slab(5, 0), commit(5, 1)])[1..], epoch(5), "meanwhile");
+    let told = Action::Send { generation: G, epoch: Epoch(4), body: Body::Rehearsed };
+    assert_eq!(do_all(&mut standby, &[PASSED]), [Action::EndRehearsal, told]);
+    assert!(!standby.is_unproven());
+
+    do_all(&mut standby, &[ask(6), slab(6, 0), commit(6, 1)]);
+    let refused = [Action::EndRehearsal, nack(7, NackReason::Rehearsal), Action::DiscardStaged];
+    assert_eq!(do_all(&mut standby, &[Event::Rehearsed { passed: false }]), refused);
+    assert!(standby.is_unproven(), "for good");
+
+    let mut standby = entitled();
+    do_all(&mut standby, &[ask(3), slab(3, 0), commit(3, 1)]);
+    assert_eq!(do_all(&mut standby, &[Event::Suspect]), [Action::EndRehearsal, Action::Revoke], "the VM comes first");
+    assert_eq!(do_all(&mut standby, &[PASSED]), []);
+}
+
+#[test]
+fn a_standby_without_a_full_synchronisation_never_asks() {
+    for event in [Event::Suspect, Event::LinkDown, Event::Goodbye] {
+        let mut standby = syncing();
+        do_all(&mut standby, &[slab(1, 0)]);
+        assert_eq!(do_all(&mut standby, &[event]), [Action::DiscardStaged, Action::Discard]);
         assert_eq!(standby.role(), Role::Idle);
+        assert_eq!(do_all(&mut standby, &[Event::Suspect, Event::LinkDown, Event::Revoked, Event::Goodbye]), []);
     }
-    let mut standby = registered();
-    let actions = do_all(&mut standby, &[Event::Suspect, Event::Goodbye, Event::Revoked]);
-    assert_eq!(actions, [Action::Revoke, Action::DiscardStaged, Action::Discard]);
-    assert_eq!(do_all(&mut claiming(), &[Event::Goodbye]), [], "the arbiter decides");
 }
 
 #[test]
-fn who_was_not_told_reads_the_register_first() {
-    let mut standby = protecting();
-    let wrong = [Event::Registered { generation: Generation(1) }, Event::Registered { generation: Generation(3) }];
-    assert_eq!(do_all(&mut standby, &wrong), [], "of another life");
-    let asked = do_all(&mut standby, &[Event::Suspect, Event::Revoked]);
-    assert_eq!(asked, [Action::Revoke, Action::DiscardStaged, Action::ReadRegister]);
-    assert_eq!(do_all(&mut standby, &[Event::Cas(Won(solo(3, "b")))]), [], "it has not asked for that");
-    assert_eq!(do_all(&mut standby, &[Event::RegisterRead(Some(protected(2, "b")))]), [swap()]);
-    assert_eq!(do_all(&mut standby, &[Event::RegisterRead(Some(protected(2, "b")))]), [], "once is enough");
+fn it_asks_when_it_has_a_held_epoch_and_has_read_that_the_register_names_it() {
+    let mut standby = reading(entitled());
+    assert_eq!(do_all(&mut standby, &[Event::Cas(Won(solo(3, "b")))]).len(), 1, "an operator's answer counts");
+    let mut standby = reading(entitled());
+    assert_eq!(do_all(&mut standby, &[read(protected(2, "b"))]), [swap()]);
+    assert_eq!(do_all(&mut standby, &[read(protected(2, "b"))]), [], "once is enough");
 }
 
 #[test]
-fn a_register_that_names_another_means_that_the_image_is_void() {
-    for held in [Some(protected(2, "c")), Some(solo(2, "x")), Some(solo(3, "a")), Some(protected(4, "b"))] {
-        let mut standby = protecting();
-        do_all(&mut standby, &[Event::Suspect, Event::Revoked]);
+fn a_copy_that_the_register_never_named_is_nobodys_last() {
+    for held in [None, Some(solo(1, "a")), Some(solo(2, "a")), Some(protected(2, "c")), Some(replaced())] {
+        let mut standby = reading(protecting());
         let actions = do_all(&mut standby, &[Event::RegisterRead(held)]);
         assert_eq!(actions, [Action::DiscardStaged, Action::Discard], "{held:?}");
+        assert_eq!(standby.role(), Role::Idle);
     }
 }
 
-#[test]
-fn a_registration_that_is_on_its_way_is_waited_for_a_while() {
-    for older in [None, Some(solo(1, "a"))] {
-        let mut standby = protecting();
-        do_all(&mut standby, &[Event::Suspect, Event::Revoked]);
-        assert_eq!(at(&mut standby, Time(1_000_000), Event::RegisterRead(older)), []);
-        assert_eq!(standby.deadline(), Some(Time(6_000_000)));
-        assert_eq!(do_all(&mut standby, &[Event::RegisterRead(Some(protected(2, "b")))]), [], "nothing is asked now");
-        assert_eq!(timeout(&mut standby, Time(5_999_999)), []);
-        assert_eq!(timeout(&mut standby, Time(6_000_000)), [Action::ReadRegister]);
-        assert_eq!((standby.deadline(), timeout(&mut standby, Time(7_000_000))), (None, vec![]));
-        let mut patient = standby.clone();
-        assert_eq!(do_all(&mut patient, &[Event::RegisterRead(Some(protected(2, "b")))]), [swap()]);
-        let actions = do_all(&mut standby, &[Event::RegisterRead(older)]);
-        assert_eq!(actions, [Action::DiscardStaged, Action::Discard], "one retry, no more");
-        assert_eq!((standby.role(), standby.deadline()), (Role::Idle, None));
-    }
+/// Another session's copy on the same host.
+fn replaced() -> Register {
+    let standby = Owner { instance: 9, ..owner("b") };
+    Register { mode: Mode::Protected { standby }, ..protected(2, "b") }
 }
 
 #[test]
-fn who_loses_the_swap_forgets_the_image() {
-    for held in [None, Some(solo(3, "a")), Some(solo(1, "a"))] {
+fn a_copy_that_lacks_what_was_said_is_an_operators_to_run() {
+    let mut standby = reading(protecting());
+    assert_eq!(do_all(&mut standby, &[read(protected(2, "b"))]), []);
+    assert_eq!(standby.role(), Role::Disputed);
+    assert_eq!(do_all(&mut standby, &[read(protected(2, "b"))]), []);
+    assert_eq!(do_all(&mut standby, &[Event::OperatorTakesOver]), [swap()]);
+    let take_over = Action::TakeOver { generation: Generation(3), epoch: Epoch(1) };
+    assert_eq!(do_all(&mut standby, &[Event::Cas(Won(solo(3, "b")))]), [take_over]);
+}
+
+#[test]
+fn an_arbiter_that_makes_no_sense_costs_no_copy() {
+    for held in [None, Some(solo(1, "a")), Some(solo(2, "a")), Some(protected(2, "c")), Some(replaced())] {
+        let mut standby = reading(entitled());
+        assert_eq!(do_all(&mut standby, &[Event::RegisterRead(held)]), [], "{held:?}");
+        assert_eq!(standby.role(), Role::Disputed);
+        assert_eq!(do_all(&mut standby, &[SESSION, Event::MakeRoom]), [], "it is kept");
+        assert_eq!(do_all(&mut standby, &[read(protected(2, "b"))]), [swap()], "mended");
         let mut standby = claiming();
-        let actions = do_all(&mut standby, &[Event::Cas(Lost(held))]);
-        assert_eq!(actions, [Action::DiscardStaged, Action::Discard]);
-        assert_eq!(do_all(&mut standby, &[Event::Cas(Won(solo(3, "b")))]), [], "too late");
-        assert_eq!(do_all(&mut standby, &[Event::Session { generation: Generation(4) }]), []);
+        assert_eq!(do_all(&mut standby, &[Event::Cas(Lost(held))]), [], "{held:?}");
+        assert_eq!(standby.role(), Role::Disputed);
+    }
+    let mut standby = claiming();
+    assert_eq!(do_all(&mut standby, &[Event::ArbiterFault]), []);
+    assert_eq!(standby.role(), Role::Disputed);
+}
+
+#[test]
+fn who_loses_keeps_the_image_until_its_room_is_needed() {
+    for lost in [Event::Cas(Lost(Some(solo(3, "a")))), read(solo(3, "a"))] {
+        let mut standby = claiming();
+        assert_eq!(do_all(&mut standby, &[lost]), []);
+        assert_eq!(standby.role(), Role::Lost);
+        assert_eq!(do_all(&mut standby, &[SESSION, slab(3, 0)]), [Action::Drop]);
+        assert_eq!(do_all(&mut standby, &[Event::MakeRoom]), [Action::DiscardStaged, Action::Discard]);
+        assert_eq!(do_all(&mut standby, &[Event::Session { generation: Generation(4), instance: 2 }]), []);
         assert_eq!((standby.role(), standby.committed()), (Role::Syncing, (Generation(4), Epoch(0))));
     }
 }
 
 #[test]
+fn a_vm_that_is_handed_back_is_taken_over() {
+    let handed = |generation| Register { owner: Owner { instance: Owner::ANY, ..owner("b") }, ..solo(generation, "b") };
+    let mut standby = claiming();
+    do_all(&mut standby, &[Event::Cas(Lost(Some(solo(3, "a")))), read(solo(3, "a"))]);
+    let cas = Action::Cas { expect: Generation(4), new: solo(5, "b") };
+    assert_eq!(do_all(&mut standby, &[read(handed(4))]), [cas]);
+    let take_over = Action::TakeOver { generation: Generation(5), epoch: Epoch(2) };
+    assert_eq!(do_all(&mut standby, &[Event::Cas(Won(solo(5, "b")))]), [take_over]);
+    let mut standby = reading(entitled());
+    assert_eq!(do_all(&mut standby, &[read(handed(4))]), [cas], "also when that is the first it hears");
+}
+
+#[test]
+fn a_goodbye_is_believed_when_the_register_says_the_same() {
+    let mut standby = entitled();
+    assert_eq!(do_all(&mut standby, &[Event::Goodbye]), [Action::Revoke], "it may be a stranger's");
+    assert_eq!(do_all(&mut standby, &[Event::Revoked]), [Action::DiscardStaged, Action::ReadRegister]);
+    let confirmed = do_all(&mut standby.clone(), &[read(solo(3, "a"))]);
+    assert_eq!(confirmed, [Action::DiscardStaged, Action::Discard]);
+    assert_eq!(do_all(&mut standby, &[read(protected(2, "b"))]), [swap()], "it was a lie, or the arbiter went back");
+    assert_eq!(do_all(&mut claiming(), &[Event::Goodbye]), [], "the arbiter decides");
+}
+
+#[test]
 fn a_new_session_owes_nothing_to_the_last() {
-    let mut standby = registered();
-    do_all(&mut standby, &[slab(2, 0), Event::Goodbye, Event::Session { generation: G }]);
+    let mut standby = reading(entitled());
+    do_all(&mut standby, &[read(solo(3, "a")), Event::MakeRoom, SESSION]);
+    assert!(!standby.is_entitled());
     assert_eq!(do_all(&mut standby, &[commit(1, 1)]), [nack(1, NackReason::OutOfOrder), Action::DiscardStaged]);
-    do_all(&mut standby, &[slab(1, 0), commit(1, 1)]);
-    let asked = do_all(&mut standby, &[Event::Suspect, Event::Revoked]);
-    assert_eq!(asked.last(), Some(&Action::ReadRegister), "it was another session that was registered");
+    let mut standby = entitled();
+    do_all(&mut standby, &[Event::Goodbye, Event::Revoked, read(solo(3, "a"))]);
+    let next = Event::Session { generation: Generation(4), instance: 2 };
+    assert_eq!(do_all(&mut standby, &[next]), []);
+    assert_eq!((standby.role(), standby.committed()), (Role::Syncing, (Generation(4), Epoch(0))));
 }
 
 #[test]
 fn one_session_at_a_time() {
     for mut standby in [syncing(), protecting(), claiming()] {
         let before = standby.clone();
-        assert_eq!(do_all(&mut standby, &[Event::Session { generation: Generation(9) }, Event::Running]), []);
+        assert_eq!(
+            do_all(&mut standby, &[Event::Session { generation: Generation(9), instance: 9 }, Event::Running]),
+            []
+        );
         assert_eq!(standby, before);
     }
 }
 
 #[test]
 fn the_owner_after_a_takeover_is_the_qemu_that_waits_now() {
-    let mut standby = registered();
-    standby.set_owner(mc_core::register::Owner { instance: 8, ..owner("b") });
-    let actions = do_all(&mut standby, &[Event::Suspect, Event::Revoked]);
-    assert!(matches!(actions[2], Action::Cas { new, .. } if new.owner.instance == 8), "{actions:?}");
+    let mut standby = reading(entitled());
+    standby.set_owner(Owner { instance: 8, ..owner("b") });
+    let actions = do_all(&mut standby, &[read(protected(2, "b"))]);
+    assert!(matches!(actions[0], Action::Cas { new, .. } if new.owner.instance == 8), "{actions:?}");
 }

@@ -14,6 +14,13 @@ pub(crate) const I2: &str = "I2: an ACK is for a complete epoch, in order";
 /// See [`SURVIVOR`].
 pub(crate) const I5: &str = "I5: the register names a standby that is in step";
 
+/// See [`SURVIVOR`].
+pub(crate) const WINNER: &str = "one winner";
+/// See [`SURVIVOR`].
+pub(crate) const TAKEOVER: &str = "a takeover starts from a whole epoch of the true VM, once";
+/// See [`SURVIVOR`].
+pub(crate) const KEPT: &str = "a copy that the register named goes only when it names another owner above";
+
 impl Model for Bounds {
     type State = World;
     type Action = Happening;
@@ -48,7 +55,7 @@ fn never() -> Vec<Property<Bounds>> {
         Property::always(SURVIVOR, |_, w: &World| {
             w.seats.iter().filter_map(|s| s.taken).all(|(_, progress)| w.visible <= progress)
         }),
-        Property::always("one winner", |_, w: &World| {
+        Property::always(WINNER, |_, w: &World| {
             let mut winners = w.seats.iter().filter_map(|s| s.taken);
             winners.next().is_none_or(|(g, _)| w.solo.is_none_or(|solo| solo < g)) && winners.next().is_none()
         }),
@@ -56,7 +63,8 @@ fn never() -> Vec<Property<Bounds>> {
         Property::always(I5, |_, w: &World| !w.wrong.registered),
         Property::always("a fenced primary is silent", |_, w: &World| !w.wrong.after_fence),
         Property::always("a stalled primary that was overtaken is silent", |_, w: &World| !w.wrong.after_stall),
-        Property::always("a takeover starts from a whole epoch, once", |_, w: &World| !w.wrong.takeover),
+        Property::always(TAKEOVER, |_, w: &World| !w.wrong.takeover),
+        Property::always(KEPT, |_, w: &World| !w.wrong.given_up),
     ]
 }
 
@@ -75,26 +83,41 @@ fn seen(bounds: &Bounds) -> Vec<Property<Bounds>> {
         Property::sometimes("solo after protection", |_, w: &World| w.solo.is_some()),
         Property::sometimes("fence", |_, w: &World| w.fenced),
     ];
-    if bounds.retries > 0 {
-        seen.push(Property::sometimes("takeover at the second try", |_, w: &World| {
-            w.seats.iter().any(|s| s.retried && s.taken.is_some())
-        }));
-    }
     if bounds.epochs > 1 {
-        seen.push(Property::sometimes("epoch 2 released", |_, w: &World| {
-            w.role() == Some(Role::Protected) && w.visible >= w.base + 2
-        }));
+        seen.push(Property::sometimes("epoch 2 released", |_, w: &World| released_held_epoch(w)));
     }
     if bounds.stalls > 0 && bounds.epochs > 1 {
         seen.push(Property::sometimes("epoch 2 released after a stall", |_, w: &World| {
-            w.role() == Some(Role::Protected) && w.stalls > 0 && w.visible >= w.base + 2
+            w.stalls > 0 && released_held_epoch(w)
         }));
     }
     if bounds.sessions > 1 {
-        let again = |_: &Bounds, w: &World| w.role() == Some(Role::Protected) && w.registry.disk.generation.0 == 4;
+        let again = |_: &Bounds, w: &World| {
+            w.role() == Some(Role::Protected) && w.registry.disk.is_some_and(|r| r.generation.0 == 4)
+        };
         seen.push(Property::sometimes("protected again", again));
         let after = |_: &Bounds, w: &World| w.solo.is_some() && w.seats.iter().any(|s| s.taken.is_some());
         seen.push(Property::sometimes("takeover in the second protection", after));
     }
+    if bounds.primary_restarts > 0 {
+        let follows = |_: &Bounds, w: &World| w.primary_restarts > 0 && w.role() == Some(Role::Solo);
+        seen.push(Property::sometimes("a successor owns the VM", follows));
+    }
+    if bounds.trouble {
+        let back =
+            |_: &Bounds, w: &World| w.registry.disk.is_some_and(|r| r.owner.instance == mc_core::register::Owner::ANY);
+        seen.push(Property::sometimes("a VM that died is handed back", back));
+    }
+    if bounds.rewinds > 0 {
+        seen.push(Property::sometimes("what went back is mended", |_, w: &World| w.registry.was_mended()));
+    }
     seen
+}
+
+/// The newest captured epoch was captured while output was held, and it is out.
+fn released_held_epoch(w: &World) -> bool {
+    w.role() == Some(Role::Protected)
+        && w.holding
+        && w.visible == w.progress
+        && w.primary.as_ref().is_some_and(|p| p.is_protected())
 }

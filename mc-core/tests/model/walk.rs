@@ -4,7 +4,11 @@ use crate::{
     environment::Happening,
     world::{Bounds, World},
 };
-use mc_core::{machine::Machine, primary, standby};
+use mc_core::{
+    primary,
+    register::Register,
+    standby::{self, Standby},
+};
 
 /// Far more than any walk takes.
 const LIMIT: usize = 100;
@@ -14,19 +18,22 @@ impl World {
     pub(crate) fn survives_the_primary(&self, bounds: &Bounds) -> bool {
         let mut world = self.clone();
         if world.primary.is_some() {
-            world.happen(bounds, Happening::PrimaryCrashes);
+            world.happen(bounds, Happening::PrimaryCrashes { vm: true });
         }
-        // A swap of the dead primary's may still win: then its VM died with it.
-        let ours = self.protected_by().is_some() && !self.registry.is_writing();
         let seat = &self.seats[0];
-        let holds = seat.machine.as_ref().is_some_and(|m| m.committed().0 == self.registry.disk.generation);
-        // A reply from before the registration may be the last that it waits for.
-        let asks = seat.role() == Some(standby::Role::Claiming) && !self.registry.clients[1].has_replies();
-        let ready = asks || matches!(seat.role(), Some(standby::Role::Protecting | standby::Role::Revoking));
+        // A swap of the dead primary's may still win: then its VM died with it.
+        let hears = !self.registry.is_writing() && !self.registry.waits_for_the_primary();
+        let ours = self.protected_by(bounds).is_some() && hears;
+        let holds = seat.machine.as_ref().is_some_and(|m| {
+            m.is_entitled() && self.registry.disk.as_ref().is_some_and(|r: &Register| r.generation == m.committed().0)
+        });
+        use standby::Role;
+        let ready = matches!(seat.role(), Some(Role::Protecting | Role::Revoking | Role::Claiming));
         let settled = world.settle(bounds);
         let role = world.seats[0].role();
-        let rests = matches!(role, None | Some(standby::Role::Idle | standby::Role::Active));
-        settled && rests && (!(ours && ready && holds) || role == Some(standby::Role::Active))
+        let asks = role == Some(Role::Claiming) && world.registry.waits_for_the_primary();
+        let rests = asks || matches!(role, None | Some(Role::Idle | Role::Active | Role::Lost | Role::Disputed));
+        settled && rests && (!(ours && ready && holds) || role == Some(Role::Active))
     }
 
     /// The link dies. Whether exactly one side runs the VM in the end, if both lived.
@@ -54,15 +61,12 @@ impl World {
     fn fair(&self) -> Option<Happening> {
         use standby::{Event, Role};
         let at = |e| Some(Happening::Standby(0, e));
-        match self.seats[0].role() {
-            Some(Role::Syncing | Role::Protecting) => return at(Event::LinkDown),
+        match self.seats[0].machine.as_ref().map(Standby::role) {
+            Some(Role::Syncing | Role::Rehearsing | Role::Protecting) => return at(Event::LinkDown),
             Some(Role::Revoking) => return at(Event::Revoked),
             Some(Role::TakingOver) => return at(Event::Running),
             _ => {}
         }
-        self.registry.fair().map(Happening::Arbiter).or_else(|| {
-            let waits = self.seats[0].machine.as_ref().is_some_and(|m| m.deadline().is_some());
-            waits.then_some(Happening::Timeout(0))
-        })
+        self.registry.fair(|client| self.looks(client)).map(Happening::Arbiter)
     }
 }

@@ -1,8 +1,9 @@
 //! One state of the world: the very machines, what is on the wires between them, and ghosts that only the properties see.
 
-use crate::register::{Registry, solo};
+use crate::register::{Neglect, Registry, node, solo};
 use mc_core::{
-    id::{Epoch, Generation, Name},
+    claim::Claim,
+    id::{Epoch, Generation, NodeId},
     primary::{self, Primary, Sabotage},
     register::{Mode, Owner, Register},
     standby::{self, Standby},
@@ -23,29 +24,47 @@ pub(crate) struct Bounds {
     pub(crate) slabs: u32,
     /// See [`primary::Config::window`].
     pub(crate) window: u64,
-    /// See [`standby::Config::retries`].
-    pub(crate) retries: u8,
     /// How often the primary is stalled.
     pub(crate) stalls: u8,
+    /// How often a process of the primary's follows one that died: with its VM alive, or with a new one.
+    pub(crate) primary_restarts: u8,
     /// Whether a crashed standby may come back, as a new process.
     pub(crate) standby_restarts: bool,
-    /// Whether the arbiter may crash, and start again.
-    pub(crate) arbiter_crashes: bool,
-    /// Whether the operator may end protection, the VM may die, slabs may be damaged, and either staging may overflow (the
-    /// primary gives protection up then).
+    /// How often the arbiter may crash, and start again.
+    pub(crate) crashes: u8,
+    /// How often the arbiter may forget, or go back.
+    pub(crate) rewinds: u8,
+    /// How often a stranger plays a session of its own to a standby that waits.
+    pub(crate) strangers: u8,
+    /// Whether the operator may end protection, the VM may die, slabs may be damaged, rehearsals may fail, and either staging may
+    /// overflow (the primary gives protection up then).
     pub(crate) trouble: bool,
     /// Whether every state is tried for what it leads to: see `walk.rs`. Only with one standby.
     pub(crate) walks: bool,
+    /// Whether the world begins with a VM that is protected already.
+    pub(crate) protected: bool,
     /// The invariant that is switched off.
     pub(crate) sabotage: Option<Sabotage>,
+    /// The rule around the arbiter that is switched off.
+    pub(crate) neglect: Option<Neglect>,
+    /// What else is wrong in this world.
+    pub(crate) flaw: Option<Flaw>,
+}
+
+/// What used to be so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flaw {
+    /// The standby has the primary's identity, as two hosts of one name had.
+    OneIdentity,
+    /// A standby draws the same instance for every session.
+    SameDraw,
 }
 
 /// Primary to standby.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Down {
     Slab { generation: Generation, epoch: Epoch, index: u32 },
-    Commit { generation: Generation, epoch: Epoch },
-    Registered { generation: Generation },
+    Commit { generation: Generation, epoch: Epoch, held: bool },
     Goodbye,
 }
 
@@ -82,16 +101,16 @@ pub(crate) struct Seat {
     pub(crate) open: bool,
     /// Everything sent to it in this session: delivered in any order, any number of times, or never.
     pub(crate) inbox: BTreeSet<Down>,
-    /// Ghost: the VM's progress when this session began.
-    pub(crate) base: u8,
+    /// Ghost: the VM's progress in each epoch of this session.
+    pub(crate) captures: Vec<u8>,
     /// Ghost: slabs it kept in this session, one bit each; an independent account of staging.
     pub(crate) kept: u32,
     /// Ghost: the generation and the session in which it committed epoch 1.
     pub(crate) synced: Option<(Generation, u8)>,
+    /// Ghost: its session was played by a stranger.
+    pub(crate) forged: bool,
     /// Ghost: the VM's progress in the image that it took over with, and the generation.
     pub(crate) taken: Option<(Generation, u8)>,
-    /// Ghost: it asked the arbiter again.
-    pub(crate) retried: bool,
 }
 
 /// What must never be seen, noted when it happens.
@@ -107,6 +126,8 @@ pub(crate) struct Wrong {
     pub(crate) after_stall: bool,
     /// A takeover from an epoch that the standby does not hold, or a second one.
     pub(crate) takeover: bool,
+    /// A copy that the register had named was given up, though it never named another owner above it.
+    pub(crate) given_up: bool,
 }
 
 /// A state.
@@ -114,6 +135,10 @@ pub(crate) struct Wrong {
 pub(crate) struct World {
     /// `None` once it has crashed.
     pub(crate) primary: Option<Primary>,
+    /// A process of the primary's that wants to run the VM.
+    pub(crate) claim: Option<Claim>,
+    /// Whether the primary's VM lives; which QEMU process it is.
+    pub(crate) vm: Option<u64>,
     pub(crate) source: Source,
     pub(crate) seats: Vec<Seat>,
     /// The standby that the primary has a session with.
@@ -123,11 +148,13 @@ pub(crate) struct World {
     pub(crate) registry: Registry,
     pub(crate) sessions: u8,
     pub(crate) stalls: u8,
+    pub(crate) primary_restarts: u8,
+    pub(crate) strangers: u8,
     /// Ghost: what the VM has done at the primary. Every captured epoch and every step into the open adds one.
     pub(crate) progress: u8,
-    /// Ghost: `progress` when the newest session began.
-    pub(crate) base: u8,
-    /// Ghost: how much of that the outside has seen.
+    /// Ghost: the VM's output is held.
+    pub(crate) holding: bool,
+    /// Ghost: how much of the progress the outside has seen.
     pub(crate) visible: u8,
     /// Ghost: generations in which the primary went solo, by a swap.
     pub(crate) solo: Option<Generation>,
@@ -138,25 +165,35 @@ pub(crate) struct World {
     pub(crate) wrong: Wrong,
 }
 
-/// The register's owner while the VM runs at the primary.
-pub(crate) fn primary_owner() -> Owner {
-    Owner { node: Name::new("primary").unwrap(), instance: 1 }
+/// The register's owner while the VM runs at the primary, as this QEMU process.
+pub(crate) fn primary_owner(instance: u64) -> Owner {
+    Owner { node: node("primary", 1), instance }
 }
 
-/// The name of standby `i`.
-pub(crate) fn standby_name(i: usize) -> Name {
-    Name::new(["b", "c"][i]).unwrap()
+/// Standby `i`, as this process of QEMU or this session.
+pub(crate) fn standby_owner(bounds: &Bounds, i: usize, instance: u64) -> Owner {
+    let id = if bounds.flaw == Some(Flaw::OneIdentity) { 1 } else { 2 + u8::try_from(i).unwrap() };
+    Owner { node: node(["b", "c"][i], id), instance }
 }
 
 /// A process of standby `i`.
 pub(crate) fn standby(bounds: &Bounds, i: usize, instance: u64) -> Standby {
-    let config = standby::Config {
-        owner: Owner { node: standby_name(i), instance },
-        retry: Duration::ZERO,
-        retries: bounds.retries,
+    let owner = standby_owner(bounds, i, 100 + instance);
+    Standby::new(standby::Config { owner, rehearse: true, sabotage: bounds.sabotage })
+}
+
+pub(crate) fn primary(bounds: &Bounds, register: Register) -> Primary {
+    let config = primary::Config {
+        epoch: Duration::ZERO,
+        window: bounds.window,
+        commit_deadline: Duration::from_secs(1),
         sabotage: bounds.sabotage,
     };
-    Standby::new(config)
+    let mut primary = Primary::new(config, register);
+    if bounds.trouble {
+        primary.set_on_cap(primary::OnCap::Unprotect);
+    }
+    primary
 }
 
 fn seat(bounds: &Bounds, i: usize) -> Seat {
@@ -164,34 +201,43 @@ fn seat(bounds: &Bounds, i: usize) -> Seat {
         machine: Some(standby(bounds, i, 1)),
         open: false,
         inbox: BTreeSet::new(),
-        base: 0,
+        captures: Vec::new(),
         kept: 0,
         synced: None,
+        forged: false,
         taken: None,
-        retried: false,
     }
 }
 
 impl World {
-    /// The VM runs solo, in generation 1; nobody stands by.
+    /// The VM runs solo, in generation 1; nobody stands by. Or it was protected since, without any trouble.
     pub(crate) fn new(bounds: &Bounds) -> Self {
-        let register = solo(1, primary_owner());
-        let config = primary::Config { epoch: Duration::ZERO, window: bounds.window, sabotage: bounds.sabotage };
-        let mut primary = Primary::new(config, register);
-        if bounds.trouble {
-            primary.set_on_cap(primary::OnCap::Unprotect);
+        let mut world = Self::unprotected(bounds);
+        if bounds.protected {
+            world.become_protected(bounds);
         }
+        world
+    }
+
+    fn unprotected(bounds: &Bounds) -> Self {
+        let register = solo(1, primary_owner(1));
+        let standbys = (0..bounds.standbys).map(|i| standby_owner(bounds, i, 1).node.id);
+        let nodes: Vec<NodeId> = std::iter::once(primary_owner(1).node.id).chain(standbys).collect();
         Self {
-            primary: Some(primary),
+            primary: Some(primary(bounds, register)),
+            claim: None,
+            vm: Some(1),
             source: Source::Off,
             seats: (0..bounds.standbys).map(|i| seat(bounds, i)).collect(),
             link: None,
             outbox: BTreeSet::new(),
-            registry: Registry::new(register, 1 + bounds.standbys),
+            registry: Registry::new(register, &nodes, (bounds.crashes, bounds.rewinds), bounds.neglect),
             sessions: 0,
             stalls: 0,
+            primary_restarts: 0,
+            strangers: 0,
             progress: 0,
-            base: 0,
+            holding: false,
             visible: 0,
             solo: None,
             fenced: false,
@@ -205,16 +251,22 @@ impl World {
         self.primary.as_ref().map(Primary::role)
     }
 
-    /// The standby that the register names.
-    pub(crate) fn protected_by(&self) -> Option<(usize, Generation)> {
-        let Register { generation, mode, .. } = self.registry.disk;
+    /// The standby that the register names, and the session whose copy.
+    pub(crate) fn protected_by(&self, bounds: &Bounds) -> Option<(usize, Generation)> {
+        let Register { generation, mode, .. } = self.registry.disk?;
         let Mode::Protected { standby } = mode else { return None };
-        (0..self.seats.len()).find(|i| standby_name(*i) == standby).map(|i| (i, generation))
+        (0..self.seats.len()).find(|i| standby_owner(bounds, *i, 0).node == standby.node).map(|i| (i, generation))
     }
 
     /// What the outside has seen grows to `progress`.
     pub(crate) fn show(&mut self, progress: u8) {
         self.visible = self.visible.max(progress);
+    }
+
+    /// Whether the register was ever another's, above this generation.
+    pub(crate) fn was_overtaken(&self, generation: Generation, by_others_than: NodeId) -> bool {
+        let mut history = self.registry.history.iter();
+        history.any(|r| r.generation > generation && r.owner.node.id != by_others_than)
     }
 }
 

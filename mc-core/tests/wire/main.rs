@@ -1,14 +1,14 @@
-//! Every record on every wire: round trips, the bytes of version 1, and what damage and malice lead to.
+//! Every record on every wire: round trips, the bytes of version 2, and what damage and malice lead to.
 
 mod golden;
 mod records;
 mod slabs;
 
 use mc_core::{
-    id::{Epoch, Generation, Incarnation, Name},
+    id::{Epoch, Generation, Incarnation, Name, Node, NodeId, WitnessId},
     register::{Mode, Owner, Register},
     wire::{
-        arbiter,
+        arbiter::{Answer, Ask, Asker, Outcome, Refusal, Request, Standing, Stored},
         beat::{Beat, BeatKey, BeatState},
         control::{self, Body, Control, GoodbyeReason, NackReason},
         rdma,
@@ -30,14 +30,22 @@ fn control() -> impl Strategy<Value = Control> {
         NackReason::OutOfOrder,
         NackReason::Malformed,
         NackReason::Storage,
+        NackReason::Rehearsal,
     ]);
     let goodbye =
         prop::sample::select(vec![GoodbyeReason::Unprotected, GoodbyeReason::GuestGone, GoodbyeReason::Fenced]);
     let body = prop_oneof![
-        any::<(u32, u64, u64)>().prop_map(|(slabs, bytes, device_bytes)| Body::Commit { slabs, bytes, device_bytes }),
+        any::<(u32, u64, u64, bool)>().prop_map(|(slabs, bytes, device_bytes, held)| Body::Commit {
+            slabs,
+            bytes,
+            device_bytes,
+            held
+        }),
         any::<u32>().prop_map(|free_slabs| Body::Ack { free_slabs }),
         nack.prop_map(Body::Nack),
-        Just(Body::Registered),
+        Just(Body::Rehearse),
+        Just(Body::Rehearsed),
+        any::<[u8; 24]>().prop_map(Body::Words),
         goodbye.prop_map(Body::Goodbye),
         any::<u64>().prop_map(|received| Body::Rerouted { received }),
     ];
@@ -73,33 +81,66 @@ fn beat() -> impl Strategy<Value = Beat> {
     )
 }
 
+fn node() -> impl Strategy<Value = Node> {
+    (name(), any::<[u8; 16]>()).prop_map(|(name, id)| Node { name, id: NodeId(id) })
+}
+
+fn owner() -> impl Strategy<Value = Owner> {
+    (node(), any::<u64>()).prop_map(|(node, instance)| Owner { node, instance })
+}
+
 fn register() -> impl Strategy<Value = Register> {
-    let mode = prop_oneof![Just(Mode::Solo), name().prop_map(|standby| Mode::Protected { standby })];
-    (1_u64.., name(), any::<u64>(), mode).prop_map(|(generation, node, instance, mode)| Register {
+    let mode = prop_oneof![Just(Mode::Solo), owner().prop_map(|standby| Mode::Protected { standby })];
+    (1..=Generation::MAX.0, owner(), mode).prop_map(|(generation, owner, mode)| Register {
         generation: Generation(generation),
-        owner: Owner { node, instance },
+        owner,
         mode,
     })
 }
 
-fn message() -> impl Strategy<Value = arbiter::Message> {
-    use arbiter::Body;
-    let cas = register().prop_map(|new| Body::Cas { expect: Generation(new.generation.0 - 1), new });
-    let body = prop_oneof![
-        Just(Body::Read),
-        cas,
-        prop::option::of(register()).prop_map(Body::Holds),
-        register().prop_map(Body::Won),
-        prop::option::of(register()).prop_map(Body::Lost),
-        Just(Body::Failed),
+fn request() -> impl Strategy<Value = Request> {
+    let cas = register().prop_map(|new| Ask::Cas { expect: Generation(new.generation.0 - 1), new });
+    let asker = (any::<[u8; 16]>(), prop::option::of(register()), any::<u64>());
+    (any::<u64>(), name(), asker, prop_oneof![Just(Ask::Read), cas]).prop_map(|(id, vm, (node, seen, boot), ask)| {
+        Request { id, vm, asker: Asker { node: NodeId(node), seen, boot }, ask }
+    })
+}
+
+fn answer() -> impl Strategy<Value = Answer> {
+    let refusals = [Refusal::StaleBoot, Refusal::Waiting, Refusal::Disputed, Refusal::NotEntitled];
+    let standing = prop::sample::select(vec![Standing::Settled, Standing::Waiting, Standing::Disputed]);
+    let found = prop_oneof![
+        Just(Outcome::Holds),
+        Just(Outcome::Lost),
+        Just(Outcome::Failed),
+        prop::sample::select(refusals.to_vec()).prop_map(Outcome::Refused),
     ];
-    (any::<u64>(), name(), body).prop_map(|(id, vm, body)| arbiter::Message { id, vm, body })
+    let outcome =
+        prop_oneof![(found, prop::option::of(register())), register().prop_map(|won| (Outcome::Won, Some(won))),];
+    let age = prop::option::of(0..u32::MAX);
+    (any::<(u64, u64, [u8; 16])>(), name(), age, standing, outcome).prop_map(
+        |((id, boot, witness), vm, probe_age_ms, standing, (outcome, held))| Answer {
+            id,
+            vm,
+            witness: WitnessId(witness),
+            boot,
+            probe_age_ms,
+            standing,
+            outcome,
+            held,
+        },
+    )
+}
+
+fn stored() -> impl Strategy<Value = Stored> {
+    (name(), register()).prop_map(|(vm, register)| Stored { vm, register })
 }
 
 fn hello() -> impl Strategy<Value = Hello> {
     let timing = (1_u8.., any::<[u32; 2]>(), any::<u16>());
-    (any::<[u16; 2]>(), 8192..=16_777_216_u32, any::<u32>(), any::<[u64; 2]>(), [name(), name()], timing).prop_map(
-        |(versions, slab_size, staging_slabs, n, [vm, node], (detect_multiplier, us, beat_port))| Hello {
+    let names = (name(), node(), any::<[u8; 16]>());
+    (any::<[u16; 2]>(), 8192..=16_777_216_u32, any::<u32>(), any::<[u64; 2]>(), names, timing).prop_map(
+        |(versions, slab_size, staging_slabs, n, (vm, node, witness), (detect_multiplier, us, beat_port))| Hello {
             versions: (versions[0], versions[1]),
             slab_size,
             staging_slabs,
@@ -108,6 +149,8 @@ fn hello() -> impl Strategy<Value = Hello> {
             generation: Generation(n[1]),
             vm,
             node,
+            witness: WitnessId(witness),
+            instance: n[1] ^ n[0],
             beat_key: KEY,
             beat_port,
             detect_multiplier,

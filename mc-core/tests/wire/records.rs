@@ -1,11 +1,12 @@
 //! Round trips, and damage: each record refuses every flipped bit and every truncation.
 
-use crate::{KEY, beat, control, endpoint, hello, message, offer, rdma_message, slab_header};
+use crate::{KEY, answer, beat, control, endpoint, hello, offer, rdma_message, register, request, slab_header, stored};
 use mc_core::{
     id::{Generation, Incarnation, Name},
-    register::{Mode, Owner, Register},
+    register::{Mode, Register},
     wire::{
-        WireError, arbiter,
+        WireError,
+        arbiter::{Answer, Ask, Asker, Request, STORED_LEN, Stored},
         beat::{Beat, BeatKey},
         control::Control,
         rdma,
@@ -60,10 +61,24 @@ proptest! {
     }
 
     #[test]
-    fn arbiter_messages(record in message()) {
+    fn arbiter_requests(record in request()) {
         let bytes = record.encode();
-        prop_assert_eq!(arbiter::Message::decode(&bytes), Ok(record));
-        is_guarded(&bytes, arbiter::Message::decode);
+        prop_assert_eq!(Request::decode(&bytes), Ok(record));
+        is_guarded(&bytes, Request::decode);
+    }
+
+    #[test]
+    fn arbiter_answers(record in answer()) {
+        let bytes = record.encode();
+        prop_assert_eq!(Answer::decode(&bytes), Ok(record));
+        is_guarded(&bytes, Answer::decode);
+    }
+
+    #[test]
+    fn stored_registers(record in stored()) {
+        let bytes = record.encode();
+        prop_assert_eq!(Stored::decode(&bytes), Ok(record));
+        is_guarded(&bytes, Stored::decode);
     }
 
     #[test]
@@ -116,10 +131,12 @@ proptest! {
     }
 
     #[test]
-    fn noise_is_never_a_record(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+    fn noise_is_never_a_record(bytes in prop::collection::vec(any::<u8>(), 0..500)) {
         prop_assert!(Control::decode(&bytes).is_err());
         prop_assert!(Beat::decode(&bytes, &KEY).is_err());
-        prop_assert!(arbiter::Message::decode(&bytes).is_err());
+        prop_assert!(Request::decode(&bytes).is_err());
+        prop_assert!(Answer::decode(&bytes).is_err());
+        prop_assert!(Stored::decode(&bytes).is_err());
         prop_assert!(rdma::Endpoint::decode(&bytes).is_err());
         prop_assert!(rdma::Offer::decode(&bytes).is_err());
         prop_assert!(rdma::Message::decode(&bytes).is_err());
@@ -132,7 +149,7 @@ proptest! {
 #[test]
 fn a_frame_longer_than_its_kind_allows_is_refused_before_its_body_is_read() {
     for (kind, len) in
-        [(1, 209), (2, MAX_PROFILE + 1), (3, 1), (4, 1025), (5, 121), (0, 0), (6, 0), (2, u32::MAX as usize)]
+        [(1, 217), (2, MAX_PROFILE + 1), (3, 1), (4, 1025), (5, 121), (0, 0), (6, 0), (2, u32::MAX as usize)]
     {
         let mut head = *b"AIH1\0\0\0\0\0\0\0\0\0\0\0\0";
         head[4] = kind;
@@ -188,16 +205,34 @@ fn peers_take_the_highest_version_that_both_speak() {
     assert!(Hello::negotiate((1, 1), (3, 0)).is_err(), "no range at all");
 }
 
+fn any_register() -> Register {
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    Register { mode: Mode::Solo, ..register().new_tree(&mut runner).unwrap().current() }
+}
+
 #[test]
 fn a_swap_that_skips_a_generation_is_refused() {
-    let name = Name::new("a").unwrap();
-    let register =
-        |g| Register { generation: Generation(g), owner: Owner { node: name, instance: 1 }, mode: Mode::Solo };
+    let vm = Name::new("a").unwrap();
     for (expect, new) in [(1, 1), (1, 3), (u64::MAX, 1)] {
-        let body = arbiter::Body::Cas { expect: Generation(expect), new: register(new) };
-        let bytes = arbiter::Message { id: 1, vm: name, body }.encode();
-        assert!(arbiter::Message::decode(&bytes).is_err(), "{expect} to {new}");
+        let new = Register { generation: Generation(new), ..any_register() };
+        let ask = Ask::Cas { expect: Generation(expect), new };
+        let bytes = Request { id: 1, vm, asker: Asker::default(), ask }.encode();
+        assert!(Request::decode(&bytes).is_err(), "{expect} to {new:?}");
     }
+}
+
+#[test]
+fn a_register_that_nobody_could_count_to_is_refused() {
+    let vm = Name::new("a").unwrap();
+    let stored = |generation| {
+        let bytes = Stored { vm, register: Register { generation, ..any_register() } }.encode();
+        Stored::decode(&bytes)
+    };
+    assert!(stored(Generation::MAX).is_ok());
+    assert!(stored(Generation(Generation::MAX.0 + 1)).unwrap_err().to_string().contains("2^63"));
+    let nothing = stored(Generation(0)).unwrap_err().to_string();
+    assert!(nothing.contains("generation"), "{nothing}");
+    const { assert!(STORED_LEN == 224) };
 }
 
 #[test]

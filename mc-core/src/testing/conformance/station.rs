@@ -52,7 +52,7 @@ impl<T: Transport> Station<T> {
 
     pub(super) fn control(&mut self) -> Control {
         self.serial += 1;
-        let body = Body::Commit { slabs: self.serial, bytes: u64::from(self.serial) * 3, device_bytes: 5 };
+        let body = Body::Commit { slabs: self.serial, bytes: u64::from(self.serial) * 3, device_bytes: 5, held: true };
         Control { incarnation: Incarnation(77), generation: Generation(3), epoch: Epoch(self.serial.into()), body }
     }
 
