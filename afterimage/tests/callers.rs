@@ -1,14 +1,19 @@
 //! Callers that are too many, that say nothing, or that are not whom they say: at everything that accepts connections.
 
 use afterimage::{
-    arbiter::{Answer, ArbiterClient, Ask},
+    arbiter::{Answer, ArbiterClient, ArbiterConfig, Ask},
     status::{Request, Response, ask},
     witness::Witness,
 };
 use mc_core::{
-    id::{Generation, Incarnation, Name},
+    id::{Generation, Incarnation, Name, Node, NodeId, WitnessId},
     register::{CasOutcome, Mode, Owner, Register},
-    wire::{VERSION, arbiter::LEN, beat::BeatKey, session::Hello},
+    wire::{
+        VERSION,
+        arbiter::{self as wire, ANSWER_LEN, Asker, Request as WireRequest},
+        beat::BeatKey,
+        session::Hello,
+    },
 };
 use serde_json::{Value, json};
 use std::{
@@ -105,6 +110,11 @@ fn standby(dir: &Path, files: &str, listen: SocketAddr, arbiter: &str) -> Progra
     program
 }
 
+/// Its identity is its first letter, sixteen times.
+fn node(text: &str) -> Node {
+    Node { name: name(text), id: NodeId([text.as_bytes()[0]; 16]) }
+}
+
 /// Of a primary "a".
 fn hello(vm: &str, generation: u64) -> Hello {
     Hello {
@@ -115,7 +125,9 @@ fn hello(vm: &str, generation: u64) -> Hello {
         incarnation: Incarnation(1),
         generation: Generation(generation),
         vm: name(vm),
-        node: name("a"),
+        node: node("a"),
+        witness: WitnessId::NONE,
+        instance: 1,
         beat_key: BeatKey([0; 32]),
         beat_port: 9,
         detect_multiplier: 5,
@@ -169,9 +181,9 @@ fn forty_callers_and_24_descriptors_are_a_few_lines_of_a_witness() {
     until("an answer", || {
         let mut node = TcpStream::connect(at).ok()?;
         node.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
-        let read = mc_core::wire::arbiter::Message { id: 1, vm: name("web"), body: mc_core::wire::arbiter::Body::Read };
+        let read = WireRequest { id: 1, vm: name("web"), asker: Asker::default(), ask: wire::Ask::Read };
         node.write_all(&read.encode()).ok()?;
-        node.read_exact(&mut [0; LEN]).ok()
+        node.read_exact(&mut [0; ANSWER_LEN]).ok()
     });
     assert_quiet(&program);
     drop(many);
@@ -240,21 +252,30 @@ fn thousands_of_refused_callers_are_a_few_events_and_every_one_is_counted() {
     assert!(program.err().lines().count() < 40, "{} lines", program.err().lines().count());
 }
 
-/// A witness whose register of "web" is this.
-fn witness(dir: &Path, register: Option<Register>) -> (Witness, String) {
+/// A witness whose register of "web" is this, where it is, and who.
+fn witness(dir: &Path, register: Option<Register>) -> (Witness, String, WitnessId) {
     let witness = Witness::start("127.0.0.1:0".parse().unwrap(), &dir.join("witness")).unwrap();
     let arbiter = format!("witness://{}", witness.local_addr());
+    let client = ArbiterClient::spawn(&ArbiterConfig {
+        spec: arbiter.parse().unwrap(),
+        vm: name("web"),
+        node: register.map_or(node("a"), |r| r.owner.node),
+        run_dir: dir.to_owned(),
+        state_dir: dir.join("owner"),
+        accept_witness: false,
+    });
+    let client = client.unwrap();
     if let Some(new) = register {
-        let client = ArbiterClient::spawn(arbiter.parse().unwrap(), name("web"), dir).unwrap();
         client.ask(Ask::Cas { expect: Generation(0), new, contested: false });
-        let won = Some(Answer::Cas(CasOutcome::Won(new)));
-        until("the swap", || client.take_answer().map(|answer| assert_eq!(Some(answer), won)));
+        let won = Answer::Cas(CasOutcome::Won(new));
+        until("the swap", || client.take_answer().filter(|answer| *answer == won));
     }
-    (witness, arbiter)
+    let id = until("its identity", || Some(client.health().witness).filter(|id| *id != WitnessId::NONE));
+    (witness, arbiter, id)
 }
 
-fn solo(node: &str) -> Option<Register> {
-    let owner = Owner { node: name(node), instance: 1 };
+fn solo(name: &str) -> Option<Register> {
+    let owner = Owner { node: node(name), instance: 1 };
     Some(Register { generation: Generation(1), owner, mode: Mode::Solo })
 }
 
@@ -272,10 +293,10 @@ fn nothing_is_allocated_for_a_primary_that_the_register_does_not_vouch_for() {
         (solo("a"), 3, "it holds generation 1, so a session is of generation 2, not of generation 3"),
     ] {
         let dir = tempfile::tempdir().unwrap();
-        let (_witness, arbiter) = witness(dir.path(), register);
+        let (_witness, arbiter, id) = witness(dir.path(), register);
         let at = free();
         let mut program = standby(dir.path(), "", at, &arbiter);
-        let why = refusal(at, &hello("web", generation), &profile(32 << 20));
+        let why = refusal(at, &Hello { witness: id, ..hello("web", generation) }, &profile(32 << 20));
         assert!(why.contains("does not vouch for") && why.contains(words), "{why}");
         assert_untouched(dir.path());
         assert!(program.child.try_wait().unwrap().is_none());
@@ -285,16 +306,17 @@ fn nothing_is_allocated_for_a_primary_that_the_register_does_not_vouch_for() {
 #[test]
 fn the_owner_is_taken_on_if_its_vm_fits_and_only_then() {
     let dir = tempfile::tempdir().unwrap();
-    let (_witness, arbiter) = witness(dir.path(), solo("a"));
+    let (_witness, arbiter, witness) = witness(dir.path(), solo("a"));
     let at = free();
     let _program = standby(dir.path(), "", at, &arbiter);
-    let why = refusal(at, &hello("web", 2), &profile(1 << 50));
+    let hello = Hello { witness, ..hello("web", 2) };
+    let why = refusal(at, &hello, &profile(1 << 50));
     assert!(why.contains("the VM's main memory has 1073741824 MiB"), "{why}");
-    let why = refusal(at, &Hello { node: name("b"), ..hello("web", 2) }, &profile(32 << 20));
-    assert!(why.contains("both sides are called b"), "{why}");
+    let why = refusal(at, &Hello { node: node("b"), ..hello }, &profile(32 << 20));
+    assert!(why.contains("both nodes are named b"), "{why}");
     assert_untouched(dir.path());
     // Its QEMU is started, and is none.
-    let why = refusal(at, &hello("web", 2), &profile(32 << 20));
+    let why = refusal(at, &hello, &profile(32 << 20));
     assert!(why.contains("standby's QEMU"), "{why}");
     assert!(dir.path().join("qemu.started").exists());
 }

@@ -269,12 +269,12 @@ fn a_thousand_idle_callers_keep_no_node_out_and_close_none() {
     let dir = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(dir.path());
     let node = daemon.connect();
-    assert_eq!(ask(&node, "vm", cas(0, 7)), Some(Body::Won(register(1, 7))));
+    assert_eq!(ask(&node, "vm", cas(0, 7)), won(1, 7));
     let idle: Vec<TcpStream> = (0..1023).map(|_| daemon.connect()).collect();
     // Connections are accepted in order: when this one is answered, all of them were.
     let newcomer = daemon.connect();
     assert_eq!(held(&newcomer, "new"), None);
-    assert_eq!(ask(&newcomer, "new", cas(0, 8)), Some(Body::Won(register(1, 8))));
+    assert_eq!(ask(&newcomer, "new", cas(0, 8)), won(1, 8));
     assert_eq!(held(&node, "vm"), Some(register(1, 7)));
     idle.iter().for_each(|stream| stream.set_nonblocking(true).unwrap());
     let closed = idle.iter().take_while(|stream| { *stream }.read(&mut [0; 1]).is_ok_and(|n| n == 0)).count();
@@ -294,7 +294,7 @@ fn it_serves_so_many_nodes_and_no_more() {
     };
     // The one of the swap may not have been seen to go.
     let mut open: Vec<TcpStream> = (0..1024).map(|_| node()).collect();
-    open.retain(|stream| ask(stream, "vm", Body::Read).is_some());
+    open.retain(|stream| ask(stream, "vm", Ask::Read).is_some());
     assert!(open.len() >= 1023, "{}", open.len());
     assert_eq!(daemon.connect().read(&mut [0; 1]).unwrap(), 0);
     drop(open.remove(0));

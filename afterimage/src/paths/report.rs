@@ -109,13 +109,6 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Why this session's beats are not proven: see [`unproven`].
-    #[must_use]
-    pub fn unproven(&self, proof: Proof, peer: &str, after: Duration) -> String {
-        let ways = self.report.as_ref().map_or(("udp", None), |report| (report.keepalive, report.udp));
-        unproven(proof, peer, ways, after)
-    }
-
     /// A session is up.
     pub fn begin(&mut self, report: Report) {
         let Report { transport, why, rdma, keepalive, .. } = &report;

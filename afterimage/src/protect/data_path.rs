@@ -302,7 +302,11 @@ impl DataPath {
         let first = self.driver.figures().last_ack_at.is_none();
         self.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
         let code = if unsupported { Code::Prerequisite } else { Code::Failed };
-        if unsupported || first { self.give_up_for(code, why) } else { self.notes.push(format!("not protected: {why}")) }
+        if unsupported || first {
+            self.give_up_for(code, why)
+        } else {
+            self.notes.push(format!("not protected: {why}"))
+        }
     }
 
     /// This attempt at protection came to nothing.

@@ -22,8 +22,7 @@ impl DataPath {
     pub(super) fn prove_beats(&mut self) {
         let machine = self.driver.machine();
         let Some(beats) = self.beats.as_ref().filter(|_| machine.role() == Role::Syncing) else { return };
-        let proof = beats.proof();
-        if proof.proven {
+        if beats.proof().proven {
             if machine.epochs().1 < Epoch::FULL_SYNC {
                 return;
             }
@@ -38,7 +37,8 @@ impl DataPath {
         let over = waited >= PATIENCE.max(detection * DETECTION_TIMES);
         if over || beats.verdict() == Verdict::Suspect {
             let peer = self.peer.clone().unwrap_or_default();
-            self.do_without(self.watch.unproven(proof, &peer, waited));
+            let why = self.watch.unproven(beats, &peer, self.clock.now());
+            self.do_without(why.unwrap_or_else(|| "beats came too late".to_owned()));
         }
     }
 

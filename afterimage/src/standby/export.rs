@@ -80,10 +80,10 @@ impl Node {
 
     fn image_stands_still(&self) -> Result<(), Response> {
         let (message, remedy) = match self.driver.machine().role() {
-            Role::Claiming => return Ok(()),
+            Role::Claiming | Role::Lost | Role::Disputed => return Ok(()),
             Role::TakingOver if !self.is_attempting() => return Ok(()),
             Role::TakingOver => ("the takeover is being tried at this moment", "try again in a few seconds"),
-            Role::Idle | Role::Syncing => {
+            Role::Idle | Role::Syncing | Role::Rehearsing => {
                 ("this standby holds no whole image of the VM", "there is nothing to export here")
             }
             Role::Protecting | Role::Revoking => (

@@ -170,9 +170,9 @@ impl Node {
         let base = snapshot(&self);
         let generation = self.won.unwrap_or_default();
         let vm = self.vm.as_mut().and_then(|vm| vm.watch().ok());
-        let Self { config, arbiter, control, scrapes, listener, gate, .. } = self;
+        let Self { config, this, arbiter, control, scrapes, listener, gate, .. } = self;
         let network = Network::taken_over(Charge::of_standby(&config, generation), gate);
-        let desk = Desk { config, arbiter, control, scrapes, listener };
+        let desk = Desk { config, this, arbiter, control, scrapes, listener };
         Ok(vm.map(|vm| Running::taken_over(desk, vm, network, base)))
     }
 

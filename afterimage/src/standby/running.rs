@@ -23,7 +23,8 @@ use crate::{
     config::StandbyConfig,
     control::{Control, done, refused},
     events::emit,
-    exit::{Code, ExitError},
+    exit::{Code, ExitError, cannot_listen},
+    identity,
     inbox::{readable, wait},
     keeper::{self, Charge},
     live::Session,
@@ -38,8 +39,8 @@ use crate::{
 use anyhow::{Context, Result};
 use mc_core::{
     gate::OutputGate,
-    id::Time,
-    register::{Mode, Register},
+    id::{self, Time},
+    register::{Mode, Owner, Register},
 };
 use serde_json::json;
 use std::{
@@ -57,6 +58,8 @@ const READ_AGAIN: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Desk {
     pub(super) config: StandbyConfig,
+    /// This host.
+    pub(super) this: id::Node,
     pub(super) arbiter: ArbiterClient,
     pub(super) control: Control,
     pub(super) scrapes: Option<Scrapes>,
@@ -65,11 +68,13 @@ pub(super) struct Desk {
 
 impl Desk {
     fn new(config: StandbyConfig) -> Result<Self> {
+        let this = identity::node(&config.state_dir, config.node)?;
         Ok(Self {
-            arbiter: ArbiterClient::spawn(config.arbiter.clone(), config.vm, &config.run_dir)?,
-            control: Control::listen(&config.run_dir, config.vm, Side::Standby)?,
+            this,
+            arbiter: ArbiterClient::spawn(&config.asks(this))?,
+            control: Control::listen(&config.run_dir, config.vm, config.node, Side::Standby)?,
             scrapes: Scrapes::serve(config.metrics)?,
-            listener: Listener::bind(config.listen, SessionOptions::default())?,
+            listener: Listener::bind(config.listen, SessionOptions::default()).map_err(cannot_listen)?,
             config,
         })
     }
@@ -85,7 +90,7 @@ pub(super) struct Running {
     base: Snapshot,
     since: Time,
     read_at: Option<Time>,
-    arbiter_reachable: bool,
+    arbiter_watch: report::ArbiterWatch,
     ending: bool,
 }
 
@@ -112,7 +117,16 @@ impl Running {
     /// After the takeover: `base` is what the node had to say, with the generation that it won.
     pub(super) fn taken_over(desk: Desk, vm: Watched, network: Network, base: Snapshot) -> Self {
         let since = Clock.now();
-        Self { desk, vm, network, base, since, read_at: None, arbiter_reachable: true, ending: false }
+        Self {
+            desk,
+            vm,
+            network,
+            base,
+            since,
+            read_at: None,
+            arbiter_watch: report::ArbiterWatch::default(),
+            ending: false,
+        }
     }
 
     /// Found running.
@@ -184,18 +198,15 @@ impl Running {
                 self.hear_register(held)?;
             }
         }
-        let health = self.desk.arbiter.health();
-        if health.reachable != self.arbiter_reachable && (health.reachable || health.last_error.is_some()) {
-            self.arbiter_reachable = health.reachable;
-            report::arbiter(&health);
-        }
+        self.arbiter_watch.look(&self.desk.arbiter.health());
         Ok(())
     }
 
     fn hear_register(&mut self, held: Option<Register>) -> Result<()> {
-        let (vm, node) = (self.desk.config.vm, self.desk.config.node);
+        let vm = self.desk.config.vm;
+        let us = Owner { node: self.desk.this, instance: self.vm.instance() };
         match held {
-            Some(register) if register.owner.node != node => {
+            Some(register) if register.owner.node.id != us.node.id => {
                 // Whatever passes packets here shows a second copy of the VM.
                 let relieved = keeper::relieve(&self.desk.config.run_dir, vm)?;
                 emit("fenced", json!({ "vm": vm, "register": register, "keeper_relieved": relieved }));
@@ -206,7 +217,7 @@ impl Running {
                 let remedy = format!("it has no network any more; end its QEMU, process {}", self.vm.pid());
                 Err(ExitError::new(Code::Fenced, what).remedy(remedy).into())
             }
-            Some(register) if register.owner.instance == self.vm.instance() && register.mode == Mode::Solo => {
+            Some(register) if register.owner.names(&us) && register.mode == Mode::Solo => {
                 self.base.status.generation = register.generation.0;
                 if !self.network.is_entitled() {
                     emit("register", json!({ "register": register }));

@@ -127,8 +127,9 @@ fn give_up_one(open: &mut BTreeMap<u64, Arc<Client>>, nodes_too: bool, now: Inst
 mod tests {
     use super::*;
     use mc_core::{
-        id::{Generation, Name},
+        id::{Generation, Name, Node, NodeId, WitnessId},
         register::{Mode, Owner, Register},
+        wire::arbiter::{Outcome, Standing},
     };
     use std::net::TcpListener;
 
@@ -154,9 +155,16 @@ mod tests {
         client.manners.lock().heard = Instant::now() - ago;
     }
 
-    fn told() -> Body {
-        let owner = Owner { node: Name::new("a").unwrap(), instance: 1 };
-        Body::Holds(Some(Register { generation: Generation(1), owner, mode: Mode::Solo }))
+    fn answer(held: Option<Register>) -> Answer {
+        let (vm, witness) = (Name::new("web").unwrap(), WitnessId([1; 16]));
+        let (standing, outcome) = (Standing::Settled, Outcome::Holds);
+        Answer { id: 1, vm, witness, boot: 1, probe_age_ms: None, standing, outcome, held }
+    }
+
+    fn told() -> Answer {
+        let node = Node { name: Name::new("a").unwrap(), id: NodeId([1; 16]) };
+        let owner = Owner { node, instance: 1 };
+        answer(Some(Register { generation: Generation(1), owner, mode: Mode::Solo }))
     }
 
     #[test]
@@ -169,7 +177,7 @@ mod tests {
         clients[1].asks();
         heard(&clients[1], Duration::from_secs(40));
         clients[2].is_told(&told());
-        clients[3].is_told(&Body::Holds(None));
+        clients[3].is_told(&answer(None));
         let mut gone = vec![];
         loop {
             let before = crowd.numbers();

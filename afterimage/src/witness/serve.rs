@@ -21,7 +21,6 @@ use crate::{
 };
 use mc_core::wire::arbiter::{REQUEST_LEN, Request};
 use std::{
-    collections::BTreeMap,
     io::{self, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{
@@ -30,7 +29,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use tracing::{debug, error, warn};
+use tracing::{debug, warn};
 
 /// A connection without a request for this long is closed, though nobody needs its place. Nodes ask once a second.
 const IDLE: Duration = Duration::from_secs(3600);
@@ -38,10 +37,6 @@ const IDLE: Duration = Duration::from_secs(3600);
 const MESSAGE: Duration = Duration::from_secs(5);
 /// A connection's thread needs a few hundred bytes; the default would be 2 MiB each.
 const STACK: usize = 128 * 1024;
-
-        }
-    }
-}
 
 /// Accepts connections until `stop` is readable.
 pub(super) fn accept(listener: &TcpListener, stop: &Wake, clients: &Arc<Clients>, registrar: &Sender<Input>) {

@@ -19,6 +19,6 @@ mod proc;
 mod refusals;
 mod register;
 mod staging;
-mod takeover;
 mod stalls;
+mod takeover;
 mod world;
