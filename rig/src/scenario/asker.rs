@@ -13,8 +13,8 @@ use std::{
     time::Duration,
 };
 
-/// How long the guest may be silent before the client gives it up.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// How long the guest may be silent before the client gives it up: longer than anything that is waited for meanwhile.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The client, running or not. Dropped: killed.
 #[derive(Debug)]
