@@ -179,7 +179,8 @@ pub trait Topology: Debug {
     /// These hosts have no RDMA, or it cannot be prepared.
     fn prepare_rdma_cut(&self) -> Result<Blow<'_>>;
 
-    /// From here on datagrams that this host sends get lost, all else goes on. Until [`Topology::restore`].
+    /// From here on datagrams that come to this host over the replication link get lost, and nobody is told; all else goes on.
+    /// Until [`Topology::restore`].
     ///
     /// # Errors
     /// These hosts have no way to do that.

@@ -39,8 +39,8 @@ use std::{
 pub const SHM: &str = "/dev/shm";
 /// What the names of temporary directories begin with; the rig's process id and a dash follow.
 pub const TEMPORARY: &str = "afterimage-rig";
-/// A rule of routing that loses every datagram, as `ip rule` takes and shows it.
-const MUTE: &str = "ipproto udp blackhole";
+/// A rule of routing that loses datagrams which come over the replication link, as `ip rule` shows it.
+const MUTE: &str = "iif rep ipproto udp blackhole";
 /// How long processes may take to die.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -313,13 +313,17 @@ impl hosts::Topology for Topology {
 
     // (A rule of routing: neither a packet filter nor a queue that tells protocols apart is in every kernel.)
     fn mute_datagrams(&self, place: Place) -> Result<()> {
-        self.at(place).ip(&format!("rule add {MUTE}")).map(drop)
+        // The rule that what comes here is for us is the first, and must not be.
+        let rules =
+            ["rule add pref 2 lookup local", "rule del pref 0", "rule add pref 1 iif rep ipproto udp blackhole"];
+        rules.iter().try_for_each(|rule| self.at(place).ip(rule).map(drop))
     }
 
     fn restore(&self) -> Result<()> {
         for host in [&self.primary, &self.standby] {
             if host.ip("rule show")?.contains(MUTE) {
-                host.ip(&format!("rule del {MUTE}"))?;
+                let rules = ["rule del pref 1", "rule add pref 0 lookup local", "rule del pref 2"];
+                rules.iter().try_for_each(|rule| host.ip(rule).map(drop))?;
             }
             let disciplines = host.run("tc", &["qdisc", "show"])?;
             for link in ["rep", "lan"] {

@@ -50,7 +50,7 @@ fn no_standby_yet(watch: &mut Watch, round: &mut Round<'_>) -> Result<()> {
 
 /// A detector that never worked: no beat reaches the standby.
 fn mute_beats(watch: &mut Watch, round: &mut Round<'_>) -> Result<()> {
-    round.topology.mute_datagrams(Place::Primary)?;
+    round.topology.mute_datagrams(Place::Standby)?;
     watch.strike(round, "datagrams to the standby get lost");
     round.start_protect()?;
     round.client().start().context("while beats get lost")?;
