@@ -4,7 +4,7 @@ use super::{DemoArgs, Hosts};
 use crate::{
     guest::{Accel, Guest, Images},
     hosts::Topology,
-    lab,
+    lab, metronome,
     netns::{SHM, TEMPORARY},
     prerequisite::{self, Missing},
     scenario::{Scenario, Settings, evidence::Verdict, fault, report::Outcome, round::Round},
@@ -44,6 +44,9 @@ impl Stage {
     /// [`Missing`], or the hosts cannot be made.
     pub fn set(args: &DemoArgs) -> Result<Self> {
         prerequisite::check()?;
+        if args.hosts() == Hosts::Netns {
+            metronome::start()?;
+        }
         let signals = sys::catch_signals();
         let work = temporary(&std::env::temp_dir())?;
         // The standby's RAM is memory, if this machine has a file system for that.

@@ -346,7 +346,7 @@ impl hosts::Topology for Topology {
     }
 
     fn patience(&self) -> Duration {
-        Duration::from_secs(90)
+        Duration::from_secs(60)
     }
 }
 

@@ -5,11 +5,12 @@
 //!
 //! On a machine that is busy with other things a side may suspect the other though nothing was done to it yet, and rightly so:
 //! it was silent for longer than is allowed. Such a round proves nothing about its scenario, so it neither passes nor fails:
-//! it is *spoilt*, if nothing unsafe was seen, and told and counted as such. Nothing else excuses anything, and no verdict rests
-//! on how long something took.
+//! it is *spoilt*, if nothing unsafe was seen, and told and counted as such. The machine must have been late then by the rig's
+//! own clock ([`crate::metronome`]): a suspicion on a calm machine excuses nothing. Nothing else does, and no verdict rests on
+//! how long something took.
 
 use super::{Scenario, report::Reply};
-use crate::{client::Summary, hosts::Place, timeline::Entry};
+use crate::{client::Summary, hosts::Place, metronome, timeline::Entry};
 use serde_json::Value;
 
 /// What was seen of one host.
@@ -41,22 +42,49 @@ pub struct Suspicion {
     pub source: String,
     /// When, in unix milliseconds.
     pub at_ms: f64,
-    /// In words.
-    pub what: String,
+    /// After how long a silence, in milliseconds.
+    pub silent_ms: f64,
+    /// How long is allowed, in milliseconds.
+    pub allowed_ms: f64,
+}
+
+/// How long before and after a suspicion the machine's lateness may have been, ms: the event is written after the suspicion, by a
+/// process that is late as well.
+const AROUND_MS: f64 = 500.0;
+
+impl Suspicion {
+    /// In words, with how late the machine was then; None if it was not, and there was no reason. `worst`: as
+    /// [`metronome::worst`].
+    fn excuse(&self, worst: impl Fn(f64, f64) -> Option<f64>) -> Option<String> {
+        let Self { source, at_ms, silent_ms, allowed_ms } = self;
+        let late = worst(at_ms - silent_ms - AROUND_MS, at_ms + AROUND_MS);
+        let told = format!(
+            "{source} suspected the other side after {silent_ms:.1} ms of silence, {allowed_ms:.1} are allowed"
+        );
+        match late {
+            // Hosts that are no part of this machine keep their own time, and have no rig to watch it.
+            None => Some(told),
+            Some(late) if late >= allowed_ms / 2.0 => {
+                Some(format!("{told}; this machine was late by {late:.1} ms then"))
+            }
+            Some(_) => None,
+        }
+    }
+}
+
+/// What the machine's load explains among the events, in words: suspicions of a side that heard nothing for longer than it
+/// allows, while the machine was late. `undue` chooses among them.
+#[must_use]
+pub fn excuses(events: &[Entry], undue: impl Fn(&Suspicion) -> bool) -> Vec<String> {
+    honest_suspicions(events).iter().filter(|s| undue(s)).filter_map(|s| s.excuse(metronome::worst)).collect()
 }
 
 /// Those among the events. One after a shorter silence than is allowed is none of them: nothing excuses it.
-#[must_use]
-pub fn honest_suspicions(events: &[Entry]) -> Vec<Suspicion> {
+fn honest_suspicions(events: &[Entry]) -> Vec<Suspicion> {
     let of = |e: &Entry| {
-        let (silent, allowed) = (e.number("silent_ms")?, e.number("detection_ms")?);
-        let what =
-            format!("{} suspected the other side after {silent:.1} ms of silence, {allowed:.1} are allowed", e.source);
-        (e.event == "suspect" && silent >= allowed).then(|| Suspicion {
-            source: e.source.clone(),
-            at_ms: e.at_ms,
-            what,
-        })
+        let (silent_ms, allowed_ms) = (e.number("silent_ms")?, e.number("detection_ms")?);
+        let is_honest = e.event == "suspect" && silent_ms >= allowed_ms;
+        is_honest.then(|| Suspicion { source: e.source.clone(), at_ms: e.at_ms, silent_ms, allowed_ms })
     };
     events.iter().filter_map(of).collect()
 }
@@ -144,24 +172,23 @@ impl Evidence {
     /// The verdict, and its reasons. None: passed.
     #[must_use]
     pub fn verdict(&self) -> (Verdict, Vec<String>) {
-        let (dangers, mut other, undue) = (self.dangers(), self.other(), self.undue());
+        let (dangers, mut other) = (self.dangers(), self.other());
         if dangers.is_empty() && other.is_empty() {
             return (Verdict::Pass, Vec::new());
         }
-        if !dangers.is_empty() || undue.is_empty() {
+        let mut excuses = if dangers.is_empty() { excuses(&self.events, |s| self.is_undue(s)) } else { Vec::new() };
+        if excuses.is_empty() {
             other.splice(0..0, dangers);
             return (Verdict::Fail, other);
         }
-        (Verdict::Spoilt, undue.into_iter().map(|s| s.what).chain(other).collect())
+        excuses.append(&mut other);
+        (Verdict::Spoilt, excuses)
     }
 
-    /// Suspicions that nothing which was done explains.
-    fn undue(&self) -> Vec<Suspicion> {
-        let explains =
-            |s: &Suspicion, due: &Due| due.source == s.source && (due.from_ms..=due.until_ms).contains(&s.at_ms);
-        let mut found = honest_suspicions(&self.events);
-        found.retain(|s| !self.due.iter().any(|due| explains(s, due)));
-        found
+    /// Whether nothing that was done explains it.
+    fn is_undue(&self, s: &Suspicion) -> bool {
+        let explains = |due: &Due| due.source == s.source && (due.from_ms..=due.until_ms).contains(&s.at_ms);
+        !self.due.iter().any(explains)
     }
 
     fn sides(&self) -> Option<[(Side, &'static str); 2]> {
@@ -365,6 +392,16 @@ mod tests {
         let mut dishonest = early(90.0, 49.0);
         dishonest.survivor = None;
         assert_eq!(verdict(&dishonest, "nobody went on"), Verdict::Fail, "49 ms are no reason");
+    }
+
+    #[test]
+    fn a_suspicion_on_a_calm_machine_is_no_excuse() {
+        let suspicion = honest_suspicions(&[suspect("standby", 90.0, 51.0)]).remove(0);
+        assert_eq!(suspicion.excuse(|_, _| Some(24.0)), None);
+        assert!(suspicion.excuse(|_, _| Some(26.0)).unwrap().contains("late by 26.0 ms"));
+        assert!(suspicion.excuse(|_, _| None).is_some(), "nobody watches");
+        let around = |from, to| Some(if (from, to) == (90.0 - 51.0 - 500.0, 590.0) { 30.0 } else { 0.0 });
+        assert!(suspicion.excuse(around).is_some());
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub(super) struct Watch {
     /// What must never be.
     pub(super) violations: Vec<String>,
     due: Vec<Due>,
+    /// The client was not answered once; nobody waits for it again.
+    is_silent: bool,
     /// Books of earlier clients.
     pub(super) earlier: Option<Summary>,
 }
@@ -50,6 +52,7 @@ impl Watch {
             complaints: Vec::new(),
             violations: Vec::new(),
             due: Vec::new(),
+            is_silent: false,
             earlier: None,
         }
     }
@@ -148,7 +151,8 @@ impl Watch {
 
     /// The client is answered, now.
     pub(super) fn is_served(&mut self, round: &mut Round<'_>, when: &str) -> Result<()> {
-        if !round.client().hear_a_reply()? {
+        if !self.is_silent && !round.client().hear_a_reply()? {
+            self.is_silent = true;
             self.complain(format!("no reply {when}"));
         }
         Ok(())
@@ -205,7 +209,7 @@ impl Watch {
         let (primary, standby) = (round.topology.host(Place::Primary), round.topology.host(Place::Standby));
         let first = (self.last_due_frame.map_or_else(|| primary.frames_out(), Ok)?, standby.frames_out()?);
         let quiet_from = now_ms();
-        if self.survivor.is_some() {
+        if self.survivor.is_some() && !self.is_silent {
             round.client().hear_a_reply()?;
         }
         pass(round.settings.after)?;

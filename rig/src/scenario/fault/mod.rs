@@ -16,7 +16,7 @@ mod witness;
 
 use super::{
     Scenario,
-    evidence::{Evidence, Spoilt, honest_suspicions},
+    evidence::{Evidence, Spoilt, excuses},
     round::Round,
     watch::Watch,
     why,
@@ -99,11 +99,11 @@ fn inflict(watch: &mut Watch, round: &mut Round<'_>) -> Result<()> {
 
 /// Why the rig could not do its part: the machine's load, if a side suspected the other honestly and nothing is unsafe.
 fn explain(round: &Round<'_>, begun: Mark, error: anyhow::Error) -> anyhow::Error {
-    let suspicions = honest_suspicions(&round.timeline.since(begun));
+    let excuses = excuses(&round.timeline.since(begun), |_| true);
     let executes = |place| round.executes(place, Duration::ZERO).unwrap_or(true);
     let is_safe = !(executes(Place::Primary) && executes(Place::Standby)) && round.guest_complaints().is_empty();
-    if suspicions.is_empty() || !is_safe {
+    if excuses.is_empty() || !is_safe {
         return error;
     }
-    Spoilt { reasons: suspicions.into_iter().map(|s| s.what).chain([format!("{error:#}")]).collect() }.into()
+    Spoilt { reasons: excuses.into_iter().chain([format!("{error:#}")]).collect() }.into()
 }
