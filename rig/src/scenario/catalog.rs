@@ -40,7 +40,7 @@ pub enum Scenario {
     MuteBeats,
     /// A VM with a second NIC that nobody holds: it is refused, and left as it was.
     UngatedNic,
-    /// The witness forgets everything; later the link is cut. Both copies are kept until it remembers; then one goes on.
+    /// The witness forgets everything; later the link is cut. Both copies are kept until an operator accepts it; then one goes on.
     ForgetWitness,
     /// After a takeover the witness is set back to before it, and the old primary thaws. It gets nothing.
     RewindWitness,

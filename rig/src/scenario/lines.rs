@@ -131,6 +131,11 @@ pub(super) fn why(s: &Settings, state_dir: &Path, more: &[&str]) -> Line {
 /// `afterimage witness assign`: an operator's word on who owns the VM, given where the witness is.
 pub(super) fn assign(s: &Settings, files: &Files, place: Place) -> Line {
     Line::new(&s.afterimage)
-        .args(["witness", "assign", VM, node(place), "--yes-the-other-side-is-stopped"])
+        .args(["witness", "assign", VM, node(place), "--yes-the-others-are-stopped"])
         .flag("--state", files.witness())
+}
+
+/// `afterimage accept-witness`: an operator's word that the witness with another identity is the right one.
+pub(super) fn accept_witness(s: &Settings, files: &Files, place: Place) -> Line {
+    Line::new(&s.afterimage).args(["accept-witness", "--vm", VM]).flag("--state-dir", files.state(place))
 }

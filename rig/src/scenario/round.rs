@@ -232,6 +232,14 @@ impl<'a> Round<'a> {
         self.topology.host(Place::Client).ask(&lines::assign(self.settings, &self.files, place))
     }
 
+    /// An operator says on a host that the witness, which is another one, is the right one.
+    ///
+    /// # Errors
+    /// The program cannot be run.
+    pub fn accept_witness(&self, place: Place) -> Result<Answer> {
+        self.topology.host(place).ask(&lines::accept_witness(self.settings, &self.files, place))
+    }
+
     /// What the witness has on disk about the VM, byte for byte: whether that changes needs no understanding of it.
     #[must_use]
     pub fn register(&self) -> Vec<(String, Vec<u8>)> {

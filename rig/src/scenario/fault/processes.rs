@@ -62,30 +62,36 @@ pub(super) fn stop_qemu(watch: &mut Watch, round: &mut Round<'_>) -> Result<()> 
     watch.due(round, "standby");
     signal(qemu, Signal::STOP);
     // Either the VM goes on elsewhere, or everybody who asks is told that it stands still.
-    let took_over = |round: &Round<'_>| {
-        let found = round.timeline.since(watch.mark);
-        found.iter().any(|e| e.is("standby", "running"))
-    };
-    let mut stalled = false;
-    poll(round.topology.patience(), || {
+    let (mark, patience) = (watch.mark, round.topology.patience());
+    let took_over = |round: &Round<'_>| round.timeline.since(mark).iter().any(|e| e.is("standby", "running"));
+    let stalled = |round: &Round<'_>| {
         let (code, told) = round.ask_status(Place::Primary);
-        stalled = code == Some(3) && status::stalled(&told).is_some();
-        stalled || took_over(round)
+        code == Some(3) && status::stalled(&told).is_some()
+    };
+    let mut is_told = false;
+    poll(patience, || {
+        is_told = stalled(round);
+        is_told || took_over(round)
     })?;
-    if stalled && !took_over(round) {
+    if is_told {
         // Told is not yet served: a standby that may take over does so before long.
         poll(4 * WHILE, || took_over(round))?;
     }
-    let elsewhere = took_over(round);
-    if elsewhere {
+    if took_over(round) {
         watch.is_served(round, "while the primary's QEMU stood still")?;
-    } else if !stalled {
+    } else if !is_told {
         watch.complain("the VM stood still, nobody took it over, and status did not say so");
     }
     round.timeline.note("the primary's QEMU goes on");
     signal(qemu, Signal::CONT);
-    watch.survivor = Some(if elsewhere { Place::Standby } else { Place::Primary });
-    if elsewhere { watch.ends_with(round, "protect", 4) } else { Ok(()) }
+    let well = |round: &Round<'_>| round.ask_status(Place::Primary).0 == Some(0);
+    poll(patience, || took_over(round) || well(round))?;
+    if took_over(round) {
+        watch.survivor = Some(Place::Standby);
+        return watch.ends_with(round, "protect", 4);
+    }
+    watch.survivor = Some(Place::Primary);
+    watch.status_exits(round, Place::Primary, 0)
 }
 
 /// Stops one thread of a process of this host, and no other, while the answer lives.

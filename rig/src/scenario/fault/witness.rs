@@ -2,7 +2,7 @@
 
 use super::hosts::{cut, freeze, thaw};
 use crate::{
-    hosts::Place,
+    hosts::{Answer, Place},
     scenario::{Scenario, round::Round, watch::Watch},
     timeline::pass,
 };
@@ -42,12 +42,11 @@ fn set_back(round: &mut Round<'_>) -> Result<()> {
     copy(&round.files.witness_backup(), &round.files.witness())
 }
 
-/// A new disk, no backup; then its old disk is found.
+/// A new disk, no backup; the link is cut before an operator has looked at it.
 pub(super) fn forget(watch: &mut Watch, round: &mut Round<'_>) -> Result<()> {
-    let (state, kept) = (round.files.witness(), round.files.witness_backup());
     watch.strike(round, "witness forgets everything");
     round.witness.kill();
-    fs::rename(&state, &kept)?;
+    fs::remove_dir_all(round.files.witness())?;
     round.restart_witness()?;
     watch.nothing_happens(round, "after the witness forgot")?;
     watch.status_degrades(round, Place::Primary)?;
@@ -59,11 +58,12 @@ pub(super) fn forget(watch: &mut Watch, round: &mut Round<'_>) -> Result<()> {
     watch.both_are_kept(round)?;
     watch.status_degrades(round, Place::Primary)?;
     watch.status_degrades(round, Place::Standby)?;
-    round.witness.kill();
-    fs::remove_dir_all(&state)?;
-    fs::rename(&kept, &state)?;
-    round.timeline.note("witness remembers");
-    round.restart_witness()?;
+    // Now it may learn from them what it held.
+    for place in [Place::Primary, Place::Standby] {
+        let answer = round.accept_witness(place)?;
+        said_yes(watch, &answer, "accept-witness");
+    }
+    round.timeline.note("an operator accepts the witness on both hosts");
     watch.await_survivor(round)?;
     watch.await_fenced(round)
 }
@@ -101,9 +101,12 @@ pub(super) fn assign(watch: &mut Watch, round: &mut Round<'_>) -> Result<()> {
     watch.image_is_kept(round);
     let answer = round.assign(Place::Standby)?;
     round.timeline.note("an operator assigns the VM to the standby");
-    if answer.code != Some(0) {
-        watch.complain(format!("witness assign: exit code {:?}: {}", answer.code, answer.err.trim()));
-        return Ok(());
-    }
+    said_yes(watch, &answer, "witness assign");
     watch.await_survivor(round)
+}
+
+fn said_yes(watch: &mut Watch, answer: &Answer, what: &str) {
+    if answer.code != Some(0) {
+        watch.complain(format!("{what}: exit code {:?}: {}", answer.code, answer.err.trim()));
+    }
 }
