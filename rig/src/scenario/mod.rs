@@ -9,6 +9,7 @@
 //! | [`fault`] | injects the fault |
 //! | `watch` | watches |
 //! | [`evidence`] | what was observed, and the verdict: a pure function, so that it has tests of its own |
+//! | [`suspicion`] | what the machine's load explains, and what not |
 //! | [`report`] | numbers and JSON |
 //! | [`status`] | what the rig reads from `afterimage status --json` |
 //! | [`why`] | whether `afterimage why` tells what the rig saw |
@@ -21,6 +22,7 @@ mod lines;
 pub mod report;
 pub mod round;
 pub mod status;
+pub mod suspicion;
 mod watch;
 pub mod why;
 

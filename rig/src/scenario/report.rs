@@ -2,8 +2,9 @@
 
 use super::{
     Settings,
-    evidence::{Evidence, Spoilt, Verdict},
+    evidence::{Evidence, Verdict},
     status,
+    suspicion::Spoilt,
 };
 use crate::{
     hosts::Place,

@@ -1,8 +1,9 @@
 //! What is done to a round, and what is seen of it.
 
 use super::{
-    evidence::{Due, Evidence, Side},
+    evidence::{Evidence, Side},
     round::Round,
+    suspicion::Due,
 };
 use crate::{
     client::Summary,

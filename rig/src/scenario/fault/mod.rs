@@ -16,8 +16,9 @@ mod witness;
 
 use super::{
     Scenario,
-    evidence::{Evidence, Spoilt, excuses},
+    evidence::Evidence,
     round::Round,
+    suspicion::{Spoilt, excuses},
     watch::Watch,
     why,
 };
