@@ -36,6 +36,8 @@ pub(super) struct Watch {
     /// What must never be.
     pub(super) violations: Vec<String>,
     due: Vec<Due>,
+    /// The survivor did not say so itself.
+    is_presumed: bool,
     /// The client was not answered once; nobody waits for it again.
     is_silent: bool,
     /// Books of earlier clients.
@@ -53,6 +55,7 @@ impl Watch {
             complaints: Vec::new(),
             violations: Vec::new(),
             due: Vec::new(),
+            is_presumed: false,
             is_silent: false,
             earlier: None,
         }
@@ -122,13 +125,20 @@ impl Watch {
         Ok(())
     }
 
-    /// `protect` says something, from `mark` on.
-    pub(super) fn expect(&mut self, round: &Round<'_>, mark: Mark, event: &str) -> Result<()> {
-        let patience = round.topology.patience();
-        if round.timeline.wait(mark, patience, |e| e.is("protect", event))?.is_none() {
-            self.complain(format!("protect did not say '{event}' within {patience:?}"));
+    /// Both sidecars say this, from `mark` on.
+    pub(super) fn both_say(&mut self, round: &Round<'_>, mark: Mark, event: &str) -> Result<()> {
+        for source in ["protect", "standby"] {
+            if round.timeline.wait(mark, round.topology.patience(), |e| e.is(source, event))?.is_none() {
+                self.complain(format!("{source} did not say '{event}'"));
+            }
         }
         Ok(())
+    }
+
+    /// Nobody has a reason to take the VM over: the primary goes on, unless somebody does all the same before the end.
+    pub(super) fn stays(&mut self) {
+        self.survivor = Some(Place::Primary);
+        self.is_presumed = true;
     }
 
     /// `afterimage status` comes to say that the VM is not protected.
@@ -208,6 +218,10 @@ impl Watch {
     /// The survivor alone with the client: who is heard, who runs, and what the client's books say.
     pub(super) fn finish(mut self, round: &mut Round<'_>, replies_from: Mark) -> Result<Evidence> {
         let (primary, standby) = (round.topology.host(Place::Primary), round.topology.host(Place::Standby));
+        let took_over = |e: &Entry| e.is("standby", "running");
+        if self.is_presumed && round.timeline.since(self.mark).iter().any(took_over) {
+            self.survivor = Some(Place::Standby);
+        }
         let first = (self.last_due_frame.map_or_else(|| primary.frames_out(), Ok)?, standby.frames_out()?);
         let quiet_from = now_ms();
         if self.survivor.is_some() && !self.is_silent {

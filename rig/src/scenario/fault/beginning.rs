@@ -38,7 +38,8 @@ pub(super) fn run(round: &mut Round<'_>) -> Result<(Evidence, Option<f64>)> {
 fn no_standby_yet(watch: &mut Watch, round: &mut Round<'_>) -> Result<()> {
     round.start_protect()?;
     round.client().start().context("without a standby")?;
-    pass(WHILE)?;
+    // For longer than anybody looks for a standby who gives up when there is none.
+    pass(4 * WHILE)?;
     watch.status_degrades(round, Place::Primary)?;
     watch.is_served(round, "without a standby")?;
     let mark = round.timeline.mark();
@@ -79,7 +80,7 @@ fn mute_beats(watch: &mut Watch, round: &mut Round<'_>) -> Result<()> {
     if let Err(error) = round.await_protected(mark) {
         watch.complain(format!("the VM was not protected when beats came through: {error:#}"));
     }
-    watch.survivor = Some(Place::Primary);
+    watch.stays();
     Ok(())
 }
 
@@ -120,7 +121,7 @@ fn ungated_nic(watch: &mut Watch, round: &mut Round<'_>) -> Result<crate::proces
     drop(qemu);
     let network = round.plug()?;
     round.client().start().context("after protect was refused")?;
-    watch.survivor = Some(Place::Primary);
+    watch.stays();
     Ok(network)
 }
 

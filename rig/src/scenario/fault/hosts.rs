@@ -42,7 +42,7 @@ pub(super) fn cut_rdma(watch: &mut Watch, round: &mut Round<'_>) -> Result<()> {
     let cut = round.topology.prepare_rdma_cut()?;
     watch.strike(round, "RDMA is cut");
     cut()?;
-    watch.survivor = Some(Place::Primary);
+    watch.stays();
     let mut status = Value::Null;
     poll(round.topology.patience(), || {
         status = round.status();

@@ -33,7 +33,7 @@ pub(super) fn cut(watch: &mut Watch, round: &mut Round<'_>) -> Result<()> {
             return Ok(());
         }
     }
-    watch.survivor = Some(Primary);
+    watch.stays();
     Ok(())
 }
 

@@ -142,8 +142,7 @@ pub(super) fn sigterm_primary(watch: &mut Watch, round: &mut Round<'_>) -> Resul
     watch.ends_with(round, "protect", 0)?;
     let mark = round.timeline.mark();
     pass(WHILE)?;
-    let took_over = round.timeline.since(watch.mark).iter().any(|e| e.is("standby", "running"));
-    watch.survivor = Some(if took_over { Place::Standby } else { Place::Primary });
+    watch.stays();
     if round.timeline.since(mark).iter().any(|e| e.event == "suspect") {
         watch.complain("the standby was not told that protection ended");
     }

@@ -12,8 +12,9 @@ use std::{fs, path::Path, process::Command, time::Duration};
 pub(super) fn kill(watch: &mut Watch, round: &mut Round<'_>) -> Result<()> {
     watch.strike(round, "witness dies");
     round.witness.kill();
-    watch.survivor = Some(Place::Primary);
-    watch.expect(round, watch.mark, "arbiter-unreachable")?;
+    watch.stays();
+    // (Each finds out when it asks the next time; who has not asked by then has nothing to tell.)
+    watch.both_say(round, watch.mark, "arbiter-unreachable")?;
     if round.arbiter_reachable() != Some(false) {
         watch.complain("status does not say that the arbiter is unreachable");
     }
@@ -21,7 +22,7 @@ pub(super) fn kill(watch: &mut Watch, round: &mut Round<'_>) -> Result<()> {
     let mark = round.timeline.mark();
     round.timeline.note("witness is back");
     round.restart_witness()?;
-    watch.expect(round, mark, "arbiter-reachable")
+    watch.both_say(round, mark, "arbiter-reachable")
 }
 
 /// A copy of what the witness remembers, for [`set_back`]. (It replaces its files whole; any moment will do.)
