@@ -1,7 +1,7 @@
 //! A name that stands for several addresses.
 
 use mc_core::{
-    id::{Generation, Incarnation, Name},
+    id::{Generation, Incarnation, Name, Node, NodeId, WitnessId},
     wire::{VERSION, beat::BeatKey, session::Hello},
 };
 use socket2::{Domain, Socket, Type};
@@ -27,7 +27,9 @@ fn hello(node: &str) -> Hello {
         incarnation: Incarnation(42),
         generation: Generation(7),
         vm: Name::new("db1").unwrap(),
-        node: Name::new(node).unwrap(),
+        node: Node { name: Name::new(node).unwrap(), id: NodeId([node.as_bytes()[0]; 16]) },
+        witness: WitnessId::NONE,
+        instance: 1,
         beat_key: BeatKey([5; 32]),
         beat_port: 4000,
         detect_multiplier: 5,
