@@ -500,8 +500,12 @@ impl Node {
         let role = self.driver.machine().role();
         if role != std::mem::replace(&mut self.role, role) {
             tracing::info!(?role, "role");
-            if role == Role::Idle {
-                emit("waiting", json!({ "vm": self.config.vm, "listen": self.config.listen }));
+            if matches!(role, Role::Idle | Role::Lost) {
+                let keeps = role == Role::Lost; // the copy that was lost, until its room is needed
+                emit(
+                    "waiting",
+                    json!({ "vm": self.config.vm, "listen": self.config.listen, "keeps_lost_copy": keeps }),
+                );
             }
         }
     }

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 fn ram_files(world: &World) -> Vec<PathBuf> {
     let files = std::fs::read_dir(world.dir.path()).unwrap().map(|entry| entry.unwrap().path());
     files
-        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("afterimage-")))
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("afterimage-web-")))
         .collect()
 }
 
@@ -129,11 +129,11 @@ fn a_standby_whose_arbiter_is_away_refuses_and_then_keeps_its_image() {
     assert_eq!(world.status("a")["role"], "protected", "{}", protect.said());
     vm.serial.goes_on();
     signal(standby.proc.pid(), Signal::TERM);
-    standby.proc.expect_end(3, &["error: told again to end", "Kept: the image of", "afterimage-web.kept-g2-"]);
+    standby.proc.expect_end(3, &["error: told again to end", "Kept: the image of", "afterimage-web-"]);
     let kept = standby.proc.wait_event("image-kept");
-    for name in ["ram", "rest"] {
-        let path = PathBuf::from(kept[name].as_str().unwrap());
-        assert!(std::fs::metadata(&path).is_ok_and(|file| file.len() > 0), "{kept}");
+    let ram = PathBuf::from(kept["ram"].as_str().unwrap());
+    for path in [ram.clone(), ram.with_extension("state"), ram.with_extension("json")] {
+        assert!(std::fs::metadata(&path).is_ok_and(|file| file.len() > 0), "{kept}: {}", path.display());
     }
     assert!(protect.is_running());
 }
