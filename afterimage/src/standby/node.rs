@@ -12,7 +12,7 @@ use super::{
     vouch::Callers,
 };
 use crate::{
-    arbiter::{Answer, ArbiterClient, Ask},
+    arbiter::{Answer, ArbiterClient, ArbiterSpec, Ask},
     cli::Side,
     clock::{Clock, WatchedClock},
     config::StandbyConfig,
@@ -38,7 +38,7 @@ use mc_core::{
     driver::{StandbyDriver, StandbyErrand},
     gate::OutputGate,
     id::{self, Epoch, Generation, Time},
-    register::{Owner, Register},
+    register::{Mode as RegisterMode, Owner, Register},
     slab::SlabPool,
     standby::{Config, Event, Role, Standby},
     transport::Transport,
@@ -72,8 +72,9 @@ pub(super) struct Node {
     /// Of this loop, for the beats.
     pub(super) progress: Progress,
     pub(super) peer: Option<String>,
-    /// What this node drew for the session.
+    /// What this node drew for the session, and whose VM it is about.
     pub(super) instance: u64,
+    pub(super) primary: Option<Owner>,
     /// The register names this session's copy, as this node read it last.
     pub(super) registered: bool,
     was_entitled: bool,
@@ -122,6 +123,7 @@ impl Node {
             progress,
             peer: None,
             instance: 0,
+            primary: None,
             registered: false,
             was_entitled: false,
             was_protected: false,
@@ -239,6 +241,20 @@ impl Node {
         self.arbiter_watch.look(&self.arbiter.health());
     }
 
+    /// With `manual` an operator is the register: what it would say, were this copy to be asked for, is up to the swap.
+    fn read_register(&mut self) {
+        match self.primary.filter(|_| *self.arbiter.spec() == ArbiterSpec::Manual) {
+            Some(owner) => {
+                let (generation, _) = self.driver.machine().committed();
+                let standby = Owner { node: self.this, instance: self.instance };
+                let named = Register { generation, owner, mode: RegisterMode::Protected { standby } };
+                self.look_whether_named(Some(&named));
+                self.driver.event(Event::RegisterRead(Some(named)));
+            }
+            None => self.arbiter.ask(Ask::Read),
+        }
+    }
+
     /// Whether the register, read by this node, names the copy that it keeps.
     fn look_whether_named(&mut self, held: Option<&Register>) {
         let copy = Owner { node: self.this, instance: self.instance };
@@ -250,7 +266,7 @@ impl Node {
     fn report_protection(&mut self) {
         let machine = self.driver.machine();
         if machine.is_entitled() && !std::mem::replace(&mut self.was_entitled, machine.is_entitled()) {
-            self.arbiter.ask(Ask::Read); // not in a second: now
+            self.read_register(); // not in a second: now
         }
         let protected = self.is_protected();
         if protected && !self.was_protected {
@@ -286,7 +302,7 @@ impl Node {
     pub(super) fn run_errands(&mut self) -> Result<()> {
         while let Some(errand) = self.driver.errand() {
             match errand {
-                StandbyErrand::ReadRegister => self.arbiter.ask(Ask::Read),
+                StandbyErrand::ReadRegister => self.read_register(),
                 StandbyErrand::Cas { expect, new } => self.claim(expect, new),
                 StandbyErrand::TakeOver { generation, epoch } => self.take_over(generation, epoch)?,
                 StandbyErrand::Rehearse(epoch) => self.begin_rehearsal(epoch),
