@@ -2,7 +2,11 @@
 
 use crate::{
     clock::Clock,
-    keepalive::{BeatHandle, BeatThread},
+    exit::{Code, ExitError},
+    keepalive::{
+        self, BeatHandle, BeatThread, Watched,
+        fit::{self, Unfit},
+    },
 };
 use anyhow::{Context, Result};
 use mc_core::{
@@ -17,6 +21,11 @@ use std::time::Duration;
 pub const PRIMARY: u8 = 1;
 /// The standby's.
 pub const STANDBY: u8 = 2;
+
+/// A host that is busy as it boots may be late for some milliseconds: its timers are measured so often, before it is refused.
+const TRIES: u32 = 5;
+/// Between two of them.
+const BETWEEN: Duration = Duration::from_millis(100);
 
 /// How one side wants its beats.
 #[derive(Clone, Copy, Debug)]
@@ -48,15 +57,43 @@ pub fn told(hello: &Hello) -> serde_json::Value {
     serde_json::json!({ "interval_ms": interval_ms, "multiplier": hello.detect_multiplier })
 }
 
-/// Starts the thread.
+/// Before a process begins that will beat so: whether its machine can time it, and whether it would bear what live hosts do.
+///
+/// # Errors
+/// In words, with what to do. A usage error: nothing was started.
+pub fn check(wish: &Wish) -> Result<(), ExitError> {
+    let refuse = |unfit: Unfit| ExitError::usage(unfit.what).remedy(unfit.remedy);
+    fit::can_bear(wish.interval.max(wish.min_rx.unwrap_or_default()), wish.multiplier).map_err(refuse)?;
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let timer = keepalive::measure_timer().map_err(|error| ExitError::new(Code::Failed, error))?;
+        match fit::can_time(wish.interval, timer) {
+            Err(unfit) if tries == TRIES => return Err(refuse(unfit)),
+            Err(_) => std::thread::sleep(BETWEEN),
+            Ok(()) => return Ok(()),
+        }
+    }
+}
+
+/// Starts the thread for a side whose loop is `watched`: see [`crate::keepalive`]. Without a loop, for a probe, it beats on
+/// whatever happens.
+///
+/// # Errors
+/// Parameters out of bounds; no thread; a machine that cannot time the interval any more ([`Unfit`]).
 pub fn start(
     keepalive: Box<dyn Keepalive>,
     (incarnation, key): (Incarnation, BeatKey),
     member: u8,
     wish: Wish,
-    clock: Clock,
+    watched: Option<Watched>,
 ) -> Result<BeatHandle> {
     let parameters = wish.parameters()?;
     let config = Config { incarnation, member, parameters, startup: None };
-    BeatThread::spawn(keepalive, key, config, clock).context("the beat thread")
+    let is_probe = watched.is_none();
+    let beats = BeatThread::spawn_for(watched, keepalive, key, config, Clock).context("the beat thread")?;
+    if !is_probe {
+        fit::can_time(wish.interval, beats.timer())?;
+    }
+    Ok(beats)
 }

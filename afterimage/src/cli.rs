@@ -1,14 +1,17 @@
 //! The command line. What a flag leaves open, the file and then the defaults decide: see [`crate::config`].
 
 mod keepalive;
+mod keeper;
 mod pair;
 mod set;
 
 pub use keepalive::{Frequency, KeepaliveCommand, ProbeArgs, ServeArgs, TuneArgs};
+pub use keeper::KeeperArgs;
 pub use pair::{KeepaliveSetArgs, KeepaliveShowArgs};
 pub use set::SetArgs;
 
 use crate::{
+    address::{LocalAddr, parse_address},
     arbiter::{ArbiterSpec, HostPort},
     config::{NicSpec, OnCapWish, PathArgs, parse_duration, parse_listen, parse_size},
     exit::CODES,
@@ -16,11 +19,7 @@ use crate::{
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mc_core::id::Name;
-use std::{
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 /// The heading of flags without a default.
 const REQUIRED: &str = "Required, here or in the file of --config";
@@ -95,6 +94,12 @@ pub enum Command {
     /// On the primary: end protection through the arbiter; the VM runs on alone, its network intact
     #[command(after_long_help = help("afterimage unprotect --vm web"))]
     Unprotect(UnprotectArgs),
+    /// Look after the VM that a standby holds
+    Image {
+        /// What to do with it.
+        #[command(subcommand)]
+        command: ImageCommand,
+    },
     /// Measure and tune the failure detector; change a running pair's, and look at it
     Keepalive {
         /// What to do.
@@ -119,10 +124,21 @@ pub enum Command {
     /// The part of `protect` that moves checkpoints. Started by its supervisor.
     #[command(hide = true)]
     DataPath,
+    /// Pass packets between a VM that nobody protects and its network. Started by `standby` and `protect`
+    #[command(hide = true)]
+    Keeper(KeeperArgs),
 }
 
 fn help(example: &str) -> String {
     format!("Example:\n  {example}\n\n{AFTER}\n\n{CODES}")
+}
+
+/// `afterimage image …`
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// On the standby, when its takeover failed or waits for the arbiter: write the VM as files that a stock QEMU loads
+    #[command(after_long_help = help("afterimage image export --vm web --to /var/tmp"))]
+    Export(ExportArgs),
 }
 
 /// `afterimage config …`
@@ -152,7 +168,7 @@ pub enum RdmaCommand {
 #[derive(Debug, Default, Args)]
 pub struct WitnessArgs {
     /// Where to listen [default: 127.0.0.1:7400]
-    #[arg(long, value_name = "ADDR:PORT")]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_address)]
     pub listen: Option<SocketAddr>,
     /// The directory of its identity and its registers, a small file per VM; made if its parent exists. Keep it: a witness that
     /// forgot is another witness, and has to ask the nodes
@@ -250,9 +266,13 @@ pub struct ProtectArgs {
     /// Never hear the other side more often than this [default: --beat-interval]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub beat_min_rx: Option<Duration>,
-    /// After this many missed beats the other side is suspect; 1 to 255 [default: 5]
+    /// After this many missed beats the other side is suspect; 2 to 255 [default: 5]
     #[arg(long, value_name = "N")]
     pub detect_multiplier: Option<u8>,
+    /// When this side's own loop has made no progress for so long its beats stop, so that the other side may go on; 500ms to
+    /// 600s [default: four times the detection time, at least 1s]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub stall_after: Option<Duration>,
     /// Memory for checkpoints on their way, never exceeded [default: 64MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub staging: Option<u64>,
@@ -278,9 +298,9 @@ pub struct ProtectArgs {
     /// Where to serve metrics for Prometheus; a port alone means on loopback [default: nowhere]
     #[arg(long, value_name = "ADDR:PORT", value_parser = parse_listen)]
     pub metrics: Option<SocketAddr>,
-    /// The local address of beats [default: the one that the route to the standby uses]
+    /// The local address of the connection to the standby and of its beats [default: the one that the route uses]
     #[arg(long, value_name = "IP")]
-    pub bind: Option<IpAddr>,
+    pub bind: Option<LocalAddr>,
     /// Protect the VM although it can write to disks. Those writes are not held: after a takeover the disk may be ahead of
     /// the memory
     #[arg(long)]
@@ -303,7 +323,7 @@ pub struct StandbyArgs {
     #[arg(long, value_name = "NAME")]
     pub node: Option<Name>,
     /// Where to wait for the primary [default: 127.0.0.1:7410]
-    #[arg(long, value_name = "ADDR:PORT")]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_address)]
     pub listen: Option<SocketAddr>,
     /// Who arbitrates: witness://HOST:PORT, or manual (an operator does)
     #[arg(long, value_name = "SPEC", help_heading = REQUIRED)]
@@ -319,9 +339,13 @@ pub struct StandbyArgs {
     #[arg(long, value_name = "DIR")]
     pub ram_dir: Option<PathBuf>,
     /// A file for what is larger than staging, the first full synchronisation above all. Without it, a checkpoint that does
-    /// not fit ends the protection
+    /// not fit ends the protection. It has no name while it is in use: a file of this name is left alone
     #[arg(long, value_name = "FILE")]
     pub spill: Option<PathBuf>,
+    /// Call a VM protected although nobody has tried whether its state can be loaded here. (Otherwise the first state, and
+    /// the first after each change of the VM's devices, is loaded into a QEMU that is thrown away.)
+    #[arg(long)]
+    pub no_rehearsal: bool,
     /// Memory for checkpoints that are not committed yet, never exceeded [default: 64MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub staging: Option<u64>,
@@ -331,9 +355,13 @@ pub struct StandbyArgs {
     /// Never hear the other side more often than this [default: --beat-interval]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub beat_min_rx: Option<Duration>,
-    /// After this many missed beats the other side is suspect; 1 to 255 [default: 5]
+    /// After this many missed beats the other side is suspect; 2 to 255 [default: 5]
     #[arg(long, value_name = "N")]
     pub detect_multiplier: Option<u8>,
+    /// When this side's own loop has made no progress for so long its beats stop, so that the other side may go on; 500ms to
+    /// 600s [default: four times the detection time, at least 1s]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub stall_after: Option<Duration>,
     /// Where sockets and locks live [default: /run/afterimage]
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
@@ -361,6 +389,8 @@ pub enum Side {
     Primary,
     /// Where `afterimage standby` runs
     Standby,
+    /// What passes packets while nobody protects the VM
+    Keeper,
 }
 
 impl Side {
@@ -370,6 +400,7 @@ impl Side {
         match self {
             Self::Primary => "primary",
             Self::Standby => "standby",
+            Self::Keeper => "keeper",
         }
     }
 }
@@ -412,6 +443,20 @@ pub struct WhyArgs {
     /// Where the journals are
     #[arg(long, value_name = "DIR", default_value = crate::journal::STATE_DIR)]
     pub state_dir: PathBuf,
+}
+
+/// `afterimage image export`
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// The VM
+    #[arg(long, value_name = "NAME")]
+    pub vm: Name,
+    /// The directory for NAME.vmstate and NAME.txt, as the standby's process sees it. Neither may be there yet
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+    /// Where the control sockets are
+    #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
+    pub run_dir: PathBuf,
 }
 
 /// `afterimage unprotect`.

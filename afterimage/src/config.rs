@@ -11,23 +11,20 @@ mod units;
 
 pub use on_cap::OnCapWish;
 pub use paths::{KeepaliveWish, PathArgs, PathsConfig, TransportWish};
+pub(crate) use resolve::hostname;
 pub use resolve::{check, check_text};
 pub(crate) use units::size_text;
 pub use units::{NicSpec, parse_duration, parse_listen, parse_size};
 
 use crate::{
+    address::LocalAddr,
     arbiter::{ArbiterConfig, ArbiterSpec, HostPort},
     beats::Wish,
     exit::ExitError,
 };
 use mc_core::id::{Name, Node};
 use serde::{Deserialize, Serialize};
-use std::{
-    io,
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 use units::{Kib, Mib, Millis};
 
 /// `afterimage witness`.
@@ -73,6 +70,9 @@ pub struct ProtectConfig {
     pub beat_min_rx: Option<Duration>,
     /// Missed beats until suspicion.
     pub detect_multiplier: u8,
+    /// After so long without progress of the loop no beat leaves; `None`: four detection times, at least a second.
+    #[serde(rename = "stall_after_ms", default, skip_serializing_if = "Option::is_none", with = "maybe_millis")]
+    pub stall_after: Option<Duration>,
     /// Staging's cap, bytes.
     #[serde(rename = "staging_mib", with = "mib")]
     pub staging_bytes: u64,
@@ -93,9 +93,9 @@ pub struct ProtectConfig {
     /// Where metrics are served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<SocketAddr>,
-    /// The local address of beats; `None`: the one that the route to the standby uses.
+    /// The local address of the connection to the standby and of its beats; `None`: the one that the route uses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bind: Option<IpAddr>,
+    pub bind: Option<LocalAddr>,
     /// Protect a VM whose disks can be written.
     pub force_writable_disks: bool,
     /// Which way checkpoints and beats go.
@@ -127,6 +127,9 @@ pub struct StandbyConfig {
     /// Where a checkpoint goes that staging cannot hold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spill: Option<PathBuf>,
+    /// Protect without having tried whether the VM's state can be loaded here.
+    #[serde(default)]
+    pub no_rehearsal: bool,
     /// Staging's cap, bytes.
     #[serde(rename = "staging_mib", with = "mib")]
     pub staging_bytes: u64,
@@ -138,6 +141,9 @@ pub struct StandbyConfig {
     pub beat_min_rx: Option<Duration>,
     /// Missed beats until suspicion.
     pub detect_multiplier: u8,
+    /// After so long without progress of the loop no beat leaves; `None`: four detection times, at least a second.
+    #[serde(rename = "stall_after_ms", default, skip_serializing_if = "Option::is_none", with = "maybe_millis")]
+    pub stall_after: Option<Duration>,
     /// Where sockets and locks are.
     pub run_dir: PathBuf,
     /// Where its journal is.

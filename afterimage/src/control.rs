@@ -2,9 +2,12 @@
 
 use crate::{
     cli::Side,
+    clock::Clock,
     exit::{Code, ExitError},
     inbox::{self, Inbox},
-    status::{ControlError, ControlSocket, Request, Response, ask, socket_path},
+    keeper,
+    progress::Progress,
+    status::{ControlError, ControlSocket, Request, Response, SCHEMA, Status, ask, socket_path},
 };
 use anyhow::Result;
 use mc_core::id::Name;
@@ -17,6 +20,8 @@ use std::{
 
 /// A loop that does not answer within this time is stuck, or stopped.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// All of a VM's memory is written to a disk.
+pub const EXPORT_PATIENCE: Duration = Duration::from_secs(3 * 3600);
 
 /// A request on its way to the loop.
 #[derive(Debug)]
@@ -37,30 +42,53 @@ impl ControlRequest {
 #[derive(Debug)]
 pub struct Control {
     requests: Inbox<ControlRequest>,
+    turns: Progress,
     _socket: ControlSocket,
 }
 
 impl Control {
-    /// Serves the control socket of one side of a VM.
-    pub fn listen(run_dir: &Path, vm: Name, side: Side) -> Result<Self> {
+    /// Serves the control socket of one side of a VM. A loop that does not answer does not make the operator guess: its
+    /// socket tells how long it has not turned.
+    pub fn listen(run_dir: &Path, vm: Name, node: Name, side: Side) -> Result<Self> {
         let (outbox, requests) = inbox::inbox()?;
-        let outbox = Mutex::new(outbox);
+        let (outbox, turns) = (Mutex::new(outbox), Progress::new());
+        let turned = turns.clone();
         let handler = move |request: Request| {
             let (reply, answer) = mpsc::sync_channel(1);
+            let asked = matches!(request, Request::Status);
+            let patience = if matches!(request, Request::Export { .. }) { EXPORT_PATIENCE } else { PATIENCE };
             if let Ok(outbox) = outbox.lock() {
                 outbox.put(ControlRequest { request, reply });
             }
-            answer
-                .recv_timeout(PATIENCE)
-                .unwrap_or_else(|_| refused("the process is there, but its loop does not answer"))
+            answer.recv_timeout(patience).unwrap_or_else(|_| {
+                let why = format!("the loop has not turned for {} s", turned.since(Clock.now()).as_secs());
+                match asked {
+                    true => Response::Status(Box::new(stalled((vm, node, side), why))),
+                    false => refused(&format!("the process is there, but {why}")),
+                }
+            })
         };
         let socket = ControlSocket::spawn(&socket_path(run_dir, vm, side), Arc::new(handler))?;
-        Ok(Self { requests, _socket: socket })
+        Ok(Self { requests, turns, _socket: socket })
     }
 
-    /// The next request, if any.
+    /// The next request, if any. Called in every turn of the loop.
     pub fn take(&self) -> Option<ControlRequest> {
+        self.turns.mark();
         self.requests.take()
+    }
+}
+
+/// What is known of a side whose loop stands still.
+fn stalled((vm, node, side): (Name, Name, Side), why: String) -> Status {
+    Status {
+        schema: SCHEMA,
+        side: side.as_str().into(),
+        role: "stalled".into(),
+        vm: vm.to_string(),
+        node: node.to_string(),
+        stalled: Some(why),
+        ..Status::default()
     }
 }
 
@@ -82,8 +110,9 @@ pub fn done(what: &str) -> Response {
     Response::Done { message: what.to_owned() }
 }
 
-/// If a process on this node runs the VM solo, has it leave. True if one did: its gate was the VM's network, and the caller
-/// must stay even if no standby is found.
+/// If a process on this node runs the VM solo, has it leave. True if one did, or if a keeper passes the VM's packets: that was
+/// the VM's network, and the caller must stay even if no standby is found. A keeper goes on meanwhile: whoever opens a gate
+/// relieves it just before ([`keeper::relieve`]).
 pub fn hand_over(run_dir: &Path, vm: Name) -> Result<bool> {
     let mut left = false;
     for side in [Side::Primary, Side::Standby] {
@@ -102,7 +131,7 @@ pub fn hand_over(run_dir: &Path, vm: Name) -> Result<bool> {
         }
         left = true;
     }
-    Ok(left)
+    Ok(left || keeper::running(run_dir, vm).is_some())
 }
 
 fn wait_until_gone(path: &Path) -> Result<()> {

@@ -31,11 +31,17 @@ pub struct Who {
 #[derive(Debug)]
 struct Recorder {
     who: Map<String, Value>,
-    stdout: LineWriter,
     journal: LineWriter,
 }
 
 static RECORDER: OnceLock<Recorder> = OnceLock::new();
+/// Started by the first event. `None`: there is no thread to be had, and no reason to wait for a pipe instead.
+static STDOUT: OnceLock<Option<LineWriter>> = OnceLock::new();
+
+fn stdout() -> Option<&'static LineWriter> {
+    let spawn = || LineWriter::spawn("stdout", |line| std::io::stdout().lock().write_all(line.as_bytes())).ok();
+    STDOUT.get_or_init(spawn).as_ref()
+}
 
 /// Milliseconds since 1970, so that the events of several hosts can be put in one order.
 #[must_use]
@@ -51,11 +57,8 @@ pub fn record(who: Who, state_dir: &Path) -> std::io::Result<()> {
         "pid": std::process::id(),
     });
     let Value::Object(fields) = fields else { return Ok(()) };
-    let recorder = Recorder {
-        who: fields,
-        stdout: LineWriter::spawn("stdout", |line| std::io::stdout().lock().write_all(line.as_bytes()))?,
-        journal: journal::spawn(&journal::path(state_dir, who.vm, who.side))?,
-    };
+    let journal = journal::spawn(&journal::path(state_dir, who.vm, who.side))?;
+    let recorder = Recorder { who: fields, journal };
     let _ = RECORDER.set(recorder);
     Ok(())
 }
@@ -68,12 +71,10 @@ pub fn emit(event: &str, fields: Value) {
     if let Value::Object(fields) = fields {
         line.extend(fields);
     }
-    let text = as_line(&line);
-    let Some(recorder) = RECORDER.get() else {
-        let _ = std::io::stdout().lock().write_all(text.as_bytes());
-        return;
-    };
-    recorder.stdout.put(text);
+    if let Some(stdout) = stdout() {
+        stdout.put(as_line(&line));
+    }
+    let Some(recorder) = RECORDER.get() else { return };
     let mut whole = recorder.who.clone();
     whole.extend(line);
     recorder.journal.put(as_line(&whole));
@@ -99,8 +100,10 @@ pub fn journal_lost() -> u64 {
 
 /// Before the process ends: waits until everything is written, `patience` at most for each of both.
 pub fn flush(patience: Duration) {
+    if let Some(Some(stdout)) = STDOUT.get() {
+        stdout.flush(patience);
+    }
     if let Some(recorder) = RECORDER.get() {
-        recorder.stdout.flush(patience);
         recorder.journal.flush(patience);
     }
 }

@@ -1,6 +1,7 @@
 //! How the program ends: a code, a message, and what to do about it.
 
 use std::fmt;
+use transport_tcp::session::SessionError;
 
 /// The program's exit codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +101,29 @@ pub fn explain(error: &anyhow::Error) -> (Code, String) {
 impl From<Code> for std::process::ExitCode {
     fn from(code: Code) -> Self {
         Self::from(code as u8)
+    }
+}
+
+/// What stands behind `--listen` cannot be had: another process has the port, as a rule.
+#[must_use]
+pub fn cannot_listen(error: SessionError) -> anyhow::Error {
+    match &error {
+        SessionError::Listen { source, .. } => {
+            let remedy = listen_remedy(source.kind());
+            ExitError::new(Code::Prerequisite, error).remedy(remedy).into()
+        }
+        _ => error.into(),
+    }
+}
+
+/// What to do about an address that cannot be listened on.
+#[must_use]
+pub fn listen_remedy(kind: std::io::ErrorKind) -> &'static str {
+    match kind {
+        std::io::ErrorKind::AddrInUse => {
+            "another process listens there (`ss -ltnp` names it): stop it, or choose another --listen"
+        }
+        _ => "--listen takes an address of this host and a port, such as 127.0.0.1:7400",
     }
 }
 

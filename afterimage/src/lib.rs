@@ -6,6 +6,7 @@
 //! | [`identity`] | which node this is |
 //! | [`protect`] | the primary: supervisor and data path |
 //! | [`standby`] | the standby |
+//! | [`keeper`], [`scope`] | the VM's network while nobody protects it; processes that outlive us |
 //! | [`witness`], [`arbiter`] | the register's keeper, and a node's side of it |
 //! | [`status`], [`control`] | the control socket |
 //! | [`live`] | a running pair is changed: its keepalive, its epoch, its staging |
@@ -17,13 +18,20 @@
 //! | [`probe`], [`tuner`] | `keepalive probe`, `serve`, `tune` |
 //! | [`tune`] | what a failure detector's setting would do, from what was measured of beats |
 //! | [`paths`] | RDMA or TCP, RDMA datagrams or UDP: agreed on per session |
+//! | [`address`] | addresses as operators write them |
+//! | [`room`] | memory and disk that a VM's RAM may take |
+//! | [`accepting`], [`repeated`] | loops that strangers can call: they rest, and count what they would repeat |
 //! | [`rdma`] | this host's RDMA devices |
 //! | [`events`], [`report`], [`journal`] | what happens: for scripts, and kept for `why` |
-//! | [`stalls`] | how long what took |
-//! | [`clock`], [`wake`], [`inbox`], [`sys`] | time, waking, waiting; the only `unsafe` |
+//! | [`stalls`], [`progress`] | how long what took; whether a loop gets on |
+//! | [`narration`] | the log: it never makes anybody wait |
+//! | [`files`] | files that are ours: made anew, locked, removed by inode |
+//! | [`clock`], [`wake`], [`inbox`], [`signals`], [`sys`] | time, waking, waiting; the only `unsafe` |
 
 #![deny(unsafe_code)]
 
+pub mod accepting;
+pub mod address;
 pub mod arbiter;
 pub mod beats;
 pub mod cli;
@@ -32,19 +40,27 @@ pub mod config;
 pub mod control;
 pub mod events;
 pub mod exit;
+pub mod files;
 pub mod gate;
 pub mod identity;
 pub mod inbox;
 pub mod journal;
 pub mod keepalive;
+pub mod keeper;
 pub mod live;
 pub mod metrics;
+pub mod narration;
 pub mod paths;
 pub mod probe;
+pub mod progress;
 pub mod protect;
 pub mod qemu;
 pub mod rdma;
+pub mod repeated;
 pub mod report;
+pub mod room;
+pub mod scope;
+pub mod signals;
 pub mod stalls;
 pub mod standby;
 pub mod status;

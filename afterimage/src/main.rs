@@ -2,34 +2,34 @@
 
 use afterimage::{
     arbiter,
-    cli::{Cli, Command, ConfigCommand, KeepaliveCommand, RdmaCommand},
+    cli::{Cli, Command, ConfigCommand, ImageCommand, KeepaliveCommand, RdmaCommand},
     config::{self, ProtectConfig, StandbyConfig, WitnessConfig},
     events,
     exit::{self, Code, ExitError},
-    live, probe, protect, rdma, standby, status, tuner, why, witness,
+    keeper, live, narration, probe, protect, rdma, standby, status, tuner, why, witness,
 };
 use clap::Parser;
-use std::{
-    io::{IsTerminal, Write},
-    process::ExitCode,
-};
-use tracing_subscriber::EnvFilter;
+use std::{io::Write, process::ExitCode, time::Duration};
+
+/// What a process that ends has to say gets so long to be written, each way: stdout, journal, stderr.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     // Exits with 2, clap's own, on a command line that is none; with 0 on --help and --version.
     let cli = Cli::parse();
-    narrate();
-    let ended = run(cli.command);
+    let ended = narration::begin().map_err(Into::into).and_then(|()| run(cli.command));
     say_how(&ended);
-    match ended {
-        Ok(code) => code.into(),
+    let code = match ended {
+        Ok(code) => code,
         Err(error) => {
             let (code, text) = exit::explain(&error);
-            // Nobody may be listening: the code still tells.
-            let _ = std::io::stderr().write_all(text.as_bytes());
-            code.into()
+            narration::say(text);
+            code
         }
-    }
+    };
+    // Nobody may be listening: the code still tells.
+    narration::flush(LAST_WORDS);
+    code.into()
 }
 
 /// The last event of a process that keeps a journal, and time to write what waits.
@@ -40,19 +40,8 @@ fn say_how(ended: &anyhow::Result<Code>) {
             Err(error) => (exit::explain(error).0, Some(exit::words(error))),
         };
         events::emit("exit", serde_json::json!({ "code": code as u8, "why": why }));
-        events::flush(std::time::Duration::from_secs(1));
     }
-}
-
-/// Logs go to stderr: results have stdout for themselves.
-fn narrate() {
-    let filter = EnvFilter::try_from_env("AFTERIMAGE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let stderr = std::io::stderr();
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(stderr.is_terminal())
-        .with_writer(std::io::stderr)
-        .init();
+    events::flush(LAST_WORDS);
 }
 
 fn run(command: Command) -> anyhow::Result<Code> {
@@ -74,10 +63,11 @@ fn run(command: Command) -> anyhow::Result<Code> {
         }
         Command::Status(args) => status::show(&args),
         Command::Why(args) => why::run(&args),
-        Command::Takeover(args) => status::operate(&args, status::Request::Takeover),
-        Command::Solo(args) => status::operate(&args, status::Request::Solo),
+        Command::Takeover(args) => status::operate(&args, &status::Request::Takeover),
+        Command::Solo(args) => status::operate(&args, &status::Request::Solo),
         Command::Set(args) => live::set(&args),
         Command::Unprotect(args) => status::unprotect(&args),
+        Command::Image { command: ImageCommand::Export(args) } => status::export(&args),
         Command::Protect(args) => protect::run(ProtectConfig::resolve(args).map_err(ExitError::from)?),
         Command::Standby(args) => standby::run(StandbyConfig::resolve(args).map_err(ExitError::from)?),
         Command::Rdma { command: RdmaCommand::Devices { json } } => {
@@ -92,6 +82,7 @@ fn run(command: Command) -> anyhow::Result<Code> {
         Command::Keepalive { command: KeepaliveCommand::Serve(args) } => probe::serve(&args),
         Command::Keepalive { command: KeepaliveCommand::Tune(args) } => tuner::tune(&args),
         Command::DataPath => protect::data_path::run(),
+        Command::Keeper(args) => keeper::run(args),
     }
 }
 

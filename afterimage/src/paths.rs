@@ -22,24 +22,27 @@ mod report;
 #[cfg(test)]
 mod tests;
 
-pub use report::{RdmaInfo, Report, Watch};
+pub use report::{RdmaInfo, Report, UdpEnds, Watch, unproven};
 
 use crate::{
+    address::LocalAddr,
     arbiter::HostPort,
     config::{PathsConfig, TransportWish},
     exit::{self, Code, ExitError},
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use half::{First, Half};
 use mc_core::{
     transport::{Keepalive, Transport},
     wire::{rdma::Endpoint, session::Hello},
 };
-use std::{
-    net::{IpAddr, SocketAddr, UdpSocket},
-    os::fd::OwnedFd,
+use std::{net::SocketAddr, os::fd::OwnedFd};
+use transport_tcp::{
+    link::TcpLink,
+    reach::at_port,
+    session::{Call, SessionError, SessionOptions},
+    udp::UdpKeepalive,
 };
-use transport_tcp::{link::TcpLink, udp::UdpKeepalive};
 
 /// A [`Transport`] that can be printed.
 pub trait Link: Transport + std::fmt::Debug {}
@@ -76,7 +79,7 @@ pub fn room_to_pin(bytes: u64) -> Result<(), ExitError> {
 }
 
 /// Our side of RDMA: `Ok(Err(why))` where there is none, and none is needed.
-fn open(config: &PathsConfig, local: IpAddr, hello: &Hello) -> Result<Result<Half, String>> {
+fn open(config: &PathsConfig, local: SocketAddr, hello: &Hello) -> Result<Result<Half, String>> {
     match config.transport {
         TransportWish::Tcp => Ok(Err("TCP is configured".to_owned())),
         TransportWish::Rdma => Ok(Ok(Half::open(config, local, hello)?)),
@@ -92,8 +95,8 @@ pub struct Ours {
 }
 
 impl Ours {
-    /// For a session that this hello begins, reached from `local`.
-    pub fn prepare(config: &PathsConfig, local: IpAddr, hello: &Hello) -> Result<Self> {
+    /// For a session that this hello begins, whose connection has our address `local`.
+    pub fn prepare(config: &PathsConfig, local: SocketAddr, hello: &Hello) -> Result<Self> {
         Ok(Self { config: config.clone(), half: open(config, local, hello)? })
     }
 
@@ -114,7 +117,7 @@ impl Ours {
     ) -> Result<Route> {
         let has_udp = self.config.wants_udp() && hello.beat_port != 0;
         if has_udp {
-            udp.connect(SocketAddr::new(peer.ip(), hello.beat_port))?;
+            udp.connect(at_port(peer, hello.beat_port))?;
         }
         let udp = has_udp.then_some(udp);
         match (self.half, theirs) {
@@ -143,7 +146,8 @@ impl Ours {
 
 fn over_tcp(tcp: TcpLink, udp: Option<UdpKeepalive>, why: String) -> Result<Route> {
     let Some(udp) = udp else { bail!("{} takes no beats over UDP; set --keepalive alike on both sides", tcp.peer()) };
-    let report = Report { transport: "tcp", why, rdma: None, keepalive: "udp", beat_paths: None };
+    let ends = UdpEnds::of(Some(&udp));
+    let report = Report { transport: "tcp", why, rdma: None, keepalive: "udp", beat_paths: None, udp: ends };
     Ok(Route { link: Box::new(tcp), keepalive: Beats(Box::new(udp)), report })
 }
 
@@ -156,7 +160,7 @@ pub struct Answer {
 
 impl Answer {
     /// To an offer that came to `local`. An error is for the primary as well.
-    pub fn prepare(config: &PathsConfig, local: IpAddr, hello: &Hello, theirs: Option<&Endpoint>) -> Result<Self> {
+    pub fn prepare(config: &PathsConfig, local: SocketAddr, hello: &Hello, theirs: Option<&Endpoint>) -> Result<Self> {
         let first = match theirs {
             Some(theirs) => Self::first(config, local, hello, theirs)?,
             None if config.transport == TransportWish::Rdma => {
@@ -178,7 +182,7 @@ impl Answer {
 
     fn first(
         config: &PathsConfig,
-        local: IpAddr,
+        local: SocketAddr,
         hello: &Hello,
         theirs: &Endpoint,
     ) -> Result<Result<(First, Endpoint), String>> {
@@ -230,13 +234,20 @@ fn either(first: &impl Transport, second: &impl Transport) -> std::io::Result<Ow
     Ok(set)
 }
 
-/// The local address from which `to` is reached.
-pub fn route_to(to: &HostPort) -> Result<IpAddr> {
-    let to = *to.addresses().with_context(|| to.to_string())?.first().context("a name without an address")?;
-    let any: SocketAddr = if to.is_ipv4() { ([0; 4], 0).into() } else { ([0_u16; 8], 0).into() };
-    let socket = UdpSocket::bind(any)?;
-    socket.connect(to).with_context(|| format!("no route to {to}"))?;
-    Ok(socket.local_addr()?.ip())
+/// Connects to the other side, from the address `bind` of ours if one is given. May wait for the name service.
+///
+/// # Errors
+/// As [`Call::connect`]; [`SessionError::Resolve`] for a name that nobody knows.
+pub fn call(to: &HostPort, bind: Option<LocalAddr>, options: &SessionOptions) -> Result<Call, SessionError> {
+    let name = to.to_string();
+    let addresses = to.addresses().map_err(|source| SessionError::Resolve { to: name.clone(), source })?;
+    Call::connect(&name, &addresses, bind.map(LocalAddr::any_port), options)
+}
+
+/// A socket for beats at the local address of the session's connection. The peer beats to that address, and takes beats from
+/// no other.
+pub fn beats_at(local: SocketAddr) -> Result<UdpKeepalive, ExitError> {
+    UdpKeepalive::bind(local).map_err(|error| missing(error, "free UDP ports there: `ss -lunp` names who has them"))
 }
 
 /// A prerequisite that is missing, and what to do about it.

@@ -51,6 +51,11 @@ pub fn suspicion(beats: &BeatHandle, watch: &Watch, now: Time) -> Value {
         "own_late": { "times": times, "max_ms": ms(worst) },
         "received": received,
     });
+    let proof = beats.proof();
+    if proof.heard == 0 || proof.echoed == 0 {
+        // They never worked: no host has died, the network drops them.
+        fields["unproven"] = json!(watch.unproven(beats, "the other side", now));
+    }
     if let Some(report) = beats.suspicion() {
         fields["silent_ms"] = json!(ms(report.silent_for));
         fields["missed"] = json!(report.missed);
@@ -206,5 +211,6 @@ pub fn fill_beats(status: &mut Status, beats: &BeatHandle) {
         rtt_us: stats.rtt_us,
         detection_time_us: stats.detection_time_us,
     };
+    status.counters.insert("beats_withheld".into(), stats.withheld);
     status.notes.extend(beats.notes().iter().cloned());
 }

@@ -8,7 +8,8 @@ mod watch;
 pub use control::{ControlError, ControlSocket, Handler, Request, Response, ask, socket_path};
 
 use crate::{
-    cli::{OperatorArgs, Side, StatusArgs, UnprotectArgs},
+    cli::{ExportArgs, OperatorArgs, Side, StatusArgs, UnprotectArgs},
+    control::EXPORT_PATIENCE,
     exit::{Code, ExitError},
     keepalive::PathStats,
     paths::RdmaInfo,
@@ -33,13 +34,16 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Status {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// "primary" or "standby": which command runs here.
+    /// "primary", "standby" or "keeper": which command runs here.
     pub side: String,
-    /// Of the primary "solo", "syncing", "registering", "protected", "rechecking", "claiming", "fenced", "ended"; of the
-    /// standby "idle", "syncing", "protecting", "revoking", "claiming", "taking-over", "running", "fenced".
+    /// Of a keeper "keeping"; of the primary "solo", "syncing", "registering", "protected", "claiming", "handing-back", "fenced",
+    /// "ended"; of the standby "idle", "syncing", "rehearsing", "protecting", "revoking", "claiming", "lost", "disputed",
+    /// "taking-over", "running"; of both "stalled", if the process is there and its loop does not answer.
     pub role: String,
     /// Whether the death of the other host would cost nothing now.
     pub protected: bool,
+    /// Why this side does not do its work though its process is there: its loop stands still, or the VM's QEMU does not run it.
+    pub stalled: Option<String>,
     /// The VM.
     pub vm: String,
     /// This host.
@@ -174,7 +178,7 @@ impl Status {
     /// What `afterimage status` exits with for this VM.
     #[must_use]
     pub fn code(&self) -> Code {
-        match (self.role.as_str(), self.protected) {
+        match (self.role.as_str(), self.protected && self.stalled.is_none()) {
             ("fenced", _) => Code::Fenced,
             (_, true) if self.arbiter.fault.is_some() || self.arbiter.failover_impossible.is_some() => Code::Degraded,
             (_, true) => Code::Done,
@@ -183,7 +187,7 @@ impl Status {
     }
 }
 
-/// The sockets of `side` (`None`: both) of `vm` (`None`: all) in the run directory, by name.
+/// The sockets of `side` (`None`: all) of `vm` (`None`: all) in the run directory, by name.
 pub(crate) fn sockets(args: &StatusArgs) -> Result<Vec<PathBuf>, ExitError> {
     let dir = &args.run_dir;
     let none = |why: String| {
@@ -243,7 +247,7 @@ fn for_people(statuses: &[Status]) -> String {
 }
 
 /// The commands `takeover` (on the standby) and `solo` (on the primary): tells the process what its operator decided.
-pub fn operate(args: &OperatorArgs, request: Request) -> anyhow::Result<Code> {
+pub fn operate(args: &OperatorArgs, request: &Request) -> anyhow::Result<Code> {
     let (word, side, other) = match request {
         Request::Solo => ("solo", Side::Primary, Side::Standby),
         _ => ("takeover", Side::Standby, Side::Primary),
@@ -262,11 +266,21 @@ pub fn operate(args: &OperatorArgs, request: Request) -> anyhow::Result<Code> {
 
 /// The command `unprotect`.
 pub fn unprotect(args: &UnprotectArgs) -> anyhow::Result<Code> {
-    tell(&args.run_dir, args.vm, Side::Primary, Request::Unprotect)
+    tell(&args.run_dir, args.vm, Side::Primary, &Request::Unprotect)
 }
 
-fn tell(run_dir: &Path, vm: Name, side: Side, request: Request) -> anyhow::Result<Code> {
-    match ask(&socket_path(run_dir, vm, side), request, PATIENCE)? {
+/// The command `image export`: the running standby writes it.
+pub fn export(args: &ExportArgs) -> anyhow::Result<Code> {
+    let dir = std::fs::canonicalize(&args.to).map_err(|e| {
+        ExitError::usage(format!("--to {}: {e}", args.to.display()))
+            .remedy("name a directory that is there, with room for the VM's memory")
+    })?;
+    tell(&args.run_dir, args.vm, Side::Standby, &Request::Export { dir })
+}
+
+fn tell(run_dir: &Path, vm: Name, side: Side, request: &Request) -> anyhow::Result<Code> {
+    let patience = if matches!(request, Request::Export { .. }) { EXPORT_PATIENCE } else { PATIENCE };
+    match ask(&socket_path(run_dir, vm, side), request.clone(), patience)? {
         Response::Done { message } => {
             let _ = writeln!(io::stdout(), "{message}");
             Ok(Code::Done)
@@ -282,8 +296,13 @@ fn tell(run_dir: &Path, vm: Name, side: Side, request: Request) -> anyhow::Resul
 /// The VM and the side of a control socket, by its file's name: see [`socket_path`].
 fn side_of(file_name: &str) -> Option<(Name, Side)> {
     let (vm, side) = file_name.strip_suffix(".sock")?.rsplit_once('.')?;
-    let side = [Side::Primary, Side::Standby].into_iter().find(|s| s.as_str() == side)?;
+    let side = [Side::Primary, Side::Standby, Side::Keeper].into_iter().find(|s| s.as_str() == side)?;
     Some((Name::new(vm).ok()?, side))
+}
+
+/// Whose control socket it is.
+pub(crate) fn side(path: &Path) -> Option<Side> {
+    path.file_name().and_then(|name| name.to_str()).and_then(side_of).map(|(_, side)| side)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@
 //! | the directory is empty, or an older one | likewise; an empty one makes another witness of it, which nodes have to accept |
 //! | bytes that are no request | closes that connection, logs |
 
+mod clients;
 mod operator;
 mod registrar;
 mod serve;
@@ -24,11 +25,12 @@ pub use store::OpenError;
 use crate::{
     arbiter::file::StoreError,
     config::WitnessConfig,
-    exit::{Code, ExitError},
+    exit::{Code, ExitError, listen_remedy},
     metrics,
     status::{ControlError, ControlSocket},
     wake::Wake,
 };
+use clients::{Clients, MAX_CLIENTS};
 use mc_core::{
     arbiter::{Arbiter, Limits},
     id::Name,
@@ -38,7 +40,6 @@ use rustix::{
     event::{PollFd, PollFlags, poll},
     rand::{GetRandomFlags, getrandom},
 };
-use serve::Clients;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use socket2::{Domain, Socket, Type};
 use std::{
@@ -189,7 +190,7 @@ fn bind(listen: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(listen), Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
     socket.bind(&listen.into())?;
-    socket.listen(i32::try_from(serve::MAX_CLIENTS).unwrap_or(i32::MAX))?;
+    socket.listen(i32::try_from(MAX_CLIENTS).unwrap_or(i32::MAX))?;
     socket.set_nonblocking(true)?;
     Ok(socket.into())
 }
@@ -227,7 +228,7 @@ pub fn run(config: &WitnessConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Room for [`serve::MAX_CLIENTS`] descriptors and a few more: the usual soft limit is just that number.
+/// Room for [`MAX_CLIENTS`] descriptors and a few more: the usual soft limit is just that number.
 fn raise_file_limit() {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
@@ -240,10 +241,7 @@ fn raise_file_limit() {
 /// Adds what to do.
 fn explain(error: &WitnessError) -> ExitError {
     let remedy = match error {
-        WitnessError::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
-            "another process listens there (`ss -ltnp` names it): stop it, or choose another --listen"
-        }
-        WitnessError::Listen { .. } => "--listen takes an address of this host and a port, such as 127.0.0.1:7400",
+        WitnessError::Listen { source, .. } => listen_remedy(source.kind()),
         WitnessError::State(OpenError::Locked { .. }) => {
             "one witness per directory: stop the other, or choose another --state"
         }

@@ -35,6 +35,7 @@ fn serve(dir: &Path, vm: &str, side: Side, role: &'static str, protected: bool) 
         Request::Keepalive | Request::KeepaliveSet(_) | Request::Set(_) | Request::Witness(_) => {
             Response::Refused { message: "not in this test".into(), remedy: None }
         }
+        Request::Export { dir } => Response::Done { message: format!("wrote into {}", dir.display()) },
         Request::Solo | Request::Unprotect | Request::Handover => {
             Response::Refused { message: "nothing waits for an operator".into(), remedy: Some("look at status".into()) }
         }
@@ -178,4 +179,17 @@ fn a_socket_that_speaks_something_else_is_named() {
     thread.join().unwrap();
     let (code, _, stderr) = run(dir.path(), &["status"]);
     assert!(code == 1 && stderr.contains("connecting"), "dead: {code} {stderr}");
+}
+
+#[test]
+fn an_export_is_asked_of_the_standby_with_a_whole_path() {
+    let dir = tempfile::tempdir().unwrap();
+    let _web = serve(dir.path(), "web", Side::Standby, "taking-over", false);
+    let (code, _, stderr) = run(dir.path(), &["image", "export", "--vm", "web", "--to", "/no/such/dir"]);
+    assert!(
+        code == 2 && stderr.contains("--to /no/such/dir: No such file") && stderr.contains("what to do"),
+        "{stderr}"
+    );
+    let (code, stdout, _) = run(dir.path(), &["image", "export", "--vm", "web", "--to", "/usr/../tmp"]);
+    assert_eq!((code, stdout.as_str()), (0, "wrote into /tmp\n"));
 }

@@ -2,7 +2,7 @@
 
 mod gate_common;
 
-use afterimage::gate::{GateError, HELD_LIMIT_MIN, Mode, NicGate, NicSpec, Options, TapPort};
+use afterimage::gate::{GateError, HELD_LIMIT_MIN, Mode, NicGate, NicParts, NicSpec, Options, TapPort};
 use gate_common::Qemu;
 use mc_core::{gate::OutputGate, id::Epoch};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -156,11 +156,23 @@ fn a_link_that_is_down_loses_frames_and_a_deleted_device_is_reported() {
         gate.poll().unwrap();
         assert_eq!(gate.stats().released_packets, 1);
 
+        gate.check_port(0).unwrap();
         assert!(ip("link del tap0"));
+        let gone = gate.check_port(0).unwrap_err().to_string();
+        assert!(gone.contains("the port behind NIC"), "found before a frame is lost: {gone}");
         let error = gate.poll().unwrap_err();
         assert!(error.to_string().contains("the port behind NIC"), "{error}");
         gate.poll().unwrap();
         assert_eq!(gate.wait_fds().count(), 1, "a dead device would wake us for ever");
+
+        // Made again, it is another device: the gate is joined to it, and the NIC never noticed.
+        assert!(ip("tuntap add dev tap0 mode tap") && gate.check_port(0).is_err());
+        gate.replace_port(0, Box::new(TapPort::open("tap0").unwrap()));
+        gate.check_port(0).unwrap();
+        assert!(ip("link set tap0 up"));
+        qemu.send(&udp_frame(9, b"out again"));
+        gate.poll().unwrap();
+        assert_eq!(gate.stats().released_packets, 2);
     });
 }
 
@@ -177,6 +189,69 @@ fn devices_that_cannot_be_opened_are_named_with_a_remedy() {
         assert!(said("lo").contains("must be a single-queue TAP"), "{}", said("lo"));
         let _first = TapPort::open("tap0").unwrap();
         assert!(said("tap0").contains("another process has it open"), "{}", said("tap0"));
+    });
+}
+
+#[test]
+fn another_process_carries_on_without_losing_a_frame_or_the_carrier() {
+    in_namespace(|| {
+        let (mut gate, mut qemu) = set_up();
+        let host = UdpSocket::bind("10.77.0.1:0").unwrap();
+        host.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let port = host.local_addr().unwrap().port();
+        gate.open().unwrap();
+        let whole = Qemu::wire(&udp_frame(port, b"cut in two"));
+        qemu.raw(&whole[..20]);
+        gate.poll().unwrap();
+        assert!(!gate.at_rest(), "half a frame is here");
+        assert!(gate.lend().all(|(stream, tap)| stream.is_none() && tap.is_some()), "such a connection stays");
+        qemu.raw(&whole[20..]);
+        gate.poll().unwrap();
+        assert!(gate.at_rest());
+        let mut buf = [0; 100];
+        assert_eq!(host.recv(&mut buf).unwrap(), 10);
+
+        let own = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().unwrap();
+        let spec = NicSpec { socket: qemu.path.clone(), tap: "tap0".into() };
+        let part = |(stream, tap): (Option<_>, Option<_>)| NicParts {
+            spec: spec.clone(),
+            stream: stream.map(own),
+            tap: tap.map(own),
+        };
+        let parts = gate.lend().map(part).collect();
+        qemu.send(&udp_frame(port, b"in between"));
+        let mut next =
+            NicGate::from_parts(parts, Options { held_limit_bytes: HELD_LIMIT_MIN, mode: Mode::Open }).unwrap();
+        gate.shut();
+        next.poll().unwrap();
+        assert_eq!(host.recv(&mut buf).unwrap(), 10);
+        assert_eq!(&buf[..10], b"in between");
+        let link = Command::new("ip").args(["link", "show", "tap0"]).output().unwrap().stdout;
+        assert!(String::from_utf8_lossy(&link).contains("LOWER_UP"), "a bridge would not have noticed");
+    });
+}
+
+#[test]
+fn what_was_lost_comes_back_but_not_from_a_stranger() {
+    in_namespace(|| {
+        let (mut gate, mut qemu) = set_up();
+        let specs = [NicSpec { socket: qemu.path.clone(), tap: "tap0".into() }];
+        assert!(ip("link del tap0"));
+        gate.poll().unwrap_err();
+        qemu.hang_up();
+        gate.poll().unwrap_err();
+        assert!(gate.mend(&specs, |_| true).unwrap_err().to_string().contains("TAP device tap0"));
+        qemu.accept();
+        assert!(gate.nics().all(|nic| nic.connected && !nic.port_works), "one does not wait for the other");
+        assert!(ip("tuntap add dev tap0 mode tap"));
+        gate.mend(&specs, |_| true).unwrap();
+        assert!(gate.nics().all(|nic| nic.connected && nic.port_works));
+        qemu.hang_up();
+        gate.poll().unwrap_err();
+        assert!(gate.mend(&specs, |_| false).unwrap_err().to_string().contains("another process than this VM's QEMU"));
+        assert!(gate.nics().all(|nic| !nic.connected));
+        gate.shut();
+        assert!(matches!(gate.mend(&specs, |_| true), Err(GateError::Shut)));
     });
 }
 

@@ -22,11 +22,11 @@ use std::{
     thread,
     time::Duration,
 };
-use transport_tcp::udp::UdpKeepalive;
+use transport_tcp::{reach::at_port, udp::UdpKeepalive};
 
 const SESSION: (Incarnation, BeatKey) = (Incarnation(9), BeatKey([1; 32]));
 const HANG: Duration = Duration::from_secs(30);
-const AT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const AT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// What becomes of a path.
 const FINE: u8 = 0;
@@ -76,7 +76,7 @@ impl PollableKeepalive for Fated {
 fn link() -> [UdpKeepalive; 2] {
     let ends = [(); 2].map(|()| UdpKeepalive::bind(AT).unwrap());
     let ports = [&ends[1], &ends[0]].map(|end| end.local_port().unwrap());
-    ends.iter().zip(ports).for_each(|(end, port)| end.connect(SocketAddr::new(AT, port)).unwrap());
+    ends.iter().zip(ports).for_each(|(end, port)| end.connect(at_port(AT, port)).unwrap());
     ends
 }
 

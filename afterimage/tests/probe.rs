@@ -10,7 +10,7 @@ use std::{
     process::{Child, Command, Stdio},
     thread,
 };
-use transport_tcp::session::{Listener, SessionError, SessionOptions, connect};
+use transport_tcp::session::{Call, Listener, SessionError, SessionOptions};
 
 /// Ends with the test.
 struct Serving(Child, SocketAddr);
@@ -179,12 +179,15 @@ fn a_primary_that_finds_a_server_is_told_what_it_found() {
         desired_tx_us: 10_000,
         required_rx_us: 10_000,
     };
-    let to = serving.1.to_string();
-    let answer = connect(&to, &hello, b"{}", None, &SessionOptions::default());
+    let connect = |hello: &Hello, words: &[u8]| {
+        let call = Call::connect("serve", &[serving.1], None, &SessionOptions::default())?;
+        call.shake_hands(hello, words, None)
+    };
+    let answer = connect(&hello, b"{}");
     assert!(matches!(&answer, Err(SessionError::Refused { why, .. }) if why.contains("only measures")), "{answer:?}");
     // And a probe's words that are none.
     let hello = Hello { vm: Name::new("keepalive-probe").unwrap(), ..hello };
-    let answer = connect(&to, &hello, b"{\"kind\":\"vm\"}", None, &SessionOptions::default());
+    let answer = connect(&hello, b"{\"kind\":\"vm\"}");
     assert!(
         matches!(&answer, Err(SessionError::Refused { why, .. }) if why.contains("no `afterimage keepalive`")),
         "{answer:?}"

@@ -96,6 +96,7 @@ fn standby_config(dir: &Path, blocks: &[RamBlock]) -> (StandbyConfig, PathBuf, B
     fs::create_dir_all(&run_dir).unwrap();
     let ram_file = run_dir.join("ram");
     let main_ram = blocks[usize::from(main.0)].clone();
+    fs::File::create(&ram_file).unwrap().set_len(main_ram.used_length).unwrap();
     (StandbyConfig { argv, run_dir, ram_file, main_ram }, serial, main)
 }
 
@@ -350,10 +351,8 @@ fn a_standby_that_cannot_start_says_why() {
     assert!(matches!(option, StandbyError::Exited { .. }) && option.to_string().contains("nonsense"), "{option}");
     let program = wrong(&|config| config.argv[0] = "/nonexistent/qemu".into());
     assert!(program.to_string().contains("/nonexistent/qemu"), "{program}");
-    let incoming = wrong(&|config| config.argv.extend(["-incoming".into(), "defer".into()]));
-    assert!(matches!(incoming, StandbyError::Argument { .. }), "{incoming}");
-    let backend = wrong(&|config| config.argv.extend(["-machine".into(), "pc,memory-backend=x".into()]));
-    assert!(matches!(backend, StandbyError::Argument { .. }), "{backend}");
+    let snapshot = wrong(&|config| config.argv.extend(["-loadvm".into(), "x".into()]));
+    assert!(matches!(snapshot, StandbyError::Argument { .. }), "{snapshot}");
     assert!(matches!(wrong(&|config| config.argv.clear()), StandbyError::NoCommand));
     fs::write(&config.ram_file, "short").unwrap();
     assert!(matches!(wrong(&|_| {}), StandbyError::RamFile { found: 5, expected: 0x100_2000, .. }));

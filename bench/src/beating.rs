@@ -24,9 +24,9 @@ use std::{
     time::Duration,
 };
 use transport_rdma::ud::{UdAddress, UdKeepalive, UdOptions, qkey_of};
-use transport_tcp::udp::UdpKeepalive;
+use transport_tcp::{reach::at_port, udp::UdpKeepalive};
 
-const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 /// How long an end waits before it looks whether it shall end.
 const GLANCE: Duration = Duration::from_millis(20);
 /// How long echoes of the last beats are waited for.
@@ -82,7 +82,7 @@ impl End {
     /// It is of another kind, or cannot be reached.
     pub fn meet(&mut self, other: Address) -> Result<()> {
         match (self, other) {
-            (Self::Udp(end), Address::Udp(port)) => end.connect(SocketAddr::new(LOOPBACK, port))?,
+            (Self::Udp(end), Address::Udp(port)) => end.connect(at_port(LOOPBACK, port))?,
             (Self::Ud(end), Address::Ud(member)) => end.add_member(member)?,
             (end, other) => bail!("{end:?} cannot reach {other:?}"),
         }

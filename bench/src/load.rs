@@ -263,8 +263,12 @@ impl Load<'_> {
             any = true;
         }
         if self.commit_left {
-            let body =
-                Body::Commit { slabs: u32::try_from(self.stock.slabs)?, bytes: self.stock.wire_bytes, device_bytes: 0 };
+            let body = Body::Commit {
+                slabs: u32::try_from(self.stock.slabs)?,
+                bytes: self.stock.wire_bytes,
+                device_bytes: 0,
+                held: true,
+            };
             let (incarnation, generation, epoch) = (self.incarnation, Generation(1), Epoch(self.epoch));
             self.commit_left = !self.submit(Op::Send(Control { incarnation, generation, epoch, body }))?;
             any |= !self.commit_left;

@@ -17,6 +17,9 @@
  *   ms=N            pause between rounds (default 100)
  *   every=N         print CNT every N rounds (default 1)
  *
+ * An initramfs with a Redis in it (/usr/bin/redis-server) runs that in place of the
+ * service: port 6379, nothing on disk. READY comes when it takes connections.
+ *
  * There is nothing else: no shell, no daemon, no timer. An idle guest writes to
  * hardly any memory. If this program fails, the kernel panics (it is process 1),
  * and with `panic=-1` and QEMU's -no-reboot, QEMU exits: a test cannot miss it.
@@ -41,6 +44,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -110,6 +114,18 @@ static void set_address(int control, unsigned long request, struct ifreq *eth0, 
         fail(ip);
 }
 
+/* Programs that are not ours expect it. */
+static void set_up_loopback(int control)
+{
+    struct ifreq lo = {.ifr_name = "lo"};
+
+    if (ioctl(control, SIOCGIFFLAGS, &lo))
+        fail("lo");
+    lo.ifr_flags |= IFF_UP;
+    if (ioctl(control, SIOCSIFFLAGS, &lo))
+        fail("lo up");
+}
+
 static void set_up_network(const char *address_and_length)
 {
     struct ifreq eth0 = {.ifr_name = "eth0"};
@@ -118,6 +134,7 @@ static void set_up_network(const char *address_and_length)
     unsigned length = slash ? (unsigned)atoi(slash + 1) : 24;
     char mask[INET_ADDRSTRLEN];
 
+    set_up_loopback(control);
     if (ioctl(control, SIOCGIFINDEX, &eth0)) {
         say("no eth0\n"); /* a machine without a NIC is allowed */
         close(control);
@@ -277,6 +294,42 @@ static _Noreturn void serve(int listener)
     }
 }
 
+/* ----------------------------------------------------------------- redis */
+
+static const char *const redis[] = {
+    "/usr/bin/redis-server", "--port", "6379", "--bind", "0.0.0.0", "--protected-mode", "no",
+    "--save", "", "--appendonly", "no", "--loglevel", "warning", NULL};
+
+/* Start it, and come back when it takes connections. */
+static pid_t start_redis(void)
+{
+    struct sockaddr_in here = {.sin_family = AF_INET, .sin_port = htons(6379),
+                               .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    struct timespec moment = {0, 10 * 1000000};
+    pid_t child;
+
+    mkdir("/dev", 0755);
+    if (mount("dev", "/dev", "devtmpfs", 0, NULL) && errno != EBUSY)
+        fail("/dev");
+    child = fork();
+    if (child < 0)
+        fail("fork");
+    if (!child) {
+        execv(redis[0], (char *const *)redis);
+        fail(redis[0]);
+    }
+    for (;; nanosleep(&moment, NULL)) {
+        int client = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        int refused = connect(client, (struct sockaddr *)&here, sizeof here);
+
+        close(client);
+        if (!refused)
+            return child;
+        if (waitpid(child, NULL, WNOHANG))
+            fail("redis-server ended");
+    }
+}
+
 int main(void)
 {
     static char command_line[4096];
@@ -292,7 +345,8 @@ int main(void)
 
     load_modules();
     set_up_network(option(command_line, "ip", "10.77.0.10/24"));
-    int listener = open_service();
+    int has_redis = !access(redis[0], X_OK), listener = has_redis ? -1 : open_service();
+    pid_t child = has_redis ? start_redis() : 0;
 
     churn.pages = strtoul(option(command_line, "np", "0"), NULL, 10);
     churn.pause_ms = strtoul(option(command_line, "ms", "100"), NULL, 10);
@@ -303,5 +357,9 @@ int main(void)
     say("READY\n");
     if (churn.pages && pthread_create(&thread, NULL, churn_pages, NULL))
         fail("thread");
-    serve(listener);
+    if (!has_redis)
+        serve(listener);
+    while (waitpid(child, NULL, 0) != child && errno == EINTR)
+        ;
+    fail("redis-server ended");
 }

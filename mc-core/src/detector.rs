@@ -33,14 +33,19 @@
 //!
 //! Beats with an older or equal sequence (duplicates, late ones, replays, the same one by a second path), of other
 //! incarnations or members, and our own are counted and change nothing: gaps and round trips are those of first arrivals.
+//!
+//! Nobody should rely on a detector that was never seen to work: [`Detector::proof`] (`proof.rs`) says whether beats have gone
+//! both ways without a gap, and [`Action::Proven`] when they first have.
 
 mod config;
 mod group;
+mod proof;
 mod report;
 mod timing;
 
 pub use config::{Config, MAX_INTERVAL, MIN_INTERVAL, MIN_STARTUP, ParameterError, Parameters};
 pub use group::{Group, GroupAction};
+pub use proof::Proof;
 pub use report::{Action, Event, State, Stats, Suspicion};
 pub use timing::jittered;
 
@@ -53,7 +58,7 @@ use std::{collections::VecDeque, mem::discriminant, time::Duration};
 use timing::Timing;
 
 /// Kinds of [`Action`]; the queue holds at most one of each.
-const ACTION_KINDS: usize = 6;
+const ACTION_KINDS: usize = 7;
 
 /// How much of the peer's silence is our own fault.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -85,6 +90,7 @@ pub struct Detector {
     sequence: u64,
     last_sent_at: u64,
     committed: (Generation, Epoch),
+    proof: proof::Tracker,
     stats: Stats,
     actions: VecDeque<Action>,
 }
@@ -107,6 +113,7 @@ impl Detector {
             sequence: 0,
             last_sent_at: 0,
             committed: Default::default(),
+            proof: proof::Tracker::default(),
             stats: Stats::default(),
             actions: VecDeque::with_capacity(ACTION_KINDS),
         }
@@ -179,6 +186,28 @@ impl Detector {
     #[must_use]
     pub fn detection_time(&self) -> Duration {
         self.peer().map_or(self.config.startup_limit(), |peer| self.timing.detection_time(peer))
+    }
+
+    /// Whether beats are seen to go both ways at `now`, and what was seen of them.
+    #[must_use]
+    pub fn proof(&self, now: Time) -> Proof {
+        Proof {
+            proven: self.proof.proven(now, self.measure()),
+            heard: self.stats.received,
+            echoed: self.proof.echoed(),
+            accused: self.accused(),
+        }
+    }
+
+    fn accused(&self) -> bool {
+        self.peer.is_some_and(|peer| peer.state == BeatState::Suspect)
+    }
+
+    /// What the proof takes: see its module.
+    fn measure(&self) -> proof::Measure {
+        let (theirs, ours) = (self.detection_time(), self.patience());
+        let multiplier = self.peer.map_or(0, |peer| peer.detect_multiplier).max(self.parameters().multiplier);
+        proof::Measure { limit: theirs + ours, span: theirs.max(ours), echoes: multiplier.into() }
     }
 
     /// One of each kind at most: a driver that does not drain the queue finds the newest.
@@ -264,12 +293,25 @@ impl Detector {
         self.overdue = 0;
         self.discount = Discount::default();
         self.timing.beat_arrived(&beat);
+        self.prove(now, beat.echo);
         if beat.poll && beat.for_both {
             self.timing.proposed(&beat, self.config.member < beat.member);
         }
         self.hurry(now);
         if beat.poll {
             self.send(now, true);
+        }
+    }
+
+    /// A beat of the peer came: does it say that ours arrive?
+    fn prove(&mut self, now: Time, echo: u64) {
+        let measure = self.measure();
+        self.proof.heard(now, echo, self.last_sent_at, measure);
+        if self.accused() || self.state == State::Suspect {
+            self.proof.broken();
+        }
+        if self.proof.news(now, measure) {
+            self.push(Action::Proven);
         }
     }
 
@@ -323,6 +365,7 @@ impl Detector {
         }
         if silence >= self.detection_time() {
             self.state = State::Suspect;
+            self.proof.broken();
             let (silent_for, missed) = (now.since(self.heard), self.overdue);
             self.push(Action::Suspect(Suspicion { silent_for, missed, detection_time: self.detection_time() }));
         }

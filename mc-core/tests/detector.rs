@@ -499,3 +499,91 @@ fn the_same_beat_by_a_second_path_changes_nothing() {
     assert_eq!((doubled.duplicates, single.duplicates), (12, 0));
     assert_eq!((doubled.received, doubled.foreign, doubled.missed), (single.received, 0, single.missed));
 }
+
+impl Bench {
+    /// The peer echoes our newest beat.
+    fn hear_echo(&mut self) {
+        let echo = self.sent().last().map_or(0, |beat| beat.sent_at);
+        let beat = Beat { echo, ..self.beat() };
+        self.event(Event::BeatReceived(beat));
+    }
+
+    /// Beats both ways for `n` intervals.
+    fn exchange(&mut self, n: usize) {
+        for _ in 0..n {
+            self.run(ms(10));
+            self.hear_echo();
+        }
+    }
+
+    fn said_proven(&self) -> usize {
+        self.asked.iter().filter(|action| **action == Action::Proven).count()
+    }
+}
+
+#[test]
+fn beats_both_ways_for_k_intervals_are_a_proof() {
+    let mut bench = Bench::new(None);
+    bench.exchange(5);
+    assert_eq!(
+        (bench.said_proven(), bench.detector.proof(bench.now).proven),
+        (0, false),
+        "four echoes after the first"
+    );
+    bench.exchange(1);
+    let proof = bench.detector.proof(bench.now);
+    assert_eq!((bench.said_proven(), proof.proven, proof.heard, proof.echoed), (1, true, 6, 6));
+    bench.exchange(50);
+    assert_eq!(bench.said_proven(), 1, "said once");
+}
+
+#[test]
+fn hearing_without_being_heard_is_no_proof() {
+    let mut bench = Bench::new(None);
+    for _ in 0..100 {
+        bench.run(ms(10));
+        bench.hear();
+    }
+    let proof = bench.detector.proof(bench.now);
+    assert_eq!((bench.said_proven(), proof.proven, proof.heard, proof.echoed), (0, false, 100, 0));
+    // An echo that does not advance tells of one beat that arrived once; one of the future tells nothing.
+    for _ in 0..100 {
+        bench.run(ms(10));
+        let first = bench.sent()[0].sent_at;
+        let same = Beat { echo: first, ..bench.beat() };
+        let future = Beat { echo: u64::MAX, ..bench.beat() };
+        bench.event(Event::BeatReceived(same));
+        bench.event(Event::BeatReceived(future));
+    }
+    assert_eq!((bench.said_proven(), bench.detector.proof(bench.now).echoed), (0, 1));
+}
+
+#[test]
+fn a_gap_or_an_accusation_takes_the_proof_back() {
+    let mut bench = Bench::new(None);
+    bench.exchange(3);
+    bench.stall(ms(101));
+    bench.hear_echo();
+    bench.exchange(4);
+    assert!(!bench.detector.proof(bench.now).proven, "the run began anew after the gap");
+    bench.exchange(2);
+    assert!(bench.detector.proof(bench.now).proven);
+    assert!(!bench.detector.proof(bench.now.after(ms(101))).proven, "no echo within both detection times");
+
+    let echo = bench.sent().last().map_or(0, |beat| beat.sent_at);
+    let accusing = Beat { echo, state: BeatState::Suspect, ..bench.beat() };
+    bench.event(Event::BeatReceived(accusing));
+    let proof = bench.detector.proof(bench.now);
+    assert!(proof.accused && !proof.proven, "{proof:?}");
+}
+
+#[test]
+fn a_suspicion_takes_the_proof_back_for_good() {
+    let mut bench = Bench::new(None);
+    bench.exchange(10);
+    assert!(bench.detector.proof(bench.now).proven);
+    bench.run(ms(60));
+    assert!(bench.suspicion().is_some() && !bench.detector.proof(bench.now).proven);
+    bench.exchange(20);
+    assert!(!bench.detector.proof(bench.now).proven);
+}

@@ -20,6 +20,9 @@ use std::{
 /// The NIC's address, of every guest.
 pub const MAC: &str = "52:54:00:00:00:0a";
 
+/// The network of the second NIC of a guest that has one.
+pub const USER_NIC: &str = "n1";
+
 /// Which guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Kind {
@@ -27,6 +30,8 @@ pub enum Kind {
     Tiny,
     /// The distribution's kernel and one program; a counter over TCP.
     Linux,
+    /// The same kernel, and the distribution's Redis.
+    Redis,
 }
 
 impl Kind {
@@ -36,6 +41,7 @@ impl Kind {
         match self {
             Self::Tiny => "tiny",
             Self::Linux => "linux",
+            Self::Redis => "redis",
         }
     }
 
@@ -45,13 +51,14 @@ impl Kind {
         match self {
             Self::Tiny => 7777,
             Self::Linux => 7000,
+            Self::Redis => 6379,
         }
     }
 
     /// How long it may take to boot, at the worst.
     #[must_use]
     pub fn boot_patience(self) -> Duration {
-        Duration::from_secs(if self == Self::Tiny { 10 } else { 120 })
+        Duration::from_secs(if self == Self::Tiny { 60 } else { 300 })
     }
 }
 
@@ -90,6 +97,7 @@ impl Images {
         let needed: &[&str] = match kind {
             Kind::Tiny => &["tiny.bin", "tcgshim.so"],
             Kind::Linux => &["vmlinuz", "initrd", "tcgshim.so"],
+            Kind::Redis => &["vmlinuz", "initrd-redis", "tcgshim.so"],
         };
         needed.iter().try_for_each(|name| prerequisite::file(&dir.join(name), "scripts/guests builds it"))?;
         Ok(Self { dir: dir.canonicalize().with_context(|| dir.display().to_string())? })
@@ -131,6 +139,12 @@ impl VmPaths {
         self.dir.join("nic.sock")
     }
 
+    /// All sockets of its QEMU.
+    #[must_use]
+    pub fn sockets(&self) -> [PathBuf; 3] {
+        [self.qmp(), self.observer(), self.nic()]
+    }
+
     /// What the guest prints.
     #[must_use]
     pub fn serial(&self) -> PathBuf {
@@ -145,8 +159,10 @@ pub struct Guest {
     pub kind: Kind,
     /// On what.
     pub accel: Accel,
-    /// Pages that the Linux guest rewrites every 100 ms.
+    /// Pages that the Linux guests rewrite every 100 ms.
     pub pages: u32,
+    /// It has a second NIC, whose packets go out by a way of QEMU's own.
+    has_user_nic: bool,
     /// The tiny guest's: 64 pages, a hundred times a second, unless another was asked for.
     memory: Memory,
     images: Images,
@@ -176,7 +192,7 @@ impl Guest {
     /// [`Missing`]: an accelerator was asked for that does not boot it.
     pub fn new(kind: Kind, accel: Option<Accel>, pages: u32, images: Images) -> Result<Self> {
         let memory = Memory { ram_kib: TINY_RAM_KIB, program: None };
-        let mut guest = Self { kind, accel: Accel::Kvm, pages, memory, images };
+        let mut guest = Self { kind, accel: Accel::Kvm, pages, has_user_nic: false, memory, images };
         if accel == Some(Accel::Tcg) || !guest.boots()? {
             if accel == Some(Accel::Kvm) {
                 let what = format!("KVM does not boot the {} guest on this machine", kind.name());
@@ -193,10 +209,16 @@ impl Guest {
     /// # Errors
     /// Tiny: they do not fit its RAM, or the copy cannot be made.
     pub fn rewriting(&self, pages: u32, dir: &Path) -> Result<Self> {
-        if self.kind == Kind::Linux {
+        if self.kind != Kind::Tiny {
             return Ok(Self { pages, ..self.clone() });
         }
         self.tiny(TINY_RAM_KIB, pages, 0, dir)
+    }
+
+    /// The same guest with a second NIC, which is none of the product's: its packets leave by QEMU's `user` network.
+    #[must_use]
+    pub fn with_user_nic(self) -> Self {
+        Self { has_user_nic: true, ..self }
     }
 
     /// A tiny guest with so much RAM (and 8 KiB), all of it written: nobody who copies it finds zero pages to skip. It
@@ -256,8 +278,8 @@ impl Guest {
             .spawn()
             .context("qemu-system-x86_64")?;
         let (sign, patience) = match self.kind {
-            Kind::Tiny => ("CNT ", Duration::from_secs(2)),
-            Kind::Linux => ("no eth0", Duration::from_secs(10)),
+            Kind::Tiny => ("CNT ", Duration::from_secs(10)),
+            Kind::Linux | Kind::Redis => ("no eth0", Duration::from_secs(10)),
         };
         let mut booted = false;
         let answer = timeline::poll(patience, || {
@@ -281,11 +303,12 @@ impl Guest {
                 let program = self.memory.program.clone().unwrap_or_else(|| self.images.path("tiny.bin"));
                 line.flag("-m", format!("{}K", self.memory.ram_kib)).flag("-bios", program)
             }
-            Kind::Linux => {
+            Kind::Linux | Kind::Redis => {
+                let initrd = if self.kind == Kind::Linux { "initrd" } else { "initrd-redis" };
                 let append = format!("console=ttyS0 quiet panic=-1 nokaslr no_timer_check np={} ms=100", self.pages);
                 line.args(["-m", "131080K"])
                     .flag("-kernel", self.images.path("vmlinuz"))
-                    .flag("-initrd", self.images.path("initrd"))
+                    .flag("-initrd", self.images.path(initrd))
                     .flag("-append", append)
             }
         }
@@ -294,14 +317,20 @@ impl Guest {
     /// A stock QEMU, as a standby's sidecar wants it: without a monitor for the product.
     #[must_use]
     pub fn qemu(&self, paths: &VmPaths) -> Line {
-        let device = match self.kind {
-            Kind::Tiny => format!("ne2k_isa,netdev=n0,iobase=0x300,irq=9,mac={MAC}"),
-            Kind::Linux => format!("virtio-net-pci,netdev=n0,mac={MAC},romfile="),
+        let (first, second) = match self.kind {
+            Kind::Tiny => ("ne2k_isa,iobase=0x300,irq=9", "ne2k_isa,iobase=0x320,irq=5"),
+            Kind::Linux | Kind::Redis => ("virtio-net-pci,romfile=", "virtio-net-pci,romfile="),
         };
-        self.machine(&paths.serial())
+        let line = self
+            .machine(&paths.serial())
             .flag("-netdev", format!("stream,id=n0,server=on,addr.type=unix,addr.path={}", paths.nic().display()))
-            .flag("-device", device)
-            .flag("-qmp", monitor(&paths.observer()))
+            .flag("-device", format!("{first},netdev=n0,mac={MAC}"))
+            .flag("-qmp", monitor(&paths.observer()));
+        if !self.has_user_nic {
+            return line;
+        }
+        line.flag("-netdev", format!("user,id={USER_NIC},restrict=on"))
+            .flag("-device", format!("{second},netdev={USER_NIC}"))
     }
 
     /// The same as a primary: with that monitor, and under TCG with the preload library.
@@ -331,7 +360,8 @@ mod tests {
     fn tiny(dir: &Path) -> Guest {
         std::fs::write(dir.join("tiny.bin"), [b"TINYGUEST 1".as_slice(), &[0xff; 64]].concat()).unwrap();
         let memory = Memory { ram_kib: TINY_RAM_KIB, program: None };
-        Guest { kind: Kind::Tiny, accel: Accel::Kvm, pages: 64, memory, images: Images { dir: dir.to_owned() } }
+        let images = Images { dir: dir.to_owned() };
+        Guest { kind: Kind::Tiny, accel: Accel::Kvm, pages: 64, has_user_nic: false, memory, images }
     }
 
     #[test]

@@ -79,11 +79,15 @@ pub trait Host: Debug {
     /// There is none, or the host is dead.
     fn read(&self, path: &Path) -> Result<Vec<u8>>;
 
-    /// Whether the VM behind this monitor executes now. A dead host executes nothing.
+    /// Whether the VM behind this monitor executes: a VM that is seen to within `patience` does, and it is looked at several
+    /// times in any case, because a pause is no end. A dead host executes nothing.
     ///
     /// # Errors
     /// There is a QEMU that does not answer.
-    fn executes(&self, monitor: &Path) -> Result<bool>;
+    fn executes(&self, monitor: &Path, patience: Duration) -> Result<bool>;
+
+    /// The processes of this machine that are QEMUs there; none where the host has processes of its own.
+    fn qemus(&self) -> Vec<u32>;
 
     /// Stops everything there, as a host does whose hypervisor stalls.
     ///
@@ -115,19 +119,38 @@ pub trait Host: Debug {
     /// There is none, or this kind of host cannot.
     fn kill_data_path(&self, protect: u32) -> Result<()>;
 
+    /// Runs a program to its end.
+    ///
+    /// # Errors
+    /// The host cannot be reached. How the program ends is part of the answer.
+    fn ask(&self, line: &Line) -> Result<Answer> {
+        let output = self.command(line).stdin(Stdio::null()).output();
+        let output = output.with_context(|| format!("{} on {}", line.0[0].display(), self.name()))?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok(Answer { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) })
+    }
+
     /// Runs a program to its end, and gives its output.
     ///
     /// # Errors
     /// It fails; the message has what it said.
     fn run(&self, program: &str, args: &[&str]) -> Result<String> {
-        let line = Line::new(program).args(args);
-        let output = self.command(&line).stdin(Stdio::null()).output();
-        let output = output.with_context(|| format!("{program} on {}", self.name()))?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        let failed = || format!("{program} {} on {}: {} {}", args.join(" "), self.name(), output.status, said.trim());
-        ensure!(output.status.success(), failed());
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        let answer = self.ask(&Line::new(program).args(args))?;
+        let what = || format!("{program} {} on {}", args.join(" "), self.name());
+        ensure!(answer.code == Some(0), "{}: exit code {:?} {}", what(), answer.code, answer.err.trim());
+        Ok(answer.out)
     }
+}
+
+/// How a program ended, and what it said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answer {
+    /// Its exit code; None if a signal ended it.
+    pub code: Option<i32>,
+    /// Standard output.
+    pub out: String,
+    /// Standard error.
+    pub err: String,
 }
 
 /// Something that was prepared ahead, so that it takes no time when it is done.
@@ -155,6 +178,13 @@ pub trait Topology: Debug {
     /// # Errors
     /// These hosts have no RDMA, or it cannot be prepared.
     fn prepare_rdma_cut(&self) -> Result<Blow<'_>>;
+
+    /// From here on datagrams that come to this host over the replication link get lost, and nobody is told; all else goes on.
+    /// Until [`Topology::restore`].
+    ///
+    /// # Errors
+    /// These hosts have no way to do that.
+    fn mute_datagrams(&self, place: Place) -> Result<()>;
 
     /// All links work, and dead hosts are back. What runs on the others goes on.
     ///

@@ -162,13 +162,18 @@ impl hosts::Host for Vm {
         verb(&["exec", self.name, "cat", &path.to_string_lossy()]).map(String::into_bytes)
     }
 
-    fn executes(&self, monitor: &Path) -> Result<bool> {
+    fn executes(&self, monitor: &Path, patience: Duration) -> Result<bool> {
         if self.dead.get() {
             return Ok(false);
         }
         let rig = std::env::current_exe().context("own path")?;
-        let answer = self.run(&rig.to_string_lossy(), &["executes", "--monitor", &monitor.to_string_lossy()])?;
-        Ok(answer.trim() == "true")
+        let (monitor, patience) = (monitor.to_string_lossy(), format!("{}ms", patience.as_millis()));
+        let args = ["executes", "--monitor", &monitor, "--patience", &patience];
+        Ok(self.run(&rig.to_string_lossy(), &args)?.trim() == "true")
+    }
+
+    fn qemus(&self) -> Vec<u32> {
+        Vec::new()
     }
 
     fn freeze(&self) -> Result<()> {
@@ -278,6 +283,10 @@ impl hosts::Topology for Pair {
     fn prepare_rdma_cut(&self) -> Result<Blow<'_>> {
         // RoCE v2's port (IANA).
         Ok(Box::new(|| verb(&["link", "both", "port=4791", "cut=1"]).map(drop)))
+    }
+
+    fn mute_datagrams(&self, _place: Place) -> Result<()> {
+        Err(Missing::error("the lab does not tell datagrams from other traffic", "Use --hosts netns"))
     }
 
     fn restore(&self) -> Result<()> {

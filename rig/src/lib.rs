@@ -6,6 +6,7 @@
 //! | [`netns`] | hosts made of network namespaces |
 //! | [`lab`] | hosts that are virtual machines with RDMA devices, made by `scripts/lab pair` |
 //! | [`process`] | processes on such a host, their events and logs |
+//! | [`metronome`] | whether this machine kept time |
 //! | [`monitor`] | a QEMU monitor that is held: commands, events, pauses |
 //! | [`guest`] | QEMU's command lines, and which accelerator boots which guest here |
 //! | [`plug`] | the NIC of a VM that nobody protects yet: carries frames between QEMU and a TAP device |
@@ -23,6 +24,7 @@ pub mod demo;
 pub mod guest;
 pub mod hosts;
 pub mod lab;
+pub mod metronome;
 pub mod monitor;
 pub mod netns;
 pub mod plug;

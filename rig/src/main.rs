@@ -8,7 +8,7 @@ use rig::{
     guest::Kind,
     netns, plug,
     prerequisite::{self, Missing},
-    qmp,
+    qmp, sys,
 };
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -59,7 +59,18 @@ enum Command {
         /// QEMU's monitor
         #[arg(long)]
         monitor: PathBuf,
+        /// How long to wait until it does
+        #[arg(long, value_parser = parse_time, default_value = "0s")]
+        patience: Duration,
     },
+    /// Hold one thread of a process until standard input ends (used by `demo`)
+    Hold {
+        /// Its thread id
+        #[arg(long)]
+        thread: u32,
+    },
+    /// Keep a processor busy until standard input ends (used by `demo --busy`)
+    Busy,
     /// Remove network namespaces, and what runs in them, that a killed rig left behind
     Clean,
 }
@@ -84,8 +95,22 @@ fn dispatch(command: Command) -> Result<bool> {
             Ok(!summary.stuck)
         }
         Command::Plug { socket, tap } => plug::run(&socket, &tap).map(|()| true),
-        Command::Executes { monitor } => {
-            println!("{}", qmp::executes(&monitor)?);
+        Command::Executes { monitor, patience } => {
+            println!("{}", qmp::executes(&monitor, patience)?);
+            Ok(true)
+        }
+        Command::Hold { thread } => {
+            let held = sys::hold_thread(thread)?;
+            println!("{}", serde_json::json!({ "event": "held", "thread": thread }));
+            std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink())?;
+            drop(held);
+            Ok(true)
+        }
+        Command::Busy => {
+            let stop = Stop::at_end_of_stdin();
+            while !stop.is_stopped() {
+                std::hint::black_box((0..1 << 20).sum::<u64>());
+            }
             Ok(true)
         }
         Command::Clean => {

@@ -11,6 +11,8 @@ use std::{
 
 /// Longest line that is accepted.
 const LINE_MAX: u64 = 1024 * 1024;
+/// How long a QEMU that is there may take to answer.
+const ANSWER: Duration = Duration::from_secs(30);
 
 /// The VM's run state (`running`, `colo`, `inmigrate`, `paused`, ...); None if there is no QEMU behind `socket`.
 ///
@@ -26,17 +28,21 @@ pub fn run_state(socket: &Path, patience: Duration) -> Result<Option<String>> {
     answer.with_context(|| format!("QEMU on {}", socket.display()))
 }
 
-/// Whether the VM behind `socket` executes now. It is asked several times: a pause is no end.
+/// Whether the VM behind `socket` is seen to execute within `patience`. It is asked several times in any case: a pause is no
+/// end. No QEMU: it does not.
 ///
 /// # Errors
 /// There is a QEMU that does not answer.
-pub fn executes(socket: &Path) -> Result<bool> {
-    for _ in 0..20 {
-        match run_state(socket, Duration::from_secs(5))? {
+pub fn executes(socket: &Path, patience: Duration) -> Result<bool> {
+    let start = Instant::now();
+    let mut times = 0;
+    while times < 20 || start.elapsed() < patience {
+        match run_state(socket, ANSWER)? {
             None => return Ok(false),
             Some(state) if state == "running" => return Ok(true),
             Some(_) => std::thread::sleep(Duration::from_millis(10)),
         }
+        times += 1;
     }
     Ok(false)
 }

@@ -19,7 +19,7 @@ impl Serial {
     pub fn parse(kind: Kind, text: &str) -> Self {
         match kind {
             Kind::Tiny => Self::parse_tiny(text),
-            Kind::Linux => Self::parse_linux(text),
+            Kind::Linux | Kind::Redis => Self::parse_linux(text),
         }
     }
 

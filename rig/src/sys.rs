@@ -1,9 +1,12 @@
-//! The rig's only unsafe code: a TAP device by its name, and two signals that ask the rig to clean up and leave.
+//! The rig's only unsafe code: a TAP device by its name, two signals that ask the rig to clean up and leave, and a thread of
+//! another process that is held.
 
 use anyhow::{Context, Result, ensure};
 use std::{
     fs::File,
+    marker::PhantomData,
     os::fd::AsRawFd,
+    ptr::null_mut,
     sync::atomic::{AtomicBool, Ordering},
 };
 
@@ -64,4 +67,43 @@ pub fn open_tap(name: &str) -> Result<File> {
     let status = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
     ensure!(status == 0, "TAP device '{name}': {}", std::io::Error::last_os_error());
     Ok(file)
+}
+
+/// A thread of another process that stands still, as one does that waits for a disk for ever. Dropped, or when this process
+/// ends: it goes on. (Tracing belongs to a thread: this must be dropped where it was made.)
+#[derive(Debug)]
+pub struct Held {
+    thread: libc::pid_t,
+    _not_send: PhantomData<*const ()>,
+}
+
+/// Stops the thread `thread`, and no other of its process.
+///
+/// # Errors
+/// There is no such thread, or somebody traces it already.
+pub fn hold_thread(thread: u32) -> Result<Held> {
+    let thread = libc::pid_t::try_from(thread).context("thread id")?;
+    trace(libc::PTRACE_SEIZE, thread)?;
+    let held = Held { thread, _not_send: PhantomData };
+    trace(libc::PTRACE_INTERRUPT, thread)?;
+    let mut status = 0;
+    // SAFETY: `status` is an int that lives until the call returns.
+    let waited = unsafe { libc::waitpid(thread, &raw mut status, libc::__WALL) };
+    ensure!(waited == thread, "thread {thread} did not stop: {}", std::io::Error::last_os_error());
+    ensure!(libc::WIFSTOPPED(status), "thread {thread} ended");
+    Ok(held)
+}
+
+fn trace(request: libc::c_uint, thread: libc::pid_t) -> Result<()> {
+    // SAFETY: seizing, interrupting and detaching read and write no memory of this process; they take no address and no data.
+    let status = unsafe { libc::ptrace(request, thread, null_mut::<libc::c_void>(), null_mut::<libc::c_void>()) };
+    ensure!(status == 0, "thread {thread}: {}", std::io::Error::last_os_error());
+    Ok(())
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // (A thread that has died meanwhile is nobody's.)
+        let _ = trace(libc::PTRACE_DETACH, self.thread);
+    }
 }

@@ -180,3 +180,97 @@ fn nobody_there() {
     let error = client::run(&plan, &Stop::default(), &mut Vec::new()).unwrap_err();
     assert!(error.to_string().contains(&unused.to_string()), "{error}");
 }
+
+/// A Redis of two keys, which `meddle` may change before each pair of writes. It stops the client after `count` pairs.
+struct Redis {
+    list: Vec<u64>,
+    counter: u64,
+}
+
+fn redis(count: u64, meddle: impl Fn(u64, &mut Redis) + Send + 'static) -> (Summary, Vec<Value>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let stop = Stop::default();
+    let enough = stop.clone();
+    std::thread::spawn(move || {
+        let (mut to, _) = listener.accept().unwrap();
+        let mut input = BufReader::new(to.try_clone().unwrap()).lines();
+        let (mut state, mut pairs) = (Redis { list: Vec::new(), counter: 0 }, 0);
+        // An array: its length, then for each word its length and itself.
+        while let Some(Ok(head)) = input.next() {
+            let len: usize = head[1..].parse().unwrap();
+            let words: Vec<String> = (0..len).map(|_| input.nth(1).unwrap().unwrap()).collect();
+            let answer = match words[0].as_str() {
+                "RPUSH" => {
+                    pairs += 1;
+                    meddle(pairs, &mut state);
+                    state.list.push(words[2].parse().unwrap());
+                    format!(":{}\r\n", state.list.len())
+                }
+                "INCR" => {
+                    state.counter += 1;
+                    format!(":{}\r\n", state.counter)
+                }
+                _ => {
+                    let (from, to): (usize, usize) = (words[2].parse().unwrap(), words[3].parse().unwrap());
+                    let chunk: Vec<String> =
+                        state.list.iter().skip(from).take(to + 1 - from).map(u64::to_string).collect();
+                    let items: String = chunk.iter().map(|n| format!("${}\r\n{n}\r\n", n.len())).collect();
+                    format!("*{}\r\n{items}", chunk.len())
+                }
+            };
+            to.write_all(answer.as_bytes()).unwrap();
+            if pairs >= count {
+                enough.stop();
+            }
+        }
+    });
+    ask(Kind::Redis, address, &stop)
+}
+
+#[test]
+fn every_write_that_an_honest_redis_acknowledged_is_found() {
+    let (summary, lines) = redis(1200, |_, _| {});
+    assert!(summary.replies >= 1200);
+    assert_eq!(summary.writes, 2 * summary.replies);
+    assert_eq!((summary.lost, summary.duplicated, summary.corrupt), (0, 0, 0));
+    assert_eq!((summary.same_connection, summary.stuck), (Some(true), false));
+    let read_back = lines.iter().find(|l| l["event"] == "read-back").unwrap();
+    assert_eq!((&read_back["acknowledged"], &read_back["found"]), (&summary.replies.into(), &summary.replies.into()));
+}
+
+#[test]
+fn a_redis_that_forgot_what_it_had_acknowledged() {
+    // Three pairs of writes: of each the counter's is missing, and the list's, whose later lengths tell of it too.
+    let (summary, _) = redis(40, |pair, state| {
+        if pair == 20 {
+            state.list.truncate(16);
+            state.counter -= 3;
+        }
+    });
+    assert!(summary.lost >= 6, "{summary:?}");
+    assert_eq!(summary.duplicated, 0);
+    // One that nobody would see but at the end.
+    let (summary, _) = redis(40, |pair, state| {
+        if pair == 20 {
+            state.list[3] = 77_777;
+        }
+    });
+    assert_eq!((summary.lost, summary.duplicated, summary.corrupt), (1, 0, 1));
+}
+
+#[test]
+fn a_redis_that_did_something_twice() {
+    let (summary, _) = redis(40, |pair, state| {
+        if pair == 20 {
+            state.counter += 1;
+        }
+    });
+    assert_eq!((summary.lost, summary.duplicated), (0, 1));
+    let (summary, _) = redis(40, |pair, state| {
+        if pair == 20 {
+            state.list.push(7);
+        }
+    });
+    assert!(summary.duplicated > 0 && summary.lost == 0, "{summary:?}");
+}

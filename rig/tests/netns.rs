@@ -94,3 +94,37 @@ fn nothing_is_left_behind() {
     drop(proc);
     assert!(poll(PATIENCE, || pids.iter().all(|pid| stat(*pid).is_none())).unwrap());
 }
+
+/// What a datagram to a closed port comes to: whoever is reached refuses, and the next call is told.
+fn datagram_reaches(host: &Host, to: &str) -> bool {
+    let script = "import socket, sys\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\ns.settimeout(1)\n\
+                  s.connect((sys.argv[1], 9))\ntry:\n    s.send(b'x'); s.recv(1)\nexcept ConnectionRefusedError: print('refused')\n\
+                  except OSError: pass";
+    host.run("python3", &["-c", script, to]).unwrap().contains("refused")
+}
+
+#[test]
+fn datagrams_alone_get_lost() {
+    let Some(hosts) = topology() else { return };
+    assert!(datagram_reaches(&hosts.primary, "10.78.0.2"));
+    hosts.mute_datagrams(Place::Standby).unwrap();
+    assert!(!datagram_reaches(&hosts.primary, "10.78.0.2"));
+    assert!(reaches(&hosts.primary, "10.78.0.2"), "everything else goes on");
+    assert!(datagram_reaches(&hosts.standby, "10.78.0.1"), "the other way, too");
+    hosts.restore().unwrap();
+    assert!(datagram_reaches(&hosts.primary, "10.78.0.2"));
+}
+
+#[test]
+fn a_thread_is_held_and_goes_on() {
+    let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+    let pid = child.id();
+    let held = rig::sys::hold_thread(pid).unwrap();
+    assert_eq!(state(pid), "t");
+    assert!(rig::sys::hold_thread(pid).is_err(), "somebody holds it already");
+    drop(held);
+    assert!(poll(PATIENCE, || state(pid) == "S").unwrap());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(rig::sys::hold_thread(pid).is_err(), "it is gone");
+}

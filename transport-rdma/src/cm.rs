@@ -57,7 +57,7 @@ use mc_core::wire::rdma::{Beats, Endpoint, Offer, Queues};
 use rdma_sys::rdma_cm_event_type as kind;
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     os::fd::{AsFd, BorrowedFd},
     time::{Duration, Instant},
 };
@@ -74,11 +74,14 @@ fn with<E: Into<CmError>>(peer: &str) -> impl Fn(E) -> RdmaError {
 
 /// One look. Linux (drivers/infiniband/core/addr.c) misses a neighbour that answers before it has begun to wait, as the other
 /// end of a veth does, and then waits out its limit: many short looks find it at once.
-fn resolved(to: SocketAddr, from: Option<IpAddr>, deadline: Deadline) -> Result<CmId, CmError> {
+fn resolved(to: SocketAddr, from: Option<SocketAddr>, deadline: Deadline) -> Result<CmId, CmError> {
     let limit = deadline.left().min(LOOK);
     let mut id = CmId::new().map_err(|source| CmError::Service { source })?;
     let doing = "resolving its address";
-    let from = from.map(|address| SocketAddr::new(address, 0));
+    let from = from.map(|mut address| {
+        address.set_port(0);
+        address
+    });
     id.resolve_address(from, to, limit).map_err(|e| CmError::of(doing, e))?;
     expect(&mut id, kind::RDMA_CM_EVENT_ADDR_RESOLVED, doing, deadline)?;
     let doing = "resolving the route";
@@ -99,7 +102,7 @@ impl CmConnection {
     ///
     /// # Errors
     /// [`RdmaError::Cm`]: no connection manager, no device, no way, or not in time.
-    pub fn resolve(to: SocketAddr, from: Option<IpAddr>, deadline: Instant) -> Result<Self, RdmaError> {
+    pub fn resolve(to: SocketAddr, from: Option<SocketAddr>, deadline: Instant) -> Result<Self, RdmaError> {
         let deadline = Deadline::new(deadline);
         let timed_out = |error: &io::Error| error.raw_os_error() == Some(libc::ETIMEDOUT);
         loop {
@@ -255,7 +258,7 @@ impl CmRequest {
 }
 
 fn place(id: &CmId) -> Result<Place, DeviceError> {
-    let wish = Wish { device: id.device(), local: id.local().map(|a| a.ip()), ..Wish::default() };
+    let wish = Wish { device: id.device(), local: id.local(), ..Wish::default() };
     Ok(device::choose(&wish)?.place())
 }
 

@@ -21,7 +21,11 @@ use crate::{
 };
 use rustix::net::{AddressFamily, SocketType, netdevice::index_to_name};
 use serde::{Serialize, Serializer};
-use std::{io, net::IpAddr, sync::Arc};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 /// What was asked for. What is `None` is chosen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,8 +34,8 @@ pub struct Wish {
     pub device: Option<String>,
     /// The entry of its GID table.
     pub gid_index: Option<u8>,
-    /// The local address of the connection to the peer.
-    pub local: Option<IpAddr>,
+    /// The local address of the connection to the peer; a link-local one with its interface.
+    pub local: Option<SocketAddr>,
 }
 
 /// A device and an address of it, opened.

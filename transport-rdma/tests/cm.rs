@@ -61,7 +61,7 @@ fn listen((_, at): (IpAddr, IpAddr)) -> CmListener {
 }
 
 fn resolve((from, _): (IpAddr, IpAddr), to: SocketAddr) -> CmConnection {
-    CmConnection::resolve(to, Some(from), soon()).unwrap()
+    CmConnection::resolve(to, Some((from, 0).into()), soon()).unwrap()
 }
 
 struct Managed {

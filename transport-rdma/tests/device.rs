@@ -66,7 +66,7 @@ fn devices_are_chosen() {
         let by_index = choose(&wish(&device.name, Some(entry.index))).unwrap();
         assert_eq!((by_index.gid, by_index.ifindex), (entry.gid, entry.ifindex));
         let local: IpAddr = entry.address();
-        let by_address = choose(&Wish { local: Some(local), ..Wish::default() }).unwrap();
+        let by_address = choose(&Wish { local: Some((local, 0).into()), ..Wish::default() }).unwrap();
         assert_eq!((by_address.device, by_address.gid), (device.name.clone(), entry.gid), "the connection's address");
     }
     refused(&wish("no-such-device", None), &device.name);

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! primary                                   standby
-//!   connect                                   Listener::accept
+//!   Call::connect                             Listener::accept
+//!   Call::shake_hands
 //!   hello, profile, [endpoint] ─────────────>   versions overlap? ── no ──> refuse, close
 //!                                               └─> Offer ── the caller compares profiles
 //!   hello, profile, [endpoint], ready <───── Offer::accept
@@ -20,20 +21,22 @@
 mod error;
 mod frame;
 mod listen;
+mod offer;
 
 pub use error::SessionError;
-pub use listen::{Listener, Offer};
+pub use listen::Listener;
+pub use offer::Offer;
 
-use crate::{link::TcpLink, options::LinkOptions};
+use crate::{link::TcpLink, options::LinkOptions, reach::reach};
 use frame::{FrameStream, endpoint_of, hello_of};
 use mc_core::wire::{
     VERSION,
     rdma::Endpoint,
     session::{Hello, Kind, MAX_PROFILE},
 };
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{SockRef, Socket};
 use std::{
-    net::{SocketAddr, TcpStream, ToSocketAddrs},
+    net::{SocketAddr, TcpStream},
     time::{Duration, Instant},
 };
 
@@ -73,28 +76,73 @@ pub struct Connected {
     pub local_addr: SocketAddr,
 }
 
-/// The primary's side: connects to `to` ("host:port"; names are resolved, each address is tried), offers `hello`, `profile`
-/// and, for RDMA, `endpoint`, and waits for the standby's answer. Blocks until the deadline at most, plus the resolver's own
-/// time for names.
-pub fn connect(
-    to: &str,
-    hello: &Hello,
-    profile: &[u8],
-    endpoint: Option<&Endpoint>,
-    options: &SessionOptions,
-) -> Result<Connected, SessionError> {
-    check_profile(profile)?;
-    let deadline = Instant::now() + options.deadline;
-    let (stream, peer_addr) = reach(to, deadline, options)?;
-    let mut frames = FrameStream::new(stream, peer_addr, deadline, options.deadline)?;
-    let hello = Hello { rdma: endpoint.is_some(), ..*hello };
-    frames.offer(&hello, profile, endpoint, false)?;
-    let peer = hello_of(peer_addr, &frames.expect(Kind::Hello)?)?;
-    check_answer(&hello, &peer, peer_addr)?;
-    let theirs = frames.expect(Kind::Profile)?;
-    let endpoint = if peer.rdma { Some(endpoint_of(peer_addr, &frames.expect(Kind::Endpoint)?)?) } else { None };
-    frames.expect(Kind::Ready)?;
-    frames.into_connected(peer, theirs, endpoint, &options.link)
+/// The primary's side: a connection on which nothing was said yet. What the hello says of beats follows from its addresses,
+/// so they are known before it is sent.
+#[derive(Debug)]
+pub struct Call {
+    stream: TcpStream,
+    peer_addr: SocketAddr,
+    local_addr: SocketAddr,
+    deadline: Instant,
+    options: SessionOptions,
+}
+
+impl Call {
+    /// Connects to one of the `addresses` that `to` stands for ([`reach`]); from the address `from` of ours if one is given.
+    /// Blocks until the deadline at most.
+    ///
+    /// # Errors
+    /// [`SessionError::Connect`] names every address that was tried, and why it failed.
+    pub fn connect(
+        to: &str,
+        addresses: &[SocketAddr],
+        from: Option<SocketAddr>,
+        options: &SessionOptions,
+    ) -> Result<Self, SessionError> {
+        let deadline = Instant::now() + options.deadline;
+        let prepare = |socket: &Socket| options.link.set_buffers(&SockRef::from(socket));
+        let (stream, peer_addr) = reach(to, addresses, from, deadline, prepare)?;
+        let local = stream.local_addr();
+        let local_addr =
+            local.map_err(|source| SessionError::Io { peer: peer_addr, doing: "preparing the socket", source })?;
+        Ok(Self { stream, peer_addr, local_addr, deadline, options: *options })
+    }
+
+    /// Where we are: beats leave from there.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Where the peer is.
+    #[must_use]
+    pub fn peer_addr(&self) -> SocketAddr {
+        self.peer_addr
+    }
+
+    /// Offers `hello`, `profile` and, for RDMA, `endpoint`, and waits for the standby's answer. Blocks until the deadline at
+    /// most, which began with the connection.
+    ///
+    /// # Errors
+    /// The standby's refusal, or whatever else makes that no session. Each names the peer.
+    pub fn shake_hands(
+        self,
+        hello: &Hello,
+        profile: &[u8],
+        endpoint: Option<&Endpoint>,
+    ) -> Result<Connected, SessionError> {
+        check_profile(profile)?;
+        let Self { stream, peer_addr, deadline, options, .. } = self;
+        let mut frames = FrameStream::new(stream, peer_addr, deadline, options.deadline)?;
+        let hello = Hello { rdma: endpoint.is_some(), ..*hello };
+        frames.offer(&hello, profile, endpoint, false)?;
+        let peer = hello_of(peer_addr, &frames.expect(Kind::Hello)?)?;
+        check_answer(&hello, &peer, peer_addr)?;
+        let theirs = frames.expect(Kind::Profile)?;
+        let endpoint = if peer.rdma { Some(endpoint_of(peer_addr, &frames.expect(Kind::Endpoint)?)?) } else { None };
+        frames.expect(Kind::Ready)?;
+        frames.into_connected(peer, theirs, endpoint, &options.link)
+    }
 }
 
 fn check_profile(profile: &[u8]) -> Result<(), SessionError> {
@@ -102,26 +150,6 @@ fn check_profile(profile: &[u8]) -> Result<(), SessionError> {
         return Err(SessionError::Profile { len: profile.len() });
     }
     Ok(())
-}
-
-fn reach(to: &str, deadline: Instant, options: &SessionOptions) -> Result<(TcpStream, SocketAddr), SessionError> {
-    let unresolved = |source| SessionError::Resolve { to: to.to_owned(), source };
-    let mut last = unresolved(std::io::ErrorKind::NotFound.into());
-    for addr in to.to_socket_addrs().map_err(unresolved)? {
-        match reach_one(addr, deadline, options) {
-            Ok(stream) => return Ok((stream, addr)),
-            Err(source) => last = SessionError::Connect { addr, source },
-        }
-    }
-    Err(last)
-}
-
-fn reach_one(addr: SocketAddr, deadline: Instant, options: &SessionOptions) -> std::io::Result<TcpStream> {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
-    options.link.set_buffers(&SockRef::from(&socket))?;
-    let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-    socket.connect_timeout(&addr.into(), left)?;
-    Ok(socket.into())
 }
 
 /// The standby must have taken one version of our range, and echo what identifies the session.

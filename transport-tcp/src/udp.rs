@@ -10,6 +10,7 @@
 //! (`EPERM`), or a queue is full (`EAGAIN`, `ENOBUFS`). Whoever does not hear the beat suspects the sender; the sender cannot
 //! know better. Everything else is an error of ours. Receiving swallows the same errors: they report an earlier send.
 
+use crate::reach::at_port;
 use mc_core::{
     transport::{Keepalive, PollableKeepalive},
     wire::beat,
@@ -22,7 +23,7 @@ use rustix::{
 use socket2::SockRef;
 use std::{
     io,
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{SocketAddr, UdpSocket},
     os::fd::{AsFd, BorrowedFd},
     time::Duration,
 };
@@ -40,11 +41,13 @@ pub struct UdpKeepalive {
 }
 
 impl UdpKeepalive {
-    /// Binds to a free port of `local`: best the address that the bulk connection uses. Errors name the address.
-    pub fn bind(local: IpAddr) -> io::Result<Self> {
-        let at = SocketAddr::new(local, 0);
-        let socket = UdpSocket::bind(at)
-            .map_err(|e| io::Error::new(e.kind(), format!("cannot bind a UDP socket for beats to {local}: {e}")))?;
+    /// Binds to a free port of `local`, whose own port does not count: the local address of the session's connection, so that
+    /// beats take its way. Errors name the address.
+    pub fn bind(local: SocketAddr) -> io::Result<Self> {
+        let at = at_port(local, 0);
+        let socket = UdpSocket::bind(at).map_err(|e| {
+            io::Error::new(e.kind(), format!("cannot bind a UDP socket for beats to {}: {e}", host(at)))
+        })?;
         socket.set_nonblocking(true)?;
         prefer(&socket, at.is_ipv6());
         Ok(Self { socket, lost: 0 })
@@ -60,10 +63,23 @@ impl UdpKeepalive {
         self.socket.connect(peer).map_err(|e| io::Error::new(e.kind(), format!("cannot send beats to {peer}: {e}")))
     }
 
+    /// Our address, and the peer's.
+    pub fn ends(&self) -> io::Result<(SocketAddr, SocketAddr)> {
+        Ok((self.socket.local_addr()?, self.socket.peer_addr()?))
+    }
+
     /// Beats that could not leave this machine.
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.lost
+    }
+}
+
+/// Without the port. The interface of a link-local address is part of it.
+fn host(addr: SocketAddr) -> String {
+    match addr {
+        SocketAddr::V6(v6) if v6.scope_id() != 0 => format!("{}%{}", v6.ip(), v6.scope_id()),
+        _ => addr.ip().to_string(),
     }
 }
 

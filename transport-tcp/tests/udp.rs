@@ -6,16 +6,16 @@ use std::{
     os::fd::AsFd,
     time::Duration,
 };
-use transport_tcp::udp::UdpKeepalive;
+use transport_tcp::{reach::at_port, udp::UdpKeepalive};
 
-const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const HERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 #[test]
 fn a_strangers_datagram_is_not_received() {
     let mut keepalive = UdpKeepalive::bind(HERE).unwrap();
-    let peer = UdpSocket::bind((HERE, 0)).unwrap();
-    let stranger = UdpSocket::bind((HERE, 0)).unwrap();
-    let at = SocketAddr::new(HERE, keepalive.local_port().unwrap());
+    let peer = UdpSocket::bind(HERE).unwrap();
+    let stranger = UdpSocket::bind(HERE).unwrap();
+    let at = at_port(HERE, keepalive.local_port().unwrap());
     keepalive.connect(peer.local_addr().unwrap()).unwrap();
     stranger.send_to(&[1; beat::LEN], at).unwrap();
     peer.send_to(&[2; beat::LEN], at).unwrap();
@@ -36,7 +36,7 @@ fn beats_to_nowhere_are_counted_as_lost() {
         keepalive.send(&[0; beat::LEN]).unwrap();
         assert!(keepalive.receive(&mut [0; beat::LEN + 1]).unwrap().is_none());
     }
-    let closed = UdpSocket::bind((HERE, 0)).unwrap().local_addr().unwrap();
+    let closed = UdpSocket::bind(HERE).unwrap().local_addr().unwrap();
     let mut keepalive = UdpKeepalive::bind(HERE).unwrap();
     keepalive.connect(closed).unwrap();
     (0..10).for_each(|_| keepalive.send(&[0; beat::LEN]).unwrap());
@@ -53,6 +53,6 @@ fn beats_ask_for_precedence() {
 
 #[test]
 fn an_address_that_is_not_ours_is_named() {
-    let error = UdpKeepalive::bind(IpAddr::from([192, 0, 2, 1])).unwrap_err().to_string();
+    let error = UdpKeepalive::bind(SocketAddr::from(([192, 0, 2, 1], 7))).unwrap_err().to_string();
     assert!(error.starts_with("cannot bind a UDP socket for beats to 192.0.2.1: "), "{error}");
 }

@@ -19,8 +19,9 @@ use std::{
     net::{SocketAddr, TcpStream},
     time::{Duration, Instant},
 };
+use transport_tcp::reach::reach;
 
-/// For a connection to come about.
+/// For a connection to come about, to any of the witness's addresses.
 const CONNECT: Duration = Duration::from_millis(500);
 /// For an answer. Then the connection is given up: what comes later on it would answer something else.
 const REPLY: Duration = Duration::from_millis(500);
@@ -81,19 +82,12 @@ impl Link {
 
     fn connect(&self, boot: u64) -> Result<Connection, String> {
         let addresses = self.witness.addresses().map_err(|e| format!("looking up {}: {e}", self.witness))?;
-        let mut why = format!("{} stands for no address", self.witness);
-        for address in addresses {
-            let connected = TcpStream::connect_timeout(&address, CONNECT).and_then(|stream| {
-                stream.set_nodelay(true)?;
-                stream.set_write_timeout(Some(REPLY))?;
-                Ok(stream)
-            });
-            match connected {
-                Ok(stream) => return Ok(Connection { stream, address, opened: Some(boot) }),
-                Err(e) => why = format!("connecting to {address}: {e}"),
-            }
-        }
-        Err(why)
+        let deadline = Instant::now() + CONNECT;
+        let (stream, address) =
+            reach(&self.witness.to_string(), &addresses, None, deadline, |_| Ok(())).map_err(|e| e.to_string())?;
+        let prepared = stream.set_nodelay(true).and_then(|()| stream.set_write_timeout(Some(REPLY)));
+        prepared.map_err(|e| format!("connecting to {address}: {e}"))?;
+        Ok(Connection { stream, address, opened: Some(boot) })
     }
 
     fn exchange(&mut self, ask: wire::Ask) -> Result<Said, Trouble> {

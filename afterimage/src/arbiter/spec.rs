@@ -1,11 +1,12 @@
 //! Which arbiter: `witness://HOST:PORT` or `manual`. There is no word for "none".
 
-use std::{fmt, net::SocketAddr, net::ToSocketAddrs, str::FromStr};
+use crate::address;
+use std::{fmt, io, net::SocketAddr, net::ToSocketAddrs, str::FromStr};
 
 /// A host and a port, looked up when it is used. IPv6 addresses stand in brackets.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HostPort {
-    /// A name or an address, without brackets.
+    /// A name or an address, without brackets; a link-local one with its interface (`fe80::1%eth0`).
     pub host: String,
     /// Not 0.
     pub port: u16,
@@ -13,7 +14,10 @@ pub struct HostPort {
 
 /// Why a text is no [`HostPort`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is no HOST:PORT ({why}); allowed: 10.0.0.2:7410, [fd00::2]:7410, standby.example:7410")]
+#[error(
+    "{text:?} is no HOST:PORT ({why}); allowed: 10.0.0.2:7410, [fd00::2]:7410, [fe80::2%eth0]:7410, \
+         standby.example:7410"
+)]
 pub struct HostPortError {
     text: String,
     why: &'static str,
@@ -35,13 +39,22 @@ impl FromStr for HostPort {
         if host.is_empty() || host.len() > 253 || !host.chars().all(allowed) {
             return Err(error("the host is a name or an address"));
         }
+        if host.parse().is_ok_and(|ip: std::net::Ipv6Addr| ip.is_unicast_link_local()) {
+            return Err(error("a link-local address needs its interface"));
+        }
         Ok(Self { host: host.to_owned(), port })
     }
 }
 
 impl HostPort {
     /// Every address that it stands for now. May wait for the name service.
-    pub fn addresses(&self) -> std::io::Result<Vec<SocketAddr>> {
+    pub fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        if self.host.contains(':') {
+            let mut address =
+                address::parse_ip(&self.host).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
+            address.set_port(self.port);
+            return Ok(vec![address]);
+        }
         let addresses = (self.host.as_str(), self.port).to_socket_addrs()?;
         Ok(addresses.take(16).collect())
     }
@@ -122,7 +135,13 @@ mod tests {
 
     #[test]
     fn what_is_allowed_comes_back_as_it_was_written() {
-        for text in ["manual", "witness://10.0.0.9:7400", "witness://[fd00::9]:7400", "witness://w.example:1"] {
+        for text in [
+            "manual",
+            "witness://10.0.0.9:7400",
+            "witness://[fd00::9]:7400",
+            "witness://[fe80::9%eth0]:7400",
+            "witness://w.example:1",
+        ] {
             assert_eq!(text.parse::<ArbiterSpec>().unwrap().to_string(), text);
         }
         assert_eq!("witness://w:7400/".parse::<ArbiterSpec>().unwrap().to_string(), "witness://w:7400");
@@ -136,9 +155,31 @@ mod tests {
             let error = text.parse::<ArbiterSpec>().unwrap_err().to_string();
             assert!(error.contains("witness://HOST:PORT") && error.contains("manual"), "{text:?}: {error}");
         }
-        for text in ["", "w", "w:", "w:0", "w:65536", ":1", "fd00::9:7400", "[fd00::9]", "w:1:2", "a b:1", "a/b:1"] {
+        for text in [
+            "",
+            "w",
+            "w:",
+            "w:0",
+            "w:65536",
+            ":1",
+            "fd00::9:7400",
+            "[fd00::9]",
+            "w:1:2",
+            "a b:1",
+            "a/b:1",
+            "[fe80::9]:7400",
+        ] {
             let error = format!("witness://{text}").parse::<ArbiterSpec>().unwrap_err().to_string();
             assert!(error.contains("allowed: 10.0.0.2:7410"), "{text:?}: {error}");
         }
+    }
+
+    #[test]
+    fn an_interface_is_part_of_a_link_local_address() {
+        let to: HostPort = "[fe80::9%lo]:7400".parse().unwrap();
+        let [SocketAddr::V6(address)] = to.addresses().unwrap()[..] else { panic!("one address") };
+        assert!(address.scope_id() != 0 && address.port() == 7400, "{address}");
+        let to: HostPort = "[fe80::9%nosuch0]:7400".parse().unwrap();
+        assert!(to.addresses().unwrap_err().to_string().contains("no network interface is called \"nosuch0\" here"));
     }
 }

@@ -2,16 +2,13 @@
 
 use super::{KeepaliveSetArgs, KeepaliveShowArgs, Side, help};
 use crate::{
+    address::{LocalAddr, parse_address},
     arbiter::HostPort,
     config::{PathArgs, parse_duration},
 };
 use clap::{ArgGroup, Args, Subcommand};
 use mc_core::id::Name;
-use std::{
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 /// `afterimage keepalive …`
 #[derive(Debug, Subcommand)]
@@ -58,9 +55,9 @@ pub struct ProbeArgs {
     /// A second phase, beside checkpoints of this size as fast as they go [default size: 16MiB]
     #[arg(long, value_name = "SIZE", num_args = 0..=1, default_missing_value = "16MiB")]
     pub load: Option<String>,
-    /// The local address of beats [default: the one that the route to the peer uses]
+    /// The local address of the connection to the peer and of its beats [default: the one that the route uses]
     #[arg(long, value_name = "IP")]
-    pub bind: Option<IpAddr>,
+    pub bind: Option<LocalAddr>,
     /// Which way checkpoints and beats go.
     #[command(flatten)]
     pub paths: PathArgs,
@@ -76,7 +73,7 @@ pub struct ProbeArgs {
 #[derive(Clone, Debug, Args)]
 pub struct ServeArgs {
     /// Where to listen
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7500")]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_address, default_value = "127.0.0.1:7500")]
     pub listen: SocketAddr,
     /// Which way checkpoints and beats go.
     #[command(flatten)]

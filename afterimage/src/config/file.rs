@@ -5,13 +5,15 @@ use super::{
     paths::{KeepaliveWish, PathSettings, TransportWish},
     units::{Kib, Mib, Millis, NicSpec},
 };
-use crate::arbiter::{ArbiterSpec, HostPort};
+use crate::{
+    address::{Listen, LocalAddr},
+    arbiter::{ArbiterSpec, HostPort},
+};
 use mc_core::id::Name;
 use serde::Deserialize;
 use std::{
     fs::File,
     io::Read,
-    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
 use toml::Spanned;
@@ -34,9 +36,9 @@ pub(super) struct Sections {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct WitnessSection {
-    pub(super) listen: Setting<SocketAddr>,
+    pub(super) listen: Setting<Listen>,
     pub(super) state: Setting<PathBuf>,
-    pub(super) metrics: Setting<SocketAddr>,
+    pub(super) metrics: Setting<Listen>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -52,6 +54,7 @@ pub(super) struct ProtectSection {
     pub(super) beat_interval_ms: Setting<Millis>,
     pub(super) beat_min_rx_ms: Setting<Millis>,
     pub(super) detect_multiplier: Setting<u8>,
+    pub(super) stall_after_ms: Setting<Millis>,
     pub(super) staging_mib: Setting<Mib>,
     pub(super) on_cap: Setting<OnCapWish>,
     pub(super) slab_kib: Setting<Kib>,
@@ -59,8 +62,8 @@ pub(super) struct ProtectSection {
     pub(super) held_limit_mib: Setting<Mib>,
     pub(super) run_dir: Setting<PathBuf>,
     pub(super) state_dir: Setting<PathBuf>,
-    pub(super) metrics: Setting<SocketAddr>,
-    pub(super) bind: Setting<IpAddr>,
+    pub(super) metrics: Setting<Listen>,
+    pub(super) bind: Setting<LocalAddr>,
     pub(super) force_writable_disks: Setting<bool>,
     pub(super) transport: Setting<TransportWish>,
     pub(super) keepalive: Setting<KeepaliveWish>,
@@ -75,18 +78,20 @@ pub(super) struct ProtectSection {
 pub(super) struct StandbySection {
     pub(super) vm: Setting<Name>,
     pub(super) node: Setting<Name>,
-    pub(super) listen: Setting<SocketAddr>,
+    pub(super) listen: Setting<Listen>,
     pub(super) arbiter: Setting<ArbiterSpec>,
     pub(super) nics: Setting<Vec<NicSpec>>,
     pub(super) ram_dir: Setting<PathBuf>,
     pub(super) spill: Setting<PathBuf>,
+    pub(super) no_rehearsal: Setting<bool>,
     pub(super) staging_mib: Setting<Mib>,
     pub(super) beat_interval_ms: Setting<Millis>,
     pub(super) beat_min_rx_ms: Setting<Millis>,
     pub(super) detect_multiplier: Setting<u8>,
+    pub(super) stall_after_ms: Setting<Millis>,
     pub(super) run_dir: Setting<PathBuf>,
     pub(super) state_dir: Setting<PathBuf>,
-    pub(super) metrics: Setting<SocketAddr>,
+    pub(super) metrics: Setting<Listen>,
     pub(super) qemu: Setting<Vec<String>>,
     pub(super) transport: Setting<TransportWish>,
     pub(super) keepalive: Setting<KeepaliveWish>,

@@ -6,7 +6,10 @@ use super::{
     paths,
     units::{Kib, Mib, Millis},
 };
-use crate::cli::{ProtectArgs, StandbyArgs, WitnessArgs};
+use crate::{
+    address::Listen,
+    cli::{ProtectArgs, StandbyArgs, WitnessArgs},
+};
 use mc_core::{
     detector::{MAX_INTERVAL, MIN_INTERVAL},
     id::Name,
@@ -14,10 +17,21 @@ use mc_core::{
 use serde::Serialize;
 use std::{
     fmt,
-    net::{Ipv4Addr, SocketAddr},
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     time::Duration,
 };
+
+/// This host's name, as a node's.
+pub(crate) fn hostname() -> Result<Name, ConfigError> {
+    let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let hostname = hostname.trim_end();
+    Name::new(hostname).map_err(|_| ConfigError::Hostname { hostname: hostname.to_owned() })
+}
+/// Of `stall_after`.
+const SHORTEST_STALL: Duration = Duration::from_millis(500);
+/// Of `stall_after`.
+const LONGEST_STALL: Duration = Duration::from_secs(600);
 
 /// Where a value comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,9 +145,7 @@ impl<'a> Resolver<'a> {
         if let Some(given) = self.given("node", flag, file) {
             return Ok(given);
         }
-        let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        let hostname = hostname.trim_end();
-        let name = Name::new(hostname).map_err(|_| ConfigError::Hostname { hostname: hostname.to_owned() })?;
+        let name = hostname()?;
         self.trail.push(("node", written(&name), Origin::Default));
         Ok(name)
     }
@@ -158,6 +170,12 @@ impl<'a> Resolver<'a> {
         self.check("beat_min_rx_ms", min_rx.is_none_or(fits), allowed)?;
         // RFC 5880, 6.8.1: bfd.DetectMult MUST be a nonzero integer.
         self.check("detect_multiplier", multiplier >= 1, "1 to 255")
+    }
+
+    /// Both loops turn ten times a second while there is nothing to do.
+    fn check_stall(&self, limit: Option<Millis>) -> Result<(), ConfigError> {
+        let fits = |limit: Millis| (SHORTEST_STALL..=LONGEST_STALL).contains(&limit.0);
+        self.check("stall_after_ms", limit.is_none_or(fits), "500 to 600000 ms")
     }
 
     /// The settings as a section of a file, with comments that say where each comes from.
@@ -186,8 +204,8 @@ const STAGING: Mib = Mib(64 << 20);
 const BEAT: Millis = Millis(Duration::from_millis(10));
 const MULTIPLIER: u8 = 5;
 
-fn loopback(port: u16) -> SocketAddr {
-    (Ipv4Addr::LOCALHOST, port).into()
+fn loopback(port: u16) -> Listen {
+    Listen((Ipv4Addr::LOCALHOST, port).into())
 }
 
 /// An absent list of flags is no list, not an empty one.
@@ -196,9 +214,9 @@ fn some<T>(list: Vec<T>) -> Option<Vec<T>> {
 }
 
 fn witness(r: &mut Resolver<'_>, args: WitnessArgs, s: WitnessSection) -> Result<WitnessConfig, ConfigError> {
-    let listen = r.or("listen", args.listen, s.listen, loopback(7400));
+    let listen = r.or("listen", args.listen.map(Listen), s.listen, loopback(7400)).0;
     let state = r.need("state", "--state DIR", args.state, s.state);
-    let metrics = r.optional("metrics", args.metrics, s.metrics);
+    let metrics = r.optional("metrics", args.metrics.map(Listen), s.metrics).map(|listen| listen.0);
     state.map(|state| WitnessConfig { listen, state, metrics }).ok_or_else(|| r.incomplete())
 }
 
@@ -214,6 +232,7 @@ fn protect(r: &mut Resolver<'_>, args: ProtectArgs, mut s: ProtectSection) -> Re
     let beat = r.or("beat_interval_ms", args.beat_interval.map(Millis), s.beat_interval_ms, BEAT);
     let beat_min_rx = r.optional("beat_min_rx_ms", args.beat_min_rx.map(Millis), s.beat_min_rx_ms);
     let detect_multiplier = r.or("detect_multiplier", args.detect_multiplier, s.detect_multiplier, MULTIPLIER);
+    let stall_after = r.optional("stall_after_ms", args.stall_after.map(Millis), s.stall_after_ms);
     let staging = r.or("staging_mib", args.staging.map(Mib), s.staging_mib, STAGING);
     let on_cap = r.or("on_cap", args.on_cap, s.on_cap, OnCapWish::default());
     let slab = r.or("slab_kib", args.slab.map(Kib), s.slab_kib, Kib(1 << 20));
@@ -221,7 +240,7 @@ fn protect(r: &mut Resolver<'_>, args: ProtectArgs, mut s: ProtectSection) -> Re
     let held = r.or("held_limit_mib", args.held_limit.map(Mib), s.held_limit_mib, Mib(64 << 20));
     let run_dir = r.or("run_dir", args.run_dir, s.run_dir, RUN_DIR.into());
     let state_dir = r.or("state_dir", args.state_dir, s.state_dir, crate::journal::STATE_DIR.into());
-    let metrics = r.optional("metrics", args.metrics, s.metrics);
+    let metrics = r.optional("metrics", args.metrics.map(Listen), s.metrics).map(|listen| listen.0);
     let bind = r.optional("bind", args.bind, s.bind);
     let force = args.force_writable_disks.then_some(true);
     let force_writable_disks = r.or("force_writable_disks", force, s.force_writable_disks, false);
@@ -230,6 +249,7 @@ fn protect(r: &mut Resolver<'_>, args: ProtectArgs, mut s: ProtectSection) -> Re
 
     r.check("epoch_ms", (Duration::from_millis(1)..=Duration::from_secs(60)).contains(&epoch.0), "1 to 60000 ms")?;
     r.check_beats(beat, beat_min_rx, detect_multiplier)?;
+    r.check_stall(stall_after)?;
     let whole_pages = slab.0.is_multiple_of(4096);
     let allowed = "256 to 16384 KiB, whole pages of 4 KiB";
     r.check("slab_kib", whole_pages && (256 << 10..=16 << 20).contains(&slab.0), allowed)?;
@@ -250,6 +270,7 @@ fn protect(r: &mut Resolver<'_>, args: ProtectArgs, mut s: ProtectSection) -> Re
         beat_interval: beat.0,
         beat_min_rx: beat_min_rx.map(|wish| wish.0),
         detect_multiplier,
+        stall_after: stall_after.map(|limit| limit.0),
         staging_bytes: staging.0,
         on_cap,
         slab_bytes: slab.0,
@@ -269,23 +290,26 @@ fn standby(r: &mut Resolver<'_>, args: StandbyArgs, mut s: StandbySection) -> Re
     let path_settings = s.take_paths();
     let vm = r.need("vm", "--vm NAME", args.vm, s.vm);
     let node = r.node(args.node, s.node)?;
-    let listen = r.or("listen", args.listen, s.listen, loopback(7410));
+    let listen = r.or("listen", args.listen.map(Listen), s.listen, loopback(7410)).0;
     let arbiter = r.need("arbiter", "--arbiter SPEC", args.arbiter, s.arbiter);
     let nics = r.or("nics", some(args.nics), s.nics, Vec::new());
     let ram_dir = r.or("ram_dir", args.ram_dir, s.ram_dir, "/dev/shm".into());
     let spill = r.optional("spill", args.spill, s.spill);
+    let no_rehearsal = r.or("no_rehearsal", args.no_rehearsal.then_some(true), s.no_rehearsal, false);
     let staging = r.or("staging_mib", args.staging.map(Mib), s.staging_mib, STAGING);
     let beat = r.or("beat_interval_ms", args.beat_interval.map(Millis), s.beat_interval_ms, BEAT);
     let beat_min_rx = r.optional("beat_min_rx_ms", args.beat_min_rx.map(Millis), s.beat_min_rx_ms);
     let detect_multiplier = r.or("detect_multiplier", args.detect_multiplier, s.detect_multiplier, MULTIPLIER);
+    let stall_after = r.optional("stall_after_ms", args.stall_after.map(Millis), s.stall_after_ms);
     let run_dir = r.or("run_dir", args.run_dir, s.run_dir, RUN_DIR.into());
     let state_dir = r.or("state_dir", args.state_dir, s.state_dir, crate::journal::STATE_DIR.into());
-    let metrics = r.optional("metrics", args.metrics, s.metrics);
+    let metrics = r.optional("metrics", args.metrics.map(Listen), s.metrics).map(|listen| listen.0);
     let paths = paths::resolve(r, args.paths, path_settings, staging.0)?;
     let qemu = r.need("qemu", "-- QEMU ARGS...", some(args.qemu), s.qemu);
 
     r.check("staging_mib", staging.0 >= 512 << 10, "at least 0.5 MiB")?;
     r.check_beats(beat, beat_min_rx, detect_multiplier)?;
+    r.check_stall(stall_after)?;
     r.check("qemu", qemu.as_ref().is_none_or(|q| !q.is_empty()), "QEMU's path, then its arguments")?;
     let (Some(vm), Some(arbiter), Some(qemu)) = (vm, arbiter, qemu) else {
         return Err(r.incomplete());
@@ -299,10 +323,12 @@ fn standby(r: &mut Resolver<'_>, args: StandbyArgs, mut s: StandbySection) -> Re
         nics,
         ram_dir,
         spill,
+        no_rehearsal,
         staging_bytes: staging.0,
         beat_interval: beat.0,
         beat_min_rx: beat_min_rx.map(|wish| wish.0),
         detect_multiplier,
+        stall_after: stall_after.map(|limit| limit.0),
         run_dir,
         state_dir,
         metrics,

@@ -1,6 +1,6 @@
 //! Durations, sizes and NICs: as flags with their unit ("20ms", "64MiB"), in files with the unit in the key (`epoch_ms`).
 
-use crate::arbiter::serde_as_text;
+use crate::{address::parse_address, arbiter::serde_as_text};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use std::{
     fmt,
@@ -45,9 +45,7 @@ fn from_micros(us: f64) -> Option<Duration> {
 /// Reads "10.0.0.2:9180", or "9180", which is that port on loopback.
 pub fn parse_listen(text: &str) -> Result<SocketAddr, String> {
     let port = text.parse().map(|port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-    port.or_else(|_| text.parse()).map_err(|_| {
-        format!("{text:?} is no address to listen on; write 127.0.0.1:9180, [::1]:9180, or a port alone for loopback")
-    })
+    port.or_else(|_| parse_address(text)).map_err(|why| format!("{why}, or a port alone for loopback"))
 }
 
 /// Reads "256KiB", "64MiB", "1GiB". Bytes.

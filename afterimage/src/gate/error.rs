@@ -28,6 +28,9 @@ pub enum GateError {
         /// The last attempt's error.
         source: io::Error,
     },
+    /// Another process than the VM's QEMU listens on a NIC's socket.
+    #[error("NIC {}: it is served by another process than this VM's QEMU", .0.display())]
+    Stranger(PathBuf),
     /// QEMU closed a NIC's connection.
     #[error("NIC {}: QEMU closed the connection", .0.display())]
     Closed(PathBuf),
@@ -121,6 +124,7 @@ impl From<GateError> for io::Error {
             | GateError::Socket { source, .. }
             | GateError::Port { source, .. } => source.kind(),
             GateError::Closed(_) => io::ErrorKind::UnexpectedEof,
+            GateError::Stranger(_) => io::ErrorKind::ConnectionRefused,
             GateError::Framing { .. } => io::ErrorKind::InvalidData,
             GateError::Restless { .. } => io::ErrorKind::Other,
             GateError::Order { .. } | GateError::Limit(_) | GateError::TooManyNics(_) => io::ErrorKind::InvalidInput,

@@ -26,7 +26,7 @@ use rustix::{
 };
 use std::{
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -92,6 +92,19 @@ impl Nic {
         self.port.is_some()
     }
 
+    /// Whether the port is there: it has not failed, and its device has not been deleted.
+    pub(super) fn check_port(&self) -> Result<(), GateError> {
+        let checked = match &self.port {
+            Some(port) => port.check(),
+            None => Err(io::Error::other("it has failed")),
+        };
+        checked.map_err(|source| GateError::Port { path: self.path.clone(), source })
+    }
+
+    pub(super) fn replace_port(&mut self, port: Box<dyn Port>) {
+        self.port = Some(port);
+    }
+
     /// The failure that has not been reported yet, once.
     pub(super) fn take_fault(&mut self) -> Option<GateError> {
         self.fault.take()
@@ -107,6 +120,37 @@ impl Nic {
             }
         }
         Ok(())
+    }
+
+    /// Goes on with a connection of another process's, between two frames.
+    pub(super) fn adopt(&mut self, stream: Option<OwnedFd>) {
+        self.stream = stream;
+    }
+
+    /// Whether nothing is half received, or half sent.
+    pub(super) fn at_rest(&self) -> bool {
+        self.reader.partial() == 0 && self.writer.pending().is_empty()
+    }
+
+    /// Its connection, if it is at rest, and its port's descriptor.
+    pub(super) fn lend(&self) -> (Option<BorrowedFd<'_>>, Option<BorrowedFd<'_>>) {
+        let stream = self.stream().filter(|_| self.at_rest());
+        (stream, self.port.as_ref().and_then(|port| port.fd()))
+    }
+
+    /// Its connection.
+    pub(super) fn stream(&self) -> Option<BorrowedFd<'_>> {
+        self.stream.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Closes the connection; nothing is reported.
+    pub(super) fn hang_up(&mut self) {
+        self.drop_connection();
+    }
+
+    /// In the place of one that failed.
+    pub(super) fn set_port(&mut self, port: Box<dyn Port>) {
+        self.port = Some(port);
     }
 
     /// Never blocks: QEMU's listening queue holds one connection, and a blocking connect would wait for a place in it.

@@ -22,6 +22,11 @@ pub trait Port: fmt::Debug + Send {
 
     /// What to poll for readability and room; `None` for a port that has no descriptor.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Whether what is behind it is still there.
+    fn check(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Whether `error` means that the port cannot take this frame now, though it may take others later: link down (EIO from a
@@ -48,6 +53,12 @@ impl TapPort {
         let fd = tap::open(name).map_err(|source| GateError::tap(name, source))?;
         Ok(Self { fd })
     }
+
+    /// Over one that another process has opened, as [`TapPort::open`] does.
+    #[must_use]
+    pub fn from_fd(fd: OwnedFd) -> Self {
+        Self { fd }
+    }
 }
 
 impl Port for TapPort {
@@ -63,6 +74,10 @@ impl Port for TapPort {
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.fd.as_fd())
+    }
+
+    fn check(&self) -> io::Result<()> {
+        tap::check_attached(&self.fd)
     }
 }
 

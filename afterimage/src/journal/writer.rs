@@ -101,7 +101,11 @@ fn open(path: &Path) -> io::Result<File> {
     if let Some(dir) = path.parent() {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     }
-    let mut file = File::options().read(true).append(true).create(true).mode(0o600).open(path)?;
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let mut file = File::options().read(true).append(true).create(true).mode(0o600).custom_flags(flags).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
     if file.metadata()?.size() > 0 {
         let mut last = [0];
         file.seek(SeekFrom::End(-1))?;

@@ -11,7 +11,19 @@
 //!
 //! The thread shares nothing with the checkpoint path: FaRM (SOSP 2015, 6.5) measured leases on shared queue pairs and
 //! shared threads to expire falsely even at 100 ms, and to hold at 5 ms on their own.
+//!
+//! # A beat speaks for the loop, too
+//!
+//! A thread of its own beats on when everything else has stopped, and then a beat would prove too little: a pair whose loop stands
+//! still holds the VM's output for as long as that lasts, and both sides call it protected. So the loop marks its
+//! [`Progress`], and once it has made none for the stall limit ([`Watched`]) the thread *withholds* its beats, until the
+//! loop gets on. The other side hears silence, suspects, and the arbiter decides, as for a host that died.
+//!
+//! Silence, and not a flag "stalled" in the beat: the rule by which a peer is suspected stays one rule, its tests and the model
+//! check cover this case as they are, and a peer of any age understands it. A flag would need a second rule for what counts as a sign of
+//! life, and an old peer would ignore it.
 
+pub mod fit;
 mod measured;
 mod negotiation;
 mod paths;
@@ -32,7 +44,9 @@ pub use paths::{MAX_PATHS, PathStats, Paths, PathsReader};
 pub use stats::BeatStats;
 pub use track::{LONGEST_RUN, LossRuns};
 
-use crate::{clock::Clock, metrics::Buckets};
+pub use mc_core::detector::Proof;
+
+use crate::{clock::Clock, metrics::Buckets, progress::Progress};
 use mc_core::{
     detector::{Config, Parameters},
     id::{Epoch, Generation, Time},
@@ -79,6 +93,32 @@ pub struct SuspicionReport {
     pub at: Time,
 }
 
+/// How punctual a beat thread would be here and now. Takes some milliseconds.
+///
+/// # Errors
+/// There is no thread to be had.
+pub fn measure_timer() -> io::Result<Timer> {
+    Timer::measure_elsewhere()
+}
+
+/// The loop that beats speak for.
+#[derive(Clone, Debug)]
+pub struct Watched {
+    /// Marked by the loop.
+    pub progress: Progress,
+    /// After so long without progress no beat leaves. `None`: [`Watched::usual`].
+    pub limit: Option<Duration>,
+}
+
+impl Watched {
+    /// The stall limit, unless told otherwise: four times as long as the other side bears this one's silence, and at least a second. A
+    /// loop that is late by less is busy, and its own affair.
+    #[must_use]
+    pub fn usual(patience: Duration) -> Duration {
+        (patience * 4).max(Duration::from_secs(1))
+    }
+}
+
 /// Starts beats.
 #[derive(Debug)]
 pub struct BeatThread;
@@ -87,9 +127,20 @@ impl BeatThread {
     /// Starts the thread, and waits until it is as punctual as this host permits ([`BeatHandle::notes`]). The first beat
     /// leaves at once.
     pub fn spawn(keepalive: Box<dyn Keepalive>, key: BeatKey, config: Config, clock: Clock) -> io::Result<BeatHandle> {
+        Self::spawn_for(None, keepalive, key, config, clock)
+    }
+
+    /// The same, for a loop: see the module's documentation.
+    pub fn spawn_for(
+        watched: Option<Watched>,
+        keepalive: Box<dyn Keepalive>,
+        key: BeatKey,
+        config: Config,
+        clock: Clock,
+    ) -> io::Result<BeatHandle> {
         let shared = Arc::new(Shared::new(clock.now())?);
         let (settled, notes) = mpsc::sync_channel(1);
-        let worker = Worker::new(keepalive, key, config, clock, Arc::clone(&shared));
+        let worker = Worker::new(keepalive, key, config, clock, Arc::clone(&shared)).watching(watched);
         let thread = thread::Builder::new().name("beats".into()).stack_size(STACK).spawn(move || {
             let mut worker = worker;
             // Nobody listens only if `spawn` itself has panicked.
@@ -97,7 +148,7 @@ impl BeatThread {
             worker.run();
         })?;
         let (notes, timer) = notes.recv().map_err(|_| io::Error::other("the thread \"beats\" died at its start"))?;
-        Ok(BeatHandle { shared, notes, timer, thread: Some(thread) })
+        Ok(BeatHandle { shared, notes, timer, started: clock.now(), thread: Some(thread) })
     }
 }
 
@@ -107,6 +158,7 @@ pub struct BeatHandle {
     shared: Arc<Shared>,
     notes: Vec<String>,
     timer: Timer,
+    started: Time,
     thread: Option<thread::JoinHandle<()>>,
 }
 
@@ -117,7 +169,24 @@ impl BeatHandle {
         self.shared.verdict()
     }
 
-    /// Readable when the verdict has changed, or the thread has died, since the last [`BeatHandle::clear`].
+    /// Whether beats are seen to go both ways, and what was seen of them: at most one wake-up old.
+    #[must_use]
+    pub fn proof(&self) -> Proof {
+        self.shared.published.lock().proof()
+    }
+
+    /// When it began to beat.
+    #[must_use]
+    pub fn started(&self) -> Time {
+        self.started
+    }
+
+    /// Sends no beats, or sends them again: a side that cannot run its VM does not hold on to it by beating.
+    pub fn withhold(&self, on_purpose: bool) {
+        self.shared.withhold.store(on_purpose, Ordering::Release);
+    }
+
+    /// Readable when the verdict has changed, beats were seen to go both ways, or the thread has died, since the last [`BeatHandle::clear`].
     #[must_use]
     pub fn wait_fd(&self) -> BorrowedFd<'_> {
         self.shared.event.as_fd()

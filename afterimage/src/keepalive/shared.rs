@@ -39,6 +39,8 @@ pub(super) struct Shared {
     /// ns; see [`super::BeatHandle::patience`].
     pub(super) patience: AtomicU64,
     pub(super) published: Mutex<Published>,
+    /// No beat shall leave.
+    pub(super) withhold: AtomicBool,
     pub(super) stop: AtomicBool,
     pub(super) ended: AtomicBool,
 }
@@ -56,6 +58,7 @@ impl Shared {
             taken: AtomicU64::new(0),
             patience: AtomicU64::new(u64::MAX),
             published: Mutex::new(Published::new()),
+            withhold: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             ended: AtomicBool::new(false),
         })
@@ -102,7 +105,8 @@ impl Shared {
         self.signal();
     }
 
-    fn signal(&self) {
+    /// Wakes the driver.
+    pub(super) fn signal(&self) {
         // Any number but 0 and the largest adds up, whatever its byte order; a full counter is readable anyway.
         let _ = rustix::io::write(&self.event, &1_u64.to_le_bytes());
     }

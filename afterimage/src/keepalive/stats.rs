@@ -1,7 +1,7 @@
 //! The beats' numbers: what the thread records, and what a reader gets.
 
 use super::{
-    Measured, Negotiation, Verdict,
+    Measured, Negotiation, Proof, Verdict,
     measured::PathMeasured,
     track::{Arrival, Recorded},
 };
@@ -24,6 +24,8 @@ pub struct BeatStats {
     pub sent: u64,
     /// Beats that could not leave.
     pub send_errors: u64,
+    /// Beats that were due, and did not leave: the loop that they speak for made no progress, or its VM does not run.
+    pub withheld: u64,
     /// New beats of the peer.
     pub received: u64,
     /// Failed receives and waits.
@@ -62,6 +64,7 @@ pub struct BeatStats {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counts {
     pub(super) send_errors: u64,
+    pub(super) withheld: u64,
     pub(super) receive_errors: u64,
     pub(super) rejected: u64,
     pub(super) unrecorded: u64,
@@ -95,6 +98,7 @@ pub(super) struct Published {
     arrivals: Recorded,
     rtt: Histogram,
     negotiation: Negotiation,
+    proof: Proof,
     excess: Histogram,
     lateness: Histogram,
 }
@@ -116,6 +120,7 @@ impl Published {
             arrivals: Recorded::default(),
             rtt: Histogram::new(),
             negotiation: Negotiation::default(),
+            proof: Proof::default(),
             excess: Histogram::new(),
             lateness: Histogram::new(),
         }
@@ -127,6 +132,14 @@ impl Published {
 
     pub(super) fn negotiation(&self) -> Negotiation {
         self.negotiation
+    }
+
+    pub(super) fn prove(&mut self, proof: Proof) {
+        self.proof = proof;
+    }
+
+    pub(super) fn proof(&self) -> Proof {
+        self.proof
     }
 
     pub(super) fn update(&mut self, detector: &detector::Detector, counts: Counts, samples: &[Sample]) {
@@ -168,8 +181,9 @@ impl Published {
         BeatStats {
             verdict,
             accused: self.accused,
-            sent: detector.sent - counts.send_errors,
+            sent: detector.sent - counts.send_errors - counts.withheld,
             send_errors: counts.send_errors,
+            withheld: counts.withheld,
             received: detector.received,
             receive_errors: counts.receive_errors,
             rejected: counts.rejected,
@@ -192,7 +206,7 @@ impl Published {
     /// Everything; `paths` where there are several, else the one way's name. `None` before the first beat.
     pub(super) fn measured(&self, name: &str, paths: Option<Vec<PathMeasured>>) -> Option<Measured> {
         let Self { detector, counts, arrivals, peer: (interval, detect_multiplier), .. } = self;
-        let sent = detector.sent - counts.send_errors;
+        let sent = detector.sent - counts.send_errors - counts.withheld;
         let only = || PathMeasured {
             name: name.to_owned(),
             sent,

@@ -294,3 +294,75 @@ fn a_thread_that_dies_says_so_and_accuses_nobody() {
     until("noticed", || readable(&beats) && !beats.is_running());
     assert_eq!((beats.verdict(), beats.suspicion()), (Verdict::Waiting, None));
 }
+
+#[test]
+fn beats_that_go_both_ways_are_proven() {
+    let ends = pair([parameters(5, 100); 2]);
+    until("proven", || ends.iter().all(|end| end.beats.proof().proven));
+    let proof = ends[0].beats.proof();
+    assert!(proof.heard >= 100 && proof.echoed >= 100 && !proof.accused, "{proof:?}");
+}
+
+#[test]
+fn what_bears_no_lost_beat_is_not_fit_to_be_relied_on() {
+    let ends = pair([parameters(5, 200), parameters(2_000, 1)]);
+    until_up(&ends);
+    until("it knows the other side's", || ends[0].beats.negotiation().0.peer.is_some());
+    let why = ends[0].beats.fit().expect_err("the other side's multiplier is 1").what;
+    assert!(why.contains("2s (2s x 1) bears no lost beat"), "{why}");
+}
+
+/// What one side sends is dropped on the way: each knows which direction fails.
+#[test]
+fn one_way_is_not_proven_and_each_side_knows_which_way_fails() {
+    let ((a, a_address), (b, b_address), (_void, void_address)) = (socket(), socket(), socket());
+    let a = end(1, a, a_address, void_address, parameters(5, 100));
+    let b = end(2, b, b_address, a_address, parameters(5, 100));
+    until("heard for long enough", || a.beats.stats().received >= 400);
+    let (here, there) = (a.beats.proof(), b.beats.proof());
+    assert!(!here.proven && here.heard >= 400 && here.echoed == 0, "{here:?}");
+    assert_eq!((there.proven, there.heard, there.echoed), (false, 0, 0));
+}
+
+/// The other end's detection time, and this one's stall limit, are of the same order: the rest of the machine may be busy.
+fn watched_pair(limit: Duration) -> (Progress, [End; 2]) {
+    let ((a, a_address), (b, b_address)) = (socket(), socket());
+    let progress = Progress::new();
+    let (sent, watched) = (Arc::default(), Watched { progress: progress.clone(), limit: Some(limit) });
+    let keepalive = Box::new(Udp { socket: a, peer: b_address, tap: Arc::clone(&sent) });
+    let beats = BeatThread::spawn_for(Some(watched), keepalive, KEY, config(1, parameters(5, 200)), Clock);
+    let a = End { beats: beats.expect("starts"), address: a_address, sent };
+    (progress, [a, end(2, b, b_address, a_address, parameters(5, 200))])
+}
+
+#[test]
+fn a_loop_that_stands_still_is_not_spoken_for() {
+    let (progress, ends) = watched_pair(Duration::from_secs(2));
+    until("both up, while the loop turns", || {
+        progress.mark();
+        ends.iter().all(|end| end.beats.verdict() == Verdict::Up)
+    });
+    assert_eq!(ends[0].beats.stats().withheld, 0);
+    // The loop stands still, and its thread of beats lives.
+    until("suspect", || ends[1].beats.verdict() == Verdict::Suspect);
+    let stats = ends[0].beats.stats();
+    assert!(stats.withheld > 0 && ends[0].beats.is_running(), "{stats:?}");
+    let sent = stats.sent;
+    progress.mark();
+    until("it beats again when the loop turns", || {
+        progress.mark();
+        ends[0].beats.stats().sent > sent + 10
+    });
+}
+
+#[test]
+fn a_side_that_yields_sends_no_beats_until_it_does_not() {
+    let ends = pair([parameters(5, 200); 2]);
+    until_up(&ends);
+    ends[0].beats.withhold(true);
+    until("suspect", || ends[1].beats.verdict() == Verdict::Suspect);
+    assert!(ends[0].beats.stats().withheld > 0);
+    let sent = ends[0].beats.stats().sent;
+    ends[0].beats.withhold(false);
+    until("it beats again", || ends[0].beats.stats().sent > sent);
+}

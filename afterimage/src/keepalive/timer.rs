@@ -1,8 +1,9 @@
 //! How punctual this machine is: measured when a session's beats begin, by the thread that will send them.
 
+use super::worker::settle;
 use mc_core::{detector::MIN_INTERVAL, histogram::Histogram};
 use std::{
-    thread,
+    io, thread,
     time::{Duration, Instant},
 };
 
@@ -31,6 +32,15 @@ impl Timer {
             worst = worst.max(by);
         }
         Self { late_p50: Duration::from_micros(late.percentiles().p50), late_max: worst }
+    }
+
+    /// The same, by a thread that is made as punctual as the one that beats.
+    pub(super) fn measure_elsewhere() -> io::Result<Self> {
+        let thread = thread::Builder::new().name("timer".into()).spawn(|| {
+            let _ = settle();
+            Self::measure()
+        })?;
+        thread.join().map_err(|_| io::Error::other("the thread \"timer\" died"))
     }
 
     /// The shortest interval that it can time: a wake-up that is late by more than a quarter of the interval counts as not

@@ -3,7 +3,7 @@
 //! It does not log: a log line can block, and what there is to say is in the verdict and the counters.
 
 use super::{
-    SuspicionReport, Verdict,
+    SuspicionReport, Verdict, Watched,
     negotiation::Negotiation,
     shared::{Order, Shared},
     stats::{Counts, Sample, receiving},
@@ -47,8 +47,11 @@ pub(super) struct Worker {
     config: Config,
     detector: Detector,
     shared: Arc<Shared>,
+    watched: Option<Watched>,
     committed: (Generation, Epoch),
     drain_asked: bool,
+    /// Beats have gone both ways, and the driver does not know it yet.
+    proven_unsaid: bool,
     counts: Counts,
     track: Track,
     /// In the present silence, what the detector has discounted.
@@ -60,7 +63,7 @@ pub(super) struct Worker {
 }
 
 /// Makes the calling thread punctual; returns what was not permitted.
-fn settle() -> Vec<String> {
+pub(super) fn settle() -> Vec<String> {
     let mut notes = vec![];
     // Without real-time priority, Linux may stretch each sleep by 50 µs.
     let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
@@ -102,8 +105,10 @@ impl Worker {
             detector: Detector::new(config, clock.now()),
             config,
             shared,
+            watched: None,
             committed: Default::default(),
             drain_asked: false,
+            proven_unsaid: false,
             counts: Counts::default(),
             track: Track::default(),
             discounted: Duration::ZERO,
@@ -111,6 +116,20 @@ impl Worker {
             negotiation: Negotiation::default(),
             due: None,
         }
+    }
+
+    /// Beats speak for this loop.
+    pub(super) fn watching(mut self, watched: Option<Watched>) -> Self {
+        self.watched = watched;
+        self
+    }
+
+    /// Whether beats would say more than is true: the loop stands still, or was said not to count.
+    fn must_withhold(&self) -> bool {
+        let stands_still = self.watched.as_ref().is_some_and(|Watched { progress, limit }| {
+            progress.since(self.clock.now()) > limit.unwrap_or_else(|| Watched::usual(self.detector.patience()))
+        });
+        stands_still || self.shared.withhold.load(Ordering::Acquire)
     }
 
     /// Makes this thread punctual, and measures how punctual it is: no proposal of the peer's makes it faster than it can
@@ -171,6 +190,7 @@ impl Worker {
         self.publish_patience();
         while let Some(action) = self.detector.poll_action() {
             match action {
+                Action::SendBeat(_) if self.must_withhold() => self.counts.withheld += 1,
                 Action::SendBeat(beat) => {
                     if self.keepalive.send(&beat.encode(&self.key)).is_err() {
                         self.counts.send_errors += 1;
@@ -185,6 +205,7 @@ impl Worker {
                     self.heard(rtt);
                 }
                 Action::Up => self.shared.set_verdict(Verdict::Up),
+                Action::Proven => self.proven_unsaid = true,
                 Action::SelfLate(late) => self.discounted = self.discounted.saturating_add(late),
                 Action::Suspect(why) => {
                     let report = SuspicionReport {
@@ -258,7 +279,11 @@ impl Worker {
         if let Some(mut published) = self.shared.published.try_lock() {
             published.update(&self.detector, self.counts, &self.samples);
             published.negotiate(self.negotiation);
+            published.prove(self.detector.proof(self.clock.now()));
             self.samples.clear();
+            if std::mem::take(&mut self.proven_unsaid) {
+                self.shared.signal();
+            }
         }
     }
 

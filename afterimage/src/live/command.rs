@@ -10,7 +10,7 @@ use crate::{
     cli::{KeepaliveSetArgs, KeepaliveShowArgs, SetArgs, Side, StatusArgs},
     exit::{Code, ExitError},
     keepalive::Offer,
-    status::{Request, Response, ask, socket_path, sockets},
+    status::{Request, Response, ask, side, socket_path, sockets},
     tune::{self, Support, Verdict},
     tuner::frequency,
 };
@@ -59,7 +59,9 @@ pub fn show(args: &KeepaliveShowArgs) -> Result<Code> {
     let KeepaliveShowArgs { vm, role, run_dir, json } = args;
     let which = StatusArgs { vm: *vm, role: *role, run_dir: run_dir.clone(), json: *json, watch: None };
     let (mut out, mut code) = (String::new(), Code::Done);
-    for path in sockets(&which)? {
+    // Without a word about it, keepers are not meant: they have no beats.
+    let keeper = |path: &PathBuf| role.is_none() && side(path) == Some(Side::Keeper);
+    for path in sockets(&which)?.into_iter().filter(|path| !keeper(path)) {
         let report = report(&path, Request::Keepalive)?;
         if !matches!(report.state.as_str(), "up" | "late") {
             code = Code::Degraded;

@@ -4,7 +4,10 @@ use super::SCHEMA;
 use crate::{
     beats::Wish,
     clock::Clock,
-    keepalive::{BeatHandle, Negotiation, Offer, PathStats},
+    keepalive::{
+        BeatHandle, Negotiation, Offer, PathStats,
+        fit::{self, Unfit},
+    },
     status::Status,
 };
 use mc_core::{detector::Parameters, histogram::Percentiles, id::Time};
@@ -244,6 +247,12 @@ impl Refusal {
     }
 }
 
+impl From<Unfit> for Refusal {
+    fn from(unfit: Unfit) -> Self {
+        Self::new(unfit.what, unfit.remedy)
+    }
+}
+
 fn words(offer: &Offer) -> String {
     format!("{} us x {}", offer.interval_us, offer.multiplier)
 }
@@ -265,21 +274,14 @@ fn judge(
     wanted: &Wanted,
     warnings: &mut Vec<String>,
 ) -> Result<(), Refusal> {
-    let (timer, interval) = (beats.timer(), wish.desired_tx());
-    if interval < timer.floor() {
-        let what = format!(
-            "beats every {interval:?} cannot be timed by this machine: half of its timers were up to {:?} late (the worst \
-             {} us) when the session began, and a beat that is late by a quarter of the interval is as good as none. The \
-             shortest interval here is {:?}",
-            timer.late_p50,
-            us(timer.late_max),
-            timer.floor()
-        );
-        return Err(Refusal::new(
-            what,
-            "take a longer interval, or see to the machine: `afterimage status` has notes on it",
-        ));
-    }
+    let interval = wish.desired_tx();
+    // The other side takes the same, unless it is not asked to.
+    let peer = now.peer.filter(|_| wanted.this_side).unwrap_or(Offer::from(wish));
+    let receive = wish.required_rx().max(Duration::from_micros(peer.interval_us.into()));
+    // As at the start of a session, where nobody can force them: what is saved must be what can be started.
+    fit::can_time(interval, beats.timer())?;
+    fit::can_bear(interval, wish.detect_multiplier())?;
+    fit::can_bear(receive, peer.multiplier)?;
     let late = Duration::from_micros(beats.stats().max_self_late_us);
     if late > interval / 4 {
         warnings.push(format!(
@@ -287,26 +289,12 @@ fn judge(
              counts as not listening"
         ));
     }
-    // The other side takes the same, unless it is not asked to.
-    let peer = now.peer.filter(|_| wanted.this_side).unwrap_or(Offer::from(wish));
-    let (peer_k, peer_sends) = (peer.multiplier, Duration::from_micros(peer.interval_us.into()));
-    let receive = wish.required_rx().max(peer_sends);
-    let detection = receive * peer_k.into();
-    let overdue = Duration::from_micros(us(now.overdue_max));
-    let worst = receive + overdue;
-    if overdue.is_zero() || worst < detection {
-        return Ok(());
-    }
-    let what = format!(
-        "a detection time of {detection:?} ({receive:?} x {peer_k}) is within what a live peer did in this session: a beat \
-         came {overdue:?} after it was due, which would have been a silence of {worst:?}, taken for its death"
-    );
+    let Err(doubt) = fit::has_borne(receive, peer.multiplier, now.overdue_max) else { return Ok(()) };
     if !wanted.force {
-        let remedy = "take a longer interval or a larger multiplier; or accept false suspicions with --force: each costs the \
-                      protection, or a takeover";
-        return Err(Refusal::new(what, remedy));
+        let more = "or accept false suspicions with --force: each costs the protection, or a takeover";
+        return Err(Refusal { remedy: format!("{}; {more}", doubt.remedy), what: doubt.what });
     }
-    warnings.push(what);
+    warnings.push(doubt.what);
     Ok(())
 }
 

@@ -59,6 +59,7 @@ pub(super) fn edit(path: &Path, side: Side, entries: &[Entry]) -> Result<Edit, E
     let section = match side {
         Side::Primary => "protect",
         Side::Standby => "standby",
+        Side::Keeper => return Err(ExitError::usage("a keeper has no section in a configuration file")),
     };
     let section = document.entry(section).or_insert(toml_edit::table());
     let Some(table) = section.as_table_like_mut() else {

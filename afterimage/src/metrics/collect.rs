@@ -35,12 +35,14 @@ pub struct Snapshot {
     pub swaps: (u64, u64),
     /// Lines that its journal lost.
     pub journal_lost: u64,
+    /// Lines that its stderr did not take.
+    pub narration_lost: u64,
 }
 
 /// The roles of each side, as in the status.
 const ROLES: [(&str, &[&str]); 2] = [
-    ("primary", &["solo", "syncing", "registering", "protected", "claiming", "fenced", "ended"]),
-    ("standby", &["idle", "syncing", "protecting", "revoking", "claiming", "taking-over", "running"]),
+    ("primary", &["solo", "syncing", "registering", "protected", "claiming", "fenced", "ended", "stalled"]),
+    ("standby", &["idle", "syncing", "protecting", "revoking", "claiming", "taking-over", "running", "stalled"]),
 ];
 
 /// Labels: name and value, the value as the text format wants it.
@@ -190,7 +192,9 @@ impl Collector for Snapshot {
         }
         let (won, lost) = self.swaps;
         w.counters("afterimage_swaps", "Swaps that the arbiter answered", "outcome", &[("won", won), ("lost", lost)])?;
-        w.counter("afterimage_journal_lost_lines", "Events that the journal of this process lost", self.journal_lost)
+        w.counter("afterimage_journal_lost_lines", "Events that the journal of this process lost", self.journal_lost)?;
+        let help = "Lines of its log that this process's stderr did not take";
+        w.counter("afterimage_narration_lost_lines", help, self.narration_lost)
     }
 }
 
@@ -204,6 +208,11 @@ impl Snapshot {
             "afterimage_protected",
             "Whether the death of the other host would cost nothing now",
             yes(s.protected),
+        )?;
+        w.gauge(
+            "afterimage_stalled",
+            "Whether this side's loop stands still, or its VM's QEMU does not run it",
+            yes(s.stalled.is_some()),
         )?;
         w.gauge("afterimage_generation", "The register's generation, as far as this side knows", float(s.generation))?;
         if !s.peer.is_empty() {
@@ -270,6 +279,8 @@ impl Snapshot {
         w.counter("afterimage_beats_received", "New beats of the other side", b.received)?;
         w.counter("afterimage_beats_missed", "Times that a beat was overdue, own lateness discounted", b.missed)?;
         w.counter("afterimage_beats_rejected", "Datagrams that are no beat of this session", b.rejected)?;
+        let help = "Beats that did not leave: this side's loop stood still, or its VM did not run";
+        w.counter("afterimage_beats_withheld", help, b.withheld)?;
         w.counter("afterimage_beats_late", "Times that the thread of the beats was late itself", b.self_late)?;
         w.seconds("afterimage_beats_late_max", "The worst of them", seconds(b.max_self_late_us))?;
         w.seconds(

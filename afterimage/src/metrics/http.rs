@@ -2,7 +2,11 @@
 //! httparse reads the head. Whoever talks slowly, or too much, costs a thread of ours for seconds, and the loop nothing.
 
 use super::text::plain;
-use crate::wake::Wake;
+use crate::{
+    accepting::accept_until,
+    repeated::{Repeated, and_more},
+    wake::Wake,
+};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::{
     io::{self, Read, Write},
@@ -72,7 +76,11 @@ fn bind(listen: SocketAddr, stop: &Wake) -> Option<TcpListener> {
                 return Some(listener);
             }
             Err(error) if !std::mem::replace(&mut warned, true) => {
-                warn!("metrics: listening on {listen}: {error}; trying again every second");
+                let remedy = match error.kind() {
+                    io::ErrorKind::AddrInUse => " (`ss -ltnp` names the process that listens there)",
+                    _ => "",
+                };
+                warn!("metrics: listening on {listen}: {error}{remedy}; trying again every second");
             }
             Err(_) => {}
         }
@@ -83,29 +91,27 @@ fn bind(listen: SocketAddr, stop: &Wake) -> Option<TcpListener> {
 }
 
 fn accept(listener: &TcpListener, stop: &Wake, source: &Source) {
-    let open = Arc::new(AtomicUsize::new(0));
-    loop {
-        let mut fds = [PollFd::new(listener, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
-        match poll(&mut fds, None) {
-            Ok(_) if !fds[1].revents().is_empty() => return,
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return warn!("metrics: poll: {e}"),
-        }
-        match listener.accept() {
-            Ok((stream, peer)) => connected(stream, peer, &open, source),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(e) => {
-                warn!("metrics: accept: {e}");
-                std::thread::sleep(Duration::from_millis(100));
+    let (open, mut said) = (Arc::new(AtomicUsize::new(0)), Repeated::default());
+    accept_until(
+        "metrics",
+        listener,
+        stop,
+        || listener.accept(),
+        |(stream, peer)| {
+            if let Err(e) = connected(stream, peer, &open, source)
+                && let Some(more) = said.say("thread", Instant::now())
+            {
+                warn!("metrics: closed a connection: no thread for it: {e}{}", and_more(more));
             }
-        }
-    }
+        },
+    );
 }
 
-fn connected(stream: TcpStream, peer: SocketAddr, open: &Arc<AtomicUsize>, source: &Source) {
+fn connected(stream: TcpStream, peer: SocketAddr, open: &Arc<AtomicUsize>, source: &Source) -> io::Result<()> {
     if open.fetch_add(1, Ordering::Relaxed) >= MAX_CONNECTIONS {
         open.fetch_sub(1, Ordering::Relaxed);
-        return debug!(%peer, "metrics: closed a connection: {MAX_CONNECTIONS} are open already");
+        debug!(%peer, "metrics: closed a connection: {MAX_CONNECTIONS} are open already");
+        return Ok(());
     }
     let (counted, source) = (Arc::clone(open), Arc::clone(source));
     let spawned = std::thread::Builder::new().name("scrape".into()).spawn(move || {
@@ -114,10 +120,9 @@ fn connected(stream: TcpStream, peer: SocketAddr, open: &Arc<AtomicUsize>, sourc
         }
         counted.fetch_sub(1, Ordering::Relaxed);
     });
-    if let Err(e) = spawned {
+    spawned.map(drop).inspect_err(|_| {
         open.fetch_sub(1, Ordering::Relaxed);
-        warn!("metrics: no thread for a connection: {e}");
-    }
+    })
 }
 
 fn serve(mut stream: &TcpStream, source: &Source) -> io::Result<()> {

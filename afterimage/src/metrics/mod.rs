@@ -21,7 +21,10 @@ pub use http::{Content, Server};
 pub use text::{openmetrics, plain};
 pub use witness::{Witness, WitnessCounters};
 
-use crate::inbox::{self, Inbox, Outbox};
+use crate::{
+    inbox::{self, Inbox, Outbox},
+    status::Status,
+};
 use parking_lot::Mutex;
 use std::{
     io,
@@ -63,7 +66,7 @@ impl Scrapes {
     pub fn serve(listen: Option<SocketAddr>) -> io::Result<Option<Self>> {
         let Some(listen) = listen else { return Ok(None) };
         let (outbox, inbox) = inbox::inbox()?;
-        let asking = Mutex::new(Asking { outbox, newest: None });
+        let asking = Mutex::new(Asking { outbox, newest: None, who: None });
         let server = Server::spawn(listen, Arc::new(move || asking.lock().snapshot()))?;
         Ok(Some(Self { inbox, _server: server }))
     }
@@ -83,6 +86,8 @@ impl AsFd for Scrapes {
 struct Asking {
     outbox: Outbox<Scrape>,
     newest: Option<(Instant, Content)>,
+    /// Names only: what is known of a loop that does not answer any more.
+    who: Option<Status>,
 }
 
 impl Asking {
@@ -92,8 +97,20 @@ impl Asking {
         }
         let (reply, answer) = sync_channel(1);
         self.outbox.put(Scrape(reply));
-        let content: Content = openmetrics(answer.recv_timeout(PATIENCE).ok()?).into();
+        let snapshot = match answer.recv_timeout(PATIENCE) {
+            Ok(snapshot) => snapshot,
+            Err(_) => Snapshot { status: self.who.clone()?, ..Snapshot::default() },
+        };
+        self.who.get_or_insert_with(|| stalled(&snapshot.status));
+        let content: Content = openmetrics(snapshot).into();
         self.newest = Some((Instant::now(), Arc::clone(&content)));
         Some(content)
     }
+}
+
+/// A loop that was there, and does not turn: the metric `afterimage_stalled` is all that it still has to say.
+fn stalled(was: &Status) -> Status {
+    let (vm, node, side) = (was.vm.clone(), was.node.clone(), was.side.clone());
+    let why = Some("the loop does not turn".to_owned());
+    Status { vm, node, side, role: "stalled".into(), stalled: why, ..Status::default() }
 }

@@ -1,6 +1,6 @@
 //! One side of RDMA: a device, queue pairs for checkpoints, a queue pair for beats.
 
-use super::{Beats, RdmaInfo, Report, Route, either, missing};
+use super::{Beats, RdmaInfo, Report, Route, UdpEnds, either, missing};
 use crate::{
     clock::Clock,
     config::PathsConfig,
@@ -18,7 +18,7 @@ use mc_core::{
         session::Hello,
     },
 };
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use transport_rdma::{
     device::{self, Choice, DeviceError, Wish},
     error::RdmaError,
@@ -43,7 +43,7 @@ pub(super) fn room_to_pin(bytes: u64) -> Result<(), ExitError> {
     memlock::check(bytes).map_err(|error| missing(error, "or lower --staging"))
 }
 
-fn choose(config: &PathsConfig, local: Option<IpAddr>) -> Result<Choice, ExitError> {
+fn choose(config: &PathsConfig, local: Option<SocketAddr>) -> Result<Choice, ExitError> {
     let wish = Wish { device: config.rdma_device.clone(), gid_index: config.rdma_gid_index, local };
     device::choose(&wish).map_err(|error: DeviceError| missing(&error, error.remedy()))
 }
@@ -68,7 +68,7 @@ pub(super) struct First {
 
 impl Half {
     /// For the session that `hello` begins, whose connection has our address `local`.
-    pub(super) fn open(config: &PathsConfig, local: IpAddr, hello: &Hello) -> Result<Self, ExitError> {
+    pub(super) fn open(config: &PathsConfig, local: SocketAddr, hello: &Hello) -> Result<Self, ExitError> {
         let choice = choose(config, Some(local))?;
         check_memlock(config)?;
         let options = RcOptions { timeout: config.rdma_timeout, retry: config.rdma_retry, ..RcOptions::default() };
@@ -122,8 +122,10 @@ impl First {
         let Self { link, session, beats, info } = self;
         let both = either(&link, &tcp).context("a descriptor for both paths of the link")?;
         let link = Failover::new(link, tcp, Some(both), session.0, LinkOptions::default().queue);
+        let ends = UdpEnds::of(udp.as_ref());
         let (keepalive, name, beat_paths) = keepalive(session, beats, udp)?;
-        let report = Report { transport: "rdma", why: info.why.clone(), rdma: Some(info), keepalive: name, beat_paths };
+        let (why, rdma) = (info.why.clone(), Some(info));
+        let report = Report { transport: "rdma", why, rdma, keepalive: name, beat_paths, udp: ends };
         Ok(Route { link: Box::new(link), keepalive, report })
     }
 }
@@ -136,7 +138,8 @@ pub(super) fn give_up(
     incarnation: Incarnation,
 ) -> Result<Route> {
     let Some(udp) = udp else { bail!("{error}; and {} takes no beats over UDP", tcp.peer()) };
-    let report = Report { transport: "rdma", why: error.to_string(), rdma: None, keepalive: "udp", beat_paths: None };
+    let (why, ends) = (error.to_string(), UdpEnds::of(Some(&udp)));
+    let report = Report { transport: "rdma", why, rdma: None, keepalive: "udp", beat_paths: None, udp: ends };
     let why = LinkError::Network(Box::new(error));
     let link = Failover::<RdmaLink, _>::without_first(why, tcp, incarnation, LinkOptions::default().queue);
     Ok(Route { link: Box::new(link), keepalive: Beats(Box::new(udp)), report })

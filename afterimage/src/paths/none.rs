@@ -7,7 +7,7 @@ use mc_core::{
     id::Incarnation,
     wire::{rdma::Endpoint, session::Hello},
 };
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use transport_tcp::{link::TcpLink, udp::UdpKeepalive};
 
 fn none() -> ExitError {
@@ -32,7 +32,7 @@ pub(super) enum Half {}
 pub(super) enum First {}
 
 impl Half {
-    pub(super) fn open(_: &PathsConfig, _: IpAddr, _: &Hello) -> Result<Self, ExitError> {
+    pub(super) fn open(_: &PathsConfig, _: SocketAddr, _: &Hello) -> Result<Self, ExitError> {
         Err(none())
     }
 

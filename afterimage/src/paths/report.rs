@@ -3,13 +3,15 @@
 use crate::{
     control::refused,
     events::emit,
-    keepalive::{BeatHandle, Measured, PathsReader},
+    keepalive::{BeatHandle, Measured, PathsReader, Proof},
     report::ms,
     status::{Response, Status},
 };
 use mc_core::{id::Time, transport::Transport};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::{net::SocketAddr, time::Duration};
+use transport_tcp::udp::UdpKeepalive;
 
 /// How a session began.
 #[derive(Clone, Debug)]
@@ -24,6 +26,48 @@ pub struct Report {
     pub keepalive: &'static str,
     /// The figures of each, if both.
     pub beat_paths: Option<PathsReader>,
+    /// With UDP: where beats are heard here, and where they go.
+    pub udp: Option<UdpEnds>,
+}
+
+/// The ends of beats over UDP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UdpEnds {
+    /// This side's.
+    pub here: SocketAddr,
+    /// The other one's.
+    pub there: SocketAddr,
+}
+
+impl UdpEnds {
+    /// Of a keepalive that is connected; `None` where there is none.
+    pub(super) fn of(udp: Option<&UdpKeepalive>) -> Option<Self> {
+        let (here, there) = udp?.ends().ok()?;
+        Some(Self { here, there })
+    }
+}
+
+/// Why beats between this side and `peer` are not proven, and what to do: the words of a protection that is refused for it.
+/// `by`: "udp", "ud" or "both"; `after`: for how long they were waited for.
+#[must_use]
+pub fn unproven(proof: Proof, peer: &str, (by, udp): (&str, Option<UdpEnds>), after: Duration) -> String {
+    let way = if by == "both" { "ud or udp" } else { by };
+    let open = udp.map_or_else(
+        || "let RoCE's UDP port 4791 pass between the hosts".to_owned(),
+        |ends| format!("open UDP port {} on {} for {}", ends.here.port(), ends.here.ip(), ends.there.ip()),
+    );
+    let dropped = udp.map_or_else(
+        || "RDMA datagrams from here to there are dropped".to_owned(),
+        |ends| format!("UDP from here to {} is dropped", ends.there),
+    );
+    match proof {
+        Proof { heard: 0, .. } => format!("no beat from {peer} arrived by {way} in {after:.1?}: {open}"),
+        Proof { echoed: 0, .. } => format!("{peer} does not hear this side's beats: {dropped}"),
+        Proof { heard, echoed, .. } => format!(
+            "beats between here and {peer} have gaps beyond the detection time: in {after:.1?} {heard} arrived here, and {echoed} \
+             of those told of one that arrived there; take a longer --beat-interval, or see to the network between the hosts"
+        ),
+    }
 }
 
 impl Report {
@@ -77,6 +121,14 @@ impl Watch {
     /// The session is over.
     pub fn end(&mut self) {
         (self.report, self.fell_back) = (None, None);
+    }
+
+    /// Why this session's beats are not proven by now, and what to do: see [`unproven`]. `None` if they are.
+    #[must_use]
+    pub fn unproven(&self, beats: &BeatHandle, peer: &str, now: Time) -> Option<String> {
+        let way = self.report.as_ref().map_or(("udp", None), |report| (report.keepalive, report.udp));
+        let proof = beats.proof();
+        (!proof.proven).then(|| unproven(proof, peer, way, now.since(beats.started())))
     }
 
     /// Looks whether it still goes the way that it began.
@@ -140,5 +192,35 @@ impl Watch {
         status.rdma.clone_from(&report.rdma);
         status.keepalive = report.keepalive.to_owned();
         status.beat_paths = report.beat_paths.as_ref().map(PathsReader::stats).unwrap_or_default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fails_is_named_with_its_port() {
+        let ends = Some(UdpEnds { here: ([10, 0, 0, 1], 40_001).into(), there: ([10, 0, 0, 2], 40_002).into() });
+        let say = |heard, echoed, way| {
+            let proof = Proof { heard, echoed, ..Proof::default() };
+            unproven(proof, "host-b", way, Duration::from_secs(5))
+        };
+        for (words, said) in [
+            (
+                "no beat from host-b arrived by udp in 5.0s: open UDP port 40001 on 10.0.0.1 for 10.0.0.2",
+                say(0, 0, ("udp", ends)),
+            ),
+            (
+                "host-b does not hear this side's beats: UDP from here to 10.0.0.2:40002 is dropped",
+                say(9, 0, ("udp", ends)),
+            ),
+            ("by ud or udp in 5.0s", say(0, 0, ("both", ends))),
+            ("by ud in 5.0s: let RoCE's UDP port 4791 pass", say(0, 0, ("ud", None))),
+            ("RDMA datagrams from here to there are dropped", say(9, 0, ("ud", None))),
+            ("in 5.0s 9 arrived here, and 4 of those told of one", say(9, 4, ("udp", ends))),
+        ] {
+            assert!(said.contains(words), "{said}");
+        }
     }
 }

@@ -53,7 +53,7 @@ fn endpoint() -> Endpoint {
 
 /// The answer: whether it has UDP, or why there is none.
 fn answer(config: &PathsConfig, beat_port: u16, theirs: Option<&Endpoint>) -> Result<bool, String> {
-    let answer = Answer::prepare(config, Ipv4Addr::LOCALHOST.into(), &hello(beat_port), theirs);
+    let answer = Answer::prepare(config, (Ipv4Addr::LOCALHOST, 7410).into(), &hello(beat_port), theirs);
     answer.map(|a| a.has_udp()).map_err(|error| error.to_string())
 }
 

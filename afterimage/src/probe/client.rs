@@ -11,11 +11,10 @@ use super::{
 use crate::{
     beats::{self, Wish},
     cli::{ProbeArgs, Side},
-    clock::Clock,
     config::{PathsConfig, parse_size},
     exit::{Code, ExitError},
     keepalive::{BeatHandle, Measured},
-    paths::{self, Link, Ours, Report, route_to},
+    paths::{self, Link, Ours, Report},
     status::{Request, Response, ask, socket_path},
 };
 use anyhow::{Context, Result, bail, ensure};
@@ -33,14 +32,10 @@ use mc_core::{
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::{
     io::Write,
-    net::SocketAddr,
     path::Path,
     time::{Duration, Instant},
 };
-use transport_tcp::{
-    session::{self, Connected, SessionError, SessionOptions},
-    udp::UdpKeepalive,
-};
+use transport_tcp::session::{Connected, SessionError, SessionOptions};
 
 /// How long the other end may take to answer a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -173,23 +168,21 @@ fn explain(error: SessionError) -> anyhow::Error {
 
 fn open(args: &ProbeArgs, config: &PathsConfig) -> Result<Session> {
     let to = args.peer.as_ref().context("a peer")?;
-    let local = args.bind.map_or_else(|| route_to(to), Ok)?;
-    let keepalive = UdpKeepalive::bind(local).with_context(|| format!("UDP socket for beats on {local}"))?;
+    let options = SessionOptions { deadline: HANDSHAKE, ..SessionOptions::default() };
+    let call = paths::call(to, args.bind, &options).map_err(explain)?;
+    let keepalive = paths::beats_at(call.local_addr())?;
     let beat_port = if config.wants_udp() { keepalive.local_port()? } else { 0 };
     let hello = hello(args, beat_port)?;
-    let ours = Ours::prepare(config, local, &hello)?;
+    let ours = Ours::prepare(config, call.local_addr(), &hello)?;
     let greeting = Greeting::new(Ask::Measure).encode();
-    let options = SessionOptions { deadline: HANDSHAKE, ..SessionOptions::default() };
     let endpoint = ours.endpoint();
-    let connected =
-        session::connect(&to.to_string(), &hello, &greeting, endpoint.as_ref(), &options).map_err(explain)?;
+    let connected = call.shake_hands(&hello, &greeting, endpoint.as_ref()).map_err(explain)?;
     let Connected { link, peer, profile, endpoint, peer_addr, .. } = connected;
     Answer::decode(&profile).with_context(|| peer_addr.to_string())?;
-    let route =
-        ours.settle(link, endpoint.as_ref(), keepalive, &peer, SocketAddr::new(peer_addr.ip(), peer_addr.port()))?;
+    let route = ours.settle(link, endpoint.as_ref(), keepalive, &peer, peer_addr)?;
     let wish = Wish { interval: args.interval, min_rx: None, multiplier: MULTIPLIER };
     let key = (hello.incarnation, hello.beat_key);
-    let beats = beats::start(route.keepalive.0, key, beats::PRIMARY, wish, Clock)?;
+    let beats = beats::start(route.keepalive.0, key, beats::PRIMARY, wish, None)?;
     Ok(Session { incarnation: hello.incarnation, link: route.link, beats, report: route.report })
 }
 
@@ -251,7 +244,9 @@ fn fetch(args: &ProbeArgs, incarnation: Incarnation) -> Result<Answer> {
     let options = SessionOptions { deadline: HANDSHAKE, ..SessionOptions::default() };
     let start = Instant::now();
     loop {
-        match session::connect(&to.to_string(), &hello(args, 0)?, &greeting, None, &options) {
+        let hello = hello(args, 0)?;
+        let call = paths::call(to, args.bind, &options);
+        match call.and_then(|call| call.shake_hands(&hello, &greeting, None)) {
             Ok(connected) => return Answer::decode(&connected.profile),
             Err(SessionError::Refused { .. }) if start.elapsed() < REPORT => {
                 std::thread::sleep(Duration::from_millis(100));

@@ -10,9 +10,10 @@ use crate::{
     cli::ServeArgs,
     clock::Clock,
     config::PathsConfig,
-    exit::{self, Code, ExitError},
+    exit::{self, Code, ExitError, cannot_listen},
     keepalive::{BeatHandle, Measured, Verdict},
     paths::{self, Report, Route},
+    repeated::{Repeated, and_more},
 };
 use anyhow::{Context, Result, bail};
 use mc_core::{
@@ -23,17 +24,16 @@ use parking_lot::Mutex;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::{
     io::Write,
-    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use transport_tcp::{
+    reach::at_port,
     session::{Listener, Offer, SessionOptions},
-    udp::UdpKeepalive,
 };
 
 /// How soon an order to stop is seen.
@@ -60,15 +60,17 @@ pub fn serve(args: &ServeArgs) -> Result<Code> {
     }
     let config = args.paths.clone().resolve(u64::from(MAX_SLAB) * SLABS as u64).map_err(ExitError::from)?;
     paths::check(&config)?;
-    let mut listener = Listener::bind(args.listen, SessionOptions::default())?;
+    let mut listener = Listener::bind(args.listen, SessionOptions::default()).map_err(cannot_listen)?;
     // Whoever started us may have gone.
     let _ = writeln!(std::io::stdout(), "listening on {}", listener.local_addr());
-    let server = Server { config, shared: Arc::default(), stop };
+    let mut server = Server { config, shared: Arc::default(), stop, said: Repeated::default() };
     while !server.stop.load(Ordering::Acquire) {
         match listener.accept(GLANCE) {
             Ok(None) => {}
             Ok(Some(offer)) => server.hear(offer),
-            Err(error) => tracing::warn!(%error, "a caller was turned away"),
+            Err(error) => server.say(error.kind(), |more| {
+                tracing::warn!(%error, "a caller was turned away{}", and_more(more));
+            }),
         }
     }
     Ok(Code::Done)
@@ -78,13 +80,21 @@ struct Server {
     config: PathsConfig,
     shared: Arc<Mutex<Shared>>,
     stop: Arc<AtomicBool>,
+    said: Repeated,
 }
 
 impl Server {
-    fn hear(&self, offer: Offer) {
+    /// Says it; in a crowd, counts it.
+    fn say(&mut self, kind: &str, line: impl FnOnce(u64)) {
+        if let Some(more) = self.said.say(kind, Instant::now()) {
+            line(more);
+        }
+    }
+
+    fn hear(&mut self, offer: Offer) {
         let (node, peer) = (offer.hello.node, offer.peer_addr);
         if let Err((offer, why)) = self.consider(offer) {
-            tracing::warn!(%node, %peer, why, "refused");
+            self.say("refused", |more| tracing::warn!(%node, %peer, why, "refused{}", and_more(more)));
             if let Some(Err(error)) = offer.map(|offer| offer.refuse(&why)) {
                 tracing::debug!(%error, "the refusal was not heard");
             }
@@ -127,15 +137,15 @@ impl Server {
             bail!("slabs of {} bytes: a probe's have {MAX_SLAB} at most", hello.slab_size);
         }
         wish(hello)?;
-        paths::Answer::prepare(&self.config, offer.local_addr.ip(), hello, offer.endpoint.as_ref())
+        paths::Answer::prepare(&self.config, offer.local_addr, hello, offer.endpoint.as_ref())
     }
 
     fn begin(&self, offer: Offer, answer: paths::Answer) -> Result<()> {
         let (theirs, peer) = (offer.hello, offer.peer_addr);
-        let keepalive = UdpKeepalive::bind(offer.local_addr.ip()).context("UDP socket for beats")?;
+        let keepalive = paths::beats_at(offer.local_addr)?;
         let beat_port = if answer.has_udp() { keepalive.local_port()? } else { 0 };
         if answer.has_udp() {
-            keepalive.connect(SocketAddr::new(peer.ip(), theirs.beat_port))?;
+            keepalive.connect(at_port(peer, theirs.beat_port))?;
         }
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let name = Name::new(&host).unwrap_or_else(|_| greeting::vm());
@@ -145,7 +155,7 @@ impl Server {
         let accepted = offer.accept(hello, &words, answer.endpoint().as_ref())?;
         let Route { link, keepalive, report } = answer.settle(accepted.link, keepalive)?;
         let session = (theirs.incarnation, theirs.beat_key);
-        let beats = beats::start(keepalive.0, session, beats::STANDBY, wish(&theirs)?, Clock)?;
+        let beats = beats::start(keepalive.0, session, beats::STANDBY, wish(&theirs)?, None)?;
         tracing::info!(%peer, node = %theirs.node, transport = report.transport, keepalive = report.keepalive, "a probe begins");
         let (shared, stop) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
         shared.lock().busy = true;

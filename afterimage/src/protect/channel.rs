@@ -1,5 +1,6 @@
 //! What supervisor and data path say to each other: lines of JSON over a socket pair.
 
+use super::vm_health::Health;
 use crate::{config::ProtectConfig, qemu::profile::Profile};
 use mc_core::register::Register;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -10,6 +11,7 @@ use std::{
         unix::net::UnixStream,
     },
     path::PathBuf,
+    time::{Duration, Instant},
 };
 
 /// All that a data path must know to begin.
@@ -21,10 +23,19 @@ pub struct Brief {
     pub register: Register,
     /// Of the VM.
     pub profile: Profile,
+    /// The VM's QEMU; its instance is the register's.
+    pub qemu_pid: u32,
     /// Whether to seek a standby at once; a data path that follows one that died does not.
     pub protect: bool,
     /// Whether to stay when no standby is found: the VM's network already passed through a process that left for us.
     pub stay: bool,
+}
+
+impl Brief {
+    /// The VM's QEMU: pid and instance.
+    pub(super) fn qemu_process(&self) -> (u32, u64) {
+        (self.qemu_pid, self.register.owner.instance)
+    }
 }
 
 /// From the supervisor.
@@ -45,6 +56,8 @@ pub enum ToDataPath {
         /// A shutdown that the guest or the operator asked for.
         orderly: bool,
     },
+    /// How the VM is, by QEMU's own word. Said when it changes.
+    VmIs(Health),
     /// The stream broke, and the VM is still there.
     SourceBroken {
         /// What QEMU says about it.
@@ -81,11 +94,16 @@ pub enum ToSupervisor {
     },
 }
 
+/// Bytes that may wait for the other end. A brief has some thousands, with a profile of many NICs some tens of thousands.
+const MOST_WAITING: usize = 1 << 20;
+
 /// One end of the channel.
 #[derive(Debug)]
 pub struct Channel {
     stream: UnixStream,
     buffer: Vec<u8>,
+    /// Said, and not taken by the socket yet.
+    waiting: Vec<u8>,
     closed: bool,
 }
 
@@ -93,7 +111,7 @@ impl Channel {
     /// Over one end of a socket pair.
     pub fn new(stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        Ok(Self { stream, buffer: Vec::new(), closed: false })
+        Ok(Self { stream, buffer: Vec::new(), waiting: Vec::new(), closed: false })
     }
 
     /// Whether the other end is gone, and everything it had said was taken.
@@ -102,19 +120,46 @@ impl Channel {
         self.closed && !self.buffer.contains(&b'\n')
     }
 
-    /// Says something. An error means that the other end is gone.
+    /// Says something, and never waits: what the socket does not take now leaves with the next call of any kind. An error means
+    /// that the other end is gone, or has taken nothing for [`MOST_WAITING`] bytes.
     pub fn say<T: Serialize>(&mut self, message: &T) -> io::Result<()> {
-        let mut line = serde_json::to_vec(message)?;
-        line.push(b'\n');
-        // Messages are few and small, and the other end reads promptly: waiting here is waiting for a live process.
-        self.stream.set_nonblocking(false)?;
-        let sent = self.stream.write_all(&line);
-        self.stream.set_nonblocking(true)?;
-        sent
+        serde_json::to_writer(&mut self.waiting, message)?;
+        self.waiting.push(b'\n');
+        self.drain()?;
+        if self.waiting.len() > MOST_WAITING {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the other end of the channel takes nothing"));
+        }
+        Ok(())
+    }
+
+    /// Before this process ends: waits until all that was said has left, `patience` at most.
+    pub fn finish(&mut self, patience: Duration) -> io::Result<()> {
+        let deadline = Instant::now() + patience;
+        self.drain()?;
+        while !self.waiting.is_empty() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+            self.drain()?;
+        }
+        Ok(())
+    }
+
+    fn drain(&mut self) -> io::Result<()> {
+        while !self.waiting.is_empty() {
+            match self.stream.write(&self.waiting) {
+                Ok(sent) => drop(self.waiting.drain(..sent)),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
     }
 
     /// The next thing said, if any.
     pub fn hear<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
+        if self.drain().is_err() {
+            self.waiting.clear(); // it is gone; what it said before can still be read
+        }
         self.fill()?;
         let Some(end) = self.buffer.iter().position(|b| *b == b'\n') else { return Ok(None) };
         let message = serde_json::from_slice(&self.buffer[..end]);
@@ -141,5 +186,38 @@ impl Channel {
 impl AsFd for Channel {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The other end is stopped: its socket fills, and whoever speaks goes on.
+    #[test]
+    fn an_end_that_takes_nothing_makes_nobody_wait() {
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        let mut channel = Channel::new(ours).expect("a channel");
+        let message = ToSupervisor::SourceFailed { why: "x".repeat(10_000) };
+        let mut said = 0;
+        let full = loop {
+            match channel.say(&message) {
+                Ok(()) => said += 1,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(full.kind(), io::ErrorKind::TimedOut);
+        assert!(said > 100, "{said}");
+        // It goes on: all of it is there, whole.
+        let mut other = Channel::new(theirs).expect("a channel");
+        let mut heard = 0;
+        while heard <= said {
+            channel.drain().expect("room again");
+            while let Some(ToSupervisor::SourceFailed { why }) = other.hear().expect("whole lines") {
+                assert_eq!(why.len(), 10_000);
+                heard += 1;
+            }
+        }
+        channel.finish(Duration::ZERO).expect("nothing waits");
     }
 }

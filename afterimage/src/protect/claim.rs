@@ -65,7 +65,7 @@ impl<'a> Claim<'a> {
     fn new(brief: &'a Brief) -> Result<Self> {
         let config = &brief.config;
         let arbiter = ArbiterClient::spawn(&config.asks(brief.register.owner.node))?;
-        let control = Control::listen(&config.run_dir, config.vm, Side::Primary)?;
+        let control = Control::listen(&config.run_dir, config.vm, config.node, Side::Primary)?;
         Ok(Self { brief, arbiter, control, watch: report::ArbiterWatch::default() })
     }
 
@@ -83,13 +83,13 @@ impl<'a> Claim<'a> {
             wait(&mut fds, Time(0), None, Duration::from_secs(1))?;
             self.watch.look(&self.arbiter.health());
             while let Some(request) = self.control.take() {
-                let response = self.answer(request.request);
+                let response = self.answer(&request.request);
                 request.reply(response);
             }
         }
     }
 
-    fn answer(&self, request: Request) -> Response {
+    fn answer(&self, request: &Request) -> Response {
         match request {
             Request::Status => Response::Status(Box::new(self.status())),
             Request::Solo if self.arbiter.operator_decides() => done("going solo"),

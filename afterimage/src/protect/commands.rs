@@ -5,7 +5,7 @@ use crate::{
     control::{done, refused},
     events::{self, emit},
     metrics::{Buckets, Snapshot},
-    report,
+    narration, report,
     status::{Request, Response, SCHEMA, Status},
 };
 use mc_core::{
@@ -20,6 +20,9 @@ pub(super) fn answer(path: &mut DataPath, request: Request) -> Response {
     let role = path.driver.machine().role();
     if request.decides() {
         emit("operator", json!({ "request": request, "role": word(role) }));
+    }
+    if request == Request::Solo {
+        path.ask_parked(); // an operator decides, whether the VM runs or not
     }
     match (request, role) {
         (Request::Status, _) => Response::Status(Box::new(status(path))),
@@ -46,6 +49,9 @@ pub(super) fn answer(path: &mut DataPath, request: Request) -> Response {
         (Request::KeepaliveSet(wanted), _) => live::keepalive_set(path, &wanted),
         (Request::Set(settings), _) => live::set(path, &settings),
         (Request::Witness(_), _) => refused("that is for a witness; this is the primary"),
+        (Request::Export { .. }, _) => {
+            refused("`image export` is for the standby, which has the image; this is the primary")
+        }
         (Request::Takeover, _) => refused("`takeover` is for the standby; this is the primary: see `solo`"),
     }
 }
@@ -74,7 +80,8 @@ pub(super) fn status(path: &mut DataPath) -> Status {
         schema: SCHEMA,
         side: "primary".into(),
         role: word(machine.role()).into(),
-        protected: machine.is_protected(),
+        protected: machine.is_protected() && path.vm.health().why().is_none(),
+        stalled: path.vm.health().why().map(str::to_owned),
         vm: config.vm.to_string(),
         node: config.node.to_string(),
         peer: path.peer.clone().unwrap_or_default(),
@@ -117,6 +124,7 @@ pub(super) fn snapshot(path: &mut DataPath) -> Snapshot {
         hold: Buckets::from(path.driver.gate.hold_histogram()),
         swaps: path.swap.counts(),
         journal_lost: events::journal_lost(),
+        narration_lost: narration::lost(),
         ..Snapshot::default()
     };
     if let Some(beats) = &path.beats {

@@ -8,19 +8,23 @@ use super::{
     channel::{Brief, Channel, ToDataPath, ToSupervisor},
     hands::Hands,
     session::{self, Found},
+    vm_health::Watcher,
+    yielding::Parked,
 };
 use crate::{
     arbiter::{Answer, ArbiterClient},
     cli::Side,
-    clock::Clock,
+    clock::{Clock, WatchedClock},
     control::Control,
     events::emit,
     exit::{self, Code, ExitError},
     gate::{GateError, Mode, NicGate, NicSpec, Options},
     inbox::{self, Inbox, readable, wait},
-    keepalive::{BeatHandle, Verdict},
+    keepalive::{BeatHandle, Verdict, Watched},
+    keeper,
     metrics::Scrapes,
     paths::Watch,
+    progress::Progress,
     qemu::colo::ColoSource,
     report,
     stalls::{Stalls, Swap},
@@ -45,7 +49,7 @@ use std::{
 /// The stall limit while nobody stands by: nobody could declare this side dead. And the longest sleep.
 const WITHOUT_BEATS: Duration = Duration::from_millis(100);
 
-type Driver = PrimaryDriver<ColoSource, NicGate, Clock>;
+type Driver = PrimaryDriver<ColoSource, NicGate, WatchedClock>;
 
 /// The loop's state.
 pub(super) struct DataPath {
@@ -54,10 +58,15 @@ pub(super) struct DataPath {
     pub(super) arbiter: ArbiterClient,
     pub(super) beats: Option<BeatHandle>,
     pub(super) clock: Clock,
+    /// Of this loop, for the beats.
+    progress: Progress,
     pub(super) peer: Option<String>,
     pub(super) notes: Vec<String>,
     pub(super) watch: Watch,
     pub(super) supervisor: Hands,
+    /// Whether the VM runs.
+    pub(super) vm: Watcher,
+    pub(super) parked: Option<Parked>,
     control: Control,
     scrapes: Option<Scrapes>,
     sessions: Option<Inbox<Result<Found>>>,
@@ -87,13 +96,14 @@ pub fn run() -> Result<Code> {
     let mut channel = Channel::new(UnixStream::from(channel))?;
     let brief = hear_brief(&mut channel)?;
     super::record(&brief.config, "data-path")?;
-    let mut supervisor = Hands::new(channel, &brief.config);
+    let mut supervisor = Hands::new(channel, &brief);
     let prepared = match prepare(&brief) {
         Ok(prepared) => prepared,
         Err(error) => {
             // One that cannot even start would only be started again.
             let (code, why) = (exit::explain(&error).0, exit::words(&error));
             supervisor.say(&ToSupervisor::Ending { code: code as u8, why })?;
+            supervisor.finish();
             return Ok(code);
         }
     };
@@ -103,9 +113,11 @@ pub fn run() -> Result<Code> {
 /// What may be missing: the NICs, their TAP devices, a free control socket.
 fn prepare(brief: &Brief) -> Result<(NicGate, ArbiterClient, Control)> {
     let config = &brief.config;
-    let control = Control::listen(&config.run_dir, config.vm, Side::Primary)?;
+    let control = Control::listen(&config.run_dir, config.vm, config.node, Side::Primary)?;
     let held_limit_bytes = usize::try_from(config.held_limit_bytes)?;
     let options = Options { held_limit_bytes, mode: Mode::Open };
+    // As late as this: until now its packets have passed.
+    keeper::relieve(&config.run_dir, config.vm)?;
     let gate = connected_gate(report::nics(&config.nics), options).map_err(|error| {
         let code = if error.is_prerequisite() { Code::Prerequisite } else { Code::Failed };
         ExitError::new(code, error)
@@ -133,7 +145,7 @@ fn hear_brief(channel: &mut Channel) -> Result<Brief> {
 
 impl DataPath {
     fn new(brief: Brief, supervisor: Hands, prepared: (NicGate, ArbiterClient, Control)) -> Result<Self> {
-        let clock = Clock;
+        let (clock, progress) = (Clock, Progress::new());
         let config = &brief.config;
         let (gate, arbiter, control) = prepared;
         let pool = SlabPool::new(usize::try_from(config.slab_bytes)?, usize::try_from(config.staging_bytes)?);
@@ -146,7 +158,7 @@ impl DataPath {
             },
             brief.register,
         );
-        let mut driver = PrimaryDriver::new(machine, Staging::new(pool), gate, clock);
+        let mut driver = PrimaryDriver::new(machine, Staging::new(pool), gate, WatchedClock(progress.clone()));
         driver.set_cap(usize::try_from(config.staging_bytes)?, config.on_cap.0);
         let scrapes = Scrapes::serve(config.metrics)?;
         let source_path = config.run_dir.join(format!("{}.colo.sock", config.vm));
@@ -155,10 +167,13 @@ impl DataPath {
             arbiter,
             beats: None,
             clock,
+            progress,
             peer: None,
             notes: report::standing_notes(),
             watch: Watch::default(),
             supervisor,
+            vm: Watcher::new(brief.qemu_process().0, brief.qemu_process().1),
+            parked: None,
             control,
             scrapes,
             sessions: None,
@@ -198,6 +213,7 @@ impl DataPath {
             self.turn()?;
             if let Some((code, why)) = self.ending.take() {
                 let _ = self.supervisor.say(&ToSupervisor::Ending { code: code as u8, why });
+                self.supervisor.finish();
                 return Ok(code);
             }
         }
@@ -205,9 +221,12 @@ impl DataPath {
 
     fn turn(&mut self) -> Result<()> {
         self.sleep()?;
+        self.progress.mark();
         self.notice_stall();
         self.hear_supervisor()?;
+        self.mind_the_vm();
         self.hear_arbiter();
+        self.prove_beats();
         self.hear_beats();
         self.hear_sessions();
         self.driver.gate.tick(self.clock.now());
@@ -260,6 +279,7 @@ impl DataPath {
             match message {
                 ToDataPath::Begin(_) | ToDataPath::Started { error: None, .. } => {}
                 ToDataPath::Started { error: Some(why), unsupported } => self.source_broken(why, unsupported),
+                ToDataPath::VmIs(health) => self.vm.qemu_says(health),
                 ToDataPath::VmGone { orderly: true } => {
                     emit("vm-gone", json!({ "orderly": true }));
                     self.driver.event(Event::Unprotect(GoodbyeReason::GuestGone));
@@ -281,18 +301,27 @@ impl DataPath {
         emit("source-broken", json!({ "why": why, "unsupported": unsupported }));
         let first = self.driver.figures().last_ack_at.is_none();
         self.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
-        if (unsupported || first) && !self.brief.stay {
-            let code = if unsupported { Code::Prerequisite } else { Code::Failed };
-            self.end_when_solo = Some((code, why));
+        let code = if unsupported { Code::Prerequisite } else { Code::Failed };
+        if unsupported || first {
+            self.give_up_for(code, why)
         } else {
+            self.notes.push(format!("not protected: {why}"))
+        }
+    }
+
+    /// This attempt at protection came to nothing.
+    pub(super) fn give_up_for(&mut self, code: Code, why: String) {
+        if self.brief.stay {
             self.notes.push(format!("not protected: {why}"));
+        } else {
+            self.end_when_solo = Some((code, why));
         }
     }
 
     fn hear_arbiter(&mut self) {
         while let Some(answer) = self.arbiter.take_answer() {
             match answer {
-                Answer::Read(held) => self.driver.event(Event::RegisterRead(held)),
+                Answer::Read(held) => self.register_read(held),
                 Answer::Fault(_) => {} // told below; the machine waits for a register that it can believe
                 Answer::Cas(outcome) => {
                     emit("cas", self.swap.answered(self.clock.now(), &outcome));
@@ -307,10 +336,6 @@ impl DataPath {
         let Some(beats) = &self.beats else { return };
         beats.clear();
         beats.set_committed(self.driver.machine().generation(), self.driver.machine().epochs().1);
-        if self.driver.machine().role() == Role::Syncing && beats.verdict() == Verdict::Up {
-            self.driver.event(Event::BeatsProven);
-            return;
-        }
         let dead = !beats.is_running(); // a detector that is gone must not pass for one that is content
         if (beats.verdict() == Verdict::Suspect || dead) && !self.suspected {
             let why = report::suspicion(beats, &self.watch, self.clock.now());
@@ -351,7 +376,8 @@ impl DataPath {
         self.peer = Some(format!("{} at {}", standby.node, found.peer));
         self.suspected = false;
         let wish = self.brief.config.wish();
-        let (link, beats, report) = found.start(wish, self.clock)?;
+        let watched = Watched { progress: self.progress.clone(), limit: self.brief.config.stall_after };
+        let (link, beats, report) = found.start(wish, watched)?;
         self.beats = Some(beats);
         self.watch.begin(report);
         self.driver.set_commit_deadline(self.brief.config.commit_deadline(self.watch.has_rdma()));
@@ -361,7 +387,7 @@ impl DataPath {
 
     fn hear_control(&mut self) {
         while let Some(request) = self.control.take() {
-            let response = super::commands::answer(self, request.request);
+            let response = super::commands::answer(self, request.request.clone());
             request.reply(response);
         }
         while let Some(scrape) = self.scrapes.as_ref().and_then(Scrapes::take) {

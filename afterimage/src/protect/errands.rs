@@ -3,21 +3,15 @@
 use super::{channel::ToSupervisor, commands, data_path::DataPath};
 use crate::{arbiter::Ask, config, events::emit, exit::Code, report};
 use anyhow::Result;
-use mc_core::{driver::PrimaryErrand, wire::control::NackReason};
+use mc_core::{driver::PrimaryErrand, id::Generation, register::Register, wire::control::NackReason};
 use serde_json::json;
 
 impl DataPath {
     pub(super) fn run_errands(&mut self) -> Result<()> {
         while let Some(errand) = self.driver.errand() {
             match errand {
-                PrimaryErrand::Cas { expect, new, contested } => {
-                    self.swap.asked(self.clock.now());
-                    self.arbiter.ask(Ask::Cas { expect, new, contested });
-                    emit("asking", report::with(report::asked(expect, &new, contested), commands::standing(self)));
-                    if std::mem::take(&mut self.operator_wants_solo) {
-                        self.arbiter.operator_decides();
-                    }
-                }
+                PrimaryErrand::Cas { expect, new, contested } if contested && self.yields() => self.park(expect, new),
+                PrimaryErrand::Cas { expect, new, contested } => self.ask_for(expect, new, contested),
                 PrimaryErrand::StartSource => {
                     self.supervisor.say(&ToSupervisor::StartSource { path: self.source_path.clone() })?;
                 }
@@ -48,6 +42,15 @@ impl DataPath {
             }
         }
         Ok(())
+    }
+
+    pub(super) fn ask_for(&mut self, expect: Generation, new: Register, contested: bool) {
+        self.swap.asked(self.clock.now());
+        self.arbiter.ask(Ask::Cas { expect, new, contested });
+        emit("asking", report::with(report::asked(expect, &new, contested), commands::standing(self)));
+        if std::mem::take(&mut self.operator_wants_solo) {
+            self.arbiter.operator_decides();
+        }
     }
 
     /// The standby cannot go on; the machine gives it up through the arbiter.

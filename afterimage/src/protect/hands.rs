@@ -9,16 +9,20 @@
 //! VM shuts down.
 
 use super::{
-    channel::{Channel, ToDataPath, ToSupervisor},
-    supervisor::{Qemu, Task},
+    channel::{Brief, Channel, ToDataPath, ToSupervisor},
+    supervisor::{Process, Qemu, Task},
 };
-use crate::{config::ProtectConfig, exit, qemu::qmp::QmpError};
+use crate::{exit, qemu::qmp::QmpError};
 use anyhow::Result;
 use std::{
     collections::VecDeque,
     os::fd::{AsFd, BorrowedFd},
     path::PathBuf,
+    time::Duration,
 };
+
+/// For the supervisor to take what a data path that ends has said.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 enum Reach {
@@ -32,12 +36,14 @@ enum Reach {
 pub(super) struct Hands {
     reach: Reach,
     qmp: PathBuf,
+    process: Process,
     answers: VecDeque<ToDataPath>,
 }
 
 impl Hands {
-    pub(super) fn new(channel: Channel, config: &ProtectConfig) -> Self {
-        Self { reach: Reach::Supervisor(channel), qmp: config.qmp.clone(), answers: VecDeque::new() }
+    pub(super) fn new(channel: Channel, brief: &Brief) -> Self {
+        let (qmp, process) = (brief.config.qmp.clone(), brief.qemu_process());
+        Self { reach: Reach::Supervisor(channel), qmp, process, answers: VecDeque::new() }
     }
 
     pub(super) fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
@@ -89,6 +95,15 @@ impl Hands {
         Ok(())
     }
 
+    /// Before this process ends: what was said to the supervisor leaves.
+    pub(super) fn finish(&mut self) {
+        if let Reach::Supervisor(channel) = &mut self.reach
+            && let Err(error) = channel.finish(LAST_WORDS)
+        {
+            tracing::debug!(%error, "the supervisor did not hear the last words");
+        }
+    }
+
     fn orphaned(&mut self) {
         tracing::warn!("the supervisor died; this data path goes on without it");
         crate::events::emit("supervisor-died", serde_json::json!({}));
@@ -96,7 +111,7 @@ impl Hands {
     }
 
     fn reach_out(&mut self) {
-        self.reach = match Qemu::connect(&self.qmp) {
+        self.reach = match Qemu::connect(&self.qmp, self.process) {
             Ok(qemu) => Reach::Own(qemu),
             Err(error) => {
                 tracing::error!(%error, "no control connection to QEMU");

@@ -8,9 +8,10 @@
 //! | [`data_path`] | the process that works: the loop around `mc_core`'s primary |
 //! | [`errands`] | what the driver asks of it |
 //! | [`hands`] | the data path's way to QEMU, with and without its supervisor |
-//! | [`session`] | finds the standby |
+//! | [`session`], [`proving`] | finds the standby; proves that beats come both ways |
 //! | [`channel`] | what the two processes say to each other |
 //! | [`commands`] | the control socket: status, solo, handover |
+//! | [`vm_health`], [`yielding`] | whether the VM runs, and what is done when it does not |
 //! | [`live`] | and what it changes while the pair runs |
 
 pub mod channel;
@@ -20,11 +21,15 @@ pub mod data_path;
 mod errands;
 mod hands;
 mod live;
+mod proving;
 mod session;
 mod supervisor;
+pub mod vm_health;
+mod yielding;
 
 use crate::{
     arbiter::{self, Answer, Ask},
+    beats,
     config::ProtectConfig,
     control,
     events::{self, Who, emit},
@@ -46,14 +51,16 @@ use std::time::Duration;
 /// Runs until the VM is gone, fenced, or handed over. Returns the exit code.
 pub fn run(mut config: ProtectConfig) -> Result<Code> {
     paths::check(&config.paths)?;
+    beats::check(&config.wish())?;
     std::fs::create_dir_all(&config.run_dir).with_context(|| format!("run directory {}", config.run_dir.display()))?;
     let handed_over = control::hand_over(&config.run_dir, config.vm)?;
     let mut qmp = Qmp::connect(&config.qmp, Duration::from_secs(5)).map_err(no_qmp)?;
     let profile = Profile::query(&mut qmp)?;
     refuse_writable_disks(&config, &mut qmp)?;
+    let qemu_pid = qmp.peer_pid()?;
     record(&config, "supervisor")?;
     let node = identity::node(&config.state_dir, config.node)?;
-    let owner = Owner { node, instance: instance_id(qmp.peer_pid()?)? };
+    let owner = Owner { node, instance: instance_id(qemu_pid)? };
     let register = own_the_vm(&config, owner)?;
     config.accept_witness = false; // once
     emit(
@@ -71,7 +78,7 @@ pub fn run(mut config: ProtectConfig) -> Result<Code> {
         tracing::warn!("QEMU is still in checkpoint mode: an earlier `protect` died. Leaving it");
         qemu::leave_colo(&mut qmp)?;
     }
-    supervisor::supervise(qmp, Brief { config, register, profile, protect: true, stay: handed_over })
+    supervisor::supervise(qmp, Brief { config, register, profile, qemu_pid, protect: true, stay: handed_over })
 }
 
 /// From here on what happens is kept.

@@ -3,11 +3,10 @@
 use super::channel::Brief;
 use crate::{
     beats::{self, Wish},
-    clock::Clock,
     identity,
     inbox::{self, Inbox},
-    keepalive::BeatHandle,
-    paths::{Link, Ours, Report, Route, route_to},
+    keepalive::{BeatHandle, Watched},
+    paths::{self, Link, Ours, Report, Route},
     qemu::profile::Profile,
 };
 use anyhow::{Context, Result, bail};
@@ -21,10 +20,7 @@ use std::{
     net::SocketAddr,
     time::{Duration, Instant},
 };
-use transport_tcp::{
-    session::{self, SessionError, SessionOptions},
-    udp::UdpKeepalive,
-};
+use transport_tcp::session::{SessionError, SessionOptions};
 
 /// How long a standby may take to start its QEMU and answer.
 const HANDSHAKE: Duration = Duration::from_secs(30);
@@ -45,9 +41,9 @@ pub(super) struct Found {
 
 impl Found {
     /// Starts the session's beats.
-    pub(super) fn start(self, wish: Wish, clock: Clock) -> Result<(Box<dyn Link>, BeatHandle, Report)> {
+    pub(super) fn start(self, wish: Wish, watched: Watched) -> Result<(Box<dyn Link>, BeatHandle, Report)> {
         let Route { link, keepalive, report } = self.route;
-        let beats = beats::start(keepalive.0, (self.incarnation, self.key), beats::PRIMARY, wish, clock)?;
+        let beats = beats::start(keepalive.0, (self.incarnation, self.key), beats::PRIMARY, wish, Some(watched))?;
         Ok((link, beats, report))
     }
 }
@@ -61,18 +57,17 @@ pub(super) fn seek(brief: &Brief, generation: Generation, witness: WitnessId) ->
     Ok(inbox)
 }
 
+/// Connects, then binds the beats to the connection's own address, then says hello.
 fn shake_hands(brief: &Brief, generation: Generation, witness: WitnessId) -> Result<Found> {
     let config = &brief.config;
-    let local = config.bind.map_or_else(|| route_to(&config.to), Ok)?;
-    let keepalive = UdpKeepalive::bind(local).with_context(|| format!("UDP socket for beats on {local}"))?;
+    let options = SessionOptions { deadline: HANDSHAKE, ..SessionOptions::default() };
+    let call = patiently(|| paths::call(&config.to, config.bind, &options))?;
+    let keepalive = paths::beats_at(call.local_addr())?;
     let beat_port = if config.paths.wants_udp() { keepalive.local_port()? } else { 0 };
     let hello = Hello { witness, ..hello(brief, generation, beat_port)? };
-    let ours = Ours::prepare(&config.paths, local, &hello)?;
+    let ours = Ours::prepare(&config.paths, call.local_addr(), &hello)?;
     let endpoint = ours.endpoint();
-    let profile = brief.profile.to_json();
-    let options = SessionOptions { deadline: HANDSHAKE, ..SessionOptions::default() };
-    let connected =
-        patiently(|| session::connect(&config.to.to_string(), &hello, &profile, endpoint.as_ref(), &options))?;
+    let connected = call.shake_hands(&hello, &brief.profile.to_json(), endpoint.as_ref())?;
     let (node, theirs) = ((hello.node, witness), (connected.peer.node, connected.peer.witness));
     identity::check_pair(node, theirs).map_err(anyhow::Error::msg)?;
     let theirs: Profile = Profile::from_json(&connected.profile).context("the standby")?;

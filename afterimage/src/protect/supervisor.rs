@@ -15,6 +15,7 @@
 use super::{
     channel::{Brief, Channel, ToDataPath, ToSupervisor},
     claim::claim,
+    vm_health::Health,
 };
 use crate::{
     events::emit,
@@ -22,12 +23,12 @@ use crate::{
     inbox::{readable, wait},
     qemu::{
         control::{self, ControlError, MigrationState},
-        qmp::{Qmp, QmpError},
+        qmp::{Qmp, QmpError, kill_instance},
     },
 };
 use anyhow::{Context, Result};
 use mc_core::id::Time;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::{
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
@@ -35,13 +36,22 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
+
+/// For a QEMU that is asked how its VM is.
+const GLANCE: Duration = Duration::from_millis(500);
+/// How often it is.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// QEMU's pid, and its instance.
+pub(super) type Process = (u32, u64);
 
 /// QEMU, as far as we may command it.
 #[derive(Debug)]
 pub(super) struct Qemu {
     qmp: Qmp,
+    process: Process,
     /// QEMU said that its VM shuts down, or was told to.
     shut_down: bool,
 }
@@ -68,12 +78,12 @@ impl Task {
 }
 
 impl Qemu {
-    pub(super) fn connect(path: &Path) -> Result<Self, QmpError> {
-        Ok(Self::new(Qmp::connect(path, Duration::from_secs(5))?))
+    pub(super) fn connect(path: &Path, process: Process) -> Result<Self, QmpError> {
+        Ok(Self::new(Qmp::connect(path, Duration::from_secs(5))?, process))
     }
 
-    pub(super) fn new(qmp: Qmp) -> Self {
-        Self { qmp, shut_down: false }
+    pub(super) fn new(qmp: Qmp, process: Process) -> Self {
+        Self { qmp, process, shut_down: false }
     }
 
     /// Does it; the data path may want to hear how it went.
@@ -85,8 +95,25 @@ impl Qemu {
                 Ok(Some(ToDataPath::Started { error: refused.map(|e| e.to_string()), unsupported }))
             }
             Task::Leave => control::leave_colo(&mut self.qmp).map(|()| None).context("leaving checkpoint mode"),
-            Task::Fence => control::fence(&mut self.qmp).map(|()| None).context("stopping the fenced VM"),
+            Task::Fence => self.fence().map(|()| None),
             Task::Explain(why) => Ok(Some(self.explain(why))),
+        }
+    }
+
+    /// How the VM is, by QEMU's word. One that does not answer at once is asked again later: that proves nothing.
+    fn health(&mut self) -> Option<Health> {
+        let said = self.qmp.execute("query-status", Value::Null, GLANCE).ok()?;
+        said["status"].as_str().map(Health::by_run_state)
+    }
+
+    /// Ends the VM for good. A QEMU that does not answer (a signal stopped it) is killed: another node owns the VM.
+    fn fence(&mut self) -> Result<()> {
+        let (pid, instance) = self.process;
+        match control::fence(&mut self.qmp) {
+            Err(ControlError::Qmp(QmpError::Timeout { .. })) => {
+                kill_instance(pid, instance).with_context(|| format!("killing the fenced VM's QEMU, process {pid}"))
+            }
+            ended => ended.context("stopping the fenced VM"),
         }
     }
 
@@ -130,7 +157,7 @@ const UNSUPPORTED: &str = "this QEMU ended the migration instead of entering che
 
 /// Watches over one VM until it is gone, fenced, or handed over. Returns the exit code.
 pub(super) fn supervise(qmp: Qmp, mut brief: Brief) -> Result<Code> {
-    let mut qemu = Qemu::new(qmp);
+    let mut qemu = Qemu::new(qmp, brief.qemu_process());
     loop {
         let mut child = DataPathProcess::spawn(&brief)?;
         if let Some(code) = watch(&mut qemu, &mut child)? {
@@ -164,6 +191,7 @@ pub(super) fn supervise(qmp: Qmp, mut brief: Brief) -> Result<Code> {
 /// Serves the data path until it ends: `Some(code)` if on purpose, `None` if it died.
 fn watch(qemu: &mut Qemu, child: &mut DataPathProcess) -> Result<Option<Code>> {
     let (mut told_gone, mut gone) = (false, false);
+    let (mut looked, mut health) = (Instant::now(), Health::Runs);
     loop {
         {
             let mut fds = vec![readable(child.channel.as_fd())];
@@ -175,6 +203,13 @@ fn watch(qemu: &mut Qemu, child: &mut DataPathProcess) -> Result<Option<Code>> {
         if let (false, Some(orderly)) = (told_gone, qemu.gone()) {
             (told_gone, gone) = (true, true);
             let _ = child.channel.say(&ToDataPath::VmGone { orderly });
+        }
+        if !gone && looked.elapsed() >= LOOK {
+            looked = Instant::now();
+            if let Some(news) = qemu.health().filter(|now| *now != health) {
+                health = news;
+                let _ = child.channel.say(&ToDataPath::VmIs(health.clone()));
+            }
         }
         while let Some(message) = child.channel.hear::<ToSupervisor>()? {
             if let ToSupervisor::Ending { code, why } = &message {

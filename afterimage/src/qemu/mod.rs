@@ -2,6 +2,7 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | [`argv`] | the command line, taken apart and put together |
 //! | [`blocks`] | RAM blocks: names and lengths, and which one is the main memory |
 //! | [`stream`] | QEMU's migration stream and COLO messages, sans-io: the parser and the emitter |
 //! | [`colo`] | [`colo::ColoSource`]: plays the COLO secondary; the primary's source of checkpoints |
@@ -17,6 +18,7 @@
 //!  control                                                       StandbyVm
 //! ```
 
+pub mod argv;
 pub mod blocks;
 pub mod colo;
 pub mod control;

@@ -4,28 +4,61 @@
 //! |---|---|
 //! | `mod.rs` | starts it |
 //! | [`node`] | the loop around `mc_core`'s standby |
-//! | [`offer`] | a primary that wants to be protected: taken on, or refused with words |
-//! | [`vm`] | the waiting QEMU, its RAM file, the image over it, and the takeover |
+//! | [`offer`] | a primary that wants to be protected, and what a session with it begins with |
+//! | [`vouch`] | before that: whether its VM fits, and whether the register vouches for it |
+//! | [`vm`] | the waiting QEMU, its RAM file, and the image over it |
+//! | [`ram_file`] | that file: made, locked, removed, kept; one standby of a VM per directory |
+//! | [`takeover`] | the VM is ours: tried until it runs |
+//! | [`running`], [`network`] | after the takeover, also of an earlier process: the VM runs here, and a keeper has its network |
+//! | [`state`], [`export`] | all but the main memory, copied out; the VM as files for a stock QEMU |
+//! | [`task`] | work on a thread, heard by the loop |
 //! | [`report`] | status and events |
 
+mod export;
+mod network;
 mod node;
 mod offer;
+mod ram_file;
 mod report;
+mod running;
+mod state;
+mod takeover;
+mod task;
 mod vm;
+mod vouch;
 
 use crate::{
+    beats,
     config::StandbyConfig,
     events::{self, Who},
-    exit::Code,
-    paths,
+    exit::{Code, ExitError},
+    keeper, paths,
+    qemu::standby::check_command,
+    scope,
 };
 use anyhow::{Context, Result};
 
 /// Runs until the VM that it took over is gone, or handed over. Returns the exit code.
 pub fn run(config: StandbyConfig) -> Result<Code> {
     paths::check(&config.paths)?;
+    check_command(&config.qemu).map_err(ExitError::usage)?;
+    beats::check(&config.wish())?;
     std::fs::create_dir_all(&config.run_dir).with_context(|| format!("run directory {}", config.run_dir.display()))?;
+    // Asked now, and not when a takeover waits for the answer.
+    let _ = scope::Means::here();
     let who = Who { vm: config.vm, side: "standby", node: config.node, process: "standby" };
     events::record(who, &config.state_dir).context("threads for events")?;
+    if let Some(vm) = running::find(&config)? {
+        return running::Running::again(config, vm)?.run();
+    }
+    refuse_beside_a_keeper(&config)?;
     node::Node::new(config)?.run()
+}
+
+/// A VM whose network is kept here, and which is none that a standby took over, was left here by `protect`.
+fn refuse_beside_a_keeper(config: &StandbyConfig) -> Result<()> {
+    let Some(keeper) = keeper::running(&config.run_dir, config.vm) else { return Ok(()) };
+    let what = format!("{} runs on this host: process {} keeps its network", config.vm, keeper.pid());
+    let remedy = "a standby belongs on another host; `afterimage protect` protects the VM, and relieves that process";
+    Err(ExitError::new(Code::Prerequisite, what).remedy(remedy).into())
 }

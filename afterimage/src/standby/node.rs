@@ -1,25 +1,34 @@
 //! The standby's loop.
 
 use super::{
+    export::Export,
+    network::Network,
     offer::spill_file,
+    ram_file::Claim,
     report::{snapshot, standing, status, word},
+    running::{Desk, Running},
+    takeover::Pending,
     vm::WaitingVm,
+    vouch::Callers,
 };
 use crate::{
     arbiter::{Answer, ArbiterClient, Ask},
     cli::Side,
-    clock::Clock,
+    clock::{Clock, WatchedClock},
     config::StandbyConfig,
     control::{Control, done, refused},
     events::emit,
-    exit::{self, Code, ExitError},
+    exit::{self, Code, ExitError, cannot_listen},
     gate::{Mode, NicGate, Options},
     identity,
     inbox::{self, readable, wait},
     keepalive::{BeatHandle, Verdict},
+    keeper::Charge,
     live::{KeepaliveReport, Session, Wanted},
     metrics::Scrapes,
     paths::{Link, Watch},
+    progress::Progress,
+    qemu::standby::Rehearsal,
     report,
     stalls::Swap,
     status::{Request, Response, Takeover},
@@ -41,7 +50,11 @@ use transport_tcp::session::{Listener, SessionOptions};
 /// For the NIC's socket of a QEMU that is there.
 pub(super) const NIC_PATIENCE: Duration = Duration::from_secs(2);
 /// How often the waiting QEMU is looked after.
-const VM_CHECK: Duration = Duration::from_millis(500);
+pub(super) const VM_CHECK: Duration = Duration::from_millis(500);
+/// The loop turns at least so often: well within any stall limit.
+const LONGEST_SLEEP: Duration = Duration::from_millis(100);
+/// How long starting a QEMU may take before this loop counts as standing still.
+const QEMU_START: Duration = Duration::from_secs(10);
 /// Slabs until a primary says which size it uses.
 const FIRST_SLAB: usize = 1 << 20;
 
@@ -49,13 +62,15 @@ const FIRST_SLAB: usize = 1 << 20;
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) config: StandbyConfig,
-    pub(super) driver: StandbyDriver<Box<dyn Link>, Clock>,
+    pub(super) driver: StandbyDriver<Box<dyn Link>, WatchedClock>,
     pub(super) gate: NicGate,
     pub(super) arbiter: ArbiterClient,
     /// This host.
     pub(super) this: id::Node,
     pub(super) beats: Option<BeatHandle>,
     pub(super) clock: Clock,
+    /// Of this loop, for the beats.
+    pub(super) progress: Progress,
     pub(super) peer: Option<String>,
     /// What this node drew for the session.
     pub(super) instance: u64,
@@ -68,7 +83,15 @@ pub(super) struct Node {
     pub(super) won: Option<Generation>,
     pub(super) watch: Watch,
     pub(super) vm: Option<WaitingVm>,
+    /// A takeover that has not succeeded yet.
+    pub(super) pending: Option<Pending>,
+    pub(super) export: Option<Export>,
+    /// A throw-away QEMU that loads the image.
+    rehearsal: Option<Rehearsal>,
+    /// The one standby of this VM over this RAM directory; until the VM runs here.
+    pub(super) claim: Option<Claim>,
     pub(super) listener: Listener,
+    pub(super) callers: Callers,
     control: Control,
     scrapes: Option<Scrapes>,
     role: Role,
@@ -77,17 +100,17 @@ pub(super) struct Node {
     checked_vm_at: Time,
     arbiter_watch: report::ArbiterWatch,
     pub(super) operator_wants_it: bool,
-    ending: Option<Code>,
 }
 
 impl Node {
     pub(super) fn new(config: StandbyConfig) -> Result<Self> {
-        let clock = Clock;
+        let (clock, progress) = (Clock, Progress::new());
+        let claim = Claim::take(&config.ram_dir, config.vm)?;
         let this = identity::node(&config.state_dir, config.node)?;
         let nobody = Owner { node: this, instance: 0 };
-        let machine = Standby::new(Config { owner: nobody, rehearse: false, sabotage: None });
+        let machine = Standby::new(Config { owner: nobody, rehearse: !config.no_rehearsal, sabotage: None });
         let pool = SlabPool::new(FIRST_SLAB, usize::try_from(config.staging_bytes)?);
-        let driver = StandbyDriver::new(machine, pool, spill_file(&config)?, clock);
+        let driver = StandbyDriver::new(machine, pool, spill_file(&config)?, WatchedClock(progress.clone()));
         let gate = NicGate::new(report::nics(&config.nics), Options { mode: Mode::Closed, ..Options::default() })?;
         Ok(Self {
             driver,
@@ -96,6 +119,7 @@ impl Node {
             this,
             beats: None,
             clock,
+            progress,
             peer: None,
             instance: 0,
             registered: false,
@@ -105,8 +129,13 @@ impl Node {
             won: None,
             watch: Watch::default(),
             vm: None,
-            listener: Listener::bind(config.listen, SessionOptions::default())?,
-            control: Control::listen(&config.run_dir, config.vm, Side::Standby)?,
+            pending: None,
+            export: None,
+            rehearsal: None,
+            claim: Some(claim),
+            listener: Listener::bind(config.listen, SessionOptions::default()).map_err(cannot_listen)?,
+            callers: Callers::default(),
+            control: Control::listen(&config.run_dir, config.vm, config.node, Side::Standby)?,
             scrapes: Scrapes::serve(config.metrics)?,
             role: Role::Idle,
             suspected_at: None,
@@ -114,7 +143,6 @@ impl Node {
             checked_vm_at: clock.now(),
             arbiter_watch: report::ArbiterWatch::default(),
             operator_wants_it: false,
-            ending: None,
             config,
         })
     }
@@ -124,16 +152,33 @@ impl Node {
         let beats = json!({ "interval_ms": report::ms(config.beat_interval), "multiplier": config.detect_multiplier });
         emit("started", json!({ "version": version, "arbiter": config.arbiter.to_string(), "beats": beats }));
         emit("waiting", json!({ "vm": config.vm, "listen": config.listen }));
-        loop {
+        while self.driver.machine().role() != Role::Active {
             self.turn()?;
-            if let Some(code) = self.ending {
-                return Ok(code);
+        }
+        match self.into_running()? {
+            Some(running) => running.run(),
+            None => {
+                emit("ended", json!({ "why": "the VM's QEMU ended" }));
+                Ok(Code::Done)
             }
         }
     }
 
+    /// What is left to do once the VM runs here; `None` if its QEMU has ended already.
+    fn into_running(mut self) -> Result<Option<Running>> {
+        self.report_role();
+        let base = snapshot(&self);
+        let generation = self.won.unwrap_or_default();
+        let vm = self.vm.as_mut().and_then(|vm| vm.watch().ok());
+        let Self { config, this, arbiter, control, scrapes, listener, gate, .. } = self;
+        let network = Network::taken_over(Charge::of_standby(&config, generation), gate);
+        let desk = Desk { config, this, arbiter, control, scrapes, listener };
+        Ok(vm.map(|vm| Running::taken_over(desk, vm, network, base)))
+    }
+
     fn turn(&mut self) -> Result<()> {
         self.sleep()?;
+        self.progress.mark();
         self.hear_offers();
         self.hear_arbiter();
         self.hear_beats();
@@ -144,6 +189,12 @@ impl Node {
         self.driver.pump();
         self.watch.look(self.driver.link().map(|link| &**link as &dyn Transport));
         self.run_errands()?;
+        self.hear_rehearsal();
+        self.pursue_takeover();
+        self.hear_export();
+        if self.driver.machine().role() == Role::Active {
+            return Ok(());
+        }
         self.look_after_vm();
         self.hear_control();
         self.report_protection();
@@ -160,7 +211,10 @@ impl Node {
         fds.extend(self.scrapes.as_ref().map(|s| readable(s.as_fd())));
         fds.extend(self.beats.as_ref().map(|b| readable(b.wait_fd())));
         fds.extend(self.gate.wait_fds());
-        wait(&mut fds, self.clock.now(), self.driver.deadline(), VM_CHECK)?;
+        fds.extend(self.attempt_fd().map(readable));
+        fds.extend(self.rehearsal.as_ref().map(|rehearsal| readable(rehearsal.as_fd())));
+        fds.extend(self.export.as_ref().map(|export| readable(export.task.as_fd())));
+        wait(&mut fds, self.clock.now(), self.driver.deadline(), LONGEST_SLEEP)?;
         Ok(())
     }
 
@@ -170,6 +224,7 @@ impl Node {
                 Answer::Read(held) => {
                     self.look_whether_named(held.as_ref());
                     self.driver.event(Event::RegisterRead(held));
+                    self.hear_register(held.as_ref());
                 }
                 Answer::Fault(_) => {
                     self.registered = false;
@@ -234,7 +289,8 @@ impl Node {
                 StandbyErrand::ReadRegister => self.arbiter.ask(Ask::Read),
                 StandbyErrand::Cas { expect, new } => self.claim(expect, new),
                 StandbyErrand::TakeOver { generation, epoch } => self.take_over(generation, epoch)?,
-                StandbyErrand::Rehearse(_) | StandbyErrand::EndRehearsal => {}
+                StandbyErrand::Rehearse(epoch) => self.begin_rehearsal(epoch),
+                StandbyErrand::EndRehearsal => self.rehearsal = None,
                 StandbyErrand::Discard => self.discarded(),
                 StandbyErrand::Fatal(why) => {
                     self.vm = None;
@@ -248,6 +304,36 @@ impl Node {
             }
         }
         Ok(())
+    }
+
+    /// The image stands still until the outcome is heard.
+    fn begin_rehearsal(&mut self, epoch: Epoch) {
+        emit("rehearsing", json!({ "epoch": epoch }));
+        let (Some(vm), Some(image)) = (&self.vm, self.driver.image()) else {
+            return self.driver.rehearsed(Err("there is no image".to_owned()));
+        };
+        match vm.rehearse(image) {
+            Ok(rehearsal) => self.rehearsal = Some(rehearsal),
+            Err(error) => self.rehearsed(Err(exit::words(&error))),
+        }
+    }
+
+    fn hear_rehearsal(&mut self) {
+        let Some(outcome) = self.rehearsal.as_ref().and_then(Rehearsal::take) else { return };
+        self.rehearsal = None;
+        let outcome = outcome.map_err(|error| error.to_string());
+        if let Ok(passed) = &outcome {
+            emit("rehearsed", json!({ "took_ms": report::ms(passed.took), "private_bytes": passed.private_bytes }));
+        }
+        self.rehearsed(outcome.map(drop));
+    }
+
+    fn rehearsed(&mut self, outcome: Result<(), String>) {
+        if let Err(why) = &outcome {
+            tracing::error!(why, "this host's QEMU could not load the VM: no protection");
+            emit("rehearsal-failed", json!({ "why": why }));
+        }
+        self.driver.rehearsed(outcome);
     }
 
     fn claim(&mut self, expect: Generation, new: Register) {
@@ -271,44 +357,11 @@ impl Node {
 
     fn discarded(&mut self) {
         emit("discarded", report::with(json!({ "vm": self.config.vm }), standing(self)));
-        (self.vm, self.beats, self.peer, self.registered) = (None, None, None, false);
+        (self.rehearsal, self.vm, self.beats, self.peer, self.registered) = (None, None, None, None, false);
         self.watch.end();
     }
 
-    /// The VM is ours. Its gate opens before it runs: from here on it is the one visible copy.
-    fn take_over(&mut self, generation: Generation, epoch: Epoch) -> Result<()> {
-        let won_at = self.clock.now();
-        let silence = self.beats.as_ref().and_then(|b| b.suspicion()).map_or(Duration::ZERO, |s| s.silent_for);
-        self.beats = None;
-        self.watch.end();
-        let (Some(vm), Some(image)) = (self.vm.as_mut(), self.driver.image()) else {
-            anyhow::bail!("{generation} is ours, but there is no VM to run: this is a bug");
-        };
-        self.gate.open()?;
-        let mut tries = 0;
-        let timings = loop {
-            match vm.take_over(image) {
-                Ok(timings) => break timings,
-                Err(error) if tries < 2 => {
-                    tracing::error!(
-                        error = exit::words(&error),
-                        "takeover; starting QEMU again over the same RAM file"
-                    );
-                    tries += 1;
-                    vm.restart()?;
-                    self.gate.connect(NIC_PATIENCE)?;
-                }
-                Err(error) => return Err(error),
-            }
-        };
-        let ms = |d: Duration| d.as_secs_f64() * 1e3;
-        let qemu = json!({ "sent_ms": ms(timings.sent), "resumed_ms": ms(timings.resumed) });
-        self.took_over((generation, epoch), (silence, won_at), &qemu);
-        self.driver.event(Event::Running);
-        Ok(())
-    }
-
-    fn took_over(
+    pub(super) fn took_over(
         &mut self,
         (generation, epoch): (Generation, Epoch),
         (silence, won_at): (Duration, Time),
@@ -325,10 +378,10 @@ impl Node {
         (self.takeover, self.won) = (Some(takeover), Some(generation));
     }
 
-    /// While it waits, a QEMU that died is started again; once it runs, its end is ours.
+    /// A waiting QEMU that died is started again.
     fn look_after_vm(&mut self) {
         let now = self.clock.now();
-        if now.since(self.checked_vm_at) < VM_CHECK {
+        if now.since(self.checked_vm_at) < VM_CHECK || self.pending.is_some() {
             return;
         }
         self.checked_vm_at = now;
@@ -336,13 +389,9 @@ impl Node {
         if vm.is_alive() {
             return;
         }
-        if self.driver.machine().role() == Role::Active {
-            emit("ended", json!({ "why": "the VM's QEMU ended" }));
-            self.ending = Some(Code::Done);
-            return;
-        }
         tracing::warn!("the waiting QEMU died; starting it again over the same RAM file");
         emit("waiting-qemu-died", json!({}));
+        self.progress.busy(QEMU_START);
         let restarted = vm.restart().and_then(|()| vm.owner(self.this)).and_then(|owner| {
             self.gate.connect(NIC_PATIENCE)?;
             Ok(owner)
@@ -351,6 +400,7 @@ impl Node {
             Ok(owner) => self.driver.set_owner(owner),
             Err(error) => tracing::error!(error = exit::words(&error), "the waiting QEMU does not start"),
         }
+        self.progress.mark();
     }
 
     fn hear_control(&mut self) {
@@ -359,18 +409,23 @@ impl Node {
                 let role = word(self.driver.machine().role());
                 emit("operator", json!({ "request": request.request, "role": role }));
             }
-            let response = match request.request {
+            if let Request::Export { dir } = &request.request {
+                let dir = dir.clone();
+                self.begin_export(request, dir);
+                continue;
+            }
+            let response = match &request.request {
                 Request::Status => Response::Status(Box::new(status(self))),
                 Request::Keepalive => Response::Keepalive(Box::new(self.beating().report())),
-                Request::KeepaliveSet(wanted) => self.set_keepalive(&wanted),
+                Request::KeepaliveSet(wanted) => self.set_keepalive(wanted),
                 Request::Measured => self.watch.measured(self.beats.as_ref()),
                 Request::Takeover => self.operator_takeover(),
-                Request::Handover => self.hand_over(),
+                Request::Handover => refused("this node stands by for it; `protect` belongs on the node that runs it"),
                 Request::Set(_) => refused(
                     "epoch, max-staging and on-cap are the primary's; this is the standby, whose staging is its --staging",
                 ),
                 Request::Witness(_) => refused("that is for a witness; this is the standby"),
-                Request::Solo | Request::Unprotect => {
+                Request::Solo | Request::Unprotect | Request::Export { .. } => {
                     refused("that is for the primary; this is the standby: see `takeover`")
                 }
             };
@@ -417,15 +472,6 @@ impl Node {
             }
             role => refused(&format!("nothing to take over: this standby is {role:?}")),
         }
-    }
-
-    /// `afterimage protect` on this node wants the VM that runs here now.
-    fn hand_over(&mut self) -> Response {
-        if self.driver.machine().role() != Role::Active {
-            return refused("this node stands by for it; `protect` belongs on the node that runs it");
-        }
-        self.ending = Some(Code::Done);
-        done("leaving")
     }
 
     fn report_role(&mut self) {

@@ -1,4 +1,4 @@
-//! A primary that wants to be protected: taken on, or refused with words that it hears.
+//! A primary that wants to be protected, and what a session with it begins with.
 
 use super::{
     node::{NIC_PATIENCE, Node},
@@ -6,10 +6,12 @@ use super::{
 };
 use crate::{
     beats,
+    clock::WatchedClock,
     config::StandbyConfig,
     events::emit,
-    exit, identity,
-    paths::{Answer, Route},
+    files,
+    keepalive::Watched,
+    paths::{self, Answer, Route},
     qemu::profile::Profile,
     report,
 };
@@ -18,13 +20,13 @@ use mc_core::{
     driver::{Attachment, SpillFile, StandbyDriver},
     image::Image,
     slab::SlabPool,
-    standby::{Config, Event, Role, Standby},
+    standby::{Config, Event, Standby},
     wire::session::Hello,
 };
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde_json::json;
-use std::{fs::File, net::SocketAddr, time::Duration};
-use transport_tcp::{session::Offer, udp::UdpKeepalive};
+use std::time::Duration;
+use transport_tcp::{reach::at_port, session::Offer};
 
 /// All that can go wrong before the answer has not.
 struct Prepared {
@@ -34,61 +36,25 @@ struct Prepared {
 }
 
 impl Node {
+    /// One caller a turn: whoever is slow has until the listener's deadline, and keeps nobody.
     pub(super) fn hear_offers(&mut self) {
+        self.look_after_waiting();
+        self.say_what_was_counted();
         match self.listener.accept(Duration::ZERO) {
             Ok(None) => {}
             Ok(Some(offer)) => self.hear_offer(offer),
-            Err(error) => tracing::warn!(%error, "a caller was turned away"),
+            Err(error) => self.hear_stranger(&error),
         }
     }
 
-    fn hear_offer(&mut self, offer: Offer) {
-        let (vm, node, peer) = (offer.hello.vm, offer.hello.node, offer.peer_addr);
-        if let Err((offer, why)) = self.consider(offer) {
-            tracing::warn!(%vm, %node, %peer, why, "refused");
-            emit("refused", json!({ "peer": peer, "node": node, "why": why }));
-            if let Some(Err(error)) = offer.map(|offer| offer.refuse(&why)) {
-                tracing::debug!(%error, "the refusal was not heard");
-            }
-        }
-    }
-
-    /// Takes a primary on, or says why not.
-    fn consider(&mut self, offer: Offer) -> Result<(), (Option<Box<Offer>>, String)> {
-        let role = self.driver.machine().role();
-        if !matches!(role, Role::Idle | Role::Lost) {
-            let why = format!("this standby is busy ({role:?})");
-            return Err((Some(Box::new(offer)), why));
-        }
-        let hello = offer.hello;
-        if hello.vm != self.config.vm {
-            let why = format!("this standby stands by for {}, not for {}", self.config.vm, hello.vm);
-            return Err((Some(Box::new(offer)), why));
-        }
-        let witness = self.arbiter.health().witness;
-        if let Err(why) = identity::check_pair((self.this, witness), (hello.node, hello.witness)) {
-            return Err((Some(Box::new(offer)), why));
-        }
-        if u64::from(hello.slab_size) * 2 > self.config.staging_bytes {
-            let (slab, staging) = (hello.slab_size, self.config.staging_bytes);
-            let why = format!(
-                "slabs of {slab} bytes: this standby's staging of {staging} bytes does not hold two; raise --staging here, or \
-                 lower --slab there"
-            );
-            return Err((Some(Box::new(offer)), why));
-        }
+    /// Begins a session with a primary that the register vouches for. The offer comes back if the primary has no answer yet.
+    pub(super) fn begin(&mut self, offer: Offer, theirs: &Profile) -> Result<(), (Option<Box<Offer>>, anyhow::Error)> {
         if let Err(error) = self.make_room() {
-            return Err((Some(Box::new(offer)), exit::words(&error)));
+            return Err((Some(Box::new(offer)), error));
         }
-        match self.prepare(&offer) {
-            Ok(prepared) => self.accept(offer, prepared).map_err(|error| {
-                self.vm = None;
-                (None, exit::words(&error))
-            }),
-            Err(error) => {
-                self.vm = None;
-                Err((Some(Box::new(offer)), exit::words(&error)))
-            }
+        match self.prepare(&offer, theirs) {
+            Ok(prepared) => self.accept(offer, prepared).map_err(|error| (None, error)),
+            Err(error) => Err((Some(Box::new(offer)), error)),
         }
     }
 
@@ -99,14 +65,17 @@ impl Node {
     }
 
     /// Which way the session goes; a QEMU that waits, with the primary's profile, and an image over its RAM.
-    fn prepare(&mut self, offer: &Offer) -> Result<Prepared> {
-        let theirs: Profile = Profile::from_json(&offer.profile).context("the primary")?;
-        let (paths, local) = (&self.config.paths, offer.local_addr.ip());
-        let answer = Answer::prepare(paths, local, &offer.hello, offer.endpoint.as_ref())?;
+    fn prepare(&mut self, offer: &Offer, theirs: &Profile) -> Result<Prepared> {
+        let paths = &self.config.paths;
+        let answer = Answer::prepare(paths, offer.local_addr, &offer.hello, offer.endpoint.as_ref())?;
         self.vm = None;
-        let mut vm = WaitingVm::start(&self.config, &theirs)?;
+        let mut vm = WaitingVm::start(&self.config, theirs)?;
         let profile = vm.profile()?.to_json();
         let image = vm.image()?;
+        if !vm.notes().is_empty() {
+            tracing::warn!(notes = ?vm.notes(), "the standby's QEMU command was changed");
+            emit("qemu-command-changed", json!({ "notes": vm.notes() }));
+        }
         self.gate.connect(NIC_PATIENCE)?;
         self.vm = Some(vm);
         Ok(Prepared { answer, profile, image })
@@ -116,21 +85,22 @@ impl Node {
         let Prepared { answer, profile, image } = prepared;
         let theirs = offer.hello;
         let peer = offer.peer_addr;
-        let keepalive = UdpKeepalive::bind(offer.local_addr.ip()).context("UDP socket for beats")?;
+        let keepalive = paths::beats_at(offer.local_addr)?;
         let beat_port = if answer.has_udp() { keepalive.local_port()? } else { 0 };
         if answer.has_udp() {
-            keepalive.connect(SocketAddr::new(peer.ip(), theirs.beat_port))?;
+            keepalive.connect(at_port(peer, theirs.beat_port))?;
         }
         let hello = self.hello(&theirs, beat_port)?;
         let accepted = offer.accept(hello, &profile, answer.endpoint().as_ref())?;
         let Route { link, keepalive, report: way } = answer.settle(accepted.link, keepalive)?;
         let owner = self.vm.as_mut().map(|vm| vm.owner(self.this)).transpose()?.context("a waiting VM")?;
-        let machine = Standby::new(Config { owner, rehearse: false, sabotage: None });
+        let machine = Standby::new(Config { owner, rehearse: !self.config.no_rehearsal, sabotage: None });
         let pool = SlabPool::new(theirs.slab_size as usize, usize::try_from(self.config.staging_bytes)?);
-        self.driver = StandbyDriver::new(machine, pool, spill_file(&self.config)?, self.clock);
+        self.driver = StandbyDriver::new(machine, pool, spill_file(&self.config)?, WatchedClock(self.progress.clone()));
         let wish = self.config.wish();
         let session = (theirs.incarnation, theirs.beat_key);
-        self.beats = Some(beats::start(keepalive.0, session, beats::STANDBY, wish, self.clock)?);
+        let watched = Watched { progress: self.progress.clone(), limit: self.config.stall_after };
+        self.beats = Some(beats::start(keepalive.0, session, beats::STANDBY, wish, Some(watched))?);
         (self.registered, self.suspected_at, self.operator_wants_it) = (false, None, false);
         self.instance = hello.instance;
         self.peer = Some(format!("{} at {peer}", theirs.node));
@@ -165,11 +135,18 @@ impl Node {
     }
 }
 
-/// The spill file: unlinked at once, so that it ends with this process.
+/// The spill file: made anew beside the configured name, so that nobody's file is touched, and unlinked at once, so that it
+/// ends with this process.
 pub(super) fn spill_file(config: &StandbyConfig) -> Result<Option<SpillFile>> {
     let Some(path) = &config.spill else { return Ok(None) };
+    let mut name =
+        path.file_name().with_context(|| format!("spill file {}: not a file's name", path.display()))?.to_owned();
+    let mut random = [0; 8];
+    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()).context("a random number")?;
+    name.push(format!(".{:016x}", u64::from_le_bytes(random)));
+    let path = path.with_file_name(name);
     let what = || format!("spill file {}", path.display());
-    let file = File::options().read(true).write(true).create(true).truncate(true).open(path).with_context(what)?;
-    std::fs::remove_file(path).with_context(what)?;
+    let file = files::create(&path).with_context(what)?;
+    std::fs::remove_file(&path).with_context(what)?;
     Ok(Some(SpillFile::new(file)))
 }

@@ -4,7 +4,7 @@ use super::node::Node;
 use crate::{
     events,
     metrics::{Buckets, Snapshot},
-    report,
+    narration, report,
     status::{SCHEMA, Status},
 };
 use mc_core::{gate::OutputGate, id::Time, standby::Role};
@@ -48,6 +48,7 @@ pub(super) fn snapshot(node: &Node) -> Snapshot {
         apply: Buckets::from(&node.driver.figures().apply),
         swaps: node.swap.counts(),
         journal_lost: events::journal_lost(),
+        narration_lost: narration::lost(),
         ..Snapshot::default()
     };
     if let Some(beats) = &node.beats {
@@ -77,6 +78,8 @@ pub(super) fn status(node: &Node) -> Status {
         ..Status::default()
     };
     let now = node.clock.now();
+    status.notes.extend(node.vm.iter().flat_map(|vm| vm.notes()).map(|note| format!("on QEMU's command line, {note}")));
+    status.notes.extend(node.pending.as_ref().and_then(|pending| pending.note(&status.vm, now)));
     status.last_ack_age_ms = figures.last_commit_at.map(|at| now.since(at).as_millis().try_into().unwrap_or(u64::MAX));
     status.counters.insert("spilled_slabs".into(), figures.spilled_slabs);
     report::fill_gate(&mut status, node.gate.stats(), &node.gate);

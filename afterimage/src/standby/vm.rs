@@ -1,27 +1,33 @@
 //! The VM that waits: a stock QEMU over a shared RAM file, the image that writes into the same file, and the takeover.
 
+use super::{ram_file::RamFile, state::VmState};
 use crate::{
     config::StandbyConfig,
     qemu::{
+        argv::quoted,
         blocks,
         control::run_state,
         profile::Profile,
-        qmp::{Qmp, QmpError, instance_id, kill_instance},
-        standby::{StandbyConfig as VmConfig, StandbyVm, TakeoverTimes},
-        stream::StandbyStream,
+        qmp::{Qmp, QmpError, Watched, instance_id, kill_instance},
+        standby::{
+            DEADLINE, Rehearsal, RehearsalConfig, StandbyConfig as VmConfig, StandbyError, StandbyVm, TakeoverTimes,
+            stock_command,
+        },
     },
 };
 use anyhow::{Context, Result};
 use mc_core::{
-    id::{BlockId, Node},
+    id::{BlockId, Epoch, Generation, Node},
     image::Image,
     ram::SharedRam,
     register::Owner,
 };
+use serde_json::json;
 use std::{
-    fs::{File, OpenOptions},
+    io::{self, BufWriter},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
     time::{Duration, Instant},
 };
 
@@ -38,26 +44,39 @@ pub(super) struct WaitingVm {
     profile: Profile,
     /// The block that is the RAM file.
     shared: BlockId,
-    ram_file: PathBuf,
+    /// What was changed in the operator's command.
+    notes: Vec<String>,
+    ram: RamFile,
 }
 
 impl WaitingVm {
     /// Starts a QEMU for a primary with this profile, and compares.
     pub(super) fn start(config: &StandbyConfig, theirs: &Profile) -> Result<Self> {
-        let ram_file = config.ram_dir.join(format!("afterimage-{}.ram", config.vm));
         let shared = blocks::main_block(&theirs.blocks).context("the primary's profile has no RAM block")?;
         let main_ram = theirs.blocks[usize::from(shared.0)].clone();
         let run_dir = config.run_dir.join(config.vm.to_string());
         std::fs::create_dir_all(&run_dir).with_context(|| run_dir.display().to_string())?;
         dismiss_predecessor(&run_dir)?;
-        make_file(&ram_file, main_ram.used_length)?;
-        let launch = VmConfig { argv: config.qemu.clone(), run_dir, ram_file: ram_file.clone(), main_ram };
-        let vm = Some(StandbyVm::launch(launch.clone())?);
-        let mut waiting = Self { vm, launch, profile: theirs.clone(), shared, ram_file };
+        let ram = RamFile::create(&config.ram_dir, config.vm, main_ram.used_length)?;
+        let launch = VmConfig { argv: config.qemu.clone(), run_dir, ram_file: ram.path().to_owned(), main_ram };
+        let vm = StandbyVm::launch(launch.clone())?;
+        let notes = vm.notes().to_vec();
+        let profile = theirs.clone();
+        let mut waiting = Self { vm: Some(vm), launch, profile, shared, notes, ram };
         let differences = theirs.mismatches(&waiting.profile()?);
         let what = "this standby's VM differs from the primary's";
         anyhow::ensure!(differences.is_empty(), "{what}: {}", differences.join("; "));
         Ok(waiting)
+    }
+
+    /// What was changed in the operator's command, each in a sentence.
+    pub(super) fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Its RAM file.
+    pub(super) fn ram_path(&self) -> &Path {
+        self.ram.path()
     }
 
     fn vm(&mut self) -> Result<&mut StandbyVm> {
@@ -77,13 +96,17 @@ impl WaitingVm {
     /// The image over the RAM file; blocks that are not in it are kept in private memory.
     pub(super) fn image(&self) -> Result<Image> {
         let main = usize::from(self.shared.0);
-        let file = File::options().read(true).write(true).open(&self.ram_file)?;
         let blocks = self.profile.blocks.iter().enumerate().map(|(index, block)| {
             let len = usize::try_from(block.used_length).context("RAM block size")?;
-            let ram = if index == main { SharedRam::map(&file, len) } else { SharedRam::anonymous(len) };
+            let ram = if index == main { SharedRam::map(self.ram.file(), len) } else { SharedRam::anonymous(len) };
             ram.with_context(|| format!("memory for RAM block {} ({len} bytes)", block.name))
         });
         Ok(Image::new(blocks.collect::<Result<_>>()?))
+    }
+
+    /// QEMU's process, to be watched when this is gone.
+    pub(super) fn watch(&mut self) -> Result<Watched> {
+        Ok(Watched::new(self.vm()?.pid())?)
     }
 
     /// Whether QEMU still waits, or runs.
@@ -93,31 +116,109 @@ impl WaitingVm {
 
     /// A QEMU that died is started again over the same RAM file.
     pub(super) fn restart(&mut self) -> Result<()> {
-        self.vm = match self.vm.take() {
-            Some(vm) => Some(vm.restart()?),
-            None => Some(StandbyVm::launch(self.launch.clone())?),
+        self.ram.check()?;
+        let vm = start_again(self.vm.take(), &self.launch)?;
+        self.vm = Some(vm);
+        Ok(())
+    }
+
+    /// What a takeover on a thread of its own needs; [`WaitingVm::give_back`] what comes of it.
+    pub(super) fn lend(&mut self) -> Result<Lent> {
+        self.ram.check()?;
+        Ok(Lent { vm: self.vm.take(), launch: self.launch.clone() })
+    }
+
+    pub(super) fn give_back(&mut self, lent: Lent) {
+        self.vm = lent.vm;
+    }
+
+    /// All of the VM but its main memory.
+    pub(super) fn state(&self, image: &Image) -> VmState {
+        VmState::copy(&self.profile, self.shared, image)
+    }
+
+    /// The main memory, mapped once more.
+    pub(super) fn main_memory(&self) -> Result<SharedRam> {
+        let len = usize::try_from(self.launch.main_ram.used_length).context("RAM block size")?;
+        Ok(SharedRam::map(self.ram.file(), len)?)
+    }
+
+    /// Proves on a thread of its own that this image can be loaded here. Until it has ended, nothing may be applied to the
+    /// image.
+    pub(super) fn rehearse(&self, image: &Image) -> Result<Rehearsal> {
+        self.ram.check()?;
+        let VmState { machine, blocks, shared, others, device } = self.state(image);
+        let config = RehearsalConfig {
+            argv: self.launch.argv.clone(),
+            dir: self.launch.run_dir.join("rehearsal"),
+            ram_file: self.ram.path().to_owned(),
+            machine,
+            blocks,
+            shared,
+            others,
+            device,
+            deadline: DEADLINE,
         };
+        Rehearsal::start(config).context("a thread for the rehearsal")
+    }
+
+    /// QEMU runs, and has the RAM file mapped: its name has served.
+    pub(super) fn runs(&self) {
+        self.ram.unlink();
+    }
+
+    /// The image outlives this process: its RAM file, and beside it everything else of the VM, and how to run it. Returns the
+    /// RAM file's path. The waiting QEMU ends with this value.
+    #[expect(dead_code, reason = "the end of an entitled standby calls it")]
+    pub(super) fn keep(&mut self, node: Node, image: &Image, at: (Generation, Epoch)) -> Result<PathBuf> {
+        let state = self.state(image);
+        let (ram, beside) = (self.ram.path().to_owned(), self.ram.path().with_extension("state"));
+        let load = format!("exec:cat {}", quoted(&beside.display().to_string()));
+        let about = json!({
+            "schema": 1,
+            "node": node,
+            "generation": at.0,
+            "epoch": at.1,
+            "machine": self.profile.machine,
+            "ram": ram,
+            "state": beside,
+            "run": stock_command(&self.launch.argv, &self.launch.main_ram, Some(&ram), &load)?,
+        });
+        self.ram.keep(&about, |file| state.write(BufWriter::new(file), None, &AtomicBool::new(false)))
+    }
+}
+
+/// The waiting QEMU, out of the loop's hands.
+#[derive(Debug)]
+pub(super) struct Lent {
+    vm: Option<StandbyVm>,
+    launch: VmConfig,
+}
+
+impl Lent {
+    /// Whether a QEMU waits.
+    pub(super) fn is_alive(&mut self) -> bool {
+        self.vm.as_mut().is_some_and(StandbyVm::is_alive)
+    }
+
+    /// Starts one over the same RAM file.
+    pub(super) fn start(&mut self) -> Result<(), StandbyError> {
+        self.vm = Some(start_again(self.vm.take(), &self.launch)?);
         Ok(())
     }
 
     /// The VM is ours: feeds it what the RAM file does not hold, and waits until it runs.
-    pub(super) fn take_over(&mut self, image: &Image) -> Result<TakeoverTimes> {
-        let block = |index: usize| BlockId(u16::try_from(index).expect("profiles have at most 256 blocks"));
-        let others = (0..self.profile.blocks.len()).map(block).filter(|id| *id != self.shared);
-        let others: Vec<(BlockId, Vec<u8>)> = others.map(|id| (id, image.block(id))).collect();
-        let others: Vec<(BlockId, &[u8])> = others.iter().map(|(id, bytes)| (*id, bytes.as_slice())).collect();
-        let vm = self.vm.as_mut().context("the waiting QEMU died, and does not start again")?;
-        let feed = StandbyStream {
-            machine: &self.profile.machine,
-            blocks: &self.profile.blocks,
-            shared: self.shared,
-            others: &others,
-            device: image.device(),
-        };
-        let times = vm.take_over(&feed)?;
-        // QEMU has it mapped; its name has served.
-        let _ = std::fs::remove_file(&self.ram_file);
-        Ok(times)
+    pub(super) fn take_over(&mut self, state: &VmState) -> Result<TakeoverTimes, StandbyError> {
+        let gone = || StandbyError::io("feeding", Path::new("QEMU"), io::Error::other("there is none"));
+        let vm = self.vm.as_mut().ok_or_else(gone)?;
+        state.fed(|feed| vm.take_over(feed))
+    }
+}
+
+fn start_again(died: Option<StandbyVm>, launch: &VmConfig) -> Result<StandbyVm, StandbyError> {
+    match died {
+        Some(vm) => vm.restart(),
+        None => StandbyVm::launch(launch.clone()),
     }
 }
 
@@ -148,18 +249,4 @@ fn dismiss_predecessor(run_dir: &Path) -> Result<()> {
         std::thread::sleep(Duration::from_millis(2));
     }
     Ok(())
-}
-
-/// The RAM file, all of it allocated: a page fault that finds the disk full would end us in the middle of an epoch.
-fn make_file(path: &Path, len: u64) -> Result<()> {
-    let what = || format!("RAM file {} ({len} bytes)", path.display());
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path).with_context(what)?;
-    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, len).with_context(what)?;
-    Ok(())
-}
-
-impl Drop for WaitingVm {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.ram_file);
-    }
 }

@@ -2,20 +2,19 @@
 
 use super::Status;
 use crate::{
+    accepting::accept_until,
     cli::Side,
+    files,
     keepalive::Measured,
     live::{KeepaliveReport, Settings, SettingsReport, Wanted},
+    repeated::{Repeated, and_more},
     wake::Wake,
     witness::{WitnessReport, WitnessRequest},
 };
 use mc_core::id::Name;
-use rustix::{
-    event::{PollFd, PollFlags, poll},
-    fs::{FlockOperation, flock},
-};
 use serde::{Deserialize, Serialize};
 use std::{
-    fs::{self, File, Permissions},
+    fs::{self, File, Metadata, Permissions},
     io::{self, BufRead, BufReader, Read, Write},
     os::unix::{
         fs::{DirBuilderExt, PermissionsExt},
@@ -27,7 +26,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tracing::{debug, warn};
 
@@ -42,7 +41,7 @@ const CLIENT: Duration = Duration::from_secs(5);
 const MAX_CLIENTS: usize = 16;
 
 /// What can be asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case")]
 pub enum Request {
     /// How is it?
@@ -65,13 +64,18 @@ pub enum Request {
     Measured,
     /// To a witness.
     Witness(WitnessRequest),
+    /// To a standby: write the VM that you hold into this directory.
+    Export {
+        /// An absolute path.
+        dir: PathBuf,
+    },
 }
 
 impl Request {
     /// Whether it decides about a role: such a word belongs into the journal. (Changes of settings have events of their own.)
     #[must_use]
     pub fn decides(&self) -> bool {
-        matches!(self, Self::Takeover | Self::Solo | Self::Unprotect | Self::Handover)
+        matches!(self, Self::Takeover | Self::Solo | Self::Unprotect | Self::Handover | Self::Export { .. })
     }
 }
 
@@ -151,6 +155,8 @@ pub type Handler = Arc<dyn Fn(Request) -> Response + Send + Sync>;
 /// A served control socket. Dropping it ends the service and removes the socket.
 pub struct ControlSocket {
     path: PathBuf,
+    /// The socket's inode: what is removed in the end.
+    bound: Metadata,
     stop: Arc<Wake>,
     thread: Option<JoinHandle<()>>,
     /// Held while this lives: one process per side of a VM.
@@ -172,19 +178,19 @@ impl ControlSocket {
             made.map_err(failed("creating its directory", path))?;
         }
         let lock = lock(path)?;
-        let listener = listen(path).map_err(failed("listening", path))?;
+        let (listener, bound) = listen(path).map_err(failed("listening", path))?;
         let stop = Wake::new().map_err(failed("making an event descriptor", path))?;
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new().name("control".into());
         let thread = thread.spawn(move || accept(&listener, &stopped, &handler));
         let thread = thread.map_err(failed("starting a thread", path))?;
-        Ok(Self { path: path.to_owned(), stop, thread: Some(thread), _lock: lock })
+        Ok(Self { path: path.to_owned(), bound, stop, thread: Some(thread), _lock: lock })
     }
 }
 
 impl Drop for ControlSocket {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        let _ = files::remove_socket(&self.path, &self.bound);
         self.stop.raise();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -193,17 +199,13 @@ impl Drop for ControlSocket {
 }
 
 fn lock(path: &Path) -> Result<File, ControlError> {
-    let file = File::create(path.with_extension("lock")).map_err(failed("creating its lock file", path))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(ControlError::Busy { path: path.to_owned() }),
-        Err(e) => Err(failed("locking its lock file", path)(e.into())),
-    }
+    let locked = files::open_locked(&path.with_extension("lock")).map_err(failed("locking its lock file", path))?;
+    locked.ok_or_else(|| ControlError::Busy { path: path.to_owned() })
 }
 
 /// Listens under another name, and renames: so the socket is never there with another mode than 0600. With the lock held, a
 /// socket of either name is a dead predecessor's.
-fn listen(path: &Path) -> io::Result<UnixListener> {
+fn listen(path: &Path) -> io::Result<(UnixListener, Metadata)> {
     let temporary = path.with_extension("new");
     match fs::remove_file(&temporary) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -212,34 +214,32 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     let listener = UnixListener::bind(&temporary)?;
     listener.set_nonblocking(true)?;
     fs::set_permissions(&temporary, Permissions::from_mode(0o600))?;
+    let bound = fs::symlink_metadata(&temporary)?;
     fs::rename(&temporary, path)?;
-    Ok(listener)
+    Ok((listener, bound))
 }
 
 fn accept(listener: &UnixListener, stop: &Wake, handler: &Handler) {
-    let clients = Arc::new(AtomicUsize::new(0));
-    loop {
-        let mut fds = [PollFd::new(listener, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
-        match poll(&mut fds, None) {
-            Ok(_) if !fds[1].revents().is_empty() => return,
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return warn!("control socket: poll: {e}"),
-        }
-        match listener.accept() {
-            Ok((stream, _)) => spawn(stream, &clients, handler),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(e) => {
-                warn!("control socket: accept: {e}");
-                std::thread::sleep(Duration::from_millis(100));
+    let (clients, mut said) = (Arc::new(AtomicUsize::new(0)), Repeated::default());
+    accept_until(
+        "control socket",
+        listener,
+        stop,
+        || listener.accept(),
+        |(stream, _)| {
+            if let Err(why) = spawn(stream, &clients, handler)
+                && let Some(more) = said.say(&why, Instant::now())
+            {
+                warn!("control socket: closed a connection: {why}{}", and_more(more));
             }
-        }
-    }
+        },
+    );
 }
 
-fn spawn(stream: UnixStream, clients: &Arc<AtomicUsize>, handler: &Handler) {
+fn spawn(stream: UnixStream, clients: &Arc<AtomicUsize>, handler: &Handler) -> Result<(), String> {
     if clients.fetch_add(1, Ordering::Relaxed) >= MAX_CLIENTS {
         clients.fetch_sub(1, Ordering::Relaxed);
-        return warn!("control socket: closed a connection: {MAX_CLIENTS} are open already");
+        return Err(format!("{MAX_CLIENTS} are open already"));
     }
     let (counted, handler) = (Arc::clone(clients), Arc::clone(handler));
     let spawned = std::thread::Builder::new().name("control client".into()).spawn(move || {
@@ -248,10 +248,10 @@ fn spawn(stream: UnixStream, clients: &Arc<AtomicUsize>, handler: &Handler) {
         }
         counted.fetch_sub(1, Ordering::Relaxed);
     });
-    if let Err(e) = spawned {
+    spawned.map(drop).map_err(|e| {
         clients.fetch_sub(1, Ordering::Relaxed);
-        warn!("control socket: no thread for a connection: {e}");
-    }
+        format!("no thread for it: {e}")
+    })
 }
 
 fn serve(stream: &UnixStream, handler: &Handler) -> io::Result<()> {
@@ -286,6 +286,7 @@ fn refuse(why: &str) -> Response {
 }
 
 /// Sends one request and waits for its response; each read and write may take `timeout`.
+#[expect(clippy::needless_pass_by_value, reason = "callers make a request, send it, and have no more use for it")]
 pub fn ask(path: &Path, request: Request, timeout: Duration) -> Result<Response, ControlError> {
     let mut stream = UnixStream::connect(path).map_err(failed("connecting", path))?;
     stream.set_read_timeout(Some(timeout)).map_err(failed("setting a timeout", path))?;

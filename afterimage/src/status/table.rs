@@ -26,7 +26,7 @@ fn row(s: &Status) -> [String; 11] {
         or_dash(s.epoch.to_string(), there),
         or_dash(micros(s.pause_us.p50), s.pause_us.count > 0),
         or_dash(bytes(s.held_bytes), there && s.side == "primary"),
-        or_dash(if s.arbiter.reachable { "ok" } else { "UNREACHABLE" }.to_owned(), there),
+        or_dash(if s.arbiter.reachable { "ok" } else { "UNREACHABLE" }.to_owned(), there && s.side != "keeper"),
     ]
 }
 
@@ -61,7 +61,8 @@ mod tests {
         (web.protected, web.peer, web.arbiter.reachable) = (true, "host-b at 10.0.0.2:7410".into(), true);
         (web.transport, web.keepalive) = ("tcp (fell back from RDMA: x; 1 times)".into(), "both".into());
         let gone = status("a-longer-name", "standby", "gone");
-        let text = render(&[web, gone]);
+        let keeper = status("db", "keeper", "keeping");
+        let text = render(&[web, gone, keeper]);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(
             lines[0],
@@ -74,6 +75,10 @@ mod tests {
         assert_eq!(
             lines[2],
             "a-longer-name  standby  gone       NO         -       -          -    -      -      -     -"
+        );
+        assert_eq!(
+            lines[3],
+            "db             keeper   keeping    NO         -       -          0    0      -      -     -"
         );
     }
 }

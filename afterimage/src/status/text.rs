@@ -46,13 +46,22 @@ pub(super) fn bytes(n: u64) -> String {
 pub(super) fn render(s: &Status) -> String {
     let protected = if s.protected { "protected" } else { "NOT PROTECTED" };
     let mut out = Lines(format!("{} on {} ({}): {}, {protected}\n", s.vm, s.node, s.side, s.role));
-    pair(&mut out, s);
+    if let Some(why) = &s.stalled {
+        out.group(&format!("STALLED: {why}"));
+    }
+    // A keeper has packets, and nothing else.
+    let is_keeper = s.side == "keeper";
+    if !is_keeper {
+        pair(&mut out, s);
+    }
     if s.side != "standby" {
         output(&mut out, s);
     }
-    costs(&mut out, s);
-    beats(&mut out, s);
-    arbiter(&mut out, s);
+    if !is_keeper {
+        costs(&mut out, s);
+        beats(&mut out, s);
+        arbiter(&mut out, s);
+    }
     if let Some(t) = &s.takeover {
         out.group("takeover");
         out.line("silence", micros(t.silence_us));
@@ -173,6 +182,12 @@ mod tests {
         );
         assert!(text.contains("cap 64 MiB") && text.contains("    the serial console is not held\n"), "{text}");
         assert!(text.contains("NO: there is no failover"), "{text}");
+        assert!(!text.contains("STALLED"), "{text}");
+        status.stalled = Some("the loop has not turned for 7 s".into());
+        assert!(render(&status).contains("NOT PROTECTED\n  STALLED: the loop has not turned for 7 s\n"), "{text}");
         assert!(!text.contains("commit "), "an empty histogram says nothing: {text}");
+        (status.side, status.released_packets) = ("keeper".into(), 7);
+        let text = render(&status);
+        assert!(text.contains("released       7 packets") && !text.contains("arbiter"), "{text}");
     }
 }

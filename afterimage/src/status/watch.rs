@@ -108,7 +108,7 @@ fn line(s: &Status) -> String {
     if !s.peer.is_empty() && !s.transport.is_empty() {
         line.push_str(&format!(", {} over {}", s.peer, s.transport));
     }
-    if !s.arbiter.reachable {
+    if !s.arbiter.reachable && s.side != "keeper" {
         line.push_str(", the arbiter is UNREACHABLE");
     }
     line

@@ -2,5 +2,6 @@
 //! each condition; everything else of the program is safe code (`lib.rs` denies the rest).
 #![allow(unsafe_code)]
 
+pub mod child;
 pub mod sched;
 pub mod tap;

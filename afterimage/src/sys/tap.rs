@@ -60,6 +60,18 @@ fn attach(fd: &OwnedFd, mut request: libc::ifreq) -> io::Result<()> {
     check(rc)
 }
 
+/// Whether the device behind an open TAP descriptor is still there: one that was deleted stays open, joined to nothing.
+///
+/// # Errors
+/// `EBADFD` when it is gone.
+pub fn check_attached(fd: &OwnedFd) -> io::Result<()> {
+    let mut found = request("any")?;
+    // SAFETY: TUNGETIFF writes one `ifreq`, which `found` is, alive and exclusively ours for the call; `fd` is open for as
+    // long as it is borrowed.
+    let rc = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNGETIFF, &raw mut found) };
+    check(rc)
+}
+
 fn no_offloads(fd: &OwnedFd) -> io::Result<()> {
     // SAFETY: TUNSETOFFLOAD takes its argument by value and touches no memory of ours; `fd` is open.
     let rc = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD, 0 as libc::c_ulong) };

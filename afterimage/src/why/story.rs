@@ -4,6 +4,7 @@ use super::{
     facts::Facts,
     incident::{Incident, Kind},
 };
+use crate::repeated::and_more;
 use serde_json::Value;
 
 /// What happened, in a few words: the headline.
@@ -74,7 +75,8 @@ fn cause(incident: &Incident) -> Vec<String> {
             "refused" if incident.side == "primary" => Some(format!("The standby refused a checkpoint: {why}.")),
             "refused" => {
                 let node = entry.text("node").unwrap_or("somebody");
-                Some(format!("{node} wanted to be protected, and was turned away: {why}."))
+                let more = entry.fields.get("more").and_then(Value::as_u64).unwrap_or(0);
+                Some(format!("{node} wanted to be protected, and was turned away: {why}{}.", and_more(more)))
             }
             "gave-up" => Some(format!("Protection was given up: {why}.")),
             "epoch-refused" => Some(format!("A checkpoint was refused: {why}.")),

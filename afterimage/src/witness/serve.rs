@@ -10,108 +10,79 @@
 //! A connection has one request under way at a time, so that the number of connections bounds everything behind it; who
 //! reads slowly keeps only its own thread.
 
-use super::registrar::Input;
+use super::{
+    clients::{Client, Clients, MAX_CLIENTS},
+    registrar::Input,
+};
 use crate::{
-    metrics::{Witness, WitnessCounters},
+    accepting::{accept_until, is_shortage},
+    repeated::and_more,
     wake::Wake,
 };
 use mc_core::wire::arbiter::{REQUEST_LEN, Request};
-use parking_lot::Mutex;
-use rustix::event::{PollFd, PollFlags, poll};
 use std::{
-    collections::BTreeMap,
     io::{self, Read, Write},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc,
         mpsc::{Sender, sync_channel},
     },
     time::{Duration, Instant},
 };
-use tracing::{debug, error, warn};
+use tracing::{debug, warn};
 
-/// Connections at a time; one more is closed at once.
-pub(super) const MAX_CLIENTS: usize = 1024;
-/// A connection without a request for this long is closed. Nodes ask once a second.
+/// A connection without a request for this long is closed, though nobody needs its place. Nodes ask once a second.
 const IDLE: Duration = Duration::from_secs(3600);
 /// Between a request's first and last byte, and for its answer to be taken.
 const MESSAGE: Duration = Duration::from_secs(5);
 /// A connection's thread needs a few hundred bytes; the default would be 2 MiB each.
 const STACK: usize = 128 * 1024;
 
-/// The connections that are open.
-#[derive(Debug, Default)]
-pub(super) struct Clients {
-    open: Mutex<BTreeMap<u64, Arc<TcpStream>>>,
-    /// What became of their requests.
-    pub(super) counters: WitnessCounters,
-}
-
-impl Clients {
-    /// What metrics are made of.
-    pub(super) fn read(&self) -> Witness {
-        self.counters.read(self.open.lock().len())
-    }
-
-    /// Closes every connection.
-    pub(super) fn close(&self) {
-        for stream in self.open.lock().values() {
-            let _ = stream.shutdown(Shutdown::Both);
-        }
-    }
-}
-
 /// Accepts connections until `stop` is readable.
 pub(super) fn accept(listener: &TcpListener, stop: &Wake, clients: &Arc<Clients>, registrar: &Sender<Input>) {
-    let mut crowded = false;
-    for number in 0u64.. {
-        let mut fds = [PollFd::new(listener, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
-        match poll(&mut fds, None) {
-            Ok(_) if !fds[1].revents().is_empty() => return,
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return error!("poll: {e}"),
-        }
-        let (stream, peer) = match listener.accept() {
-            Ok(accepted) => accepted,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
-            Err(e) => {
-                // Out of file descriptors, mostly: the connection stays in the backlog, so do not spin on it.
-                warn!("accept: {e}");
-                std::thread::sleep(Duration::from_millis(100));
-                continue;
+    let next = || {
+        listener.accept().inspect_err(|e| {
+            if is_shortage(e) {
+                clients.make_room();
             }
-        };
-        let full = clients.open.lock().len() >= MAX_CLIENTS;
-        if full && !crowded {
-            warn!(%peer, "closed: {MAX_CLIENTS} connections are open already");
+        })
+    };
+    let mut numbers = 0..;
+    accept_until("witness", listener, stop, next, |(stream, peer)| {
+        let number = numbers.next().expect("2^64 connections");
+        match clients.take_in(number, stream) {
+            Some(client) => spawn(number, client, peer, clients, registrar),
+            None => say(clients, "crowded", || format!("{peer}: closed: {MAX_CLIENTS} nodes are connected already")),
         }
-        crowded = full;
-        if !full {
-            spawn(number, stream, peer, clients, registrar);
-        }
+    });
+}
+
+/// What strangers can bring about is counted, not repeated.
+fn say(clients: &Clients, kind: &str, line: impl FnOnce() -> String) {
+    if let Some(more) = clients.said.lock().say(kind, Instant::now()) {
+        warn!("{}{}", line(), and_more(more));
     }
 }
 
-fn spawn(number: u64, stream: TcpStream, peer: SocketAddr, clients: &Arc<Clients>, registrar: &Sender<Input>) {
-    let stream = Arc::new(stream);
-    clients.open.lock().insert(number, Arc::clone(&stream));
+fn spawn(number: u64, client: Arc<Client>, peer: SocketAddr, clients: &Arc<Clients>, registrar: &Sender<Input>) {
     let (everyone, registrar) = (Arc::clone(clients), registrar.clone());
     let thread = std::thread::Builder::new().name(format!("client {number}")).stack_size(STACK);
     let spawned = thread.spawn(move || {
-        match serve(&stream, peer, &registrar) {
+        match serve(&client, peer, &registrar) {
             Ok(()) => debug!(%peer, "closed"),
-            Err(e) => warn!(%peer, "connection closed: {e}"),
+            Err(e) => say(&everyone, &e.kind().to_string(), || format!("{peer}: connection closed: {e}")),
         }
-        everyone.open.lock().remove(&number);
+        everyone.forget(number);
     });
     if let Err(e) = spawned {
-        warn!(%peer, "closed: no thread for it: {e}");
-        clients.open.lock().remove(&number);
+        say(clients, "thread", || format!("{peer}: closed: no thread for it: {e}"));
+        clients.forget(number);
     }
 }
 
 /// Answers one connection's requests, until it closes or sends what is no request.
-fn serve(stream: &TcpStream, peer: SocketAddr, registrar: &Sender<Input>) -> io::Result<()> {
+fn serve(client: &Client, peer: SocketAddr, registrar: &Sender<Input>) -> io::Result<()> {
+    let stream = &client.stream;
     stream.set_nonblocking(false)?;
     stream.set_nodelay(true)?;
     stream.set_write_timeout(Some(MESSAGE))?;
@@ -120,12 +91,16 @@ fn serve(stream: &TcpStream, peer: SocketAddr, registrar: &Sender<Input>) -> io:
     socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive)?;
     while let Some(bytes) = read_message(stream)? {
         let request = Request::decode(&bytes).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+        client.asks();
         let (answer, answered) = sync_channel(1);
         if registrar.send(Input::Request { peer, request, answer }).is_err() {
             return Ok(());
         }
         match answered.recv() {
-            Ok(reply) => { stream }.write_all(&reply.encode())?,
+            Ok(reply) => {
+                client.is_told(&reply);
+                { stream }.write_all(&reply.encode())?;
+            }
             // The witness ends.
             Err(_) => return Ok(()),
         }

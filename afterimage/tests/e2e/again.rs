@@ -2,7 +2,7 @@
 
 use crate::{
     proc::{is_alive, kill, until},
-    world::{World, kill_host},
+    world::{StandbyOptions, World, kill_host},
 };
 
 #[test]
@@ -83,7 +83,8 @@ fn a_standby_leaves_a_vm_alone_that_was_taken_over_on_its_host() {
 
     // A primary would have the standby start a QEMU in its place.
     let stranger = world.vm("stranger", &[]);
-    let next = world.standby("b");
+    let next = world.standby_with("b", &StandbyOptions { begins: "reattached", ..StandbyOptions::default() });
+    assert_eq!(world.status("b")["role"], "running");
     let mut protect =
         world.protect("b", "p", &stranger.qmp, next.addr, &format!("--run-dir {}", world.path("p").display()));
     protect.expect_end(1, &["refused: ", "runs a VM", "standby.qmp"]);

@@ -17,11 +17,11 @@ fn protect(world: &World, (node, state): (&str, &str), vm: &Vm, to: SocketAddr) 
 
 fn is_refused(world: &World, primary: (&str, &str), standby: &str, words: &str) {
     let vm = world.vm("vm", &[]);
-    let standby_is = world.standby(standby);
-    let mut protect = protect(world, primary, &vm, standby_is.addr);
+    let mut standby = world.standby(standby);
+    let mut protect = protect(world, primary, &vm, standby.addr);
     protect.expect_end(1, &[words]);
     assert_eq!(protect.count("protected"), 0, "{}", protect.said());
-    let refused = standby_is.proc.wait_event("refused");
+    let refused = standby.proc.wait_event("refused");
     assert!(refused["why"].as_str().is_some_and(|why| why.contains(words)), "{refused}");
     vm.serial.goes_on();
 }
@@ -42,7 +42,7 @@ fn one_node_with_itself() {
 fn two_nodes_with_two_witnesses() {
     let Some((mut world, _witness)) = World::with_witness() else { return };
     let vm = world.vm("vm", &[]);
-    let standby = world.standby("b");
+    let mut standby = world.standby("b");
     let first = world.path("witness");
     std::fs::rename(&first, world.path("the-first-witness")).unwrap(); // it goes on in there
     let _second = world.witness();

@@ -80,6 +80,7 @@ fn impossible_settings_are_refused_with_numbers_and_change_nothing() {
     let before = keepalive(&world, "a", "show");
     let set = format!("keepalive set --vm {VM}");
     fails(&world, "a", &format!("{set} --interval 10ms --multiplier 0"), 1, &["multiplier is 0", "1 to 255"]);
+    fails(&world, "a", &format!("{set} --multiplier 1 --force"), 1, &["x 1) bears no lost beat", "2 or more"]);
     fails(&world, "a", &format!("{set} --interval 50us"), 1, &["50µs", "100µs to 10s"]);
     fails(&world, "a", &format!("{set} --interval 11s"), 1, &["11s", "100µs to 10s"]);
     fails(&world, "a", &format!("{set} --interval 5m"), 2, &["us, ms or s"]);

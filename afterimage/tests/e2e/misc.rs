@@ -65,7 +65,7 @@ fn a_standby_that_cannot_start() {
     let spill = file.join("spill");
 
     let flags = ["--listen", &addr, "--run-dir", &text(&run)];
-    standby(&world, "port", &flags).expect_end(1, &["error: ", &addr, "Address already in use"]);
+    standby(&world, "port", &flags).expect_end(6, &["error: ", &addr, "Address already in use", "ss -ltnp"]);
     let flags = ["--listen", &free, "--run-dir", &text(&below)];
     standby(&world, "run-dir", &flags).expect_end(1, &["error: ", "run directory", &text(&below), "Not a directory"]);
     let flags = ["--listen", &free, "--run-dir", &text(&run), "--spill", &text(&spill)];

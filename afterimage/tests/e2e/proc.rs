@@ -75,12 +75,17 @@ pub(crate) struct Proc {
 }
 
 impl Proc {
-    pub(crate) fn spawn(dir: &Path, name: &str, mut command: Command) -> Self {
+    pub(crate) fn spawn(dir: &Path, name: &str, command: Command) -> Self {
+        Self::spawn_from(dir, name, command, Stdio::null())
+    }
+
+    /// With this as its standard input.
+    pub(crate) fn spawn_from(dir: &Path, name: &str, mut command: Command, stdin: Stdio) -> Self {
         let file = |kind: &str| dir.join(format!("{name}.{kind}"));
         let (out, err) = (file("out"), file("err"));
         let child = command
             .env(MARK, dir)
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(File::create(&out).unwrap())
             .stderr(File::create(&err).unwrap())
             .spawn()

@@ -39,11 +39,13 @@ pub(crate) struct StandbyOptions {
     /// Its QEMU, where it differs.
     pub(crate) qemu: Option<Vec<String>>,
     pub(crate) flags: Vec<String>,
+    /// The event that it begins with.
+    pub(crate) begins: &'static str,
 }
 
 impl Default for StandbyOptions {
     fn default() -> Self {
-        Self { vm: VM, qemu: None, flags: Vec::new() }
+        Self { vm: VM, qemu: None, flags: Vec::new(), begins: "waiting" }
     }
 }
 
@@ -140,7 +142,7 @@ impl World {
         self.standby_with(node, &StandbyOptions::default())
     }
 
-    /// A standby that waits.
+    /// A standby that waits, or whatever it begins with.
     pub(crate) fn standby_with(&self, node: &str, options: &StandbyOptions) -> Standby {
         let addr = free_addr();
         let mut command = Self::program();
@@ -150,7 +152,7 @@ impl World {
         command.arg("--ram-dir").arg(self.dir.path()).args(&options.flags).arg("--");
         command.args(options.qemu.clone().unwrap_or_else(|| self.standby_qemu(node, None)));
         let mut proc = Proc::spawn(self.dir.path(), node, command);
-        proc.wait_event("waiting");
+        proc.wait_event(options.begins);
         Standby { proc, addr, serial: Serial(self.path(&format!("{node}.serial"))) }
     }
 

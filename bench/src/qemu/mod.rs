@@ -242,7 +242,7 @@ impl Bench<'_> {
         let settings = &self.stage.settings;
         let tiny = match self.args.guest {
             Kind::Tiny => settings.guest.clone(),
-            Kind::Linux => settings.guest.as_tiny()?,
+            Kind::Linux | Kind::Redis => settings.guest.as_tiny()?,
         };
         tiny.filled(u32::try_from(self.args.ram >> 20)?, &settings.work_dir)
     }

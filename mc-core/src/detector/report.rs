@@ -43,6 +43,8 @@ pub enum Action {
     },
     /// The first beat of the peer.
     Up,
+    /// For the first time beats have gone both ways without a gap, for K intervals: the detector works. Said once.
+    Proven,
     /// This machine was called late by so much: the host is busy, or slept.
     SelfLate(Duration),
     /// The peer is suspect. Said once.

@@ -17,6 +17,8 @@ pub use store::SpillFile;
 use crate::id::Time;
 
 /// Reads a monotonic clock: the one thing the core must be handed to measure with.
+///
+/// A driver reads it all along whatever takes long: so the readings tell a caller that the driver gets on.
 pub trait Clock: Send {
     /// Now.
     fn now(&self) -> Time;

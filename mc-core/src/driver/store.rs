@@ -138,9 +138,10 @@ impl Store {
         self.device_bytes = 0;
     }
 
-    /// The committed epochs become the image. An error leaves no image: it would be that of no epoch.
-    pub(super) fn apply(&mut self) -> io::Result<()> {
-        let applied = self.apply_committed();
+    /// The committed epochs become the image. An error leaves no image: it would be that of no epoch. `each` is called for every
+    /// slab: a large epoch takes long, and that is work, and no absence.
+    pub(super) fn apply(&mut self, each: impl FnMut()) -> io::Result<()> {
+        let applied = self.apply_committed(each);
         if applied.is_err() {
             self.image = None;
             self.clear();
@@ -149,11 +150,12 @@ impl Store {
         applied
     }
 
-    fn apply_committed(&mut self) -> io::Result<()> {
+    fn apply_committed(&mut self, mut each: impl FnMut()) -> io::Result<()> {
         while self.committed > 0
             && let Some(staged) = self.staged.pop_front()
         {
             self.committed -= 1;
+            each();
             let slab = self.unspill(staged)?;
             if let Some(image) = &mut self.image {
                 image.apply(&slab);
@@ -203,5 +205,30 @@ impl Store {
         if let Some(spill) = self.spill.as_mut().filter(|_| self.staged.is_empty()) {
             spill.used = 0;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        id::{BlockId, Epoch, Generation, Incarnation, PAGE_SIZE},
+        ram::SharedRam,
+        slab::SlabMeta,
+    };
+
+    #[test]
+    fn every_slab_that_is_applied_is_told() {
+        let mut store = Store::new(SlabPool::new(8192, 16 * 8192), None);
+        store.image = Some(Image::new(vec![SharedRam::anonymous(PAGE_SIZE).expect("a page")]));
+        for index in 0..10 {
+            let mut writer = store.take(0).expect("room").writer();
+            writer.page(BlockId(0), 0, &[7; PAGE_SIZE]).expect("room");
+            let (incarnation, generation, epoch) = (Incarnation(1), Generation(1), Epoch(1));
+            store.stage(writer.seal(SlabMeta { incarnation, generation, epoch, index }));
+        }
+        let mut told = 0;
+        store.apply(|| told += 1).expect("in memory");
+        assert_eq!(told, 10);
     }
 }

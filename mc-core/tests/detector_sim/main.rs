@@ -3,6 +3,7 @@
 //! 1000 seeds for each scenario; `MC_SEED=n` runs that one. A failure prints its seed.
 
 mod changes;
+mod proof;
 mod world;
 
 use mc_core::{detector::Parameters, id::Time};

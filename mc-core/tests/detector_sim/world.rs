@@ -77,6 +77,8 @@ pub(crate) struct Host {
     pub detector: Detector,
     pub alive: bool,
     pub suspected: Option<(Time, Suspicion)>,
+    /// When it said that beats go both ways.
+    pub proven: Option<Time>,
     asleep_until: Time,
     /// The next wake-up that was drawn, and the deadline that it is for.
     alarm: Option<(Time, Time)>,
@@ -94,6 +96,8 @@ pub(crate) struct World {
     datagrams: BTreeMap<u64, (usize, [u8; LEN])>,
     sent: u64,
     script: Vec<(Time, usize, Fate)>,
+    /// Whom no datagram reaches.
+    deaf: Option<usize>,
 }
 
 impl World {
@@ -106,6 +110,7 @@ impl World {
                 detector: Detector::new(config, now),
                 alive: true,
                 suspected: None,
+                proven: None,
                 asleep_until: now,
                 alarm: None,
                 inbox: vec![],
@@ -121,6 +126,7 @@ impl World {
             datagrams: BTreeMap::new(),
             sent: 0,
             script: vec![],
+            deaf: None,
         }
     }
 
@@ -128,6 +134,11 @@ impl World {
     pub(crate) fn plan(&mut self, at: Time, host: usize, fate: Fate) {
         assert!(self.script.last().is_none_or(|&(before, ..)| before <= at));
         self.script.push((at, host, fate));
+    }
+
+    /// Nothing that is sent from now on arrives at `host`.
+    pub(crate) fn deafen(&mut self, host: usize) {
+        self.deaf = Some(host);
     }
 
     /// Nothing arrives any more.
@@ -220,6 +231,10 @@ impl World {
                     assert!(self.hosts[index].suspected.is_none(), "said twice");
                     self.hosts[index].suspected = Some((self.now, why));
                 }
+                Action::Proven => {
+                    assert!(self.hosts[index].proven.is_none(), "said twice");
+                    self.hosts[index].proven = Some(self.now);
+                }
                 Action::Heard { .. } | Action::Up | Action::SelfLate(_) => {}
             }
         }
@@ -227,6 +242,9 @@ impl World {
 
     fn send(&mut self, from: usize, beat: &Beat) {
         let Hardships { delay, jitter, loss, loss_run, replay, .. } = self.hardships;
+        if self.deaf == Some(1 - from) {
+            return;
+        }
         let run = &mut self.hosts[from].lost_in_a_row;
         if *run < loss_run && self.dice.chance(loss) {
             *run += 1;

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`books`] | what a sequence of replies proves: nothing lost, nothing twice; or not |
 //! | [`tcp`] | one connection to the Linux guest, held for the whole run |
+//! | [`redis`] | the same to a Redis: every acknowledged write is looked for at the end |
 //! | [`udp`] | the tiny guest: one request at a time, repeated until it is answered |
 //!
 //! It runs as a process of its own on the client host (`rig client`). Lines of JSON: `connected`, a `reply` each
@@ -11,6 +12,7 @@
 //! input is closed and what it asked is answered, or when the guest has been silent for too long.
 
 pub mod books;
+mod redis;
 mod tcp;
 mod udp;
 
@@ -56,7 +58,9 @@ impl Stop {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    pub(crate) fn is_stopped(&self) -> bool {
+    /// Whether it is time.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 
@@ -79,6 +83,8 @@ impl Stop {
 pub struct Summary {
     /// Replies that were waited for.
     pub replies: u64,
+    /// Redis: writes that were acknowledged, each looked for at the end.
+    pub writes: u64,
     /// Requests that were answered and forgotten, or whose answer never came.
     pub lost: u64,
     /// Requests that were carried out, or answered, more than once.
@@ -98,9 +104,24 @@ impl Summary {
     #[must_use]
     pub fn to_json(&self) -> Value {
         json!({
-            "replies": self.replies, "lost": self.lost, "duplicated": self.duplicated, "corrupt": self.corrupt,
+            "replies": self.replies, "writes": self.writes, "lost": self.lost, "duplicated": self.duplicated, "corrupt": self.corrupt,
             "same_connection": self.same_connection, "stuck": self.stuck, "longest_gap_ms": self.longest_gap_ms,
         })
+    }
+
+    /// The books of two clients, one after the other.
+    #[must_use]
+    pub fn and(self, next: &Self) -> Self {
+        Self {
+            replies: self.replies + next.replies,
+            writes: self.writes + next.writes,
+            lost: self.lost + next.lost,
+            duplicated: self.duplicated + next.duplicated,
+            corrupt: self.corrupt + next.corrupt,
+            same_connection: self.same_connection.zip(next.same_connection).map(|(a, b)| a && b),
+            stuck: self.stuck || next.stuck,
+            longest_gap_ms: self.longest_gap_ms.max(next.longest_gap_ms),
+        }
     }
 
     /// Reads the `summary` event's fields. None if one is missing.
@@ -109,6 +130,7 @@ impl Summary {
         let number = |name: &str| fields.get(name)?.as_u64();
         Some(Self {
             replies: number("replies")?,
+            writes: number("writes")?,
             lost: number("lost")?,
             duplicated: number("duplicated")?,
             corrupt: number("corrupt")?,
@@ -127,6 +149,7 @@ pub fn run(plan: &Plan, stop: &Stop, output: &mut dyn Write) -> Result<Summary> 
     let mut diary = Diary::new(output);
     match plan.guest {
         Kind::Linux => tcp::run(plan, stop, &mut diary)?,
+        Kind::Redis => redis::run(plan, stop, &mut diary)?,
         Kind::Tiny => udp::run(plan, stop, &mut diary)?,
     }
     let summary = diary.summary.clone();

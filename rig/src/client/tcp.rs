@@ -13,7 +13,7 @@ use std::{
 /// Longest reply that is accepted.
 const LINE_MAX: usize = 4096;
 /// How often to look up while nothing comes.
-const GLANCE: Duration = Duration::from_millis(20);
+pub(super) const GLANCE: Duration = Duration::from_millis(20);
 
 pub(super) fn run(plan: &Plan, stop: &Stop, diary: &mut Diary<'_>) -> Result<()> {
     let stream = connect(plan, stop)?;
@@ -29,7 +29,7 @@ pub(super) fn run(plan: &Plan, stop: &Stop, diary: &mut Diary<'_>) -> Result<()>
     diary.stuck(&format!("the conversation broke: {error:#}"))
 }
 
-fn connect(plan: &Plan, stop: &Stop) -> Result<TcpStream> {
+pub(super) fn connect(plan: &Plan, stop: &Stop) -> Result<TcpStream> {
     let start = Instant::now();
     loop {
         match TcpStream::connect_timeout(&plan.address, plan.patience) {

@@ -4,7 +4,7 @@ use crate::{
     guest::{Accel, Kind},
     hosts::Topology,
     lab, netns,
-    scenario::Scenario,
+    scenario::{Choice, Scenario},
 };
 use anyhow::Result;
 use clap::{Args, Parser, ValueEnum};
@@ -13,9 +13,9 @@ use std::{path::PathBuf, time::Duration};
 /// Options of `rig demo`. Times are written as 20ms or 2s.
 #[derive(Args, Clone, Debug)]
 pub struct DemoArgs {
-    /// The fault
+    /// The fault, or all, one a round
     #[arg(long, value_enum, default_value = "kill-primary")]
-    pub scenario: Scenario,
+    pub scenario: Choice,
     /// What the hosts are [default: lab inside of scripts/lab pair --lan, else netns]
     #[arg(long, value_enum)]
     pub hosts: Option<Hosts>,
@@ -25,9 +25,13 @@ pub struct DemoArgs {
     /// KVM or TCG; by default KVM if it boots this guest here, else TCG
     #[arg(long, value_parser = parse_accel, default_value = "auto")]
     pub accel: AccelChoice,
-    /// Number of runs, each with everything new but the hosts
+    /// Number of runs, each with everything new but the hosts. A run that is spoilt (a side suspects the other before anything
+    /// is done, on a machine that is too busy) is told, counted apart, and repeated
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub repeat: u32,
+    /// Keep so many processors busy meanwhile
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1024))]
+    pub busy: u32,
     /// Length of an epoch [default: 20ms; lab: 200ms]
     #[arg(long)]
     pub epoch: Option<String>,
@@ -50,10 +54,10 @@ pub struct DemoArgs {
     /// Cap of the staging memory of each side [default: the program's]
     #[arg(long)]
     pub staging: Option<String>,
-    /// Requests that the client has under way at a time (Linux guest)
+    /// Requests that the client has under way at a time (Linux guest, Redis)
     #[arg(long, default_value_t = 1)]
     pub pipeline: usize,
-    /// Pages that the Linux guest rewrites every 100 ms
+    /// Pages that the Linux guests rewrite every 100 ms
     #[arg(long, default_value_t = 64)]
     pub pages: u32,
     /// How long the client runs before the fault [default: 3s; 500ms with --repeat]
@@ -144,8 +148,8 @@ impl DemoArgs {
     }
 
     /// Flags of both sidecars that are left out if nobody asks for them.
-    pub(super) fn flags(&self, hosts: Hosts) -> Vec<(&'static str, String)> {
-        let cut_rdma = self.scenario == Scenario::CutRdma;
+    pub(super) fn flags(&self, hosts: Hosts, scenario: Scenario) -> Vec<(&'static str, String)> {
+        let cut_rdma = scenario == Scenario::CutRdma;
         let usual = |given: &Option<String>, value: &str| given.clone().or_else(|| cut_rdma.then(|| value.to_owned()));
         let transport = usual(&self.transport, "auto");
         let is_rdma = transport.as_ref().is_some_and(|t| t != "tcp");

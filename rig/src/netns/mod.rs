@@ -21,7 +21,7 @@ mod silencer;
 use crate::{
     hosts::{self, Blow, CLIENT_IP, PRIMARY_LAN_IP, PRIMARY_REP_IP, Place, STANDBY_LAN_IP, STANDBY_REP_IP, TAP},
     prerequisite::Missing,
-    process::{Line, all_pids, children, signal, stat},
+    process::{Line, Stat, all_pids, children, signal, stat},
     qmp,
 };
 use anyhow::{Context, Result, bail, ensure};
@@ -39,8 +39,10 @@ use std::{
 pub const SHM: &str = "/dev/shm";
 /// What the names of temporary directories begin with; the rig's process id and a dash follow.
 pub const TEMPORARY: &str = "afterimage-rig";
+/// A rule of routing that loses datagrams which come over the replication link, as `ip rule` shows it.
+const MUTE: &str = "iif rep ipproto udp blackhole";
 /// How long processes may take to die.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A host.
 #[derive(Clone, Debug)]
@@ -151,8 +153,12 @@ impl hosts::Host for Host {
         std::fs::read(path).with_context(|| path.display().to_string())
     }
 
-    fn executes(&self, monitor: &Path) -> Result<bool> {
-        qmp::executes(monitor)
+    fn executes(&self, monitor: &Path, patience: Duration) -> Result<bool> {
+        qmp::executes(monitor, patience)
+    }
+
+    fn qemus(&self) -> Vec<u32> {
+        self.pids().into_iter().filter(|pid| stat(*pid).is_some_and(|s| is_qemu(&s))).collect()
     }
 
     fn freeze(&self) -> Result<()> {
@@ -178,15 +184,26 @@ impl hosts::Host for Host {
 
     fn sidecar_ticks(&self) -> Option<u64> {
         let stats = self.pids().into_iter().filter_map(stat);
-        Some(stats.filter(|s| !s.name.starts_with("qemu-system")).map(|s| s.cpu_ticks).sum())
+        Some(stats.filter(|s| !is_qemu(s)).map(|s| s.cpu_ticks).sum())
     }
 
     fn kill_data_path(&self, protect: u32) -> Result<()> {
-        let own = |pid: &u32| stat(*pid).is_some_and(|s| !s.name.starts_with("qemu-system"));
-        let data_path = children(protect).into_iter().find(own).context("protect has no data path process")?;
-        signal(data_path, Signal::KILL);
+        signal(data_path(protect)?, Signal::KILL);
         Ok(())
     }
+}
+
+fn is_qemu(stat: &Stat) -> bool {
+    stat.name.starts_with("qemu-system")
+}
+
+/// The data path of the sidecar `protect`: the child of its process that is not QEMU.
+///
+/// # Errors
+/// There is none.
+pub fn data_path(protect: u32) -> Result<u32> {
+    let own = |pid: &u32| stat(*pid).is_some_and(|s| !is_qemu(&s));
+    children(protect).into_iter().find(own).context("protect has no data path process")
 }
 
 /// The three hosts and their links. Dropped: all gone, with everything that ran there.
@@ -294,8 +311,20 @@ impl hosts::Topology for Topology {
         Err(Missing::error("network namespaces have no RDMA devices", "Use --hosts lab"))
     }
 
+    // (A rule of routing: neither a packet filter nor a queue that tells protocols apart is in every kernel.)
+    fn mute_datagrams(&self, place: Place) -> Result<()> {
+        // The rule that what comes here is for us is the first, and must not be.
+        let rules =
+            ["rule add pref 2 lookup local", "rule del pref 0", "rule add pref 1 iif rep ipproto udp blackhole"];
+        rules.iter().try_for_each(|rule| self.at(place).ip(rule).map(drop))
+    }
+
     fn restore(&self) -> Result<()> {
         for host in [&self.primary, &self.standby] {
+            if host.ip("rule show")?.contains(MUTE) {
+                let rules = ["rule del pref 1", "rule add pref 0 lookup local", "rule del pref 2"];
+                rules.iter().try_for_each(|rule| host.ip(rule).map(drop))?;
+            }
             let disciplines = host.run("tc", &["qdisc", "show"])?;
             for link in ["rep", "lan"] {
                 if disciplines.lines().any(|l| l.contains("blackhole") && l.contains(&format!("dev {link} "))) {
@@ -317,7 +346,7 @@ impl hosts::Topology for Topology {
     }
 
     fn patience(&self) -> Duration {
-        Duration::from_secs(30)
+        Duration::from_secs(60)
     }
 }
 

@@ -13,8 +13,8 @@ use std::{
     time::Duration,
 };
 
-/// How long the guest may be silent before the client gives it up.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// How long the guest may be silent before the client gives it up: longer than anything that is waited for meanwhile.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The client, running or not. Dropped: killed.
 #[derive(Debug)]
@@ -28,11 +28,11 @@ pub struct Asker<'a> {
 }
 
 impl<'a> Asker<'a> {
-    /// One that does not run yet. Its log goes below `dir`; what it finds wrong goes to `timeline`, replies do not.
+    /// One that does not run yet. Its log goes to `dir`; what it finds wrong goes to `timeline`, replies do not.
     #[must_use]
     pub fn new(settings: &'a Settings, topology: &'a dyn Topology, dir: &Path, timeline: &Timeline) -> Self {
         let (timeline, replies) = (timeline.clone(), Timeline::new(false));
-        Self { settings, topology, timeline, replies, dir: dir.join(Place::Client.short()), process: None }
+        Self { settings, topology, timeline, replies, dir: dir.to_owned(), process: None }
     }
 
     /// Starts it, and waits for its first reply.

@@ -2,8 +2,18 @@
 //!
 //! The sidecars' own words decide nothing in favour of them: a survivor must also execute according to QEMU and be heard
 //! by the client; a loser must also not execute, and have let no frame out.
+//!
+//! On a machine that is busy with other things a side may suspect the other though nothing was done to it yet, and rightly so:
+//! it was silent for longer than is allowed. Such a round proves nothing about its scenario, so it neither passes nor fails:
+//! it is *spoilt*, if nothing unsafe was seen, and told and counted as such. The machine must have been late then by the rig's
+//! own clock ([`crate::metronome`]): a suspicion on a calm machine excuses nothing. Nothing else does, and no verdict rests on
+//! how long something took.
 
-use super::{Scenario, report::Reply};
+use super::{
+    Scenario,
+    report::Reply,
+    suspicion::{Due, Suspicion, excuses},
+};
 use crate::{client::Summary, hosts::Place, timeline::Entry};
 use serde_json::Value;
 
@@ -16,6 +26,29 @@ pub struct Side {
     pub frames_out: u64,
     /// Its sidecar said that it is fenced, or discarded what it held.
     pub fenced: bool,
+}
+
+/// What a round came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// All is as it must be.
+    Pass,
+    /// Nothing is proven: roles changed for a reason of the machine's, and nothing unsafe was seen.
+    Spoilt,
+    /// Something is wrong.
+    Fail,
+}
+
+impl Verdict {
+    /// As in JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Spoilt => "spoilt",
+            Self::Fail => "fail",
+        }
+    }
 }
 
 /// Everything that the verdict rests on.
@@ -37,13 +70,17 @@ pub struct Evidence {
     pub replies: Vec<Reply>,
     /// The client's books; None if it ended without any.
     pub summary: Option<Summary>,
-    /// What else was found wrong on the way.
+    /// What else should have been otherwise.
     pub complaints: Vec<String>,
+    /// What else was seen that must never be, whatever the machine does.
+    pub violations: Vec<String>,
+    /// Who had a reason to suspect the other side, and when.
+    pub due: Vec<Due>,
     /// `afterimage status` of the primary, just before the fault.
     pub status: Value,
     /// `afterimage why` of both hosts, for people.
     pub stories: Vec<String>,
-    /// What the processes said since the fault.
+    /// What the processes said since the VM was protected.
     pub events: Vec<Entry>,
 }
 
@@ -56,9 +93,67 @@ impl Evidence {
         (before, after)
     }
 
-    /// What is wrong. Nothing: passed.
+    /// The verdict, and its reasons. None: passed.
     #[must_use]
-    pub fn reasons(&self) -> Vec<String> {
+    pub fn verdict(&self) -> (Verdict, Vec<String>) {
+        let (dangers, mut other) = (self.dangers(), self.other());
+        if dangers.is_empty() && other.is_empty() {
+            return (Verdict::Pass, Vec::new());
+        }
+        let mut excuses = if dangers.is_empty() { excuses(&self.events, |s| self.is_undue(s)) } else { Vec::new() };
+        if excuses.is_empty() {
+            other.splice(0..0, dangers);
+            return (Verdict::Fail, other);
+        }
+        excuses.append(&mut other);
+        (Verdict::Spoilt, excuses)
+    }
+
+    /// Whether nothing that was done explains it.
+    fn is_undue(&self, s: &Suspicion) -> bool {
+        let explains = |due: &Due| due.source == s.source && (due.from_ms..=due.until_ms).contains(&s.at_ms);
+        !self.due.iter().any(explains)
+    }
+
+    fn sides(&self) -> Option<[(Side, &'static str); 2]> {
+        match self.survivor? {
+            Place::Standby => Some([(self.standby, "standby"), (self.primary, "primary")]),
+            _ => Some([(self.primary, "primary"), (self.standby, "standby")]),
+        }
+    }
+
+    /// What must never be: two copies, something forgotten, something done twice.
+    fn dangers(&self) -> Vec<String> {
+        let mut reasons = self.violations.clone();
+        if self.primary.executes && self.standby.executes {
+            reasons.push("the VM executes on both hosts".to_owned());
+        }
+        if let Some([_, (loser, lost)]) = self.sides()
+            && loser.frames_out > 0
+        {
+            reasons.push(format!("{} frames of the {lost}'s VM came out after it had lost", loser.frames_out));
+        }
+        let won = |source: &str| -> Vec<&Value> {
+            let swaps = self.events.iter().filter(|e| e.is(source, "cas") && e.text("outcome") == Some("won"));
+            swaps.filter_map(|e| e.fields.get("register")?.get("generation")).collect()
+        };
+        let standbys = won("standby");
+        reasons.extend(
+            won("protect").iter().filter(|g| standbys.contains(g)).map(|g| format!("both sides won generation {g}")),
+        );
+        if let Some(summary) = &self.summary {
+            let counts = [("lost", summary.lost), ("duplicated", summary.duplicated), ("corrupt", summary.corrupt)];
+            let wrong = counts.iter().filter(|(_, n)| *n > 0);
+            reasons.extend(wrong.map(|(what, n)| format!("{n} {what} according to the client")));
+            if summary.same_connection == Some(false) {
+                reasons.push("the client's connection broke".to_owned());
+            }
+        }
+        reasons
+    }
+
+    /// What should have been otherwise.
+    fn other(&self) -> Vec<String> {
         let mut reasons = self.complaints.clone();
         self.judge_survivor(&mut reasons);
         self.judge_swaps(&mut reasons);
@@ -67,13 +162,9 @@ impl Evidence {
     }
 
     fn judge_survivor(&self, reasons: &mut Vec<String>) {
-        let Some(survivor) = self.survivor else {
+        let Some((survivor, [(winner, won), (loser, lost)])) = self.survivor.zip(self.sides()) else {
             reasons.push("nobody went on".to_owned());
             return;
-        };
-        let ((winner, loser), (won, lost)) = match survivor {
-            Place::Standby => ((self.standby, self.primary), ("standby", "primary")),
-            _ => ((self.primary, self.standby), ("primary", "standby")),
         };
         if !self.scenario.allowed().contains(&survivor) {
             reasons.push(format!("the {won} went on, and had no right to"));
@@ -85,22 +176,15 @@ impl Evidence {
             reasons.push(format!("the {won} went on and was fenced as well"));
         }
         if loser.executes {
-            reasons.push(format!("the VM of the {lost} executes as well"));
-        }
-        if loser.frames_out > 0 {
-            reasons.push(format!("{} frames of the {lost}'s VM came out after it had lost", loser.frames_out));
+            reasons.push(format!("the VM of the {lost} executes"));
         }
         if self.scenario.has_loser() && !loser.fenced {
             reasons.push(format!("the {lost} did not say that it is fenced"));
         }
     }
 
-    /// At the arbiter one side wins, or nobody asks.
+    /// Who goes on alone has won at the arbiter; who has no reason to ask does not.
     fn judge_swaps(&self, reasons: &mut Vec<String>) {
-        let won = |source: &str| self.events.iter().any(|e| e.is(source, "cas") && e.text("outcome") == Some("won"));
-        if won("protect") && won("standby") {
-            reasons.push("both sides won a compare-and-swap".to_owned());
-        }
         let asked = self.events.iter().any(|e| e.event == "cas");
         if asked && !self.scenario.is_arbitrated() {
             reasons.push("a compare-and-swap was tried, though both sides were well".to_owned());
@@ -119,15 +203,8 @@ impl Evidence {
             reasons.push("the client ended without a summary".to_owned());
             return;
         };
-        let counts = [("lost", summary.lost), ("duplicated", summary.duplicated), ("corrupt", summary.corrupt)];
-        reasons.extend(
-            counts.iter().filter(|(_, n)| *n > 0).map(|(what, n)| format!("{n} {what} according to the client")),
-        );
         if summary.stuck {
             reasons.push("the client was stuck".to_owned());
-        }
-        if summary.same_connection == Some(false) {
-            reasons.push("the client's connection broke".to_owned());
         }
     }
 }
@@ -135,6 +212,7 @@ impl Evidence {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     /// The primary died, the standby took over, and all is well.
     fn good() -> Evidence {
@@ -149,51 +227,105 @@ mod tests {
             replies: vec![reply(50.0), reply(250.0)],
             summary: Some(Summary { replies: 2, same_connection: Some(true), ..Summary::default() }),
             complaints: Vec::new(),
+            violations: Vec::new(),
+            due: vec![Due { source: "standby", from_ms: 100.0, until_ms: f64::INFINITY }],
             status: Value::Null,
             stories: Vec::new(),
-            events: vec![cas("standby", "won")],
+            events: vec![suspect("standby", 149.0, 51.0), cas("standby", "won", 3)],
         }
     }
 
-    fn cas(source: &str, outcome: &str) -> Entry {
-        Entry::parse(source, &format!(r#"{{"event":"cas","at_ms":150,"outcome":"{outcome}"}}"#))
+    fn cas(source: &str, outcome: &str, generation: u64) -> Entry {
+        let register = json!({ "generation": generation });
+        let event = json!({ "event": "cas", "at_ms": 150, "outcome": outcome, "register": register });
+        Entry::parse(source, &event.to_string())
+    }
+
+    fn suspect(source: &str, at_ms: f64, silent_ms: f64) -> Entry {
+        let event = json!({ "event": "suspect", "at_ms": at_ms, "silent_ms": silent_ms, "detection_ms": 50.0 });
+        Entry::parse(source, &event.to_string())
+    }
+
+    type Spoil = fn(&mut Evidence);
+
+    const DANGERS: &[(Spoil, &str)] = &[
+        (|e| e.primary.executes = true, "executes on both hosts"),
+        (|e| e.primary.frames_out = 1, "1 frames of the primary's VM came out"),
+        (|e| e.events.push(cas("protect", "won", 3)), "both sides won generation 3"),
+        (|e| e.summary.as_mut().unwrap().lost = 3, "3 lost"),
+        (|e| e.summary.as_mut().unwrap().duplicated = 1, "1 duplicated"),
+        (|e| e.summary.as_mut().unwrap().corrupt = 1, "1 corrupt"),
+        (|e| e.summary.as_mut().unwrap().same_connection = Some(false), "connection broke"),
+        (|e| e.violations.push("two of them".to_owned()), "two of them"),
+    ];
+
+    const OTHER: &[(Spoil, &str)] = &[
+        (|e| e.survivor = None, "nobody went on"),
+        (|e| e.scenario = Scenario::KillStandby, "no right"),
+        (|e| e.standby.executes = false, "does not execute"),
+        (|e| e.standby.fenced = true, "was fenced as well"),
+        (|e| e.scenario = Scenario::CutLink, "did not say that it is fenced"),
+        (|e| e.scenario = Scenario::KillWitness, "both sides were well"),
+        (|e| e.replies.truncate(1), "no reply after"),
+        (|e| e.replies[0].at_ms = 150.0, "no reply before"),
+        (|e| e.summary = None, "without a summary"),
+        (|e| e.summary.as_mut().unwrap().stuck = true, "stuck"),
+        (|e| e.complaints.push("odd".to_owned()), "odd"),
+    ];
+
+    fn verdict(evidence: &Evidence, expected: &str) -> Verdict {
+        let (verdict, reasons) = evidence.verdict();
+        assert!(reasons.iter().any(|r| r.contains(expected)), "{expected}: {reasons:?}");
+        verdict
     }
 
     #[test]
     fn all_is_well() {
-        assert_eq!(good().reasons(), [""; 0]);
+        assert_eq!(good().verdict(), (Verdict::Pass, vec![]));
         assert_eq!(good().reply_counts(), (1, 1));
     }
 
     #[test]
     fn everything_that_can_be_wrong_is_a_reason() {
-        type Spoil = fn(&mut Evidence);
-        let spoils: &[(Spoil, &str)] = &[
-            (|e| e.survivor = None, "nobody went on"),
-            (|e| e.scenario = Scenario::KillStandby, "no right"),
-            (|e| e.standby.executes = false, "does not execute"),
-            (|e| e.standby.fenced = true, "was fenced as well"),
-            (|e| e.primary.executes = true, "executes as well"),
-            (|e| e.primary.frames_out = 1, "1 frames of the primary's VM came out"),
-            (|e| e.scenario = Scenario::CutLink, "did not say that it is fenced"),
-            (|e| e.events.push(cas("protect", "won")), "both sides won"),
-            (|e| e.scenario = Scenario::KillWitness, "both sides were well"),
-            (|e| e.replies.truncate(1), "no reply after"),
-            (|e| e.replies[0].at_ms = 150.0, "no reply before"),
-            (|e| e.summary = None, "without a summary"),
-            (|e| e.summary.as_mut().unwrap().lost = 3, "3 lost"),
-            (|e| e.summary.as_mut().unwrap().duplicated = 1, "1 duplicated"),
-            (|e| e.summary.as_mut().unwrap().corrupt = 1, "1 corrupt"),
-            (|e| e.summary.as_mut().unwrap().stuck = true, "stuck"),
-            (|e| e.summary.as_mut().unwrap().same_connection = Some(false), "connection broke"),
-            (|e| e.complaints.push("odd".to_owned()), "odd"),
-        ];
-        for (spoil, expected) in spoils {
+        for (spoil, expected) in DANGERS.iter().chain(OTHER) {
             let mut evidence = good();
             spoil(&mut evidence);
-            let reasons = evidence.reasons();
-            assert!(reasons.iter().any(|r| r.contains(expected)), "{expected}: {reasons:?}");
+            assert_eq!(verdict(&evidence, expected), Verdict::Fail);
         }
+    }
+
+    #[test]
+    fn an_honest_suspicion_before_the_fault_spoils_a_round_and_excuses_nothing_unsafe() {
+        let early = |at_ms, silent_ms| {
+            let mut evidence = good();
+            evidence.events.insert(0, suspect("protect", at_ms, silent_ms));
+            evidence
+        };
+        assert_eq!(early(90.0, 51.0).verdict().0, Verdict::Pass, "it had no consequence");
+        for (spoil, expected) in OTHER {
+            let mut evidence = early(90.0, 51.0);
+            spoil(&mut evidence);
+            assert_eq!(verdict(&evidence, expected), Verdict::Spoilt);
+            assert_eq!(verdict(&evidence, "after 51.0 ms of silence"), Verdict::Spoilt);
+        }
+        for (spoil, expected) in DANGERS {
+            let mut evidence = early(90.0, 51.0);
+            spoil(&mut evidence);
+            assert_eq!(verdict(&evidence, expected), Verdict::Fail);
+        }
+        let mut dishonest = early(90.0, 49.0);
+        dishonest.survivor = None;
+        assert_eq!(verdict(&dishonest, "nobody went on"), Verdict::Fail, "49 ms are no reason");
+    }
+
+    #[test]
+    fn a_suspicion_that_the_fault_explains_spoils_nothing() {
+        let mut evidence = good();
+        evidence.survivor = None;
+        assert_eq!(verdict(&evidence, "nobody went on"), Verdict::Fail);
+        // The same suspicion, when there was no reason for it any more.
+        evidence.due[0].until_ms = 120.0;
+        assert_eq!(verdict(&evidence, "nobody went on"), Verdict::Spoilt);
     }
 
     #[test]
@@ -201,8 +333,8 @@ mod tests {
         let mut evidence = good();
         evidence.scenario = Scenario::FreezePrimary;
         evidence.primary.fenced = true;
-        evidence.events.push(cas("protect", "lost"));
+        evidence.events.push(cas("protect", "lost", 3));
         evidence.summary.as_mut().unwrap().same_connection = None;
-        assert_eq!(evidence.reasons(), [""; 0]);
+        assert_eq!(evidence.verdict(), (Verdict::Pass, vec![]));
     }
 }

@@ -2,82 +2,34 @@
 //!
 //! | module | |
 //! |---|---|
+//! | [`catalog`] | the scenarios: what each is called, and what may come of it |
 //! | [`round`] | starts everything: witness, standby, VM, protection, client |
+//! | `lines` | the command lines of the program under test, all of them |
 //! | [`asker`] | the client of a round |
-//! | [`fault`] | injects the fault and watches |
+//! | [`fault`] | injects the fault |
+//! | `watch` | watches |
 //! | [`evidence`] | what was observed, and the verdict: a pure function, so that it has tests of its own |
+//! | [`suspicion`] | what the machine's load explains, and what not |
 //! | [`report`] | numbers and JSON |
 //! | [`status`] | what the rig reads from `afterimage status --json` |
 //! | [`why`] | whether `afterimage why` tells what the rig saw |
 
 pub mod asker;
+pub mod catalog;
 pub mod evidence;
 pub mod fault;
+mod lines;
 pub mod report;
 pub mod round;
 pub mod status;
+pub mod suspicion;
+mod watch;
 pub mod why;
 
-use crate::{guest::Guest, hosts::Place};
-use clap::ValueEnum;
+pub use catalog::{Choice, Scenario};
+
+use crate::guest::Guest;
 use std::{path::PathBuf, time::Duration};
-
-/// A fault.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Scenario {
-    /// Everything on the primary host dies at once. The standby takes over.
-    KillPrimary,
-    /// The replication link falls silent, both hosts live. One of them goes on, the other is fenced.
-    CutLink,
-    /// RDMA stops working on the replication link, all else goes on. Checkpoints go over TCP from there on, and none is lost.
-    CutRdma,
-    /// Everything on the primary host stops, and goes on after the takeover. It gets no packet out, and is fenced.
-    FreezePrimary,
-    /// Everything on the standby host dies. The primary goes on solo, and is protected again by a new standby.
-    KillStandby,
-    /// The witness dies and comes back. Protection goes on; failover is impossible meanwhile, and that is said.
-    KillWitness,
-    /// The data path of the primary's sidecar dies. One side goes on, the other is fenced; the VM is never left stopped.
-    KillSidecar,
-}
-
-impl Scenario {
-    /// As on the command line.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::KillPrimary => "kill-primary",
-            Self::CutLink => "cut-link",
-            Self::CutRdma => "cut-rdma",
-            Self::FreezePrimary => "freeze-primary",
-            Self::KillStandby => "kill-standby",
-            Self::KillWitness => "kill-witness",
-            Self::KillSidecar => "kill-sidecar",
-        }
-    }
-
-    /// Who may be left running.
-    #[must_use]
-    pub fn allowed(self) -> &'static [Place] {
-        match self {
-            Self::KillPrimary | Self::FreezePrimary => &[Place::Standby],
-            Self::KillStandby | Self::KillWitness | Self::CutRdma => &[Place::Primary],
-            Self::CutLink | Self::KillSidecar => &[Place::Primary, Place::Standby],
-        }
-    }
-
-    /// Whether there is a loser that lives, and must say that it is fenced.
-    #[must_use]
-    pub fn has_loser(self) -> bool {
-        matches!(self, Self::CutLink | Self::FreezePrimary | Self::KillSidecar)
-    }
-
-    /// Whether who runs the VM is to be decided at the arbiter.
-    #[must_use]
-    pub fn is_arbitrated(self) -> bool {
-        !matches!(self, Self::KillWitness | Self::CutRdma)
-    }
-}
 
 /// Everything that a round needs to know.
 #[derive(Clone, Debug)]

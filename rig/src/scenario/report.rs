@@ -1,6 +1,11 @@
 //! Numbers and JSON of one round.
 
-use super::{Settings, evidence::Evidence, status};
+use super::{
+    Settings,
+    evidence::{Evidence, Verdict},
+    status,
+    suspicion::Spoilt,
+};
 use crate::{
     hosts::Place,
     stats::{Latencies, added, round},
@@ -88,12 +93,18 @@ impl Times {
 /// What a round came to.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// Nothing: passed.
+    /// What it came to.
+    pub verdict: Verdict,
+    /// Why. Nothing: passed.
     pub reasons: Vec<String>,
+    /// What was done, as on the command line.
+    pub scenario: &'static str,
     /// When what happened.
     pub times: Times,
     /// Who went on.
     pub survivor: Option<Place>,
+    /// Replies, according to the client; of a Redis, writes that were acknowledged.
+    pub acknowledged: u64,
     /// According to the client.
     pub lost: u64,
     /// According to the client.
@@ -114,14 +125,14 @@ impl Outcome {
     /// Of a round that came to its end.
     #[must_use]
     pub fn of(settings: &Settings, evidence: &Evidence, baseline: &Latencies, idle_cpu_percent: Option<f64>) -> Self {
-        let reasons = evidence.reasons();
+        let (verdict, reasons) = evidence.verdict();
         let times = Times::of(evidence);
         let summary = evidence.summary.clone().unwrap_or_default();
         let (before, after) = evidence.reply_counts();
         let mut protected = Latencies::default();
         let calm = evidence.replies.iter().filter(|r| r.at_ms < evidence.fault_at_ms);
         calm.for_each(|r| protected.record(r.latency_us));
-        let mut json = head(settings, &reasons);
+        let mut json = head(settings, settings.scenario.name(), verdict, &reasons);
         for (name, value) in times.named() {
             json[name] = json!(value);
         }
@@ -130,7 +141,7 @@ impl Outcome {
             json!({
                 "survivor": evidence.survivor.map(name_of),
                 "replies_before": before, "replies_after": after,
-                "lost": summary.lost, "duplicated": summary.duplicated, "corrupt": summary.corrupt,
+                "writes": summary.writes, "lost": summary.lost, "duplicated": summary.duplicated, "corrupt": summary.corrupt,
                 "same_connection": summary.same_connection, "longest_gap_ms": round(summary.longest_gap_ms),
                 "pause_us": status::pause_us(&evidence.status), "hold_us": status::hold_us(&evidence.status),
                 "epochs": status::epoch(&evidence.status),
@@ -144,7 +155,10 @@ impl Outcome {
         );
         let stuck = evidence.summary.as_ref().is_none_or(|s| s.stuck);
         Self {
+            verdict,
             reasons,
+            scenario: settings.scenario.name(),
+            acknowledged: summary.replies.max(summary.writes),
             times,
             survivor: evidence.survivor,
             lost: summary.lost,
@@ -160,10 +174,16 @@ impl Outcome {
     /// Of a round that did not.
     #[must_use]
     pub fn broken(settings: &Settings, error: &anyhow::Error) -> Self {
-        let reasons = vec![format!("{error:#}")];
-        let json = head(settings, &reasons);
+        let (verdict, reasons) = match error.downcast_ref::<Spoilt>() {
+            Some(spoilt) => (Verdict::Spoilt, spoilt.reasons.clone()),
+            None => (Verdict::Fail, vec![format!("{error:#}")]),
+        };
+        let json = head(settings, settings.scenario.name(), verdict, &reasons);
         Self {
+            verdict,
             reasons,
+            scenario: settings.scenario.name(),
+            acknowledged: 0,
             times: Times::default(),
             survivor: None,
             lost: 0,
@@ -179,21 +199,21 @@ impl Outcome {
     /// Whether all was well.
     #[must_use]
     pub fn passed(&self) -> bool {
-        self.reasons.is_empty()
+        self.verdict == Verdict::Pass
     }
 }
 
 /// What every report begins with.
 #[must_use]
-pub fn head(settings: &Settings, reasons: &[String]) -> Value {
+pub fn head(settings: &Settings, scenario: &str, verdict: Verdict, reasons: &[String]) -> Value {
     json!({
         "schema": SCHEMA,
-        "scenario": settings.scenario.name(),
+        "scenario": scenario,
         "hosts": settings.hosts,
         "guest": settings.guest.kind.name(),
         "accel": settings.guest.accel.name(),
         "epoch": settings.epoch,
-        "verdict": if reasons.is_empty() { "pass" } else { "fail" },
+        "verdict": verdict.name(),
         "reasons": reasons,
     })
 }

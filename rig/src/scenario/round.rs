@@ -1,25 +1,23 @@
 //! One run, up to the fault: witness, standby, VM, protection, client; and all of it down again.
 
-use super::{Settings, asker::Asker, status};
+use super::{
+    Scenario, Settings,
+    asker::Asker,
+    lines::{self, Files, VM, WITNESS_PORT},
+    status,
+};
 use crate::{
-    guest::{Kind, VmPaths},
-    hosts::{CLIENT_IP, Host, Place, STANDBY_REP_IP, TAP, Topology},
+    guest::{Guest, Kind, VmPaths},
+    hosts::{Answer, Host, Place, TAP, Topology},
     process::{Line, Proc},
     serial::Serial,
     stats::Latencies,
-    timeline::{Timeline, pass, poll},
+    timeline::{Mark, Timeline, pass, poll},
 };
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::Path, time::Duration};
 
-/// The VM's name.
-const VM: &str = "demo";
-const WITNESS_PORT: u16 = 7101;
-const STANDBY_PORT: u16 = 7100;
 /// Everything that runs.
 #[derive(Debug)]
 pub struct Round<'a> {
@@ -29,66 +27,65 @@ pub struct Round<'a> {
     pub topology: &'a dyn Topology,
     /// What happened, but for the replies.
     pub timeline: Timeline,
-    dir: PathBuf,
-    standbys: u32,
+    pub(super) files: Files,
     pub(super) witness: Proc,
-    pub(super) standby: Proc,
+    pub(super) standby: Option<Proc>,
     pub(super) protect: Option<Proc>,
+    pub(super) qemu: Proc,
+    /// How many standbys there were.
+    standbys: u32,
+    /// How many times the primary's host was started before this one.
+    boots: u32,
     client: Asker<'a>,
-    _qemu: Proc,
 }
 
 impl<'a> Round<'a> {
-    /// Starts the witness, the standby and the VM, all of them new, in `dir`.
+    /// Starts the witness, the standby and the VM, all of them new, in `dir`. (Some scenarios begin without a standby.)
     ///
     /// # Errors
     /// Something does not start; the message has the end of its log.
     pub fn start(settings: &'a Settings, topology: &'a dyn Topology, dir: &Path, timeline: Timeline) -> Result<Self> {
+        let files = Files::new(dir);
         for place in [Place::Primary, Place::Standby, Place::Client] {
             // Logs are kept here, wherever the host keeps its own files.
-            let dir = dir.join(place.short());
+            let dir = files.host(place);
             std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
             topology.host(place).make_dir(&dir)?;
         }
-        let witness = start_witness(settings, topology, dir, &timeline)?;
-        let standby = start_standby(settings, topology, dir, 0, &timeline)?;
-        let paths = VmPaths::new(&dir.join("pri"));
-        let primary = topology.host(Place::Primary);
-        let line = settings.guest.primary(primary, &paths)?;
-        let mut qemu = Proc::spawn(primary, "qemu", &line, &dir.join("pri"), &timeline)?;
-        let there = || primary.exists(&paths.nic()) && primary.exists(&paths.qmp());
-        let ready = poll(topology.patience(), || there() || !qemu.is_alive())?;
-        ensure!(ready && qemu.is_alive(), "QEMU does not start:\n{}", qemu.log_tail(10));
-        timeline.note("VM started");
-        let (client, dir) = (Asker::new(settings, topology, dir, &timeline), dir.to_owned());
-        let round = Self {
+        let witness = start_witness(settings, topology, &files, &timeline)?;
+        let has_standby = settings.scenario != Scenario::NoStandbyYet;
+        let standby = has_standby.then(|| start_standby(settings, topology, &files, 0, &timeline)).transpose()?;
+        let qemu = start_qemu(settings, topology, &files, &timeline)?;
+        let client = Asker::new(settings, topology, &files.host(Place::Client), &timeline);
+        let standbys = u32::from(has_standby);
+        Ok(Self {
             settings,
             topology,
             timeline,
-            dir,
-            standbys: 1,
+            files,
             witness,
             standby,
             protect: None,
+            qemu,
+            standbys,
+            boots: 0,
             client,
-            _qemu: qemu,
-        };
-        Ok(round)
+        })
     }
 
     /// The VM's files on the primary host.
     #[must_use]
     pub fn primary_vm(&self) -> VmPaths {
-        VmPaths::new(&self.dir.join("pri"))
+        self.files.primary_vm()
     }
 
     /// The waiting VM's files on the standby host, the newest if there were several.
     #[must_use]
     pub fn standby_vm(&self) -> VmPaths {
-        VmPaths::new(&standby_dir(&self.dir, self.standbys - 1))
+        VmPaths::new(&self.files.standby(self.standbys.saturating_sub(1)))
     }
 
-    /// Gives the unprotected VM a network until it serves, and measures its replies if asked to. The Linux guest needs
+    /// Gives the unprotected VM a network until it serves, and measures its replies if asked to. The Linux guests need
     /// a network to come up; the tiny one does not care.
     ///
     /// # Errors
@@ -99,9 +96,8 @@ impl<'a> Round<'a> {
         if guest.kind == Kind::Tiny && self.settings.baseline.is_zero() {
             return Ok(latencies);
         }
-        let (primary, vm) = (self.topology.host(Place::Primary), self.primary_vm());
-        let plug = plug(self.settings, primary, &vm, &self.dir.join("pri"), &self.timeline)?;
-        wait_booted(guest.kind, primary, &vm)?;
+        let plug = self.plug()?;
+        wait_booted(guest.kind, self.topology.host(Place::Primary), &self.primary_vm())?;
         self.timeline.note("guest is up");
         if !self.settings.baseline.is_zero() {
             let mark = self.client.mark();
@@ -115,25 +111,44 @@ impl<'a> Round<'a> {
         Ok(latencies)
     }
 
+    /// A network for the VM on the primary host, while nobody protects it.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn plug(&self) -> Result<Proc> {
+        let (primary, dir) = (self.topology.host(Place::Primary), self.files.host(Place::Primary));
+        plug(self.settings, primary, &self.primary_vm(), &dir, &self.timeline)
+    }
+
     /// Starts `afterimage protect`, and waits until the VM is protected. An earlier one hands over.
     ///
     /// # Errors
     /// It ends, or is not there in time.
     pub fn protect(&mut self) -> Result<()> {
         let mark = self.timeline.mark();
-        let s = self.settings;
-        let line = Line::new(&s.afterimage)
-            .args(["protect", "--vm", VM, "--node", "host-a"])
-            .flag("--qmp", self.primary_vm().qmp())
-            .flag("--to", format!("{STANDBY_REP_IP}:{STANDBY_PORT}"))
-            .flag("--arbiter", arbiter())
-            .flag("--epoch", &s.epoch)
-            .flag("--nic", nic(&self.primary_vm()))
-            .flag("--run-dir", self.dir.join("pri"))
-            .flag("--state-dir", self.state_dir(Place::Primary));
-        let line = common(s, line);
-        let (primary, patience) = (self.topology.host(Place::Primary), self.topology.patience());
-        let mut protect = Proc::spawn(primary, "protect", &line, &self.dir.join("pri"), &self.timeline)?;
+        self.start_protect()?;
+        self.await_protected(mark)
+    }
+
+    /// Starts `afterimage protect`. An earlier one hands over.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_protect(&mut self) -> Result<()> {
+        let line = lines::protect(self.settings, &self.files, self.boots);
+        let (primary, dir) = (self.topology.host(Place::Primary), self.files.host(Place::Primary));
+        primary.make_dir(&self.files.run_dir(self.boots))?;
+        self.protect = Some(Proc::spawn(primary, "protect", &line, &dir, &self.timeline)?);
+        Ok(())
+    }
+
+    /// Waits until `protect` says, after `mark`, that the VM is protected.
+    ///
+    /// # Errors
+    /// It ends, or does not say so in time.
+    pub fn await_protected(&mut self, mark: Mark) -> Result<()> {
+        let patience = self.topology.patience();
+        let protect = self.protect.as_mut().context("nothing protects the VM")?;
         let mut found = None;
         poll(patience, || {
             found = self.timeline.wait(mark, Duration::ZERO, |e| e.is("protect", "protected")).ok().flatten();
@@ -141,29 +156,41 @@ impl<'a> Round<'a> {
         })?;
         if found.is_none() {
             let how = if protect.is_alive() { "does not say so" } else { "has ended" };
-            eprintln!("{}", protect_log(&protect, &self.standby));
+            eprintln!("{}", self.logs());
             bail!("the VM is not protected within {patience:?}: protect {how}");
         }
-        self.protect = Some(protect);
         Ok(())
     }
 
-    /// Starts another standby, after the last one died.
+    /// Starts another standby, after the last one died, or the first.
     ///
     /// # Errors
     /// It does not come up.
     pub fn new_standby(&mut self) -> Result<()> {
-        self.standby = start_standby(self.settings, self.topology, &self.dir, self.standbys, &self.timeline)?;
+        self.standby = Some(start_standby(self.settings, self.topology, &self.files, self.standbys, &self.timeline)?);
         self.standbys += 1;
         Ok(())
     }
 
-    /// Starts the witness again, over the state that it had.
+    /// Starts the witness again, over the state that is there.
     ///
     /// # Errors
     /// It does not come up.
     pub fn restart_witness(&mut self) -> Result<()> {
-        self.witness = start_witness(self.settings, self.topology, &self.dir, &self.timeline)?;
+        self.witness = start_witness(self.settings, self.topology, &self.files, &self.timeline)?;
+        Ok(())
+    }
+
+    /// Starts the VM again, after its host was gone. What it did not send to a disk it has forgotten.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn restart_vm(&mut self) -> Result<()> {
+        self.boots += 1;
+        self.protect = None;
+        // (Sockets that nobody listens on any more would look as if it were up.)
+        self.primary_vm().sockets().iter().for_each(|path| drop(std::fs::remove_file(path)));
+        self.qemu = start_qemu(self.settings, self.topology, &self.files, &self.timeline)?;
         Ok(())
     }
 
@@ -175,24 +202,56 @@ impl<'a> Round<'a> {
     /// `afterimage status --json` of the primary's sidecar; null if it has none to give.
     #[must_use]
     pub fn status(&self) -> Value {
-        let program = self.settings.afterimage.to_string_lossy();
-        let run_dir = self.dir.join("pri");
-        let args = ["status", "--vm", VM, "--role", "primary", "--json", "--run-dir", &run_dir.to_string_lossy()];
-        let output = self.topology.host(Place::Primary).run(&program, &args).unwrap_or_default();
-        serde_json::from_str(&output).unwrap_or(Value::Null)
+        self.ask_status(Place::Primary).1
     }
 
-    fn state_dir(&self, place: Place) -> PathBuf {
-        state_dir(&self.dir, place)
+    /// The exit code and the JSON of `afterimage status` on one of the two hosts.
+    #[must_use]
+    pub fn ask_status(&self, place: Place) -> (Option<i32>, Value) {
+        let run_dir = match place {
+            Place::Standby => self.files.standby(self.standbys.saturating_sub(1)),
+            _ => self.files.run_dir(self.boots),
+        };
+        let answer = self.topology.host(place).ask(&lines::status(self.settings, &run_dir)).unwrap_or_default();
+        (answer.code, status::parse(&answer.out))
     }
 
     /// `afterimage why` on one of the two hosts; None if it cannot be asked, as a dead one, or has nothing to tell.
     #[must_use]
     pub fn why(&self, place: Place, more: &[&str]) -> Option<String> {
-        let (program, state_dir) = (self.settings.afterimage.to_string_lossy(), self.state_dir(place));
-        let state_dir = state_dir.to_string_lossy();
-        let args: Vec<&str> = ["why", "--vm", VM, "--state-dir", &state_dir].iter().chain(more).copied().collect();
-        self.topology.host(place).run(&program, &args).ok()
+        let line = lines::why(self.settings, &self.files.state(place), more);
+        let answer = self.topology.host(place).ask(&line).ok()?;
+        (answer.code == Some(0)).then_some(answer.out)
+    }
+
+    /// An operator says at the witness that the VM is this host's.
+    ///
+    /// # Errors
+    /// The program cannot be run.
+    pub fn assign(&self, place: Place) -> Result<Answer> {
+        self.topology.host(Place::Client).ask(&lines::assign(self.settings, &self.files, place))
+    }
+
+    /// An operator says on a host that the witness, which is another one, is the right one.
+    ///
+    /// # Errors
+    /// The program cannot be run.
+    pub fn accept_witness(&self, place: Place) -> Result<Answer> {
+        self.topology.host(place).ask(&lines::accept_witness(self.settings, &self.files, place))
+    }
+
+    /// What the witness has on disk about the VM, byte for byte: whether that changes needs no understanding of it.
+    #[must_use]
+    pub fn register(&self) -> Vec<(String, Vec<u8>)> {
+        let entries = std::fs::read_dir(self.files.witness()).into_iter().flatten().flatten();
+        let names = entries.map(|e| e.file_name().to_string_lossy().into_owned());
+        let mut files: Vec<_> = names
+            .filter(|name| name.starts_with(VM) && !name.ends_with(".tmp"))
+            .filter_map(|name| Some((std::fs::read(self.files.witness().join(&name)).ok()?, name)))
+            .map(|(bytes, name)| (name, bytes))
+            .collect();
+        files.sort();
+        files
     }
 
     /// Whether the sidecar says that it reaches its arbiter.
@@ -221,13 +280,13 @@ impl<'a> Round<'a> {
         Some(ticks(Place::Primary)? + ticks(Place::Standby)?)
     }
 
-    /// Whether the VM at `place` executes now.
+    /// Whether the VM at `place` is seen to execute within `patience`.
     ///
     /// # Errors
     /// There is a QEMU that does not answer.
-    pub fn executes(&self, place: Place) -> Result<bool> {
+    pub fn executes(&self, place: Place, patience: Duration) -> Result<bool> {
         let vm = if place == Place::Primary { self.primary_vm() } else { self.standby_vm() };
-        self.topology.host(place).executes(&vm.observer())
+        self.topology.host(place).executes(&vm.observer(), patience)
     }
 
     /// What the guests of both hosts complain about, as far as they can be asked.
@@ -247,7 +306,8 @@ impl<'a> Round<'a> {
     /// The ends of the sidecars' logs.
     #[must_use]
     pub fn logs(&self) -> String {
-        self.protect.as_ref().map_or_else(String::new, |protect| protect_log(protect, &self.standby))
+        let tail = |proc: &Option<Proc>| proc.as_ref().map_or_else(String::new, |p| p.log_tail(20));
+        format!("--- protect:\n{}\n--- standby:\n{}", tail(&self.protect), tail(&self.standby))
     }
 }
 
@@ -260,7 +320,7 @@ pub fn plug(settings: &Settings, host: &dyn Host, vm: &VmPaths, dir: &Path, time
     Proc::spawn(host, "plug", &line, dir, timeline)
 }
 
-/// Waits until the guest says that it serves. The Linux guest needs a network for that.
+/// Waits until the guest says that it serves. The Linux guests need a network for that.
 ///
 /// # Errors
 /// It does not come up.
@@ -271,68 +331,44 @@ pub fn wait_booted(kind: Kind, host: &dyn Host, vm: &VmPaths) -> Result<()> {
     Ok(())
 }
 
-fn protect_log(protect: &Proc, standby: &Proc) -> String {
-    format!("--- protect:\n{}\n--- standby:\n{}", protect.log_tail(20), standby.log_tail(20))
+/// The guest, with a second NIC that nobody holds if that is what the scenario is about.
+fn guest(settings: &Settings) -> Guest {
+    let has_second_nic = settings.scenario == Scenario::UngatedNic;
+    if has_second_nic { settings.guest.clone().with_user_nic() } else { settings.guest.clone() }
 }
 
-fn arbiter() -> String {
-    format!("witness://{CLIENT_IP}:{WITNESS_PORT}")
+fn start_qemu(settings: &Settings, topology: &dyn Topology, files: &Files, timeline: &Timeline) -> Result<Proc> {
+    let (primary, vm) = (topology.host(Place::Primary), files.primary_vm());
+    let line = guest(settings).primary(primary, &vm)?;
+    let mut qemu = Proc::spawn(primary, "qemu", &line, &files.host(Place::Primary), timeline)?;
+    let there = || primary.exists(&vm.nic()) && primary.exists(&vm.qmp());
+    let ready = poll(topology.patience(), || there() || !qemu.is_alive())?;
+    ensure!(ready && qemu.is_alive(), "QEMU does not start:\n{}", qemu.log_tail(10));
+    timeline.note("VM started");
+    Ok(qemu)
 }
 
-fn nic(vm: &VmPaths) -> String {
-    format!("{}={TAP}", vm.nic().display())
-}
-
-/// What both sidecars are told alike.
-fn common(settings: &Settings, line: Line) -> Line {
-    let line = line
-        .flag("--beat-interval", &settings.beat_interval)
-        .flag("--detect-multiplier", settings.detect_multiplier.to_string());
-    settings.flags.iter().fold(line, |line, (name, value)| line.flag(name, value))
-}
-
-fn start_witness(settings: &Settings, topology: &dyn Topology, dir: &Path, timeline: &Timeline) -> Result<Proc> {
-    let line = Line::new(&settings.afterimage)
-        .args(["witness", "--listen", &format!("{CLIENT_IP}:{WITNESS_PORT}")])
-        .flag("--state", dir.join("cli/witness"));
-    let mut witness = Proc::spawn(topology.host(Place::Client), "witness", &line, &dir.join("cli"), timeline)?;
+fn start_witness(settings: &Settings, topology: &dyn Topology, files: &Files, timeline: &Timeline) -> Result<Proc> {
+    let (line, dir) = (lines::witness(settings, files), files.host(Place::Client));
+    let mut witness = Proc::spawn(topology.host(Place::Client), "witness", &line, &dir, timeline)?;
     listening(&mut witness, WITNESS_PORT, topology.patience())?;
     Ok(witness)
-}
-
-/// Where a host's journals are: its own, and kept when its sidecar is started anew.
-fn state_dir(dir: &Path, place: Place) -> PathBuf {
-    dir.join(place.short()).join("state")
-}
-
-fn standby_dir(dir: &Path, number: u32) -> PathBuf {
-    dir.join("sby").join(number.to_string())
 }
 
 fn start_standby(
     settings: &Settings,
     topology: &dyn Topology,
-    root: &Path,
+    files: &Files,
     number: u32,
     timeline: &Timeline,
 ) -> Result<Proc> {
-    let dir = standby_dir(root, number);
+    let dir = files.standby(number);
     let host = topology.host(Place::Standby);
     std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
     // (A host that comes back from the dead may have lost what it had.)
     host.make_dir(&dir)?;
     host.make_dir(&settings.ram_dir)?;
-    let vm = VmPaths::new(&dir);
-    let line = Line::new(&settings.afterimage)
-        .args(["standby", "--vm", VM, "--node", "host-b"])
-        .flag("--listen", format!("{STANDBY_REP_IP}:{STANDBY_PORT}"))
-        .flag("--arbiter", arbiter())
-        .flag("--nic", nic(&vm))
-        .flag("--run-dir", &dir)
-        .flag("--state-dir", state_dir(root, Place::Standby))
-        .flag("--ram-dir", &settings.ram_dir)
-        .flag("--spill", dir.join("spill"));
-    let line = common(settings, line).args(["--"]).args(settings.guest.qemu(&vm).0);
+    let line = lines::standby(settings, files, number, guest(settings).qemu(&VmPaths::new(&dir)));
     let mark = timeline.mark();
     let mut standby = Proc::spawn(host, "standby", &line, &dir, timeline)?;
     let waits = || timeline.wait(mark, Duration::ZERO, |e| e.is("standby", "waiting")).is_ok_and(|e| e.is_some());

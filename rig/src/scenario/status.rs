@@ -3,6 +3,22 @@
 use crate::stats::round;
 use serde_json::{Value, json};
 
+/// What `afterimage status --json` says of one VM; null if that is nothing.
+#[must_use]
+pub fn parse(text: &str) -> Value {
+    match serde_json::from_str(text) {
+        Ok(Value::Array(mut several)) if !several.is_empty() => several.swap_remove(0),
+        Ok(value @ Value::Object(_)) => value,
+        _ => Value::Null,
+    }
+}
+
+/// Why the VM makes no progress, if it does not.
+#[must_use]
+pub fn stalled(status: &Value) -> Option<&str> {
+    status.pointer("/stalled")?.as_str()
+}
+
 /// `{p50, p99, max}` of how long the VM stood still for a checkpoint, in microseconds.
 #[must_use]
 pub fn pause_us(status: &Value) -> Value {
@@ -77,6 +93,15 @@ fn percentiles(histogram: Option<&Value>) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_vm_is_an_object_several_are_an_array() {
+        assert_eq!(parse(r#"{"role":"solo"}"#)["role"], "solo");
+        assert_eq!(parse(r#"[{"role":"solo"},{}]"#)["role"], "solo");
+        for nothing in ["", "[]", "3", "no VM"] {
+            assert_eq!(parse(nothing), Value::Null, "{nothing}");
+        }
+    }
 
     #[test]
     fn rdma_gives_up_after_all_tries() {

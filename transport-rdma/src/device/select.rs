@@ -1,7 +1,7 @@
 //! Which device and which of its addresses: a function of what there is and what was asked for.
 
 use super::{DeviceError, DeviceInfo, GidInfo, GidKind, Trouble, Wish};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 /// The device, the entry of its GID table, and why these.
 pub(super) type Selected<'a> = (&'a DeviceInfo, &'a GidInfo, String);
@@ -26,12 +26,12 @@ pub(super) fn select<'a>(devices: &'a [DeviceInfo], wish: &Wish) -> Result<Selec
 }
 
 /// `None` if there is no usable one.
-fn default_device(devices: &[DeviceInfo], local: Option<IpAddr>) -> Option<(&DeviceInfo, String)> {
+fn default_device(devices: &[DeviceInfo], local: Option<SocketAddr>) -> Option<(&DeviceInfo, String)> {
     let usable: Vec<_> = devices.iter().filter(|d| usable(d).is_ok()).collect();
     if let Some(local) = local
-        && let Some(device) = usable.iter().find(|d| d.usable_gids().any(|g| g.address() == local))
+        && let Some(device) = usable.iter().find(|d| d.usable_gids().any(|g| is_at(g, local)))
     {
-        return Some((device, format!("it has {local}, the address of the connection")));
+        return Some((device, format!("it has {}, the address of the connection", local.ip().to_canonical())));
     }
     let first = *usable.first()?;
     let why = match usable.len() {
@@ -77,12 +77,13 @@ fn entry(device: &DeviceInfo, index: u8) -> Result<&GidInfo, DeviceError> {
     Ok(gid)
 }
 
-fn default_gid(device: &DeviceInfo, local: Option<IpAddr>) -> Result<(&GidInfo, &'static str), DeviceError> {
+fn default_gid(device: &DeviceInfo, local: Option<SocketAddr>) -> Result<(&GidInfo, &'static str), DeviceError> {
     let mut all = device.usable_gids();
     if let Some(local) = local {
-        if let Some(gid) = device.usable_gids().find(|g| g.address() == local) {
+        if let Some(gid) = device.usable_gids().find(|g| is_at(g, local)) {
             return Ok((gid, "that of the connection"));
         }
+        let local = local.ip().to_canonical();
         // One of loopback says nothing about what routers between the hosts understand.
         let family = |g: &&GidInfo| g.address().is_ipv4() == local.is_ipv4() && !link_local(g.address());
         if !local.is_loopback()
@@ -94,6 +95,15 @@ fn default_gid(device: &DeviceInfo, local: Option<IpAddr>) -> Result<(&GidInfo, 
     }
     let gid = all.next().ok_or_else(|| DeviceError::NoGid { device: device.name.clone() })?;
     Ok((gid, if gid.kind == GidKind::Ib { "the port's first" } else { "the first of RoCE v2" }))
+}
+
+/// The same address; of the same interface, if it is one that several interfaces may have.
+fn is_at(gid: &GidInfo, local: SocketAddr) -> bool {
+    let zone = match local {
+        SocketAddr::V6(v6) => v6.scope_id(),
+        SocketAddr::V4(_) => 0,
+    };
+    gid.address() == local.ip().to_canonical() && (zone == 0 || gid.ifindex == 0 || gid.ifindex == zone)
 }
 
 fn link_local(address: IpAddr) -> bool {
@@ -141,7 +151,11 @@ mod tests {
     }
 
     fn local(address: &str) -> Wish {
-        Wish { local: Some(address.parse().unwrap()), ..Wish::default() }
+        let local = match address.split_once('%') {
+            Some((ip, zone)) => format!("[{ip}%{zone}]:7410").parse().unwrap(),
+            None => SocketAddr::new(address.parse().unwrap(), 7410),
+        };
+        Wish { local: Some(local), ..Wish::default() }
     }
 
     #[test]
@@ -165,6 +179,20 @@ mod tests {
         one_up[0].port = Some(Port { active: false, ..one_up[0].port.unwrap() });
         assert_eq!(pick(&one_up, &Wish::default()).0, "b");
         assert!(pick(&one_up, &Wish::default()).2.contains("the only one that is up"));
+    }
+
+    #[test]
+    fn a_link_local_address_is_that_of_its_interface() {
+        // As of a VLAN and the interface below it: one MAC address, one link-local address.
+        let at = |name, ifindex| {
+            let gid = GidInfo { ifindex, ..gid(1, GidKind::RoceV2, "fe80::1") };
+            device(name, vec![gid])
+        };
+        let devices = [at("a", 7), at("b", 8)];
+        assert_eq!(pick(&devices, &local("fe80::1%8")).0, "b");
+        assert_eq!(pick(&devices, &local("fe80::1%7")).0, "a");
+        // Of an IPv4 connection that came to a socket of IPv6.
+        assert_eq!(pick(&two(), &local("::ffff:10.0.0.2")).0, "b");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Why a session does not come about.
 
+use crate::reach::Unreached;
 use mc_core::wire::{
     WireError,
     session::{Kind, MAX_PROFILE},
@@ -19,13 +20,8 @@ pub enum SessionError {
         source: io::Error,
     },
     /// Nobody answers there.
-    #[error("cannot connect to {addr}: {source}")]
-    Connect {
-        /// The last address that was tried.
-        addr: SocketAddr,
-        /// Why.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Connect(#[from] Unreached),
     /// The port is in use, or the address not ours.
     #[error("cannot listen on {addr}: {source}")]
     Listen {
@@ -136,6 +132,30 @@ pub enum SessionError {
         /// What was waited for.
         awaited: &'static str,
     },
+}
+
+impl SessionError {
+    /// What kind of trouble it is, in a few words that name no peer: for whoever counts what repeats.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Resolve { .. } => "a name that cannot be resolved",
+            Self::Connect(_) => "nobody answers",
+            Self::Listen { .. } => "cannot listen",
+            Self::Accept { .. } => "cannot accept connections",
+            Self::Stranger { .. } => "another protocol",
+            Self::Silent { .. } => "a silent peer",
+            Self::Closed { .. } => "a peer that hung up",
+            Self::Io { .. } => "a connection that broke",
+            Self::Wire { .. } => "a damaged frame",
+            Self::Unexpected { .. } => "a frame out of turn",
+            Self::Version { .. } => "no version in common",
+            Self::Echo { .. } => "an answer to another hello",
+            Self::Refused { .. } => "a refusal",
+            Self::Profile { .. } => "a profile too long",
+            Self::Crowded { .. } => "too many unfinished connections",
+        }
+    }
 }
 
 /// "version 1", "versions 2..3".

@@ -7,17 +7,22 @@
 //!                            │ wrong version, crowded out
 //!                            └──> closed, SessionError
 //! ```
+//!
+//! Nothing here waits for a peer. When a newcomer finds no place, or no file descriptor, the host with the most unfinished
+//! connections loses its oldest one. When nothing can be accepted for another reason, the listener rests a little, longer each
+//! time: a connection that stays in the backlog must not keep its owner's loop spinning.
 
 use super::{
-    Connected, SessionError, SessionOptions, VERSIONS, check_profile,
+    Offer, SessionError, SessionOptions, VERSIONS,
     error::versions,
-    frame::{FrameStream, endpoint_of, frame_body, frame_header, hello_of, is_stranger, label},
+    frame::{endpoint_of, frame_body, frame_header, hello_of, is_stranger, label},
+    offer::cut,
 };
 use mc_core::wire::{
     rdma::Endpoint,
-    session::{FRAME_LEN, FrameHeader, Hello, Kind, MAX_REFUSAL, encode_frame},
+    session::{FRAME_LEN, FrameHeader, Hello, Kind, encode_frame},
 };
-use rustix::event::{Timespec, epoll};
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::{
     collections::VecDeque,
@@ -27,12 +32,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Handshakes under way at most; the oldest is dropped for a newcomer.
+/// Handshakes under way at most.
 const MAX_PENDING: usize = 8;
+/// How long it rests after the first failed accept …
+const REST: Duration = Duration::from_millis(50);
+/// … and at most. A connection that waits is seen so late.
+const LONGEST_REST: Duration = Duration::from_secs(1);
 /// Connections that the kernel keeps until they are accepted. Ample: a crowd must not make a primary's SYN wait.
 const BACKLOG: i32 = 128;
 
-/// Accepts sessions. Its descriptor ([`AsFd`]) is readable when [`Listener::accept`] has something to do.
+/// Accepts sessions. Its descriptor ([`AsFd`]) is readable when [`Listener::accept`] has something to do; call that every half
+/// second or so all the same: handshakes run out of time and rests end without an event.
 #[derive(Debug)]
 pub struct Listener {
     socket: TcpListener,
@@ -40,6 +50,10 @@ pub struct Listener {
     epoll: OwnedFd,
     pending: VecDeque<Pending>,
     options: SessionOptions,
+    /// Nothing is accepted before, and the socket not watched.
+    rests_until: Option<Instant>,
+    /// How long the last rest was; zero once something was accepted.
+    rest: Duration,
 }
 
 /// A connection whose hello and profile are not complete.
@@ -57,29 +71,13 @@ struct Pending {
 /// A complete offer's profile and endpoint.
 type Said = (Vec<u8>, Option<Endpoint>);
 
-/// A primary that wants to be protected.
-#[derive(Debug)]
-pub struct Offer {
-    /// Its hello; the versions overlap with ours.
-    pub hello: Hello,
-    /// Its VM's profile.
-    pub profile: Vec<u8>,
-    /// Its RDMA endpoint, if it wants RDMA.
-    pub endpoint: Option<Endpoint>,
-    /// Where it is.
-    pub peer_addr: SocketAddr,
-    /// Where it reached us: its beats will come to this address, too.
-    pub local_addr: SocketAddr,
-    stream: TcpStream,
-    options: SessionOptions,
-}
-
 impl Listener {
     /// Listens on `addr`; port 0 for any.
     pub fn bind(addr: SocketAddr, options: SessionOptions) -> Result<Self, SessionError> {
         let (socket, epoll) = listen(addr, &options).map_err(|source| SessionError::Listen { addr, source })?;
         let addr = socket.local_addr().map_err(|source| SessionError::Listen { addr, source })?;
-        Ok(Self { socket, addr, epoll, pending: VecDeque::with_capacity(MAX_PENDING), options })
+        let pending = VecDeque::with_capacity(MAX_PENDING);
+        Ok(Self { socket, addr, epoll, pending, options, rests_until: None, rest: Duration::ZERO })
     }
 
     /// Where it listens.
@@ -100,7 +98,7 @@ impl Listener {
             if now >= until {
                 return Ok(None);
             }
-            let next = self.pending.iter().map(|p| p.deadline).fold(until, Instant::min);
+            let next = self.pending.iter().map(|p| p.deadline).chain(self.rests_until).fold(until, Instant::min);
             self.sleep(next.saturating_duration_since(now))?;
         }
     }
@@ -125,13 +123,63 @@ impl Listener {
             if let Some(offer) = self.pump()? {
                 return Ok(Some(offer));
             }
+            if self.is_resting()? {
+                return Ok(None);
+            }
             match self.socket.accept() {
-                Ok((stream, peer)) => self.add(stream, peer)?,
+                Ok((stream, peer)) => {
+                    self.rest = Duration::ZERO;
+                    self.add(stream, peer)?;
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
                 Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted) => {}
-                Err(error) => return Err(self.accept_error(error)),
+                // Linux looks for a free descriptor first, and for a caller then.
+                Err(_) if !self.has_caller() => return Ok(None),
+                Err(error) => return Err(self.cannot_accept(error)),
             }
         }
+    }
+
+    /// Whether a connection waits to be accepted; unknown counts as one.
+    fn has_caller(&self) -> bool {
+        let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec::default())).map_or(true, |ready| ready > 0)
+    }
+
+    /// Ends a rest that is over.
+    fn is_resting(&mut self) -> Result<bool, SessionError> {
+        if self.rests_until.is_some_and(|until| Instant::now() < until) {
+            return Ok(true);
+        }
+        if self.rests_until.is_some() {
+            watch(&self.epoll, &self.socket).map_err(|error| self.accept_error(error))?;
+            self.rests_until = None;
+        }
+        Ok(false)
+    }
+
+    /// For want of a descriptor an unfinished handshake gives its own up; for want of anything else the listener rests.
+    fn cannot_accept(&mut self, error: io::Error) -> SessionError {
+        let shortage = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE];
+        if rustix::io::Errno::from_io_error(&error).is_some_and(|e| shortage.contains(&e))
+            && let Some(old) = self.crowd_out()
+        {
+            return old;
+        }
+        self.rest = (self.rest * 2).clamp(REST, LONGEST_REST);
+        self.rests_until = Some(Instant::now() + self.rest);
+        // It fails only if it is not watched, which is what we want.
+        let _ = epoll::delete(&self.epoll, &self.socket);
+        self.accept_error(error)
+    }
+
+    /// Drops the oldest unfinished handshake of the host that has the most.
+    fn crowd_out(&mut self) -> Option<SessionError> {
+        let of = |ip| self.pending.iter().filter(|p| p.peer.ip() == ip).count();
+        let most = self.pending.iter().map(|p| of(p.peer.ip())).max()?;
+        let index = self.pending.iter().position(|p| of(p.peer.ip()) == most)?;
+        let old = self.forget(index);
+        Some(SessionError::Crowded { peer: old.peer, awaited: label(old.due()) })
     }
 
     fn pump(&mut self) -> Result<Option<Offer>, SessionError> {
@@ -152,7 +200,7 @@ impl Listener {
         let io = |source| SessionError::Io { peer, doing: "preparing the socket", source };
         stream.set_nonblocking(true).map_err(io)?;
         watch(&self.epoll, &stream).map_err(io)?;
-        let crowded = (self.pending.len() == MAX_PENDING).then(|| self.forget(0));
+        let crowded = if self.pending.len() == MAX_PENDING { self.crowd_out() } else { None };
         let deadline = Instant::now() + self.options.deadline;
         self.pending.push_back(Pending {
             stream,
@@ -163,10 +211,7 @@ impl Listener {
             header: None,
             bytes: Vec::new(),
         });
-        match crowded {
-            Some(old) => Err(SessionError::Crowded { peer: old.peer, awaited: label(old.due()) }),
-            None => Ok(()),
-        }
+        crowded.map_or(Ok(()), Err)
     }
 
     fn forget(&mut self, index: usize) -> Pending {
@@ -292,53 +337,4 @@ impl Pending {
         };
         let _ = self.stream.write(&encode_frame(Kind::Refuse, cut(&why).as_bytes()));
     }
-}
-
-/// As much of a refusal as its frame may carry.
-fn cut(why: &str) -> &str {
-    let mut end = why.len().min(MAX_REFUSAL);
-    while !why.is_char_boundary(end) {
-        end -= 1;
-    }
-    &why[..end]
-}
-
-impl Offer {
-    /// Agrees: answers with our hello and profile, and that we are ready. What the standby must echo (incarnation,
-    /// generation, VM, beat key, slab size) and the version taken are filled in here, whatever `hello` says. With `endpoint`,
-    /// which counts only if the offer has one, the slabs come over RDMA.
-    pub fn accept(
-        self,
-        mut hello: Hello,
-        profile: &[u8],
-        endpoint: Option<&Endpoint>,
-    ) -> Result<Connected, SessionError> {
-        check_profile(profile)?;
-        let peer = self.peer_addr;
-        let version = Hello::negotiate(VERSIONS, self.hello.versions).map_err(|_| SessionError::Version {
-            peer,
-            theirs: self.hello.versions,
-            ours: VERSIONS,
-        })?;
-        hello.versions = (version, version);
-        hello.incarnation = self.hello.incarnation;
-        hello.generation = self.hello.generation;
-        hello.vm = self.hello.vm;
-        hello.beat_key = self.hello.beat_key;
-        hello.slab_size = self.hello.slab_size;
-        let endpoint = endpoint.filter(|_| self.endpoint.is_some());
-        hello.rdma = endpoint.is_some();
-        let mut frames = frames(self.stream, peer, &self.options)?;
-        frames.offer(&hello, profile, endpoint, true)?;
-        frames.into_connected(self.hello, self.profile, self.endpoint.filter(|_| hello.rdma), &self.options.link)
-    }
-
-    /// Says no, and why; the primary sees the text. Best effort: a peer that has gone needs no refusal.
-    pub fn refuse(self, why: &str) -> Result<(), SessionError> {
-        frames(self.stream, self.peer_addr, &self.options)?.send(&[(Kind::Refuse, cut(why).as_bytes())])
-    }
-}
-
-fn frames(stream: TcpStream, peer: SocketAddr, options: &SessionOptions) -> Result<FrameStream, SessionError> {
-    FrameStream::new(stream, peer, Instant::now() + options.deadline, options.deadline)
 }

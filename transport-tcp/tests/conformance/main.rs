@@ -10,7 +10,7 @@ use std::{
     thread::sleep,
     time::Duration,
 };
-use transport_tcp::{link::TcpLink, options::LinkOptions, udp::UdpKeepalive};
+use transport_tcp::{link::TcpLink, options::LinkOptions, reach::at_port, udp::UdpKeepalive};
 
 /// Keeps a second handle on both streams, to break them and to look at what has arrived.
 struct Loopback {
@@ -87,10 +87,10 @@ impl KeepaliveFabric for Udp {
     type K = UdpKeepalive;
 
     fn pair(&mut self) -> (UdpKeepalive, UdpKeepalive) {
-        let at = IpAddr::from(Ipv4Addr::LOCALHOST);
+        let at = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let (a, b) = (UdpKeepalive::bind(at).unwrap(), UdpKeepalive::bind(at).unwrap());
-        a.connect(SocketAddr::new(at, b.local_port().unwrap())).unwrap();
-        b.connect(SocketAddr::new(at, a.local_port().unwrap())).unwrap();
+        a.connect(at_port(at, b.local_port().unwrap())).unwrap();
+        b.connect(at_port(at, a.local_port().unwrap())).unwrap();
         self.0 = Some(UdpSocket::from(a.as_fd().try_clone_to_owned().unwrap()));
         (a, b)
     }

@@ -1,7 +1,13 @@
 //! Processes, told apart for good: pids are reused, start times within one boot are not.
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use std::{fs, io};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+};
+use std::{
+    fs, io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
 
 /// A number that tells this process from every other one on this host, also after a reboot: a hash of the boot id, the pid
 /// and the time the process was started.
@@ -30,14 +36,11 @@ fn start_time(stat: &str) -> Option<u64> {
 /// Kills (SIGKILL) the process with this pid, if it is still the one with this [`instance_id`]; otherwise it is gone
 /// already, which is as good.
 pub fn kill_instance(pid: u32, instance: u64) -> io::Result<()> {
-    let Some(target) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{pid} is no pid")));
-    };
     // Opened before it is checked: from here on the pid cannot come to mean another process.
-    let handle = match pidfd_open(target, PidfdFlags::empty()) {
+    let handle = match open(pid) {
         Ok(handle) => handle,
-        Err(rustix::io::Errno::SRCH) => return Ok(()),
-        Err(error) => return Err(error.into()),
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => return Ok(()),
+        Err(error) => return Err(error),
     };
     if instance_id(pid).is_ok_and(|found| found == instance) {
         match pidfd_send_signal(&handle, Signal::KILL) {
@@ -46,6 +49,56 @@ pub fn kill_instance(pid: u32, instance: u64) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+fn open(pid: u32) -> io::Result<OwnedFd> {
+    let Some(target) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{pid} is no pid")));
+    };
+    Ok(pidfd_open(target, PidfdFlags::empty())?)
+}
+
+/// A process whose end is waited for, whoever's child it is. Its descriptor is readable once it has ended, also before its
+/// parent has asked for its exit code.
+#[derive(Debug)]
+pub struct Watched {
+    pid: u32,
+    instance: u64,
+    handle: OwnedFd,
+}
+
+impl Watched {
+    /// # Errors
+    /// There is no such process.
+    pub fn new(pid: u32) -> io::Result<Self> {
+        let handle = open(pid)?;
+        Ok(Self { pid, instance: instance_id(pid)?, handle })
+    }
+
+    /// Its pid.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Its [`instance_id`].
+    #[must_use]
+    pub fn instance(&self) -> u64 {
+        self.instance
+    }
+
+    /// Whether it has ended.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        let mut fds = [PollFd::new(&self.handle, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+    }
+}
+
+impl AsFd for Watched {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.handle.as_fd()
+    }
 }
 
 #[cfg(test)]
@@ -62,8 +115,13 @@ mod tests {
         assert_ne!(own, other);
         kill_instance(child.id(), own).unwrap();
         assert!(child.try_wait().unwrap().is_none(), "another instance must not be killed");
+        let watched = Watched::new(child.id()).unwrap();
+        assert!(!watched.has_ended());
         kill_instance(child.id(), other).unwrap();
+        poll(&mut [PollFd::new(&watched, PollFlags::IN)], None).unwrap();
+        assert!(watched.has_ended() && watched.instance() == other, "before anybody asked for its exit code");
         assert!(!child.wait().unwrap().success());
+        assert!(Watched::new(child.id()).is_err());
         kill_instance(child.id(), other).unwrap();
         assert!(instance_id(child.id()).is_err());
     }

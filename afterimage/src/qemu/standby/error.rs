@@ -72,10 +72,19 @@ pub enum StandbyError {
         /// The end of what it said.
         stderr: String,
     },
+    /// The guest ran for a moment, and was ended.
+    #[error("the VM ran for a moment and was ended, so its memory is not that of the last commit any more: {0}")]
+    Spoiled(Box<Self>),
 }
 
 impl StandbyError {
-    pub(super) fn io(doing: &'static str, what: &Path, source: io::Error) -> Self {
+    /// Whether the RAM image is of no epoch any more.
+    #[must_use]
+    pub fn is_spoiled(&self) -> bool {
+        matches!(self, Self::Spoiled(_))
+    }
+
+    pub(crate) fn io(doing: &'static str, what: &Path, source: io::Error) -> Self {
         Self::Io { doing, what: what.display().to_string(), source }
     }
 

@@ -16,24 +16,33 @@
 //! Until it is disowned the QEMU dies with the `StandbyVm`; from the takeover on it outlives us.
 
 mod error;
+mod isolate;
 mod launch;
+mod line;
+mod memory;
+mod rehearsal;
 
 pub use error::StandbyError;
+pub use isolate::NotIsolated;
+pub use rehearsal::{DEADLINE, Rehearsal, RehearsalConfig, RehearsalError, Rehearsed};
 
 use super::{
+    argv::Item,
     blocks::RamBlock,
     colo::remove_stale,
     profile::Profile,
     qmp::{Qmp, QmpError, instance_id},
     stream::StandbyStream,
 };
-use launch::{Starting, end, incoming_path, qmp_path, stderr_tail};
+use launch::{START, Starting, end, incoming_path, qmp_path, stderr_tail};
+use line::Line;
+use memory::MainRam;
 use serde_json::json;
 use std::{
     io::{self, BufWriter},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    process::Child,
+    process::{Child, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -49,11 +58,11 @@ const STEP: Duration = Duration::from_millis(2);
 /// What to start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StandbyConfig {
-    /// The operator's QEMU command for this VM, without `-incoming`, memory backend and main QMP socket.
+    /// The operator's QEMU command for this VM. What is in the way of waiting over the RAM image is left out, and said.
     pub argv: Vec<String>,
     /// For our sockets and QEMU's stderr. Must exist; nobody else's.
     pub run_dir: PathBuf,
-    /// The RAM image: becomes the main memory. Created if it does not exist.
+    /// The RAM image: becomes the main memory. Must exist, in its full size.
     pub ram_file: PathBuf,
     /// The main memory's RAM block in the primary's profile: gives the memory backend its id, and its size.
     pub main_ram: RamBlock,
@@ -68,10 +77,32 @@ pub struct TakeoverTimes {
     pub resumed: Duration,
 }
 
+/// Whether a standby can be made of the operator's command, as far as the command alone can tell.
+pub fn check_command(argv: &[String]) -> Result<(), StandbyError> {
+    Line::prepare(argv, None).map(drop)
+}
+
+/// The operator's command as a line for a shell, told to load a state from `incoming` (QEMU's `-incoming`): over ordinary
+/// memory, or over a file that holds the main memory already.
+pub fn stock_command(
+    argv: &[String],
+    main_ram: &RamBlock,
+    ram_file: Option<&Path>,
+    incoming: &str,
+) -> Result<String, StandbyError> {
+    let main = MainRam::of(main_ram);
+    let mut line = Line::prepare(argv, Some(&main))?;
+    let memory = ram_file.map_or_else(|| main.ordinary(&line), |file| main.over_file(&line, file, true));
+    line.line.items.extend(memory);
+    line.line.items.push(Item::option("incoming", incoming));
+    Ok(line.line.shell())
+}
+
 /// A waiting QEMU.
 #[derive(Debug)]
 pub struct StandbyVm {
     config: StandbyConfig,
+    notes: Vec<String>,
     child: Child,
     qmp: Qmp,
     disowned: bool,
@@ -80,20 +111,29 @@ pub struct StandbyVm {
 impl StandbyVm {
     /// Starts QEMU and brings it to where it waits for the takeover.
     pub fn launch(config: StandbyConfig) -> Result<Self, StandbyError> {
-        launch::check_arguments(&config.argv)?;
-        launch::prepare_ram_file(&config)?;
+        let line = Line::prepare(&config.argv, Some(&MainRam::of(&config.main_ram)))?;
+        launch::check_ram_file(&config)?;
         let qmp_path = qmp_path(&config.run_dir);
         for path in [&qmp_path, &incoming_path(&config.run_dir)] {
             remove_stale(path).map_err(|error| StandbyError::io("removing", path, error))?;
         }
-        let child = launch::spawn(&config)?;
+        let vm = config.run_dir.file_name().unwrap_or_default().to_string_lossy();
+        let command = launch::waiting(&line, &config);
+        let child = launch::spawn(&command, &config.run_dir, Some(&vm), Stdio::null(), |_| {})?;
         // From here on `Drop` cleans up.
         let mut starting = Starting(Some(child));
-        let qmp = launch::connect(&config, &qmp_path, &mut starting)?;
+        let ended = || starting.0.as_mut().and_then(|child| child.try_wait().ok().flatten());
+        let qmp = launch::connect(&config.run_dir, Instant::now() + START, ended)?;
         let child = starting.0.take().expect("taken here only");
-        let mut vm = Self { config, child, qmp, disowned: false };
+        let mut vm = Self { config, notes: line.notes, child, qmp, disowned: false };
         vm.listen()?;
         Ok(vm)
+    }
+
+    /// What was changed in the operator's command, each in a sentence.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     fn listen(&mut self) -> Result<(), StandbyError> {
@@ -114,8 +154,8 @@ impl StandbyVm {
     /// of the RAM image, which must hold the same checkpoint.
     ///
     /// # Errors
-    /// The VM does not run here; kill this one, or [`StandbyVm::restart`] and try again: the RAM image is unharmed unless
-    /// the VM ran.
+    /// The VM does not run here; kill this one, or [`StandbyVm::restart`] and try again: the RAM image is unharmed, but for
+    /// [`StandbyError::Spoiled`].
     pub fn take_over(&mut self, feed: &StandbyStream<'_>) -> Result<TakeoverTimes, StandbyError> {
         feed.check()?;
         let begun = Instant::now();
@@ -123,12 +163,27 @@ impl StandbyVm {
             return Err(self.stream_error(source));
         }
         let sent = begun.elapsed();
-        match self.qmp.wait_event("RESUME", RESUME) {
-            Ok(_) => {}
-            Err(error) => return Err(self.qmp_error(error)),
+        if let Err(error) = self.qmp.wait_event("RESUME", RESUME) {
+            self.runs_all_the_same(error)?;
         }
         self.disown();
         Ok(TakeoverTimes { sent, resumed: begun.elapsed() })
+    }
+
+    /// No RESUME came. Whoever tries again over this RAM image must know that the guest has not written to it: QEMU is
+    /// ended, and then has said all that it had to say (RESUME is sent before a vCPU runs, softmmu/cpus.c `vm_prepare_start`).
+    fn runs_all_the_same(&mut self, error: QmpError) -> Result<(), StandbyError> {
+        let error = self.qmp_error(error);
+        let state = self.qmp.execute("query-status", serde_json::Value::Null, TIMEOUT);
+        if state.is_ok_and(|state| state["running"] == true) {
+            return Ok(());
+        }
+        self.kill()?;
+        let _ = self.qmp.wait_closed(TIMEOUT);
+        if self.qmp.take_events().iter().any(|event| event.name == "RESUME") {
+            return Err(StandbyError::Spoiled(Box::new(error)));
+        }
+        Err(error)
     }
 
     fn send(&self, feed: &StandbyStream<'_>) -> io::Result<()> {

@@ -1,0 +1,138 @@
+//! Whether beats can do what is asked of them: for a session that begins, for an operator who changes a running pair
+//! (`keepalive set`), and for a primary before it relies on the detector.
+
+use super::{BeatHandle, Offer, Timer};
+use std::time::Duration;
+
+/// No detection time is shorter. Linux lets its network code handle packets for 2 ms before a waiting one's turn comes
+/// (`net.core.netdev_budget_usecs`): a shorter silence is what a live host's own kernel may do to a beat.
+pub const SHORTEST_DETECTION: Duration = Duration::from_millis(2);
+
+/// Why they cannot, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what}")]
+pub struct Unfit {
+    /// Why not.
+    pub what: String,
+    /// What to do.
+    pub remedy: &'static str,
+}
+
+fn unfit(what: String, remedy: &'static str) -> Unfit {
+    Unfit { what, remedy }
+}
+
+/// Whether this machine can time beats so often.
+///
+/// # Errors
+/// With the numbers that say why not.
+pub fn can_time(interval: Duration, timer: Timer) -> Result<(), Unfit> {
+    if interval >= timer.floor() {
+        return Ok(());
+    }
+    let what = format!(
+        "beats every {interval:?} cannot be timed by this machine: half of its timers were up to {:?} late (the worst \
+         {} us) when they were measured, and a beat that is late by a quarter of the interval is as good as none. The \
+         shortest interval here is {:?}",
+        timer.late_p50,
+        timer.late_max.as_micros(),
+        timer.floor()
+    );
+    Err(unfit(what, "take a longer interval, or see to the machine: `afterimage status` has notes on it"))
+}
+
+/// Whether a detection time of `multiplier` intervals is more than a live peer needs.
+///
+/// # Errors
+/// With the reason why a live peer would be suspected.
+pub fn can_bear(interval: Duration, multiplier: u8) -> Result<(), Unfit> {
+    let detection = interval * multiplier.into();
+    let remedy = "take a multiplier of 2 or more, and a longer interval";
+    if multiplier < 2 {
+        let what = format!(
+            "a detection time of {detection:?} ({interval:?} x {multiplier}) bears no lost beat: the first one that is lost, or \
+             late by a tenth of the interval, would be taken for the death of a live host"
+        );
+        return Err(unfit(what, remedy));
+    }
+    if detection < SHORTEST_DETECTION {
+        let what = format!(
+            "a detection time of {detection:?} ({interval:?} x {multiplier}) is shorter than {SHORTEST_DETECTION:?}: a live \
+             host's kernel may keep a beat waiting for as long as that"
+        );
+        return Err(unfit(what, remedy));
+    }
+    Ok(())
+}
+
+/// Whether a detection time is more than what a live peer was seen to do: a beat came `overdue` after it was due.
+///
+/// # Errors
+/// With the numbers.
+pub fn has_borne(interval: Duration, multiplier: u8, overdue: Duration) -> Result<(), Unfit> {
+    let (detection, worst) = (interval * multiplier.into(), interval + overdue);
+    if overdue.is_zero() || worst < detection {
+        return Ok(());
+    }
+    let what = format!(
+        "a detection time of {detection:?} ({interval:?} x {multiplier}) is within what a live peer did in this session: a beat \
+         came {overdue:?} after it was due, which would have been a silence of {worst:?}, taken for its death"
+    );
+    Err(unfit(what, "take a longer interval or a larger multiplier"))
+}
+
+impl BeatHandle {
+    /// Whether what is in force between the two sides fits this machine, and the silences of this session so far. For a
+    /// primary, before it registers a protection that rests on it.
+    ///
+    /// # Errors
+    /// In words.
+    pub fn fit(&self) -> Result<(), Unfit> {
+        let (now, _) = self.negotiation();
+        can_time(now.transmit, self.timer())?;
+        can_bear(now.transmit, now.own.multiplier)?;
+        let Some((receive, Offer { multiplier, .. })) = now.receive.zip(now.peer) else { return Ok(()) };
+        can_bear(receive, multiplier)?;
+        has_borne(receive, multiplier, now.overdue_max)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn us(n: u64) -> Duration {
+        Duration::from_micros(n)
+    }
+
+    #[test]
+    fn what_bears_nothing_is_refused_with_the_numbers() {
+        for (interval, multiplier, words) in [
+            (us(1_000), 1, "(1ms x 1) bears no lost beat"),
+            (us(10_000), 1, "(10ms x 1) bears no lost beat"),
+            (us(10_000_000), 1, "(10s x 1) bears no lost beat"),
+            (us(100), 3, "300µs (100µs x 3) is shorter than 2ms"),
+        ] {
+            let why = can_bear(interval, multiplier).expect_err("unfit").what;
+            assert!(why.contains(words), "{why}");
+        }
+        for (interval, multiplier) in [(us(10_000), 5), (us(1_000), 2), (us(10_000_000), 255)] {
+            assert_eq!(can_bear(interval, multiplier), Ok(()));
+        }
+    }
+
+    #[test]
+    fn what_the_machine_cannot_time_is_refused() {
+        let timer = Timer { late_p50: us(60), late_max: us(900) };
+        assert_eq!(can_time(us(240), timer), Ok(()));
+        let why = can_time(us(239), timer).expect_err("unfit").what;
+        assert!(why.contains("every 239µs") && why.contains("the worst 900 us") && why.contains("240µs"), "{why}");
+    }
+
+    #[test]
+    fn what_was_seen_of_a_live_peer_must_fit() {
+        assert_eq!(has_borne(us(5_000), 3, us(9_999)), Ok(()));
+        let why = has_borne(us(5_000), 3, us(10_000)).expect_err("unfit").what;
+        assert!(why.contains("15ms (5ms x 3)") && why.contains("a silence of 15ms"), "{why}");
+    }
+}

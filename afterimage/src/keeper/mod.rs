@@ -1,0 +1,156 @@
+//! `afterimage keeper`: the VM's way to its network while nobody protects it.
+//!
+//! A VM's packets leave its host through our gate only. While `protect` runs, that is the data path's. After a takeover, and
+//! after an orderly end of `protect`, nobody protects the VM, and its network must not depend on a process that is restarted,
+//! upgraded, or killed with its unit. So a small process keeps it, in a scope of its own ([`crate::scope`]): it passes packets
+//! between the NICs' sockets and their TAP devices ([`crate::gate`], open), and does nothing else. It holds no copy of the VM,
+//! asks no arbiter, decides nothing; whoever wants its place asks for it ([`relieve`]).
+//!
+//! | file | |
+//! |---|---|
+//! | `mod.rs` | how a keeper begins |
+//! | [`pump`] | its loop |
+//! | [`start`] | how others start one, find one, relieve one |
+//! | [`luggage`] | what it is handed: the open NICs and TAP devices, so that no frame is lost |
+//!
+//! **Who may.** A keeper passes output on, so it may exist only where the register says (solo, this node). It cannot know, and
+//! does not ask: its starter knows, and says "go" over a socket that only it has. By hand, an operator says so
+//! (`--yes-the-other-side-is-stopped`). It serves one QEMU process, the one at the other end of the first connection: when that
+//! ends, the keeper does, and it never connects to another one that listens at the same place, such as a QEMU that waits for a
+//! takeover.
+
+mod luggage;
+mod pump;
+mod start;
+
+pub use start::{Charge, Keeper, relieve, running, take_network};
+
+use crate::{
+    cli::{KeeperArgs, Side},
+    config,
+    control::Control,
+    events::{self, Who, emit},
+    exit::{Code, ExitError},
+    gate::{GateError, HELD_LIMIT_MIN, Mode, NicGate, NicParts, NicSpec, Options},
+    qemu::qmp::Watched,
+    report,
+    signals::Signals,
+    status::socket_path,
+};
+use anyhow::{Context, Result};
+use luggage::{FromKeeper, Luggage, ToKeeper};
+use mc_core::id::Name;
+use rustix::net::sockopt::socket_peercred;
+use serde_json::json;
+use std::{
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    time::{Duration, Instant},
+};
+
+/// For the starter to say "go".
+const GO: Duration = Duration::from_secs(30);
+/// For a NIC's socket that was not handed over.
+const NIC_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Passes packets until it is relieved, told to end, or the VM's QEMU ends.
+pub fn run(args: KeeperArgs) -> Result<Code> {
+    let node = args.node.map_or_else(config::hostname, Ok).map_err(ExitError::from)?;
+    let who = Who { vm: args.vm, side: Side::Keeper.as_str(), node, process: "keeper" };
+    events::record(who, &args.state_dir).context("threads for events")?;
+    // Before the place is taken: from here on nothing that a starter counts on is lost by a signal.
+    let signals = Signals::catch().context("catching signals")?;
+    let starter = match args.yes_the_other_side_is_stopped {
+        true => no_other(&args).map(|()| None)?,
+        false => Some(starter()?),
+    };
+    let control = Control::listen(&args.run_dir, args.vm, node, Side::Keeper)?;
+    let nics = report::nics(&args.nics);
+    let parts = match &starter {
+        Some(starter) => handed_over(starter, nics.clone())?,
+        None => nics.iter().map(|spec| NicParts { spec: spec.clone(), stream: None, tap: None }).collect(),
+    };
+    let handed = parts.iter().filter(|part| part.stream.is_some() && part.tap.is_some()).count();
+    let (gate, vm) = open(parts).map_err(|error| {
+        let code = if error.is_prerequisite() { Code::Prerequisite } else { Code::Failed };
+        ExitError::new(code, error)
+    })?;
+    if let Some(starter) = starter {
+        starter.say(&FromKeeper::Keeping, &[]).context("the starter went away")?;
+    }
+    let qemu = vm.as_ref().map(Watched::pid);
+    emit(
+        "keeping",
+        json!({ "vm": args.vm, "generation": args.generation, "qemu": qemu, "nics": nics.len(), "handed_over": handed }),
+    );
+    pump::Pump::new(args, node, nics, gate, vm, control, signals).run()
+}
+
+/// The end of a socket pair that whoever started this keeper holds the other end of.
+fn starter() -> Result<Luggage> {
+    let end = std::io::stdin().as_fd().try_clone_to_owned().context("stdin")?;
+    let by_hand = || {
+        let what = "a keeper is started by `afterimage standby` or `afterimage protect`: nobody told this one that the VM \
+                    is this host's";
+        let remedy = "`afterimage protect` is the VM's way to its network, and protects it; to have the network alone, by \
+                      hand, make sure that the VM cannot be running on the other host and say so: \
+                      --yes-the-other-side-is-stopped";
+        ExitError::usage(what).remedy(remedy)
+    };
+    let is_pair = rustix::net::sockopt::socket_type(&end) == Ok(rustix::net::SocketType::SEQPACKET);
+    is_pair.then(|| Luggage::over(end)).ok_or_else(|| by_hand().into())
+}
+
+/// By hand it is started only where nobody else has the VM's network: its place would be behind theirs, and open when they
+/// have left it for good reason.
+fn no_other(args: &KeeperArgs) -> Result<()> {
+    for side in [Side::Primary, Side::Standby] {
+        let path = socket_path(&args.run_dir, args.vm, side);
+        if UnixStream::connect(&path).is_ok() {
+            let what = format!("afterimage runs here for {} already: {}", args.vm, path.display());
+            let remedy = "it is the VM's way to its network; see `afterimage status`";
+            return Err(ExitError::new(Code::Failed, what).remedy(remedy).into());
+        }
+    }
+    Ok(())
+}
+
+/// Takes its place, says so, and waits for what it is to carry on with, and for "go".
+fn handed_over(starter: &Luggage, nics: Vec<NicSpec>) -> Result<Vec<NicParts>> {
+    let mut parts: Vec<NicParts> = nics.into_iter().map(|spec| NicParts { spec, stream: None, tap: None }).collect();
+    starter.say(&FromKeeper::Ready, &[]).context("the starter went away")?;
+    let deadline = Instant::now() + GO;
+    loop {
+        let heard = starter.hear(deadline).context("waiting to be told to begin")?;
+        let (message, along): (ToKeeper, Vec<OwnedFd>) = heard.context("the starter went away before it said go")?;
+        let ToKeeper::Nic { number, stream, tap } = message else { return Ok(parts) };
+        let mut along = along.into_iter();
+        let part = parts.get_mut(number).with_context(|| format!("there is no NIC {number}"))?;
+        part.stream = if stream { along.next() } else { None };
+        part.tap = if tap { along.next() } else { None };
+    }
+}
+
+/// The open gate, and the QEMU at the other end of it. At least one NIC is connected.
+fn open(parts: Vec<NicParts>) -> Result<(NicGate, Option<Watched>), GateError> {
+    let options = Options { held_limit_bytes: HELD_LIMIT_MIN, mode: Mode::Open };
+    let mut gate = NicGate::from_parts(parts, options)?;
+    if gate.connections().next().is_none() {
+        gate.connect(NIC_PATIENCE)?;
+    }
+    let vm = gate.connections().find_map(peer).and_then(|pid| Watched::new(pid).ok());
+    Ok((gate, vm))
+}
+
+/// The process that listens at the other end (`SO_PEERCRED`).
+fn peer(connection: BorrowedFd<'_>) -> Option<u32> {
+    let credentials = socket_peercred(connection).ok()?;
+    Some(credentials.pid.as_raw_nonzero().get().unsigned_abs())
+}
+
+/// Where a keeper of this VM says why it does not start, and what it goes through.
+fn log_path(run_dir: &std::path::Path, vm: Name) -> std::path::PathBuf {
+    run_dir.join(format!("{vm}.keeper.log"))
+}

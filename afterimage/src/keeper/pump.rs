@@ -1,0 +1,189 @@
+//! A keeper's loop: packets, the control socket, and whatever was lost comes back.
+
+use super::peer;
+use crate::{
+    cli::KeeperArgs,
+    clock::Clock,
+    control::{Control, done, refused},
+    events::emit,
+    exit::{Code, ExitError},
+    gate::{GateError, NicGate, NicSpec},
+    inbox::{readable, wait},
+    qemu::qmp::Watched,
+    report,
+    signals::Signals,
+    status::{Request, Response, SCHEMA, Status},
+};
+use anyhow::Result;
+use mc_core::{
+    gate::OutputGate,
+    id::{Name, Time},
+};
+use serde_json::json;
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    time::Duration,
+};
+
+/// The longest sleep.
+const LONGEST: Duration = Duration::from_secs(1);
+/// From one attempt to get something back to the next: at first, and at most.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// The loop's state.
+#[derive(Debug)]
+pub(super) struct Pump {
+    args: KeeperArgs,
+    node: Name,
+    nics: Vec<NicSpec>,
+    gate: NicGate,
+    /// The VM's QEMU; `None` if it cannot be told who that is.
+    vm: Option<Watched>,
+    control: Control,
+    signals: Signals,
+    /// What does not work, in words; its changes are told.
+    trouble: Option<String>,
+    mend_at: Option<Time>,
+    pause: Duration,
+    mended: u64,
+    ending: Option<&'static str>,
+}
+
+impl Pump {
+    pub(super) fn new(
+        args: KeeperArgs,
+        node: Name,
+        nics: Vec<NicSpec>,
+        gate: NicGate,
+        vm: Option<Watched>,
+        control: Control,
+        signals: Signals,
+    ) -> Self {
+        let (pause, mend_at) = (RETRY.0, Some(Clock.now()));
+        Self { args, node, nics, gate, vm, control, signals, trouble: None, mend_at, pause, mended: 0, ending: None }
+    }
+
+    pub(super) fn run(mut self) -> Result<Code> {
+        while self.ending.is_none() {
+            self.turn()?;
+        }
+        self.gate.shut();
+        let why = self.ending.unwrap_or_default();
+        tracing::info!(vm = %self.args.vm, "{why}");
+        emit("ended", json!({ "vm": self.args.vm, "why": why }));
+        Ok(Code::Done)
+    }
+
+    fn turn(&mut self) -> Result<()> {
+        {
+            let mut fds = Vec::with_capacity(8);
+            fds.extend([readable(self.control.as_fd()), readable(self.signals.as_fd())]);
+            fds.extend(self.vm.as_ref().map(|vm| readable(vm.as_fd())));
+            fds.extend(self.gate.wait_fds());
+            wait(&mut fds, Clock.now(), self.mend_at, LONGEST)?;
+        }
+        let now = Clock.now();
+        self.gate.tick(now);
+        if let Err(error) = self.gate.poll() {
+            self.told(error.to_string());
+            self.mend_at.get_or_insert(now);
+        }
+        if self.vm.as_ref().is_some_and(Watched::has_ended) {
+            self.ending = Some("the VM's QEMU ended");
+            return Ok(());
+        }
+        if self.mend_at.is_some_and(|at| at <= now) {
+            self.mend(now)?;
+        }
+        self.hear_control();
+        if self.signals.take() > 0 {
+            self.ending = Some(
+                "told to end by a signal: the VM has no network until `afterimage protect` or `standby` is started",
+            );
+        }
+        Ok(())
+    }
+
+    /// Tries to get back what was lost.
+    fn mend(&mut self, now: Time) -> Result<()> {
+        let qemu = self.vm.as_ref().map(Watched::pid);
+        let ours = |connection: BorrowedFd<'_>| qemu.is_none_or(|pid| peer(connection) == Some(pid));
+        match self.gate.mend(&self.nics, ours) {
+            Ok(()) => {
+                (self.mend_at, self.pause) = (None, RETRY.0);
+                if self.trouble.take().is_some() {
+                    self.mended += 1;
+                    tracing::info!("all NICs are connected again");
+                    emit("nics-connected", json!({}));
+                }
+                Ok(())
+            }
+            // Somebody else is the VM's network now; with us there would be two.
+            Err(GateError::Tap { name, source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {
+                let what = format!(
+                    "another process has the TAP device {name} of {}: leaving the VM's network to it",
+                    self.args.vm
+                );
+                Err(ExitError::new(Code::Failed, what).into())
+            }
+            Err(error) => {
+                self.told(error.to_string());
+                self.mend_at = Some(Time(now.0.saturating_add(u64::try_from(self.pause.as_nanos())?)));
+                self.pause = (self.pause * 2).min(RETRY.1);
+                Ok(())
+            }
+        }
+    }
+
+    /// A line for each change of what does not work.
+    fn told(&mut self, why: String) {
+        if self.trouble.as_ref() != Some(&why) {
+            tracing::warn!(why, "trying again");
+            emit("nic-lost", json!({ "why": why }));
+            self.trouble = Some(why);
+        }
+    }
+
+    fn hear_control(&mut self) {
+        while let Some(request) = self.control.take() {
+            let response = match request.request {
+                Request::Status => Response::Status(Box::new(self.status())),
+                Request::Handover => {
+                    // Its successor opens the same devices as soon as it has heard this.
+                    self.gate.shut();
+                    self.ending = Some("relieved");
+                    done("leaving")
+                }
+                _ => refused(
+                    "nobody protects the VM: this process only passes its packets on; start `afterimage protect`",
+                ),
+            };
+            request.reply(response);
+        }
+    }
+
+    fn status(&self) -> Status {
+        let process =
+            self.vm.as_ref().map_or_else(|| "of an unknown process".to_owned(), |vm| format!("process {}", vm.pid()));
+        let mut notes = vec![format!(
+            "nobody protects the VM (QEMU {process}): this process passes its packets on until `afterimage protect` relieves it"
+        )];
+        notes.extend(self.trouble.clone());
+        let mut status = Status {
+            schema: SCHEMA,
+            side: "keeper".into(),
+            role: "keeping".into(),
+            vm: self.args.vm.to_string(),
+            node: self.node.to_string(),
+            generation: self.args.generation,
+            notes,
+            ..Status::default()
+        };
+        let stats = self.gate.stats();
+        status.counters.insert("inbound_packets".into(), stats.inbound_packets);
+        status.counters.insert("inbound_dropped".into(), self.gate.drops().inbound);
+        status.counters.insert("mended".into(), self.mended);
+        report::fill_gate(&mut status, stats, &self.gate);
+        status
+    }
+}

@@ -1,0 +1,80 @@
+//! A primary whose VM provably does not run ([`super::vm_health`]) does not hold on to it: it sends no beats, so that its
+//! standby suspects it, and does not ask the arbiter for what the standby wants. It reads the register instead: it is fenced when the
+//! standby has won, and asks after all when its VM runs again before anybody took it.
+
+use super::{data_path::DataPath, vm_health::Health};
+use crate::{arbiter::Ask, events::emit};
+use mc_core::{
+    id::{Generation, Time},
+    primary::{Event, Role},
+    register::Register,
+};
+use serde_json::json;
+use std::time::Duration;
+
+/// Between two readings of the register.
+const READ: Duration = Duration::from_secs(1);
+
+/// A swap that is not asked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Parked {
+    pub(super) expect: Generation,
+    pub(super) new: Register,
+    pub(super) read_at: Time,
+}
+
+impl DataPath {
+    /// Looks whether the VM runs, and yields or goes on.
+    pub(super) fn mind_the_vm(&mut self) {
+        let now = self.clock.now();
+        let before = self.vm.health().clone();
+        let health = self.vm.look(now).clone();
+        if health != before {
+            tracing::warn!(why = health.why().unwrap_or("it runs"), "the VM");
+            emit("vm-health", json!({ "health": health }));
+        }
+        let yields = self.yields();
+        if let Some(beats) = &self.beats {
+            beats.withhold(yields);
+        }
+        if yields {
+            // Whoever takes the VM over has all that was ACKed; nothing more leaves here before a fresh ACK.
+            self.driver.event(Event::Stalled);
+        }
+        if yields { self.read_for_parked(now) } else { self.ask_parked() }
+    }
+
+    /// Whether somebody else had better run the VM.
+    pub(super) fn yields(&self) -> bool {
+        let shared = matches!(self.driver.machine().role(), Role::Protected | Role::Claiming);
+        shared && matches!(self.vm.health(), Health::Halted(_))
+    }
+
+    /// Does not ask for a VM that would not run here.
+    pub(super) fn park(&mut self, expect: Generation, new: Register) {
+        emit("yielding", json!({ "why": self.vm.health().why(), "expect": expect }));
+        self.parked = Some(Parked { expect, new, read_at: self.clock.now() });
+        self.arbiter.ask(Ask::Read);
+    }
+
+    fn read_for_parked(&mut self, now: Time) {
+        if let Some(parked) = self.parked.as_mut().filter(|parked| now.since(parked.read_at) >= READ) {
+            parked.read_at = now;
+            self.arbiter.ask(Ask::Read);
+        }
+    }
+
+    /// It runs again, or an operator decides: asks after all.
+    pub(super) fn ask_parked(&mut self) {
+        let Some(Parked { expect, new, .. }) = self.parked.take() else { return };
+        if self.driver.machine().role() == Role::Claiming {
+            self.ask_for(expect, new, true);
+        }
+    }
+
+    /// The register was read. If it names another owner above, the machine fences this copy; then there is nothing to ask for.
+    pub(super) fn register_read(&mut self, held: Option<Register>) {
+        self.driver.event(Event::RegisterRead(held));
+        self.parked.take_if(|_| self.driver.machine().role() != Role::Claiming);
+    }
+}

@@ -1,0 +1,134 @@
+//! The network of the VM that runs here: a keeper has it, and is started again if it dies.
+
+use crate::{
+    clock::Clock,
+    events::emit,
+    exit,
+    gate::NicGate,
+    inbox::readable,
+    keeper::{self, Charge, Keeper},
+};
+use mc_core::{gate::OutputGate, id::Time};
+use rustix::event::PollFd;
+use serde_json::json;
+use std::{os::fd::AsFd, time::Duration};
+
+/// From one attempt to start a keeper to the next: at first, and at most.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Network {
+    /// What a keeper is to keep; `None` while the register does not say that the VM is this node's.
+    charge: Option<Charge>,
+    /// The gate that the VM was taken over with, until a keeper has it.
+    gate: Option<NicGate>,
+    keeper: Option<Keeper>,
+    try_at: Time,
+    pause: Duration,
+    trouble: Option<String>,
+}
+
+impl Network {
+    /// Of a VM that was just taken over, with its open gate.
+    pub(super) fn taken_over(charge: Charge, gate: NicGate) -> Self {
+        Self { gate: Some(gate), charge: Some(charge), ..Self::found(None) }
+    }
+
+    /// Of a VM that was found running here, with its keeper if it has one.
+    pub(super) fn found(keeper: Option<Keeper>) -> Self {
+        Self { charge: None, gate: None, keeper, try_at: Time(0), pause: RETRY.0, trouble: None }
+    }
+
+    /// The register says (solo, this node): the network may be kept.
+    pub(super) fn entitle(&mut self, charge: Charge) {
+        self.charge = Some(charge);
+    }
+
+    pub(super) fn is_entitled(&self) -> bool {
+        self.charge.is_some()
+    }
+
+    /// What to wait for before the next look.
+    pub(super) fn wait_fds(&self) -> impl Iterator<Item = PollFd<'_>> {
+        let packets = self.gate.iter().flat_map(NicGate::wait_fds);
+        packets.chain(self.keeper.iter().map(|keeper| readable(keeper.as_fd())))
+    }
+
+    /// When to look again at the latest.
+    pub(super) fn deadline(&self) -> Option<Time> {
+        let wanted = self.keeper.is_none() && self.charge.as_ref().is_some_and(|charge| !charge.nics.is_empty());
+        wanted.then_some(self.try_at)
+    }
+
+    /// Passes packets while that is ours to do, and sees to it that it is not.
+    pub(super) fn look(&mut self) {
+        let now = Clock.now();
+        if let Some(gate) = &mut self.gate {
+            gate.tick(now);
+            if let Err(error) = gate.poll() {
+                tracing::debug!(%error, "gate");
+            }
+        }
+        if let Some(keeper) = &mut self.keeper
+            && keeper.has_ended()
+        {
+            let pid = keeper.pid();
+            tracing::warn!(pid, "the keeper of the VM's network ended; starting another");
+            emit("keeper-ended", json!({ "keeper": pid }));
+            self.keeper = None;
+        }
+        if self.deadline().is_some_and(|at| at <= now) {
+            self.start(now);
+        }
+    }
+
+    fn start(&mut self, now: Time) {
+        let Some(charge) = &self.charge else { return };
+        // An operator may have started one.
+        let there = keeper::running(&charge.run_dir, charge.vm).map(|keeper| Ok(Some(keeper)));
+        let started = there.unwrap_or_else(|| keeper::take_network(charge, self.gate.as_mut()));
+        match started {
+            Ok(Some(keeper)) => {
+                let handed_over = self.gate.take().is_some();
+                let fields =
+                    json!({ "keeper": keeper.pid(), "generation": charge.generation, "handed_over": handed_over });
+                tracing::info!(pid = keeper.pid(), "a keeper has the VM's network");
+                emit("keeper-started", fields);
+                (self.keeper, self.trouble, self.pause) = (Some(keeper), None, RETRY.0);
+            }
+            Ok(None) => {}
+            Err(error) => {
+                let why = exit::words(&error);
+                if self.trouble.as_ref() != Some(&why) {
+                    tracing::error!(why, "no keeper for the VM's network; trying again");
+                    emit("keeper-failed", json!({ "why": why }));
+                }
+                self.trouble = Some(why);
+                self.try_at = Time(now.0.saturating_add(u64::try_from(self.pause.as_nanos()).unwrap_or(u64::MAX)));
+                self.pause = (self.pause * 2).min(RETRY.1);
+            }
+        }
+    }
+
+    /// The gate, while packets still pass through this process.
+    pub(super) fn gate(&self) -> Option<&NicGate> {
+        self.gate.as_ref()
+    }
+
+    /// Who has the network, for the operator.
+    pub(super) fn note(&self) -> Option<String> {
+        let trouble = self.trouble.as_ref().map_or_else(String::new, |why| format!(": {why}"));
+        match (&self.keeper, &self.gate, &self.charge) {
+            (Some(keeper), ..) => Some(format!(
+                "process {} keeps the VM's network: the end of this one takes nothing along",
+                keeper.pid()
+            )),
+            (None, Some(gate), _) if gate.nics().next().is_some() => {
+                Some(format!("the VM's network passes through this process: its end would take it along{trouble}"))
+            }
+            (None, None, Some(charge)) if !charge.nics.is_empty() => Some(format!("the VM has no network{trouble}")),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! The VM runs here: after the takeover, and again when `standby` is started on a host whose VM was taken over before.
+//!
+//! ```text
+//!   Node ── took over ──> ┌─────────┐ ── its QEMU ends ─────────────> exit 0
+//!                         │ Running │ ── `protect` asks for the VM ──> exit 0; the keeper goes on until `protect` opens its gate
+//!   `standby` finds the   └─────────┘ ── the register names another ─> the keeper is relieved, exit 4
+//!   VM running ─────────────> ^
+//! ```
+//!
+//! Nothing hangs on this process any more: the VM's QEMU and the keeper of its network ([`crate::keeper`]) have scopes of their
+//! own. It tells (status, metrics), starts the keeper again if that dies, and refuses primaries. It is no supervisor like
+//! `protect`'s: what that one watches over, a data path that holds output and a VM that may stand still in a checkpoint, does
+//! not exist before somebody protects the VM again.
+//!
+//! Found running, the network is opened only once the register was read and says (solo, this node, this QEMU); a keeper that is
+//! there already was started by somebody who knew.
+
+use super::{network::Network, node::VM_CHECK};
+use crate::{
+    arbiter::{Answer, ArbiterClient, Ask},
+    cli::Side,
+    clock::Clock,
+    config::StandbyConfig,
+    control::{Control, done, refused},
+    events::emit,
+    exit::{Code, ExitError, cannot_listen},
+    identity,
+    inbox::{readable, wait},
+    keeper::{self, Charge},
+    live::Session,
+    metrics::{Scrapes, Snapshot},
+    qemu::{
+        control::run_state,
+        qmp::{Qmp, Watched},
+    },
+    report,
+    status::{Request, Response, SCHEMA, Status, socket_path},
+};
+use anyhow::{Context, Result};
+use mc_core::{
+    gate::OutputGate,
+    id::{self, Time},
+    register::{Mode, Owner, Register},
+};
+use serde_json::json;
+use std::{
+    os::{fd::AsFd, unix::net::UnixStream},
+    time::Duration,
+};
+use transport_tcp::session::{Listener, SessionOptions};
+
+/// For a QEMU that may run the VM to say so.
+const QEMU: Duration = Duration::from_secs(2);
+/// How often a register that does not name this VM is read again.
+const READ_AGAIN: Duration = Duration::from_secs(1);
+
+/// What a standby has beside its VM.
+#[derive(Debug)]
+pub(super) struct Desk {
+    pub(super) config: StandbyConfig,
+    /// This host.
+    pub(super) this: id::Node,
+    pub(super) arbiter: ArbiterClient,
+    pub(super) control: Control,
+    pub(super) scrapes: Option<Scrapes>,
+    pub(super) listener: Listener,
+}
+
+impl Desk {
+    fn new(config: StandbyConfig) -> Result<Self> {
+        let this = identity::node(&config.state_dir, config.node)?;
+        Ok(Self {
+            this,
+            arbiter: ArbiterClient::spawn(&config.asks(this))?,
+            control: Control::listen(&config.run_dir, config.vm, config.node, Side::Standby)?,
+            scrapes: Scrapes::serve(config.metrics)?,
+            listener: Listener::bind(config.listen, SessionOptions::default()).map_err(cannot_listen)?,
+            config,
+        })
+    }
+}
+
+/// The loop's state.
+#[derive(Debug)]
+pub(super) struct Running {
+    desk: Desk,
+    vm: Watched,
+    network: Network,
+    /// What was known when this began.
+    base: Snapshot,
+    since: Time,
+    read_at: Option<Time>,
+    arbiter_watch: report::ArbiterWatch,
+    ending: bool,
+}
+
+/// The process of a QEMU at our control socket that is past its takeover; `None`: there is none, or it still waits.
+pub(super) fn find(config: &StandbyConfig) -> Result<Option<Watched>> {
+    let path = config.run_dir.join(config.vm.to_string()).join("standby.qmp");
+    if UnixStream::connect(&path).is_err() {
+        return Ok(None);
+    }
+    if UnixStream::connect(socket_path(&config.run_dir, config.vm, Side::Primary)).is_ok() {
+        let what = format!("{} runs on this host, and `afterimage protect` has it", config.vm);
+        let remedy = "a standby belongs on another host";
+        return Err(ExitError::new(Code::Failed, what).remedy(remedy).into());
+    }
+    let asking = || format!("a QEMU of an earlier standby, at {}", path.display());
+    let mut qmp = Qmp::connect(&path, QEMU).with_context(asking)?;
+    if run_state(&mut qmp).with_context(asking)? == "inmigrate" {
+        return Ok(None);
+    }
+    Ok(Some(Watched::new(qmp.peer_pid()?).with_context(asking)?))
+}
+
+impl Running {
+    /// After the takeover: `base` is what the node had to say, with the generation that it won.
+    pub(super) fn taken_over(desk: Desk, vm: Watched, network: Network, base: Snapshot) -> Self {
+        let since = Clock.now();
+        Self {
+            desk,
+            vm,
+            network,
+            base,
+            since,
+            read_at: None,
+            arbiter_watch: report::ArbiterWatch::default(),
+            ending: false,
+        }
+    }
+
+    /// Found running.
+    pub(super) fn again(config: StandbyConfig, vm: Watched) -> Result<Self> {
+        let kept = keeper::running(&config.run_dir, config.vm);
+        let fields = json!({ "vm": config.vm, "qemu": vm.pid(), "keeper": kept.as_ref().map(keeper::Keeper::pid) });
+        tracing::info!(pid = vm.pid(), "{} runs here since an earlier takeover", config.vm);
+        let status = Status {
+            schema: SCHEMA,
+            side: "standby".into(),
+            role: "running".into(),
+            vm: config.vm.to_string(),
+            node: config.node.to_string(),
+            notes: report::standing_notes(),
+            ..Status::default()
+        };
+        let base = Snapshot { status, ..Snapshot::default() };
+        let running = Self::taken_over(Desk::new(config)?, vm, Network::found(kept), base);
+        emit("reattached", fields);
+        Ok(Self { read_at: Some(Clock.now()), ..running })
+    }
+
+    pub(super) fn run(mut self) -> Result<Code> {
+        while !self.ending {
+            self.turn()?;
+        }
+        Ok(Code::Done)
+    }
+
+    fn turn(&mut self) -> Result<()> {
+        self.sleep()?;
+        self.network.look();
+        if self.vm.has_ended() {
+            emit("ended", json!({ "why": "the VM's QEMU ended" }));
+            self.ending = true;
+            return Ok(());
+        }
+        self.ask_for_register();
+        self.hear_arbiter()?;
+        self.refuse_primaries();
+        self.hear_control();
+        Ok(())
+    }
+
+    fn sleep(&self) -> Result<()> {
+        let desk = &self.desk;
+        let mut fds = Vec::with_capacity(8);
+        fds.extend([desk.control.as_fd(), desk.arbiter.as_fd(), desk.listener.as_fd(), self.vm.as_fd()].map(readable));
+        fds.extend(desk.scrapes.as_ref().map(|s| readable(s.as_fd())));
+        fds.extend(self.network.wait_fds());
+        let until = self.network.deadline().into_iter().chain(self.read_at).min();
+        wait(&mut fds, Clock.now(), until, VM_CHECK)?;
+        Ok(())
+    }
+
+    // --- the register ---
+
+    fn ask_for_register(&mut self) {
+        let now = Clock.now();
+        if self.read_at.is_some_and(|at| at <= now) {
+            self.read_at = None;
+            self.desk.arbiter.ask(Ask::Read);
+        }
+    }
+
+    fn hear_arbiter(&mut self) -> Result<()> {
+        while let Some(answer) = self.desk.arbiter.take_answer() {
+            if let Answer::Read(held) = answer {
+                self.hear_register(held)?;
+            }
+        }
+        self.arbiter_watch.look(&self.desk.arbiter.health());
+        Ok(())
+    }
+
+    fn hear_register(&mut self, held: Option<Register>) -> Result<()> {
+        let vm = self.desk.config.vm;
+        let us = Owner { node: self.desk.this, instance: self.vm.instance() };
+        match held {
+            Some(register) if register.owner.node.id != us.node.id => {
+                // Whatever passes packets here shows a second copy of the VM.
+                let relieved = keeper::relieve(&self.desk.config.run_dir, vm)?;
+                emit("fenced", json!({ "vm": vm, "register": register, "keeper_relieved": relieved }));
+                let what = format!(
+                    "{vm} belongs to node {} since {}: the copy that runs here must not be seen",
+                    register.owner.node, register.generation
+                );
+                let remedy = format!("it has no network any more; end its QEMU, process {}", self.vm.pid());
+                Err(ExitError::new(Code::Fenced, what).remedy(remedy).into())
+            }
+            Some(register) if register.owner.names(&us) && register.mode == Mode::Solo => {
+                self.base.status.generation = register.generation.0;
+                if !self.network.is_entitled() {
+                    emit("register", json!({ "register": register }));
+                    self.network.entitle(Charge::of_standby(&self.desk.config, register.generation));
+                }
+                Ok(())
+            }
+            other => {
+                if let Some(register) = other {
+                    self.base.status.generation = register.generation.0;
+                }
+                self.read_at = Some(after(Clock.now(), READ_AGAIN));
+                Ok(())
+            }
+        }
+    }
+
+    // --- whoever calls ---
+
+    fn refuse_primaries(&mut self) {
+        match self.desk.listener.accept(Duration::ZERO) {
+            Ok(None) => {}
+            Ok(Some(offer)) => {
+                let (vm, node, peer) = (offer.hello.vm, offer.hello.node, offer.peer_addr);
+                let qmp = self.desk.config.run_dir.join(self.desk.config.vm.to_string()).join("standby.qmp");
+                let why = format!(
+                    "this node runs a VM that it took over, {}: protect that one (--qmp {}), or end it",
+                    self.desk.config.vm,
+                    qmp.display()
+                );
+                tracing::warn!(%vm, %node, %peer, why, "refused");
+                emit("refused", json!({ "peer": peer, "node": node, "why": why }));
+                if let Err(error) = offer.refuse(&why) {
+                    tracing::debug!(%error, "the refusal was not heard");
+                }
+            }
+            Err(error) => tracing::warn!(%error, "a caller was turned away"),
+        }
+    }
+
+    fn hear_control(&mut self) {
+        while let Some(request) = self.desk.control.take() {
+            if request.request.decides() {
+                emit("operator", json!({ "request": request.request, "role": "running" }));
+            }
+            let response = match request.request {
+                Request::Status => Response::Status(Box::new(self.status())),
+                Request::Keepalive => Response::Keepalive(Box::new(self.beating().report())),
+                // `afterimage protect` on this node wants the VM. The keeper stays until its gate is there.
+                Request::Handover => {
+                    self.ending = true;
+                    done("leaving")
+                }
+                Request::Takeover => refused("nothing to take over: the VM runs here"),
+                _ => refused("the VM runs here, unprotected: `afterimage protect` protects it again"),
+            };
+            request.reply(response);
+        }
+        while let Some(scrape) = self.desk.scrapes.as_ref().and_then(Scrapes::take) {
+            scrape.reply(Snapshot { status: self.status(), ..self.base.clone() });
+        }
+    }
+
+    fn beating(&self) -> Session<'_> {
+        let config = &self.desk.config;
+        Session {
+            configured: config.wish(),
+            beats: None,
+            status: self.status(),
+            config_file: config.config_file.clone(),
+        }
+    }
+
+    fn status(&self) -> Status {
+        let mut status = self.base.status.clone();
+        let elapsed = u64::try_from(Clock.now().since(self.since).as_millis()).unwrap_or(u64::MAX);
+        status.last_ack_age_ms = status.last_ack_age_ms.map(|ms| ms.saturating_add(elapsed));
+        report::fill_arbiter(&mut status, &self.desk.arbiter);
+        if let Some(gate) = self.network.gate() {
+            report::fill_gate(&mut status, gate.stats(), gate);
+        }
+        status.notes.extend(self.network.note());
+        if !self.network.is_entitled() {
+            status.notes.push(
+                "the register has not said yet that this node runs the VM alone: its network is not opened anew before; \
+                 `afterimage protect` asks for the VM"
+                    .into(),
+            );
+        }
+        status
+    }
+}
+
+fn after(now: Time, pause: Duration) -> Time {
+    Time(now.0.saturating_add(u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX)))
+}

@@ -1,0 +1,249 @@
+//! The takeover: the VM is ours, and has to run here. What stands in the way is said, and tried again for ever: the register
+//! names this node, so nobody else may run it, and this image is the last copy.
+//!
+//! ```text
+//!   TakeOver ──> gate there? ──> a QEMU waits? ──yes──────────────────> gate opens, QEMU is fed ──> runs
+//!                  │ no             │ no                 ^                │ no
+//!                  │                └──> one is started ─┘                │
+//!                  └──────────> said; in 0, 1, 2, 4 … 30 s again <────────┘
+//! ```
+//!
+//! QEMU is started and fed on a thread: the loop goes on pumping the gate and answering its operator.
+
+use super::{
+    node::{NIC_PATIENCE, Node},
+    task::Task,
+    vm::Lent,
+};
+use crate::{
+    events::emit,
+    exit,
+    gate::TapPort,
+    qemu::standby::{StandbyError, TakeoverTimes},
+    report,
+};
+use anyhow::{Context, Result};
+use mc_core::{
+    gate::OutputGate,
+    id::{Epoch, Generation, Time},
+    standby::Event,
+};
+use serde_json::json;
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    time::Duration,
+};
+
+/// Between two attempts at most.
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// A takeover that has not succeeded yet.
+#[derive(Debug)]
+pub(super) struct Pending {
+    generation: Generation,
+    epoch: Epoch,
+    silence: Duration,
+    won_at: Time,
+    attempt: Option<Task<Attempt>>,
+    failures: u32,
+    /// Why the last attempt failed.
+    why: String,
+    /// `None` while one is under way, and when there is no use in another.
+    again_at: Option<Time>,
+}
+
+/// What a thread brings back.
+#[derive(Debug)]
+struct Attempt {
+    lent: Lent,
+    /// Of a QEMU that was only started, nothing.
+    outcome: Result<Option<TakeoverTimes>, StandbyError>,
+}
+
+impl Pending {
+    /// For status.
+    pub(super) fn note(&self, vm: &str, now: Time) -> Option<String> {
+        if self.failures == 0 {
+            return None;
+        }
+        let (times, why) = (self.failures, &self.why);
+        let next = match self.again_at {
+            Some(at) => format!("tried again in {} s", at.since(now).as_secs_f64().ceil()),
+            None if self.attempt.is_some() => "being tried again".to_owned(),
+            None => "not tried again".to_owned(),
+        };
+        Some(format!(
+            "the takeover failed {times} times, {next}: {why}. Image, device state and register are kept. {}",
+            remedy(vm)
+        ))
+    }
+}
+
+fn remedy(vm: &str) -> String {
+    format!("What to do: mend what it names; or write the VM out with `afterimage image export --vm {vm} --to DIR`")
+}
+
+impl Node {
+    /// The VM is ours.
+    pub(super) fn take_over(&mut self, generation: Generation, epoch: Epoch) -> Result<()> {
+        let silence = self.beats.as_ref().and_then(|b| b.suspicion()).map_or(Duration::ZERO, |s| s.silent_for);
+        self.beats = None;
+        self.watch.end();
+        if self.vm.is_none() || self.driver.image().is_none() {
+            anyhow::bail!("{generation} is ours, but there is no VM to run: this is a bug");
+        }
+        self.pending = Some(Pending {
+            generation,
+            epoch,
+            silence,
+            won_at: self.clock.now(),
+            attempt: None,
+            failures: 0,
+            why: String::new(),
+            again_at: None,
+        });
+        self.call_export_off();
+        self.attempt();
+        Ok(())
+    }
+
+    /// Whether QEMU is being started or fed.
+    pub(super) fn is_attempting(&self) -> bool {
+        self.pending.as_ref().is_some_and(|pending| pending.attempt.is_some())
+    }
+
+    /// What to wait for.
+    pub(super) fn attempt_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.pending.as_ref()?.attempt.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Goes on with a takeover: what came of an attempt, or the next one. An export that an operator asked for comes first.
+    pub(super) fn pursue_takeover(&mut self) {
+        let now = self.clock.now();
+        let Some(pending) = &mut self.pending else { return };
+        if let Some(ended) = pending.attempt.as_ref().and_then(Task::take) {
+            pending.attempt = None;
+            return self.attempted(ended);
+        }
+        if self.export.is_none() && pending.again_at.is_some_and(|at| now >= at) {
+            pending.again_at = None;
+            self.attempt();
+        }
+    }
+
+    fn attempt(&mut self) {
+        if let Err(error) = self.try_attempt() {
+            self.failed(&error, true);
+        }
+    }
+
+    fn try_attempt(&mut self) -> Result<()> {
+        self.mend_gate()?;
+        let mut lent = self.vm.as_mut().context("a waiting VM")?.lend()?;
+        if lent.is_alive() {
+            return self.feed(lent);
+        }
+        self.on_a_thread("starting QEMU", move || Attempt { outcome: lent.start().map(|()| None), lent })
+    }
+
+    /// Its gate opens before it runs: from here on it is the one visible copy.
+    fn feed(&mut self, mut lent: Lent) -> Result<()> {
+        let (Some(vm), Some(image)) = (&self.vm, self.driver.image()) else { anyhow::bail!("there is no image") };
+        let state = vm.state(image);
+        if let Err(error) = self.gate.open() {
+            self.give_back(lent);
+            return Err(error).context("opening the gate");
+        }
+        self.on_a_thread("takeover", move || Attempt { outcome: lent.take_over(&state).map(Some), lent })
+    }
+
+    fn on_a_thread(&mut self, name: &str, work: impl FnOnce() -> Attempt + Send + 'static) -> Result<()> {
+        let task = Task::spawn(name, work).context("a thread for the takeover")?;
+        if let Some(pending) = &mut self.pending {
+            pending.attempt = Some(task);
+        }
+        Ok(())
+    }
+
+    fn give_back(&mut self, lent: Lent) {
+        if let Some(vm) = &mut self.vm {
+            vm.give_back(lent);
+        }
+    }
+
+    fn attempted(&mut self, ended: std::io::Result<Attempt>) {
+        let Attempt { mut lent, outcome } = match ended {
+            Ok(attempt) => attempt,
+            Err(error) => return self.failed(&error.into(), true),
+        };
+        match outcome {
+            Ok(Some(times)) => {
+                self.give_back(lent);
+                self.succeeded(times);
+            }
+            Ok(None) => {
+                // A QEMU waits: its NICs are ours to connect, and then it is fed.
+                if !lent.is_alive() {
+                    self.give_back(lent);
+                    return self.failed(&anyhow::anyhow!("the QEMU that was started has ended again"), true);
+                }
+                let fed = match self.gate.connect(NIC_PATIENCE) {
+                    Ok(()) => self.feed(lent),
+                    Err(error) => {
+                        self.give_back(lent);
+                        Err(error.into())
+                    }
+                };
+                if let Err(error) = fed {
+                    self.failed(&error, true);
+                }
+            }
+            Err(error) => {
+                self.give_back(lent);
+                let again = !error.is_spoiled();
+                self.failed(&error.into(), again);
+            }
+        }
+    }
+
+    fn succeeded(&mut self, times: TakeoverTimes) {
+        let Some(pending) = self.pending.take() else { return };
+        if let Some(vm) = &self.vm {
+            vm.runs();
+        }
+        self.claim = None;
+        let ms = |d: Duration| d.as_secs_f64() * 1e3;
+        let qemu = json!({ "sent_ms": ms(times.sent), "resumed_ms": ms(times.resumed) });
+        self.took_over((pending.generation, pending.epoch), (pending.silence, pending.won_at), &qemu);
+        self.driver.event(Event::Running);
+    }
+
+    fn failed(&mut self, error: &anyhow::Error, again: bool) {
+        let now = self.clock.now();
+        let Some(pending) = &mut self.pending else { return };
+        pending.failures += 1;
+        pending.why = exit::words(error);
+        // What was a moment's trouble is over at once.
+        let wait = match pending.failures {
+            1 => Duration::ZERO,
+            n => Duration::from_secs(1 << (n - 2).min(5)).min(LONGEST),
+        };
+        pending.again_at = again.then(|| now.after(wait));
+        let remedy = remedy(&self.config.vm.to_string());
+        tracing::error!(error = pending.why, again_in = ?wait, remedy, "the takeover failed; everything is kept");
+        let again_in_ms = again.then(|| report::ms(wait));
+        let fields =
+            json!({ "why": pending.why, "times": pending.failures, "again_in_ms": again_in_ms, "remedy": remedy });
+        emit("takeover-failed", fields);
+    }
+
+    /// A TAP device that was deleted and made again is another one: the gate is joined to that.
+    fn mend_gate(&mut self) -> Result<()> {
+        for (index, nic) in self.config.nics.iter().enumerate() {
+            if self.gate.check_port(index).is_err() {
+                self.gate.replace_port(index, Box::new(TapPort::open(&nic.tap)?));
+            }
+        }
+        Ok(())
+    }
+}

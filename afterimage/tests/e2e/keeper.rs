@@ -1,0 +1,219 @@
+//! A VM that nobody protects keeps its network: whoever runs it may die.
+
+use crate::{
+    guest::Vm,
+    net::{Client, Network, device, nic},
+    proc::{Proc, is_alive, kill, until},
+    world::{Standby, StandbyOptions, VM, World, kill_host},
+};
+use serde_json::Value;
+use std::{fs, path::PathBuf};
+
+/// A standby of a VM with a NIC, on a node.
+fn standby_with(world: &World, node: &str, begins: &'static str) -> Standby {
+    let mut qemu = world.standby_qemu(node, None);
+    qemu.extend(device(world.dir.path(), node));
+    let flags = vec!["--nic".to_owned(), nic(world.dir.path(), node)];
+    world.standby_with(node, &StandbyOptions { qemu: Some(qemu), flags, begins, ..StandbyOptions::default() })
+}
+
+/// The VM on node a, protected by node b; the guest's client has been served.
+fn pair(world: &World) -> (Vm, Proc, Standby, Client) {
+    let more = device(world.dir.path(), "a");
+    let vm = world.vm("vm", &more.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut standby = standby_with(world, "b", "waiting");
+    let mut protect = protect(world, "a", "a", &vm.qmp, &standby);
+    protect.wait_event("protected");
+    standby.proc.wait_event("protected");
+    let mut client = Client::new();
+    client.is_served(5);
+    (vm, protect, standby, client)
+}
+
+fn protect(world: &World, node: &str, name: &str, qmp: &std::path::Path, to: &Standby) -> Proc {
+    world.protect(node, name, qmp, to.addr, &format!("--nic {}", nic(world.dir.path(), node)))
+}
+
+fn status(world: &World, node: &str, role: &str) -> Value {
+    let (_, stdout, stderr) = world.run(node, &format!("status --vm {VM} --json --role {role}"));
+    serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{e}: {stdout:?} {stderr}"))
+}
+
+fn pid(event: &Value, field: &str) -> u32 {
+    u32::try_from(event[field].as_u64().unwrap_or_else(|| panic!("no {field}: {event}"))).unwrap()
+}
+
+#[test]
+fn after_a_takeover_nobodys_death_takes_the_network_along() {
+    let Some(_network) = Network::enter(&["a", "b", "c"]) else { return };
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (mut vm, mut host_a, mut b, mut client) = pair(&world);
+    kill_host(&mut vm, &mut host_a);
+    let taken = b.proc.wait_event("running");
+    let started = b.proc.wait_event("keeper-started");
+    assert_eq!(started["handed_over"], true, "no frame is lost: {started}");
+    let qemu = b.proc.child_with("qemu").expect("the standby's QEMU");
+    client.is_served(5);
+    let said = status(&world, "b", "standby");
+    assert_eq!(said["role"], "running", "{said}");
+    assert!(said["notes"].to_string().contains("keeps the VM's network"), "{said}");
+
+    b.proc.kill();
+    client.is_served(20);
+    assert!(is_alive(qemu));
+    let said = status(&world, "b", "keeper");
+    assert_eq!((&said["role"], &said["protected"]), (&"keeping".into(), &false.into()), "{said}");
+    assert_eq!(said["generation"], taken["generation"], "{said}");
+    assert!(said["released_packets"].as_u64() >= Some(20), "{said}");
+
+    // A new standby on this host attaches to the VM, and a keeper that dies is started again.
+    let mut again = standby_with(&world, "b", "reattached");
+    assert_eq!(pid(&again.proc.wait_event("reattached"), "keeper"), pid(&started, "keeper"));
+    again.proc.wait_event("register");
+    let said = status(&world, "b", "standby");
+    assert_eq!((&said["role"], &said["generation"]), (&"running".into(), &taken["generation"]), "{said}");
+    kill(pid(&started, "keeper"));
+    let next = again.proc.wait_event("keeper-started");
+    assert_eq!(next["handed_over"], false, "{next}");
+    client.is_served(5);
+
+    // `protect` relieves both, and protects the VM to a third node.
+    let mut c = standby_with(&world, "c", "waiting");
+    let mut host_b = protect(&world, "b", "b2", &world.run_dir("b").join("web/standby.qmp"), &c);
+    again.proc.expect_end(0, &[]);
+    host_b.wait_event("protected");
+    c.proc.wait_event("protected");
+    assert!(!is_alive(pid(&next, "keeper")), "its place is the data path's");
+    client.is_served(5);
+
+    let data_path = host_b.data_path();
+    for pid in [host_b.pid(), data_path, qemu] {
+        kill(pid);
+    }
+    c.proc.wait_event("running");
+    client.is_served(5);
+    b.serial.assert_continued_by(&c.serial);
+}
+
+#[test]
+fn what_ends_the_standbys_control_group_ends_neither_vm_nor_network() {
+    let Some(_network) = Network::enter(&["a", "b"]) else { return };
+    let Some(group) = Group::new() else { return };
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let more = device(world.dir.path(), "a");
+    let mut vm = world.vm("vm", &more.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut b = standby_with(&world, "b", "waiting");
+    group.take(b.proc.pid());
+    let mut host_a = protect(&world, "a", "a", &vm.qmp, &b);
+    host_a.wait_event("protected");
+    b.proc.wait_event("protected");
+    let mut client = Client::new();
+    client.is_served(5);
+    kill_host(&mut vm, &mut host_a);
+    let started = b.proc.wait_event("keeper-started");
+    let qemu = b.proc.child_with("qemu").expect("the standby's QEMU");
+
+    group.kill();
+    assert_eq!(b.proc.wait(), -1, "it was in the group");
+    client.is_served(20);
+    assert!(is_alive(qemu) && is_alive(pid(&started, "keeper")));
+}
+
+#[test]
+fn a_keeper_ends_with_its_vm_and_a_standby_waits_anew() {
+    let Some(_network) = Network::enter(&["a", "b"]) else { return };
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (mut vm, mut host_a, mut b, _client) = pair(&world);
+    kill_host(&mut vm, &mut host_a);
+    let keeper = pid(&b.proc.wait_event("keeper-started"), "keeper");
+    kill(b.proc.child_with("qemu").expect("the standby's QEMU"));
+    b.proc.expect_end(0, &[]);
+    until("the keeper ends", || (!is_alive(keeper)).then_some(()));
+    let mut next = standby_with(&world, "b", "waiting");
+    assert!(next.proc.is_running());
+}
+
+#[test]
+fn an_operator_gives_a_vm_its_network_by_hand() {
+    let Some(_network) = Network::enter(&["a", "b"]) else { return };
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (vm, mut host_a, b, mut client) = pair(&world);
+    let line = |more: &str| {
+        let nic = nic(world.dir.path(), "a");
+        format!("keeper --vm {VM} --node a --nic {nic} --state-dir {} {more}", world.path("state").display())
+    };
+    let yes = "--yes-the-other-side-is-stopped";
+    let (code, _, stderr) = world.run("a", &line(""));
+    assert!(code == 2 && stderr.contains(yes) && stderr.contains("`afterimage protect`"), "{code}: {stderr}");
+    let (code, _, stderr) = world.run("a", &line(yes));
+    assert!(code == 1 && stderr.contains("afterimage runs here for web already"), "{code}: {stderr}");
+
+    assert_eq!(world.run("a", &format!("unprotect --vm {VM}")).0, 0);
+    world.wait_role("a", "solo");
+    for pid in [host_a.pid(), host_a.data_path()] {
+        kill(pid);
+    }
+    host_a.kill();
+    assert!(client.hears_nothing(), "the gate is gone, and with it the network");
+    let mut command = World::program();
+    command.args(crate::world::words(&line(yes))).arg("--run-dir").arg(world.run_dir("a"));
+    let mut keeper = Proc::spawn(world.dir.path(), "keeper", command);
+    keeper.wait_event("keeping");
+    client.is_served(5);
+    let (code, stdout, _) = world.run("a", &format!("status --vm {VM} --role keeper"));
+    assert!(code == 3 && stdout.contains("web on a (keeper): keeping, NOT PROTECTED"), "{code}: {stdout}");
+
+    // A standby does not belong here; `protect` does.
+    let flags = ["--listen", "127.0.0.1:0", "--arbiter", &world.arbiter, "--node", "a", "--vm", VM];
+    let mut command = World::program();
+    command.arg("standby").args(flags).arg("--run-dir").arg(world.run_dir("a"));
+    command.arg("--state-dir").arg(world.path("state")).args(["--", "qemu-system-x86_64"]);
+    Proc::spawn(world.dir.path(), "stranger", command).expect_end(6, &["keeps its network", "another host"]);
+    let mut next = protect(&world, "a", "a2", &vm.qmp, &b);
+    next.wait_event("protected");
+    keeper.expect_end(0, &["relieved"]);
+    client.is_served(5);
+}
+
+/// A control group of the test's own.
+struct Group(PathBuf);
+
+impl Group {
+    /// `None`, with the reason printed, where there can be none.
+    fn new() -> Option<Self> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let line = mounts.lines().find(|line| line.contains(" - cgroup2 "));
+        let Some(root) = line.and_then(|line| line.split(' ').nth(4)) else {
+            println!("skipped: no cgroup2 hierarchy is mounted");
+            return None;
+        };
+        let path = PathBuf::from(root).join(format!("ai-e2e-{}", std::process::id()));
+        if let Err(error) = fs::create_dir(&path) {
+            println!("skipped: {}: {error}", path.display());
+            return None;
+        }
+        if !path.join("cgroup.kill").exists() {
+            println!("skipped: this kernel has no cgroup.kill");
+            let _ = fs::remove_dir(&path);
+            return None;
+        }
+        Some(Self(path))
+    }
+
+    fn take(&self, pid: u32) {
+        fs::write(self.0.join("cgroup.procs"), pid.to_string()).unwrap();
+    }
+
+    fn kill(&self) {
+        fs::write(self.0.join("cgroup.kill"), "1").unwrap();
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.kill();
+        let gone = || fs::read_to_string(self.0.join("cgroup.procs")).is_ok_and(|pids| pids.is_empty());
+        until("the group is empty", || gone().then_some(()));
+        let _ = fs::remove_dir(&self.0);
+    }
+}

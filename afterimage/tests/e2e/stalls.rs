@@ -1,0 +1,168 @@
+//! A process that is there, beats, and does nothing else: its loop stands still, its log cannot be written, its VM does not run.
+//! Each ends as a death does, and neither side calls it protected meanwhile.
+
+use crate::{
+    proc::{Proc, signal, until},
+    world::{StandbyOptions, VM, World, free_addr, words},
+};
+use nix::{
+    sys::{ptrace, wait},
+    unistd::Pid,
+};
+use rustix::process::Signal;
+use std::{
+    io::{PipeReader, Write},
+    net::TcpStream,
+    process::{Command, Stdio},
+};
+
+/// One thread of a process that stands still: the one that runs the loop. The others, that which beats among them, go on.
+struct Frozen(Pid);
+
+impl Frozen {
+    /// The main thread, which has the process's id. Only the test's own thread may let it go on.
+    fn main_thread(pid: u32) -> Self {
+        let pid = Pid::from_raw(i32::try_from(pid).unwrap());
+        ptrace::seize(pid, ptrace::Options::empty()).expect("ptrace(2), as root");
+        ptrace::interrupt(pid).unwrap();
+        wait::waitpid(pid, Some(wait::WaitPidFlag::__WALL)).unwrap();
+        Self(pid)
+    }
+
+    fn thaw(self) {
+        ptrace::detach(self.0, None).unwrap();
+    }
+}
+
+#[test]
+fn a_primary_whose_loop_stands_still_is_taken_over_and_wakes_up_fenced() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (vm, mut protect, mut standby) = world.pair();
+    let frozen = Frozen::main_thread(protect.data_path());
+    standby.proc.wait_event("running");
+    standby.serial.goes_on();
+    // Whoever asks meanwhile is not told that all is well, or nothing.
+    let (code, stdout, stderr) = world.run("a", &format!("status --vm {VM} --json"));
+    let status: serde_json::Value = serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{e}: {stdout} {stderr}"));
+    assert_eq!((code, &status["role"], &status["protected"]), (3, &"stalled".into(), &false.into()), "{status}");
+    assert!(status["stalled"].as_str().unwrap().contains("the loop has not turned for"), "{status}");
+    let (code, _, stderr) = world.run("a", &format!("unprotect --vm {VM}"));
+    assert!(code == 1 && stderr.contains("the process is there, but the loop has not turned for"), "{stderr}");
+    vm.serial.assert_continued_by(&standby.serial);
+    frozen.thaw();
+    protect.expect_end(4, &["error: ", "another node owns the VM now"]);
+}
+
+#[test]
+fn a_standby_whose_loop_stands_still_is_given_up() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (vm, mut protect, mut standby) = world.pair();
+    let solo = protect.count("solo");
+    let frozen = Frozen::main_thread(standby.proc.pid());
+    protect.wait_events("solo", solo + 1);
+    vm.serial.goes_on();
+    vm.serial.assert_sound();
+    frozen.thaw();
+    standby.proc.wait_events("waiting", 2);
+    assert_eq!(standby.proc.count("running"), 0, "{}", standby.proc.said());
+}
+
+/// A standby that narrates into a pipe that nobody reads, which is as full as a crowd of callers can make it.
+fn mute_standby(world: &World) -> (Proc, std::net::SocketAddr, PipeReader) {
+    let (addr, options) = (free_addr(), StandbyOptions::default());
+    let (reader, mut pipe) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&pipe, true).unwrap();
+    while pipe.write(&[b'.'; 512]).is_ok() {}
+    // The descriptor is one with the child's: a line must find the pipe full, and not be refused.
+    rustix::io::ioctl_fionbio(&pipe, false).unwrap();
+    let mut command = Command::new("sh");
+    // `Proc` has its own file for standard error; the pipe is descriptor 0 until the shell makes it 2.
+    command.args(["-c", r#"exec "$0" "$@" 2>&0 </dev/null"#]).arg(env!("CARGO_BIN_EXE_afterimage"));
+    command.args(["standby", "--vm", options.vm, "--node", "b", "--listen", &addr.to_string()]);
+    command.args(["--arbiter", &world.arbiter, "--run-dir"]).arg(world.run_dir("b"));
+    command.arg("--state-dir").arg(world.path("state")).arg("--ram-dir").arg(world.dir.path()).arg("--");
+    command.args(world.standby_qemu("b", None)).env("AFTERIMAGE_LOG", "debug");
+    let mut proc = Proc::spawn_from(world.dir.path(), "b", command, Stdio::from(pipe));
+    proc.wait_event("waiting");
+    (proc, addr, reader)
+}
+
+#[test]
+fn a_log_that_nobody_reads_stops_no_standby() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let vm = world.vm("vm", &[]);
+    let (mut standby, addr, _unread) = mute_standby(&world);
+    let mut protect = world.protect("a", "a", &vm.qmp, addr, "");
+    protect.wait_event("protected");
+    standby.wait_event("protected");
+    for _ in 0..600 {
+        drop(TcpStream::connect(addr).unwrap());
+    }
+    let acked = || world.status("a")["last_ack_epoch"].as_u64().unwrap();
+    let then = acked();
+    until("epochs are still committed", || (acked() > then + 20).then_some(()));
+    assert_eq!(world.wait_role("b", "protecting")["protected"], true);
+    assert_eq!(world.status("a")["role"], "protected", "{}", protect.said());
+    vm.serial.goes_on();
+    // It is killed with its pipe as full as before, and ends.
+    signal(standby.pid(), Signal::KILL);
+    world.wait_role("a", "solo");
+}
+
+#[test]
+fn a_qemu_that_a_signal_stopped_is_taken_over() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (mut vm, mut protect, mut standby) = world.pair();
+    signal(vm.proc.pid(), Signal::STOP);
+    let status = until("status tells", || {
+        let (code, stdout, _) = world.run("a", &format!("status --vm {VM} --json"));
+        let status: serde_json::Value = serde_json::from_str(&stdout).ok()?;
+        status["stalled"].is_string().then_some((code, status))
+    });
+    assert!(matches!(status.0, 3 | 4) && status.1["protected"] == false, "{status:?}");
+    assert!(status.1["stalled"].as_str().unwrap().contains("a signal stopped its QEMU"), "{status:?}");
+    standby.proc.wait_event("running");
+    standby.serial.goes_on();
+    protect.expect_end(4, &["error: ", "another node owns the VM now"]);
+    until("its copy is ended, though it does not answer", || (!vm.proc.is_running()).then_some(()));
+    vm.serial.assert_continued_by(&standby.serial);
+}
+
+#[test]
+fn a_qemu_that_runs_again_before_anybody_took_the_vm_goes_on() {
+    let Some((world, mut witness)) = World::with_witness() else { return };
+    let (vm, mut protect, mut standby) = world.pair();
+    // Nobody can win: the arbiter is away.
+    witness.kill();
+    standby.proc.wait_event("arbiter-unreachable");
+    signal(vm.proc.pid(), Signal::STOP);
+    standby.proc.wait_event("asking");
+    protect.wait_event("yielding");
+    standby.proc.kill();
+    signal(vm.proc.pid(), Signal::CONT);
+    protect.wait_event("asking");
+    let _witness = world.witness_again();
+    world.wait_role("a", "solo");
+    vm.serial.goes_on();
+    vm.serial.assert_sound();
+}
+
+#[test]
+fn beats_that_would_fence_a_live_host_are_refused_before_anything_is_touched() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let vm = world.vm("vm", &[]);
+    let remedy = "what to do: take a ";
+    for (flags, said) in [
+        ("--beat-interval 1ms --detect-multiplier 1", "bears no lost beat"),
+        ("--beat-interval 10ms --detect-multiplier 1", "10ms (10ms x 1) bears no lost beat"),
+        ("--beat-interval 100us --detect-multiplier 3", "100µs"),
+    ] {
+        world.protect("a", "a", &vm.qmp, free_addr(), flags).expect_end(2, &["error: ", said, remedy]);
+        let mut command = World::program();
+        command.args(["standby", "--vm", VM, "--node", "b", "--listen", &free_addr().to_string()]).args(words(flags));
+        command.args(["--arbiter", &world.arbiter, "--run-dir"]).arg(world.run_dir("b")).arg("--state-dir");
+        command.arg(world.path("state")).arg("--").args(world.standby_qemu("b", None));
+        Proc::spawn(world.dir.path(), "b", command).expect_end(2, &["error: ", said, remedy]);
+    }
+    vm.serial.goes_on();
+}

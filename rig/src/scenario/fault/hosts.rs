@@ -1,0 +1,97 @@
+//! Hosts die, freeze, and lose sight of each other.
+
+use crate::{
+    hosts::Place,
+    scenario::{round::Round, status, watch::Watch},
+    timeline::{pass, poll},
+};
+use anyhow::Result;
+use serde_json::Value;
+use std::time::Duration;
+
+pub(super) fn kill_primary(watch: &mut Watch, round: &mut Round<'_>) -> Result<()> {
+    die(watch, round, Place::Primary)?;
+    watch.await_survivor(round)
+}
+
+/// (What runs on a host dies one after the other: the last may miss the first, as it would nowhere else.)
+pub(super) fn die(watch: &mut Watch, round: &Round<'_>, place: Place) -> Result<()> {
+    let death = round.topology.prepare_death(place)?;
+    watch.strike(round, &format!("{} host dies", crate::scenario::watch::name(place)));
+    watch.due(round, "protect");
+    watch.due(round, "standby");
+    death()
+}
+
+pub(super) fn cut_link(watch: &mut Watch, round: &mut Round<'_>) -> Result<()> {
+    cut(watch, round)?;
+    watch.await_survivor(round)?;
+    watch.await_fenced(round)
+}
+
+/// The replication link falls silent.
+pub(super) fn cut(watch: &mut Watch, round: &Round<'_>) -> Result<()> {
+    let cut = round.topology.prepare_cut()?;
+    watch.strike(round, "replication link is cut");
+    watch.due(round, "protect");
+    watch.due(round, "standby");
+    cut()
+}
+
+pub(super) fn cut_rdma(watch: &mut Watch, round: &mut Round<'_>) -> Result<()> {
+    let cut = round.topology.prepare_rdma_cut()?;
+    watch.strike(round, "RDMA is cut");
+    cut()?;
+    watch.stays();
+    let mut status = Value::Null;
+    poll(round.topology.patience(), || {
+        status = round.status();
+        status::transport(&status).is_some_and(|t| t.starts_with("tcp"))
+    })?;
+    round.timeline.note("checkpoints travel over TCP");
+    if status::fallbacks(&status).unwrap_or(0) == 0 {
+        watch.complain(format!("no fall-back was counted; transport: {:?}", status::transport(&status)));
+    }
+    if !status::is_protected(&status) {
+        watch.complain("the VM was not protected after the fall-back");
+    }
+    Ok(())
+}
+
+pub(super) fn freeze_primary(watch: &mut Watch, round: &mut Round<'_>) -> Result<()> {
+    freeze(watch, round)?;
+    watch.await_survivor(round)?;
+    pass(Duration::from_secs(1))?;
+    thaw(watch, round)
+}
+
+/// Everything on the primary host stops. No frame of its VM is due from here on.
+pub(super) fn freeze(watch: &mut Watch, round: &Round<'_>) -> Result<()> {
+    watch.strike(round, "primary host freezes");
+    watch.due(round, "protect");
+    watch.due(round, "standby");
+    let primary = round.topology.host(Place::Primary);
+    primary.freeze()?;
+    watch.last_due_frame = Some(primary.frames_out()?);
+    Ok(())
+}
+
+pub(super) fn thaw(watch: &mut Watch, round: &mut Round<'_>) -> Result<()> {
+    round.timeline.note("primary host thaws");
+    round.topology.host(Place::Primary).thaw()?;
+    watch.await_fenced(round)
+}
+
+pub(super) fn kill_standby(watch: &mut Watch, round: &mut Round<'_>) -> Result<()> {
+    die(watch, round, Place::Standby)?;
+    watch.await_survivor(round)?;
+    pass(Duration::from_secs(1))?;
+    watch.calm();
+    round.topology.restore()?;
+    round.timeline.note("standby host is back");
+    round.new_standby()?;
+    if let Err(error) = round.protect() {
+        watch.complain(format!("the VM was not protected again: {error:#}"));
+    }
+    Ok(())
+}
