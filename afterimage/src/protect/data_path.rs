@@ -303,9 +303,9 @@ impl DataPath {
         self.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
         let code = if unsupported { Code::Prerequisite } else { Code::Failed };
         if unsupported || first {
-            self.give_up_for(code, why)
+            self.give_up_for(code, why);
         } else {
-            self.notes.push(format!("not protected: {why}"))
+            self.notes.push(format!("not protected: {why}"));
         }
     }
 

@@ -8,6 +8,7 @@ mod deaths;
 mod ends;
 mod guest;
 mod happy;
+mod identities;
 mod keeper;
 mod live;
 mod manual;

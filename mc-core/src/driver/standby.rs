@@ -313,7 +313,7 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
             Body::Rehearse => self.event(Event::RehearsalAsked { generation, epoch }),
             Body::Goodbye(_) => self.event(Event::Goodbye),
             Body::Ack { .. } | Body::Nack(_) | Body::Rehearsed | Body::Words(_) => {
-                self.drop_link("a record that only a standby sends".to_owned())
+                self.drop_link("a record that only a standby sends".to_owned());
             }
             Body::Rerouted { .. } => self.drop_link("a record that only a link sends".to_owned()),
         }

@@ -12,7 +12,8 @@ pub(super) struct Words(Vec<u8>);
 impl Words {
     /// A text as records, in order.
     pub(super) fn records(text: &str) -> impl Iterator<Item = Body> + '_ {
-        let bytes = &text.as_bytes()[..text.floor_char_boundary(LIMIT)];
+        let end = (0..=text.len().min(LIMIT)).rev().find(|at| text.is_char_boundary(*at));
+        let bytes = &text.as_bytes()[..end.unwrap_or(0)];
         bytes.chunks(WORDS).map(|part| Body::Words(std::array::from_fn(|i| part.get(i).copied().unwrap_or(0))))
     }
 
