@@ -2,11 +2,10 @@
 
 use super::{
     export::Export,
-    network::Network,
     offer::spill_file,
     ram_file::Claim,
     report::{snapshot, standing, status, word},
-    running::{Desk, Running},
+    running,
     takeover::Pending,
     vm::WaitingVm,
     vouch::Callers,
@@ -23,7 +22,6 @@ use crate::{
     identity,
     inbox::{self, readable, wait},
     keepalive::{BeatHandle, Verdict},
-    keeper::Charge,
     live::{KeepaliveReport, Session, Wanted},
     metrics::Scrapes,
     paths::{Link, Watch},
@@ -93,8 +91,8 @@ pub(super) struct Node {
     pub(super) claim: Option<Claim>,
     pub(super) listener: Listener,
     pub(super) callers: Callers,
-    control: Control,
-    scrapes: Option<Scrapes>,
+    pub(super) control: Control,
+    pub(super) scrapes: Option<Scrapes>,
     role: Role,
     pub(super) suspected_at: Option<Time>,
     pub(super) swap: Swap,
@@ -157,25 +155,8 @@ impl Node {
         while self.driver.machine().role() != Role::Active {
             self.turn()?;
         }
-        match self.into_running()? {
-            Some(running) => running.run(),
-            None => {
-                emit("ended", json!({ "why": "the VM's QEMU ended" }));
-                Ok(Code::Done)
-            }
-        }
-    }
-
-    /// What is left to do once the VM runs here; `None` if its QEMU has ended already.
-    fn into_running(mut self) -> Result<Option<Running>> {
         self.report_role();
-        let base = snapshot(&self);
-        let generation = self.won.unwrap_or_default();
-        let vm = self.vm.as_mut().and_then(|vm| vm.watch().ok());
-        let Self { config, this, arbiter, control, scrapes, listener, gate, .. } = self;
-        let network = Network::taken_over(Charge::of_standby(&config, generation), gate);
-        let desk = Desk { config, this, arbiter, control, scrapes, listener };
-        Ok(vm.map(|vm| Running::taken_over(desk, vm, network, base)))
+        running::after_takeover(self)
     }
 
     fn turn(&mut self) -> Result<()> {
