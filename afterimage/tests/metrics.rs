@@ -3,7 +3,7 @@
 use afterimage::{
     keepalive::{BeatStats, PathStats},
     metrics::{Snapshot, Witness, openmetrics, plain},
-    status::{Status, Takeover},
+    status::{ArbiterStatus, Status, Takeover},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,6 +28,7 @@ fn snapshot(side: &str) -> Snapshot {
         transport: "tcp (fell back from RDMA: x; 1 times)".into(),
         last_ack_age_ms: Some(8),
         takeover: Some(Takeover::default()),
+        arbiter: ArbiterStatus { probe_age_ms: Some(900), ..ArbiterStatus::default() },
         beat_paths: vec![path],
         ..Status::default()
     };

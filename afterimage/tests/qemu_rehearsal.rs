@@ -7,10 +7,10 @@ mod qemu_support;
 use afterimage::qemu::{
     blocks::main_block,
     profile::Profile,
-    standby::{Rehearsal, RehearsalConfig, RehearsalError, Rehearsed, StandbyConfig, StandbyVm},
-    stream::{Kind, Outcome, Parser, StandbyStream},
+    standby::{Rehearsal, RehearsalConfig, RehearsalError, Rehearsed, StandbyConfig, StandbyVm, stock_command},
+    stream::{Emitter, Kind, Outcome, Parser, StandbyStream},
 };
-use mc_core::id::BlockId;
+use mc_core::id::{BlockId, PAGE_SIZE};
 use qemu_support::{Guest, Memory, PATIENCE, accel, command, counts};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Value, json};
@@ -22,6 +22,7 @@ use std::{
         unix::{fs::PermissionsExt, net::UnixListener},
     },
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -341,4 +342,44 @@ fn a_numa_nodes_memory_is_the_image() {
     let status = standby.qmp().execute("query-status", Value::Null, PATIENCE).unwrap();
     assert_eq!(status["status"], "running");
     standby.kill().unwrap();
+}
+
+/// What a standby leaves when it keeps its image: the RAM file, and a stream of everything else, for a stock QEMU with no
+/// capability set. (Pages that a stream does not have stay as they are.)
+#[test]
+fn a_kept_image_runs_from_its_file() {
+    let mut state = State::of(&[]);
+    let (serial, beside) = (state.dir.path().join("kept.serial"), state.dir.path().join("kept.state"));
+    let mut out = Vec::new();
+    let mut emitter = Emitter::new(&mut out, &state.profile.blocks);
+    emitter.header(&state.profile.machine, false).unwrap();
+    emitter.ram_start(false).unwrap();
+    emitter.ram_end_begin().unwrap();
+    for (id, content) in state.others() {
+        for (index, page) in (0..).zip(content.as_chunks::<PAGE_SIZE>().0) {
+            emitter.page(id, index * PAGE_SIZE as u64, page).unwrap();
+        }
+    }
+    emitter.section_end().unwrap();
+    emitter.finish(&state.memory.device, b"{}").unwrap();
+    fs::write(&beside, out).unwrap();
+    state.guest.child.kill().unwrap();
+
+    let argv = state.argv(&["-serial", &format!("file:{}", serial.display()), "-S"]);
+    let main = &state.profile.blocks[usize::from(state.main.0)];
+    let load = format!("exec:cat {}", beside.display());
+    let line = stock_command(&argv, main, Some(&state.ram_file), &load).unwrap();
+    let mut qemu = Command::new("sh").args(["-c", &format!("exec {line}")]).stdin(Stdio::null()).spawn().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while counts(&serial).len() < 5 && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(5));
+    }
+    let found = counts(&serial);
+    qemu.kill().unwrap();
+    qemu.wait().unwrap();
+    let at = u32::from_le_bytes(state.memory.block("pc.ram")[0x600..0x604].try_into().unwrap());
+    assert!(
+        found.len() >= 5 && found[0].abs_diff(at) <= 1,
+        "the guest counted {at}, and goes on with {found:?}: {line}"
+    );
 }

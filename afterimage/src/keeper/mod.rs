@@ -73,10 +73,11 @@ pub fn run(args: KeeperArgs) -> Result<Code> {
         None => nics.iter().map(|spec| NicParts { spec: spec.clone(), stream: None, tap: None }).collect(),
     };
     let handed = parts.iter().filter(|part| part.stream.is_some() && part.tap.is_some()).count();
-    let (gate, vm) = open(parts).map_err(|error| {
+    let gate = open(parts).map_err(|error| {
         let code = if error.is_prerequisite() { Code::Prerequisite } else { Code::Failed };
         ExitError::new(code, error)
     })?;
+    let vm = gate.connections().find_map(peer).map(Watched::new).transpose().context("the VM's QEMU has ended")?;
     if let Some(starter) = starter {
         starter.say(&FromKeeper::Keeping, &[]).context("the starter went away")?;
     }
@@ -133,15 +134,14 @@ fn handed_over(starter: &Luggage, nics: Vec<NicSpec>) -> Result<Vec<NicParts>> {
     }
 }
 
-/// The open gate, and the QEMU at the other end of it. At least one NIC is connected.
-fn open(parts: Vec<NicParts>) -> Result<(NicGate, Option<Watched>), GateError> {
+/// The open gate. At least one NIC is connected.
+fn open(parts: Vec<NicParts>) -> Result<NicGate, GateError> {
     let options = Options { held_limit_bytes: HELD_LIMIT_MIN, mode: Mode::Open };
     let mut gate = NicGate::from_parts(parts, options)?;
     if gate.connections().next().is_none() {
         gate.connect(NIC_PATIENCE)?;
     }
-    let vm = gate.connections().find_map(peer).and_then(|pid| Watched::new(pid).ok());
-    Ok((gate, vm))
+    Ok(gate)
 }
 
 /// The process that listens at the other end (`SO_PEERCRED`).

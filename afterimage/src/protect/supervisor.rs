@@ -276,7 +276,11 @@ impl Supervisor {
                 format!("QEMU and the data path died; {standby} has the VM's last commit, and takes over"),
             ),
             Verdict::VmGone { standby: None, .. } => {
-                (Code::Fenced, "QEMU and the data path died; the standby, if there is one, asks for the VM".to_owned())
+                let what = match self.proven {
+                    Some(_) => "QEMU and the data path died; the standby has the VM's last commit, and takes over",
+                    None => "QEMU and the data path died; the standby, if there is one, asks for the VM",
+                };
+                (Code::Fenced, what.to_owned())
             }
             Verdict::Silent { standby } => (
                 Code::Fenced,
@@ -358,6 +362,7 @@ impl Supervisor {
         match message {
             ToSupervisor::Wanted { protect } => self.brief.protect = *protect,
             ToSupervisor::Protected { generation } => self.proven = Some(*generation),
+            ToSupervisor::LeaveSource => self.proven = None, // the register says (solo, self)
             ToSupervisor::Stopping => self.told.since = None,
             ToSupervisor::MakeWay => {
                 self.qemu = None;

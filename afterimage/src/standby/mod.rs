@@ -56,7 +56,7 @@ pub fn run(config: StandbyConfig) -> Result<Code> {
     let who = Who { vm: config.vm, side: "standby", node: config.node, process: "standby" };
     events::record(who, &config.state_dir).context("threads for events")?;
     if let Some(vm) = running::find(&config)? {
-        return running::Running::again(config, vm)?.run();
+        return running::after_restart(config, vm);
     }
     refuse_beside_a_keeper(&config)?;
     node::Node::new(config)?.run()

@@ -3,17 +3,16 @@
 use super::{
     export::Export,
     leave::Leave,
-    network::Network,
     offer::spill_file,
     ram_file::Claim,
     report::{snapshot, standing, status, word},
-    running::{Desk, Running},
+    running,
     takeover::Pending,
     vm::WaitingVm,
     vouch::Callers,
 };
 use crate::{
-    arbiter::{Answer, ArbiterClient, Ask},
+    arbiter::{Answer, ArbiterClient, ArbiterSpec, Ask},
     cli::Side,
     clock::{Clock, WatchedClock},
     config::StandbyConfig,
@@ -24,7 +23,6 @@ use crate::{
     identity,
     inbox::{self, readable, wait},
     keepalive::{BeatHandle, Verdict},
-    keeper::Charge,
     live::{KeepaliveReport, Session, Wanted},
     metrics::Scrapes,
     paths::{Link, Watch},
@@ -40,7 +38,7 @@ use mc_core::{
     driver::{StandbyDriver, StandbyErrand},
     gate::OutputGate,
     id::{self, Epoch, Generation, Time},
-    register::{Owner, Register},
+    register::{Mode as RegisterMode, Owner, Register},
     slab::SlabPool,
     standby::{Config, Event, Role, Standby},
     transport::Transport,
@@ -74,8 +72,9 @@ pub(super) struct Node {
     /// Of this loop, for the beats.
     pub(super) progress: Progress,
     pub(super) peer: Option<String>,
-    /// What this node drew for the session.
+    /// What this node drew for the session, and whose VM it is about.
     pub(super) instance: u64,
+    pub(super) primary: Option<Owner>,
     /// The register names this session's copy, as this node read it last.
     pub(super) registered: bool,
     was_entitled: bool,
@@ -94,8 +93,8 @@ pub(super) struct Node {
     pub(super) claim: Option<Claim>,
     pub(super) listener: Listener,
     pub(super) callers: Callers,
-    control: Control,
-    scrapes: Option<Scrapes>,
+    pub(super) control: Control,
+    pub(super) scrapes: Option<Scrapes>,
     role: Role,
     pub(super) suspected_at: Option<Time>,
     pub(super) swap: Swap,
@@ -129,6 +128,7 @@ impl Node {
             progress,
             peer: None,
             instance: 0,
+            primary: None,
             registered: false,
             was_entitled: false,
             was_protected: false,
@@ -171,25 +171,8 @@ impl Node {
                 (None, _) => {}
             }
         }
-        match self.into_running()? {
-            Some(running) => running.run(),
-            None => {
-                emit("ended", json!({ "why": "the VM's QEMU ended" }));
-                Ok(Code::Done)
-            }
-        }
-    }
-
-    /// What is left to do once the VM runs here; `None` if its QEMU has ended already.
-    fn into_running(mut self) -> Result<Option<Running>> {
         self.report_role();
-        let base = snapshot(&self);
-        let generation = self.won.unwrap_or_default();
-        let vm = self.vm.as_mut().and_then(|vm| vm.watch().ok());
-        let Self { config, this, arbiter, control, scrapes, listener, gate, signals, .. } = self;
-        let network = Network::taken_over(Charge::of_standby(&config, generation), gate);
-        let desk = Desk { config, this, arbiter, control, scrapes, listener, signals };
-        Ok(vm.map(|vm| Running::taken_over(desk, vm, network, base)))
+        running::after_takeover(self)
     }
 
     fn turn(&mut self) -> Result<()> {
@@ -260,6 +243,20 @@ impl Node {
         self.arbiter_watch.look(&self.arbiter.health());
     }
 
+    /// With `manual` an operator is the register: what it would say, were this copy to be asked for, is up to the swap.
+    fn read_register(&mut self) {
+        match self.primary.filter(|_| *self.arbiter.spec() == ArbiterSpec::Manual) {
+            Some(owner) => {
+                let (generation, _) = self.driver.machine().committed();
+                let standby = Owner { node: self.this, instance: self.instance };
+                let named = Register { generation, owner, mode: RegisterMode::Protected { standby } };
+                self.look_whether_named(Some(&named));
+                self.driver.event(Event::RegisterRead(Some(named)));
+            }
+            None => self.arbiter.ask(Ask::Read),
+        }
+    }
+
     /// Whether the register, read by this node, names the copy that it keeps.
     fn look_whether_named(&mut self, held: Option<&Register>) {
         let copy = Owner { node: self.this, instance: self.instance };
@@ -271,7 +268,7 @@ impl Node {
     fn report_protection(&mut self) {
         let machine = self.driver.machine();
         if machine.is_entitled() && !std::mem::replace(&mut self.was_entitled, machine.is_entitled()) {
-            self.arbiter.ask(Ask::Read); // not in a second: now
+            self.read_register(); // not in a second: now
         }
         let protected = self.is_protected();
         if protected && !self.was_protected {
@@ -292,7 +289,8 @@ impl Node {
         let (generation, epoch) = self.driver.machine().committed();
         beats.set_committed(generation, epoch);
         let dead = !beats.is_running(); // a detector that is gone must not pass for one that is content
-        if (beats.verdict() == Verdict::Suspect || dead) && self.suspected_at.is_none() {
+        let left = self.driver.machine().was_left();
+        if (beats.verdict() == Verdict::Suspect || dead) && !left && self.suspected_at.is_none() {
             let why = report::suspicion(beats, &self.watch, self.clock.now());
             emit("suspect", report::with(why, standing(self)));
             self.suspect();
@@ -307,7 +305,7 @@ impl Node {
     pub(super) fn run_errands(&mut self) -> Result<()> {
         while let Some(errand) = self.driver.errand() {
             match errand {
-                StandbyErrand::ReadRegister => self.arbiter.ask(Ask::Read),
+                StandbyErrand::ReadRegister => self.read_register(),
                 StandbyErrand::Cas { expect, new } if self.defers(expect, new) => {}
                 StandbyErrand::Cas { expect, new } => self.claim(expect, new),
                 StandbyErrand::TakeOver { generation, epoch } => self.take_over(generation, epoch)?,
@@ -369,7 +367,9 @@ impl Node {
 
     fn link_lost(&mut self, why: &str) {
         tracing::warn!(why, "link lost");
-        if self.driver.machine().role() != Role::Idle && self.suspected_at.is_none() {
+        let machine = self.driver.machine();
+        // After a goodbye nobody is suspect.
+        if machine.role() != Role::Idle && !machine.was_left() && self.suspected_at.is_none() {
             self.suspected_at = Some(self.clock.now());
             let now = self.clock.now();
             let heard = self.beats.as_ref().map(|beats| self.watch.heard(beats, now));

@@ -19,6 +19,7 @@ use anyhow::{Context, Result};
 use mc_core::{
     driver::{Attachment, SpillFile, StandbyDriver},
     image::Image,
+    register::Owner,
     slab::SlabPool,
     standby::{Config, Event, Standby},
     wire::session::Hello,
@@ -106,6 +107,7 @@ impl Node {
         self.beats = Some(beats::start(keepalive.0, session, beats::STANDBY, wish, Some(watched))?);
         (self.registered, self.suspected_at, self.operator_wants_it) = (false, None, false);
         self.instance = hello.instance;
+        self.primary = Some(Owner { node: theirs.node, instance: theirs.instance });
         self.peer = Some(format!("{} at {peer}", theirs.node));
         let generation = theirs.generation;
         let beats = json!({ "interval_ms": report::ms(wish.interval), "multiplier": wish.multiplier });

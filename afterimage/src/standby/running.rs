@@ -15,7 +15,11 @@
 //! Found running, the network is opened only once the register was read and says (solo, this node, this QEMU); a keeper that is
 //! there already was started by somebody who knew.
 
-use super::{network::Network, node::VM_CHECK};
+use super::{
+    network::Network,
+    node::{Node, VM_CHECK},
+    report::snapshot,
+};
 use crate::{
     arbiter::{Answer, ArbiterClient, Ask},
     cli::Side,
@@ -52,20 +56,21 @@ use transport_tcp::session::{Listener, SessionOptions};
 
 /// For a QEMU that may run the VM to say so.
 const QEMU: Duration = Duration::from_secs(2);
+const QEMU_ENDED: &str = "the VM's QEMU ended";
 /// How often a register that does not name this VM is read again.
 const READ_AGAIN: Duration = Duration::from_secs(1);
 
 /// What a standby has beside its VM.
 #[derive(Debug)]
-pub(super) struct Desk {
-    pub(super) config: StandbyConfig,
+struct Desk {
+    config: StandbyConfig,
     /// This host.
-    pub(super) this: id::Node,
-    pub(super) arbiter: ArbiterClient,
-    pub(super) control: Control,
-    pub(super) scrapes: Option<Scrapes>,
-    pub(super) listener: Listener,
-    pub(super) signals: Signals,
+    this: id::Node,
+    arbiter: ArbiterClient,
+    control: Control,
+    scrapes: Option<Scrapes>,
+    listener: Listener,
+    signals: Signals,
 }
 
 impl Desk {
@@ -85,7 +90,7 @@ impl Desk {
 
 /// The loop's state.
 #[derive(Debug)]
-pub(super) struct Running {
+struct Running {
     desk: Desk,
     vm: Watched,
     network: Network,
@@ -118,9 +123,31 @@ pub(super) fn find(config: &StandbyConfig) -> Result<Option<Watched>> {
     Ok(Some(Watched::new(qmp.peer_pid()?).with_context(asking)?))
 }
 
+/// What is left to do once a node has taken its VM over.
+pub(super) fn after_takeover(mut node: Node) -> Result<Code> {
+    let base = snapshot(&node);
+    let generation = node.won.unwrap_or_default();
+    let qemu = node.vm.as_mut().and_then(|vm| vm.watch().ok());
+    let Node { config, this, arbiter, control, scrapes, listener, gate, driver, vm, signals, .. } = node;
+    let mut network = Network::taken_over(Charge::of_standby(&config, generation), gate);
+    network.look();
+    // The image, staging, the control connection to QEMU. To unmap a large image takes a while: packets have their keeper by now.
+    drop((driver, vm));
+    let Some(qemu) = qemu else {
+        emit("ended", json!({ "why": QEMU_ENDED }));
+        return Ok(Code::Done);
+    };
+    let desk = Desk { config, this, arbiter, control, scrapes, listener, signals };
+    Running::new(desk, qemu, network, base).run()
+}
+
+/// What is left to do for a VM that an earlier process took over.
+pub(super) fn after_restart(config: StandbyConfig, vm: Watched) -> Result<Code> {
+    Running::again(config, vm)?.run()
+}
+
 impl Running {
-    /// After the takeover: `base` is what the node had to say, with the generation that it won.
-    pub(super) fn taken_over(desk: Desk, vm: Watched, network: Network, base: Snapshot) -> Self {
+    fn new(desk: Desk, vm: Watched, network: Network, base: Snapshot) -> Self {
         let since = Clock.now();
         Self {
             desk,
@@ -136,7 +163,7 @@ impl Running {
     }
 
     /// Found running.
-    pub(super) fn again(config: StandbyConfig, vm: Watched) -> Result<Self> {
+    fn again(config: StandbyConfig, vm: Watched) -> Result<Self> {
         let kept = keeper::running(&config.run_dir, config.vm);
         let fields = json!({ "vm": config.vm, "qemu": vm.pid(), "keeper": kept.as_ref().map(keeper::Keeper::pid) });
         tracing::info!(pid = vm.pid(), "{} runs here since an earlier takeover", config.vm);
@@ -150,12 +177,12 @@ impl Running {
             ..Status::default()
         };
         let base = Snapshot { status, ..Snapshot::default() };
-        let running = Self::taken_over(Desk::new(config)?, vm, Network::found(kept), base);
+        let running = Self::new(Desk::new(config)?, vm, Network::found(kept), base);
         emit("reattached", fields);
         Ok(Self { read_at: Some(Clock.now()), ..running })
     }
 
-    pub(super) fn run(mut self) -> Result<Code> {
+    fn run(mut self) -> Result<Code> {
         loop {
             self.turn()?;
             match self.ending {
@@ -175,7 +202,7 @@ impl Running {
         self.sleep()?;
         self.network.look();
         if self.vm.has_ended() {
-            emit("ended", json!({ "why": "the VM's QEMU ended" }));
+            emit("ended", json!({ "why": QEMU_ENDED }));
             self.ending = Some(Code::Done);
             return Ok(());
         }

@@ -2,7 +2,7 @@
 
 use crate::{
     proc::{Proc, kill, signal, until},
-    world::{Standby, World, kill_host},
+    world::{Standby, VM, World, kill_host},
 };
 use mc_core::register::Mode;
 use rustix::process::Signal;
@@ -162,7 +162,17 @@ fn a_witness_that_dies_stops_failover_and_nothing_else() {
     kill_host(&mut vm, &mut protect);
     world.wait_role("b", "claiming");
     assert_eq!(standby.proc.count("running"), 0, "{}", standby.proc.said());
+    // Started anew, the witness waits for what the dead host has seen. An operator knows that it is dead.
     let _witness = world.witness_again();
+    until("the standby says so", || {
+        let why = world.status("b")["arbiter"]["failover_impossible"].as_str()?.to_owned();
+        why.contains("waits for what the VM's nodes have seen").then_some(())
+    });
+    assert_eq!(standby.proc.count("running"), 0, "{}", standby.proc.said());
+    let mut assign = World::program();
+    assign.args(["witness", "assign", VM, "b", "--yes-the-others-are-stopped", "--state"]).arg(world.path("witness"));
+    let said = assign.output().unwrap();
+    assert!(said.status.success(), "{said:?}");
     standby.proc.wait_event("running");
     standby.serial.goes_on();
     vm.serial.assert_continued_by(&standby.serial);

@@ -17,6 +17,15 @@ fn standby_with(world: &World, node: &str, begins: &'static str) -> Standby {
     world.standby_with(node, &StandbyOptions { qemu: Some(qemu), flags, begins, ..StandbyOptions::default() })
 }
 
+/// `standby` on a node where it does not belong.
+fn standby_in_vain(world: &World, node: &str) -> Proc {
+    let mut command = World::program();
+    command.args(["standby", "--vm", VM, "--listen", "127.0.0.1:0", "--arbiter", &world.arbiter, "--node", node]);
+    command.arg("--run-dir").arg(world.run_dir(node)).arg("--state-dir").arg(world.path("state"));
+    command.args(["--", "qemu-system-x86_64"]);
+    Proc::spawn(world.dir.path(), "stranger", command)
+}
+
 /// The VM on node a, protected by node b; the guest's client has been served.
 fn pair(world: &World) -> (Vm, Proc, Standby, Client) {
     let more = device(world.dir.path(), "a");
@@ -85,6 +94,7 @@ fn after_a_takeover_nobodys_death_takes_the_network_along() {
     c.proc.wait_event("protected");
     assert!(!is_alive(pid(&next, "keeper")), "its place is the data path's");
     client.is_served(5);
+    standby_in_vain(&world, "b").expect_end(1, &["`afterimage protect` has it", "another host"]);
 
     let data_path = host_b.data_path();
     for pid in [host_b.pid(), data_path, qemu] {
@@ -164,11 +174,7 @@ fn an_operator_gives_a_vm_its_network_by_hand() {
     assert!(code == 3 && stdout.contains("web on a (keeper): keeping, NOT PROTECTED"), "{code}: {stdout}");
 
     // A standby does not belong here; `protect` does.
-    let flags = ["--listen", "127.0.0.1:0", "--arbiter", &world.arbiter, "--node", "a", "--vm", VM];
-    let mut command = World::program();
-    command.arg("standby").args(flags).arg("--run-dir").arg(world.run_dir("a"));
-    command.arg("--state-dir").arg(world.path("state")).args(["--", "qemu-system-x86_64"]);
-    Proc::spawn(world.dir.path(), "stranger", command).expect_end(6, &["keeps its network", "another host"]);
+    standby_in_vain(&world, "a").expect_end(6, &["keeps its network", "another host"]);
     let mut next = protect(&world, "a", "a2", &vm.qmp, &b);
     next.wait_event("protected");
     keeper.expect_end(0, &["relieved"]);

@@ -9,6 +9,7 @@ mod deaths;
 mod ends;
 mod guest;
 mod happy;
+mod identities;
 mod keeper;
 mod lifecycle;
 mod live;

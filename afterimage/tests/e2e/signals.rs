@@ -140,15 +140,15 @@ fn a_standby_whose_arbiter_is_away_refuses_and_then_keeps_its_image() {
 
 #[test]
 fn a_standby_that_asks_for_the_vm_refuses_the_first_signal() {
-    let Some((world, mut witness)) = World::with_witness() else { return };
+    let Some((world, witness)) = World::with_witness() else { return };
     let (mut vm, mut protect, mut standby) = world.pair();
-    witness.kill();
+    signal(witness.pid(), Signal::STOP);
     kill_host(&mut vm, &mut protect);
     world.wait_role("b", "claiming");
     signal(standby.proc.pid(), Signal::TERM);
     let told = standby.proc.wait_event("stop-refused");
     assert!(told["why"].as_str().is_some_and(|why| why.contains("asks the arbiter for the VM")), "{told}");
-    let _witness = world.witness_again();
+    signal(witness.pid(), Signal::CONT);
     standby.proc.wait_event("running");
     standby.serial.goes_on();
     vm.serial.assert_continued_by(&standby.serial);

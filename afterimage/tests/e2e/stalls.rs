@@ -2,7 +2,7 @@
 //! Each ends as a death does, and neither side calls it protected meanwhile.
 
 use crate::{
-    proc::{Proc, signal, until},
+    proc::{self, Proc, signal, until},
     world::{StandbyOptions, VM, World, free_addr, words},
 };
 use nix::{
@@ -10,6 +10,7 @@ use nix::{
     unistd::Pid,
 };
 use rustix::process::Signal;
+use serde_json::Value;
 use std::{
     io::{PipeReader, Write},
     net::TcpStream,
@@ -43,7 +44,7 @@ fn a_primary_whose_loop_stands_still_is_taken_over_and_wakes_up_fenced() {
     standby.serial.goes_on();
     // Whoever asks meanwhile is not told that all is well, or nothing.
     let (code, stdout, stderr) = world.run("a", &format!("status --vm {VM} --json"));
-    let status: serde_json::Value = serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{e}: {stdout} {stderr}"));
+    let status: Value = serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{e}: {stdout} {stderr}"));
     assert_eq!((code, &status["role"], &status["protected"]), (3, &"stalled".into(), &false.into()), "{status}");
     assert!(status["stalled"].as_str().unwrap().contains("the loop has not turned for"), "{status}");
     let (code, _, stderr) = world.run("a", &format!("unprotect --vm {VM}"));
@@ -116,7 +117,7 @@ fn a_qemu_that_a_signal_stopped_is_taken_over() {
     signal(vm.proc.pid(), Signal::STOP);
     let status = until("status tells", || {
         let (code, stdout, _) = world.run("a", &format!("status --vm {VM} --json"));
-        let status: serde_json::Value = serde_json::from_str(&stdout).ok()?;
+        let status: Value = serde_json::from_str(&stdout).ok()?;
         status["stalled"].is_string().then_some((code, status))
     });
     assert!(matches!(status.0, 3 | 4) && status.1["protected"] == false, "{status:?}");
@@ -126,6 +127,27 @@ fn a_qemu_that_a_signal_stopped_is_taken_over() {
     protect.expect_end(4, &["error: ", "another node owns the VM now"]);
     until("its copy is ended, though it does not answer", || (!vm.proc.is_running()).then_some(()));
     vm.serial.assert_continued_by(&standby.serial);
+}
+
+/// Somebody wants that: it is told, and nobody takes the VM away.
+#[test]
+fn a_vm_that_its_operator_paused_is_said_to_be() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (vm, mut protect, _standby) = world.pair();
+    let (code, _, stderr) = world.run("a", &format!("unprotect --vm {VM}"));
+    assert_eq!(code, 0, "{stderr}");
+    world.wait_role("a", "solo");
+    vm.serial.goes_on();
+    let mut look = proc::qmp(&vm.look);
+    look.execute("stop", Value::Null, proc::LONG).unwrap();
+    until("it is said to be paused", || {
+        let status = world.status("a");
+        status["stalled"].as_str()?.contains("the VM is paused (QEMU says paused)").then_some(())
+    });
+    look.execute("cont", Value::Null, proc::LONG).unwrap();
+    until("it is said to run", || world.status("a")["stalled"].is_null().then_some(()));
+    vm.serial.goes_on();
+    assert!(protect.is_running(), "{}", protect.said());
 }
 
 #[test]

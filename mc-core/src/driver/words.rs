@@ -12,13 +12,9 @@ pub(super) struct Words(Vec<u8>);
 impl Words {
     /// A text as records, in order.
     pub(super) fn records(text: &str) -> impl Iterator<Item = Body> + '_ {
-        let mut end = text.len().min(LIMIT);
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        text.as_bytes()[..end]
-            .chunks(WORDS)
-            .map(|part| Body::Words(std::array::from_fn(|i| part.get(i).copied().unwrap_or(0))))
+        let end = (0..=text.len().min(LIMIT)).rev().find(|at| text.is_char_boundary(*at));
+        let bytes = &text.as_bytes()[..end.unwrap_or(0)];
+        bytes.chunks(WORDS).map(|part| Body::Words(std::array::from_fn(|i| part.get(i).copied().unwrap_or(0))))
     }
 
     /// Takes one record in. A peer that says more than it may is not listened to any longer.

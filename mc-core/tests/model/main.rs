@@ -79,7 +79,12 @@ fn epochs_of_two_slabs() {
 
 #[test]
 fn protection_given_up_and_begun_again() {
-    exhaust(Bounds { sessions: 2, stalls: 0, standby_restarts: true, crashes: 0, epochs: 2, ..PROTECTED });
+    exhaust(Bounds { sessions: 2, stalls: 0, crashes: 0, epochs: 2, ..PROTECTED });
+}
+
+#[test]
+fn a_standby_comes_again_and_has_forgotten_its_copy() {
+    exhaust(Bounds { standby_restarts: true, stalls: 0, crashes: 0, ..PAIR });
 }
 
 #[test]

@@ -21,6 +21,7 @@ mod launch;
 mod line;
 mod memory;
 mod rehearsal;
+mod room;
 
 pub use error::StandbyError;
 pub use isolate::NotIsolated;

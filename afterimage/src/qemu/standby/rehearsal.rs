@@ -9,7 +9,7 @@
 //! has not written yet is the image's: nothing may be applied to the image meanwhile. The guest never runs (`-S`), disks
 //! stay inactive (`late-block-activate`), and every back end is cut off from the outside ([`super::isolate`]).
 //!
-//! Measured with QEMU 7.2 on KVM: see [`room`].
+//! What it costs: 0.1 s on a quiet machine, most of it that QEMU's start; memory: see [`mod@super::room`].
 
 use super::{
     NotIsolated, STEP, StandbyError,
@@ -17,6 +17,7 @@ use super::{
     launch::{self, connect, end, stderr_tail},
     line::Line,
     memory::MainRam,
+    room::{available, private_bytes, room},
 };
 use crate::{
     inbox::{Inbox, inbox},
@@ -46,11 +47,6 @@ use std::{
 
 /// For all of a rehearsal.
 pub const DEADLINE: Duration = Duration::from_secs(15);
-/// Bytes that QEMU itself takes, whatever the VM: 60 MB of a tiny VM's QEMU 7.2 were private, 95 MB of one with a display.
-const QEMU: u64 = 160 << 20;
-/// Bytes per page of the main memory: its entry in a page table (8), KVM's (8), and QEMU's bitmaps of dirty pages (less than 1).
-const PER_PAGE: u64 = 17;
-
 /// What is rehearsed, all of it copied: the standby goes on meanwhile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RehearsalConfig {
@@ -271,37 +267,6 @@ impl<'a> Feed<'a> {
     }
 }
 
-/// Whether there is memory for a rehearsal. It may take: QEMU itself; every small block, and twice the device state, once in
-/// QEMU's buffers and once in its devices; and per page of the main memory what maps it. Pages of the main memory are copied only
-/// when QEMU writes them, and a QEMU that loads with `-S` writes next to none: of the tiny guest's 4,098 pages it wrote none, of
-/// a Linux guest's with virtio devices none (QEMU 7.2, `Private_Dirty` of the mapping).
-fn room(config: &RehearsalConfig, available: Option<u64>) -> Result<(), RehearsalError> {
-    let small: usize = config.others.iter().map(|(_, content)| content.len()).sum();
-    let pages = config.blocks[usize::from(config.shared.0)].used_length / mc_core::id::PAGE_SIZE as u64;
-    let needed = QEMU + small as u64 + 2 * config.device.len() as u64 + pages * PER_PAGE;
-    match available {
-        Some(available) if available < needed => Err(RehearsalError::Memory { available, needed }),
-        // A kernel that does not tell is not in the way: QEMU's own words will do.
-        _ => Ok(()),
-    }
-}
-
-/// MemAvailable, in bytes (proc(5)).
-fn available() -> Option<u64> {
-    kib(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")
-}
-
-/// `Private_Dirty` of a process, in bytes.
-fn private_bytes(pid: u32) -> u64 {
-    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-    kib(&rollup, "Private_Dirty:").unwrap_or(0)
-}
-
-fn kib(text: &str, key: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-}
-
 /// A QEMU that is told what to load.
 struct Act<'a> {
     dir: &'a Path,
@@ -388,16 +353,6 @@ mod tests {
             device: vec![4, 0],
             deadline: DEADLINE,
         }
-    }
-
-    #[test]
-    fn memory_is_checked_beforehand() {
-        let error = room(&config(), Some(100 << 20)).unwrap_err();
-        assert!(error.to_string().contains("--no-rehearsal"), "{error}");
-        // A few hundred MiB for a VM of 64 GiB: its memory is not copied.
-        room(&config(), Some(1 << 30)).unwrap();
-        room(&config(), None).unwrap();
-        assert!(available().unwrap() > 1 << 20 && private_bytes(std::process::id()) > 0);
     }
 
     #[test]
