@@ -71,6 +71,8 @@ pub fn run(config: ProtectConfig) -> Result<Code> {
     record(&config, "supervisor")?;
     let signals = Signals::catch().context("catching signals")?;
     let Owned::Ours(register) = own_the_vm(&config, owner, &signals, relieves)? else {
+        let why = "told to end before the arbiter had said whose the VM is; nothing had begun";
+        emit("ended", json!({ "code": Code::Done as u8, "why": why }));
         return Ok(Code::Done);
     };
     tell_attached(&config, &profile, register);

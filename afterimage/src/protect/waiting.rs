@@ -3,7 +3,7 @@
 
 use super::supervisor::Qemu;
 use crate::{
-    arbiter::{Answer, ArbiterClient, Ask},
+    arbiter::{Answer, ArbiterClient, ArbiterSpec, Ask},
     cli::Side,
     config::ProtectConfig,
     control::{Control, ControlRequest, done, refused},
@@ -58,6 +58,8 @@ pub(super) struct Waiting<'a> {
     signals: &'a Signals,
     control: Option<Control>,
     what: What,
+    /// `--arbiter manual`: the operator has said that the other side is stopped, perhaps before that was asked.
+    decided: bool,
     pub(super) notes: Vec<String>,
     trouble: Option<String>,
 }
@@ -67,12 +69,15 @@ impl<'a> Waiting<'a> {
     pub(super) fn new(config: &'a ProtectConfig, signals: &'a Signals, what: What, serve: bool) -> Result<Self> {
         let arbiter = ArbiterClient::spawn(config.arbiter.clone(), config.vm, &config.run_dir)?;
         let control = serve.then(|| Control::listen(&config.run_dir, config.vm, Side::Primary)).transpose()?;
-        Ok(Self { config, arbiter, signals, control, what, notes: Vec::new(), trouble: None })
+        Ok(Self { config, arbiter, signals, control, what, decided: false, notes: Vec::new(), trouble: None })
     }
 
     /// Asks, and hears what comes until `until`. With `qemu`, its end is heard as well.
     pub(super) fn ask(&mut self, ask: Ask, qemu: Option<&mut Qemu>, until: Option<Instant>) -> Result<Heard> {
         self.arbiter.ask(ask);
+        if self.decided {
+            self.arbiter.operator_decides();
+        }
         self.hear(qemu, until)
     }
 
@@ -123,12 +128,16 @@ impl<'a> Waiting<'a> {
     }
 
     /// True if a successor was promised the place.
-    fn answer(&self, request: ControlRequest) -> bool {
+    fn answer(&mut self, request: ControlRequest) -> bool {
         let asked = request.request;
         let leaves = self.what.may_leave && asked == Request::Handover;
         request.reply(match asked {
             Request::Status => Response::Status(Box::new(self.status())),
-            Request::Solo if self.arbiter.operator_decides() => done("going solo"),
+            Request::Solo if self.config.arbiter == ArbiterSpec::Manual => {
+                self.decided = true;
+                self.arbiter.operator_decides();
+                done("going solo")
+            }
             _ if leaves => done("leaving"),
             _ => refused(self.what.busy),
         });

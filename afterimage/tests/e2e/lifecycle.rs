@@ -142,7 +142,7 @@ fn a_data_path_and_a_qemu_that_are_killed_together_are_taken_over() {
         standby.proc.wait_event("running");
         standby.serial.goes_on();
         vm.serial.assert_continued_by(&standby.serial);
-        protect.expect_end(4, &["error: ", "last commit"]);
+        protect.expect_end(4, &["error: ", "QEMU", "died", "standby"]);
         assert_eq!(world.register().owner.node.to_string(), "b");
         vm.proc.kill();
     }
