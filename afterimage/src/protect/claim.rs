@@ -92,7 +92,7 @@ impl Claim<'_> {
         loop {
             let over = match self.machine.poll_action() {
                 Some(Action::ReadRegister) => {
-                    self.waiting.arbiter.ask(Ask::Read);
+                    self.waiting.ask(Ask::Read);
                     None
                 }
                 Some(Action::Cas { expect, new, contested }) => match self.await_qemu()? {
@@ -118,7 +118,7 @@ impl Claim<'_> {
     fn ask_for(&mut self, expect: Generation, new: Register, contested: bool) {
         emit("asking", report::asked(expect, &new, contested));
         self.swap.asked(Clock.now());
-        self.waiting.arbiter.ask(Ask::Cas { expect, new, contested });
+        self.waiting.ask(Ask::Cas { expect, new, contested });
     }
 
     fn hear(&mut self) -> Result<Option<Verdict>> {

@@ -44,7 +44,7 @@ pub(super) fn own_the_vm(config: &ProtectConfig, owner: Owner, signals: &Signals
     loop {
         while let Some(action) = claim.poll_action() {
             until = (!waits).then(|| Instant::now() + PATIENCE);
-            waiting.arbiter.ask(match action {
+            waiting.ask(match action {
                 Action::ReadRegister => Ask::Read,
                 Action::Cas { expect, new, contested } => Ask::Cas { expect, new, contested },
             });

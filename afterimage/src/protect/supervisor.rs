@@ -273,7 +273,7 @@ impl Supervisor {
             Verdict::VmGone { orderly: true, .. } => return Ok(Some(Code::Done)),
             Verdict::VmGone { standby: Some(standby), .. } => (
                 Code::Fenced,
-                format!("QEMU and the data path died; {standby} has the VM's last commit, and takes over"),
+                format!("QEMU and the data path died; the standby {standby} has the VM's last commit, and takes over"),
             ),
             Verdict::VmGone { standby: None, .. } => {
                 let what = match self.proven {

@@ -3,7 +3,7 @@
 
 use super::supervisor::Qemu;
 use crate::{
-    arbiter::{Answer, ArbiterClient},
+    arbiter::{Answer, ArbiterClient, ArbiterSpec, Ask},
     cli::Side,
     config::ProtectConfig,
     control::{Control, ControlRequest, done, refused},
@@ -64,6 +64,8 @@ pub(super) struct Waiting<'a> {
     signals: &'a Signals,
     control: Option<Control>,
     what: What,
+    /// `--arbiter manual`: the operator has said that the other side is stopped, perhaps before that was asked.
+    decided: bool,
     pub(super) notes: Vec<String>,
     watch: report::ArbiterWatch,
     trouble: Option<String>,
@@ -81,8 +83,16 @@ impl<'a> Waiting<'a> {
         let arbiter = ArbiterClient::spawn(&config.asks(node))?;
         let listen = || Control::listen(&config.run_dir, config.vm, config.node, Side::Primary);
         let control = serve.then(listen).transpose()?;
-        let (notes, watch) = (Vec::new(), report::ArbiterWatch::default());
-        Ok(Self { config, arbiter, signals, control, what, notes, watch, trouble: None })
+        let (decided, notes, watch) = (false, Vec::new(), report::ArbiterWatch::default());
+        Ok(Self { config, arbiter, signals, control, what, decided, notes, watch, trouble: None })
+    }
+
+    /// Asks; the answer comes in time.
+    pub(super) fn ask(&self, ask: Ask) {
+        self.arbiter.ask(ask);
+        if self.decided {
+            self.arbiter.operator_decides();
+        }
     }
 
     /// The next thing that comes, until `until`. With `qemu`, its end is heard as well.
@@ -138,10 +148,15 @@ impl<'a> Waiting<'a> {
     }
 
     /// True if a successor was promised the place.
-    fn answer(&self, request: ControlRequest) -> bool {
+    fn answer(&mut self, request: ControlRequest) -> bool {
         let leaves = self.what.may_leave && request.request == Request::Handover;
         let response = match request.request {
             Request::Status => Response::Status(Box::new(self.status())),
+            Request::Solo if self.config.arbiter == ArbiterSpec::Manual => {
+                self.decided = true;
+                self.arbiter.operator_decides();
+                done("going solo")
+            }
             Request::Solo if self.arbiter.operator_decides() => done("going solo"),
             _ if leaves => done("leaving"),
             _ => refused(self.what.busy),

@@ -4,7 +4,11 @@ use crate::{
     proc::{Proc, is_alive, kill, signal, until},
     world::{StandbyOptions, VM, World, free_addr, words},
 };
-use mc_core::register::Mode;
+use afterimage::arbiter::file;
+use mc_core::{
+    id::Name,
+    register::{Mode, Owner},
+};
 use rustix::process::Signal;
 use std::{fs, time::Duration};
 
@@ -142,10 +146,29 @@ fn a_data_path_and_a_qemu_that_are_killed_together_are_taken_over() {
         standby.proc.wait_event("running");
         standby.serial.goes_on();
         vm.serial.assert_continued_by(&standby.serial);
-        protect.expect_end(4, &["error: ", "last commit"]);
+        protect.expect_end(4, &["error: ", "QEMU", "died", "standby"]);
         assert_eq!(world.register().owner.node.to_string(), "b");
         vm.proc.kill();
     }
+}
+
+/// The supervisor has asked for the VM, and QEMU dies before that is answered: what it wins is of use to the standby only.
+#[test]
+fn a_vm_that_dies_while_it_is_asked_for_is_handed_back() {
+    let Some(world) = World::new() else { return };
+    let (mut vm, mut protect, _standby) = world.pair();
+    kill(protect.data_path());
+    protect.wait_events("asking", 2);
+    vm.proc.kill();
+    let (code, _, stderr) = world.run("a", &format!("solo --vm {VM} --yes-the-other-side-is-stopped"));
+    assert_eq!(code, 0, "{stderr}");
+    let told = protect.wait_event("hand-back");
+    assert_eq!((&told["register"]["generation"], &told["standby"]), (&3.into(), &"b".into()), "{told}");
+    protect.expect_end(4, &["QEMU and the data path died; the standby b has the VM's last commit, and takes over"]);
+    let path = world.run_dir("a").join(format!("{VM}.manual.reg"));
+    let held = file::load(&path, Name::new(VM).unwrap()).unwrap().expect("a register");
+    assert_eq!((held.generation.0, held.owner.node.to_string().as_str(), held.owner.instance), (4, "b", Owner::ANY));
+    assert_eq!(held.mode, Mode::Solo);
 }
 
 #[test]
