@@ -15,8 +15,8 @@
 
 use super::{
     channel::Brief,
+    commanded::{Condition, Qemu},
     own::standby_of,
-    supervisor::{Condition, Qemu},
     waiting::{Heard, Waiting, What},
 };
 use crate::{arbiter::Ask, clock::Clock, events::emit, report, signals::Signals, stalls::Swap};

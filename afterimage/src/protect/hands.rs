@@ -10,7 +10,7 @@
 
 use super::{
     channel::{Brief, Channel, ToDataPath, ToSupervisor},
-    supervisor::{Process, Qemu, Task},
+    commanded::{Process, Qemu, Task},
 };
 use crate::{exit, qemu::qmp::QmpError};
 use anyhow::Result;

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `mod.rs` | attaches: QEMU, its profile, the register |
 //! | [`supervisor`] | the process that stays: QEMU's control connection, and the VM's fate when the data path dies |
+//! | [`commanded`] | QEMU, as whoever holds that connection commands it |
 //! | [`own`], [`waiting`] | waits for the arbiter before anything begins, and answers meanwhile |
 //! | [`claim`] | what the supervisor does when the data path died: asks QEMU and the arbiter |
 //! | [`stop`] | an orderly end, by a signal |
@@ -21,6 +22,7 @@
 
 pub mod channel;
 mod claim;
+mod commanded;
 mod commands;
 pub mod data_path;
 mod errands;

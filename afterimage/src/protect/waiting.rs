@@ -1,7 +1,7 @@
 //! The supervisor while it waits for the arbiter: at the start, and when its data path died. There is no data path then, so it
 //! serves the control socket itself, and hears signals: a process that waits is not one that hangs.
 
-use super::supervisor::Qemu;
+use super::commanded::Qemu;
 use crate::{
     arbiter::{Answer, ArbiterClient, ArbiterSpec, Ask},
     cli::Side,
