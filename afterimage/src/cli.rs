@@ -94,6 +94,9 @@ pub enum Command {
     /// On the primary: end protection through the arbiter; the VM runs on alone, its network intact
     #[command(after_long_help = help("afterimage unprotect --vm web"))]
     Unprotect(UnprotectArgs),
+    /// On the primary: look for a standby again after `unprotect`, or at once instead of after a pause
+    #[command(after_long_help = help("afterimage reprotect --vm web"))]
+    Reprotect(UnprotectArgs),
     /// Look after the VM that a standby holds
     Image {
         /// What to do with it.
@@ -305,6 +308,14 @@ pub struct ProtectArgs {
     /// the memory
     #[arg(long)]
     pub force_writable_disks: bool,
+    /// End when no standby is found within 10 s, when the standby refuses, or when the arbiter cannot be reached at the start. Without it
+    /// `protect` stays, being the VM's way to its network, and looks for a standby again and again
+    #[arg(long)]
+    pub once: bool,
+    /// When this host was fenced (the standby runs the VM), stand by for the VM here, as the section `[standby]` of --config
+    /// says
+    #[arg(long)]
+    pub rejoin: bool,
     /// Which way checkpoints and beats go.
     #[command(flatten)]
     pub paths: PathArgs,
@@ -459,7 +470,7 @@ pub struct ExportArgs {
     pub run_dir: PathBuf,
 }
 
-/// `afterimage unprotect`.
+/// `afterimage unprotect`, `afterimage reprotect`.
 #[derive(Debug, Args)]
 pub struct UnprotectArgs {
     /// The VM

@@ -12,7 +12,7 @@ mod units;
 pub use on_cap::OnCapWish;
 pub use paths::{KeepaliveWish, PathArgs, PathsConfig, TransportWish};
 pub(crate) use resolve::hostname;
-pub use resolve::{check, check_text};
+pub use resolve::{check, check_text, next_standby};
 pub(crate) use units::size_text;
 pub use units::{NicSpec, parse_duration, parse_listen, parse_size};
 
@@ -98,6 +98,10 @@ pub struct ProtectConfig {
     pub bind: Option<LocalAddr>,
     /// Protect a VM whose disks can be written.
     pub force_writable_disks: bool,
+    /// End when there is no standby, or no arbiter at the start, instead of staying and trying again.
+    pub once: bool,
+    /// After a fence, stand by for the VM as the file's section `[standby]` says.
+    pub rejoin: bool,
     /// Which way checkpoints and beats go.
     pub paths: PathsConfig,
     /// The file of --config, for what is saved later.
@@ -207,6 +211,14 @@ pub enum ConfigError {
         /// Which command.
         command: &'static str,
         /// Flags, and keys.
+        what: String,
+    },
+    /// A setting that needs another one, which is not there or contradicts it.
+    #[error("{setting} needs {what}")]
+    Needs {
+        /// As it is said on the command line.
+        setting: &'static str,
+        /// What it needs, and what was found.
         what: String,
     },
     /// The host's name is none, and no other was given.

@@ -7,7 +7,7 @@ use crate::{
     inbox::{self, Inbox},
     keeper,
     progress::Progress,
-    status::{ControlError, ControlSocket, Request, Response, SCHEMA, Status, ask, socket_path},
+    status::{ControlError, ControlSocket, Request, Response, SCHEMA, Status, WAITING, ask, socket_path},
 };
 use anyhow::Result;
 use mc_core::id::Name;
@@ -22,6 +22,9 @@ use std::{
 const PATIENCE: Duration = Duration::from_secs(2);
 /// All of a VM's memory is written to a disk.
 pub const EXPORT_PATIENCE: Duration = Duration::from_secs(3 * 3600);
+
+/// Between two looks whether a place is free.
+const STEP: Duration = Duration::from_millis(2);
 
 /// A request on its way to the loop.
 #[derive(Debug)]
@@ -110,28 +113,79 @@ pub fn done(what: &str) -> Response {
     Response::Done { message: what.to_owned() }
 }
 
-/// If a process on this node runs the VM solo, has it leave. True if one did, or if a keeper passes the VM's packets: that was
-/// the VM's network, and the caller must stay even if no standby is found. A keeper goes on meanwhile: whoever opens a gate
-/// relieves it just before ([`keeper::relieve`]).
-pub fn hand_over(run_dir: &Path, vm: Name) -> Result<bool> {
-    let mut left = false;
-    for side in [Side::Primary, Side::Standby] {
-        let path = socket_path(run_dir, vm, side);
-        match ask(&path, Request::Handover, PATIENCE) {
-            Err(ControlError::Io { .. }) => continue, // nobody there
-            // It may be gone before its answer is out.
-            Err(ControlError::Answer { answer, .. }) if answer.is_empty() => wait_until_gone(&path)?,
-            Err(error) => return Err(error.into()),
-            Ok(Response::Done { .. }) => wait_until_gone(&path)?,
-            Ok(Response::Refused { message, .. }) => {
-                let what = format!("another afterimage on this node has {vm}: {message}");
-                return Err(ExitError::new(Code::Failed, what).into());
-            }
-            Ok(other) => anyhow::bail!("{} answered with {other:?}", path.display()),
-        }
-        left = true;
+/// What became of a process on this node that runs the VM solo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Predecessor {
+    /// There is none.
+    Nobody,
+    /// It goes on being the VM's way to its network until [`take_place`] has it leave.
+    MadeWay,
+    /// It left: it could not make way.
+    Left,
+    /// There is none, and a keeper passes the VM's packets, until a gate opens: see [`keeper::relieve`].
+    Kept,
+}
+
+/// If a process on this node runs the VM solo, has it make way, or leave. Its gate was the VM's network: the caller must stay even
+/// if no standby is found.
+///
+/// # Errors
+/// It does not: the VM is protected there.
+pub fn ask_to_make_way(run_dir: &Path, vm: Name) -> Result<Predecessor> {
+    let primary = socket_path(run_dir, vm, Side::Primary);
+    if is_waiting(&primary) {
+        tell_predecessor(&primary, vm, Request::Handover)?;
+        wait_until_gone(&primary)?;
+    } else if tell_predecessor(&primary, vm, Request::MakeWay)? {
+        return Ok(Predecessor::MadeWay);
     }
-    Ok(left || keeper::running(run_dir, vm).is_some())
+    // One that took over has QEMU's control connection for as long as it lives.
+    let standby = socket_path(run_dir, vm, Side::Standby);
+    if tell_predecessor(&standby, vm, Request::Handover)? {
+        wait_until_gone(&standby)?;
+        return Ok(Predecessor::Left);
+    }
+    Ok(keeper::running(run_dir, vm).map_or(Predecessor::Nobody, |_| Predecessor::Kept))
+}
+
+/// Whether it has not begun: its gate is closed, and the VM has no network to lose.
+fn is_waiting(path: &Path) -> bool {
+    let status = ask(path, Request::Status, PATIENCE);
+    matches!(status, Ok(Response::Status(status)) if status.role == WAITING)
+}
+
+/// False: nobody is there (any more).
+fn tell_predecessor(path: &Path, vm: Name, request: Request) -> Result<bool> {
+    match ask(path, request, PATIENCE) {
+        Err(ControlError::Io { .. }) => Ok(false),
+        // It may be gone before its answer is out.
+        Err(ControlError::Answer { answer, .. }) if answer.is_empty() => Ok(true),
+        Err(error) => Err(error.into()),
+        Ok(Response::Done { .. }) => Ok(true),
+        Ok(Response::Refused { message, .. }) => {
+            let what = format!("another afterimage on this node has {vm}: {message}");
+            Err(ExitError::new(Code::Failed, what).into())
+        }
+        Ok(other) => anyhow::bail!("{} answered with {other:?}", path.display()),
+    }
+}
+
+/// Serves the primary's control socket; with `relieve`, in the place of the process that made way, which leaves now.
+pub fn take_place(run_dir: &Path, (vm, node): (Name, Name), relieve: bool) -> Result<Control> {
+    if relieve {
+        tell_predecessor(&socket_path(run_dir, vm, Side::Primary), vm, Request::Handover)?;
+    }
+    let start = Instant::now();
+    loop {
+        match Control::listen(run_dir, vm, node, Side::Primary) {
+            Err(error) if relieve && is_busy(&error) && start.elapsed() < PATIENCE => std::thread::sleep(STEP),
+            listening => return listening,
+        }
+    }
+}
+
+fn is_busy(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(ControlError::Busy { .. }))
 }
 
 fn wait_until_gone(path: &Path) -> Result<()> {

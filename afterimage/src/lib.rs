@@ -22,6 +22,7 @@
 //! | [`room`] | memory and disk that a VM's RAM may take |
 //! | [`accepting`], [`repeated`] | loops that strangers can call: they rest, and count what they would repeat |
 //! | [`rdma`] | this host's RDMA devices |
+//! | [`signals`] | SIGTERM and SIGINT, heard by loops |
 //! | [`events`], [`report`], [`journal`] | what happens: for scripts, and kept for `why` |
 //! | [`stalls`], [`progress`] | how long what took; whether a loop gets on |
 //! | [`narration`] | the log: it never makes anybody wait |

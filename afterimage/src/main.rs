@@ -67,6 +67,7 @@ fn run(command: Command) -> anyhow::Result<Code> {
         Command::Solo(args) => status::operate(&args, &status::Request::Solo),
         Command::Set(args) => live::set(&args),
         Command::Unprotect(args) => status::unprotect(&args),
+        Command::Reprotect(args) => status::reprotect(&args),
         Command::Image { command: ImageCommand::Export(args) } => status::export(&args),
         Command::Protect(args) => protect::run(ProtectConfig::resolve(args).map_err(ExitError::from)?),
         Command::Standby(args) => standby::run(StandbyConfig::resolve(args).map_err(ExitError::from)?),

@@ -25,6 +25,8 @@ use std::{
 
 /// The version of [`Status`] as JSON. Fields may be added under the same number; a reader ignores those it does not know.
 pub const SCHEMA: u32 = 1;
+/// The role of a primary that has not heard yet whose the VM is.
+pub const WAITING: &str = "waiting-for-arbiter";
 /// For an answer over the control socket: its thread only copies figures.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -36,9 +38,9 @@ pub struct Status {
     pub schema: u32,
     /// "primary", "standby" or "keeper": which command runs here.
     pub side: String,
-    /// Of a keeper "keeping"; of the primary "solo", "syncing", "registering", "protected", "claiming", "handing-back", "fenced",
-    /// "ended"; of the standby "idle", "syncing", "rehearsing", "protecting", "revoking", "claiming", "lost", "disputed",
-    /// "taking-over", "running"; of both "stalled", if the process is there and its loop does not answer.
+    /// Of a keeper "keeping"; of the primary "waiting-for-arbiter", "solo", "syncing", "registering", "protected", "claiming",
+    /// "handing-back", "fenced", "ended"; of the standby "idle", "syncing", "rehearsing", "protecting", "revoking", "claiming", "lost",
+    /// "disputed", "taking-over", "running"; of both "stalled", if the process is there and its loop does not answer.
     pub role: String,
     /// Whether the death of the other host would cost nothing now.
     pub protected: bool,
@@ -108,6 +110,8 @@ pub struct Status {
     pub beats: Beats,
     /// The arbiter's health.
     pub arbiter: ArbiterStatus,
+    /// Of a primary: why it is not protected, as far as it looks for a standby.
+    pub why_not_protected: Option<WhyNot>,
     /// What a takeover took, once there was one.
     pub takeover: Option<Takeover>,
     /// Named counts, such as "throttled_epochs", "full_syncs".
@@ -158,6 +162,20 @@ pub struct ArbiterStatus {
     pub failover_impossible: Option<String>,
     /// What to do about that.
     pub remedy: Option<String>,
+}
+
+/// Why no standby protects the VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WhyNot {
+    /// In words.
+    pub why: String,
+    /// Since when it is this, ms since 1970.
+    pub since_ms: u64,
+    /// How often it was met.
+    pub times: u64,
+    /// When the next attempt begins, ms from now; none: it waits for an operator.
+    pub next_try_in_ms: Option<u64>,
 }
 
 /// What a takeover took. µs since the suspicion.
@@ -269,6 +287,11 @@ pub fn unprotect(args: &UnprotectArgs) -> anyhow::Result<Code> {
     tell(&args.run_dir, args.vm, Side::Primary, &Request::Unprotect)
 }
 
+/// The command `reprotect`.
+pub fn reprotect(args: &UnprotectArgs) -> anyhow::Result<Code> {
+    tell(&args.run_dir, args.vm, Side::Primary, &Request::Protect)
+}
+
 /// The command `image export`: the running standby writes it.
 pub fn export(args: &ExportArgs) -> anyhow::Result<Code> {
     let dir = std::fs::canonicalize(&args.to).map_err(|e| {
@@ -289,6 +312,7 @@ fn tell(run_dir: &Path, vm: Name, side: Side, request: &Request) -> anyhow::Resu
             let refused = ExitError::new(Code::Failed, message);
             Err(remedy.into_iter().fold(refused, |e: ExitError, r: String| e.remedy(r)).into())
         }
+        Response::Away { message, remedy } => Err(ExitError::new(Code::Prerequisite, message).remedy(remedy).into()),
         other => anyhow::bail!("{} answered {request:?} with {other:?}", side.as_str()),
     }
 }

@@ -35,8 +35,9 @@ fn serve(dir: &Path, vm: &str, side: Side, role: &'static str, protected: bool) 
         Request::Keepalive | Request::KeepaliveSet(_) | Request::Set(_) | Request::Witness(_) => {
             Response::Refused { message: "not in this test".into(), remedy: None }
         }
+        Request::Protect => Response::Away { message: "the arbiter is away".into(), remedy: "start it".into() },
         Request::Export { dir } => Response::Done { message: format!("wrote into {}", dir.display()) },
-        Request::Solo | Request::Unprotect | Request::Handover => {
+        Request::Solo | Request::Unprotect | Request::Handover | Request::MakeWay => {
             Response::Refused { message: "nothing waits for an operator".into(), remedy: Some("look at status".into()) }
         }
     });
@@ -119,6 +120,8 @@ fn the_operators_words_reach_their_side() {
     let _primary = serve(dir.path(), "web", Side::Primary, "protected", true);
     let (code, _, stderr) = run(dir.path(), &["solo", "--vm", "web", yes]);
     assert!(code == 1 && stderr.contains("nothing waits") && stderr.contains("what to do: look at status"), "{stderr}");
+    let (code, _, stderr) = run(dir.path(), &["reprotect", "--vm", "web"]);
+    assert!(code == 6 && stderr.contains("the arbiter is away\n  what to do: start it"), "{code} {stderr}");
 }
 
 #[test]

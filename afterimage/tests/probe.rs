@@ -56,6 +56,32 @@ fn run(command: &mut Command) -> (i32, String, String) {
 }
 
 #[test]
+fn a_probe_that_is_interrupted_shows_what_it_has() {
+    let serving = serve();
+    let mut command = afterimage();
+    command.args(["probe", "--transport", "tcp", "--peer", &serving.1.to_string()]);
+    command.args(["--for", "1h", "--interval", "2ms", "--load", "2MiB", "--json"]);
+    let mut probing = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // It says a line every ten seconds: by then there are beats.
+    let mut line = String::new();
+    let mut narration = BufReader::new(probing.stderr.take().unwrap());
+    while !line.contains(" heard, ") {
+        line.clear();
+        assert_ne!(narration.read_line(&mut line).unwrap(), 0, "it ended");
+    }
+    let pid = rustix::process::Pid::from_child(&probing);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let out = probing.wait_with_output().unwrap();
+    let found: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(out.status.code(), Some(0), "{found}");
+    let phases = found["phases"].as_array().unwrap();
+    assert_eq!((phases.len(), &phases[0]["name"]), (1, &"idle".into()), "{found}");
+    assert!(phases[0]["seconds"].as_f64().is_some_and(|s| s < 3600.0), "{found}");
+    let notes = found["notes"].to_string();
+    assert!(notes.contains("interrupted: phase idle ended after") && notes.contains("loaded was not"), "{notes}");
+}
+
+#[test]
 fn two_hosts_are_probed_and_the_file_is_tuned_from() {
     let serving = serve();
     let dir = tempfile::tempdir().unwrap();

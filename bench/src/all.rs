@@ -7,6 +7,7 @@
 use crate::{
     cli::{AllArgs, Cli},
     commands::{Job, Prerequisite},
+    interrupt,
     link::Network,
     progress::{Progress, say},
     record::Section,
@@ -140,7 +141,7 @@ pub fn run(args: &AllArgs) -> Result<Outcome> {
     let jobs = lines.iter().map(|words| job(words)).collect::<Result<Vec<_>>>()?;
     let mut outcome = Outcome { sections: vec![], failed: 0, missing: 0 };
     let progress = Progress::new("all", lines.len() as u64);
-    for (words, job) in lines.into_iter().zip(jobs) {
+    for (words, job) in lines.into_iter().zip(jobs).take_while(|_| !interrupt::asked()) {
         progress.doing(&words[0]);
         let start = std::time::Instant::now();
         let mut section = job.run().unwrap_or_else(|error| outcome.without(&words[0], &error));

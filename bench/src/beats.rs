@@ -3,6 +3,7 @@
 use crate::{
     beating::{End, Heard, Sender, Sent},
     cli::{BeatsArgs, Effort},
+    interrupt,
     link::Port,
     load::Plan,
     progress::Progress,
@@ -53,7 +54,7 @@ pub fn run(args: &BeatsArgs) -> Result<Section> {
     let mut section = settings(args, &effort, side.ports());
     let (mut idle, mut loaded) = (Vec::new(), Vec::new());
     let progress = Progress::new("beats", 2 * u64::from(effort.runs));
-    for round in 1..=effort.runs {
+    for round in interrupt::rounds(effort.runs) {
         match turn(&mut side, args, effort.time, (&progress, round)) {
             Ok((quiet, busy)) => {
                 idle.push(quiet);

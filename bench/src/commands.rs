@@ -44,6 +44,13 @@ impl Job {
         })
     }
 
+    /// Whether a command measures, alone or with others.
+    #[must_use]
+    pub fn measures(command: &Command) -> bool {
+        use Command::{Compare, DetectPeer, Guest, Peer, Report};
+        !matches!(command, Peer { .. } | DetectPeer | Guest(_) | Report(_) | Compare(_))
+    }
+
     /// Measures.
     ///
     /// # Errors

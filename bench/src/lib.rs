@@ -44,6 +44,7 @@ pub mod compare;
 pub mod detect;
 pub mod epoch;
 pub mod face;
+pub mod interrupt;
 pub mod link;
 pub mod load;
 pub mod machine;

@@ -6,7 +6,7 @@ use mc_bench::{
     all,
     cli::{AllArgs, Cli, Command, Output},
     commands::{Job, Prerequisite},
-    compare, detect, epoch, face, peer,
+    compare, detect, epoch, face, interrupt, peer,
     record::{Begun, Record},
     stored,
 };
@@ -29,6 +29,9 @@ fn main() -> ExitCode {
 
 fn dispatch(command: Command) -> Result<ExitCode> {
     let begun = Begun::now();
+    if Job::measures(&command) {
+        interrupt::catch()?;
+    }
     match command {
         Command::Peer { control } => peer::serve(control).map(|()| ExitCode::SUCCESS),
         Command::DetectPeer => detect::serve().map(|()| ExitCode::SUCCESS),

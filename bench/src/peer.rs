@@ -34,6 +34,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     io::{BufRead, BufReader, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    os::unix::process::CommandExt,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -151,7 +152,9 @@ impl Peer {
         let program = std::env::current_exe().context("finding this program's file")?;
         let mut command = Command::new(program);
         command.args(["peer", "--control", &listener.local_addr()?.to_string()]);
-        let mut child = command.stdin(Stdio::null()).spawn().context("starting this program again as the peer")?;
+        // A ^C at our terminal is ours: the peer is needed to finish what is under way.
+        let child = command.stdin(Stdio::null()).process_group(0).spawn();
+        let mut child = child.context("starting this program again as the peer")?;
         let start = Instant::now();
         let stream = loop {
             match listener.accept() {

@@ -2,6 +2,7 @@
 
 use crate::{
     cli::RegisterArgs,
+    interrupt,
     link::Port,
     progress::Progress,
     record::{Better, Bound, Measure, Section, Unit},
@@ -31,7 +32,7 @@ pub fn run(args: &RegisterArgs) -> Result<Section> {
     let map = memory(args.size).with_context(|| format!("{size} of memory"))?;
     let mut runs = Vec::new();
     let progress = Progress::new("register", u64::from(effort.runs));
-    for round in 1..=effort.runs {
+    for round in interrupt::rounds(effort.runs) {
         let cost = registration(&domain, &map, &RegisterOptions::default(), 1)?;
         progress.step(format_args!("run {round}: {:.3} of the bare verb", cost.ratio()));
         runs.push(cost);

@@ -11,6 +11,7 @@
 
 use crate::{
     cli::Effort,
+    interrupt,
     record::{Better, Bound, Measure, Section, Timeline, Unit},
 };
 use anyhow::Result;
@@ -105,7 +106,11 @@ pub fn run(args: &TakeoverArgs) -> Result<Section> {
     let mut stage = Stage::set(&args.demo())?;
     let (mut told, mut spoilt) = (Vec::new(), 0);
     for number in 1..=args.kills() {
-        let (outcome, again) = stage.play_fairly(number, false)?;
+        let (outcome, again) = match stage.play_fairly(number, false) {
+            // What there is, is of use.
+            Err(_) if interrupt::asked() && !told.is_empty() => break,
+            played => played?,
+        };
         spoilt += again.len();
         let at_s = start.elapsed().as_secs_f64();
         eprintln!("mc-bench: {number} of {}: {}", args.kills(), rig::demo::round_line(number, &outcome).trim_start());

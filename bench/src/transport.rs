@@ -2,6 +2,7 @@
 
 use crate::{
     cli::{Effort, TransportArgs},
+    interrupt,
     link::{Network, Port, RcKnobs},
     load::{Outcome, Plan},
     pong,
@@ -144,8 +145,8 @@ impl Bench<'_> {
             shapes.map(|(bytes, depth)| Cell { bytes, depth, ours: vec![], theirs: vec![] }).collect();
         let (mut latencies, mut empty) = (self.latency_yardsticks(), Vec::new());
         let progress = Progress::new("transport", u64::from(self.effort.runs) * (cells.len() as u64 + 1));
-        for round in 1..=self.effort.runs {
-            for cell in &mut cells {
+        for round in interrupt::rounds(self.effort.runs) {
+            for cell in cells.iter_mut().take_while(|_| !interrupt::asked()) {
                 let what = format!("run {round}: {}", cell.case());
                 progress.doing(&what);
                 let theirs = self.bandwidth();
@@ -155,6 +156,9 @@ impl Bench<'_> {
                 cell.ours.push(ours);
                 cell.theirs.push(theirs);
             }
+            if interrupt::asked() {
+                break;
+            }
             progress.doing(format_args!("run {round}: latencies"));
             self.latencies(&mut latencies)?;
             let commit = self.checkpoints(0, 1, None)?;
@@ -162,6 +166,8 @@ impl Bench<'_> {
             progress.step(format_args!("run {round}: commit record to ACK: {typical:.2} us typical"));
             empty.push(commit);
         }
+        cells.retain(|cell| !cell.ours.is_empty());
+        latencies.retain(|latency| !latency.runs.is_empty());
         Ok((cells, empty, latencies))
     }
 

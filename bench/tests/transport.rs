@@ -1,7 +1,10 @@
 //! `mc-bench transport` as a user runs it, small, over loopback. Nothing is asserted about times.
 
 use serde_json::Value;
-use std::process::{Command, Output};
+use std::{
+    io::{BufRead, BufReader},
+    process::{Command, Output, Stdio},
+};
 
 fn mc_bench(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_mc-bench")).args(args).output().expect("mc-bench starts")
@@ -48,6 +51,26 @@ fn checkpoints_go_over_and_the_record_says_how() {
         assert!(record["machine"][field].is_string(), "{field}");
     }
     assert_eq!((setting(&record, "slabs"), record["command"][0].as_str()), ("64 KiB", Some("transport")));
+}
+
+#[test]
+fn an_interrupted_bench_shows_the_figures_by_then() {
+    let args = ["transport", "--transport", "tcp", "--slab", "64KiB", "--size", "4KiB,300KiB", "--depth", "1"];
+    let endless = ["--runs", "1000", "--for", "100ms", "--json", "--no-yardsticks"];
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mc-bench"));
+    let command = command.args(args).args(endless).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("mc-bench starts");
+    let mut narration = BufReader::new(child.stderr.take().unwrap()).lines();
+    let first = narration.find(|line| line.as_ref().unwrap().contains("run 1: 4 KiB"));
+    first.expect("it narrates").unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT).unwrap();
+    let rest = std::thread::spawn(move || narration.map_while(Result::ok).count());
+    let output = child.wait_with_output().unwrap();
+    rest.join().unwrap();
+    let record = record(&output);
+    assert!(record["caveats"].to_string().contains("interrupted"), "{}", record["caveats"]);
+    let runs = measures(&record, "goodput")[0]["runs"].as_array().unwrap().len();
+    assert!((1..1000).contains(&runs), "{runs}");
 }
 
 #[test]

@@ -267,6 +267,12 @@ impl Standby {
         self.entitled
     }
 
+    /// Whether the primary has ended the session, and said so.
+    #[must_use]
+    pub fn was_left(&self) -> bool {
+        self.left
+    }
+
     /// Whether a rehearsal is asked for, or under way: until it has passed nobody knows whether this copy could run.
     #[must_use]
     pub fn is_unproven(&self) -> bool {

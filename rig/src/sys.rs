@@ -16,31 +16,45 @@ extern "C" fn note_signal(_: libc::c_int) {
     INTERRUPTED.store(true, Ordering::Relaxed);
 }
 
+const SIGNALS: [libc::c_int; 2] = [libc::SIGINT, libc::SIGTERM];
+
 /// While this lives SIGINT and SIGTERM end the rig by way of [`interrupted`]: it has namespaces and processes to remove. After it
-/// they end the process again, which may have other things to do.
-#[derive(Debug)]
+/// they do what they did before: the process may have other things to do.
 #[must_use = "signals are caught while it lives"]
-pub struct Caught(());
+pub struct Caught([libc::sigaction; 2]);
+
+impl std::fmt::Debug for Caught {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Caught").finish_non_exhaustive()
+    }
+}
 
 /// Begins to catch them.
 pub fn catch_signals() -> Caught {
     let handler: extern "C" fn(libc::c_int) = note_signal;
-    set_handlers(handler as libc::sighandler_t);
-    Caught(())
+    // SAFETY: all zeros is an action: the default one, with an empty mask and no flags.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = handler as libc::sighandler_t;
+    action.sa_flags = libc::SA_RESTART;
+    Caught(SIGNALS.map(|signal| exchange(signal, &action)))
 }
 
 impl Drop for Caught {
     fn drop(&mut self) {
-        set_handlers(libc::SIG_DFL);
+        for (signal, before) in SIGNALS.into_iter().zip(&self.0) {
+            exchange(signal, before);
+        }
     }
 }
 
-fn set_handlers(handler: libc::sighandler_t) {
-    for signal in [libc::SIGINT, libc::SIGTERM] {
-        // SAFETY: the handler is the default, or only stores to an atomic, which a signal handler may do; both signals can be
-        // caught.
-        unsafe { libc::signal(signal, handler) };
-    }
+/// Sets what a signal does; what it did before.
+fn exchange(signal: libc::c_int, action: &libc::sigaction) -> libc::sigaction {
+    // SAFETY: as above.
+    let mut before: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: both point to a whole sigaction that lives until the call returns. The handler was in force before, or only stores to
+    // an atomic, which a signal handler may do; both signals can be caught.
+    unsafe { libc::sigaction(signal, action, &raw mut before) };
+    before
 }
 
 /// Whether somebody asked the rig to stop. Everything that waits looks here.

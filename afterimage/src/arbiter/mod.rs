@@ -168,6 +168,12 @@ impl ArbiterClient {
         self.shared.operator_decides()
     }
 
+    /// Whether [`ArbiterClient::operator_decides`] would be heard, were a contested swap asked for now.
+    #[must_use]
+    pub fn operator_may_decide(&self) -> bool {
+        self.shared.operator_may_decide()
+    }
+
     /// Waits for the answer to a question like `ask`, at most until `deadline`.
     fn wait_answer(&self, ask: &Ask, deadline: Instant) -> io::Result<Option<Answer>> {
         loop {

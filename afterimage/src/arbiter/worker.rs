@@ -119,10 +119,17 @@ impl Shared {
 
     pub(super) fn operator_decides(&self) -> bool {
         let mut state = self.state.lock();
-        let unable = state.unable_since.is_some_and(|since| since.elapsed() >= OPERATOR_AFTER);
-        state.decided = (self.by_operator || unable) && state.asks.iter().any(is_contested);
+        state.decided = self.may_decide(&state) && state.asks.iter().any(is_contested);
         self.changed.notify_all();
         state.decided
+    }
+
+    pub(super) fn operator_may_decide(&self) -> bool {
+        self.may_decide(&self.state.lock())
+    }
+
+    fn may_decide(&self, state: &State) -> bool {
+        self.by_operator || state.unable_since.is_some_and(|since| since.elapsed() >= OPERATOR_AFTER)
     }
 
     pub(super) fn stop(&self) {

@@ -65,6 +65,8 @@ pub(super) struct ProtectSection {
     pub(super) metrics: Setting<Listen>,
     pub(super) bind: Setting<LocalAddr>,
     pub(super) force_writable_disks: Setting<bool>,
+    pub(super) once: Setting<bool>,
+    pub(super) rejoin: Setting<bool>,
     pub(super) transport: Setting<TransportWish>,
     pub(super) keepalive: Setting<KeepaliveWish>,
     pub(super) rdma_device: Setting<String>,

@@ -244,6 +244,8 @@ fn protect(r: &mut Resolver<'_>, args: ProtectArgs, mut s: ProtectSection) -> Re
     let bind = r.optional("bind", args.bind, s.bind);
     let force = args.force_writable_disks.then_some(true);
     let force_writable_disks = r.or("force_writable_disks", force, s.force_writable_disks, false);
+    let once = r.or("once", args.once.then_some(true), s.once, false);
+    let rejoin = r.or("rejoin", args.rejoin.then_some(true), s.rejoin, false);
     // All that RDMA may have to pin.
     let paths = paths::resolve(r, args.paths, path_settings, staging.0.saturating_add(on_cap.extra_bytes()))?;
 
@@ -281,6 +283,8 @@ fn protect(r: &mut Resolver<'_>, args: ProtectArgs, mut s: ProtectSection) -> Re
         metrics,
         bind,
         force_writable_disks,
+        once,
+        rejoin,
         paths,
         config_file: r.file_path(),
     })
@@ -336,6 +340,27 @@ fn standby(r: &mut Resolver<'_>, args: StandbyArgs, mut s: StandbySection) -> Re
         paths,
         config_file: r.file_path(),
     })
+}
+
+/// `--rejoin`: the standby that a fenced primary becomes, from the section `[standby]` of the same file.
+///
+/// # Errors
+/// There is no file, no such section, or it is of another VM.
+pub fn next_standby(config: &ProtectConfig) -> Result<StandbyConfig, ConfigError> {
+    let needs = |what| ConfigError::Needs { setting: "--rejoin", what };
+    let Some(path) = &config.config_file else {
+        return Err(needs("--config FILE, with a section [standby] that says how to stand by here".to_owned()));
+    };
+    let (_, sections) = load(Some(path))?;
+    if sections.standby.is_none() {
+        return Err(needs(format!("a section [standby] in {}, which says how to stand by here", path.display())));
+    }
+    let standby = StandbyConfig::resolve(StandbyArgs { config: Some(path.clone()), ..StandbyArgs::default() })?;
+    if standby.vm != config.vm {
+        let (theirs, file) = (standby.vm, path.display());
+        return Err(needs(format!("a section [standby] of {}; that of {file} stands by for {theirs}", config.vm)));
+    }
+    Ok(standby)
 }
 
 macro_rules! resolve {

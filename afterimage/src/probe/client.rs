@@ -30,9 +30,14 @@ use mc_core::{
     },
 };
 use rustix::rand::{GetRandomFlags, getrandom};
+use signal_hook::consts::{SIGINT, SIGTERM};
 use std::{
     io::Write,
     path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 use transport_tcp::session::{Connected, SessionError, SessionOptions};
@@ -105,19 +110,29 @@ fn measure(args: &ProbeArgs) -> Result<ProbeFile> {
     paths::check(&config)?;
     let load = args.load.as_ref().map(|size| parse_size(size)).transpose().map_err(ExitError::usage)?;
     let peer = args.peer.as_ref().context("a peer")?;
+    let stop = stopped_by_signals()?;
+    let stopped = || stop.load(Ordering::Relaxed);
     let mut file = ProbeFile::new(peer.to_string(), Settings::default());
     let phases = [("idle", None), ("loaded", load)];
     for (name, load) in phases.into_iter().filter(|(name, load)| *name == "idle" || load.is_some()) {
+        if stopped() {
+            file.notes.push(format!("interrupted: phase {name} was not measured"));
+            continue;
+        }
         let mut session = open(args, &config)?;
         file.settings.transport = session.report.transport.to_owned();
         file.settings.keepalive = session.report.keepalive.to_owned();
         file.notes.extend(session.beats.notes().iter().map(|note| format!("here: {note}")));
-        let (here, rate) = phase(&mut session, name, args.duration, load)?;
+        let (here, rate, took) = phase(&mut session, name, args.duration, load, &stop)?;
+        if stopped() {
+            let (took, whole) = (took.as_secs_f64(), args.duration.as_secs_f64());
+            file.notes.push(format!("interrupted: phase {name} ended after {took:.1} s of {whole:.1} s"));
+        }
         let incarnation = session.incarnation;
         goodbye(session);
         let there = fetch(args, incarnation)?;
         file.notes.extend(there.notes.iter().map(|note| format!("there: {note}")));
-        let (seconds, there) = (args.duration.as_secs_f64(), there.measured);
+        let (seconds, there) = (took.as_secs_f64(), there.measured);
         file.phases.push(Phase { name: name.into(), seconds, load_mib_per_s: rate, here, there });
     }
     file.settings.interval_us = file.phases.first().map_or(0, |phase| phase.here.interval_us);
@@ -125,6 +140,16 @@ fn measure(args: &ProbeArgs) -> Result<ProbeFile> {
     file.notes.sort();
     file.notes.dedup();
     Ok(file)
+}
+
+/// ^C, or SIGTERM: what was measured by then is shown. A second one ends the process at once.
+fn stopped_by_signals() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&stop))?;
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
+    Ok(stop)
 }
 
 fn hello(args: &ProbeArgs, beat_port: u16) -> Result<Hello> {
@@ -186,11 +211,18 @@ fn open(args: &ProbeArgs, config: &PathsConfig) -> Result<Session> {
     Ok(Session { incarnation: hello.incarnation, link: route.link, beats, report: route.report })
 }
 
-/// Beats, beside checkpoints if there is a load. What was measured, and MiB/s of the load.
-fn phase(session: &mut Session, name: &str, time: Duration, load: Option<u64>) -> Result<(Measured, Option<f64>)> {
+/// Beats, beside checkpoints if there is a load, for `time`, or until `stop`. What was measured, MiB/s of the load, and the time that
+/// it took.
+fn phase(
+    session: &mut Session,
+    name: &str,
+    time: Duration,
+    load: Option<u64>,
+    stop: &AtomicBool,
+) -> Result<(Measured, Option<f64>, Duration)> {
     let mut load = load.map(|bytes| Load::new(bytes, SLAB, session.incarnation)).transpose()?;
     let (start, mut view) = (Instant::now(), View::new(name, time));
-    while start.elapsed() < time {
+    while start.elapsed() < time && !stop.load(Ordering::Relaxed) {
         let mut any = load.as_mut().is_some_and(|load| load.push(session.link.as_mut()));
         while let Some(completion) = session.link.poll() {
             any = true;
@@ -206,8 +238,8 @@ fn phase(session: &mut Session, name: &str, time: Duration, load: Option<u64>) -
             load::rest(session.link.as_ref(), left.min(GLANCE).max(Duration::from_millis(1)));
         }
     }
-    let took = start.elapsed().as_secs_f64();
-    let rate = load.map(|load| load.acked_bytes() as f64 / f64::from(1 << 20) / took);
+    let took = start.elapsed();
+    let rate = load.map(|load| load.acked_bytes() as f64 / f64::from(1 << 20) / took.as_secs_f64());
     view.end();
     ensure!(session.beats.is_running(), "the thread \"beats\" died");
     let measured = session.report.measured(&session.beats).filter(|measured| !measured.gap.is_empty());
@@ -218,7 +250,7 @@ fn phase(session: &mut Session, name: &str, time: Duration, load: Option<u64>) -
             session.report.keepalive
         )
     })?;
-    Ok((measured, rate))
+    Ok((measured, rate, took))
 }
 
 /// Ends a session: a device that has nothing to send does not notice that the other end has gone.

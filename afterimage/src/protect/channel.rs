@@ -2,7 +2,7 @@
 
 use super::vm_health::Health;
 use crate::{config::ProtectConfig, qemu::profile::Profile};
-use mc_core::register::Register;
+use mc_core::{id::Generation, register::Register};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     io::{self, Read, Write},
@@ -25,10 +25,15 @@ pub struct Brief {
     pub profile: Profile,
     /// The VM's QEMU; its instance is the register's.
     pub qemu_pid: u32,
-    /// Whether to seek a standby at once; a data path that follows one that died does not.
+    /// Whether an operator wants protection: false after `unprotect`.
     pub protect: bool,
-    /// Whether to stay when no standby is found: the VM's network already passed through a process that left for us.
+    /// Whether to stay when no standby is found: without `--once`, or because the VM's network already passed through a process
+    /// that left for us.
     pub stay: bool,
+    /// A process on this node is the VM's way to its network, and leaves when it is told that this one is ready.
+    pub relieve: bool,
+    /// Data paths of this supervisor that died in a row.
+    pub deaths: u32,
 }
 
 impl Brief {
@@ -65,6 +70,10 @@ pub enum ToDataPath {
         /// This QEMU cannot do it at all.
         unsupported: bool,
     },
+    /// A signal asks for an orderly end.
+    Stop,
+    /// The successor that was made way for did not come: QEMU's control connection is held again.
+    Resume,
 }
 
 /// From the data path.
@@ -85,6 +94,20 @@ pub enum ToSupervisor {
         /// As seen from the data path.
         why: String,
     },
+    /// An operator wants protection, or does not: what the next data path begins with.
+    Wanted {
+        /// Which.
+        protect: bool,
+    },
+    /// The VM is protected, in this generation: the standby that the register names then has ACKed an epoch whose output was held.
+    Protected {
+        /// Of the register.
+        generation: Generation,
+    },
+    /// A [`ToDataPath::Stop`] was heard, and what becomes of it will be said.
+    Stopping,
+    /// A successor prepares itself: give up QEMU's control connection, which QEMU grants to one at a time.
+    MakeWay,
     /// This data path ends on purpose, with this exit code.
     Ending {
         /// An exit code.

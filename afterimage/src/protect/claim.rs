@@ -1,118 +1,289 @@
 //! The supervisor alone: its data path died, and the VM may stand still with output that was never released. It asks the
 //! arbiter, however long that takes, and serves the control socket meanwhile: `--arbiter manual` waits for its operator.
+//!
+//! ```text
+//!  Read ──(solo, self) or (protected, self)──> QEMU answers, twice? ──yes──> Cas ──won──> QEMU answers? ──yes──> Ours
+//!    │                                            │ gone                      │ lost        │ no
+//!    └──another owner──> Theirs                   v                           v             v
+//!                                               VmGone                     Read's arrow   handed back, or Stranded
+//! ```
+//!
+//! Whose the VM is, is [`mc_core::claim`]'s to say; that QEMU answers is asked here, before its swap is.
+//!
+//! Whoever asks for the VM must be able to run it. A host whose processes die one after the other loses its data path before its
+//! QEMU; a supervisor that won then would run nothing, and the standby, with a perfect image, would be told that it lost.
 
-use super::channel::Brief;
-use crate::{
-    arbiter::{Answer, ArbiterClient, Ask},
-    cli::Side,
-    clock::Clock,
-    control::{Control, done, refused},
-    events::emit,
-    inbox::{readable, wait},
-    report,
-    stalls::Swap,
-    status::{Request, Response, SCHEMA, Status},
+use super::{
+    channel::Brief,
+    own::standby_of,
+    supervisor::{Condition, Qemu},
+    waiting::{Heard, Waiting, What},
 };
+use crate::{arbiter::Ask, clock::Clock, events::emit, report, signals::Signals, stalls::Swap};
 use anyhow::{Result, bail};
 use mc_core::{
-    id::Time,
-    register::{CasOutcome, Mode, Register},
+    claim::{self, Action, Event},
+    id::{Generation, Name, Time},
+    machine::Machine,
+    register::{CasOutcome, Mode, Owner, Register},
 };
 use serde_json::json;
-use std::{os::fd::AsFd, time::Duration};
+use std::time::{Duration, Instant};
 
-/// Asks until the arbiter answers. `Some`: the register says (solo, self). `None`: somebody else owns the VM.
+/// QEMU must answer twice, this far apart: a host's processes do not die at the same instant.
+const SETTLE: Duration = Duration::from_millis(100);
+/// Between two questions to a QEMU that does not answer.
+const AGAIN: Duration = Duration::from_millis(500);
+/// A QEMU that has not answered for so long leaves its VM to the standby.
+const SILENT: Duration = Duration::from_secs(10);
+/// For the arbiter to take back what was won for a VM that is gone.
+const HAND_BACK: Duration = Duration::from_secs(60);
+
+/// Whose the VM is.
+#[derive(Debug)]
+pub(super) enum Verdict {
+    /// The register says (solo, self), and QEMU answers.
+    Ours(Register),
+    /// Another copy's.
+    Theirs,
+    /// QEMU is gone: it shut down (`orderly`), or died; this standby may have the last commit.
+    VmGone { orderly: bool, standby: Option<Name> },
+    /// QEMU is there and does not answer; this standby has the last commit.
+    Silent { standby: Name },
+    /// The register says (solo, self), the VM is gone, and nobody else may have it without an operator's word. Why.
+    Stranded(String),
+    /// A second signal: the operator wants this process to end all the same.
+    Told,
+}
+
+/// Asks until the arbiter answers. It swaps even when the register says (solo, self) already: the dead data path may have asked
+/// for "protected" as it died, and that request may still be on its way. Once the generation has risen it can only lose; else
+/// it could name a standby, which would rightly take over, while the VM runs visibly here.
 ///
-/// It swaps even when the register says so already: the dead data path may have asked for "protected" as it died, and that
-/// request may still be on its way. Once the generation has risen it can only lose; else it could name a standby, which
-/// would rightly take over, while the VM runs visibly here.
-pub(super) fn claim(brief: &Brief) -> Result<Option<Register>> {
-    let owner = brief.register.owner;
-    let mut claim = Claim::new(brief)?;
-    let mut held = match claim.ask(Ask::Read)? {
-        Answer::Read(Some(held)) => held,
-        other => bail!("the arbiter knows nothing of this VM any more: {other:?}"),
+/// `proven`: the generation in which the data path had said that the VM is protected.
+pub(super) fn claim(brief: &Brief, proven: Option<Generation>, qemu: &mut Qemu, signals: &Signals) -> Result<Verdict> {
+    let what = What {
+        role: "claiming",
+        generation: brief.register.generation,
+        note: "the data path died; the VM waits for the arbiter's verdict",
+        busy: "the data path died, and the arbiter has not answered yet whose the VM is",
+        may_leave: false,
     };
-    emit("register", json!({ "register": held }));
-    while held.owner == owner {
-        let new = Register { generation: held.generation.next(), owner, mode: Mode::Solo };
-        let contested = held.mode != Mode::Solo;
-        emit("asking", report::asked(held.generation, &new, contested));
-        let mut swap = Swap::default();
-        swap.asked(Clock.now());
-        let Answer::Cas(outcome) = claim.ask(Ask::Cas { expect: held.generation, new, contested })? else {
-            bail!("the arbiter answered a read to a swap")
-        };
-        emit("cas", swap.answered(Clock.now(), &outcome));
-        held = match outcome {
-            CasOutcome::Won(register) => return Ok(Some(register)),
-            CasOutcome::Lost(Some(newer)) => newer,
-            CasOutcome::Lost(None) => bail!("the arbiter knows nothing of this VM any more"),
-        };
-    }
-    Ok(None)
+    let owner = brief.register.owner;
+    let waiting = Waiting::new(&brief.config, owner.node, signals, what, true)?;
+    let (machine, swap) = (claim::Claim::new(owner), Swap::default());
+    Claim { owner, proven, waiting, qemu, machine, held: None, swap, signals: 0 }.run()
 }
 
 struct Claim<'a> {
-    brief: &'a Brief,
-    arbiter: ArbiterClient,
-    /// The dead data path's place.
-    control: Control,
-    watch: report::ArbiterWatch,
+    owner: Owner,
+    proven: Option<Generation>,
+    waiting: Waiting<'a>,
+    qemu: &'a mut Qemu,
+    machine: claim::Claim,
+    /// What the register held when it was judged last.
+    held: Option<Register>,
+    swap: Swap,
+    signals: u32,
 }
 
-impl<'a> Claim<'a> {
-    fn new(brief: &'a Brief) -> Result<Self> {
-        let config = &brief.config;
-        let arbiter = ArbiterClient::spawn(&config.asks(brief.register.owner.node))?;
-        let control = Control::listen(&config.run_dir, config.vm, config.node, Side::Primary)?;
-        Ok(Self { brief, arbiter, control, watch: report::ArbiterWatch::default() })
-    }
-
-    fn ask(&mut self, ask: Ask) -> Result<Answer> {
-        self.arbiter.ask(ask);
+impl Claim<'_> {
+    fn run(mut self) -> Result<Verdict> {
         loop {
-            match (self.arbiter.take_answer(), ask) {
-                (Some(answer @ Answer::Read(_)), Ask::Read) | (Some(answer @ Answer::Cas(_)), Ask::Cas { .. }) => {
-                    return Ok(answer);
+            let over = match self.machine.poll_action() {
+                Some(Action::ReadRegister) => {
+                    self.waiting.ask(Ask::Read);
+                    None
                 }
-                (Some(_), _) => continue, // a check, or a fault, which is told below
-                (None, _) => {}
-            }
-            let mut fds = [readable(self.arbiter.as_fd()), readable(self.control.as_fd())];
-            wait(&mut fds, Time(0), None, Duration::from_secs(1))?;
-            self.watch.look(&self.arbiter.health());
-            while let Some(request) = self.control.take() {
-                let response = self.answer(&request.request);
-                request.reply(response);
+                Some(Action::Cas { expect, new, contested }) => match self.await_qemu()? {
+                    Qemus::Answers => {
+                        self.ask_for(expect, new, contested);
+                        None
+                    }
+                    Qemus::RegisterChanged(held) => {
+                        self.machine = claim::Claim::new(self.owner); // nothing was asked for yet
+                        let _ = self.machine.poll_action();
+                        self.judge(held)?
+                    }
+                    Qemus::Over(verdict) => Some(verdict),
+                },
+                None => self.hear()?,
+            };
+            if let Some(verdict) = over {
+                return Ok(verdict);
             }
         }
     }
 
-    fn answer(&self, request: &Request) -> Response {
-        match request {
-            Request::Status => Response::Status(Box::new(self.status())),
-            Request::Solo if self.arbiter.operator_decides() => done("going solo"),
-            _ => refused("the data path died, and the arbiter has not answered yet whose the VM is"),
+    fn ask_for(&mut self, expect: Generation, new: Register, contested: bool) {
+        emit("asking", report::asked(expect, &new, contested));
+        self.swap.asked(Clock.now());
+        self.waiting.ask(Ask::Cas { expect, new, contested });
+    }
+
+    fn hear(&mut self) -> Result<Option<Verdict>> {
+        // Until a swap was asked for, a VM that is gone decides it. Of one that was shut down nobody shall run a copy: that takes a
+        // swap.
+        let watches = !self.machine.is_asking() && !self.qemu.has_shut_down();
+        let qemu = watches.then_some(&mut *self.qemu);
+        Ok(match self.waiting.hear(qemu, None)? {
+            Heard::Read(_) if self.machine.is_asking() => None, // its swap's answer says more
+            Heard::Read(held) => self.judge(held)?,
+            Heard::Cas(outcome) => {
+                emit("cas", self.swap.answered(Clock.now(), &outcome));
+                match outcome {
+                    CasOutcome::Won(register) => {
+                        self.machine.handle(Time(0), Event::Cas(outcome));
+                        Some(self.won(register)?)
+                    }
+                    CasOutcome::Lost(newer) => self.refuse_others(newer)?.or_else(|| {
+                        self.held = newer;
+                        self.machine.handle(Time(0), Event::Cas(outcome));
+                        self.verdict()
+                    }),
+                }
+            }
+            Heard::VmGone(false) => Some(Verdict::VmGone { orderly: false, standby: self.standby() }),
+            Heard::Signal if self.told() => Some(Verdict::Told),
+            Heard::VmGone(true) | Heard::Signal | Heard::Successor | Heard::Late => None,
+        })
+    }
+
+    fn judge(&mut self, held: Option<Register>) -> Result<Option<Verdict>> {
+        if let Some(verdict) = self.refuse_others(held)? {
+            return Ok(Some(verdict));
+        }
+        emit("register", json!({ "register": held }));
+        self.held = held;
+        self.machine.handle(Time(0), Event::RegisterRead(held));
+        Ok(self.verdict())
+    }
+
+    /// Here it is not the start of a VM: whoever else the register names, another QEMU of this host too, has the VM since.
+    fn refuse_others(&self, held: Option<Register>) -> Result<Option<Verdict>> {
+        let Some(held) = held else { bail!("the arbiter knows nothing of this VM any more") };
+        Ok((!held.owner.names(&self.owner)).then_some(Verdict::Theirs))
+    }
+
+    fn verdict(&self) -> Option<Verdict> {
+        match self.machine.verdict() {
+            claim::Verdict::Open | claim::Verdict::Ours(_) => None,
+            claim::Verdict::Foreign(_) | claim::Verdict::OtherInstance(_) => Some(Verdict::Theirs),
         }
     }
 
-    fn status(&self) -> Status {
-        let config = &self.brief.config;
-        let mut notes = report::standing_notes();
-        notes.push("the data path died; the VM waits for the arbiter's verdict".to_owned());
-        let mut status = Status {
-            schema: SCHEMA,
-            side: "primary".into(),
-            role: "claiming".into(),
-            vm: config.vm.to_string(),
-            node: config.node.to_string(),
-            transport: "tcp".into(),
-            generation: self.brief.register.generation.0,
-            notes,
-            ..Status::default()
+    fn standby(&self) -> Option<Name> {
+        self.held.as_ref().and_then(standby_of)
+    }
+
+    /// Waits until QEMU has answered twice, or the register has changed.
+    fn await_qemu(&mut self) -> Result<Qemus> {
+        let start = Instant::now();
+        let mut answered = false;
+        loop {
+            match self.qemu.condition() {
+                Condition::ShutDown => return Ok(Qemus::Answers),
+                Condition::Gone => {
+                    let standby = self.standby();
+                    return Ok(Qemus::Over(Verdict::VmGone { orderly: false, standby }));
+                }
+                Condition::Answers if answered => return Ok(Qemus::Answers),
+                condition => answered = matches!(condition, Condition::Answers),
+            }
+            if !answered {
+                self.tell_silence();
+                if let Some(standby) = self.standby().filter(|_| start.elapsed() >= SILENT) {
+                    return Ok(Qemus::Over(Verdict::Silent { standby }));
+                }
+            }
+            let until = Instant::now() + if answered { SETTLE } else { AGAIN };
+            loop {
+                match self.waiting.hear(None, Some(until))? {
+                    Heard::Read(now) if now != self.held => return Ok(Qemus::RegisterChanged(now)),
+                    Heard::Signal if self.told() => return Ok(Qemus::Over(Verdict::Told)),
+                    Heard::Late => break,
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn won(&mut self, register: Register) -> Result<Verdict> {
+        let condition = self.qemu.condition();
+        match (condition, self.standby()) {
+            (Condition::ShutDown, _) => Ok(Verdict::VmGone { orderly: true, standby: None }),
+            (Condition::Answers, _) | (Condition::Silent, None) => Ok(Verdict::Ours(register)),
+            (Condition::Gone | Condition::Silent, _) => self.hand_back(&register, condition),
+        }
+    }
+
+    /// The VM for which `register` was won is gone, or does not answer, and its gate has not opened since the swap. A standby that had
+    /// ACKed an epoch whose output was held has everything that the outside saw, and gets the VM.
+    fn hand_back(&mut self, register: &Register, condition: Condition) -> Result<Verdict> {
+        let Some(Register { mode: Mode::Protected { standby }, generation, .. }) = self.held else {
+            return Ok(Verdict::VmGone { orderly: false, standby: None });
         };
-        report::fill_arbiter(&mut status, &self.arbiter);
-        status
+        let name = standby.node.name;
+        if self.proven != Some(generation) {
+            return Ok(Verdict::Stranded(format!(
+                "the copy of {name} may lack what the VM has sent, so it was not handed back"
+            )));
+        }
+        let owner = Owner { instance: Owner::ANY, ..standby };
+        let new = Register { generation: register.generation.next(), owner, mode: Mode::Solo };
+        let why = "the VM died before its gate opened here; its standby holds the last commit";
+        tracing::error!(standby = %name, generation = register.generation.0, "{why}");
+        emit("hand-back", json!({ "register": register, "new": new, "standby": name, "why": why }));
+        self.ask_for(register.generation, new, false);
+        let until = Instant::now() + HAND_BACK;
+        loop {
+            match self.waiting.hear(None, Some(until))? {
+                Heard::Cas(outcome) => {
+                    emit("cas", self.swap.answered(Clock.now(), &outcome));
+                    return Ok(match (outcome, condition) {
+                        (CasOutcome::Won(_), Condition::Silent) => Verdict::Silent { standby: name },
+                        (CasOutcome::Won(_), _) => Verdict::VmGone { orderly: false, standby: Some(name) },
+                        (CasOutcome::Lost(_), _) => Verdict::Theirs,
+                    });
+                }
+                Heard::Signal if self.told() => return Ok(Verdict::Told),
+                Heard::Late => {
+                    let health = self.waiting.arbiter.health();
+                    let said = health.last_error.unwrap_or_else(|| "no answer".to_owned());
+                    return Ok(Verdict::Stranded(format!(
+                        "it could not be handed back to {name}, which has its last commit: the arbiter does not answer ({said})"
+                    )));
+                }
+                _ => {}
+            }
+        }
     }
+
+    fn tell_silence(&mut self) {
+        if self.waiting.notes.is_empty() {
+            let why = "QEMU does not answer its control connection: nothing is asked for it, and nothing is killed";
+            tracing::error!("{why}");
+            emit("qemu-silent", json!({ "why": why }));
+            self.waiting.notes.push(why.to_owned());
+        }
+    }
+
+    /// A signal. The first is refused: nobody knows yet whose the VM is. True for the second.
+    fn told(&mut self) -> bool {
+        self.signals += 1;
+        let why = "the data path died, and the arbiter has not answered yet whose the VM is";
+        if self.signals == 1 {
+            super::stop::tell_refused(why);
+            self.waiting.notes.push(super::stop::note(why));
+        }
+        self.signals > 1
+    }
+}
+
+/// What came of waiting for QEMU.
+enum Qemus {
+    /// It answers, or its VM was shut down: it may be asked for.
+    Answers,
+    RegisterChanged(Option<Register>),
+    Over(Verdict),
 }

@@ -1,50 +1,72 @@
 //! What the data path answers over its control socket, and what it says when its role changes.
 
-use super::{data_path::DataPath, live};
+use super::{data_path::DataPath, live, orders::Wanted};
 use crate::{
-    control::{done, refused},
+    control::{ControlRequest, done, refused},
     events::{self, emit},
+    exit,
     metrics::{Buckets, Snapshot},
     narration, report,
     status::{Request, Response, SCHEMA, Status},
 };
-use mc_core::{
-    gate::OutputGate,
-    id::Epoch,
-    primary::{Event, Role},
-    wire::control::GoodbyeReason,
-};
+use mc_core::{gate::OutputGate, id::Epoch, primary::Role};
 use serde_json::json;
 
-pub(super) fn answer(path: &mut DataPath, request: Request) -> Response {
-    let role = path.driver.machine().role();
+/// Answers it, now or once the arbiter has said a word.
+pub(super) fn answer(path: &mut DataPath, asked: ControlRequest) {
+    let (request, role) = (asked.request.clone(), path.driver.machine().role());
     if request.decides() {
         emit("operator", json!({ "request": request, "role": word(role) }));
     }
     if request == Request::Solo {
         path.ask_parked(); // an operator decides, whether the VM runs or not
     }
-    match (request, role) {
+    let needs_arbiter = matches!(role, Role::Registering | Role::Protected | Role::Claiming);
+    let response = match (request, role) {
         (Request::Status, _) => Response::Status(Box::new(status(path))),
         (Request::Measured, _) => path.watch.measured(path.beats.as_ref()),
         (Request::Handover, Role::Solo) => {
             path.leave();
             done("leaving")
         }
-        (Request::Handover, role) => refused(&format!("it is {} there; `afterimage unprotect` ends that", word(role))),
-        (Request::Solo, Role::Solo) => done("the VM runs solo already"),
+        (Request::MakeWay, Role::Solo | Role::Syncing) => match path.make_way() {
+            Ok(()) => done("making way"),
+            Err(error) => refused(&exit::words(&error)),
+        },
+        (Request::Handover | Request::MakeWay, role) => {
+            refused(&format!("it is {} there; `afterimage unprotect` ends that", word(role)))
+        }
         (Request::Solo, Role::Claiming) if path.arbiter.operator_decides() => done("going solo"),
         (Request::Solo, Role::Claiming) => refused("the arbiter was asked, and decides; it is no operator"),
-        (Request::Solo, _) => {
-            path.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
+        // Its operator says that the standby is stopped, and the arbiter is one, or has been away for long enough.
+        (Request::Solo, Role::Registering | Role::Protected) if path.arbiter.operator_may_decide() => {
             path.operator_wants_solo = true;
+            path.end_protection();
             done("ending protection through the arbiter")
         }
-        (Request::Unprotect, Role::Solo) => done("the VM is not protected"),
-        (Request::Unprotect, _) => {
-            path.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
-            done("ending protection through the arbiter")
+        (Request::Solo | Request::Unprotect, _) if needs_arbiter => return path.order(Wanted::Unprotect(asked)),
+        (Request::Solo | Request::Unprotect, Role::HandingBack | Role::Fenced | Role::Ended) => {
+            refused(&format!("this copy is {}: it does not go on", word(role)))
         }
+        (Request::Solo | Request::Unprotect, Role::Solo) => {
+            path.wants_protection(false);
+            done("the VM runs solo, and no standby is looked for: `afterimage reprotect` begins again")
+        }
+        (Request::Solo | Request::Unprotect, Role::Syncing | Role::Registering | Role::Protected | Role::Claiming) => {
+            path.end_protection();
+            done("the VM was not protected yet; the copy that was on its way is given up")
+        }
+        (Request::Protect, Role::Solo) if path.made_way_at.is_some() => {
+            refused("another `afterimage protect` on this node is about to take this one's place")
+        }
+        (Request::Protect, Role::Solo) => {
+            path.wants_protection(true);
+            done("looking for the standby")
+        }
+        (Request::Protect, Role::HandingBack | Role::Fenced | Role::Ended) => {
+            refused(&format!("this copy is {}: it does not go on", word(role)))
+        }
+        (Request::Protect, role) => done(&format!("there is a standby: the VM is {}", word(role))),
         (Request::Keepalive, _) => live::keepalive(path),
         (Request::KeepaliveSet(wanted), _) => live::keepalive_set(path, &wanted),
         (Request::Set(settings), _) => live::set(path, &settings),
@@ -53,7 +75,8 @@ pub(super) fn answer(path: &mut DataPath, request: Request) -> Response {
             refused("`image export` is for the standby, which has the image; this is the primary")
         }
         (Request::Takeover, _) => refused("`takeover` is for the standby; this is the primary: see `solo`"),
-    }
+    };
+    asked.reply(response);
 }
 
 pub(super) fn word(role: Role) -> &'static str {
@@ -93,7 +116,8 @@ pub(super) fn status(path: &mut DataPath) -> Status {
         run_us: us(run),
         pause_us: figures.pause.percentiles(),
         commit_us: figures.commit.percentiles(),
-        notes: path.notes.clone(),
+        notes: path.notes.iter().cloned().chain(path.stop.note()).collect(),
+        why_not_protected: path.why_not(),
         ..Status::default()
     };
     let now = path.clock.now();

@@ -7,26 +7,30 @@
 use super::{
     channel::{Brief, Channel, ToDataPath, ToSupervisor},
     hands::Hands,
-    session::{self, Found},
+    orders::Order,
+    seek::{Seek, Trouble},
+    session::Found,
+    stop::{Heard, Stop},
     vm_health::Watcher,
     yielding::Parked,
 };
 use crate::{
     arbiter::{Answer, ArbiterClient},
-    cli::Side,
     clock::{Clock, WatchedClock},
-    control::Control,
+    config::ProtectConfig,
+    control::{self, Control},
     events::emit,
     exit::{self, Code, ExitError},
-    gate::{GateError, Mode, NicGate, NicSpec, Options},
+    gate::{GateError, Mode, NicGate, Options},
     inbox::{self, Inbox, readable, wait},
-    keepalive::{BeatHandle, Verdict, Watched},
+    keepalive::{BeatHandle, Verdict},
     keeper,
     metrics::Scrapes,
     paths::Watch,
     progress::Progress,
     qemu::colo::ColoSource,
     report,
+    signals::Signals,
     stalls::{Stalls, Swap},
 };
 use anyhow::{Context, Result};
@@ -43,11 +47,17 @@ use serde_json::json;
 use std::{
     os::{fd::AsFd, unix::net::UnixStream},
     path::PathBuf,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// The stall limit while nobody stands by: nobody could declare this side dead. And the longest sleep.
 const WITHOUT_BEATS: Duration = Duration::from_millis(100);
+
+/// For the TAP devices to be let go by whoever had them, and between two looks.
+const TAPS: Duration = Duration::from_secs(2);
+const STEP: Duration = Duration::from_millis(2);
+/// For QEMU's end of the NICs.
+const NICS: Duration = Duration::from_secs(5);
 
 type Driver = PrimaryDriver<ColoSource, NicGate, WatchedClock>;
 
@@ -59,7 +69,7 @@ pub(super) struct DataPath {
     pub(super) beats: Option<BeatHandle>,
     pub(super) clock: Clock,
     /// Of this loop, for the beats.
-    progress: Progress,
+    pub(super) progress: Progress,
     pub(super) peer: Option<String>,
     pub(super) notes: Vec<String>,
     pub(super) watch: Watch,
@@ -69,7 +79,18 @@ pub(super) struct DataPath {
     pub(super) parked: Option<Parked>,
     control: Control,
     scrapes: Option<Scrapes>,
-    sessions: Option<Inbox<Result<Found>>>,
+    pub(super) signals: Signals,
+    /// A standby is being looked for.
+    pub(super) sessions: Option<Inbox<Result<Found, Trouble>>>,
+    pub(super) seek: Seek,
+    /// What wants the arbiter's word first.
+    pub(super) orders: Vec<Order>,
+    pub(super) stop: Stop,
+    /// Way was made for a successor.
+    pub(super) made_way_at: Option<Time>,
+    /// Why the session that there is will have ended.
+    pub(super) trouble: Option<Trouble>,
+    pub(super) protected_since: Option<Time>,
     pub(super) source_path: PathBuf,
     /// The stall limit as it was when the turn before began.
     limit_before: Duration,
@@ -79,7 +100,7 @@ pub(super) struct DataPath {
     stalls_before: u64,
     role: (Role, bool),
     arbiter_watch: report::ArbiterWatch,
-    suspected: bool,
+    pub(super) suspected: bool,
     /// The swap that is being asked for.
     pub(super) swap: Swap,
     pub(super) operator_wants_solo: bool,
@@ -90,8 +111,16 @@ pub(super) struct DataPath {
     pub(super) ending: Option<(Code, String)>,
 }
 
+/// Milliseconds since 1970.
+pub(super) fn unix_ms() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
 /// Runs the data path; `stdin` is the channel to the supervisor.
 pub fn run() -> Result<Code> {
+    let signals = Signals::catch().context("catching signals")?;
     let channel = std::io::stdin().as_fd().try_clone_to_owned().context("the channel on stdin")?;
     let mut channel = Channel::new(UnixStream::from(channel))?;
     let brief = hear_brief(&mut channel)?;
@@ -107,29 +136,40 @@ pub fn run() -> Result<Code> {
             return Ok(code);
         }
     };
-    DataPath::new(brief, supervisor, prepared)?.run()
+    DataPath::new(brief, supervisor, signals, prepared)?.run()
 }
 
-/// What may be missing: the NICs, their TAP devices, a free control socket.
+/// What may be missing: the NICs, their TAP devices, a free control socket. A process that is to be relieved is told to leave as late
+/// as possible: the VM has no network from then until the gate is there.
 fn prepare(brief: &Brief) -> Result<(NicGate, ArbiterClient, Control)> {
     let config = &brief.config;
-    let control = Control::listen(&config.run_dir, config.vm, config.node, Side::Primary)?;
-    let held_limit_bytes = usize::try_from(config.held_limit_bytes)?;
-    let options = Options { held_limit_bytes, mode: Mode::Open };
+    let arbiter = ArbiterClient::spawn(&config.asks(brief.register.owner.node))?;
+    let control = control::take_place(&config.run_dir, (config.vm, config.node), brief.relieve)?;
     // As late as this: until now its packets have passed.
     keeper::relieve(&config.run_dir, config.vm)?;
-    let gate = connected_gate(report::nics(&config.nics), options).map_err(|error| {
-        let code = if error.is_prerequisite() { Code::Prerequisite } else { Code::Failed };
-        ExitError::new(code, error)
-    })?;
-    let arbiter = ArbiterClient::spawn(&config.asks(brief.register.owner.node))?;
-    Ok((gate, arbiter, control))
+    Ok((open_gate(config)?, arbiter, control))
 }
 
-fn connected_gate(nics: Vec<NicSpec>, options: Options) -> Result<NicGate, GateError> {
-    let mut gate = NicGate::new(nics, options)?;
-    gate.connect(Duration::from_secs(5))?;
-    Ok(gate)
+/// The gate of a VM that runs solo. Whoever had its TAP devices may be about to let them go.
+fn open_gate(config: &ProtectConfig) -> Result<NicGate> {
+    let held_limit_bytes = usize::try_from(config.held_limit_bytes)?;
+    let options = Options { held_limit_bytes, mode: Mode::Open };
+    let deadline = Instant::now() + TAPS;
+    let opened = loop {
+        match NicGate::new(report::nics(&config.nics), options) {
+            Err(error) if is_busy(&error) && Instant::now() < deadline => std::thread::sleep(STEP),
+            opened => break opened,
+        }
+    };
+    let connected = opened.and_then(|mut gate| gate.connect(NICS).map(|()| gate));
+    Ok(connected.map_err(|error| {
+        let code = if error.is_prerequisite() { Code::Prerequisite } else { Code::Failed };
+        ExitError::new(code, error)
+    })?)
+}
+
+fn is_busy(error: &GateError) -> bool {
+    matches!(error, GateError::Tap { source, .. } if source.kind() == std::io::ErrorKind::ResourceBusy)
 }
 
 fn hear_brief(channel: &mut Channel) -> Result<Brief> {
@@ -144,7 +184,12 @@ fn hear_brief(channel: &mut Channel) -> Result<Brief> {
 }
 
 impl DataPath {
-    fn new(brief: Brief, supervisor: Hands, prepared: (NicGate, ArbiterClient, Control)) -> Result<Self> {
+    fn new(
+        brief: Brief,
+        supervisor: Hands,
+        signals: Signals,
+        prepared: (NicGate, ArbiterClient, Control),
+    ) -> Result<Self> {
         let (clock, progress) = (Clock, Progress::new());
         let config = &brief.config;
         let (gate, arbiter, control) = prepared;
@@ -162,7 +207,8 @@ impl DataPath {
         driver.set_cap(usize::try_from(config.staging_bytes)?, config.on_cap.0);
         let scrapes = Scrapes::serve(config.metrics)?;
         let source_path = config.run_dir.join(format!("{}.colo.sock", config.vm));
-        let mut this = Self {
+        let seek = Seek::new(clock.now().after(Seek::patience(brief.deaths)), brief.protect);
+        Ok(Self {
             driver,
             arbiter,
             beats: None,
@@ -176,7 +222,14 @@ impl DataPath {
             parked: None,
             control,
             scrapes,
+            signals,
             sessions: None,
+            seek,
+            orders: Vec::new(),
+            stop: Stop::default(),
+            made_way_at: None,
+            trouble: None,
+            protected_since: None,
             source_path,
             limit_before: Duration::MAX,
             last_turn: clock.now(),
@@ -191,20 +244,7 @@ impl DataPath {
             end_when_solo: None,
             ending: None,
             brief,
-        };
-        if this.brief.protect {
-            this.seek_standby()?;
-        }
-        Ok(this)
-    }
-
-    fn seek_standby(&mut self) -> Result<()> {
-        self.sessions = Some(session::seek(
-            &self.brief,
-            self.driver.machine().register().generation.next(),
-            self.arbiter.health().witness,
-        )?);
-        Ok(())
+        })
     }
 
     fn run(mut self) -> Result<Code> {
@@ -225,10 +265,12 @@ impl DataPath {
         self.notice_stall();
         self.hear_supervisor()?;
         self.mind_the_vm();
+        self.hear_signals();
         self.hear_arbiter();
+        self.refuse_late_orders();
         self.prove_beats();
         self.hear_beats();
-        self.hear_sessions();
+        self.look_for_standby();
         self.driver.gate.tick(self.clock.now());
         self.driver.pump();
         self.watch.look(self.driver.link());
@@ -252,11 +294,14 @@ impl DataPath {
         fds.extend(self.supervisor.wait_fd().map(readable));
         fds.push(readable(self.arbiter.as_fd()));
         fds.push(readable(self.control.as_fd()));
+        fds.push(readable(self.signals.as_fd()));
         fds.extend(self.scrapes.as_ref().map(|s| readable(s.as_fd())));
         fds.extend(self.beats.as_ref().map(|b| readable(b.wait_fd())));
         fds.extend(self.sessions.as_ref().map(|s| readable(s.as_fd())));
         fds.extend(self.driver.gate.wait_fds());
-        wait(&mut fds, self.clock.now(), self.driver.deadline(), (self.stall_limit() / 2).min(WITHOUT_BEATS))?;
+        let orders = self.orders.iter().map(|order| order.until);
+        let until = self.driver.deadline().into_iter().chain(self.next_look()).chain(orders).min();
+        wait(&mut fds, self.clock.now(), until, (self.stall_limit() / 2).min(WITHOUT_BEATS))?;
         Ok(())
     }
 
@@ -290,30 +335,35 @@ impl DataPath {
                     self.driver.event(Event::SourceLost);
                 }
                 ToDataPath::SourceBroken { why, unsupported } => self.source_broken(why, unsupported),
+                ToDataPath::Stop => self.told_to_stop(Heard::BySupervisor),
+                ToDataPath::Resume => self.take_back_place(),
             }
         }
         Ok(())
     }
 
-    /// A first attempt that fails for want of the source ends this process; a VM that was protected once keeps its gate.
+    /// With `--once` a first attempt that fails for want of the source ends this process. Otherwise it goes on being the VM's way to its
+    /// network.
     fn source_broken(&mut self, why: String, unsupported: bool) {
         tracing::error!(%why, "the checkpoint stream broke; giving protection up");
         emit("source-broken", json!({ "why": why, "unsupported": unsupported }));
         let first = self.driver.figures().last_ack_at.is_none();
+        self.because(match (unsupported, first) {
+            (true, _) => Trouble::hopeless(&why),
+            (false, true) => Trouble::lasting(&why),
+            (false, false) => Trouble::passing(&why),
+        });
         self.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
-        let code = if unsupported { Code::Prerequisite } else { Code::Failed };
         if unsupported || first {
+            let code = if unsupported { Code::Prerequisite } else { Code::Failed };
             self.give_up_for(code, why);
-        } else {
-            self.notes.push(format!("not protected: {why}"));
         }
     }
 
-    /// This attempt at protection came to nothing.
+    /// This attempt at protection came to nothing, for something that does not pass by itself.
     pub(super) fn give_up_for(&mut self, code: Code, why: String) {
-        if self.brief.stay {
-            self.notes.push(format!("not protected: {why}"));
-        } else {
+        self.because(Trouble::lasting(&why));
+        if !self.brief.stay {
             self.end_when_solo = Some((code, why));
         }
     }
@@ -321,7 +371,10 @@ impl DataPath {
     fn hear_arbiter(&mut self) {
         while let Some(answer) = self.arbiter.take_answer() {
             match answer {
-                Answer::Read(held) => self.register_read(held),
+                Answer::Read(held) => {
+                    self.register_read(held);
+                    self.arbiter_is_there();
+                }
                 Answer::Fault(_) => {} // told below; the machine waits for a register that it can believe
                 Answer::Cas(outcome) => {
                     emit("cas", self.swap.answered(self.clock.now(), &outcome));
@@ -341,54 +394,14 @@ impl DataPath {
             let why = report::suspicion(beats, &self.watch, self.clock.now());
             emit("suspect", report::with(why, super::commands::standing(self)));
             self.suspected = true;
+            self.because(Trouble::passing("the standby was silent for too long"));
             self.driver.event(Event::Suspect);
         }
     }
 
-    fn hear_sessions(&mut self) {
-        let Some(result) = self.sessions.as_ref().and_then(Inbox::take) else { return };
-        self.sessions = None;
-        match result {
-            Ok(found) => {
-                if let Err(error) = self.attach(found) {
-                    self.no_session(exit::words(&error));
-                }
-            }
-            Err(error) => self.no_session(exit::words(&error)),
-        }
-    }
-
-    fn no_session(&mut self, why: String) {
-        tracing::error!(why, "no session with the standby; the VM runs on, unprotected");
-        emit("no-session", json!({ "why": why }));
-        if self.brief.stay {
-            self.notes.push(format!("not protected: {why}"));
-        } else {
-            self.ending = Some((Code::Failed, why));
-        }
-    }
-
-    fn attach(&mut self, found: Found) -> Result<()> {
-        let source = ColoSource::listen(&self.source_path, self.brief.profile.blocks.clone())
-            .with_context(|| format!("socket {}", self.source_path.display()))?;
-        let (standby, incarnation) = (found.standby, found.incarnation);
-        emit("syncing", json!({ "standby": standby, "peer": found.peer, "peer_beats": found.beats }));
-        self.peer = Some(format!("{} at {}", standby.node, found.peer));
-        self.suspected = false;
-        let wish = self.brief.config.wish();
-        let watched = Watched { progress: self.progress.clone(), limit: self.brief.config.stall_after };
-        let (link, beats, report) = found.start(wish, watched)?;
-        self.beats = Some(beats);
-        self.watch.begin(report);
-        self.driver.set_commit_deadline(self.brief.config.commit_deadline(self.watch.has_rdma()));
-        self.driver.attach(link, incarnation, source, standby);
-        Ok(())
-    }
-
     fn hear_control(&mut self) {
         while let Some(request) = self.control.take() {
-            let response = super::commands::answer(self, request.request.clone());
-            request.reply(response);
+            super::commands::answer(self, request);
         }
         while let Some(scrape) = self.scrapes.as_ref().and_then(Scrapes::take) {
             scrape.reply(super::commands::snapshot(self));
@@ -405,6 +418,14 @@ impl DataPath {
         let role = (machine.role(), machine.is_protected());
         if role != std::mem::replace(&mut self.role, role) {
             super::commands::report_role(self);
+            if role.1 {
+                self.protected_since.get_or_insert(self.clock.now());
+                self.seek.protected();
+                let generation = self.driver.machine().register().generation;
+                if let Err(error) = self.supervisor.say(&ToSupervisor::Protected { generation }) {
+                    tracing::debug!(%error, "the supervisor is gone");
+                }
+            }
         }
     }
 }

@@ -1,9 +1,9 @@
 //! What the primary's driver asks of the data path.
 
-use super::{channel::ToSupervisor, commands, data_path::DataPath};
+use super::{channel::ToSupervisor, commands, data_path::DataPath, seek::Trouble};
 use crate::{arbiter::Ask, config, events::emit, exit::Code, report};
 use anyhow::Result;
-use mc_core::{driver::PrimaryErrand, id::Generation, register::Register, wire::control::NackReason};
+use mc_core::{driver::PrimaryErrand, id::Generation, primary::Role, register::Register, wire::control::NackReason};
 use serde_json::json;
 
 impl DataPath {
@@ -22,11 +22,13 @@ impl DataPath {
                 PrimaryErrand::LinkLost(why) => {
                     tracing::warn!(%why, "link lost");
                     emit("link-lost", report::with(json!({ "why": why }), commands::standing(self)));
+                    self.because(Trouble::passing(format!("the link to the standby broke: {why}")));
                 }
                 PrimaryErrand::Late => {
                     let why = "no epoch was ACKed in time, though beats may come";
                     tracing::error!(why, "the standby is suspect");
                     emit("suspect", report::with(json!({ "why": why }), commands::standing(self)));
+                    self.because(Trouble::passing("the standby ACKed no epoch in time"));
                 }
                 PrimaryErrand::HandsBack => {
                     tracing::error!("the VM died while the arbiter was asked; what is won goes to the standby");
@@ -67,7 +69,7 @@ impl DataPath {
         let why = if words.is_empty() { why.to_owned() } else { format!("{why}: {words}") };
         tracing::error!(why, "giving protection up");
         emit("refused", json!({ "why": why }));
-        self.notes.push(format!("not protected: {why}"));
+        self.because(Trouble::lasting(why));
     }
 
     /// `--on-cap unprotect`; the machine has asked the arbiter.
@@ -75,11 +77,11 @@ impl DataPath {
         let cap = config::size_text(self.driver.pool_stats().cap_bytes);
         let why = format!(
             "a checkpoint was larger than staging ({cap}), and on-cap is unprotect; give it more with `afterimage set \
-             max-staging=SIZE`, or accept that the VM is held with on-cap=throttle, then protect the VM again"
+             max-staging=SIZE`, or accept that the VM is held with on-cap=throttle"
         );
         tracing::error!(why, "giving protection up rather than hold the VM");
         emit("gave-up", json!({ "why": why }));
-        self.notes.push(format!("not protected: {why}"));
+        self.because(Trouble::lasting(why));
     }
 
     fn went_solo(&mut self) -> Result<()> {
@@ -87,7 +89,11 @@ impl DataPath {
         self.peer = None;
         self.watch.end();
         self.supervisor.say(&ToSupervisor::LeaveSource)?;
+        self.session_ended();
         self.ending = self.ending.take().or_else(|| self.end_when_solo.take());
+        if self.stop.is_ending() && self.ending.is_none() && self.driver.machine().role() == Role::Solo {
+            self.leave_network();
+        }
         Ok(())
     }
 

@@ -83,6 +83,9 @@ impl Hands {
             }
             self.orphaned();
         }
+        if matches!(message, ToSupervisor::MakeWay) {
+            self.reach = Reach::Nobody;
+        }
         let Some(task) = Task::of(message) else { return Ok(()) };
         if matches!(self.reach, Reach::Nobody) {
             self.reach_out();
@@ -93,6 +96,11 @@ impl Hands {
             Err(error) => tracing::error!(error = exit::words(&error), "QEMU could not be told to {task:?}"),
         }
         Ok(())
+    }
+
+    /// Whether the supervisor is there.
+    pub(super) fn is_supervised(&self) -> bool {
+        matches!(self.reach, Reach::Supervisor(_))
     }
 
     /// Before this process ends: what was said to the supervisor leaves.

@@ -1,15 +1,16 @@
 //! Finding the standby: connects and shakes hands on a thread of its own, so that the solo VM's packets flow meanwhile.
 
-use super::channel::Brief;
+use super::{channel::Brief, seek::Trouble};
 use crate::{
     beats::{self, Wish},
-    identity,
+    exit, identity,
     inbox::{self, Inbox},
     keepalive::{BeatHandle, Watched},
     paths::{self, Link, Ours, Report, Route},
     qemu::profile::Profile,
+    standby,
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use mc_core::{
     id::{Generation, Incarnation, WitnessId},
     register::Owner,
@@ -24,7 +25,7 @@ use transport_tcp::session::{SessionError, SessionOptions};
 
 /// How long a standby may take to start its QEMU and answer.
 const HANDSHAKE: Duration = Duration::from_secs(30);
-/// How long a standby that is not there yet is waited for.
+/// How long a standby that is not there yet is waited for, with `--once`.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A session that is ready for slabs.
@@ -48,11 +49,21 @@ impl Found {
     }
 }
 
+/// The standby's VM is another one than ours.
+#[derive(Debug, thiserror::Error)]
+#[error("the standby's VM differs: {0}")]
+struct Differs(String);
+
+/// The standby is none for us: the same node, or of another witness.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct NoPair(String);
+
 /// Begins to look for the standby; the result comes through the inbox.
-pub(super) fn seek(brief: &Brief, generation: Generation, witness: WitnessId) -> Result<Inbox<Result<Found>>> {
+pub(super) fn seek(brief: &Brief, generation: Generation, witness: WitnessId) -> Result<Inbox<Result<Found, Trouble>>> {
     let (outbox, inbox) = inbox::inbox()?;
     let brief = brief.clone();
-    let seek = move || outbox.put(shake_hands(&brief, generation, witness));
+    let seek = move || outbox.put(shake_hands(&brief, generation, witness).map_err(|error| trouble(&error)));
     std::thread::Builder::new().name("seek".to_owned()).spawn(seek)?;
     Ok(inbox)
 }
@@ -61,7 +72,8 @@ pub(super) fn seek(brief: &Brief, generation: Generation, witness: WitnessId) ->
 fn shake_hands(brief: &Brief, generation: Generation, witness: WitnessId) -> Result<Found> {
     let config = &brief.config;
     let options = SessionOptions { deadline: HANDSHAKE, ..SessionOptions::default() };
-    let call = patiently(|| paths::call(&config.to, config.bind, &options))?;
+    let call = || paths::call(&config.to, config.bind, &options);
+    let call = if config.once { patiently(call)? } else { call()? };
     let keepalive = paths::beats_at(call.local_addr())?;
     let beat_port = if config.paths.wants_udp() { keepalive.local_port()? } else { 0 };
     let hello = Hello { witness, ..hello(brief, generation, beat_port)? };
@@ -69,11 +81,11 @@ fn shake_hands(brief: &Brief, generation: Generation, witness: WitnessId) -> Res
     let endpoint = ours.endpoint();
     let connected = call.shake_hands(&hello, &brief.profile.to_json(), endpoint.as_ref())?;
     let (node, theirs) = ((hello.node, witness), (connected.peer.node, connected.peer.witness));
-    identity::check_pair(node, theirs).map_err(anyhow::Error::msg)?;
+    identity::check_pair(node, theirs).map_err(NoPair)?;
     let theirs: Profile = Profile::from_json(&connected.profile).context("the standby")?;
     let differences = brief.profile.mismatches(&theirs);
     if !differences.is_empty() {
-        bail!("the standby's VM differs: {}", differences.join("; "));
+        return Err(Differs(differences.join("; ")).into());
     }
     let (peer, theirs) = (connected.peer_addr, connected.endpoint);
     let beats = beats::told(&connected.peer);
@@ -82,7 +94,28 @@ fn shake_hands(brief: &Brief, generation: Generation, witness: WitnessId) -> Res
     Ok(Found { incarnation: hello.incarnation, standby, peer, beats, route, key: hello.beat_key })
 }
 
-/// A standby that is being started may not listen yet: tries again while nobody answers.
+/// Whether it may pass by itself. A refusal says what an operator has to change, unless it says that the standby is busy, or has not
+/// the arbiter's word for us.
+fn trouble(error: &anyhow::Error) -> Trouble {
+    let why = exit::words(error);
+    match error.downcast_ref::<SessionError>() {
+        Some(SessionError::Refused { why: told, .. })
+            if [standby::BUSY, standby::NOTHING_STARTED].iter().any(|passing| told.starts_with(passing)) =>
+        {
+            Trouble::passing(why)
+        }
+        Some(
+            SessionError::Refused { .. }
+            | SessionError::Version { .. }
+            | SessionError::Stranger { .. }
+            | SessionError::Profile { .. },
+        ) => Trouble::lasting(why),
+        None if error.is::<Differs>() || error.is::<NoPair>() => Trouble::lasting(why),
+        _ => Trouble::passing(why),
+    }
+}
+
+/// `--once`: a standby that is being started may not listen yet: tries again while nobody answers.
 fn patiently<T>(mut attempt: impl FnMut() -> Result<T, SessionError>) -> Result<T> {
     let start = Instant::now();
     loop {

@@ -1,20 +1,23 @@
 //! The supervisor: holds QEMU's control connection, and outlives the data path.
 //!
 //! ```text
-//!               spawn                     dies                      Cas won: (G+1, solo)
-//!  (register ───────> Watching the ─────────────> Asking the ────────────────────────────> leave checkpoints, see that the
-//!   is solo)          data path                   arbiter          or it said solo already  VM runs, spawn a solo data path
-//!                        │ "Ending"                  │ Cas lost
-//!                        v                           v
-//!                      exit                        fence QEMU, exit 4
+//!               spawn                     dies                      Ours: (G+1, solo)
+//!  (register ───────> Watching the ─────────────> Asking QEMU, then the ──────────────> leave checkpoints, see that the
+//!   is solo)          data path                   arbiter (claim.rs)                    VM runs, spawn a solo data path
+//!                       │ "Ending"                  │ Theirs: fence QEMU, exit 4
+//!                       v                           v VmGone, Silent: nothing is touched, the standby may take over
+//!                     exit                        exit
 //! ```
 //!
 //! The rule: a data path's death may leave the VM stopped in the middle of a checkpoint, with output that was never
 //! released. Before the VM may run again the register must say (solo, self): else the standby may be running it already.
+//!
+//! QEMU serves one control connection at a time. Whoever holds it is the VM's supervisor: one that made way for a successor
+//! takes it up again only when nobody else has it.
 
 use super::{
     channel::{Brief, Channel, ToDataPath, ToSupervisor},
-    claim::claim,
+    claim::{Verdict, claim},
     vm_health::Health,
 };
 use crate::{
@@ -25,24 +28,31 @@ use crate::{
         control::{self, ControlError, MigrationState},
         qmp::{Qmp, QmpError, kill_instance},
     },
+    signals::Signals,
 };
 use anyhow::{Context, Result};
-use mc_core::id::Time;
+use mc_core::id::{Generation, Time};
 use serde_json::{Value, json};
 use std::{
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::net::UnixStream,
+        unix::{net::UnixStream, process::CommandExt},
     },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
-/// For a QEMU that is asked how its VM is.
-const GLANCE: Duration = Duration::from_millis(500);
-/// How often it is.
+/// How soon a QEMU that is well says how its VM is.
+const ANSWER: Duration = Duration::from_millis(500);
+/// How often it is asked.
 const LOOK: Duration = Duration::from_secs(1);
+/// A data path that lived for so long has not died of what it found at its start.
+const LIVED: Duration = Duration::from_secs(60);
+/// How long a data path may take to obey a second signal.
+const OBEY: Duration = Duration::from_secs(3);
+/// How long a successor may take to get hold of QEMU's control connection, and how often it is tried again afterwards.
+const MAKE_WAY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(1));
 
 /// QEMU's pid, and its instance.
 pub(super) type Process = (u32, u64);
@@ -54,6 +64,19 @@ pub(super) struct Qemu {
     process: Process,
     /// QEMU said that its VM shuts down, or was told to.
     shut_down: bool,
+}
+
+/// How a QEMU is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Condition {
+    /// It answers.
+    Answers,
+    /// Its VM was shut down, by its guest or its operator.
+    ShutDown,
+    /// It closed its control connection: it died.
+    Gone,
+    /// It is there, and does not answer in time.
+    Silent,
 }
 
 /// One thing to do to QEMU.
@@ -72,7 +95,11 @@ impl Task {
             ToSupervisor::LeaveSource => Self::Leave,
             ToSupervisor::Fence => Self::Fence,
             ToSupervisor::SourceFailed { why } => Self::Explain(why.clone()),
-            ToSupervisor::Ending { .. } => return None,
+            ToSupervisor::Wanted { .. }
+            | ToSupervisor::Protected { .. }
+            | ToSupervisor::Stopping
+            | ToSupervisor::MakeWay
+            | ToSupervisor::Ending { .. } => return None,
         })
     }
 }
@@ -102,7 +129,7 @@ impl Qemu {
 
     /// How the VM is, by QEMU's word. One that does not answer at once is asked again later: that proves nothing.
     fn health(&mut self) -> Option<Health> {
-        let said = self.qmp.execute("query-status", Value::Null, GLANCE).ok()?;
+        let said = self.qmp.execute("query-status", Value::Null, ANSWER).ok()?;
         said["status"].as_str().map(Health::by_run_state)
     }
 
@@ -140,6 +167,23 @@ impl Qemu {
         (closed || orderly).then_some(orderly)
     }
 
+    /// Asks it; takes [`ANSWER`] at most. Nothing is changed by it.
+    pub(super) fn condition(&mut self) -> Condition {
+        let asked = self.qmp.execute("query-status", Value::Null, ANSWER);
+        let _ = self.qmp.poll_events();
+        match asked {
+            _ if self.said_shutdown() => Condition::ShutDown,
+            Ok(_) | Err(QmpError::Command { .. }) => Condition::Answers,
+            Err(QmpError::Timeout { .. }) => Condition::Silent,
+            Err(_) => Condition::Gone,
+        }
+    }
+
+    /// Whether it said so, as far as it was heard.
+    pub(super) fn has_shut_down(&self) -> bool {
+        self.shut_down
+    }
+
     fn said_shutdown(&mut self) -> bool {
         self.shut_down |= self.qmp.take_events().iter().any(|e| e.name == "SHUTDOWN");
         self.shut_down
@@ -156,85 +200,238 @@ const UNSUPPORTED: &str = "this QEMU ended the migration instead of entering che
      known to. The VM runs on, unprotected. Use QEMU 7.2 (Debian 12), or one of which `query-migrate` says \"colo\"";
 
 /// Watches over one VM until it is gone, fenced, or handed over. Returns the exit code.
-pub(super) fn supervise(qmp: Qmp, mut brief: Brief) -> Result<Code> {
-    let mut qemu = Qemu::new(qmp, brief.qemu_process());
-    loop {
-        let mut child = DataPathProcess::spawn(&brief)?;
-        if let Some(code) = watch(&mut qemu, &mut child)? {
-            return Ok(code);
-        }
-        let register = brief.register;
-        emit("data-path-died", json!({ "vm": brief.config.vm, "how": child.how_it_ended(), "began_with": register }));
-        let gone = qemu.gone();
-        if gone == Some(false) {
-            let what = "QEMU and the data path died; the standby, if there is one, asks for the VM";
-            return Err(ExitError::new(Code::Fenced, what).into());
-        }
-        tracing::error!("the data path died; asking the arbiter for the VM");
-        let Some(register) = claim(&brief)? else {
-            qemu.perform(&Task::Fence)?;
-            emit(
-                "fenced",
-                json!({ "vm": brief.config.vm, "why": "the data path died, and the arbiter gave the VM to another node" }),
-            );
-            let what = "the data path died, and another node owns the VM now; this copy was stopped";
-            return Err(ExitError::new(Code::Fenced, what).into());
-        };
-        if gone.is_some() {
-            return Ok(Code::Done); // it was shut down, and no standby will run it again
-        }
-        qemu.perform(&Task::Leave)?;
-        (brief.register, brief.protect) = (register, false);
-    }
+pub(super) fn supervise(qmp: Qmp, brief: Brief, signals: Signals) -> Result<Code> {
+    let qemu = Some(Qemu::new(qmp, brief.qemu_process()));
+    let (looked, health) = (Instant::now(), Health::Runs);
+    let (told, retake_at, proven) = (Told::default(), None, None);
+    Supervisor { qemu, brief, signals, told, retake_at, looked, health, proven }.run()
 }
 
-/// Serves the data path until it ends: `Some(code)` if on purpose, `None` if it died.
-fn watch(qemu: &mut Qemu, child: &mut DataPathProcess) -> Result<Option<Code>> {
-    let (mut told_gone, mut gone) = (false, false);
-    let (mut looked, mut health) = (Instant::now(), Health::Runs);
-    loop {
-        {
-            let mut fds = vec![readable(child.channel.as_fd())];
-            if !gone {
-                fds.push(readable(qemu.as_fd()));
+/// The signals that the data path was told of.
+#[derive(Debug, Default)]
+struct Told {
+    times: u32,
+    /// Since when it owes a word about one.
+    since: Option<Instant>,
+}
+
+struct Supervisor {
+    /// None while a successor may take it.
+    qemu: Option<Qemu>,
+    /// What the next data path begins with.
+    brief: Brief,
+    signals: Signals,
+    told: Told,
+    /// When QEMU's control connection is tried again, after way was made.
+    retake_at: Option<Instant>,
+    /// When QEMU was asked last how its VM is, and what the data path knows.
+    looked: Instant,
+    health: Health,
+    /// The last generation in which the VM was protected: see [`ToSupervisor::Protected`].
+    proven: Option<Generation>,
+}
+
+impl Supervisor {
+    fn run(mut self) -> Result<Code> {
+        loop {
+            let (mut child, born) = (DataPathProcess::spawn(&self.brief)?, Instant::now());
+            self.health = Health::Runs;
+            self.brief.relieve = false;
+            if let Some(code) = self.watch(&mut child)? {
+                return Ok(code);
             }
-            wait(&mut fds, Time(0), None, Duration::from_secs(1))?;
-        }
-        if let (false, Some(orderly)) = (told_gone, qemu.gone()) {
-            (told_gone, gone) = (true, true);
-            let _ = child.channel.say(&ToDataPath::VmGone { orderly });
-        }
-        if !gone && looked.elapsed() >= LOOK {
-            looked = Instant::now();
-            if let Some(news) = qemu.health().filter(|now| *now != health) {
-                health = news;
-                let _ = child.channel.say(&ToDataPath::VmIs(health.clone()));
+            let register = self.brief.register;
+            emit(
+                "data-path-died",
+                json!({ "vm": self.brief.config.vm, "how": child.how_it_ended(), "began_with": register }),
+            );
+            if self.qemu.is_none() && self.retake().is_err() {
+                // The successor has the VM, or this QEMU is gone.
+                return Ok(Code::Done);
+            }
+            self.brief.deaths = if born.elapsed() > LIVED { 1 } else { self.brief.deaths + 1 };
+            if let Some(code) = self.claim()? {
+                return Ok(code);
             }
         }
-        while let Some(message) = child.channel.hear::<ToSupervisor>()? {
-            if let ToSupervisor::Ending { code, why } = &message {
-                emit("ended", json!({ "code": code, "why": why }));
-                child.process.wait()?;
-                return match Code::from_number(*code) {
-                    Code::Done => Ok(Some(Code::Done)),
-                    code => Err(ExitError::new(code, why).into()),
+    }
+
+    /// The data path died: what becomes of the VM? None: it runs on, solo, and needs another data path.
+    fn claim(&mut self) -> Result<Option<Code>> {
+        let Some(qemu) = &mut self.qemu else { return Ok(Some(Code::Done)) };
+        tracing::error!("the data path died; asking QEMU whether the VM is there, and the arbiter whose it is");
+        let (code, what) = match claim(&self.brief, self.proven, qemu, &self.signals)? {
+            Verdict::Ours(register) => {
+                self.brief.register = register;
+                return match qemu.perform(&Task::Leave) {
+                    Ok(_) => Ok(None),
+                    Err(_) if qemu.condition() == Condition::ShutDown => Ok(Some(Code::Done)),
+                    Err(error) => Err(error),
                 };
             }
-            serve(qemu, child, &message);
-        }
-        if child.channel.is_closed() {
-            child.process.wait()?;
-            return Ok(gone.then_some(Code::Done));
+            // It was shut down, and no standby will run it again.
+            Verdict::VmGone { orderly: true, .. } => return Ok(Some(Code::Done)),
+            Verdict::VmGone { standby: Some(standby), .. } => (
+                Code::Fenced,
+                format!("QEMU and the data path died; the standby {standby} has the VM's last commit, and takes over"),
+            ),
+            Verdict::VmGone { standby: None, .. } => {
+                let what = match self.proven {
+                    Some(_) => "QEMU and the data path died; the standby has the VM's last commit, and takes over",
+                    None => "QEMU and the data path died; the standby, if there is one, asks for the VM",
+                };
+                (Code::Fenced, what.to_owned())
+            }
+            Verdict::Silent { standby } => (
+                Code::Fenced,
+                format!(
+                    "the data path died, and QEMU does not answer: the VM is left to {standby}, which has its last commit. \
+                     This QEMU was not touched; it has no network. End it before this host stands by"
+                ),
+            ),
+            Verdict::Stranded(why) => (
+                Code::Fenced,
+                format!(
+                    "QEMU and the data path died after the arbiter had given the VM to this host; {why}. Nobody runs it: \
+                     `afterimage witness assign`, on the witness's host, gives it to a node that has a copy"
+                ),
+            ),
+            Verdict::Theirs => self.fence(),
+            Verdict::Told => (Code::Degraded, super::stop::obeyed("the data path had died")),
+        };
+        Err(ExitError::new(code, what).into())
+    }
+
+    fn fence(&mut self) -> (Code, String) {
+        let why = "the data path died, and the arbiter gave the VM to another node";
+        emit("fenced", json!({ "vm": self.brief.config.vm, "why": why }));
+        let fenced = self.qemu.as_mut().map_or(Ok(None), |qemu| qemu.perform(&Task::Fence));
+        let what = "the data path died, and another node owns the VM now";
+        let what = match fenced {
+            Ok(_) => format!("{what}; this copy was stopped"),
+            Err(error) => format!(
+                "{what}; this copy has no network, and could not be stopped ({}): end its QEMU",
+                exit::words(&error)
+            ),
+        };
+        (Code::Fenced, what)
+    }
+
+    /// Serves the data path until it ends: `Some(code)` if on purpose, `None` if it died, the VM with it or not.
+    fn watch(&mut self, child: &mut DataPathProcess) -> Result<Option<Code>> {
+        let mut gone = false;
+        loop {
+            self.sleep(child, gone)?;
+            if let (false, Some(orderly)) = (gone, self.qemu.as_mut().and_then(Qemu::gone)) {
+                gone = true;
+                let _ = child.channel.say(&ToDataPath::VmGone { orderly });
+            }
+            while let Some(message) = child.channel.hear::<ToSupervisor>()? {
+                if let ToSupervisor::Ending { code, why } = &message {
+                    emit("ended", json!({ "code": code, "why": why }));
+                    child.process.wait()?;
+                    return match Code::from_number(*code) {
+                        Code::Done => Ok(Some(Code::Done)),
+                        code => Err(ExitError::new(code, why).into()),
+                    };
+                }
+                self.serve(child, &message);
+            }
+            if child.channel.is_closed() {
+                child.process.wait()?;
+                return Ok(None);
+            }
+            self.hear_signals(child)?;
+            self.look_for_successor(child);
+            if !gone {
+                self.look_at_vm(child);
+            }
         }
     }
-}
 
-fn serve(qemu: &mut Qemu, child: &mut DataPathProcess, message: &ToSupervisor) {
-    let Some(task) = Task::of(message) else { return };
-    match qemu.perform(&task) {
-        Ok(Some(answer)) => drop(child.channel.say(&answer)),
-        Ok(None) => {}
-        Err(error) => tracing::error!(error = exit::words(&error), ?task, "QEMU"),
+    fn sleep(&self, child: &DataPathProcess, gone: bool) -> Result<()> {
+        let mut fds = vec![readable(child.channel.as_fd()), readable(self.signals.as_fd())];
+        if !gone {
+            fds.extend(self.qemu.as_ref().map(|qemu| readable(qemu.as_fd())));
+        }
+        wait(&mut fds, Time(0), None, Duration::from_secs(1))?;
+        Ok(())
+    }
+
+    fn serve(&mut self, child: &mut DataPathProcess, message: &ToSupervisor) {
+        match message {
+            ToSupervisor::Wanted { protect } => self.brief.protect = *protect,
+            ToSupervisor::Protected { generation } => self.proven = Some(*generation),
+            ToSupervisor::LeaveSource => self.proven = None, // the register says (solo, self)
+            ToSupervisor::Stopping => self.told.since = None,
+            ToSupervisor::MakeWay => {
+                self.qemu = None;
+                self.retake_at = Some(Instant::now() + MAKE_WAY.0);
+            }
+            _ => {}
+        }
+        let (Some(task), Some(qemu)) = (Task::of(message), &mut self.qemu) else { return };
+        match qemu.perform(&task) {
+            Ok(Some(answer)) => drop(child.channel.say(&answer)),
+            Ok(None) => {}
+            Err(error) => tracing::error!(error = exit::words(&error), ?task, "QEMU"),
+        }
+    }
+
+    /// Asks QEMU how its VM is, and tells news.
+    fn look_at_vm(&mut self, child: &mut DataPathProcess) {
+        if self.looked.elapsed() < LOOK {
+            return;
+        }
+        self.looked = Instant::now();
+        let said = self.qemu.as_mut().and_then(Qemu::health);
+        if let Some(news) = said.filter(|now| *now != self.health) {
+            self.health = news;
+            let _ = child.channel.say(&ToDataPath::VmIs(self.health.clone()));
+        }
+    }
+
+    /// Signals are the data path's to weigh: it knows what an orderly end takes. One that is stuck is killed after the second.
+    fn hear_signals(&mut self, child: &mut DataPathProcess) -> Result<()> {
+        for _ in 0..self.signals.take() {
+            self.told.times += 1;
+            self.told.since.get_or_insert_with(Instant::now);
+            let _ = child.channel.say(&ToDataPath::Stop);
+        }
+        if self.told.times > 1 && self.told.since.is_some_and(|since| since.elapsed() > OBEY) {
+            child.process.kill()?;
+            child.process.wait()?;
+            return Err(ExitError::new(Code::Degraded, super::stop::obeyed("the data path did not answer")).into());
+        }
+        Ok(())
+    }
+
+    /// A successor that was made way for and did not come: somebody has to command QEMU.
+    fn look_for_successor(&mut self, child: &mut DataPathProcess) {
+        if self.retake_at.is_none_or(|at| Instant::now() < at) {
+            return;
+        }
+        match self.retake() {
+            Ok(()) => {
+                tracing::warn!("the successor that this process made way for did not come; going on");
+                let _ = child.channel.say(&ToDataPath::Resume);
+            }
+            // Nobody listens: QEMU is gone, and nobody heard why.
+            Err(QmpError::Connect { .. }) => {
+                self.retake_at = None;
+                let _ = child.channel.say(&ToDataPath::VmGone { orderly: false });
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Takes QEMU's control connection up again, if nobody else has it.
+    fn retake(&mut self) -> Result<(), QmpError> {
+        self.retake_at = Some(Instant::now() + MAKE_WAY.1);
+        let qmp = Qmp::connect(&self.brief.config.qmp, ANSWER)?;
+        self.qemu = Some(Qemu::new(qmp, self.brief.qemu_process()));
+        self.retake_at = None;
+        Ok(())
     }
 }
 
@@ -256,6 +453,8 @@ impl DataPathProcess {
         let process = Command::new(std::env::current_exe()?)
             .arg("data-path")
             .stdin(Stdio::from(OwnedFd::from(theirs)))
+            // A ^C at our terminal is the supervisor's to hear.
+            .process_group(0)
             .spawn()
             .context("starting the data path")?;
         let mut channel = Channel::new(ours)?;

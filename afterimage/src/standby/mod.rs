@@ -11,10 +11,12 @@
 //! | [`takeover`] | the VM is ours: tried until it runs |
 //! | [`running`], [`network`] | after the takeover, also of an earlier process: the VM runs here, and a keeper has its network |
 //! | [`state`], [`export`] | all but the main memory, copied out; the VM as files for a stock QEMU |
+//! | [`leave`] | an orderly end, by a signal |
 //! | [`task`] | work on a thread, heard by the loop |
 //! | [`report`] | status and events |
 
 mod export;
+mod leave;
 mod network;
 mod node;
 mod offer;
@@ -37,6 +39,11 @@ use crate::{
     scope,
 };
 use anyhow::{Context, Result};
+
+/// How a refusal begins that passes by itself.
+pub(crate) const BUSY: &str = "this standby is busy";
+/// And one that waits for the arbiter's word, or for another word of it.
+pub(crate) const NOTHING_STARTED: &str = "nothing is started";
 
 /// Runs until the VM that it took over is gone, or handed over. Returns the exit code.
 pub fn run(config: StandbyConfig) -> Result<Code> {

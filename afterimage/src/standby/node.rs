@@ -2,6 +2,7 @@
 
 use super::{
     export::Export,
+    leave::Leave,
     offer::spill_file,
     ram_file::Claim,
     report::{snapshot, standing, status, word},
@@ -28,6 +29,7 @@ use crate::{
     progress::Progress,
     qemu::standby::Rehearsal,
     report,
+    signals::Signals,
     stalls::Swap,
     status::{Request, Response, Takeover},
 };
@@ -99,6 +101,11 @@ pub(super) struct Node {
     checked_vm_at: Time,
     arbiter_watch: report::ArbiterWatch,
     pub(super) operator_wants_it: bool,
+    pub(super) signals: Signals,
+    pub(super) leave: Leave,
+    pub(super) ending: Option<Code>,
+    /// Why it ends with a code that needs words.
+    pub(super) last_words: Option<String>,
 }
 
 impl Node {
@@ -143,6 +150,10 @@ impl Node {
             checked_vm_at: clock.now(),
             arbiter_watch: report::ArbiterWatch::default(),
             operator_wants_it: false,
+            signals: Signals::catch()?,
+            leave: Leave::default(),
+            ending: None,
+            last_words: None,
             config,
         })
     }
@@ -154,6 +165,11 @@ impl Node {
         emit("waiting", json!({ "vm": config.vm, "listen": config.listen }));
         while self.driver.machine().role() != Role::Active {
             self.turn()?;
+            match (self.ending, self.last_words.take()) {
+                (Some(code), None) => return Ok(code),
+                (Some(code), Some(words)) => return Err(ExitError::new(code, words).into()),
+                (None, _) => {}
+            }
         }
         self.report_role();
         running::after_takeover(self)
@@ -162,6 +178,7 @@ impl Node {
     fn turn(&mut self) -> Result<()> {
         self.sleep()?;
         self.progress.mark();
+        self.hear_signals();
         self.hear_offers();
         self.hear_arbiter();
         self.hear_beats();
@@ -172,6 +189,7 @@ impl Node {
         self.driver.pump();
         self.watch.look(self.driver.link().map(|link| &**link as &dyn Transport));
         self.run_errands()?;
+        self.leave_in_order();
         self.hear_rehearsal();
         self.pursue_takeover();
         self.hear_export();
@@ -188,16 +206,18 @@ impl Node {
     fn sleep(&self) -> Result<()> {
         let mut fds = Vec::with_capacity(12);
         fds.extend(self.driver.link().and_then(inbox::link));
-        fds.push(readable(self.listener.as_fd()));
+        fds.extend((!self.leave.is_leaving()).then(|| readable(self.listener.as_fd())));
         fds.push(readable(self.arbiter.as_fd()));
         fds.push(readable(self.control.as_fd()));
+        fds.push(readable(self.signals.as_fd()));
         fds.extend(self.scrapes.as_ref().map(|s| readable(s.as_fd())));
         fds.extend(self.beats.as_ref().map(|b| readable(b.wait_fd())));
         fds.extend(self.gate.wait_fds());
         fds.extend(self.attempt_fd().map(readable));
         fds.extend(self.rehearsal.as_ref().map(|rehearsal| readable(rehearsal.as_fd())));
         fds.extend(self.export.as_ref().map(|export| readable(export.task.as_fd())));
-        wait(&mut fds, self.clock.now(), self.driver.deadline(), LONGEST_SLEEP)?;
+        let until = self.driver.deadline().into_iter().chain(self.leave_deadline()).min();
+        wait(&mut fds, self.clock.now(), until, LONGEST_SLEEP)?;
         Ok(())
     }
 
@@ -208,6 +228,7 @@ impl Node {
                     self.look_whether_named(held.as_ref());
                     self.driver.event(Event::RegisterRead(held));
                     self.hear_register(held.as_ref());
+                    self.leave_hears();
                 }
                 Answer::Fault(_) => {
                     self.registered = false;
@@ -268,7 +289,8 @@ impl Node {
         let (generation, epoch) = self.driver.machine().committed();
         beats.set_committed(generation, epoch);
         let dead = !beats.is_running(); // a detector that is gone must not pass for one that is content
-        if (beats.verdict() == Verdict::Suspect || dead) && self.suspected_at.is_none() {
+        let left = self.driver.machine().was_left();
+        if (beats.verdict() == Verdict::Suspect || dead) && !left && self.suspected_at.is_none() {
             let why = report::suspicion(beats, &self.watch, self.clock.now());
             emit("suspect", report::with(why, standing(self)));
             self.suspect();
@@ -284,6 +306,7 @@ impl Node {
         while let Some(errand) = self.driver.errand() {
             match errand {
                 StandbyErrand::ReadRegister => self.read_register(),
+                StandbyErrand::Cas { expect, new } if self.defers(expect, new) => {}
                 StandbyErrand::Cas { expect, new } => self.claim(expect, new),
                 StandbyErrand::TakeOver { generation, epoch } => self.take_over(generation, epoch)?,
                 StandbyErrand::Rehearse(epoch) => self.begin_rehearsal(epoch),
@@ -333,7 +356,7 @@ impl Node {
         self.driver.rehearsed(outcome);
     }
 
-    fn claim(&mut self, expect: Generation, new: Register) {
+    pub(super) fn claim(&mut self, expect: Generation, new: Register) {
         self.swap.asked(self.clock.now());
         self.arbiter.ask(Ask::Cas { expect, new, contested: true });
         emit("asking", report::with(report::asked(expect, &new, true), standing(self)));
@@ -344,7 +367,9 @@ impl Node {
 
     fn link_lost(&mut self, why: &str) {
         tracing::warn!(why, "link lost");
-        if self.driver.machine().role() != Role::Idle && self.suspected_at.is_none() {
+        let machine = self.driver.machine();
+        // After a goodbye nobody is suspect.
+        if machine.role() != Role::Idle && !machine.was_left() && self.suspected_at.is_none() {
             self.suspected_at = Some(self.clock.now());
             let now = self.clock.now();
             let heard = self.beats.as_ref().map(|beats| self.watch.heard(beats, now));
@@ -422,7 +447,7 @@ impl Node {
                     "epoch, max-staging and on-cap are the primary's; this is the standby, whose staging is its --staging",
                 ),
                 Request::Witness(_) => refused("that is for a witness; this is the standby"),
-                Request::Solo | Request::Unprotect | Request::Export { .. } => {
+                Request::Solo | Request::Unprotect | Request::Protect | Request::MakeWay | Request::Export { .. } => {
                     refused("that is for the primary; this is the standby: see `takeover`")
                 }
             };
@@ -475,8 +500,12 @@ impl Node {
         let role = self.driver.machine().role();
         if role != std::mem::replace(&mut self.role, role) {
             tracing::info!(?role, "role");
-            if role == Role::Idle {
-                emit("waiting", json!({ "vm": self.config.vm, "listen": self.config.listen }));
+            if matches!(role, Role::Idle | Role::Lost) {
+                let keeps = role == Role::Lost; // the copy that was lost, until its room is needed
+                emit(
+                    "waiting",
+                    json!({ "vm": self.config.vm, "listen": self.config.listen, "keeps_lost_copy": keeps }),
+                );
             }
         }
     }

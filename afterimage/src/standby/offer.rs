@@ -41,6 +41,9 @@ impl Node {
     pub(super) fn hear_offers(&mut self) {
         self.look_after_waiting();
         self.say_what_was_counted();
+        if self.leave.is_leaving() {
+            return;
+        }
         match self.listener.accept(Duration::ZERO) {
             Ok(None) => {}
             Ok(Some(offer)) => self.hear_offer(offer),

@@ -38,6 +38,7 @@ use crate::{
         qmp::{Qmp, Watched},
     },
     report,
+    signals::Signals,
     status::{Request, Response, SCHEMA, Status, socket_path},
 };
 use anyhow::{Context, Result};
@@ -69,6 +70,7 @@ struct Desk {
     control: Control,
     scrapes: Option<Scrapes>,
     listener: Listener,
+    signals: Signals,
 }
 
 impl Desk {
@@ -80,6 +82,7 @@ impl Desk {
             control: Control::listen(&config.run_dir, config.vm, config.node, Side::Standby)?,
             scrapes: Scrapes::serve(config.metrics)?,
             listener: Listener::bind(config.listen, SessionOptions::default()).map_err(cannot_listen)?,
+            signals: Signals::catch()?,
             config,
         })
     }
@@ -96,7 +99,9 @@ struct Running {
     since: Time,
     read_at: Option<Time>,
     arbiter_watch: report::ArbiterWatch,
-    ending: bool,
+    ending: Option<Code>,
+    /// Why a signal was refused.
+    stays: Option<String>,
 }
 
 /// The process of a QEMU at our control socket that is past its takeover; `None`: there is none, or it still waits.
@@ -123,7 +128,7 @@ pub(super) fn after_takeover(mut node: Node) -> Result<Code> {
     let base = snapshot(&node);
     let generation = node.won.unwrap_or_default();
     let qemu = node.vm.as_mut().and_then(|vm| vm.watch().ok());
-    let Node { config, this, arbiter, control, scrapes, listener, gate, driver, vm, .. } = node;
+    let Node { config, this, arbiter, control, scrapes, listener, gate, driver, vm, signals, .. } = node;
     let mut network = Network::taken_over(Charge::of_standby(&config, generation), gate);
     network.look();
     // The image, staging, the control connection to QEMU. To unmap a large image takes a while: packets have their keeper by now.
@@ -132,7 +137,8 @@ pub(super) fn after_takeover(mut node: Node) -> Result<Code> {
         emit("ended", json!({ "why": QEMU_ENDED }));
         return Ok(Code::Done);
     };
-    Running::new(Desk { config, this, arbiter, control, scrapes, listener }, qemu, network, base).run()
+    let desk = Desk { config, this, arbiter, control, scrapes, listener, signals };
+    Running::new(desk, qemu, network, base).run()
 }
 
 /// What is left to do for a VM that an earlier process took over.
@@ -151,7 +157,8 @@ impl Running {
             since,
             read_at: None,
             arbiter_watch: report::ArbiterWatch::default(),
-            ending: false,
+            ending: None,
+            stays: None,
         }
     }
 
@@ -176,10 +183,19 @@ impl Running {
     }
 
     fn run(mut self) -> Result<Code> {
-        while !self.ending {
+        loop {
             self.turn()?;
+            match self.ending {
+                Some(Code::Done) => return Ok(Code::Done),
+                Some(code) => {
+                    let what = format!("told again to end, although {}", self.stays.unwrap_or_default());
+                    let remedy =
+                        "`afterimage protect` on this host, or `afterimage standby`, gives the VM its network again";
+                    return Err(ExitError::new(code, what).remedy(remedy).into());
+                }
+                None => {}
+            }
         }
-        Ok(Code::Done)
     }
 
     fn turn(&mut self) -> Result<()> {
@@ -187,11 +203,12 @@ impl Running {
         self.network.look();
         if self.vm.has_ended() {
             emit("ended", json!({ "why": QEMU_ENDED }));
-            self.ending = true;
+            self.ending = Some(Code::Done);
             return Ok(());
         }
         self.ask_for_register();
         self.hear_arbiter()?;
+        self.hear_signals();
         self.refuse_primaries();
         self.hear_control();
         Ok(())
@@ -200,12 +217,39 @@ impl Running {
     fn sleep(&self) -> Result<()> {
         let desk = &self.desk;
         let mut fds = Vec::with_capacity(8);
-        fds.extend([desk.control.as_fd(), desk.arbiter.as_fd(), desk.listener.as_fd(), self.vm.as_fd()].map(readable));
+        fds.extend(
+            [desk.control.as_fd(), desk.arbiter.as_fd(), desk.listener.as_fd(), desk.signals.as_fd(), self.vm.as_fd()]
+                .map(readable),
+        );
         fds.extend(desk.scrapes.as_ref().map(|s| readable(s.as_fd())));
         fds.extend(self.network.wait_fds());
         let until = self.network.deadline().into_iter().chain(self.read_at).min();
         wait(&mut fds, Clock.now(), until, VM_CHECK)?;
         Ok(())
+    }
+
+    // --- an orderly end ---
+
+    /// Nothing hangs on this process once a keeper has the VM's network. Before, the first signal is refused.
+    fn hear_signals(&mut self) {
+        for _ in 0..self.desk.signals.take() {
+            emit("signal", json!({ "role": "running" }));
+            let passes = self.network.gate().is_some_and(|gate| gate.nics().next().is_some());
+            self.ending = match (passes, &self.stays) {
+                (false, _) => Some(Code::Done),
+                (true, Some(why)) => {
+                    emit("stop-obeyed", json!({ "why": why }));
+                    Some(Code::Degraded)
+                }
+                (true, None) => {
+                    let why = "no keeper has the VM's network yet: it passes through this process".to_owned();
+                    tracing::error!(why, "a signal to end was refused, and the next one is obeyed");
+                    emit("stop-refused", json!({ "why": why }));
+                    self.stays = Some(why);
+                    None
+                }
+            };
+        }
     }
 
     // --- the register ---
@@ -294,7 +338,7 @@ impl Running {
                 Request::Keepalive => Response::Keepalive(Box::new(self.beating().report())),
                 // `afterimage protect` on this node wants the VM. The keeper stays until its gate is there.
                 Request::Handover => {
-                    self.ending = true;
+                    self.ending = Some(Code::Done);
                     done("leaving")
                 }
                 Request::Takeover => refused("nothing to take over: the VM runs here"),
@@ -326,6 +370,8 @@ impl Running {
             report::fill_gate(&mut status, gate.stats(), gate);
         }
         status.notes.extend(self.network.note());
+        let stays = self.stays.as_ref();
+        status.notes.extend(stays.map(|why| format!("a signal to end was refused: {why}. Another one is obeyed")));
         if !self.network.is_entitled() {
             status.notes.push(
                 "the register has not said yet that this node runs the VM alone: its network is not opened anew before; \

@@ -169,7 +169,6 @@ impl WaitingVm {
 
     /// The image outlives this process: its RAM file, and beside it everything else of the VM, and how to run it. Returns the
     /// RAM file's path. The waiting QEMU ends with this value.
-    #[expect(dead_code, reason = "the end of an entitled standby calls it")]
     pub(super) fn keep(&mut self, node: Node, image: &Image, at: (Generation, Epoch)) -> Result<PathBuf> {
         let state = self.state(image);
         let (ram, beside) = (self.ram.path().to_owned(), self.ram.path().with_extension("state"));

@@ -6,7 +6,7 @@
 //!            └─ refused                              └─ no word: refused  └─ another's: refused
 //! ```
 
-use super::{node::Node, vm::WaitingVm};
+use super::{BUSY, NOTHING_STARTED, node::Node, vm::WaitingVm};
 use crate::{
     arbiter::{ArbiterSpec, Ask},
     events::emit,
@@ -66,10 +66,10 @@ struct Waiting {
 /// Whether the register, as this node has read it, says that the sender of `hello` may offer this session: it owns the VM,
 /// alone, in the generation before.
 fn vouches(held: Option<&Register>, hello: &Hello) -> Result<(), Refusal> {
-    const NOTHING: &str = "nothing is started for a primary that the register does not vouch for";
+    let nothing = format!("{NOTHING_STARTED} for a primary that the register does not vouch for");
     let (vm, node) = (hello.vm, hello.node);
     let Some(held) = held else {
-        return refusal("register", format!("{NOTHING}: it knows no {vm}"));
+        return refusal("register", format!("{nothing}: it knows no {vm}"));
     };
     let (owner, generation) = (held.owner.node, held.generation.0);
     let mode = match held.mode {
@@ -78,12 +78,12 @@ fn vouches(held: Option<&Register>, hello: &Hello) -> Result<(), Refusal> {
     };
     if owner.id != node.id || held.mode != Mode::Solo {
         let says = format!("it says that {vm} belongs to {owner}, {mode}, since generation {generation}");
-        return refusal("register", format!("{NOTHING}: {says}; {node} is not its owner, or not alone"));
+        return refusal("register", format!("{nothing}: {says}; {node} is not its owner, or not alone"));
     }
     if held.generation.next() != hello.generation {
         let (next, offered) = (held.generation.next().0, hello.generation.0);
         let says = format!("it holds generation {generation}, so a session is of generation {next}");
-        return refusal("register", format!("{NOTHING}: {says}, not of generation {offered}"));
+        return refusal("register", format!("{nothing}: {says}, not of generation {offered}"));
     }
     Ok(())
 }
@@ -110,10 +110,10 @@ impl Node {
         let role = self.driver.machine().role();
         let hello = &offer.hello;
         if !matches!(role, Role::Idle | Role::Lost) {
-            return refusal("busy", format!("this standby is busy ({role:?})"));
+            return refusal("busy", format!("{BUSY} ({role:?})"));
         }
         if self.callers.waiting.is_some() {
-            return refusal("busy", "this standby is busy: it asks the arbiter about another primary; try again");
+            return refusal("busy", format!("{BUSY}: it asks the arbiter about another primary; try again"));
         }
         if hello.vm != self.config.vm {
             return refusal(
@@ -167,7 +167,7 @@ impl Node {
         let Some(Waiting { offer, .. }) = self.callers.waiting.take_if(|waiting| now >= waiting.until) else { return };
         let why = self.arbiter.health().last_error.unwrap_or_else(|| format!("no answer within {PATIENCE:?}"));
         let why = format!(
-            "nothing is started before the register vouches for the primary, and the arbiter {} does not answer this \
+            "{NOTHING_STARTED} before the register vouches for the primary, and the arbiter {} does not answer this \
              standby: {why}",
             self.arbiter.spec()
         );

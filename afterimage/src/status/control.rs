@@ -60,6 +60,11 @@ pub enum Request {
     Set(Settings),
     /// To whoever runs the VM solo: leave it to a successor on this node.
     Handover,
+    /// To a primary that is not protected: a successor prepares itself. Go on being the VM's way to its network until it asks
+    /// for the hand-over, but leave QEMU's control connection and all standbys to it.
+    MakeWay,
+    /// To a primary: look for a standby (again), and at once.
+    Protect,
     /// What did the beats measure?
     Measured,
     /// To a witness.
@@ -104,6 +109,13 @@ pub enum Response {
         message: String,
         /// What to do.
         remedy: Option<String>,
+    },
+    /// It was not, and nothing was changed: something that it needs is away.
+    Away {
+        /// What, and why.
+        message: String,
+        /// What to do.
+        remedy: String,
     },
 }
 

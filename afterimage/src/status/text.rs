@@ -1,7 +1,8 @@
 //! A status as text: groups of aligned lines.
 
-use super::Status;
+use super::{Status, WhyNot};
 use mc_core::histogram::Percentiles;
+use std::time::{Duration, SystemTime};
 
 /// Lines of "key  value", in groups.
 struct Lines(String);
@@ -54,6 +55,10 @@ pub(super) fn render(s: &Status) -> String {
     if !is_keeper {
         pair(&mut out, s);
     }
+    if let Some(why) = &s.why_not_protected {
+        out.group("not protected");
+        why_not(&mut out, why);
+    }
     if s.side != "standby" {
         output(&mut out, s);
     }
@@ -101,6 +106,20 @@ fn pair(out: &mut Lines, s: &Status) {
         .last_ack_age_ms
         .map_or_else(|| "no ACK yet".to_owned(), |ms| format!("ACK of {} {ms} ms ago", s.last_ack_epoch));
     out.line("epoch", format!("{}, {age}", s.epoch));
+}
+
+fn why_not(out: &mut Lines, w: &WhyNot) {
+    let since = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(w.since_ms)).unwrap_or(SystemTime::UNIX_EPOCH);
+    out.line("because", &w.why);
+    let times = if w.times > 1 { format!(", met {} times", w.times) } else { String::new() };
+    out.line("since", format!("{}{times}", humantime::format_rfc3339_seconds(since)));
+    out.line(
+        "next try",
+        w.next_try_in_ms.map_or_else(
+            || "when an operator says so: `afterimage reprotect`".to_owned(),
+            |ms| format!("in {}", micros(ms.saturating_mul(1000))),
+        ),
+    );
 }
 
 fn output(out: &mut Lines, s: &Status) {
@@ -186,6 +205,16 @@ mod tests {
         status.stalled = Some("the loop has not turned for 7 s".into());
         assert!(render(&status).contains("NOT PROTECTED\n  STALLED: the loop has not turned for 7 s\n"), "{text}");
         assert!(!text.contains("commit "), "an empty histogram says nothing: {text}");
+        assert!(!text.contains("next try"), "{text}");
+        let why = "cannot connect to 10.0.1.2:7410: Connection refused (os error 111)".to_owned();
+        status.why_not_protected =
+            Some(WhyNot { why, since_ms: 1_764_000_000_000, times: 3, next_try_in_ms: Some(4_900) });
+        let text = render(&status);
+        assert!(text.contains("    because        cannot connect to 10.0.1.2:7410"), "{text}");
+        assert!(
+            text.contains("    since          2025-11-24T16:00:00Z, met 3 times\n    next try       in 4.9 s\n"),
+            "{text}"
+        );
         (status.side, status.released_packets) = ("keeper".into(), 7);
         let text = render(&status);
         assert!(text.contains("released       7 packets") && !text.contains("arbiter"), "{text}");

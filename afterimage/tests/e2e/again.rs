@@ -86,7 +86,7 @@ fn a_standby_leaves_a_vm_alone_that_was_taken_over_on_its_host() {
     let next = world.standby_with("b", &StandbyOptions { begins: "reattached", ..StandbyOptions::default() });
     assert_eq!(world.status("b")["role"], "running");
     let mut protect =
-        world.protect("b", "p", &stranger.qmp, next.addr, &format!("--run-dir {}", world.path("p").display()));
+        world.protect("b", "p", &stranger.qmp, next.addr, &format!("--once --run-dir {}", world.path("p").display()));
     protect.expect_end(1, &["refused: ", "runs a VM", "standby.qmp"]);
     assert!(is_alive(qemu));
     b.serial.goes_on();

@@ -1,8 +1,9 @@
 //! Two that cannot be a pair: both sides say so, and the register is left alone.
 
 use crate::{
+    guest::Vm,
     proc::Proc,
-    world::{VM, Vm, World},
+    world::{VM, World},
 };
 use std::net::SocketAddr;
 

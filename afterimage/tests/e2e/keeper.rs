@@ -3,9 +3,10 @@
 use crate::{
     guest::Vm,
     net::{Client, Network, device, nic},
-    proc::{Proc, is_alive, kill, until},
+    proc::{Proc, is_alive, kill, signal, until},
     world::{Standby, StandbyOptions, VM, World, kill_host},
 };
+use rustix::process::Signal;
 use serde_json::Value;
 use std::{fs, path::PathBuf};
 
@@ -103,6 +104,28 @@ fn after_a_takeover_nobodys_death_takes_the_network_along() {
     c.proc.wait_event("running");
     client.is_served(5);
     b.serial.assert_continued_by(&c.serial);
+}
+
+#[test]
+fn a_protect_that_is_told_to_end_leaves_the_vm_its_network() {
+    let Some(_network) = Network::enter(&["a", "b"]) else { return };
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (vm, mut host_a, mut b, mut client) = pair(&world);
+    signal(host_a.pid(), Signal::TERM);
+    host_a.expect_end(0, &[]);
+    let started = host_a.wait_event("keeper-started");
+    assert_eq!(started["handed_over"], true, "no frame is lost: {started}");
+    client.is_served(20);
+    let said = status(&world, "a", "keeper");
+    assert_eq!((&said["role"], &said["generation"]), (&"keeping".into(), &3.into()), "{said}");
+    b.proc.wait_events("waiting", 2);
+    assert_eq!(b.proc.count("suspect"), 0, "{}", b.proc.said());
+
+    let mut again = protect(&world, "a", "a2", &vm.qmp, &b);
+    again.wait_event("protected");
+    assert!(!is_alive(pid(&started, "keeper")), "its place is the data path's");
+    client.is_served(5);
+    vm.serial.assert_sound();
 }
 
 #[test]

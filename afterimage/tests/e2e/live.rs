@@ -224,7 +224,8 @@ fn rather_than_hold_the_vm_protection_is_given_up_through_the_arbiter() {
     let event = protect.wait_event("gave-up");
     assert!(event["why"].as_str().unwrap().contains("larger than staging (2MiB)"), "{event}");
     let status = world.wait_role("a", "solo");
-    assert!(status["notes"].to_string().contains("on-cap is unprotect"), "{status}");
+    let why = status["why_not_protected"]["why"].as_str();
+    assert!(why.is_some_and(|why| why.contains("on-cap is unprotect")), "{status}");
     let won = protect.events().into_iter().filter(|e| e["event"] == "cas" && e["outcome"] == "won").count();
     assert_eq!(won, 2, "protected, then solo: {}", protect.said());
     standby.proc.wait_events("waiting", 2);

@@ -4,12 +4,14 @@
 //! Tests run one at a time ([`world::World`] has a lock): each is three to six busy processes.
 
 mod again;
+mod away;
 mod deaths;
 mod ends;
 mod guest;
 mod happy;
 mod identities;
 mod keeper;
+mod lifecycle;
 mod live;
 mod manual;
 mod metrics;
@@ -19,6 +21,7 @@ mod paths;
 mod proc;
 mod refusals;
 mod register;
+mod signals;
 mod staging;
 mod stalls;
 mod takeover;

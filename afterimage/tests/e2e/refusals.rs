@@ -15,9 +15,9 @@ use std::{
     thread::JoinHandle,
 };
 
-/// `protect` of this VM towards `to` ends so, and the guest counts on.
+/// `protect --once` of this VM towards `to` ends so, and the guest counts on.
 fn fails(world: &World, vm: &Vm, to: SocketAddr, flags: &str, code: i32, words: &[&str]) {
-    let mut protect = world.protect("a", "protect", &vm.qmp, to, flags);
+    let mut protect = world.protect("a", "protect", &vm.qmp, to, &format!("--once {flags}"));
     protect.expect_end(code, words);
     vm.serial.goes_on();
 }
@@ -112,7 +112,7 @@ fn a_qemu_that_migrates_instead_of_taking_checkpoints() {
     for (waiting, (case, code, words)) in cases.into_iter().enumerate() {
         let proxy = world.path(case);
         let proxied = without_colo(&proxy, &vm.qmp, case == "announced");
-        let mut protect = world.protect("a", &format!("protect-{case}"), &proxy, standby.addr, "");
+        let mut protect = world.protect("a", &format!("protect-{case}"), &proxy, standby.addr, "--once");
         protect.expect_end(code, words);
         assert_eq!(protect.count("protected"), 0, "{}", protect.said());
         // QEMU itself may have stopped it.
@@ -215,7 +215,7 @@ fn a_standby_with_another_vm() {
     ];
     for (case, options, words) in cases {
         let mut standby: Standby = world.standby_with("b", &options);
-        let mut protect: Proc = world.protect("a", &format!("protect-{case}"), &vm.qmp, standby.addr, "");
+        let mut protect: Proc = world.protect("a", &format!("protect-{case}"), &vm.qmp, standby.addr, "--once");
         protect.expect_end(1, words);
         assert!(protect.stderr().contains("refused: "), "{}", protect.said());
         vm.serial.goes_on();

@@ -55,7 +55,7 @@ fn without_a_spill_file_it_ends_protection() {
     protect.wait_event("protected");
     protect.wait_events("solo", 2);
     let status = world.wait_role("a", "solo");
-    let notes = status["notes"].to_string();
+    let notes = status["why_not_protected"]["why"].to_string();
     assert!(notes.contains("larger than the standby's staging") && notes.contains("--spill"), "{status}");
     assert!(protect.stderr().contains("larger than the standby's staging"), "{}", protect.said());
     vm.serial.goes_on();
@@ -91,7 +91,7 @@ fn a_standby_refuses_slabs_that_its_staging_does_not_hold() {
     let vm = world.vm("vm", &[]);
     let options = StandbyOptions { flags: words("--staging 1MiB"), ..StandbyOptions::default() };
     let standby = world.standby_with("b", &options);
-    let mut protect = world.protect("a", "a", &vm.qmp, standby.addr, "--slab 1MiB");
+    let mut protect = world.protect("a", "a", &vm.qmp, standby.addr, "--once --slab 1MiB");
     protect.expect_end(1, &["refused: ", "slabs of 1048576 bytes", "--staging"]);
     vm.serial.goes_on();
 }

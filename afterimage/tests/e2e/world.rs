@@ -4,6 +4,8 @@ use crate::{
     guest::{Machine, Serial, Vm},
     proc::{self, Proc, until},
 };
+use afterimage::arbiter::file;
+use mc_core::{id::Name, register::Register};
 use serde_json::Value;
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
@@ -39,13 +41,15 @@ pub(crate) struct StandbyOptions {
     /// Its QEMU, where it differs.
     pub(crate) qemu: Option<Vec<String>>,
     pub(crate) flags: Vec<String>,
+    /// Where it listens, where that is known already.
+    pub(crate) addr: Option<SocketAddr>,
     /// The event that it begins with.
     pub(crate) begins: &'static str,
 }
 
 impl Default for StandbyOptions {
     fn default() -> Self {
-        Self { vm: VM, qemu: None, flags: Vec::new(), begins: "waiting" }
+        Self { vm: VM, qemu: None, flags: Vec::new(), addr: None, begins: "waiting" }
     }
 }
 
@@ -142,9 +146,20 @@ impl World {
         self.standby_with(node, &StandbyOptions::default())
     }
 
+    /// A standby that listens where `protect` looks for one already.
+    pub(crate) fn standby_at(&self, node: &str, addr: SocketAddr) -> Standby {
+        self.standby_with(node, &StandbyOptions { addr: Some(addr), ..StandbyOptions::default() })
+    }
+
+    /// What the witness has on its disk.
+    pub(crate) fn register(&self) -> Register {
+        let path = self.path("witness").join(format!("{VM}.reg"));
+        file::load(&path, Name::new(VM).unwrap()).unwrap().expect("a register")
+    }
+
     /// A standby that waits, or whatever it begins with.
     pub(crate) fn standby_with(&self, node: &str, options: &StandbyOptions) -> Standby {
-        let addr = free_addr();
+        let addr = options.addr.unwrap_or_else(free_addr);
         let mut command = Self::program();
         command.args(["standby", "--vm", options.vm, "--node", node, "--listen", &addr.to_string()]);
         command.args(["--arbiter", &self.arbiter, "--run-dir"]).arg(self.run_dir(node));

@@ -14,6 +14,7 @@ pub mod stand;
 
 use crate::{
     cli::CaptureArgs,
+    interrupt,
     link::Port,
     record::{Better, Bound, Measure, Missing, Section, Unit},
     stats::Spread,
@@ -122,7 +123,7 @@ pub fn run(args: &CaptureArgs) -> Result<Section> {
     for pattern in Pattern::ALL {
         let runs = pattern.runs(args.pages, stand.ram_pages(), args.seed);
         let mut times: Vec<Times> = entries.iter().map(|_| Times::default()).collect();
-        for round in 1..=effort.runs {
+        for round in interrupt::rounds(effort.runs) {
             if has_device && pattern != Pattern::Idle {
                 let beside = yardsticks.perftest(|d| d.write_bw(message, effort.time)).map(|found| found.average);
                 times.iter_mut().for_each(|t| t.device.push(beside));

@@ -15,6 +15,7 @@ pub use filter::{Failing, Filter};
 pub use pair::{Setting, serve};
 
 use crate::{
+    interrupt,
     link::{Network, Poll},
     load::Plan,
     record::{Better, Bound, Measure, Section, Timeline, Unit},
@@ -42,6 +43,9 @@ const LIVING: u32 = 4;
 const NEVER: u32 = 100;
 /// Bytes of pages in the load's checkpoints, and how many are under way.
 const LOAD: (usize, usize) = (16 << 20, 4);
+
+/// How long a load goes on before it is looked whether somebody interrupted it.
+const SLICE: Duration = Duration::from_secs(10);
 
 /// How a peer ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,10 +105,10 @@ pub fn run(args: &DetectArgs) -> Result<Section> {
     let settings = args.interval.iter().flat_map(|interval| {
         args.multiplier.iter().map(|multiplier| Setting { interval: *interval, multiplier: *multiplier })
     });
-    for (number, setting) in settings.enumerate() {
+    for (number, setting) in settings.enumerate().take_while(|(number, _)| *number == 0 || !interrupt::asked()) {
         let deaths = if number == 0 { args.deaths } else { (args.deaths / 10).max(1) };
         one_case(&mut section, &args, ports.as_ref(), setting, Death::Killed, deaths, &mut dice)?;
-        if number == 0 {
+        if number == 0 && !interrupt::asked() {
             for death in [Death::Frozen, Death::Cut] {
                 one_case(&mut section, &args, ports.as_ref(), setting, death, (deaths / 10).max(1), &mut dice)?;
             }
@@ -132,10 +136,10 @@ fn one_case(
     let case = format!("{}, {}", named(setting), death.name());
     let mut found = Found::default();
     let start = Instant::now();
-    for run in 1..=RUNS.min(deaths) {
+    for run in interrupt::rounds(RUNS.min(deaths)) {
         let until = u64::from(deaths) * u64::from(run) / u64::from(RUNS.min(deaths));
         let mut times = Histogram::new();
-        while found.deaths < until {
+        while found.deaths < until && (found.deaths == 0 || !interrupt::asked()) {
             let many = args.parallel.min(u32::try_from(until - found.deaths)?);
             batch(&mut found, &mut times, ports, setting, death, many, dice, start)?;
         }
@@ -254,11 +258,12 @@ fn living(
         ("late by up to half an interval", Failing { loss: 0.0, jitter }, false),
         ("full bulk load", Failing::default(), true),
     ];
-    for (name, failing, load) in cases {
+    for (name, failing, load) in cases.into_iter().take_while(|_| !interrupt::asked()) {
+        let start = Instant::now();
         let pair = Pair::start(ports, setting, LIVING, failing, dice.roll())?;
         let rate = if load { Some(bulk(args, time)?) } else { None };
         if rate.is_none() {
-            thread::sleep(time);
+            interrupt::sleep(time);
         }
         let wrong = pair.near.iter().filter(|near| near.beats.verdict() == Verdict::Suspect).count();
         let mut gaps = Histogram::new();
@@ -268,7 +273,13 @@ fn living(
             (heard, missed) = (heard + stats.received, missed + stats.missed);
             near.beats.measured("", None).iter().for_each(|measured| gaps.merge(&measured.gap));
         }
-        let case = format!("{}, {name}, {LIVING} sessions for {} s", named(setting), time.as_secs_f64());
+        // By its wish: `compare` knows it again. One that was cut short says so.
+        let cut = if interrupt::asked() {
+            format!(", cut short after {:.0} s", start.elapsed().as_secs_f64())
+        } else {
+            String::new()
+        };
+        let case = format!("{}, {name}, {LIVING} sessions for {} s{cut}", named(setting), time.as_secs_f64());
         eprintln!("mc-bench: {case}: {wrong} suspected; longest gap {:.1} ms", units::us(gaps.max()) / 1e3);
         let mut measure = Measure::new("false suspicions", case, Unit::Count, Better::Lower, vec![wrong as f64])
             .column("beats heard", heard as f64)
@@ -283,9 +294,15 @@ fn living(
     Ok(())
 }
 
-/// Checkpoints as fast as they go, for so long. MB/sec.
+/// Checkpoints as fast as they go, for so long, or until somebody interrupts it. MB/sec, over time.
 fn bulk(args: &DetectArgs, time: Duration) -> Result<f64> {
     let mut side = Side::new(&args.place)?;
-    let plan = Plan { bytes: LOAD.0, depth: LOAD.1, every: None, time, poll: Poll::Event };
-    side.once(&plan, &mut || {}).map(|outcome| outcome.average)
+    let (start, mut sum, mut seconds) = (Instant::now(), 0.0, 0.0);
+    while seconds == 0.0 || (start.elapsed() < time && !interrupt::asked()) {
+        let time = time.saturating_sub(start.elapsed()).clamp(Duration::from_millis(100), SLICE);
+        let plan = Plan { bytes: LOAD.0, depth: LOAD.1, every: None, time, poll: Poll::Event };
+        let outcome = side.once(&plan, &mut || {})?;
+        (sum, seconds) = (sum + outcome.average * time.as_secs_f64(), seconds + time.as_secs_f64());
+    }
+    Ok(sum / seconds)
 }

@@ -27,6 +27,7 @@ use mc_core::{
 use serde::{Deserialize, Serialize};
 use std::{
     io::{BufRead, BufReader, Write},
+    os::unix::process::CommandExt,
     process::{Child, Command, Stdio},
     sync::{Arc, atomic::AtomicBool},
     thread,
@@ -95,6 +96,7 @@ impl Pair {
             .arg("detect-peer")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .process_group(0)
             .spawn()
             .context("starting this program again as the peer")?;
         let near = Self::join(&mut child, ports, setting, sessions, failing, seed);

@@ -28,7 +28,7 @@ use std::{
     io::{Read, Write},
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
-        unix::net::UnixStream,
+        unix::{net::UnixStream, process::CommandExt},
     },
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -246,7 +246,7 @@ impl Guest {
         command.args(["guest", "--ram", &path(&file), "--control", &path(&control_file), "--workload", workload]);
         command.args(["--seed", &spec.seed.to_string(), "--rate", &spec.rate.unwrap_or(0).to_string()]);
         command.args(spec.watch.then_some("--watch"));
-        command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null());
+        command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null()).process_group(0);
         let child = command.spawn().context("starting this program again as the guest")?;
         let control = Control::map(&control_file)?;
         let mut guest = Self { child, control, socket, file };

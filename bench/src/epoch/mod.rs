@@ -32,6 +32,7 @@ pub mod workload;
 
 use crate::{
     cli::{Effort, EpochArgs},
+    interrupt,
     link::{Poll, Port, QUEUE},
     peer::{LinkSpec, Peer},
     record::Section,
@@ -103,7 +104,7 @@ pub fn run(args: &EpochArgs) -> Result<Section> {
     let mut bench = Bench { args, effort: args.effort.settled(), ports, peer: Peer::start()?, tracked: "", engine: "" };
     let mut cases = bench.cases();
     let mut failures = Vec::new();
-    for round in 1..=bench.effort.runs {
+    for round in interrupt::rounds(bench.effort.runs) {
         for case in &mut cases {
             bench.measure(round, case, &mut failures)?;
         }

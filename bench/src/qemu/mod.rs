@@ -25,6 +25,7 @@ pub mod watch;
 
 use crate::{
     cli::{Effort, Where},
+    interrupt,
     link::{Network, Poll},
     load::Plan,
     record::{Missing, Section},
@@ -146,7 +147,7 @@ pub fn run(args: &QemuArgs) -> Result<Section> {
         cases.push(Case { name: format!("{kind} on {accel}, {pages} pages"), runs: Vec::new() });
     }
     let mut streams = Vec::new();
-    for number in 1..=runs {
+    for number in interrupt::rounds(runs) {
         for (case, pages) in cases.iter_mut().zip(&pages) {
             bench.case(number, case, *pages)?;
         }

@@ -1,7 +1,10 @@
 //! A record under way.
 
 use super::{Measure, Record, SCHEMA, Section};
-use crate::machine::{self, Device, Machine};
+use crate::{
+    interrupt,
+    machine::{self, Device, Machine},
+};
 use std::time::{Instant, SystemTime};
 
 /// A record that is being made: when it began, and by which command line.
@@ -31,13 +34,15 @@ impl Begun {
                 devices.push(Device::here(name));
             }
         }
+        let mut caveats = machine::caveats(&self.machine, &devices);
+        caveats.extend(interrupt::asked().then(|| interrupt::CAVEAT.to_owned()));
         let started = self.wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Record {
             schema: SCHEMA,
             command: self.command,
             started_unix_s: started.as_secs_f64(),
             took_s: self.clock.elapsed().as_secs_f64(),
-            caveats: machine::caveats(&self.machine, &devices),
+            caveats,
             machine: self.machine,
             devices,
             sections,

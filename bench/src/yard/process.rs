@@ -12,6 +12,7 @@ use std::{
     fs,
     io::{self, Read},
     net::{Ipv4Addr, TcpListener},
+    os::unix::process::CommandExt,
     process::{Child, Command, Stdio},
     thread::{self, JoinHandle, sleep},
     time::{Duration, Instant},
@@ -48,7 +49,7 @@ fn collect(mut from: impl Read + Send + 'static) -> JoinHandle<String> {
 impl Running {
     fn start(tool: &Tool, args: &[String]) -> Result<Self, YardError> {
         let mut command = Command::new(tool.name);
-        command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         let mut child = command.spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => YardError::Missing { tool: tool.name.to_owned(), package: tool.package },
             _ => YardError::failed(tool.name, format!("cannot be started: {error}")),

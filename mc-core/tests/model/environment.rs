@@ -488,7 +488,7 @@ impl World {
             Action::Drop | Action::Revoke | Action::Rehearse(_) | Action::EndRehearsal => {}
             Action::Send { generation, epoch, body } => self.answer(bounds, i, generation, epoch, body),
             Action::Apply(epoch) if epoch == Epoch::FULL_SYNC && !seat.forged => {
-                seat.synced = Some((generation, self.sessions))
+                seat.synced = Some((generation, self.sessions));
             }
             Action::Apply(_) => {}
             Action::DiscardStaged => seat.kept &= bit(bounds.slabs, committed.next(), 0) - 1,

@@ -1,0 +1,139 @@
+//! What an operator or a signal wants and the arbiter has to agree to. While the arbiter is away it is refused, and nothing is
+//! changed: protection that is ended by a swap which nobody answers would hold the VM's output for as long as that lasts.
+//!
+//! So the arbiter is asked first what the register holds. Its answer, not some earlier one, is the sign that it is there.
+
+use super::{commands::word, data_path::DataPath, seek::Trouble};
+use crate::{
+    arbiter::{ArbiterSpec, Ask, Health},
+    control::{ControlRequest, done},
+    events::emit,
+    status::Response,
+};
+use mc_core::{
+    id::Time,
+    primary::{Event, Role},
+    wire::control::GoodbyeReason,
+};
+use serde_json::json;
+use std::time::Duration;
+
+/// For the arbiter to say a word: longer than a swap takes, shorter than the control socket waits.
+const FRESH: Duration = Duration::from_millis(1500);
+const STOPPED: &str = "an operator ended protection; `afterimage reprotect` begins again";
+
+/// What is wanted.
+#[derive(Debug)]
+pub(super) enum Wanted {
+    /// `unprotect`, or `solo` of a VM that is protected.
+    Unprotect(ControlRequest),
+    /// An orderly end of this process.
+    Stop,
+}
+
+/// Until when it waits.
+#[derive(Debug)]
+pub(super) struct Order {
+    pub(super) until: Time,
+    wanted: Wanted,
+}
+
+/// Whether nothing but an answer is missing.
+fn is_able(health: &Health) -> bool {
+    !health.reachable || health.failover_possible().is_ok()
+}
+
+impl DataPath {
+    /// Carries it out once the arbiter has said a word, or refuses it.
+    pub(super) fn order(&mut self, wanted: Wanted) {
+        if *self.arbiter.spec() == ArbiterSpec::Manual {
+            let vm = self.brief.config.vm;
+            let why = "the arbiter is an operator: nobody else can say that the standby will not take the VM over";
+            let remedy = format!(
+                "stop the standby, make sure that it is, then run `afterimage solo --vm {vm} --yes-the-other-side-is-stopped`"
+            );
+            return self.refuse(wanted, why, &remedy);
+        }
+        self.arbiter.ask(Ask::Read);
+        self.orders.push(Order { until: self.clock.now().after(FRESH), wanted });
+    }
+
+    /// The arbiter answered a read just now. One that could store nothing would not answer a swap.
+    pub(super) fn arbiter_is_there(&mut self) {
+        if self.arbiter.health().failover_possible().is_err() {
+            return; // it may be so in a moment; refused when it is late
+        }
+        for order in std::mem::take(&mut self.orders) {
+            match order.wanted {
+                Wanted::Unprotect(request) => {
+                    self.end_protection();
+                    request.reply(done("ending protection through the arbiter"));
+                }
+                Wanted::Stop => self.stop_now(),
+            }
+        }
+    }
+
+    /// Refuses what has waited for too long.
+    pub(super) fn refuse_late_orders(&mut self) {
+        let now = self.clock.now();
+        let (late, waiting) = std::mem::take(&mut self.orders).into_iter().partition(|order| now >= order.until);
+        self.orders = waiting;
+        let late: Vec<Order> = late;
+        if late.is_empty() {
+            return;
+        }
+        let spec = self.arbiter.spec().to_string();
+        let health = self.arbiter.health();
+        let fails = if is_able(&health) { "does not answer" } else { "cannot decide" };
+        let said = health.last_error.clone().or(health.failover_possible().err());
+        let said = said.unwrap_or_else(|| format!("no answer within {} ms", FRESH.as_millis()));
+        let held = if self.driver.machine().role() == Role::Claiming {
+            "the VM's output is held until it does"
+        } else {
+            "nothing was changed"
+        };
+        let why = format!("the arbiter {spec} {fails} ({said}), and protection is ended through it; {held}");
+        let remedy = "start the witness, or repair it or the way to it, and say it again; without it, once it has been away for 3 s: \
+                      stop the standby, make sure that it is, and run `afterimage solo`";
+        for order in late {
+            self.refuse(order.wanted, &why, remedy);
+        }
+    }
+
+    fn refuse(&mut self, wanted: Wanted, why: &str, remedy: &str) {
+        match wanted {
+            Wanted::Unprotect(request) => {
+                let role = word(self.driver.machine().role());
+                emit("operator-refused", json!({ "request": request.request, "role": role, "why": why }));
+                request.reply(Response::Away { message: why.to_owned(), remedy: remedy.to_owned() });
+            }
+            Wanted::Stop => self.refuse_stop(why),
+        }
+    }
+
+    /// An operator's word: the machine ends protection in order, and no standby is looked for until another word.
+    pub(super) fn end_protection(&mut self) {
+        self.wants_protection(false);
+        self.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
+    }
+
+    /// What the operator wants from now on, here and in the next data path.
+    pub(super) fn wants_protection(&mut self, protect: bool) {
+        if protect {
+            self.seek.wanted(self.clock.now());
+        } else {
+            self.seek.unwanted(super::data_path::unix_ms(), STOPPED);
+            self.sessions = None;
+        }
+        let said = self.supervisor.say(&super::channel::ToSupervisor::Wanted { protect });
+        if let Err(error) = said {
+            tracing::warn!(%error, "the supervisor does not hear what the operator wants");
+        }
+    }
+
+    /// Why the session that there is now will have ended: the first reason counts.
+    pub(super) fn because(&mut self, trouble: Trouble) {
+        self.trouble.get_or_insert(trouble);
+    }
+}

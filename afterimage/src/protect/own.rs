@@ -1,0 +1,122 @@
+//! At the start: makes the register say (solo, self), or explains why it cannot.
+
+use super::waiting::{Heard, Waiting, What};
+use crate::{
+    arbiter::Ask,
+    config::ProtectConfig,
+    exit::{Code, ExitError},
+    keeper,
+    signals::Signals,
+    status::WAITING,
+};
+use anyhow::Result;
+use mc_core::{
+    claim::{Action, Claim, Event, Verdict},
+    id::{Generation, Name, Time},
+    machine::Machine,
+    register::{Mode, Owner, Register},
+};
+use std::time::{Duration, Instant};
+
+/// How long the arbiter may take to answer where nobody can wait for it.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How it went.
+#[derive(Debug)]
+pub(super) enum Owned {
+    /// The register says (solo, self).
+    Ours(Register),
+    /// A signal, or a successor, ended the wait: nothing had begun.
+    Left,
+}
+
+/// Asks the arbiter, however long that takes: when everything boots at once after a power cut, it may come last. Until it has
+/// answered the VM's gate stays closed, since the register may name another node. An answer that cannot be believed is none.
+///
+/// It swaps even when the register says (solo, self) already: see [`super::claim`] for what an earlier process of ours may have left
+/// under way. `relieves`: one that lives is to be relieved. It has nothing under way, and goes on if this comes to nothing, so the
+/// register stays as it knows it; and nobody waits here while it is the VM's way to its network.
+pub(super) fn own_the_vm(config: &ProtectConfig, owner: Owner, signals: &Signals, relieves: bool) -> Result<Owned> {
+    let mut waiting = Waiting::new(config, owner.node, signals, what(config), !relieves)?;
+    let waits = !config.once && !relieves;
+    let mut claim = Claim::new(owner);
+    let mut until = None;
+    loop {
+        while let Some(action) = claim.poll_action() {
+            until = (!waits).then(|| Instant::now() + PATIENCE);
+            waiting.ask(match action {
+                Action::ReadRegister => Ask::Read,
+                Action::Cas { expect, new, contested } => Ask::Cas { expect, new, contested },
+            });
+        }
+        match waiting.hear(None, until)? {
+            Heard::Read(Some(held)) if relieves && held.mode == Mode::Solo && held.owner == owner => {
+                return Ok(Owned::Ours(held));
+            }
+            Heard::Read(held) => claim.handle(Time(0), Event::RegisterRead(held)),
+            Heard::Cas(outcome) => claim.handle(Time(0), Event::Cas(outcome)),
+            Heard::Signal | Heard::Successor | Heard::VmGone(_) => return Ok(Owned::Left),
+            Heard::Late => return Err(arbiter_away(&waiting)),
+        }
+        match claim.verdict() {
+            Verdict::Open => {}
+            Verdict::Ours(register) => return Ok(Owned::Ours(register)),
+            Verdict::Foreign(held) => return Err(owned_elsewhere(config, &held)),
+            Verdict::OtherInstance(held) => return Err(other_instance(config, standby_of(&held))),
+        }
+    }
+}
+
+fn what(config: &ProtectConfig) -> What {
+    let (note, busy) = match keeper::running(&config.run_dir, config.vm) {
+        Some(_) => (
+            "the arbiter has not said yet whose the VM is: until it does, a keeper goes on keeping the VM's network",
+            "the arbiter has not said yet whose the VM is; nothing is protected, and a keeper has the VM's network",
+        ),
+        None => (
+            "the arbiter has not said yet whose the VM is: until it does, the VM's gate stays closed",
+            "the arbiter has not said yet whose the VM is; nothing is protected, and the VM's gate is closed",
+        ),
+    };
+    What { role: WAITING, generation: Generation(0), note, busy, may_leave: true }
+}
+
+pub(super) fn standby_of(held: &Register) -> Option<Name> {
+    match held.mode {
+        Mode::Protected { standby } => Some(standby.node.name),
+        Mode::Solo => None,
+    }
+}
+
+fn arbiter_away(waiting: &Waiting<'_>) -> anyhow::Error {
+    let health = waiting.arbiter.health();
+    let spec = waiting.arbiter.spec();
+    let what = match (health.failover_possible().err(), health.last_error) {
+        (Some(why), _) if health.reachable => format!("the arbiter {spec} does not say whose the VM is: {why}"),
+        (_, why) => {
+            let why = why.unwrap_or_else(|| format!("no answer within {PATIENCE:?}"));
+            format!("the arbiter {spec} cannot be reached: {why}")
+        }
+    };
+    let remedy = "protection without an arbiter would risk two running copies. Start `afterimage witness` on a third \
+                  machine, or use --arbiter manual, where an operator decides";
+    ExitError::new(Code::Prerequisite, what).remedy(remedy).into()
+}
+
+fn owned_elsewhere(config: &ProtectConfig, held: &Register) -> anyhow::Error {
+    let what = format!(
+        "{} belongs to node {} since {}: this copy must not run visibly",
+        config.vm, held.owner.node, held.generation
+    );
+    let remedy = "stop this QEMU and protect the VM on that node; if that node is gone for good and had no standby, \
+                  `afterimage witness assign` on the witness's host gives the VM to another";
+    ExitError::new(Code::Fenced, what).remedy(remedy).into()
+}
+
+fn other_instance(config: &ProtectConfig, standby: Option<Name>) -> anyhow::Error {
+    let standby = standby.map_or_else(String::new, |name| format!("; node {name} holds its last commit"));
+    let what = format!("{} was protected as another QEMU process of this node, which is gone{standby}", config.vm);
+    let remedy = "let the standby take over; if its state is to be given up, stop it, and `afterimage witness \
+                  assign` on the witness's host";
+    ExitError::new(Code::Fenced, what).remedy(remedy).into()
+}

@@ -1,0 +1,58 @@
+//! `--rejoin`: a primary that was fenced becomes the next standby, so that the VM, which runs on the other host now, is protected
+//! again as soon as that host looks for a standby here.
+
+use crate::{
+    config::StandbyConfig,
+    events::{self, emit},
+    exit::{Code, ExitError, words},
+    qemu::qmp::instance_id,
+};
+use anyhow::Result;
+use serde_json::json;
+use std::{
+    os::unix::process::CommandExt,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+/// For the fenced QEMU to end: it was told to.
+const PATIENCE: Duration = Duration::from_secs(20);
+const STEP: Duration = Duration::from_millis(20);
+
+/// Replaces this process by `afterimage standby --config FILE`, once the fenced QEMU, of this pid and instance, is gone. Returns
+/// only when that cannot be.
+pub(super) fn stand_by(next: &StandbyConfig, qemu: (u32, u64), fenced: anyhow::Error) -> Result<Code> {
+    let why = words(&fenced);
+    if !is_gone(qemu) {
+        let what = format!("{why}. Its QEMU (process {}) is still there, so this host does not stand by yet", qemu.0);
+        let remedy = "end that QEMU, then start `afterimage standby`";
+        return Err(ExitError::new(Code::Fenced, what).remedy(remedy).into());
+    }
+    let Some(file) = &next.config_file else { return Err(fenced) };
+    tracing::warn!(why, "fenced; standing by for {} now, at {}", next.vm, next.listen);
+    emit("rejoining", json!({ "vm": next.vm, "listen": next.listen, "why": why }));
+    events::flush(Duration::from_secs(1));
+    let program = std::env::current_exe()?;
+    let error = Command::new(&program).args(["standby", "--config"]).arg(file).exec();
+    Err(ExitError::new(Code::Fenced, format!("{why}. Starting {} failed: {error}", program.display())).into())
+}
+
+fn is_gone((pid, instance): (u32, u64)) -> bool {
+    let deadline = Instant::now() + PATIENCE;
+    while instance_id(pid).is_ok_and(|found| found == instance) {
+        if is_zombie(pid) {
+            return true;
+        }
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(STEP);
+    }
+    true
+}
+
+/// It has ended, and whoever started it has not asked yet how.
+fn is_zombie(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'))
+}

@@ -1,0 +1,231 @@
+//! A standby that is told to end, by SIGTERM or ^C, gives its copy up in order.
+//!
+//! ```text
+//!             arbiter there?   yes: the session ends        the register says that the primary
+//!  Protecting ───────────────> (Revoking, Claiming) ───────> goes on alone: image given up, exit 0
+//!       │ no                        │ it does not say so for 5 s
+//!       v                           v
+//!  refused, and said why        this standby asks for the VM itself, as after any silence: refused
+//! ```
+//!
+//! The copy is given up only when the register shows that nobody needs it. A primary whose session ends asks the arbiter at once; one
+//! that died in the same moment is taken over. What was refused once is obeyed the second time: the image is kept then, and its path
+//! said.
+
+use super::node::Node;
+use crate::{
+    arbiter::{ArbiterSpec, Ask},
+    events::emit,
+    exit::{self, Code},
+};
+use mc_core::{
+    id::{Generation, Time},
+    register::Register,
+    standby::{Event, Role},
+};
+use serde_json::json;
+use std::time::Duration;
+
+/// For the arbiter to say a word.
+const FRESH: Duration = Duration::from_millis(1500);
+/// For the primary to go on alone, once its session has ended.
+const HEAD_START: Duration = Duration::from_secs(5);
+/// Between two looks whether it has.
+const LOOK: Duration = Duration::from_millis(100);
+/// An orderly end that has taken so long is cut short by another signal.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+#[derive(Debug, Default)]
+enum State {
+    #[default]
+    Stays,
+    /// Waits for a word of the arbiter.
+    Asks {
+        since: Time,
+        until: Time,
+    },
+    /// The session was ended, and the primary has its head start.
+    GaveUp {
+        since: Time,
+        look_at: Time,
+    },
+    Refused(String),
+}
+
+/// What became of the signals so far.
+#[derive(Debug, Default)]
+pub(super) struct Leave {
+    state: State,
+    /// The next refusal is none: it is obeyed.
+    last: bool,
+    /// The swap that the machine wants, while the primary has its head start.
+    deferred: Option<(Generation, Register)>,
+}
+
+impl Leave {
+    /// Whether no primary is taken on any more.
+    pub(super) fn is_leaving(&self) -> bool {
+        matches!(self.state, State::Asks { .. } | State::GaveUp { .. })
+    }
+
+    /// For the status.
+    pub(super) fn note(&self) -> Option<String> {
+        match &self.state {
+            State::Refused(why) => Some(format!("a signal to end was refused: {why}. Another one is obeyed")),
+            _ => None,
+        }
+    }
+}
+
+impl Node {
+    pub(super) fn hear_signals(&mut self) {
+        for _ in 0..self.signals.take() {
+            let role = super::report::word(self.driver.machine().role());
+            emit("signal", json!({ "role": role }));
+            let now = self.clock.now();
+            match &self.leave.state {
+                State::Asks { since, .. } | State::GaveUp { since, .. } if now.since(*since) < PATIENCE => {
+                    tracing::info!("ending already");
+                }
+                State::Asks { .. } | State::GaveUp { .. } => {
+                    self.obey("an orderly end was under way, and took too long");
+                }
+                State::Refused(_) => self.try_to_leave(true),
+                State::Stays => self.try_to_leave(false),
+            }
+        }
+    }
+
+    fn try_to_leave(&mut self, last: bool) {
+        self.leave.last = last;
+        let now = self.clock.now();
+        match self.driver.machine().role() {
+            // A copy that was lost is another node's VM, which runs there.
+            Role::Idle | Role::Lost => self.ending = Some(Code::Done),
+            Role::Syncing | Role::Rehearsing => self.give_up(),
+            Role::Protecting if self.config.arbiter == ArbiterSpec::Manual => {
+                self.refuse_to_leave("the arbiter is an operator: the primary could not go on alone without one");
+            }
+            Role::Protecting => {
+                self.leave.state = State::Asks { since: now, until: now.after(FRESH) };
+                self.arbiter.ask(Ask::Read);
+            }
+            Role::Revoking | Role::Claiming => {
+                self.refuse_to_leave("this standby asks the arbiter for the VM, whose primary is suspect");
+            }
+            Role::Disputed => {
+                self.refuse_to_leave(
+                    "the arbiter cannot be believed, and this may be the VM's last copy: an operator decides",
+                );
+            }
+            // It may run at any moment.
+            Role::TakingOver if self.is_attempting() => {
+                self.leave.last = false;
+                self.refuse_to_leave("the takeover is being tried at this moment");
+            }
+            Role::TakingOver => self.refuse_to_leave("the VM is this node's, and does not run yet"),
+            Role::Active => {} // heard where it runs
+        }
+    }
+
+    /// Ends the session. The primary sees that at once, and goes on alone through the arbiter.
+    fn give_up(&mut self) {
+        let now = self.clock.now();
+        emit("goodbye", json!({ "role": super::report::word(self.driver.machine().role()) }));
+        self.suspected_at = Some(now); // nobody is: whatever falls silent now does so with a reason
+        self.leave.state = State::GaveUp { since: now, look_at: now };
+        self.driver.event(Event::Suspect);
+    }
+
+    /// The machine wants to ask for the VM. True if it has to wait.
+    pub(super) fn defers(&mut self, expect: Generation, new: Register) -> bool {
+        let defers = matches!(self.leave.state, State::GaveUp { .. });
+        if defers {
+            self.leave.deferred = Some((expect, new));
+        }
+        defers
+    }
+
+    /// The arbiter answered a read, and the machine has heard it: it gives its copy up when the register names the primary alone.
+    pub(super) fn leave_hears(&mut self) {
+        if !matches!(self.leave.state, State::Asks { .. }) {
+            return;
+        }
+        match self.driver.machine().role() {
+            Role::Protecting if self.arbiter.health().failover_possible().is_ok() => self.give_up(),
+            Role::Protecting => {} // it would not answer the primary's swap; refused when it is late
+            Role::Idle | Role::Lost => self.ending = Some(Code::Done),
+            _ => self.refuse_to_leave("the primary became suspect meanwhile"),
+        }
+    }
+
+    /// What is due.
+    pub(super) fn leave_in_order(&mut self) {
+        let now = self.clock.now();
+        match &mut self.leave.state {
+            State::Asks { until, .. } if now >= *until => {
+                let health = self.arbiter.health();
+                let said = health.last_error.clone().or(health.failover_possible().err());
+                let said = said.unwrap_or_else(|| "no answer".to_owned());
+                let spec = self.arbiter.spec();
+                self.refuse_to_leave(&format!(
+                    "the arbiter {spec} does not answer, or cannot decide ({said}), and without it the primary would have to hold the VM's output"
+                ));
+            }
+            State::GaveUp { .. } if matches!(self.driver.machine().role(), Role::Idle | Role::Lost) => {
+                self.ending = Some(Code::Done);
+            }
+            State::GaveUp { since, .. } if now.since(*since) > HEAD_START => {
+                if let Some((expect, new)) = self.leave.deferred.take() {
+                    self.refuse_to_leave("the primary does not go on alone: this standby asks for the VM");
+                    self.claim(expect, new);
+                }
+            }
+            State::GaveUp { look_at, .. } if self.leave.deferred.is_some() && now >= *look_at => {
+                *look_at = now.after(LOOK);
+                self.arbiter.ask(Ask::Read);
+            }
+            _ => {}
+        }
+    }
+
+    /// When something is due.
+    pub(super) fn leave_deadline(&self) -> Option<Time> {
+        match &self.leave.state {
+            State::Asks { until, .. } => Some(*until),
+            State::GaveUp { look_at, .. } => Some(*look_at),
+            State::Stays | State::Refused(_) => None,
+        }
+    }
+
+    fn refuse_to_leave(&mut self, why: &str) {
+        if self.leave.last {
+            return self.obey(why);
+        }
+        self.leave.state = State::Refused(why.to_owned());
+        tracing::error!(why, "a signal to end was refused, and the next one is obeyed");
+        emit("stop-refused", json!({ "why": why }));
+    }
+
+    /// Told twice. What this node may be entitled to is kept.
+    fn obey(&mut self, why: &str) {
+        let words = format!("told again to end, although {why}. {}", self.keep_image());
+        emit("stop-obeyed", json!({ "why": words }));
+        (self.ending, self.last_words) = (Some(Code::Degraded), Some(words));
+    }
+
+    fn keep_image(&mut self) -> String {
+        let (generation, epoch) = self.driver.machine().committed();
+        let (Some(vm), Some(image)) = (self.vm.as_mut(), self.driver.image()) else {
+            return "There is no image to keep".to_owned();
+        };
+        let held = format!("the image of {generation}, {epoch}");
+        match vm.keep(self.this, image, (generation, epoch)) {
+            Ok(ram) => {
+                emit("image-kept", json!({ "ram": ram, "generation": generation, "epoch": epoch }));
+                format!("Kept: {held}: its RAM in {}, and what belongs to it beside that", ram.display())
+            }
+            Err(error) => format!("Not kept in full: {held}: {}", exit::words(&error)),
+        }
+    }
+}
