@@ -82,7 +82,9 @@ impl World {
 
     /// Whether the register names this copy.
     fn is_named(&self, copy: &Standby) -> bool {
-        self.registry.disk.is_some_and(|r| r.generation == copy.committed().0 && matches!(r.mode, Mode::Protected { .. }))
+        self.registry
+            .disk
+            .is_some_and(|r| r.generation == copy.committed().0 && matches!(r.mode, Mode::Protected { .. }))
     }
 
     /// The way to protection on which nothing goes wrong, and one epoch whose output is out.
