@@ -270,8 +270,9 @@ impl Registry {
         let clients = || self.clients.iter().enumerate();
         let reply = |(i, c): (usize, &Client)| c.replies.iter().position(helps).map(|n| Step::Reply(i, n));
         let stuck = || {
-            let settled = self.arbiter.standing(vm()) == Standing::Settled;
-            !settled && !(self.arbiter.standing(vm()) == Standing::Waiting && self.arbiter.awaited(vm()).is_empty())
+            let unwritten = self.arbiter.awaited(vm()).is_empty(); // what was told
+            let standing = self.arbiter.standing(vm());
+            standing == Standing::Disputed || standing == Standing::Waiting && !unwritten
         };
         let ask = |(i, c): (usize, &Client)| {
             let refused = c.replies.iter().any(|r| matches!(r.1.outcome, Outcome::Refused(_)));
