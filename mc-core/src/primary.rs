@@ -404,8 +404,8 @@ impl Primary {
     /// We won, and have no VM any more; the standby still has it, and nobody has heard anything since.
     fn hand_back(&mut self, register: Register) {
         let Some(standby) = self.standby else { return self.fence() };
-        let owner = Owner { instance: Owner::ANY, ..standby };
-        let new = Register { generation: register.generation.next(), owner, mode: Mode::Solo };
+        // Just that copy: the standby may have been started anew, and have another.
+        let new = Register { generation: register.generation.next(), owner: standby, mode: Mode::Solo };
         self.register = register;
         self.actions.push_back(Action::Cas { expect: register.generation, new, contested: false });
     }

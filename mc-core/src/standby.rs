@@ -463,12 +463,13 @@ impl Standby {
         if !matches!(self.role, Role::Claiming | Role::Lost | Role::Disputed) {
             return;
         }
-        let me = self.config.owner.node.id;
         let above = held.filter(|r| r.generation > self.from);
         let copy = Owner { instance: self.instance, ..self.config.owner };
         let named = held.is_some_and(|r| r.generation == self.generation && r.names_standby(&copy));
         match above {
-            Some(r) if r.owner.node.id == me && r.mode == Mode::Solo => self.ask_from(r.generation), // handed to us
+            Some(r) if r.mode == Mode::Solo && (r.owner.names(&copy) || r.owner.names(&self.config.owner)) => {
+                self.ask_from(r.generation); // handed to us
+            }
             Some(_) => self.lose(),
             None if self.asking => {} // its answer says more
             None if named && self.entitled => self.ask_from(self.generation),
@@ -506,9 +507,10 @@ impl Standby {
     }
 
     fn cas(&mut self, outcome: CasOutcome) {
-        self.asking = false;
+        let asked = std::mem::take(&mut self.asking);
         match outcome {
-            _ if self.role != Role::Claiming => {}
+            // A fault of the arbiter may be told of before the answer to what was asked.
+            _ if self.role != Role::Claiming && !(asked && self.role == Role::Disputed) => {}
             CasOutcome::Won(register) => {
                 self.role = Role::TakingOver;
                 self.actions.push_back(Action::TakeOver { generation: register.generation, epoch: self.committed });

@@ -275,8 +275,10 @@ impl Running {
     fn hear_register(&mut self, held: Option<Register>) -> Result<()> {
         let vm = self.desk.config.vm;
         let us = Owner { node: self.desk.this, instance: self.vm.instance() };
+        // The client tells nothing below what this node has seen; that must not be all that keeps a VM its network.
+        let newer = |register: &Register| register.generation.0 > self.base.status.generation;
         match held {
-            Some(register) if register.owner.node.id != us.node.id => {
+            Some(register) if register.owner.node.id != us.node.id && newer(&register) => {
                 // Whatever passes packets here shows a second copy of the VM.
                 let relieved = keeper::relieve(&self.desk.config.run_dir, vm)?;
                 emit("fenced", json!({ "vm": vm, "register": register, "keeper_relieved": relieved }));
@@ -296,7 +298,7 @@ impl Running {
                 Ok(())
             }
             other => {
-                if let Some(register) = other {
+                if let Some(register) = other.filter(newer) {
                     self.base.status.generation = register.generation.0;
                 }
                 self.read_at = Some(after(Clock.now(), READ_AGAIN));

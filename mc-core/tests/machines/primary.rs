@@ -421,8 +421,7 @@ fn claiming() -> Primary {
 fn a_vm_that_dies_while_the_arbiter_is_asked_is_handed_back_if_that_wins() {
     let mut primary = claiming();
     assert_eq!(do_all(&mut primary, &[Event::SourceLost]), [Action::Dead]);
-    let owner = Owner { instance: Owner::ANY, ..owner("b") };
-    let new = Register { generation: Generation(4), owner, mode: Mode::Solo };
+    let new = Register { generation: Generation(4), owner: owner("b"), mode: Mode::Solo };
     let cas = Action::Cas { expect: Generation(3), new, contested: false };
     assert_eq!(do_all(&mut primary, &[Event::Cas(Won(solo(3, "a")))]), [cas], "and nothing is shown");
     assert_eq!(do_all(&mut primary, &[Event::Cas(Won(new))]), [Action::Fence, Action::CloseLink(None)]);

@@ -295,6 +295,10 @@ fn a_vm_that_is_handed_back_is_taken_over() {
     assert_eq!(do_all(&mut standby, &[Event::Cas(Won(solo(5, "b")))]), [take_over]);
     let mut standby = reading(entitled());
     assert_eq!(do_all(&mut standby, &[read(handed(4))]), [cas], "also when that is the first it hears");
+    let mut standby = reading(entitled());
+    let other = Register { owner: Owner { instance: 99, ..owner("b") }, ..solo(4, "b") };
+    assert_eq!(do_all(&mut standby, &[read(other)]), [], "an earlier process of this host won that");
+    assert_eq!(standby.role(), Role::Lost);
 }
 
 #[test]

@@ -104,9 +104,7 @@ fn seen(bounds: &Bounds) -> Vec<Property<Bounds>> {
         seen.push(Property::sometimes("a successor owns the VM", follows));
     }
     if bounds.trouble {
-        let back =
-            |_: &Bounds, w: &World| w.registry.disk.is_some_and(|r| r.owner.instance == mc_core::register::Owner::ANY);
-        seen.push(Property::sometimes("a VM that died is handed back", back));
+        seen.push(Property::sometimes("a VM that died is handed back", |_, w: &World| w.was_handed_back()));
     }
     if bounds.rewinds > 0 {
         seen.push(Property::sometimes("what went back is mended", |_, w: &World| w.registry.was_mended()));

@@ -1,7 +1,7 @@
 //! Everything that can happen, and what the machines make of it.
 
 use crate::{
-    register::{Answer, Step},
+    register::{Answer, Looks, Step},
     world::{
         Bounds, Down, Flaw, REFUSAL, Seat, Source, Up, World, primary as new_primary, primary_owner,
         standby as new_standby, standby_owner,
@@ -13,7 +13,7 @@ use mc_core::{
     machine::Machine,
     primary::{self, Primary},
     register::Mode,
-    standby,
+    standby::{self, Standby},
     wire::{arbiter::Ask, control},
 };
 
@@ -65,18 +65,26 @@ impl World {
     }
 
     /// Whether this client of the arbiter lives, and whether it would do something about what it reads.
-    pub(crate) fn looks(&self, client: usize) -> (bool, bool) {
+    pub(crate) fn looks(&self, client: usize) -> Looks {
         use primary::Role;
+        use standby::Role as Copy;
         let Some(i) = client.checked_sub(1) else {
             let lives = self.claim.is_some() || !matches!(self.role(), None | Some(Role::Fenced | Role::Ended));
             let overtaken = self.registry.disk.is_some_and(|r| r.owner.node.id != primary_owner(0).node.id);
-            return (lives, overtaken || self.primary.as_ref().is_some_and(Primary::is_disputed));
+            let cares = overtaken || self.primary.as_ref().is_some_and(Primary::is_disputed);
+            return Looks { lives, cares, disputes: false };
         };
-        let cares = matches!(
-            self.seats[i].role(),
-            Some(standby::Role::Claiming | standby::Role::Lost | standby::Role::Disputed)
-        );
-        (self.seats[i].machine.is_some(), cares)
+        let machine = self.seats[i].machine.as_ref();
+        let cares = matches!(self.seats[i].role(), Some(Copy::Claiming | Copy::Lost | Copy::Disputed));
+        let disputes = machine.is_some_and(|m| m.role() == Copy::Disputed && m.is_entitled() && self.is_named(m));
+        Looks { lives: machine.is_some(), cares, disputes }
+    }
+
+    /// Whether the register names this copy.
+    fn is_named(&self, copy: &Standby) -> bool {
+        self.registry
+            .disk
+            .is_some_and(|r| r.generation == copy.committed().0 && matches!(r.mode, Mode::Protected { .. }))
     }
 
     /// The way to protection on which nothing goes wrong, and one epoch whose output is out.
@@ -87,7 +95,7 @@ impl World {
         self.happen(bounds, Happening::Standby(0, standby::Event::Rehearsed { passed: true }));
         self.deliver(bounds);
         self.happen(bounds, Happening::Primary(primary::Event::BeatsProven));
-        while let Some(step) = self.registry.fair(|client| (self.looks(client).0, client > 0)) {
+        while let Some(step) = self.registry.fair(|client| Looks { cares: client > 0, ..self.looks(client) }) {
             self.happen(bounds, Happening::Arbiter(step));
         }
         self.happen(bounds, Happening::Primary(primary::Event::SourceReady));

@@ -119,6 +119,17 @@ fn order((boot, reply): &(u64, Reply)) -> (u64, u8, u64, bool) {
     (*boot, kind, generation, solo)
 }
 
+/// Why a client would read the register.
+#[derive(Clone, Copy)]
+pub(crate) struct Looks {
+    /// It is there.
+    pub(crate) lives: bool,
+    /// It wants to know whose the VM is.
+    pub(crate) cares: bool,
+    /// It holds a copy that the register names, and the arbiter said something else.
+    pub(crate) disputes: bool,
+}
+
 impl Registry {
     /// An arbiter that holds `register`, and silent clients; the first of them has seen it.
     pub(crate) fn new(
@@ -195,7 +206,7 @@ impl Registry {
     }
 
     /// What may happen next. `looks`: which clients live, and whether they care for what the register holds.
-    pub(crate) fn steps(&self, looks: impl Fn(usize) -> (bool, bool), steps: &mut Vec<Step>) {
+    pub(crate) fn steps(&self, looks: impl Fn(usize) -> Looks, steps: &mut Vec<Step>) {
         for (i, client) in self.clients.iter().enumerate() {
             let newest = client.asked.len().checked_sub(1).filter(|_| client.waiting);
             let matters = |n: &usize| client.asked[*n].asker.boot == self.boot || Some(*n) == newest;
@@ -218,10 +229,17 @@ impl Registry {
     }
 
     /// Whether a look would tell anybody anything new.
-    fn would_look(&self, client: &Client, (lives, cares): (bool, bool)) -> bool {
+    fn would_look(&self, client: &Client, looks: Looks) -> bool {
         let awaited = self.arbiter.awaited(vm()).contains(&client.node);
         let tells = awaited || client.seen.register.is_some() && client.boot != self.boot;
-        lives && !client.waiting && (tells || cares && client.seen.register != self.disk)
+        let news = looks.cares && client.seen.register != self.disk;
+        let mends = looks.disputes && self.arbiter.standing(vm()) == Standing::Settled;
+        looks.lives && !client.waiting && (tells || news || mends)
+    }
+
+    /// The newest register that was ever stored.
+    pub(crate) fn newest(&self) -> Option<&Register> {
+        self.history.iter().max_by_key(|r| r.generation)
     }
 
     /// Whether it went back once, and holds all that it ever held again.
@@ -229,7 +247,7 @@ impl Registry {
         self.boot > 1
             && self.rewinds == 0
             && self.crashes == 0
-            && self.disk == self.history.last().copied()
+            && self.disk.as_ref() == self.newest()
             && self.history.len() > 1
     }
 
@@ -245,18 +263,25 @@ impl Registry {
     }
 
     /// The next step towards answering whoever asks; `None` when nobody does.
-    pub(crate) fn fair(&self, looks: impl Fn(usize) -> (bool, bool)) -> Option<Step> {
+    pub(crate) fn fair(&self, looks: impl Fn(usize) -> Looks) -> Option<Step> {
         let helps = |r: &(u64, Reply)| {
             !matches!(r.1.outcome, Outcome::Failed | Outcome::Refused(Refusal::Waiting | Refusal::Disputed))
         };
         let clients = || self.clients.iter().enumerate();
         let reply = |(i, c): (usize, &Client)| c.replies.iter().position(helps).map(|n| Step::Reply(i, n));
+        let stuck = || {
+            let unwritten = self.arbiter.awaited(vm()).is_empty(); // what was told
+            let standing = self.arbiter.standing(vm());
+            standing == Standing::Disputed || standing == Standing::Waiting && !unwritten
+        };
         let ask = |(i, c): (usize, &Client)| {
             let refused = c.replies.iter().any(|r| matches!(r.1.outcome, Outcome::Refused(_)));
-            let stuck = refused && c.boot == self.boot && self.arbiter.standing(vm()) != Standing::Settled;
+            let stuck = refused && c.boot == self.boot && stuck();
             (c.waiting && !stuck).then(|| Step::Request(i, c.asked.len() - 1))
         };
-        let look = |(i, c): (usize, &Client)| self.would_look(c, looks(i)).then_some(Step::Look(i));
+        let told = |c: &Client| c.boot == self.boot && !self.arbiter.awaited(vm()).contains(&c.node);
+        let in_vain = |c: &Client| told(c) && stuck();
+        let look = |(i, c): (usize, &Client)| (!in_vain(c) && self.would_look(c, looks(i))).then_some(Step::Look(i));
         let written = self.writing.map(|_| Step::Written);
         written
             .or_else(|| clients().find_map(reply))
@@ -322,7 +347,10 @@ impl Registry {
         match side.seen.hear(WITNESS, reply.held) {
             Heard::Fault(_) if believes => side.seen.register = reply.held,
             Heard::Fault(_) => {
-                side.waiting = asked != Ask::Read; // a swap goes on being asked for
+                side.waiting = false;
+                if asked != Ask::Read {
+                    self.ask(client, asked); // a swap goes on being asked for, and what was seen is told
+                }
                 return Some((client, Answer::Fault));
             }
             Heard::Same | Heard::News => {}

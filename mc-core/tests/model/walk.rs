@@ -23,7 +23,9 @@ impl World {
         let seat = &self.seats[0];
         // A swap of the dead primary's may still win: then its VM died with it.
         let hears = !self.registry.is_writing() && !self.registry.waits_for_the_primary();
-        let ours = self.protected_by(bounds).is_some() && hears;
+        // Nor what was won before the arbiter went back.
+        let newest = self.registry.disk.as_ref() == self.registry.newest();
+        let ours = self.protected_by(bounds).is_some() && hears && newest;
         let holds = seat.machine.as_ref().is_some_and(|m| {
             m.is_entitled() && self.registry.disk.as_ref().is_some_and(|r: &Register| r.generation == m.committed().0)
         });
@@ -36,7 +38,7 @@ impl World {
         settled && rests && (!(ours && ready && holds) || role == Some(Role::Active))
     }
 
-    /// The link dies. Whether exactly one side runs the VM in the end, if both lived.
+    /// The link dies. Whether exactly one side runs the VM in the end, if both lived; or none, and an operator has to decide.
     pub(crate) fn one_side_survives_the_link(&self, bounds: &Bounds) -> bool {
         if self.primary.is_none() || self.seats[0].machine.is_none() || self.sessions == 0 {
             return true;
@@ -46,7 +48,11 @@ impl World {
         let settled = world.settle(bounds);
         let here = matches!(world.role(), Some(primary::Role::Solo | primary::Role::Ended));
         let there = world.seats[0].role() == Some(standby::Role::Active);
-        settled && here != there && (here || world.role() == Some(primary::Role::Fenced))
+        let fenced = world.role() == Some(primary::Role::Fenced);
+        // The primary heard what the arbiter lost then, and does not tell it.
+        let asks = fenced && matches!(world.seats[0].role(), Some(standby::Role::Claiming | standby::Role::Disputed));
+        let decides = asks && world.registry.waits_for_the_primary();
+        settled && (decides || here != there && (here || fenced))
     }
 
     /// Until nothing is left to do; false if that never comes.

@@ -258,6 +258,12 @@ impl World {
         (0..self.seats.len()).find(|i| standby_owner(bounds, *i, 0).node == standby.node).map(|i| (i, generation))
     }
 
+    /// Whether the primary, whose VM is gone, gave it to a session's copy. (A standby asks for itself as its process.)
+    pub(crate) fn was_handed_back(&self) -> bool {
+        let copy = |r: &Register| r.mode == Mode::Solo && r.owner.node != node("primary", 1) && r.owner.instance < 100;
+        self.registry.history.iter().any(copy)
+    }
+
     /// What the outside has seen grows to `progress`.
     pub(crate) fn show(&mut self, progress: u8) {
         self.visible = self.visible.max(progress);

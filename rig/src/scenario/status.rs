@@ -13,6 +13,12 @@ pub fn parse(text: &str) -> Value {
     }
 }
 
+/// What this side is.
+#[must_use]
+pub fn role(status: &Value) -> Option<&str> {
+    status.pointer("/role")?.as_str()
+}
+
 /// Why the VM makes no progress, if it does not.
 #[must_use]
 pub fn stalled(status: &Value) -> Option<&str> {

@@ -3,6 +3,7 @@
 use super::{
     evidence::{Evidence, Side},
     round::Round,
+    status,
     suspicion::Due,
 };
 use crate::{
@@ -36,6 +37,8 @@ pub(super) struct Watch {
     /// What must never be.
     pub(super) violations: Vec<String>,
     due: Vec<Due>,
+    /// The standby lost, and keeps its copy.
+    has_lost: bool,
     /// The survivor did not say so itself.
     is_presumed: bool,
     /// The client was not answered once; nobody waits for it again.
@@ -55,6 +58,7 @@ impl Watch {
             complaints: Vec::new(),
             violations: Vec::new(),
             due: Vec::new(),
+            has_lost: false,
             is_presumed: false,
             is_silent: false,
             earlier: None,
@@ -101,12 +105,18 @@ impl Watch {
         Ok(())
     }
 
-    /// The loser says that it is fenced, a standby that it discarded what it held; and a fenced primary ends with 4.
+    /// The loser says that it gave up: a primary that it is fenced, and ends with 4; a standby that it discarded its copy, or
+    /// that it lost and keeps the copy for now.
     pub(super) fn await_fenced(&mut self, round: &mut Round<'_>) -> Result<()> {
         let loser = if self.survivor == Some(Place::Primary) { "standby" } else { "protect" };
-        let gave_up = |e: &Entry| e.source == loser && matches!(e.event.as_str(), "fenced" | "discarded");
-        let told = round.timeline.wait(self.mark, round.topology.patience(), gave_up)?;
-        if told.is_some() && loser == "protect" {
+        let says_so = |e: &Entry| e.source == loser && matches!(e.event.as_str(), "fenced" | "discarded");
+        let mut has_lost = false;
+        let told = poll(round.topology.patience(), || {
+            has_lost = loser == "standby" && status::role(&round.ask_status(Place::Standby).1) == Some("lost");
+            has_lost || round.timeline.since(self.mark).iter().any(says_so)
+        })?;
+        self.has_lost = has_lost;
+        if told && loser == "protect" {
             self.ends_with(round, "protect", 4)?;
         }
         Ok(())
@@ -235,7 +245,7 @@ impl Watch {
         let side = |place: Place, source: &str, frames_out: u64| -> Result<Side> {
             let patience = if survivor == Some(place) { SEEN_RUNNING } else { Duration::ZERO };
             let said = |event: &str| events.iter().any(|e| e.is(source, event));
-            let fenced = said("fenced") || said("discarded");
+            let fenced = said("fenced") || said("discarded") || place == Place::Standby && self.has_lost;
             Ok(Side { executes: round.executes(place, patience)?, frames_out, fenced })
         };
         self.violations.extend(round.guest_complaints());

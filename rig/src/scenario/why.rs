@@ -142,7 +142,8 @@ impl Story<'_> {
             // A standby that the primary released itself never asked.
             return (survives || self.place == Place::Primary).then(|| "no register".to_owned());
         };
-        let owner = holds.pointer("/owner/node").and_then(Value::as_str);
+        // (Nodes have an identity beside their name.)
+        let owner = ["/owner/node/name", "/owner/node"].iter().find_map(|p| holds.pointer(p)?.as_str());
         if owner != Some(winner) || holds["mode"] != "solo" {
             return Some(format!("the register holds {holds}, and {winner} runs the VM"));
         }
@@ -219,7 +220,7 @@ mod tests {
     }
 
     fn register() -> Value {
-        json!({ "generation": 3, "owner": { "node": "host-b", "instance": 1 }, "mode": "solo" })
+        json!({ "generation": 3, "owner": { "node": { "name": "host-b", "id": "0b" }, "instance": 1 }, "mode": "solo" })
     }
 
     fn took_over() -> Value {
@@ -268,7 +269,7 @@ mod tests {
             ("/incidents/0/facts/suspicion/at_ms", json!(1050.0), "no such event"),
             ("/incidents/0/facts/suspicion/silent_ms", json!(49.0), "are allowed"),
             ("/incidents/0/facts/swap/outcome", json!("lost"), "its swap is"),
-            ("/incidents/0/facts/swap/holds/owner/node", json!("host-a"), "runs the VM"),
+            ("/incidents/0/facts/swap/holds/owner/node/name", json!("host-a"), "runs the VM"),
             ("/incidents/0/facts/swap/holds/generation", json!(4), "the winner's event"),
             ("/incidents/0/facts/from_epoch", json!(39), "runs from epoch"),
         ];

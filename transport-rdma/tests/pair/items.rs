@@ -40,7 +40,7 @@ impl Items {
     pub(crate) fn record(&self, number: u64) -> Control {
         let mut rng = self.rng(number);
         let (bytes, device_bytes) = (rng.next_u64(), rng.next_u64());
-        self.told(number, Body::Commit { slabs: u32::from(self.author), bytes, device_bytes })
+        self.told(number, Body::Commit { slabs: u32::from(self.author), bytes, device_bytes, held: false })
     }
 
     /// What the author has received: items, and slabs among them. No item itself.
