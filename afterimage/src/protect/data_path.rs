@@ -104,6 +104,8 @@ pub(super) struct DataPath {
     /// The swap that is being asked for.
     pub(super) swap: Swap,
     pub(super) operator_wants_solo: bool,
+    /// Its guest or its operator shut it down; its QEMU is gone soon.
+    vm_shut_down: bool,
     /// Its QEMU ended without having been told to.
     pub(super) vm_died: bool,
     /// To end with, once the register says (solo, self) and QEMU was told so.
@@ -240,6 +242,7 @@ impl DataPath {
             suspected: false,
             swap: Swap::default(),
             operator_wants_solo: false,
+            vm_shut_down: false,
             vm_died: false,
             end_when_solo: None,
             ending: None,
@@ -327,8 +330,11 @@ impl DataPath {
                 ToDataPath::VmIs(health) => self.vm.qemu_says(health),
                 ToDataPath::VmGone { orderly: true } => {
                     emit("vm-gone", json!({ "orderly": true }));
+                    self.vm_shut_down = true;
                     self.driver.event(Event::Unprotect(GoodbyeReason::GuestGone));
                 }
+                // Of a VM that was shut down nobody shall run a copy.
+                ToDataPath::VmGone { orderly: false } if self.vm_shut_down => {}
                 ToDataPath::VmGone { orderly: false } => {
                     emit("vm-gone", json!({ "orderly": false }));
                     self.vm_died = true;

@@ -67,6 +67,9 @@ impl DataPath {
             NackReason::Storage => "the standby could not write its image or its spill file",
         };
         let why = if words.is_empty() { why.to_owned() } else { format!("{why}: {words}") };
+        if self.trouble.as_ref().is_some_and(|trouble| trouble.why == why) {
+            return; // said for each epoch that was on its way
+        }
         tracing::error!(why, "giving protection up");
         emit("refused", json!({ "why": why }));
         self.because(Trouble::lasting(why));

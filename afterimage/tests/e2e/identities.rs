@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 /// `protect` on a node of that name and that state directory.
 fn protect(world: &World, (node, state): (&str, &str), vm: &Vm, to: SocketAddr) -> Proc {
     let mut command = World::program();
-    command.args(["protect", "--vm", VM, "--node", node, "--to", &to.to_string(), "--qmp"]).arg(&vm.qmp);
+    command.args(["protect", "--once", "--vm", VM, "--node", node, "--to", &to.to_string(), "--qmp"]).arg(&vm.qmp);
     command.args(["--arbiter", &world.arbiter, "--state-dir"]).arg(world.path(state));
     command.arg("--run-dir").arg(world.run_dir("run-of-protect"));
     Proc::spawn(world.dir.path(), "protect", command)

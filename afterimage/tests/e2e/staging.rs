@@ -52,8 +52,9 @@ fn it_streams_through_the_primarys_with_the_vm_held() {
 fn without_a_spill_file_it_ends_protection() {
     let Some((world, _witness)) = World::with_witness() else { return };
     let (vm, mut protect, mut standby) = start(&world, "--staging 2MiB");
-    protect.wait_event("protected");
+    protect.wait_event("refused");
     protect.wait_events("solo", 2);
+    assert_eq!(protect.count("protected"), 0, "the standby never had all that was said: {}", protect.said());
     let status = world.wait_role("a", "solo");
     let notes = status["why_not_protected"]["why"].to_string();
     assert!(notes.contains("larger than the standby's staging") && notes.contains("--spill"), "{status}");

@@ -152,18 +152,18 @@ fn a_vm_that_its_operator_paused_is_said_to_be() {
 
 #[test]
 fn a_qemu_that_runs_again_before_anybody_took_the_vm_goes_on() {
-    let Some((world, mut witness)) = World::with_witness() else { return };
+    let Some((world, witness)) = World::with_witness() else { return };
     let (vm, mut protect, mut standby) = world.pair();
     // Nobody can win: the arbiter is away.
-    witness.kill();
+    signal(witness.pid(), Signal::STOP);
     standby.proc.wait_event("arbiter-unreachable");
     signal(vm.proc.pid(), Signal::STOP);
-    standby.proc.wait_event("asking");
+    world.wait_role("b", "claiming");
     protect.wait_event("yielding");
     standby.proc.kill();
     signal(vm.proc.pid(), Signal::CONT);
-    protect.wait_event("asking");
-    let _witness = world.witness_again();
+    protect.wait_events("asking", 2);
+    signal(witness.pid(), Signal::CONT);
     world.wait_role("a", "solo");
     vm.serial.goes_on();
     vm.serial.assert_sound();
