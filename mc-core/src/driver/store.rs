@@ -227,6 +227,7 @@ mod tests {
             let (incarnation, generation, epoch) = (Incarnation(1), Generation(1), Epoch(1));
             store.stage(writer.seal(SlabMeta { incarnation, generation, epoch, index }));
         }
+        store.commit();
         let mut told = 0;
         store.apply(|| told += 1).expect("in memory");
         assert_eq!(told, 10);
