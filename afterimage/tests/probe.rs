@@ -60,7 +60,7 @@ fn a_probe_that_is_interrupted_shows_what_it_has() {
     let serving = serve();
     let mut command = afterimage();
     command.args(["probe", "--transport", "tcp", "--peer", &serving.1.to_string()]);
-    command.args(["--for", "1h", "--interval", "2ms", "--load", "2MiB", "--json"]);
+    command.args(["--for", "3600s", "--interval", "2ms", "--load", "2MiB", "--json"]);
     let mut probing = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     // It says a line every ten seconds: by then there are beats.
     let mut line = String::new();
