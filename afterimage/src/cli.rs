@@ -208,8 +208,11 @@ pub struct ProtectArgs {
     /// The local address of beats [default: the one that the route to the standby uses]
     #[arg(long, value_name = "IP")]
     pub bind: Option<IpAddr>,
-    /// Protect the VM although it can write to disks. Those writes are not held: after a takeover the disk may be ahead of
-    /// the memory
+    /// Protect the VM although nothing holds these outputs of it (netdevs, disks, chardevs, devices, by the names that a
+    /// refusal tells): what leaves by them may be taken back by a takeover, and `status` exits with 3
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    pub unheld: Vec<String>,
+    /// The same as --unheld with every disk that the VM can write to
     #[arg(long)]
     pub force_writable_disks: bool,
     /// Which way checkpoints and beats go.

@@ -19,6 +19,7 @@ use crate::{
     arbiter::{ArbiterSpec, HostPort},
     beats::Wish,
     exit::ExitError,
+    qemu::inventory::Forced,
 };
 use mc_core::id::Name;
 use serde::{Deserialize, Serialize};
@@ -95,6 +96,9 @@ pub struct ProtectConfig {
     pub bind: Option<IpAddr>,
     /// Protect a VM whose disks can be written.
     pub force_writable_disks: bool,
+    /// Outputs that may stay unheld, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unheld: Vec<String>,
     /// Which way checkpoints and beats go.
     pub paths: PathsConfig,
     /// The file of --config, for what is saved later.
@@ -208,6 +212,20 @@ pub enum ConfigError {
 impl From<ConfigError> for ExitError {
     fn from(error: ConfigError) -> Self {
         Self::usage(error)
+    }
+}
+
+impl ProtectConfig {
+    /// The sockets of the VM's NICs.
+    #[must_use]
+    pub fn nic_sockets(&self) -> Vec<PathBuf> {
+        self.nics.iter().map(|nic| nic.socket.clone()).collect()
+    }
+
+    /// Which outputs may stay unheld.
+    #[must_use]
+    pub fn forced(&self) -> Forced {
+        Forced { names: self.unheld.clone(), disks: self.force_writable_disks }
     }
 }
 

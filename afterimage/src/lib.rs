@@ -20,6 +20,7 @@
 //! | [`events`], [`report`], [`journal`] | what happens: for scripts, and kept for `why` |
 //! | [`stalls`] | how long what took |
 //! | [`clock`], [`wake`], [`inbox`], [`sys`] | time, waking, waiting; the only `unsafe` |
+//! | `pass` | file descriptors for another process |
 
 #![deny(unsafe_code)]
 
@@ -37,6 +38,7 @@ pub mod journal;
 pub mod keepalive;
 pub mod live;
 pub mod metrics;
+mod pass;
 pub mod paths;
 pub mod probe;
 pub mod protect;

@@ -62,6 +62,7 @@ pub(super) struct ProtectSection {
     pub(super) metrics: Setting<SocketAddr>,
     pub(super) bind: Setting<IpAddr>,
     pub(super) force_writable_disks: Setting<bool>,
+    pub(super) unheld: Setting<Vec<String>>,
     pub(super) transport: Setting<TransportWish>,
     pub(super) keepalive: Setting<KeepaliveWish>,
     pub(super) rdma_device: Setting<String>,

@@ -225,6 +225,7 @@ fn protect(r: &mut Resolver<'_>, args: ProtectArgs, mut s: ProtectSection) -> Re
     let bind = r.optional("bind", args.bind, s.bind);
     let force = args.force_writable_disks.then_some(true);
     let force_writable_disks = r.or("force_writable_disks", force, s.force_writable_disks, false);
+    let unheld = r.or("unheld", some(args.unheld), s.unheld, Vec::new());
     // All that RDMA may have to pin.
     let paths = paths::resolve(r, args.paths, path_settings, staging.0.saturating_add(on_cap.extra_bytes()))?;
 
@@ -259,6 +260,7 @@ fn protect(r: &mut Resolver<'_>, args: ProtectArgs, mut s: ProtectSection) -> Re
         metrics,
         bind,
         force_writable_disks,
+        unheld,
         paths,
         config_file: r.file_path(),
     })

@@ -1,15 +1,18 @@
 //! What supervisor and data path say to each other: lines of JSON over a socket pair.
 
-use crate::{config::ProtectConfig, qemu::profile::Profile};
+use crate::{
+    config::ProtectConfig,
+    pass,
+    qemu::{inventory::Inventory, profile::Profile},
+};
 use mc_core::register::Register;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
-    io::{self, Read, Write},
+    io::{self, Write},
     os::{
-        fd::{AsFd, BorrowedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
-    path::PathBuf,
 };
 
 /// All that a data path must know to begin.
@@ -21,6 +24,8 @@ pub struct Brief {
     pub register: Register,
     /// Of the VM.
     pub profile: Profile,
+    /// Its outputs.
+    pub outputs: Inventory,
     /// Whether to seek a standby at once; a data path that follows one that died does not.
     pub protect: bool,
     /// Whether to stay when no standby is found: the VM's network already passed through a process that left for us.
@@ -52,17 +57,18 @@ pub enum ToDataPath {
         /// This QEMU cannot do it at all.
         unsupported: bool,
     },
+    /// The VM's outputs, or its devices, are others than before.
+    Outputs(Box<Inventory>),
 }
 
 /// From the data path.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "say", rename_all = "kebab-case")]
 pub enum ToSupervisor {
-    /// Tell QEMU to send checkpoints to this socket.
-    StartSource {
-        /// The socket.
-        path: PathBuf,
-    },
+    /// Tell QEMU to send checkpoints into the stream whose end comes with this message.
+    StartSource,
+    /// The device state has another size than usual: look at once whether the VM's outputs have changed.
+    LookAgain,
     /// The register says (solo, self): end checkpoints, see that the VM runs.
     LeaveSource,
     /// The arbitration is lost: stop the VM for good.
@@ -86,6 +92,8 @@ pub enum ToSupervisor {
 pub struct Channel {
     stream: UnixStream,
     buffer: Vec<u8>,
+    /// That came and were not taken, in order.
+    fds: Vec<OwnedFd>,
     closed: bool,
 }
 
@@ -93,7 +101,7 @@ impl Channel {
     /// Over one end of a socket pair.
     pub fn new(stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        Ok(Self { stream, buffer: Vec::new(), closed: false })
+        Ok(Self { stream, buffer: Vec::new(), fds: Vec::new(), closed: false })
     }
 
     /// Whether the other end is gone, and everything it had said was taken.
@@ -104,13 +112,24 @@ impl Channel {
 
     /// Says something. An error means that the other end is gone.
     pub fn say<T: Serialize>(&mut self, message: &T) -> io::Result<()> {
+        self.say_with(message, None)
+    }
+
+    /// Says something, and hands over a copy of `fd`.
+    pub fn say_with<T: Serialize>(&mut self, message: &T, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let mut line = serde_json::to_vec(message)?;
         line.push(b'\n');
         // Messages are few and small, and the other end reads promptly: waiting here is waiting for a live process.
         self.stream.set_nonblocking(false)?;
-        let sent = self.stream.write_all(&line);
+        let sent = fd.map_or(Ok(0), |fd| pass::send(&self.stream, &line, fd));
+        let sent = sent.and_then(|sent| self.stream.write_all(&line[sent..]));
         self.stream.set_nonblocking(true)?;
         sent
+    }
+
+    /// The file descriptor that came with the message that was heard last: one that is to have one.
+    pub fn take_fd(&mut self) -> Option<OwnedFd> {
+        (!self.fds.is_empty()).then(|| self.fds.remove(0))
     }
 
     /// The next thing said, if any.
@@ -125,7 +144,7 @@ impl Channel {
     fn fill(&mut self) -> io::Result<()> {
         let mut chunk = [0; 4096];
         while !self.closed {
-            match self.stream.read(&mut chunk) {
+            match pass::receive(&self.stream, &mut chunk, &mut self.fds) {
                 Ok(0) => self.closed = true,
                 Ok(n) => self.buffer.extend_from_slice(&chunk[..n]),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),

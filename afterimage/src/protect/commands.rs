@@ -84,7 +84,8 @@ pub(super) fn status(path: &mut DataPath) -> Status {
         run_us: us(run),
         pause_us: figures.pause.percentiles(),
         commit_us: figures.commit.percentiles(),
-        notes: path.notes.clone(),
+        notes: [path.notes.clone(), path.outputs.notes()].concat(),
+        outputs: path.outputs.status(),
         ..Status::default()
     };
     let now = path.clock.now();

@@ -7,6 +7,7 @@
 use super::{
     channel::{Brief, Channel, ToDataPath, ToSupervisor},
     hands::Hands,
+    outputs::Outputs,
     session::{self, Found},
 };
 use crate::{
@@ -38,7 +39,6 @@ use mc_core::{
 use serde_json::json;
 use std::{
     os::{fd::AsFd, unix::net::UnixStream},
-    path::PathBuf,
     time::Duration,
 };
 
@@ -61,7 +61,7 @@ pub(super) struct DataPath {
     control: Control,
     scrapes: Option<Scrapes>,
     sessions: Option<Inbox<Result<Found>>>,
-    pub(super) source_path: PathBuf,
+    pub(super) outputs: Outputs,
     /// The stall limit as it was when the turn before began.
     limit_before: Duration,
     last_turn: Time,
@@ -142,7 +142,7 @@ impl DataPath {
         let mut driver = PrimaryDriver::new(machine, Staging::new(pool), gate, clock);
         driver.set_cap(usize::try_from(config.staging_bytes)?, config.on_cap.0);
         let scrapes = Scrapes::serve(config.metrics)?;
-        let source_path = config.run_dir.join(format!("{}.colo.sock", config.vm));
+        let outputs = Outputs::new(brief.outputs.clone(), config.forced());
         let mut this = Self {
             driver,
             arbiter,
@@ -155,7 +155,7 @@ impl DataPath {
             control,
             scrapes,
             sessions: None,
-            source_path,
+            outputs,
             limit_before: Duration::MAX,
             last_turn: clock.now(),
             stalls: Stalls::default(),
@@ -202,6 +202,7 @@ impl DataPath {
         self.driver.gate.tick(self.clock.now());
         self.driver.pump();
         self.watch.look(self.driver.link());
+        self.watch_sizes()?;
         self.run_errands()?;
         self.hear_control();
         self.report_role();
@@ -259,6 +260,7 @@ impl DataPath {
                     self.driver.event(Event::SourceLost);
                 }
                 ToDataPath::SourceBroken { why, unsupported } => self.source_broken(why, unsupported),
+                ToDataPath::Outputs(inventory) => self.outputs_changed(*inventory),
             }
         }
         Ok(())
@@ -333,8 +335,8 @@ impl DataPath {
     }
 
     fn attach(&mut self, found: Found) -> Result<()> {
-        let source = ColoSource::listen(&self.source_path, self.brief.profile.blocks.clone())
-            .with_context(|| format!("socket {}", self.source_path.display()))?;
+        self.outputs.begin_session()?;
+        let source = ColoSource::new(self.brief.profile.blocks.clone())?;
         let (standby, incarnation) = (found.standby, found.incarnation);
         emit("syncing", json!({ "standby": standby, "peer": found.peer, "peer_beats": found.beats }));
         self.peer = Some(format!("{standby} at {}", found.peer));

@@ -16,14 +16,14 @@ use crate::{config::ProtectConfig, exit, qemu::qmp::QmpError};
 use anyhow::Result;
 use std::{
     collections::VecDeque,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
 };
 
 #[derive(Debug)]
 enum Reach {
     Supervisor(Channel),
-    Own(Qemu),
+    Own(Box<Qemu>),
     Nobody,
 }
 
@@ -32,12 +32,18 @@ enum Reach {
 pub(super) struct Hands {
     reach: Reach,
     qmp: PathBuf,
+    nics: Vec<PathBuf>,
     answers: VecDeque<ToDataPath>,
 }
 
 impl Hands {
     pub(super) fn new(channel: Channel, config: &ProtectConfig) -> Self {
-        Self { reach: Reach::Supervisor(channel), qmp: config.qmp.clone(), answers: VecDeque::new() }
+        Self {
+            reach: Reach::Supervisor(channel),
+            qmp: config.qmp.clone(),
+            nics: config.nic_sockets(),
+            answers: VecDeque::new(),
+        }
     }
 
     pub(super) fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
@@ -61,23 +67,32 @@ impl Hands {
                 }
                 Ok(message)
             }
-            Reach::Own(qemu) => Ok(qemu.gone().map(|orderly| {
-                self.reach = Reach::Nobody;
-                ToDataPath::VmGone { orderly }
-            })),
+            Reach::Own(qemu) => {
+                if let Some(orderly) = qemu.gone() {
+                    self.reach = Reach::Nobody;
+                    return Ok(Some(ToDataPath::VmGone { orderly }));
+                }
+                self.answers.extend(qemu.look());
+                Ok(self.answers.pop_front())
+            }
             Reach::Nobody => Ok(None),
         }
     }
 
     /// Has something done to QEMU.
     pub(super) fn say(&mut self, message: &ToSupervisor) -> Result<()> {
+        self.say_with(message, None)
+    }
+
+    /// The same; `stream` goes with it.
+    pub(super) fn say_with(&mut self, message: &ToSupervisor, stream: Option<OwnedFd>) -> Result<()> {
         if let Reach::Supervisor(channel) = &mut self.reach {
-            if channel.say(message).is_ok() {
+            if channel.say_with(message, stream.as_ref().map(AsFd::as_fd)).is_ok() {
                 return Ok(());
             }
             self.orphaned();
         }
-        let Some(task) = Task::of(message) else { return Ok(()) };
+        let Some(task) = Task::of(message, stream) else { return Ok(()) };
         if matches!(self.reach, Reach::Nobody) {
             self.reach_out();
         }
@@ -96,8 +111,8 @@ impl Hands {
     }
 
     fn reach_out(&mut self) {
-        self.reach = match Qemu::connect(&self.qmp) {
-            Ok(qemu) => Reach::Own(qemu),
+        self.reach = match Qemu::connect(&self.qmp, self.nics.clone()) {
+            Ok(qemu) => Reach::Own(Box::new(qemu)),
             Err(error) => {
                 tracing::error!(%error, "no control connection to QEMU");
                 if matches!(error, QmpError::Connect { .. }) {

@@ -8,6 +8,7 @@
 //! | [`data_path`] | the process that works: the loop around `mc_core`'s primary |
 //! | [`errands`] | what the driver asks of it |
 //! | [`hands`] | the data path's way to QEMU, with and without its supervisor |
+//! | [`outputs`] | whether the VM's outputs are held |
 //! | [`session`] | finds the standby |
 //! | [`channel`] | what the two processes say to each other |
 //! | [`commands`] | the control socket: status, solo, handover |
@@ -20,6 +21,7 @@ pub mod data_path;
 mod errands;
 mod hands;
 mod live;
+mod outputs;
 mod session;
 mod supervisor;
 
@@ -31,8 +33,9 @@ use crate::{
     exit::{Code, ExitError},
     paths,
     qemu::{
-        control as qemu,
-        profile::{self, Profile},
+        control::{self as qemu, ControlError, Found},
+        inventory,
+        profile::Profile,
         qmp::{Qmp, QmpError, instance_id},
     },
     report::{self, ms},
@@ -49,8 +52,10 @@ pub fn run(config: ProtectConfig) -> Result<Code> {
     std::fs::create_dir_all(&config.run_dir).with_context(|| format!("run directory {}", config.run_dir.display()))?;
     let handed_over = control::hand_over(&config.run_dir, config.vm)?;
     let mut qmp = Qmp::connect(&config.qmp, Duration::from_secs(5)).map_err(no_qmp)?;
+    let found = qemu::look(&mut qmp).map_err(not_to_be_protected)?;
     let profile = Profile::query(&mut qmp)?;
-    refuse_writable_disks(&config, &mut qmp)?;
+    let outputs = inventory::take(&mut qmp, &config.nic_sockets())?;
+    outputs::refuse(&config.forced(), &outputs)?;
     let owner = Owner { node: config.node, instance: instance_id(qmp.peer_pid()?)? };
     record(&config, "supervisor")?;
     let register = own_the_vm(&config, owner)?;
@@ -65,11 +70,11 @@ pub fn run(config: ProtectConfig) -> Result<Code> {
     for note in report::standing_notes() {
         tracing::warn!("{note}");
     }
-    if qemu::colo_state(&mut qmp)? == qemu::MigrationState::Colo {
+    if found == Found::LeftOver {
         tracing::warn!("QEMU is still in checkpoint mode: an earlier `protect` died. Leaving it");
-        qemu::leave_colo(&mut qmp)?;
+        qemu::leave_colo(&mut qmp, None)?;
     }
-    supervisor::supervise(qmp, Brief { config, register, profile, protect: true, stay: handed_over })
+    supervisor::supervise(qmp, Brief { config, register, profile, outputs, protect: true, stay: handed_over })
 }
 
 /// From here on what happens is kept.
@@ -87,16 +92,19 @@ fn no_qmp(error: QmpError) -> anyhow::Error {
     ExitError::new(Code::Prerequisite, error).remedy(remedy).into()
 }
 
-/// Disk writes are not held: after a takeover the disk would be ahead of RAM.
-fn refuse_writable_disks(config: &ProtectConfig, qmp: &mut Qmp) -> Result<()> {
-    let disks = profile::writable_disks(qmp)?;
-    if disks.is_empty() || config.force_writable_disks {
-        return Ok(());
-    }
-    let what = format!("the VM has writable disks: {}", disks.join(", "));
-    let remedy = "disk writes are not held yet, so a takeover would find the disk ahead of RAM; attach disks \
-                  read-only, or accept that with --force-writable-disks";
-    Err(ExitError::new(Code::Prerequisite, what).remedy(remedy).into())
+/// It was looked at, and is left as it was found.
+fn not_to_be_protected(error: ControlError) -> anyhow::Error {
+    let remedy = match &error {
+        ControlError::NotRunning { status } if matches!(status.as_str(), "paused" | "prelaunch") => {
+            "let it run (`cont` at its monitor), then protect it; nothing was changed"
+        }
+        ControlError::NotRunning { .. } => "protect it when it runs; nothing was changed",
+        ControlError::Busy(_) => {
+            "wait for that migration, or cancel it (`migrate_cancel` at the VM's monitor); nothing was changed"
+        }
+        _ => return error.into(),
+    };
+    ExitError::new(Code::Prerequisite, error).remedy(remedy).into()
 }
 
 /// Makes the register say (solo, self), or explains why it cannot. It swaps even when the register says so already: see

@@ -21,7 +21,8 @@ use crate::{
     exit::{self, Code, ExitError},
     inbox::{readable, wait},
     qemu::{
-        control::{self, ControlError, MigrationState},
+        control::{self, Before, ControlError, MigrationState},
+        inventory::Watcher,
         qmp::{Qmp, QmpError},
     },
 };
@@ -44,21 +45,30 @@ pub(super) struct Qemu {
     qmp: Qmp,
     /// QEMU said that its VM shuts down, or was told to.
     shut_down: bool,
+    watcher: Watcher,
+    /// QEMU's settings before the migration that was begun here.
+    before: Option<Before>,
+    /// QEMU was told to send checkpoints, and nothing has been heard of their end.
+    sending: bool,
 }
 
 /// One thing to do to QEMU.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) enum Task {
-    Start(PathBuf),
+    /// QEMU's end of the stream; without it there is none.
+    Start(Option<OwnedFd>),
+    Look,
     Leave,
     Fence,
     Explain(String),
 }
 
 impl Task {
-    pub(super) fn of(message: &ToSupervisor) -> Option<Self> {
+    /// `stream`: what comes with [`ToSupervisor::StartSource`].
+    pub(super) fn of(message: &ToSupervisor, stream: Option<OwnedFd>) -> Option<Self> {
         Some(match message {
-            ToSupervisor::StartSource { path } => Self::Start(path.clone()),
+            ToSupervisor::StartSource => Self::Start(stream),
+            ToSupervisor::LookAgain => Self::Look,
             ToSupervisor::LeaveSource => Self::Leave,
             ToSupervisor::Fence => Self::Fence,
             ToSupervisor::SourceFailed { why } => Self::Explain(why.clone()),
@@ -68,26 +78,69 @@ impl Task {
 }
 
 impl Qemu {
-    pub(super) fn connect(path: &Path) -> Result<Self, QmpError> {
-        Ok(Self::new(Qmp::connect(path, Duration::from_secs(5))?))
+    /// `nics`: the sockets of `--nic`.
+    pub(super) fn connect(path: &Path, nics: Vec<PathBuf>) -> Result<Self, QmpError> {
+        Ok(Self::new(Qmp::connect(path, Duration::from_secs(5))?, nics))
     }
 
-    pub(super) fn new(qmp: Qmp) -> Self {
-        Self { qmp, shut_down: false }
+    pub(super) fn new(qmp: Qmp, nics: Vec<PathBuf>) -> Self {
+        Self { qmp, shut_down: false, watcher: Watcher::new(nics), before: None, sending: false }
     }
 
     /// Does it; the data path may want to hear how it went.
     pub(super) fn perform(&mut self, task: &Task) -> Result<Option<ToDataPath>> {
         match task {
-            Task::Start(path) => {
-                let refused = control::start_colo(&mut self.qmp, path).err();
-                let unsupported = matches!(refused, Some(ControlError::NoColo { .. } | ControlError::NoDescription));
-                Ok(Some(ToDataPath::Started { error: refused.map(|e| e.to_string()), unsupported }))
+            Task::Start(stream) => Ok(Some(self.start(stream.as_ref()))),
+            Task::Look => {
+                self.watcher.look_again();
+                Ok(None)
             }
-            Task::Leave => control::leave_colo(&mut self.qmp).map(|()| None).context("leaving checkpoint mode"),
+            Task::Leave => {
+                self.sending = false;
+                let before = self.before.take();
+                control::leave_colo(&mut self.qmp, before.as_ref()).map(|()| None).context("leaving checkpoint mode")
+            }
             Task::Fence => control::fence(&mut self.qmp).map(|()| None).context("stopping the fenced VM"),
             Task::Explain(why) => Ok(Some(self.explain(why))),
         }
+    }
+
+    fn start(&mut self, stream: Option<&OwnedFd>) -> ToDataPath {
+        let Some(stream) = stream else {
+            return ToDataPath::Started {
+                error: Some("the stream for checkpoints is missing".into()),
+                unsupported: false,
+            };
+        };
+        let started = control::start_colo(&mut self.qmp, stream.as_fd());
+        // What was asked before says nothing of this migration.
+        self.watcher.start_over(&mut self.qmp);
+        match started {
+            Ok(before) => {
+                (self.before, self.sending) = (Some(before), true);
+                ToDataPath::Started { error: None, unsupported: false }
+            }
+            Err(error) => {
+                use ControlError::{NoColo, NoDescription, ReturnPath};
+                let unsupported = matches!(error, NoColo { .. } | NoDescription | ReturnPath { .. });
+                ToDataPath::Started { error: Some(error.to_string()), unsupported }
+            }
+        }
+    }
+
+    /// Looks at the VM's outputs, and whether the migration still goes on, without waiting: what the data path should hear.
+    pub(super) fn look(&mut self) -> Vec<ToDataPath> {
+        // A QEMU that cannot be asked is gone: `gone` says so.
+        let Ok(look) = self.watcher.turn(&mut self.qmp, self.sending) else { return Vec::new() };
+        let outputs = look.inventory.map(|inventory| ToDataPath::Outputs(Box::new(inventory)));
+        let over = |state: &MigrationState| !matches!(state, MigrationState::Active | MigrationState::Colo);
+        let broken = look.migration.filter(|state| self.sending && over(state)).map(|state| self.broken(&state, ""));
+        outputs.into_iter().chain(broken).collect()
+    }
+
+    /// How long nothing has to be looked at.
+    pub(super) fn patience(&self) -> Duration {
+        self.watcher.patience()
     }
 
     /// A broken stream: is the VM gone, or is this QEMU unable to do what is asked of it?
@@ -99,11 +152,25 @@ impl Qemu {
                 let _ = self.qmp.poll_events();
                 ToDataPath::VmGone { orderly: self.said_shutdown() }
             }
-            Ok(MigrationState::Completed) => {
-                ToDataPath::SourceBroken { why: UNSUPPORTED.to_owned(), unsupported: true }
-            }
-            Ok(state) => ToDataPath::SourceBroken { why: format!("{why}; QEMU says {state:?}"), unsupported: false },
+            Ok(state) => self.broken(&state, why),
         }
+    }
+
+    /// The migration is over, or its stream is; `why`: as seen from the data path.
+    fn broken(&mut self, state: &MigrationState, why: &str) -> ToDataPath {
+        self.sending = false;
+        let unsupported = *state == MigrationState::Completed;
+        let qemu = match state {
+            MigrationState::Completed => UNSUPPORTED.to_owned(),
+            MigrationState::None => "QEMU did not begin to send checkpoints".to_owned(),
+            MigrationState::Cancelled => {
+                "somebody cancelled the VM's migration, by which checkpoints are sent".to_owned()
+            }
+            MigrationState::Failed(error) => format!("QEMU failed to send checkpoints: {error}"),
+            state => format!("QEMU says {state:?}"),
+        };
+        let why = if unsupported || why.is_empty() { qemu } else { format!("{why}; {qemu}") };
+        ToDataPath::SourceBroken { why, unsupported }
     }
 
     /// Whether QEMU said that the VM is gone: `Some(orderly)`.
@@ -125,12 +192,13 @@ impl AsFd for Qemu {
     }
 }
 
-const UNSUPPORTED: &str = "this QEMU ended the migration instead of entering checkpoint mode (COLO): 10.0 and 10.1 are \
-     known to. The VM runs on, unprotected. Use QEMU 7.2 (Debian 12), or one of which `query-migrate` says \"colo\"";
+const UNSUPPORTED: &str = "this QEMU ended the migration instead of entering checkpoint mode (COLO), as 10.0.2 does. The VM \
+     runs on, unprotected. Use QEMU 7.2 (Debian 12) or 10.0.13 (Debian 13), or another one of which `query-migrate` says \
+     \"colo\"";
 
 /// Watches over one VM until it is gone, fenced, or handed over. Returns the exit code.
 pub(super) fn supervise(qmp: Qmp, mut brief: Brief) -> Result<Code> {
-    let mut qemu = Qemu::new(qmp);
+    let mut qemu = Qemu::new(qmp, brief.config.nic_sockets());
     loop {
         let mut child = DataPathProcess::spawn(&brief)?;
         if let Some(code) = watch(&mut qemu, &mut child)? {
@@ -170,7 +238,10 @@ fn watch(qemu: &mut Qemu, child: &mut DataPathProcess) -> Result<Option<Code>> {
             if !gone {
                 fds.push(readable(qemu.as_fd()));
             }
-            wait(&mut fds, Time(0), None, Duration::from_secs(1))?;
+            wait(&mut fds, Time(0), None, qemu.patience().min(Duration::from_secs(1)))?;
+        }
+        for news in if gone { Vec::new() } else { qemu.look() } {
+            let _ = child.channel.say(&news);
         }
         if let (false, Some(orderly)) = (told_gone, qemu.gone()) {
             (told_gone, gone) = (true, true);
@@ -195,7 +266,8 @@ fn watch(qemu: &mut Qemu, child: &mut DataPathProcess) -> Result<Option<Code>> {
 }
 
 fn serve(qemu: &mut Qemu, child: &mut DataPathProcess, message: &ToSupervisor) {
-    let Some(task) = Task::of(message) else { return };
+    let stream = matches!(message, ToSupervisor::StartSource).then(|| child.channel.take_fd()).flatten();
+    let Some(task) = Task::of(message, stream) else { return };
     match qemu.perform(&task) {
         Ok(Some(answer)) => drop(child.channel.say(&answer)),
         Ok(None) => {}

@@ -6,14 +6,17 @@
 mod again;
 mod deaths;
 mod ends;
+mod found;
 mod guest;
 mod happy;
 mod live;
 mod manual;
 mod metrics;
 mod misc;
+mod outputs;
 mod paths;
 mod proc;
+mod proxy;
 mod refusals;
 mod register;
 mod staging;

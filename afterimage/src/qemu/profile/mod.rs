@@ -8,7 +8,7 @@ mod qtree;
 mod query;
 
 pub use qtree::Device;
-pub use query::{ProfileError, writable_disks};
+pub use query::ProfileError;
 
 use crate::qemu::blocks::{self, BlocksError, RamBlock};
 use serde::{Deserialize, Serialize};

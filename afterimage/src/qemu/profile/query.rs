@@ -45,22 +45,6 @@ impl Profile {
     }
 }
 
-/// The VM's disks that it can write to: their writes are not held back, and not undone by a takeover.
-pub fn writable_disks(qmp: &mut Qmp) -> Result<Vec<String>, QmpError> {
-    let disks = qmp.execute("query-block", Value::Null, TIMEOUT)?;
-    let writable = |disk: &&Value| disk["inserted"].is_object() && disk["inserted"]["ro"] == false;
-    Ok(disks.as_array().into_iter().flatten().filter(writable).map(disk_name).collect())
-}
-
-fn disk_name(disk: &Value) -> String {
-    let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
-    let name = text(&disk["device"]).or_else(|| text(&disk["qdev"])).unwrap_or_else(|| "unnamed".into());
-    match text(&disk["inserted"]["file"]) {
-        Some(file) => format!("{name} ({file})"),
-        None => name,
-    }
-}
-
 fn qom_get(qmp: &mut Qmp, path: &str, property: &str) -> Result<Value, QmpError> {
     qmp.execute("qom-get", json!({ "path": path, "property": property }), TIMEOUT)
 }

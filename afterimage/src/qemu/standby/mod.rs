@@ -22,16 +22,16 @@ pub use error::StandbyError;
 
 use super::{
     blocks::RamBlock,
-    colo::remove_stale,
     profile::Profile,
     qmp::{Qmp, QmpError, instance_id},
+    stale::remove_stale,
     stream::StandbyStream,
 };
-use launch::{Starting, end, incoming_path, qmp_path, stderr_tail};
+use launch::{Starting, end, qmp_path, stderr_tail};
 use serde_json::json;
 use std::{
     io::{self, BufWriter},
-    os::unix::net::UnixStream,
+    os::{fd::AsFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     process::Child,
     thread,
@@ -45,6 +45,8 @@ const RESUME: Duration = Duration::from_secs(20);
 /// For QEMU to take the next piece of the stream.
 const WRITE: Duration = Duration::from_secs(5);
 const STEP: Duration = Duration::from_millis(2);
+/// QEMU's name for its end of the stream.
+const INCOMING: &str = "afterimage";
 
 /// What to start.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +76,8 @@ pub struct StandbyVm {
     config: StandbyConfig,
     child: Child,
     qmp: Qmp,
+    /// Our end of the stream that it waits for; none once it was used.
+    incoming: Option<UnixStream>,
     disowned: bool,
 }
 
@@ -83,26 +87,29 @@ impl StandbyVm {
         launch::check_arguments(&config.argv)?;
         launch::prepare_ram_file(&config)?;
         let qmp_path = qmp_path(&config.run_dir);
-        for path in [&qmp_path, &incoming_path(&config.run_dir)] {
-            remove_stale(path).map_err(|error| StandbyError::io("removing", path, error))?;
-        }
+        remove_stale(&qmp_path).map_err(|error| StandbyError::io("removing", &qmp_path, error))?;
         let child = launch::spawn(&config)?;
         // From here on `Drop` cleans up.
         let mut starting = Starting(Some(child));
         let qmp = launch::connect(&config, &qmp_path, &mut starting)?;
         let child = starting.0.take().expect("taken here only");
-        let mut vm = Self { config, child, qmp, disowned: false };
-        vm.listen()?;
+        let mut vm = Self { config, child, qmp, incoming: None, disowned: false };
+        vm.receive()?;
         Ok(vm)
     }
 
-    fn listen(&mut self) -> Result<(), StandbyError> {
+    /// Makes it wait for a stream, of which it is handed one end: no path of ours has to be reached by it.
+    fn receive(&mut self) -> Result<(), StandbyError> {
+        let pair = UnixStream::pair().map_err(|error| StandbyError::io("making", Path::new("a socket pair"), error));
+        let (near, far) = pair?;
         let ignore = json!({ "capabilities": [{ "capability": "x-ignore-shared", "state": true }] });
-        let uri = format!("unix:{}", incoming_path(&self.config.run_dir).display());
+        let (name, uri) = (json!({ "fdname": INCOMING }), json!({ "uri": format!("fd:{INCOMING}") }));
         let set = self.qmp.execute("migrate-set-capabilities", ignore, TIMEOUT);
-        set.and_then(|_| self.qmp.execute("migrate-incoming", json!({ "uri": uri }), TIMEOUT))
-            .map(drop)
-            .map_err(|error| self.qmp_error(error))
+        set.and_then(|_| self.qmp.execute_with("getfd", name, far.as_fd(), TIMEOUT))
+            .and_then(|_| self.qmp.execute("migrate-incoming", uri, TIMEOUT))
+            .map_err(|error| self.qmp_error(error))?;
+        self.incoming = Some(near);
+        Ok(())
     }
 
     /// What the waiting VM is made of.
@@ -131,8 +138,8 @@ impl StandbyVm {
         Ok(TakeoverTimes { sent, resumed: begun.elapsed() })
     }
 
-    fn send(&self, feed: &StandbyStream<'_>) -> io::Result<()> {
-        let stream = UnixStream::connect(incoming_path(&self.config.run_dir))?;
+    fn send(&mut self, feed: &StandbyStream<'_>) -> io::Result<()> {
+        let stream = self.incoming.take().ok_or(io::ErrorKind::NotConnected)?;
         stream.set_write_timeout(Some(WRITE))?;
         feed.write(BufWriter::with_capacity(256 << 10, stream))
     }
