@@ -17,7 +17,7 @@ fn ask(vm: &Vm, command: &str) -> Value {
 fn refused(world: &World, vm: &Vm, name: &str, words: &[&str]) {
     let mut protect = world.protect("a", name, &vm.qmp, free_addr(), "");
     protect.expect_end(6, &[words, &["what to do", "nothing was changed"]].concat());
-    assert!(!world.path("witness").join(VM).exists());
+    assert!(!world.path("witness").join(format!("{VM}.reg")).exists());
 }
 
 #[test]
