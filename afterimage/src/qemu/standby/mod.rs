@@ -13,7 +13,8 @@
 //!                        dead <──────────────────────────────
 //! ```
 //!
-//! Until it is disowned the QEMU dies with the `StandbyVm`; from the takeover on it outlives us.
+//! Until it is disowned the QEMU dies with the `StandbyVm`, and with our process, whose end of the stream it waits for; from the
+//! takeover on it outlives us.
 
 mod error;
 mod launch;
