@@ -61,9 +61,10 @@ fn observe(mut watch: Watch, round: &mut Round<'_>, replies_from: Mark) -> Resul
         watch.strike(round, "nothing is done: roles have changed already");
         watch.complain("roles changed before anything was done");
         watch.await_survivor(round)?;
-    } else {
-        inflict(&mut watch, round)?;
+        // (Nobody has a story to tell of what was not done.)
+        return watch.finish(round, replies_from);
     }
+    inflict(&mut watch, round)?;
     conclude(watch, round, replies_from, status)
 }
 
