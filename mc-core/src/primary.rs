@@ -441,6 +441,8 @@ impl Primary {
                 self.end();
             }
             Role::Fenced | Role::Ended | Role::HandingBack => {}
+            // It was shut down, and nobody shall run a copy of it: that takes the swap that is being asked for.
+            _ if self.ending == Some(GoodbyeReason::GuestGone) => {}
             // What was asked may be won all the same: then it is the standby's.
             Role::Claiming if self.may_hand_back() && !self.disputed => {
                 self.role = Role::HandingBack;

@@ -511,6 +511,8 @@ impl Standby {
         match outcome {
             // A fault of the arbiter may be told of before the answer to what was asked.
             _ if self.role != Role::Claiming && !(asked && self.role == Role::Disputed) => {}
+            // Of an earlier session, and late: what it won was lost since.
+            CasOutcome::Won(register) if register.generation <= self.generation => {}
             CasOutcome::Won(register) => {
                 self.role = Role::TakingOver;
                 self.actions.push_back(Action::TakeOver { generation: register.generation, epoch: self.committed });

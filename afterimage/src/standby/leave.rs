@@ -18,6 +18,7 @@ use crate::{
     events::emit,
     exit::{self, Code},
 };
+use anyhow::Result;
 use mc_core::{
     id::{Generation, Time},
     register::Register,
@@ -209,23 +210,42 @@ impl Node {
 
     /// Told twice. What this node may be entitled to is kept.
     fn obey(&mut self, why: &str) {
-        let words = format!("told again to end, although {why}. {}", self.keep_image());
+        let kept = match self.keep_image() {
+            Ok(kept) => kept,
+            // This process has it still.
+            Err(error) => {
+                self.leave.last = false;
+                return self.refuse_to_leave(&format!("{why}, and the image cannot be kept: {}", exit::words(&error)));
+            }
+        };
+        let words = format!("told again to end, although {why}. {kept}");
         emit("stop-obeyed", json!({ "why": words }));
         (self.ending, self.last_words) = (Some(Code::Degraded), Some(words));
     }
 
-    fn keep_image(&mut self) -> String {
+    /// An error ends this process. The image of a VM that may be this node's outlives it.
+    pub(super) fn save_image(&mut self, error: anyhow::Error) -> anyhow::Error {
+        let held = match self.driver.machine().role() {
+            Role::Protecting | Role::Revoking | Role::Claiming | Role::Disputed => true,
+            Role::TakingOver => !self.is_attempting(), // else its guest may have written to the image
+            Role::Idle | Role::Syncing | Role::Rehearsing | Role::Lost | Role::Active => false,
+        };
+        if !held {
+            return error;
+        }
+        let kept =
+            self.keep_image().unwrap_or_else(|error| format!("The image could not be kept: {}", exit::words(&error)));
+        error.context(kept)
+    }
+
+    fn keep_image(&mut self) -> Result<String> {
         let (generation, epoch) = self.driver.machine().committed();
         let (Some(vm), Some(image)) = (self.vm.as_mut(), self.driver.image()) else {
-            return "There is no image to keep".to_owned();
+            return Ok("There is no image to keep".to_owned());
         };
         let held = format!("the image of {generation}, {epoch}");
-        match vm.keep(self.this, image, (generation, epoch)) {
-            Ok(ram) => {
-                emit("image-kept", json!({ "ram": ram, "generation": generation, "epoch": epoch }));
-                format!("Kept: {held}: its RAM in {}, and what belongs to it beside that", ram.display())
-            }
-            Err(error) => format!("Not kept in full: {held}: {}", exit::words(&error)),
-        }
+        let ram = vm.keep(self.this, image, (generation, epoch))?;
+        emit("image-kept", json!({ "ram": ram, "generation": generation, "epoch": epoch }));
+        Ok(format!("Kept: {held}: its RAM in {}, and what belongs to it beside that", ram.display()))
     }
 }

@@ -164,7 +164,9 @@ impl Node {
         emit("started", json!({ "version": version, "arbiter": config.arbiter.to_string(), "beats": beats }));
         emit("waiting", json!({ "vm": config.vm, "listen": config.listen }));
         while self.driver.machine().role() != Role::Active {
-            self.turn()?;
+            if let Err(error) = self.turn() {
+                return Err(self.save_image(error));
+            }
             match (self.ending, self.last_words.take()) {
                 (Some(code), None) => return Ok(code),
                 (Some(code), Some(words)) => return Err(ExitError::new(code, words).into()),

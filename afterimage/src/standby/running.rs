@@ -290,7 +290,7 @@ impl Running {
                 Err(ExitError::new(Code::Fenced, what).remedy(remedy).into())
             }
             Some(register) if register.owner.names(&us) && register.mode == Mode::Solo => {
-                self.base.status.generation = register.generation.0;
+                self.base.status.generation = self.base.status.generation.max(register.generation.0);
                 if !self.network.is_entitled() {
                     emit("register", json!({ "register": register }));
                     self.network.entitle(Charge::of_standby(&self.desk.config, register.generation));

@@ -432,6 +432,20 @@ fn a_vm_that_dies_while_the_arbiter_is_asked_is_handed_back_if_that_wins() {
 }
 
 #[test]
+fn a_vm_that_was_shut_down_is_handed_to_nobody() {
+    let mut primary = claiming();
+    let told = [Event::Unprotect(GoodbyeReason::GuestGone), Event::SourceLost];
+    assert_eq!(do_all(&mut primary, &told), [], "the swap that is asked for says that nobody has it");
+    assert_eq!(primary.role(), Role::Claiming);
+    do_all(&mut primary, &[Event::Cas(Won(solo(3, "a")))]);
+    assert_eq!(primary.role(), Role::Ended);
+    let mut primary = registering();
+    do_all(&mut primary, &told);
+    let asked = do_all(&mut primary, &[Event::Cas(Won(protected(2, "b")))]);
+    assert!(matches!(asked[..], [Action::Cas { .. }]), "{asked:?}");
+}
+
+#[test]
 fn a_vm_whose_output_flowed_while_the_arbiter_was_asked_is_not_handed_back() {
     let mut primary = registering();
     do_all(&mut primary, &[Event::LinkDown, Event::Cas(Won(protected(2, "b")))]);

@@ -72,6 +72,26 @@ fn entitled() -> Standby {
     standby
 }
 
+/// The arbiter says what cannot be believed, and answers the swap all the same.
+#[test]
+fn a_swap_that_was_won_counts_although_a_fault_was_told_first() {
+    let mut standby = claiming();
+    do_all(&mut standby, &[Event::ArbiterFault]);
+    assert_eq!(standby.role(), Role::Disputed);
+    let taken = do_all(&mut standby, &[Event::Cas(Won(solo(3, "b")))]);
+    assert_eq!(taken, [Action::TakeOver { generation: Generation(3), epoch: Epoch(2) }]);
+    let mut standby = claiming();
+    do_all(&mut standby, &[Event::ArbiterFault, Event::Cas(Lost(None))]);
+    assert_eq!(do_all(&mut standby, &[Event::Cas(Won(solo(3, "b")))]), [], "nothing is asked for any more");
+}
+
+#[test]
+fn a_swap_that_was_won_in_an_earlier_generation_wins_nothing() {
+    let mut standby = claiming();
+    assert_eq!(do_all(&mut standby, &[Event::Cas(Won(solo(2, "b")))]), []);
+    assert_eq!(standby.role(), Role::Claiming);
+}
+
 /// Has asked what the register holds.
 fn reading(mut standby: Standby) -> Standby {
     assert_eq!(do_all(&mut standby, &[Event::Suspect]), [Action::Revoke]);

@@ -337,10 +337,10 @@ impl Act<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn config() -> RehearsalConfig {
+    pub(in super::super) fn config() -> RehearsalConfig {
         let block = |name: &str, used_length| RamBlock { name: name.into(), used_length };
         RehearsalConfig {
             argv: vec!["qemu-system-x86_64".into(), "-netdev".into(), "user,id=n0".into()],

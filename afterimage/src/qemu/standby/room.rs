@@ -44,23 +44,11 @@ fn kib(text: &str, key: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::qemu::{blocks::RamBlock, standby::DEADLINE};
-    use mc_core::id::BlockId;
+    use crate::qemu::standby::rehearsal;
 
     #[test]
     fn memory_is_checked_beforehand() {
-        let block = |name: &str, used_length| RamBlock { name: name.into(), used_length };
-        let config = RehearsalConfig {
-            argv: Vec::new(),
-            dir: "/run/x".into(),
-            ram_file: "/dev/shm/x".into(),
-            machine: "pc".into(),
-            blocks: vec![block("pc.ram", 64 << 30), block("pc.bios", 65536)],
-            shared: BlockId(0),
-            others: vec![(BlockId(1), vec![0; 65536])],
-            device: vec![4, 0],
-            deadline: DEADLINE,
-        };
+        let config = rehearsal::tests::config();
         let error = room(&config, Some(100 << 20)).unwrap_err();
         assert!(error.to_string().contains("--no-rehearsal"), "{error}");
         // A few hundred MiB for a VM of 64 GiB: its memory is not copied.
