@@ -366,7 +366,8 @@ impl Primary {
         match (self.role, above) {
             (Role::Fenced | Role::Ended, _) => {}
             (_, Some(held)) if held.owner.node.id != self.owner().node.id => self.fence(),
-            (Role::Solo, Some(held)) => self.go_on_from(held),
+            // Protected by nobody any more, whatever the standby ACKs.
+            (Role::Solo | Role::Protected, Some(held)) => self.go_on_from(held),
             (Role::Claiming, Some(held)) if lost || self.disputed => self.go_on_from(held),
             (Role::Claiming, None) if !lost && self.disputed && held == Some(self.register) => self.claim(),
             (Role::Registering, above) if lost => {

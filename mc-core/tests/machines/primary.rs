@@ -431,6 +431,16 @@ fn a_vm_that_dies_while_the_arbiter_is_asked_is_handed_back_if_that_wins() {
     assert_eq!(do_all(&mut primary, &[lost]), [Action::Fence, Action::CloseLink(None)], "the standby has it already");
 }
 
+/// By a request of an earlier process of this host that was late, or by an operator.
+#[test]
+fn a_register_that_names_this_host_alone_ends_protection() {
+    let mut primary = protected_pair();
+    let new = Register { generation: Generation(4), ..solo(3, "a") };
+    let cas = Action::Cas { expect: Generation(3), new, contested: true };
+    assert_eq!(do_all(&mut primary, &[Event::RegisterRead(Some(solo(3, "a")))]), [cas]);
+    assert!(!primary.is_protected(), "the standby could not win the VM");
+}
+
 #[test]
 fn a_vm_that_was_shut_down_is_handed_to_nobody() {
     let mut primary = claiming();
