@@ -18,6 +18,11 @@ pub struct Room {
     pub directory_is_memory: bool,
 }
 
+/// Whether the files of this directory are memory.
+pub fn is_memory(dir: &Path) -> io::Result<bool> {
+    Ok(statfs(dir)?.f_type as i64 == TMPFS)
+}
+
 impl Room {
     /// As it is now. `replaced`, a file of `dir` that may exist, will make way.
     ///
@@ -28,7 +33,7 @@ impl Room {
         let memory = available(&meminfo)
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/meminfo has no MemAvailable"))?;
         let StatVfs { f_bavail, f_frsize, .. } = statvfs(dir)?;
-        let directory_is_memory = statfs(dir)?.f_type as i64 == TMPFS;
+        let directory_is_memory = is_memory(dir)?;
         let freed = replaced.and_then(|path| fs::metadata(path).ok()).map_or(0, |file| file.blocks() * 512);
         Ok(Self {
             memory: memory + if directory_is_memory { freed } else { 0 },

@@ -365,7 +365,8 @@ impl Primary {
         let above = held.filter(|held| held.generation > self.register.generation);
         match (self.role, above) {
             (Role::Fenced | Role::Ended, _) => {}
-            (_, Some(held)) if held.owner.node.id != self.owner().node.id => self.fence(),
+            // Another QEMU process of this node is another copy, too.
+            (_, Some(held)) if !held.owner.names(&self.owner()) => self.fence(),
             // Protected by nobody any more, whatever the standby ACKs.
             (Role::Solo | Role::Protected, Some(held)) => self.go_on_from(held),
             (Role::Claiming, Some(held)) if lost || self.disputed => self.go_on_from(held),

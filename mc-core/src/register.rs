@@ -65,13 +65,15 @@ impl Register {
     }
 
     /// Whether `asker` may put `new` in the place of this: the owner may do as it likes with its VM (go on alone, take a
-    /// standby, hand the VM back), the standby may take over alone, nobody else may do anything.
+    /// standby, hand the VM back), the standby may take over alone, or renounce (the owner is alone, and stays the same copy);
+    /// nobody else may do anything.
     #[must_use]
     pub fn may_become(&self, asker: NodeId, new: &Self) -> bool {
         let owner = asker == self.owner.node.id;
         let own = new.owner.node.id == asker;
         let standby = matches!(&self.mode, Mode::Protected { standby } if standby.node.id == asker);
-        owner && (own || new.mode == Mode::Solo) || standby && own && new.mode == Mode::Solo
+        owner && (own || new.mode == Mode::Solo)
+            || standby && new.mode == Mode::Solo && (own || new.owner == self.owner)
     }
 }
 

@@ -31,6 +31,9 @@
 //! generation. Even then it is kept until its room is needed: the winner may find that its VM is dead, and hand it back. What
 //! makes no sense (less than was seen before, or the same generation with other content) is a fault of the arbiter: the copy
 //! is kept, and an operator decides (docs/adr/0008).
+//!
+//! A standby that waits, and reads that the register names a copy of its own which it knows to be no more, renounces: it swaps
+//! to (solo, the owner as registered). Nobody else could ever take that VM over (docs/adr/0012).
 
 mod staged;
 
@@ -162,6 +165,14 @@ pub enum Action {
         /// … hold this.
         new: Register,
     },
+    /// The register names a copy that this node does not have any more: tell the arbiter that the owner is alone. Answer with
+    /// [`Event::Cas`].
+    Renounce {
+        /// If it still has this generation …
+        expect: Generation,
+        /// … hold this.
+        new: Register,
+    },
     /// The VM is ours: run it from this epoch.
     TakeOver {
         /// The generation that the register now has.
@@ -226,6 +237,8 @@ pub struct Standby {
     from: Generation,
     /// A swap is not answered yet.
     asking: bool,
+    /// The newest copy that this node had, and has no more.
+    gone: Option<u64>,
     actions: VecDeque<Action>,
 }
 
@@ -245,8 +258,16 @@ impl Standby {
             rehearsal: None,
             from: Generation(0),
             asking: false,
+            gone: None,
             actions: VecDeque::with_capacity(8),
         }
+    }
+
+    /// A standby that waits for a primary, and knows that the copy of this instance, which an earlier process of this node had, is
+    /// no more.
+    #[must_use]
+    pub fn without_copy(config: Config, gone: u64) -> Self {
+        Self { gone: Some(gone), ..Self::new(config) }
     }
 
     /// The role.
@@ -285,6 +306,15 @@ impl Standby {
         self.committed == Epoch(0)
     }
 
+    /// Whether the register names a copy that this node had, and has no more: then nobody has it.
+    #[must_use]
+    pub fn is_named_in_vain(&self, held: &Register) -> bool {
+        let gone = self.gone.map(|instance| Owner { instance, ..self.config.owner });
+        let unread = self.config.sabotage == Some(Sabotage::RenounceUnread);
+        let named = gone.is_some_and(|copy| held.names_standby(&copy) || unread && held.mode != Mode::Solo);
+        self.role == Role::Idle && named
+    }
+
     /// The QEMU that waits here was started anew.
     pub fn set_owner(&mut self, owner: Owner) {
         self.config.owner = owner;
@@ -304,6 +334,7 @@ impl Standby {
         self.committed = Epoch(0);
         self.staged.clear();
         (self.entitled, self.left, self.rehearsal, self.asking) = (false, false, None, false);
+        self.gone = None;
     }
 
     fn slab(&mut self, generation: Generation, epoch: Epoch, index: u32) {
@@ -458,8 +489,18 @@ impl Standby {
         self.actions.push_back(Action::Cas { expect: self.from, new });
     }
 
+    fn renounce(&mut self, held: &Register) {
+        if !std::mem::replace(&mut self.asking, true) {
+            let new = Register { generation: held.generation.next(), mode: Mode::Solo, ..*held };
+            self.actions.push_back(Action::Renounce { expect: held.generation, new });
+        }
+    }
+
     /// Whose is the VM, by what the register holds?
     fn register_read(&mut self, held: Option<&Register>) {
+        if let Some(held) = held.filter(|held| self.is_named_in_vain(held)) {
+            return self.renounce(held);
+        }
         if !matches!(self.role, Role::Claiming | Role::Lost | Role::Disputed) {
             return;
         }
@@ -472,6 +513,9 @@ impl Standby {
             }
             Some(_) => self.lose(),
             None if self.asking => {} // its answer says more
+            None if named && self.config.sabotage == Some(Sabotage::RenounceHeld) => {
+                held.into_iter().for_each(|held| self.renounce(held));
+            }
             None if named && self.entitled => self.ask_from(self.generation),
             None if named || self.entitled => self.dispute(),
             None => self.discard(),
@@ -508,6 +552,9 @@ impl Standby {
 
     fn cas(&mut self, outcome: CasOutcome) {
         let asked = std::mem::take(&mut self.asking);
+        if asked && self.role == Role::Idle {
+            self.gone = None; // renounced; or the register changed, or an older witness does not know of this
+        }
         match outcome {
             // A fault of the arbiter may be told of before the answer to what was asked.
             _ if self.role != Role::Claiming && !(asked && self.role == Role::Disputed) => {}
@@ -526,6 +573,7 @@ impl Standby {
 
     fn discard(&mut self) {
         self.role = Role::Idle;
+        (self.gone, self.asking) = (Some(self.instance), false);
         self.drop_staged();
         self.actions.push_back(Action::Discard);
     }

@@ -244,6 +244,10 @@ impl Node {
             return Ok("There is no image to keep".to_owned());
         };
         let held = format!("the image of {generation}, {epoch}");
+        // First: nobody may take it for lost. What cannot be written is emptied, and proves nothing.
+        if let Err(error) = self.last_copy.is_kept(vm.ram_path()) {
+            tracing::error!(error = exit::words(&error), "it is not on record that the image is kept");
+        }
         let ram = vm.keep(self.this, image, (generation, epoch))?;
         emit("image-kept", json!({ "ram": ram, "generation": generation, "epoch": epoch }));
         Ok(format!("Kept: {held}: its RAM in {}, and what belongs to it beside that", ram.display()))

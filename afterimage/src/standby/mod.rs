@@ -11,16 +11,19 @@
 //! | [`takeover`] | the VM is ours: tried until it runs |
 //! | [`running`], [`network`] | after the takeover, also of an earlier process: the VM runs here, and a keeper has its network |
 //! | [`state`], [`export`] | all but the main memory, copied out; the VM as files for a stock QEMU |
+//! | [`last_copy`], [`renounce`] | what this node knows of its last copy, after a power cut too; what it tells the arbiter then |
 //! | [`leave`] | an orderly end, by a signal |
 //! | [`task`] | work on a thread, heard by the loop |
 //! | [`report`] | status and events |
 
 mod export;
+mod last_copy;
 mod leave;
 mod network;
 mod node;
 mod offer;
 mod ram_file;
+mod renounce;
 mod report;
 mod running;
 mod state;

@@ -2,6 +2,7 @@
 
 use super::{
     export::Export,
+    last_copy::LastCopy,
     leave::Leave,
     offer::spill_file,
     ram_file::Claim,
@@ -91,6 +92,9 @@ pub(super) struct Node {
     rehearsal: Option<Rehearsal>,
     /// The one standby of this VM over this RAM directory; until the VM runs here.
     pub(super) claim: Option<Claim>,
+    pub(super) last_copy: LastCopy,
+    /// Why the register names a copy of this node that this process does not have, and it does not renounce.
+    pub(super) missed: Option<String>,
     pub(super) listener: Listener,
     pub(super) callers: Callers,
     pub(super) control: Control,
@@ -113,8 +117,13 @@ impl Node {
         let (clock, progress) = (Clock, Progress::new());
         let claim = Claim::take(&config.ram_dir, config.vm)?;
         let this = identity::node(&config.state_dir, config.node)?;
+        let last_copy = LastCopy::open(&config.state_dir, config.vm)?;
         let nobody = Owner { node: this, instance: 0 };
-        let machine = Standby::new(Config { owner: nobody, rehearse: !config.no_rehearsal, sabotage: None });
+        let machine = Config { owner: nobody, rehearse: !config.no_rehearsal, sabotage: None };
+        let machine = match last_copy.gone()? {
+            Some(gone) => Standby::without_copy(machine, gone),
+            None => Standby::new(machine),
+        };
         let pool = SlabPool::new(FIRST_SLAB, usize::try_from(config.staging_bytes)?);
         let driver = StandbyDriver::new(machine, pool, spill_file(&config)?, WatchedClock(progress.clone()));
         let gate = NicGate::new(report::nics(&config.nics), Options { mode: Mode::Closed, ..Options::default() })?;
@@ -140,6 +149,8 @@ impl Node {
             export: None,
             rehearsal: None,
             claim: Some(claim),
+            last_copy,
+            missed: None,
             listener: Listener::bind(config.listen, SessionOptions::default()).map_err(cannot_listen)?,
             callers: Callers::default(),
             control: Control::listen(&config.run_dir, config.vm, config.node, Side::Standby)?,
@@ -230,6 +241,7 @@ impl Node {
                     self.look_whether_named(held.as_ref());
                     self.driver.event(Event::RegisterRead(held));
                     self.hear_register(held.as_ref());
+                    self.look_whether_missed(held.as_ref());
                     self.leave_hears();
                 }
                 Answer::Fault(_) => {
@@ -310,6 +322,7 @@ impl Node {
                 StandbyErrand::ReadRegister => self.read_register(),
                 StandbyErrand::Cas { expect, new } if self.defers(expect, new) => {}
                 StandbyErrand::Cas { expect, new } => self.claim(expect, new),
+                StandbyErrand::Renounce { expect, new } => self.renounce(expect, new),
                 StandbyErrand::TakeOver { generation, epoch } => self.take_over(generation, epoch)?,
                 StandbyErrand::Rehearse(epoch) => self.begin_rehearsal(epoch),
                 StandbyErrand::EndRehearsal => self.rehearsal = None,

@@ -95,6 +95,7 @@ impl Node {
             keepalive.connect(at_port(peer, theirs.beat_port))?;
         }
         let hello = self.hello(&theirs, beat_port)?;
+        self.last_copy.begins(hello.instance)?;
         let accepted = offer.accept(hello, &profile, answer.endpoint().as_ref())?;
         let Route { link, keepalive, report: way } = answer.settle(accepted.link, keepalive)?;
         let owner = self.vm.as_mut().map(|vm| vm.owner(self.this)).transpose()?.context("a waiting VM")?;

@@ -74,7 +74,7 @@ pub(super) fn status(node: &Node) -> Status {
         last_ack_epoch: committed.0,
         apply_us: figures.apply.percentiles(),
         takeover: node.takeover,
-        notes: report::standing_notes().into_iter().chain(node.leave.note()).collect(),
+        notes: report::standing_notes().into_iter().chain(node.leave.note()).chain(node.missed.clone()).collect(),
         ..Status::default()
     };
     let now = node.clock.now();

@@ -33,6 +33,13 @@ pub enum StandbyErrand {
         /// See [`Action::Cas`].
         new: Register,
     },
+    /// Tell the arbiter that this node has no copy; answer with [`Event::Cas`].
+    Renounce {
+        /// See [`Action::Renounce`].
+        expect: Generation,
+        /// See [`Action::Renounce`].
+        new: Register,
+    },
     /// The VM is ours: start it from the image, then answer with [`Event::Running`].
     TakeOver {
         /// The generation that the register now has.
@@ -346,6 +353,7 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
             Action::Revoke => self.revoke(),
             Action::ReadRegister => self.ask(StandbyErrand::ReadRegister),
             Action::Cas { expect, new } => self.ask(StandbyErrand::Cas { expect, new }),
+            Action::Renounce { expect, new } => self.renounce(expect, new),
             Action::TakeOver { generation, epoch } => self.ask(StandbyErrand::TakeOver { generation, epoch }),
             Action::Discard => self.discard(),
         }
@@ -436,6 +444,13 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
     }
 
     /// Nobody asks for a VM that it could not run: the primary keeps it.
+    /// Never beside an image.
+    fn renounce(&mut self, expect: Generation, new: Register) {
+        if self.store.image.is_none() {
+            self.errands.push_back(StandbyErrand::Renounce { expect, new });
+        }
+    }
+
     fn ask(&mut self, errand: StandbyErrand) {
         if self.store.image.is_some() {
             self.errands.push_back(errand);

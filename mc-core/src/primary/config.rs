@@ -55,4 +55,8 @@ pub enum Sabotage {
     BelieveLess,
     /// Hands the VM back although its gate was open.
     HandBackOpen,
+    /// The standby renounces a copy that it has.
+    RenounceHeld,
+    /// The standby renounces without having looked whose copy the register names.
+    RenounceUnread,
 }

@@ -4,7 +4,7 @@ use super::{BOOT, World, cas, name, node, outcome, persist, protected, refused, 
 use mc_core::{
     arbiter::{Action, Arbiter, Event, Limits},
     id::Generation,
-    register::{Mode, Register},
+    register::{Mode, Owner, Register},
     wire::arbiter::{Ask, Asker, Outcome, Refusal, Request, Standing},
 };
 
@@ -59,11 +59,24 @@ fn only_whom_the_register_names_may_change_it() {
     w.win("a", protected(2, "a", "b"));
     not(&mut w, "c", solo(3, "c")); // a stranger, perhaps with a recorded session
     not(&mut w, "b", protected(3, "b", "c"));
-    not(&mut w, "b", solo(3, "a"));
+    not(&mut w, "b", protected(3, "a", "b"));
+    not(&mut w, "b", Register { owner: Owner { instance: 8, ..solo(3, "a").owner }, ..solo(3, "a") }); // another copy of a's
     w.win("b", solo(3, "b"));
     not(&mut w, "a", solo(4, "a"));
     w.win("b", solo(4, "a")); // handed back
     w.win("a", solo(5, "a"));
+}
+
+#[test]
+fn a_standby_that_renounces_leaves_the_owner_alone_and_the_same_copy() {
+    let mut w = World::new();
+    w.win("a", solo(1, "a"));
+    w.win("a", protected(2, "a", "b"));
+    w.win("b", solo(3, "a"));
+    let asked_too = reply(&w.ask("a", Some(protected(2, "a", "b")), cas(solo(3, "a"))));
+    assert_eq!((asked_too.outcome, asked_too.held), (Outcome::Won, Some(solo(3, "a"))), "the same, so it won");
+    w.win("a", protected(4, "a", "b"));
+    assert_eq!(outcome(&w.ask("b", Some(solo(3, "a")), cas(solo(3, "a")))), Outcome::Lost, "late, and once more");
 }
 
 #[test]

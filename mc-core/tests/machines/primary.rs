@@ -442,6 +442,14 @@ fn a_register_that_names_this_host_alone_ends_protection() {
 }
 
 #[test]
+fn another_qemu_of_this_host_is_another_copy() {
+    let mut primary = protected_pair();
+    let booted = Register { owner: Owner { instance: 2, ..owner("a") }, ..solo(4, "a") };
+    let actions = do_all(&mut primary, &[Event::RegisterRead(Some(booted))]);
+    assert_eq!(actions, [Action::Fence, Action::CloseLink(None)]);
+}
+
+#[test]
 fn a_vm_that_was_shut_down_is_handed_to_nobody() {
     let mut primary = claiming();
     let told = [Event::Unprotect(GoodbyeReason::GuestGone), Event::SourceLost];

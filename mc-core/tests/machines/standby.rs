@@ -345,6 +345,37 @@ fn a_new_session_owes_nothing_to_the_last() {
     assert_eq!((standby.role(), standby.committed()), (Role::Syncing, (Generation(4), Epoch(0))));
 }
 
+/// After a power cut: the register names a copy that was in memory.
+#[test]
+fn a_copy_that_is_no_more_is_renounced_if_the_register_names_it() {
+    let config = Config { owner: owner("b"), rehearse: true, sabotage: None };
+    let mut standby = Standby::without_copy(config, 1);
+    let others =
+        Register { mode: Mode::Protected { standby: Owner { instance: 2, ..owner("b") } }, ..protected(5, "b") };
+    for held in [solo(5, "a"), solo(5, "b"), protected(5, "c"), others] {
+        assert_eq!(do_all(&mut standby, &[read(held), Event::RegisterRead(None)]), [], "{held:?}");
+    }
+    let renounce = Action::Renounce { expect: Generation(5), new: solo(6, "a") };
+    let named = read(protected(5, "b"));
+    assert_eq!(do_all(&mut standby, &[named, named]), [renounce], "once");
+    assert_eq!(do_all(&mut standby, &[Event::Cas(Won(solo(6, "a"))), named]), [], "and once for all");
+    assert_eq!(standby.role(), Role::Idle);
+
+    let mut waits = Standby::without_copy(config, 1);
+    do_all(&mut waits, &[SESSION, slab(1, 0), commit(1, 1), PASSED]);
+    assert_eq!(do_all(&mut waits, &[read(protected(2, "b"))]), [], "it has another one by now");
+}
+
+/// Given up before it was named, and named by a swap that was late.
+#[test]
+fn a_copy_that_was_given_up_is_renounced_when_it_is_named_all_the_same() {
+    let mut standby = reading(protecting());
+    do_all(&mut standby, &[read(solo(1, "a"))]);
+    assert_eq!(standby.role(), Role::Idle);
+    let renounce = Action::Renounce { expect: G, new: solo(3, "a") };
+    assert_eq!(do_all(&mut standby, &[read(protected(2, "b"))]), [renounce]);
+}
+
 #[test]
 fn one_session_at_a_time() {
     for mut standby in [syncing(), protecting(), claiming()] {

@@ -43,7 +43,7 @@ impl Model for Bounds {
         let mut properties = never();
         properties.extend(seen(self));
         if self.walks {
-            properties.extend(walks());
+            properties.extend(walks(self));
         }
         properties
     }
@@ -69,7 +69,11 @@ fn never() -> Vec<Property<Bounds>> {
 }
 
 /// What every state leads to, when nothing fails any more.
-fn walks() -> Vec<Property<Bounds>> {
+fn walks(bounds: &Bounds) -> Vec<Property<Bounds>> {
+    if bounds.standby_restarts {
+        let power = "after a power cut the VM comes back";
+        return vec![Property::always(power, |b, w: &World| w.comes_back_after_a_power_cut(b))];
+    }
     vec![
         Property::always("when the primary dies the standby takes over", |b, w: &World| w.survives_the_primary(b)),
         Property::always("when the link dies one side survives", |b, w: &World| w.one_side_survives_the_link(b)),
@@ -102,6 +106,10 @@ fn seen(bounds: &Bounds) -> Vec<Property<Bounds>> {
     if bounds.primary_restarts > 0 {
         let follows = |_: &Bounds, w: &World| w.primary_restarts > 0 && w.role() == Some(Role::Solo);
         seen.push(Property::sometimes("a successor owns the VM", follows));
+    }
+    if bounds.standby_restarts && bounds.protected && bounds.primary_restarts > 0 {
+        let alone = |_: &Bounds, w: &World| w.was_renounced() && w.vm == Some(2) && w.role() == Some(Role::Solo);
+        seen.push(Property::sometimes("a VM whose copy was renounced is booted anew", alone));
     }
     if bounds.trouble {
         seen.push(Property::sometimes("a VM that died is handed back", |_, w: &World| w.was_handed_back()));

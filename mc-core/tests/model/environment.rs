@@ -12,7 +12,7 @@ use mc_core::{
     id::{Epoch, Generation, Time},
     machine::Machine,
     primary::{self, Primary},
-    register::Mode,
+    register::{Mode, Register},
     standby::{self, Standby},
     wire::{arbiter::Ask, control},
 };
@@ -71,13 +71,16 @@ impl World {
         let Some(i) = client.checked_sub(1) else {
             let lives = self.claim.is_some() || !matches!(self.role(), None | Some(Role::Fenced | Role::Ended));
             let overtaken = self.registry.disk.is_some_and(|r| r.owner.node.id != primary_owner(0).node.id);
-            let cares = overtaken || self.primary.as_ref().is_some_and(Primary::is_disputed);
-            return Looks { lives, cares, disputes: false };
+            let above = |p: &Primary| self.registry.disk.is_some_and(|r| r.generation > p.register().generation);
+            let alone = self.primary.as_ref().is_some_and(|p| p.role() == Role::Protected && above(p));
+            let disputed = self.primary.as_ref().is_some_and(Primary::is_disputed);
+            return Looks { lives, cares: overtaken || alone || disputed || self.claim.is_some(), again: false };
         };
         let machine = self.seats[i].machine.as_ref();
         let cares = matches!(self.seats[i].role(), Some(Copy::Claiming | Copy::Lost | Copy::Disputed));
         let disputes = machine.is_some_and(|m| m.role() == Copy::Disputed && m.is_entitled() && self.is_named(m));
-        Looks { lives: machine.is_some(), cares, disputes }
+        let vain = machine.is_some_and(|m| self.registry.disk.is_some_and(|held| m.is_named_in_vain(&held)));
+        Looks { lives: machine.is_some(), cares: cares || vain, again: disputes || vain }
     }
 
     /// Whether the register names this copy.
@@ -154,9 +157,13 @@ impl World {
     fn at_standby(&self, i: usize, seat: &Seat, bounds: &Bounds, out: &mut Vec<Happening>) {
         use standby::{Event, Role};
         let (Some(_), Some(role)) = (&seat.machine, seat.role()) else {
-            let useful = bounds.standby_restarts && self.role().is_some() && self.sessions <= bounds.sessions;
+            let awaited = self.role().is_some() || self.claim.is_some();
+            let useful = bounds.standby_restarts && awaited && self.sessions <= bounds.sessions;
             return out.extend((useful && seat.taken.is_none()).then_some(Happening::StandbyRestarts(i)));
         };
+        if bounds.flaw == Some(Flaw::TwoProcesses) && i > 0 && role == Role::Idle {
+            out.push(Happening::StandbyRestarts(i));
+        }
         out.extend(seat.inbox.iter().map(|m| Happening::ToStandby(i, *m)));
         if role == Role::Idle && self.strangers < bounds.strangers {
             let held = self.registry.disk.map_or(Generation(0), |r| r.generation);
@@ -207,12 +214,16 @@ impl World {
                 self.shut(i);
                 self.registry.forget(1 + i);
             }
-            Happening::StandbyRestarts(i) => {
-                (self.seats[i].machine, self.seats[i].kept) = (Some(new_standby(bounds, i, 2)), 0);
-            }
+            Happening::StandbyRestarts(i) => self.standby_restarts(bounds, i),
             Happening::Arbiter(step) => self.arbiter(bounds, step),
         }
         self.check_register(bounds);
+    }
+
+    fn standby_restarts(&mut self, bounds: &Bounds, i: usize) {
+        let disk = if bounds.flaw == Some(Flaw::TwoProcesses) { 0 } else { i };
+        let machine = new_standby(bounds, i, 2, self.seats[disk].drawn);
+        (self.seats[i].machine, self.seats[i].kept) = (Some(machine), 0);
     }
 
     /// What a standby draws for its newest session.
@@ -229,7 +240,7 @@ impl World {
         let instance = self.draw(bounds);
         self.tell_standby(bounds, i, standby::Event::MakeRoom, None);
         let seat = &mut self.seats[i];
-        (seat.open, seat.kept, seat.forged) = (true, 0, false);
+        (seat.open, seat.kept, seat.forged, seat.drawn) = (true, 0, false, Some(instance));
         seat.captures.clear();
         seat.inbox.clear();
         seat.machine.as_mut().expect("enabled").handle(NOW, standby::Event::Session { generation, instance });
@@ -245,7 +256,7 @@ impl World {
         self.strangers += 1;
         let instance = self.draw(bounds);
         let seat = &mut self.seats[i];
-        (seat.open, seat.kept, seat.forged) = (false, 0, true);
+        (seat.open, seat.kept, seat.forged, seat.drawn) = (false, 0, true, Some(instance));
         seat.captures.clear();
         self.tell_standby(bounds, i, Event::Session { generation, instance }, None);
         for epoch in [Epoch(1), Epoch(2)] {
@@ -265,7 +276,10 @@ impl World {
     }
 
     fn arbiter(&mut self, bounds: &Bounds, step: Step) {
-        let Some((client, answer)) = self.registry.step(step) else { return };
+        let before = self.registry.disk;
+        let heard = self.registry.step(step);
+        self.check_renounced(bounds, before);
+        let Some((client, answer)) = heard else { return };
         let Some(i) = client.checked_sub(1) else { return self.primary_hears(bounds, answer) };
         let event = match answer {
             Answer::Cas(outcome) => standby::Event::Cas(outcome),
@@ -312,13 +326,27 @@ impl World {
                 self.primary = Some(new_primary(bounds, register));
                 self.go_solo();
             }
+            // It waits, with its gate closed.
+            Verdict::OtherInstance(_) => {}
             // It is told to look again later; here it is gone.
-            Verdict::Foreign(_) | Verdict::OtherInstance(_) => {
+            Verdict::Foreign(_) => {
                 self.claim = None;
                 self.fenced = true;
                 self.registry.forget(0);
             }
         }
+    }
+
+    /// Both hosts and the arbiter lose what they had in memory, and start again.
+    pub(crate) fn power_fails(&mut self, bounds: &Bounds) {
+        self.happen(bounds, Happening::PrimaryCrashes { vm: true });
+        (self.claim, self.fenced) = (None, false);
+        self.registry.power_fails();
+        for i in 0..self.seats.len() {
+            self.happen(bounds, Happening::StandbyCrashes(i));
+            self.happen(bounds, Happening::StandbyRestarts(i));
+        }
+        self.happen(bounds, Happening::PrimaryRestarts);
     }
 
     fn primary_restarts(&mut self, bounds: &Bounds) {
@@ -333,6 +361,20 @@ impl World {
         if let Some((i, generation)) = self.protected_by(bounds).filter(|_| bounds.rewinds == 0) {
             self.wrong.registered |= self.seats[i].synced != Some((generation, self.sessions));
         }
+    }
+
+    /// What a standby renounced nobody had: the owner had not asked for it, and no other standby has the copy.
+    fn check_renounced(&mut self, bounds: &Bounds, before: Option<Register>) {
+        let (Some(before), Some(now)) = (before, self.registry.disk) else { return };
+        if !self.registry.renounces(&before, &now) {
+            return;
+        }
+        let has = |(i, seat): (usize, &Seat)| {
+            let copy = standby_owner(bounds, i, seat.drawn.unwrap_or(0));
+            let kept = seat.machine.as_ref().is_some_and(|m| m.is_entitled() && m.role() != standby::Role::Idle);
+            kept && !seat.forged && before.names_standby(&copy)
+        };
+        self.wrong.given_up |= self.seats.iter().enumerate().any(has);
     }
 
     // The primary.
@@ -495,7 +537,9 @@ impl World {
             Action::Apply(_) => {}
             Action::DiscardStaged => seat.kept &= bit(bounds.slabs, committed.next(), 0) - 1,
             Action::ReadRegister => self.registry.ask(1 + i, Ask::Read),
-            Action::Cas { expect, new } => self.registry.ask(1 + i, Ask::Cas { expect, new }),
+            Action::Cas { expect, new } | Action::Renounce { expect, new } => {
+                self.registry.ask(1 + i, Ask::Cas { expect, new });
+            }
             Action::TakeOver { generation, epoch } => self.take_over(bounds, i, generation, epoch),
             Action::Discard => self.discard(bounds, i, generation),
         }

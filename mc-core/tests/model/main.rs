@@ -48,6 +48,10 @@ const PROTECTED: Bounds = Bounds { epochs: 3, protected: true, ..PAIR };
 /// The primary leaves one standby for another.
 const TWO_STANDBYS: Bounds = Bounds { standbys: 2, sessions: 2, stalls: 0, ..PAIR };
 
+/// Both hosts lose their memory and start again.
+const POWER: Bounds =
+    Bounds { epochs: 2, primary_restarts: 1, standby_restarts: true, stalls: 0, crashes: 0, ..PROTECTED };
+
 /// The arbiter loses what it had, once.
 const FORGETFUL: Bounds = Bounds { rewinds: 1, crashes: 0, stalls: 0, epochs: 2, ..PROTECTED };
 
@@ -121,6 +125,11 @@ fn the_arbiter_goes_back_and_processes_come_again() {
 #[test]
 fn processes_of_the_primary_follow_one_another() {
     explore(Bounds { primary_restarts: 2, stalls: 0, crashes: 0, ..PAIR }, 28);
+}
+
+#[test]
+fn both_hosts_lose_their_memory_and_come_again() {
+    explore(Bounds { walks: true, ..POWER }, 26);
 }
 
 #[test]
@@ -236,4 +245,21 @@ fn two_hosts_of_one_identity_split_the_brain() {
 fn a_session_that_is_replayed_wins_nothing_unless_standbys_draw_alike() {
     let bounds = Bounds { strangers: 1, standby_restarts: true, crashes: 0, ..PAIR };
     breaks_one_of(Bounds { flaw: Some(Flaw::SameDraw), ..bounds }, &[TAKEOVER, SURVIVOR]);
+}
+
+#[test]
+fn a_standby_that_renounces_a_copy_which_it_has_gives_up_the_last_one() {
+    without(Sabotage::RenounceHeld, KEPT, POWER);
+}
+
+#[test]
+fn a_standby_that_renounces_what_it_has_not_read_gives_up_anothers_copy() {
+    let bounds = Bounds { standby_restarts: true, neglect: Some(Neglect::AnybodyMaySwap), ..TWO_STANDBYS };
+    without(Sabotage::RenounceUnread, KEPT, bounds);
+}
+
+#[test]
+fn a_second_process_of_a_standby_that_lives_gives_up_its_copy() {
+    let flaw = Some(Flaw::TwoProcesses);
+    breaks(Bounds { flaw, standbys: 2, standby_restarts: true, ..PROTECTED }, KEPT);
 }

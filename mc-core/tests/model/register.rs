@@ -126,8 +126,9 @@ pub(crate) struct Looks {
     pub(crate) lives: bool,
     /// It wants to know whose the VM is.
     pub(crate) cares: bool,
-    /// It holds a copy that the register names, and the arbiter said something else.
-    pub(crate) disputes: bool,
+    /// Reading once more what it has seen would tell it something: it holds a copy that the register names, and the arbiter said
+    /// something else; or it has not the copy that the register names.
+    pub(crate) again: bool,
 }
 
 impl Registry {
@@ -233,8 +234,15 @@ impl Registry {
         let awaited = self.arbiter.awaited(vm()).contains(&client.node);
         let tells = awaited || client.seen.register.is_some() && client.boot != self.boot;
         let news = looks.cares && client.seen.register != self.disk;
-        let mends = looks.disputes && self.arbiter.standing(vm()) == Standing::Settled;
+        let mends = looks.again && self.arbiter.standing(vm()) == Standing::Settled;
         looks.lives && !client.waiting && (tells || news || mends)
+    }
+
+    /// Whether `now` came of `before` because a standby renounced: the owner had not asked for it.
+    pub(crate) fn renounces(&self, before: &Register, now: &Register) -> bool {
+        let alone = Register { generation: before.generation.next(), mode: Mode::Solo, ..*before };
+        let asked = |r: &Request| matches!(r.ask, Ask::Cas { new, .. } if new == alone);
+        before.mode != Mode::Solo && *now == alone && !self.clients[0].asked.iter().any(asked)
     }
 
     /// The newest register that was ever stored.
@@ -321,6 +329,12 @@ impl Registry {
             Step::Reply(client, n) => return self.reply(client, n),
         }
         None
+    }
+
+    /// It starts again over what its disk holds.
+    pub(crate) fn power_fails(&mut self) {
+        self.writing = None;
+        self.start(self.disk);
     }
 
     fn store(&mut self, register: Register) {

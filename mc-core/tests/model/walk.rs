@@ -2,7 +2,7 @@
 
 use crate::{
     environment::Happening,
-    world::{Bounds, World},
+    world::{Bounds, World, primary_owner},
 };
 use mc_core::{
     primary,
@@ -53,6 +53,17 @@ impl World {
         let asks = fenced && matches!(world.seats[0].role(), Some(standby::Role::Claiming | standby::Role::Disputed));
         let decides = asks && world.registry.waits_for_the_primary();
         settled && (decides || here != there && (here || fenced))
+    }
+
+    /// Everything dies at once, with its memory, and starts again. Whether the VM runs in the end where it was; unless the standby
+    /// had won it, and an operator decides.
+    pub(crate) fn comes_back_after_a_power_cut(&self, bounds: &Bounds) -> bool {
+        let mut world = self.clone();
+        world.power_fails(bounds);
+        let there = world.registry.newest().is_some_and(|r| r.owner.node.id != primary_owner(0).node.id);
+        let settled = world.settle(bounds);
+        let here = matches!(world.role(), Some(primary::Role::Solo));
+        settled && (here && !world.fenced || there)
     }
 
     /// Until nothing is left to do; false if that never comes.

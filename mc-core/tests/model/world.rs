@@ -58,6 +58,8 @@ pub(crate) enum Flaw {
     OneIdentity,
     /// A standby draws the same instance for every session.
     SameDraw,
+    /// Both standbys are processes of one node, and the second does not look whether the first lives.
+    TwoProcesses,
 }
 
 /// Primary to standby.
@@ -97,6 +99,8 @@ pub(crate) enum Source {
 pub(crate) struct Seat {
     /// `None` once it has crashed.
     pub(crate) machine: Option<Standby>,
+    /// On its disk: what it drew for its newest session.
+    pub(crate) drawn: Option<u64>,
     /// Whether the primary can still reach it.
     pub(crate) open: bool,
     /// Everything sent to it in this session: delivered in any order, any number of times, or never.
@@ -126,7 +130,7 @@ pub(crate) struct Wrong {
     pub(crate) after_stall: bool,
     /// A takeover from an epoch that the standby does not hold, or a second one.
     pub(crate) takeover: bool,
-    /// A copy that the register had named was given up, though it never named another owner above it.
+    /// A copy that the register had named was given up, though it never named another owner above it; or renounced by others.
     pub(crate) given_up: bool,
 }
 
@@ -172,14 +176,16 @@ pub(crate) fn primary_owner(instance: u64) -> Owner {
 
 /// Standby `i`, as this process of QEMU or this session.
 pub(crate) fn standby_owner(bounds: &Bounds, i: usize, instance: u64) -> Owner {
+    let i = if bounds.flaw == Some(Flaw::TwoProcesses) { 0 } else { i };
     let id = if bounds.flaw == Some(Flaw::OneIdentity) { 1 } else { 2 + u8::try_from(i).unwrap() };
     Owner { node: node(["b", "c"][i], id), instance }
 }
 
-/// A process of standby `i`.
-pub(crate) fn standby(bounds: &Bounds, i: usize, instance: u64) -> Standby {
+/// A process of standby `i`, after one that had drawn `gone` for its newest session.
+pub(crate) fn standby(bounds: &Bounds, i: usize, instance: u64, gone: Option<u64>) -> Standby {
     let owner = standby_owner(bounds, i, 100 + instance);
-    Standby::new(standby::Config { owner, rehearse: true, sabotage: bounds.sabotage })
+    let config = standby::Config { owner, rehearse: true, sabotage: bounds.sabotage };
+    gone.map_or_else(|| Standby::new(config), |gone| Standby::without_copy(config, gone))
 }
 
 pub(crate) fn primary(bounds: &Bounds, register: Register) -> Primary {
@@ -198,7 +204,8 @@ pub(crate) fn primary(bounds: &Bounds, register: Register) -> Primary {
 
 fn seat(bounds: &Bounds, i: usize) -> Seat {
     Seat {
-        machine: Some(standby(bounds, i, 1)),
+        machine: Some(standby(bounds, i, 1, None)),
+        drawn: None,
         open: false,
         inbox: BTreeSet::new(),
         captures: Vec::new(),
@@ -262,6 +269,11 @@ impl World {
     pub(crate) fn was_handed_back(&self) -> bool {
         let copy = |r: &Register| r.mode == Mode::Solo && r.owner.node != node("primary", 1) && r.owner.instance < 100;
         self.registry.history.iter().any(copy)
+    }
+
+    /// Whether a standby renounced.
+    pub(crate) fn was_renounced(&self) -> bool {
+        self.registry.history.windows(2).any(|pair| self.registry.renounces(&pair[0], &pair[1]))
     }
 
     /// What the outside has seen grows to `progress`.

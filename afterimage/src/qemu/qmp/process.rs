@@ -15,17 +15,25 @@ use std::{
 /// # Errors
 /// There is no such process.
 pub fn instance_id(pid: u32) -> io::Result<u64> {
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    let boot = boot_id()?;
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let started = start_time(&stat)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat has no start time")))?;
     let mut hasher = blake3::Hasher::new();
-    hasher.update(boot.trim().as_bytes());
+    hasher.update(boot.as_bytes());
     hasher.update(&pid.to_le_bytes());
     hasher.update(&started.to_le_bytes());
     let mut first = [0; 8];
     first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
     Ok(u64::from_le_bytes(first))
+}
+
+/// Another one after every start of this host.
+///
+/// # Errors
+/// /proc cannot be read.
+pub fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
 /// Field 22 of proc(5)'s `stat`, in clock ticks since boot. The command in field 2 may hold anything but its last ')'.

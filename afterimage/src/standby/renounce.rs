@@ -1,0 +1,53 @@
+//! The register names this node as the standby, and this process has no copy.
+//!
+//! Where it is certain that the copy is no more (see [`super::last_copy`]), the machine renounces: the register then says that the
+//! primary is alone, and a VM that was booted anew there may run. Else an operator decides, and is told why.
+
+use super::node::Node;
+use crate::{arbiter::Ask, events::emit};
+use mc_core::{
+    id::Generation,
+    register::{Mode, Owner, Register},
+    standby::Role,
+};
+use serde_json::json;
+
+impl Node {
+    pub(super) fn renounce(&mut self, expect: Generation, new: Register) {
+        let owner = new.owner.node;
+        tracing::warn!(
+            generation = expect.0,
+            "the register names this standby, whose copy was lost with its memory: telling the arbiter that {owner} is alone"
+        );
+        emit("renouncing", json!({ "vm": self.config.vm, "expect": expect, "new": new }));
+        self.swap.asked(self.clock.now());
+        self.arbiter.ask(Ask::Cas { expect, new, contested: false });
+    }
+
+    /// The register was read, and the machine has heard it.
+    pub(super) fn look_whether_missed(&mut self, held: Option<&Register>) {
+        let machine = self.driver.machine();
+        let names_us = |r: &&Register| matches!(r.mode, Mode::Protected { standby } if standby.node.id == self.this.id);
+        let missed = held.filter(names_us).filter(|r| machine.role() == Role::Idle && !machine.is_named_in_vain(r));
+        let why = missed.map(|r| self.why_missed(&r.owner));
+        if why.is_some() && why != self.missed {
+            let why = why.as_deref().unwrap_or_default();
+            tracing::error!("{why}");
+            emit("copy-missed", json!({ "vm": self.config.vm, "register": held, "why": why }));
+        }
+        self.missed = why;
+    }
+
+    fn why_missed(&self, owner: &Owner) -> String {
+        let because = match self.last_copy.kept() {
+            Some(ram) => format!("it was kept in {}", ram.display()),
+            None => "nothing here proves that it is no more".to_owned(),
+        };
+        let vm = self.config.vm;
+        format!(
+            "the register says that this node has a copy of {vm}, which {owner} may not go on without; this process has none, and \
+             {because}. If nobody needs that copy: `afterimage witness assign {vm} {owner}`, on the witness's host",
+            owner = owner.node.name
+        )
+    }
+}
