@@ -4,6 +4,7 @@ use super::waiting::{Heard, Waiting, What};
 use crate::{
     arbiter::Ask,
     config::ProtectConfig,
+    events::emit,
     exit::{Code, ExitError},
     keeper,
     signals::Signals,
@@ -16,6 +17,7 @@ use mc_core::{
     machine::Machine,
     register::{Mode, Owner, Register},
 };
+use serde_json::json;
 use std::time::{Duration, Instant};
 
 /// How long the arbiter may take to answer where nobody can wait for it.
@@ -36,11 +38,15 @@ pub(super) enum Owned {
 /// It swaps even when the register says (solo, self) already: see [`super::claim`] for what an earlier process of ours may have left
 /// under way. `relieves`: one that lives is to be relieved. It has nothing under way, and goes on if this comes to nothing, so the
 /// register stays as it knows it; and nobody waits here while it is the VM's way to its network.
+///
+/// A VM that was protected as another QEMU process, before its host started again, waits likewise: its standby has the last commit
+/// and takes over, or has lost it, too, and renounces.
 pub(super) fn own_the_vm(config: &ProtectConfig, owner: Owner, signals: &Signals, relieves: bool) -> Result<Owned> {
     let mut waiting = Waiting::new(config, owner.node, signals, what(config), !relieves)?;
     let waits = !config.once && !relieves;
     let mut claim = Claim::new(owner);
     let mut until = None;
+    let mut awaited = None;
     loop {
         while let Some(action) = claim.poll_action() {
             until = (!waits).then(|| Instant::now() + PATIENCE);
@@ -59,9 +65,14 @@ pub(super) fn own_the_vm(config: &ProtectConfig, owner: Owner, signals: &Signals
             Heard::Late => return Err(arbiter_away(&waiting)),
         }
         match claim.verdict() {
-            Verdict::Open => {}
+            Verdict::Open => waiting.notes.clear(),
             Verdict::Ours(register) => return Ok(Owned::Ours(register)),
             Verdict::Foreign(held) => return Err(owned_elsewhere(config, &held)),
+            Verdict::OtherInstance(held) if waits => {
+                if awaited.replace(held) != Some(held) {
+                    waiting.notes = vec![tell_awaited(config, &held)];
+                }
+            }
             Verdict::OtherInstance(held) => return Err(other_instance(config, standby_of(&held))),
         }
     }
@@ -70,11 +81,11 @@ pub(super) fn own_the_vm(config: &ProtectConfig, owner: Owner, signals: &Signals
 fn what(config: &ProtectConfig) -> What {
     let (note, busy) = match keeper::running(&config.run_dir, config.vm) {
         Some(_) => (
-            "the arbiter has not said yet whose the VM is: until it does, a keeper goes on keeping the VM's network",
+            "the arbiter has not given the VM to this QEMU yet: until it does, a keeper goes on keeping the VM's network",
             "the arbiter has not said yet whose the VM is; nothing is protected, and a keeper has the VM's network",
         ),
         None => (
-            "the arbiter has not said yet whose the VM is: until it does, the VM's gate stays closed",
+            "the arbiter has not given the VM to this QEMU yet: until it does, the VM's gate stays closed",
             "the arbiter has not said yet whose the VM is; nothing is protected, and the VM's gate is closed",
         ),
     };
@@ -111,6 +122,18 @@ fn owned_elsewhere(config: &ProtectConfig, held: &Register) -> anyhow::Error {
     let remedy = "stop this QEMU and protect the VM on that node; if that node is gone for good and had no standby, \
                   `afterimage witness assign` on the witness's host gives the VM to another";
     ExitError::new(Code::Fenced, what).remedy(remedy).into()
+}
+
+/// Says once for whom this waits; the words are for the status, too.
+fn tell_awaited(config: &ProtectConfig, held: &Register) -> String {
+    let standby = standby_of(held).map_or_else(|| "its standby".to_owned(), |name| format!("node {name}"));
+    let why = format!(
+        "{} was protected as another QEMU process of this node, which is gone: {standby} holds its last commit and takes over, or          has lost it, too, and says so. If that node never comes back: `afterimage witness assign {} {}` on the witness's host",
+        config.vm, config.vm, config.node
+    );
+    tracing::warn!("{why}. Until then the VM's gate stays closed");
+    emit("waiting-for-standby", json!({ "register": held, "why": why }));
+    why
 }
 
 fn other_instance(config: &ProtectConfig, standby: Option<Name>) -> anyhow::Error {

@@ -18,6 +18,7 @@ mod metrics;
 mod misc;
 mod net;
 mod paths;
+mod power;
 mod proc;
 mod refusals;
 mod register;

@@ -39,7 +39,7 @@ fn a_vm_that_belongs_to_somebody_else() {
         file::store(&world.path("witness"), VM, name(VM), register).unwrap();
         let _witness = world.witness();
         let vm = world.vm("vm", &[]);
-        world.protect("a", "protect", &vm.qmp, free_addr(), "").expect_end(4, words);
+        world.protect("a", "protect", &vm.qmp, free_addr(), "--once").expect_end(4, words);
         vm.serial.goes_on();
         let held = file::load(&world.path("witness").join("web.reg"), name(VM)).unwrap();
         assert_eq!(held, Some(register), "nothing was changed");

@@ -1,0 +1,106 @@
+//! Both hosts and the arbiter lose power at once, and start again: what was in memory is gone.
+
+use crate::{
+    proc::{Proc, kill, kill_marked, until},
+    world::{Standby, VM, World, kill_host},
+};
+use mc_core::register::Mode;
+use serde_json::Value;
+use std::fs;
+
+/// What a host's memory had.
+fn forget(world: &World, suffix: &str) {
+    for file in fs::read_dir(world.dir.path()).unwrap().flatten() {
+        if file.file_name().to_string_lossy().ends_with(suffix) {
+            fs::remove_file(file.path()).unwrap();
+        }
+    }
+}
+
+/// The standby's process and its QEMU die, and its RAM file with them.
+fn kill_standby(world: &World, standby: &mut Standby) {
+    kill(standby.proc.pid());
+    standby.proc.kill();
+    forget(world, ".ram");
+}
+
+fn power_cut(world: &World, witness: &mut Proc, protect: &mut Proc, vm: &mut crate::guest::Vm, standby: &mut Standby) {
+    kill_host(vm, protect);
+    kill_standby(world, standby);
+    witness.kill();
+    kill_marked(world.dir.path());
+}
+
+fn waits_for_its_standby(world: &World, protect: &mut Proc) -> Value {
+    let told = protect.wait_event("waiting-for-standby");
+    let status = world.wait_role("a", "waiting-for-arbiter");
+    let notes = status["notes"].to_string();
+    for words in ["was protected as another QEMU process", "node b holds its last commit", "gate stays closed"] {
+        assert!(notes.contains(words), "{words:?} is not in {status}");
+    }
+    assert_eq!(world.run("a", &format!("status --vm {VM}")).0, 3);
+    told
+}
+
+#[test]
+fn after_a_power_cut_the_vm_is_protected_again_without_a_word() {
+    let Some((world, mut witness)) = World::with_witness() else { return };
+    let (mut vm, mut protect, mut standby) = world.pair();
+    let before = world.register();
+    power_cut(&world, &mut witness, &mut protect, &mut vm, &mut standby);
+
+    let _witness = world.witness_again();
+    let vm = world.vm("vm", &[]);
+    let mut protect = world.protect("a", "a", &vm.qmp, standby.addr, "");
+    waits_for_its_standby(&world, &mut protect);
+    assert_eq!((world.register(), protect.count("attached")), (before, 0), "{}", protect.said());
+
+    let mut standby = world.standby_at("b", standby.addr);
+    let told = standby.proc.wait_event("renouncing");
+    assert_eq!(told["expect"], before.generation.0, "{told}");
+    protect.wait_event("protected");
+    standby.proc.wait_event("protected");
+    // Renounced, claimed by the new QEMU, protected.
+    assert_eq!(world.register().generation.0, before.generation.0 + 3);
+    assert_ne!(world.register().owner, before.owner);
+    vm.serial.goes_on();
+    vm.serial.assert_sound();
+}
+
+/// The standby comes first, and the owner is not there yet.
+#[test]
+fn a_standby_that_lost_its_copy_alone_sets_the_primary_free() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (mut vm, mut protect, mut standby) = world.pair();
+    let before = world.register();
+    kill_host(&mut vm, &mut protect);
+    kill_standby(&world, &mut standby);
+    let mut standby = world.standby_at("b", standby.addr);
+    until("the register names a alone", || (world.register().mode == Mode::Solo).then_some(()));
+    assert_eq!(world.register().owner, before.owner, "the same copy, alone");
+    standby.proc.wait_event("cas");
+    let vm = world.vm("vm", &[]);
+    let mut protect = world.protect("a", "a", &vm.qmp, standby.addr, "");
+    protect.wait_event("protected");
+    assert_eq!(protect.count("waiting-for-standby"), 0, "{}", protect.said());
+    vm.serial.goes_on();
+}
+
+/// A standby that has the copy takes over, and the VM that was booted anew stays closed.
+#[test]
+fn a_vm_that_is_booted_anew_waits_while_its_standby_takes_over() {
+    let Some((world, mut witness)) = World::with_witness() else { return };
+    let (mut vm, mut protect, mut standby) = world.pair();
+    witness.kill();
+    standby.proc.wait_event("arbiter-unreachable");
+    kill_host(&mut vm, &mut protect);
+    standby.proc.wait_event("suspect");
+    let vm = world.vm("vm", &[]);
+    let mut protect = world.protect("a", "a", &vm.qmp, standby.addr, "");
+    let _witness = world.witness_again();
+    protect.expect_end(4, &["web belongs to node b since", "must not run visibly"]);
+    standby.proc.wait_event("running");
+    assert_eq!(standby.proc.count("renouncing"), 0, "{}", standby.proc.said());
+    assert_eq!(protect.count("attached"), 0, "{}", protect.said());
+    standby.serial.goes_on();
+}
