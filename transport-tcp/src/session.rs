@@ -49,13 +49,15 @@ pub struct SessionOptions {
     /// For the whole handshake of one connection: connecting, hello, profile, answer. The primary's must leave the standby
     /// time to compare the profiles.
     pub deadline: Duration,
+    /// Of that for connecting, at most: whoever is away for a while is better called again than waited for.
+    pub connect: Duration,
     /// Of the link that comes out.
     pub link: LinkOptions,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { deadline: Duration::from_secs(5), link: LinkOptions::default() }
+        Self { deadline: Duration::from_secs(5), connect: Duration::from_secs(4), link: LinkOptions::default() }
     }
 }
 
@@ -101,7 +103,8 @@ impl Call {
     ) -> Result<Self, SessionError> {
         let deadline = Instant::now() + options.deadline;
         let prepare = |socket: &Socket| options.link.set_buffers(&SockRef::from(socket));
-        let (stream, peer_addr) = reach(to, addresses, from, deadline, prepare)?;
+        let reached_by = deadline.min(Instant::now() + options.connect);
+        let (stream, peer_addr) = reach(to, addresses, from, reached_by, prepare)?;
         let local = stream.local_addr();
         let local_addr =
             local.map_err(|source| SessionError::Io { peer: peer_addr, doing: "preparing the socket", source })?;

@@ -90,6 +90,15 @@ fn an_address_that_says_nothing_leaves_the_others_time() {
     primary.join().unwrap().unwrap();
 }
 
+/// A wire that drops everything: whoever calls again is heard as soon as it is mended.
+#[test]
+fn to_connect_takes_a_part_of_the_time_only() {
+    let (_socket, _waiting, silent) = mute();
+    let options = SessionOptions { connect: Duration::from_millis(300), ..options(PATIENT) };
+    let error = Call::connect("x", &[silent], None, &options).unwrap_err().to_string();
+    assert!(error.contains("no answer within 300ms"), "{error}");
+}
+
 #[test]
 fn every_address_that_failed_is_named_and_why() {
     let (_socket, _waiting, silent) = mute();
