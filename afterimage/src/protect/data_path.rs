@@ -8,6 +8,7 @@ use super::{
     channel::{Brief, Channel, ToDataPath, ToSupervisor},
     hands::Hands,
     orders::Order,
+    own,
     seek::{Seek, Trouble},
     session::Found,
     stop::{Heard, Stop},
@@ -148,8 +149,9 @@ fn prepare(brief: &Brief) -> Result<(NicGate, ArbiterClient, Control)> {
     let arbiter = ArbiterClient::spawn(&config.asks(brief.register.owner.node))?;
     let control = control::take_place(&config.run_dir, (config.vm, config.node), brief.relieve)?;
     // As late as this: until now its packets have passed.
-    keeper::relieve(&config.run_dir, config.vm)?;
-    Ok((open_gate(config)?, arbiter, control))
+    let relieved = keeper::relieve(&config.run_dir, config.vm)?;
+    let gate = open_gate(config).inspect_err(|_| own::give_network_back(brief, relieved))?;
+    Ok((gate, arbiter, control))
 }
 
 /// The gate of a VM that runs solo. Whoever had its TAP devices may be about to let them go.
