@@ -146,7 +146,7 @@ fn unfit(why: &str, health: &Health) {
 #[must_use]
 pub fn standing_notes() -> Vec<String> {
     vec![
-        "the serial console and other character devices are not held: a takeover may take back what they printed"
+        "consoles and other channels for an operator are not held: a takeover may take back what they showed"
             .into(),
     ]
 }
