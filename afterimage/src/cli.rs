@@ -304,8 +304,11 @@ pub struct ProtectArgs {
     /// The local address of the connection to the standby and of its beats [default: the one that the route uses]
     #[arg(long, value_name = "IP")]
     pub bind: Option<LocalAddr>,
-    /// Protect the VM although it can write to disks. Those writes are not held: after a takeover the disk may be ahead of
-    /// the memory
+    /// Protect the VM although nothing holds these outputs of it (netdevs, disks, chardevs, devices, by the names that a
+    /// refusal tells): what leaves by them may be taken back by a takeover, and `status` exits with 3
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    pub unheld: Vec<String>,
+    /// The same as --unheld with every disk that the VM can write to
     #[arg(long)]
     pub force_writable_disks: bool,
     /// End when no standby is found within 10 s, when the standby refuses, or when the arbiter cannot be reached at the start. Without it

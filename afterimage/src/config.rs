@@ -21,6 +21,7 @@ use crate::{
     arbiter::{ArbiterConfig, ArbiterSpec, HostPort},
     beats::Wish,
     exit::ExitError,
+    qemu::inventory::Forced,
 };
 use mc_core::id::{Name, Node};
 use serde::{Deserialize, Serialize};
@@ -102,6 +103,9 @@ pub struct ProtectConfig {
     pub once: bool,
     /// After a fence, stand by for the VM as the file's section `[standby]` says.
     pub rejoin: bool,
+    /// Outputs that may stay unheld, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unheld: Vec<String>,
     /// Which way checkpoints and beats go.
     pub paths: PathsConfig,
     /// The file of --config, for what is saved later.
@@ -243,6 +247,18 @@ impl ProtectConfig {
         let detection = self.beat_interval * u32::from(self.detect_multiplier);
         let falls_back = if rdma { self.paths.rdma_give_up() } else { Duration::ZERO };
         Duration::from_secs(2).max(self.epoch * 10).max(detection * 10) + falls_back
+    }
+
+    /// The sockets of the VM's NICs.
+    #[must_use]
+    pub fn nic_sockets(&self) -> Vec<PathBuf> {
+        self.nics.iter().map(|nic| nic.socket.clone()).collect()
+    }
+
+    /// Which outputs may stay unheld.
+    #[must_use]
+    pub fn forced(&self) -> Forced {
+        Forced { names: self.unheld.clone(), disks: self.force_writable_disks }
     }
 }
 

@@ -51,6 +51,7 @@ pub mod keeper;
 pub mod live;
 pub mod metrics;
 pub mod narration;
+mod pass;
 pub mod paths;
 pub mod probe;
 pub mod progress;

@@ -145,10 +145,7 @@ fn unfit(why: &str, health: &Health) {
 /// What is true of every protected VM, and an operator might not expect.
 #[must_use]
 pub fn standing_notes() -> Vec<String> {
-    vec![
-        "the serial console and other character devices are not held: a takeover may take back what they printed"
-            .into(),
-    ]
+    vec!["consoles and other channels for an operator are not held: a takeover may take back what they showed".into()]
 }
 
 /// The NICs, as the gate wants them.

@@ -13,6 +13,7 @@ use crate::{
     exit::{Code, ExitError},
     keepalive::PathStats,
     paths::RdmaInfo,
+    qemu::inventory::Output,
 };
 use mc_core::{histogram::Percentiles, id::Name};
 use serde::{Deserialize, Serialize};
@@ -116,8 +117,31 @@ pub struct Status {
     pub takeover: Option<Takeover>,
     /// Named counts, such as "throttled_epochs", "full_syncs".
     pub counters: BTreeMap<String, u64>,
+    /// Of a primary, every way out of the VM.
+    pub outputs: Vec<OutputStatus>,
     /// What the operator should know: "the serial console is not held", "SCHED_FIFO is not permitted".
     pub notes: Vec<String>,
+}
+
+/// One way out of the VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OutputStatus {
+    /// QEMU's name for it.
+    pub name: String,
+    /// "netdev", "nic", "disk", "chardev", "display", "audio", "device", "object".
+    pub kind: String,
+    /// "held", "harmless", "operator", or "unheld": then `--unheld` allows it, or the VM is not protected.
+    pub class: String,
+    /// Why it is in that class.
+    pub why: String,
+}
+
+impl From<&Output> for OutputStatus {
+    fn from(output: &Output) -> Self {
+        let (class, why) = (output.class.word().to_owned(), output.class.why().to_owned());
+        Self { name: output.name.clone(), kind: output.kind.clone(), class, why }
+    }
 }
 
 /// The keepalive's figures.
@@ -199,9 +223,15 @@ impl Status {
         match (self.role.as_str(), self.protected && self.stalled.is_none()) {
             ("fenced", _) => Code::Fenced,
             (_, true) if self.arbiter.fault.is_some() || self.arbiter.failover_impossible.is_some() => Code::Degraded,
-            (_, true) => Code::Done,
-            (_, false) => Code::Degraded,
+            (_, true) if self.unheld() == 0 => Code::Done,
+            _ => Code::Degraded,
         }
+    }
+
+    /// How many outputs nothing holds: if the VM is protected, it is so but for these.
+    #[must_use]
+    pub fn unheld(&self) -> usize {
+        self.outputs.iter().filter(|output| output.class == "unheld").count()
     }
 }
 

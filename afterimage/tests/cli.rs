@@ -55,6 +55,19 @@ fn flags_are_read_and_the_rest_has_defaults() {
     assert_eq!((config.bind, config.force_writable_disks), (Some("10.0.0.1".parse().unwrap()), true));
 }
 
+#[test]
+fn outputs_are_forced_by_name() {
+    assert!(protect(&[]).unwrap().unheld.is_empty());
+    let config = protect(&["--unheld", "n1,d0", "--unheld", "serial1"]).unwrap();
+    assert_eq!(config.unheld, ["n1", "d0", "serial1"]);
+    let written = file("[protect]\nunheld = [\"n1\"]\nforce_writable_disks = true\n");
+    let config = protect(&["--config", written.path().to_str().unwrap()]).unwrap();
+    let forced = config.forced();
+    assert_eq!((forced.names, forced.disks), (vec!["n1".to_owned()], true));
+    let json = serde_json::to_string(&config).unwrap();
+    assert_eq!(serde_json::from_str::<ProtectConfig>(&json).unwrap(), config, "a child gets it as JSON: {json}");
+}
+
 fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }

@@ -7,7 +7,7 @@ mod qemu_support;
 use afterimage::qemu::{
     blocks::{RamBlock, main_block},
     colo::ColoSource,
-    control::{self, ControlError, MigrationState},
+    control::{self, ControlError, Found, MigrationState},
     profile::Profile,
     qmp::Qmp,
     standby::{StandbyConfig, StandbyError, StandbyVm},
@@ -21,6 +21,7 @@ use qemu_support::{Guest, Memory, PATIENCE, accel, checkpoints_possible, command
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::{
     fs,
+    os::{fd::AsFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -43,7 +44,7 @@ impl Protected {
         let guest = Guest::start(dir.path(), "primary", accel(), &[]);
         let mut qmp = guest.qmp();
         let profile = Profile::query(&mut qmp).unwrap();
-        let source = ColoSource::listen(&dir.path().join("colo"), profile.blocks.clone()).unwrap();
+        let source = ColoSource::new(profile.blocks.clone()).unwrap();
         let memory = Memory::new(&profile.blocks);
         let mut protected = Self { guest, qmp, profile, source, memory, dir };
         protected.begin();
@@ -52,7 +53,7 @@ impl Protected {
 
     fn begin(&mut self) {
         self.source.begin().unwrap();
-        control::start_colo(&mut self.qmp, self.source.path()).unwrap();
+        control::start_colo(&mut self.qmp, self.source.far_end().unwrap().as_fd()).unwrap();
         self.memory.device.clear();
         self.until(SourceEvent::Captured).unwrap();
     }
@@ -186,11 +187,11 @@ fn a_break_while_the_vm_runs() {
     primary.until(SourceEvent::Ready).unwrap();
     primary.guest.assert_runs();
     assert!(matches!(
-        control::start_colo(&mut primary.qmp, primary.source.path()),
-        Err(ControlError::Busy(MigrationState::Colo))
+        control::start_colo(&mut primary.qmp, UnixStream::pair().unwrap().0.as_fd()),
+        Err(ControlError::InColo)
     ));
     // The source is gone without a word; the VM runs on.
-    primary.source = ColoSource::listen(&primary.dir.path().join("again"), primary.profile.blocks.clone()).unwrap();
+    primary.source = ColoSource::new(primary.profile.blocks.clone()).unwrap();
     leave_and_protect_again(&mut primary);
 }
 
@@ -205,17 +206,16 @@ fn a_break_in_the_middle_of_a_checkpoint() {
         let status = control::run_state(&mut primary.qmp).unwrap();
         assert_ne!(status, "running");
         if close {
-            primary.source =
-                ColoSource::listen(&primary.dir.path().join("again"), primary.profile.blocks.clone()).unwrap();
+            primary.source = ColoSource::new(primary.profile.blocks.clone()).unwrap();
         }
         leave_and_protect_again(&mut primary);
     }
 }
 
 fn leave_and_protect_again(primary: &mut Protected) {
-    control::leave_colo(&mut primary.qmp).unwrap();
+    control::leave_colo(&mut primary.qmp, None).unwrap();
     primary.guest.assert_runs();
-    control::leave_colo(&mut primary.qmp).unwrap();
+    control::leave_colo(&mut primary.qmp, None).unwrap();
     primary.guest.assert_runs();
     primary.begin();
     for _ in 0..3 {
@@ -223,7 +223,7 @@ fn leave_and_protect_again(primary: &mut Protected) {
     }
 }
 
-/// What QEMU 10.0 and 10.1 do when they are told to enter COLO: the migration completes, and the VM is stopped for good.
+/// What QEMU 10.0.2 does when it is told to enter COLO: the migration completes, and the VM is stopped for good.
 #[test]
 fn a_migration_that_completed() {
     let dir = tempfile::tempdir().unwrap();
@@ -240,8 +240,23 @@ fn a_migration_that_completed() {
         thread::sleep(Duration::from_millis(5));
     }
     assert!(reader.join().unwrap() > 100_000);
-    control::leave_colo(&mut qmp).unwrap();
+    // Somebody else's: the VM may run elsewhere now. A second copy would be the worst that could be done to it.
+    control::leave_colo(&mut qmp, None).unwrap();
+    assert_eq!(control::run_state(&mut qmp).unwrap(), "postmigrate");
+    assert!(matches!(control::look(&mut qmp), Err(ControlError::NotRunning { status }) if status == "postmigrate"));
+    // One of ours.
+    let ours = serde_json::json!({ "capabilities": [{ "capability": "x-colo", "state": true }] });
+    qmp.execute("migrate-set-capabilities", ours, PATIENCE).unwrap();
+    assert_eq!(control::look(&mut qmp).unwrap(), Found::LeftOver);
+    control::leave_colo(&mut qmp, None).unwrap();
     guest.assert_runs();
+}
+
+/// QEMU's settings for migrations.
+fn settings(qmp: &mut Qmp) -> [serde_json::Value; 2] {
+    let parameters = qmp.execute("query-migrate-parameters", serde_json::Value::Null, PATIENCE).unwrap();
+    let capabilities = qmp.execute("query-migrate-capabilities", serde_json::Value::Null, PATIENCE).unwrap();
+    [parameters, capabilities]
 }
 
 #[test]
@@ -250,13 +265,57 @@ fn the_initial_copy_given_up() {
     let mut guest = Guest::start(dir.path(), "primary", accel(), &[]);
     let mut qmp = guest.qmp();
     let profile = Profile::query(&mut qmp).unwrap();
-    let mut source = ColoSource::listen(&dir.path().join("colo"), profile.blocks).unwrap();
-    source.begin().unwrap();
-    control::start_colo(&mut qmp, source.path()).unwrap();
-    // Nobody reads.
+    let set = serde_json::json!({ "capabilities": [{ "capability": "xbzrle", "state": true }] });
+    qmp.execute("migrate-set-capabilities", set, PATIENCE).unwrap();
+    qmp.execute("migrate-set-parameters", serde_json::json!({ "max-bandwidth": 12_345_678 }), PATIENCE).unwrap();
+    let found = settings(&mut qmp);
+    for paused in [false, true] {
+        let mut source = ColoSource::new(profile.blocks.clone()).unwrap();
+        source.begin().unwrap();
+        let before = control::start_colo(&mut qmp, source.far_end().unwrap().as_fd()).unwrap();
+        assert_ne!(settings(&mut qmp), found);
+        // Nobody reads.
+        assert_eq!(control::colo_state(&mut qmp).unwrap(), MigrationState::Active);
+        assert_eq!(control::look(&mut qmp).unwrap(), Found::LeftOver);
+        if paused {
+            qmp.execute("stop", serde_json::Value::Null, PATIENCE).unwrap();
+        }
+        control::leave_colo(&mut qmp, Some(&before)).unwrap();
+        assert!(!matches!(control::colo_state(&mut qmp).unwrap(), MigrationState::Active | MigrationState::Colo));
+        assert_eq!(settings(&mut qmp), found, "what was set for checkpoints is put back");
+        if !paused {
+            guest.assert_runs();
+        }
+    }
+    assert_eq!(control::run_state(&mut qmp).unwrap(), "paused", "its operator paused it");
+}
+
+#[test]
+fn a_vm_that_is_not_ours_to_touch() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut guest = Guest::start(dir.path(), "primary", accel(), &[]);
+    let mut qmp = guest.qmp();
+    let stream = UnixStream::pair().unwrap();
+    qmp.execute("stop", serde_json::Value::Null, PATIENCE).unwrap();
+    let found = settings(&mut qmp);
+    assert!(matches!(
+        control::start_colo(&mut qmp, stream.0.as_fd()),
+        Err(ControlError::NotRunning { status }) if status == "paused"
+    ));
+    control::leave_colo(&mut qmp, None).unwrap();
+    assert_eq!(control::run_state(&mut qmp).unwrap(), "paused");
+
+    qmp.execute("cont", serde_json::Value::Null, PATIENCE).unwrap();
+    // Its operator moves it: to somebody who does not read.
+    let path = dir.path().join("sink");
+    let _sink = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let uri = serde_json::json!({ "uri": format!("unix:{}", path.display()) });
+    qmp.execute("migrate", uri, PATIENCE).unwrap();
+    assert!(matches!(control::start_colo(&mut qmp, stream.0.as_fd()), Err(ControlError::Busy(_))));
+    control::leave_colo(&mut qmp, None).unwrap();
     assert_eq!(control::colo_state(&mut qmp).unwrap(), MigrationState::Active);
-    control::leave_colo(&mut qmp).unwrap();
-    assert!(!matches!(control::colo_state(&mut qmp).unwrap(), MigrationState::Active | MigrationState::Colo));
+    assert_eq!(settings(&mut qmp), found);
+    qmp.execute("migrate_cancel", serde_json::Value::Null, PATIENCE).unwrap();
     guest.assert_runs();
 }
 
@@ -285,37 +344,30 @@ fn a_qemu_killed_in_the_middle() {
 
 #[test]
 fn answers_out_of_turn_are_refused() {
-    let dir = tempfile::tempdir().unwrap();
     let blocks = vec![RamBlock { name: "pc.ram".into(), used_length: 4096 }];
-    let path = dir.path().join("colo");
-    let mut source = ColoSource::listen(&path, blocks.clone()).unwrap();
-    assert!(source.wait_fd().is_none());
+    let mut source = ColoSource::new(blocks.clone()).unwrap();
+    assert!(source.wait_fd().is_none() && source.far_end().is_none());
     assert!(source.pause().is_err() && source.resume().is_err());
     source.begin().unwrap();
     assert!(source.wait_fd().is_some());
     assert_eq!(source.poll(&mut Memory::new(&blocks)).unwrap(), SourceEvent::Idle);
     assert!(source.pause().is_err() && source.resume().is_err());
-    let busy = ColoSource::listen(&path, blocks.clone()).unwrap_err();
-    assert!(busy.to_string().contains("another process listens"), "{busy}");
-    drop(source);
-    assert!(!path.exists());
-    fs::write(&path, "a file").unwrap();
-    let file = ColoSource::listen(&path, blocks.clone()).unwrap_err();
-    assert!(file.to_string().contains("no socket"), "{file}");
-    assert!(ColoSource::listen(&dir.path().join("other"), Vec::new()).is_err());
+    assert!(ColoSource::new(Vec::new()).is_err());
 }
 
 #[test]
-fn a_peer_that_is_no_qemu() {
+fn a_peer_that_is_no_qemu_or_gives_up() {
     use std::io::Write;
-    let dir = tempfile::tempdir().unwrap();
     let blocks = vec![RamBlock { name: "pc.ram".into(), used_length: 4096 }];
-    let mut source = ColoSource::listen(&dir.path().join("colo"), blocks.clone()).unwrap();
+    let mut source = ColoSource::new(blocks.clone()).unwrap();
     source.begin().unwrap();
-    let mut peer = std::os::unix::net::UnixStream::connect(source.path()).unwrap();
-    peer.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    UnixStream::from(source.far_end().unwrap()).write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     let error = source.poll(&mut Memory::new(&blocks)).unwrap_err();
     assert!(error.to_string().contains("no migration stream"), "{error}");
+    // A migration that ends before it has begun is seen.
+    source.begin().unwrap();
+    drop(source.far_end());
+    assert!(matches!(source.poll(&mut Memory::new(&blocks)), Err(SourceError::Closed)));
 }
 
 #[test]
@@ -323,9 +375,6 @@ fn a_fenced_vm_is_gone() {
     let dir = tempfile::tempdir().unwrap();
     let mut guest = Guest::start(dir.path(), "primary", accel(), &[]);
     let mut qmp = guest.qmp();
-    qmp.execute("stop", serde_json::Value::Null, PATIENCE).unwrap();
-    control::ensure_running(&mut qmp).unwrap();
-    guest.assert_runs();
     control::fence(&mut qmp).unwrap();
     guest.child.wait().unwrap();
     control::fence(&mut qmp).unwrap();

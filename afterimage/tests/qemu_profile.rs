@@ -5,7 +5,7 @@
 mod qemu_support;
 
 use afterimage::qemu::{
-    profile::{Profile, ProfileJsonError, writable_disks},
+    profile::{Profile, ProfileJsonError},
     qmp::{Qmp, QmpError, instance_id},
 };
 use qemu_support::{Guest, PATIENCE, accel, command};
@@ -115,27 +115,29 @@ fn another_vcpu_topology_is_found() {
 }
 
 #[test]
-fn finds_writable_disks() {
-    let dir = tempfile::tempdir().unwrap();
-    let disk = dir.path().join("disk");
-    fs::write(&disk, vec![0; 1 << 20]).unwrap();
-    let disk = disk.display();
-    let drives = [
-        format!("file={disk},if=none,format=raw,id=rw,file.locking=off"),
-        format!("file={disk},if=none,format=raw,id=ro,readonly=on,file.locking=off"),
-    ];
-    let more = ["-drive", &drives[0], "-drive", &drives[1], "-device", "ide-cd", "-device", "virtio-blk-pci,drive=rw"];
-    let guest = Guest::try_start(dir.path(), "guest", accel(), &more).unwrap();
-    assert_eq!(writable_disks(&mut guest.qmp()).unwrap(), [format!("rw ({disk})")]);
-}
-
-#[test]
 fn a_profile_from_a_peer_is_checked() {
     assert_eq!(Profile::from_json(&vec![b' '; 2 << 20]), Err(ProfileJsonError::TooLong(2 << 20)));
     assert!(matches!(Profile::from_json(b"{\"surprise\": 1}"), Err(ProfileJsonError::Json(_))));
     let none =
         json!({"qemu-version": "7.2.0", "machine": "pc", "accel": "kvm", "cpus": [], "devices": [], "blocks": []});
     assert!(matches!(Profile::from_json(none.to_string().as_bytes()), Err(ProfileJsonError::Blocks(_))));
+}
+
+/// QEMU serves whoever asks, in order, whether or not its answers are waited for.
+#[test]
+fn commands_whose_answers_are_taken_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let guest = Guest::start(dir.path(), "guest", accel(), &[]);
+    let mut qmp = guest.qmp();
+    let asked = ["query-status", "no-such-command", "query-name"].map(|name| qmp.ask(name, Value::Null).unwrap());
+    qmp.forget(asked[2]);
+    // One that is waited for keeps what else comes.
+    assert!(qmp.execute("query-kvm", Value::Null, PATIENCE).is_ok());
+    assert_eq!(qmp.answer(asked[0]).unwrap().unwrap().unwrap()["status"], "running");
+    let refused = qmp.answer(asked[1]).unwrap().unwrap().unwrap_err();
+    assert!(matches!(&refused, QmpError::Command { command, .. } if command == "no-such-command"), "{refused}");
+    assert!(qmp.answer(asked[1]).unwrap().is_none(), "an answer is taken once");
+    assert!(!qmp.has_answered(asked[2]).unwrap(), "forgotten");
 }
 
 #[test]

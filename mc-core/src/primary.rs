@@ -137,6 +137,12 @@ impl Primary {
         self.role == Role::Protected && self.held_from.is_some_and(|e| self.acked >= e) && self.proving.is_none()
     }
 
+    /// Whether the VM has another make than the one that the standby has rehearsed.
+    #[must_use]
+    pub fn is_proving(&self) -> bool {
+        self.proving.is_some()
+    }
+
     /// Whether the arbiter's answers make no sense, so that this side holds still.
     #[must_use]
     pub fn is_disputed(&self) -> bool {

@@ -388,8 +388,13 @@ impl Standby {
 
     /// One that is under way is of an older make.
     fn rehearsal_asked(&mut self, epoch: Epoch) {
-        if self.role != Role::Protecting || !self.config.rehearse {
+        if self.role != Role::Protecting {
             return;
+        }
+        if !self.config.rehearse {
+            // Its operator does without; the primary need not wait for what never comes.
+            let (generation, body) = (self.generation, Body::Rehearsed);
+            return self.actions.push_back(Action::Send { generation, epoch, body });
         }
         if matches!(self.rehearsal, Some(Rehearsal::UnderWay(_))) {
             self.actions.push_back(Action::EndRehearsal);

@@ -67,6 +67,7 @@ pub(super) struct ProtectSection {
     pub(super) force_writable_disks: Setting<bool>,
     pub(super) once: Setting<bool>,
     pub(super) rejoin: Setting<bool>,
+    pub(super) unheld: Setting<Vec<String>>,
     pub(super) transport: Setting<TransportWish>,
     pub(super) keepalive: Setting<KeepaliveWish>,
     pub(super) rdma_device: Setting<String>,

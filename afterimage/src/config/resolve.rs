@@ -246,6 +246,7 @@ fn protect(r: &mut Resolver<'_>, args: ProtectArgs, mut s: ProtectSection) -> Re
     let force_writable_disks = r.or("force_writable_disks", force, s.force_writable_disks, false);
     let once = r.or("once", args.once.then_some(true), s.once, false);
     let rejoin = r.or("rejoin", args.rejoin.then_some(true), s.rejoin, false);
+    let unheld = r.or("unheld", some(args.unheld), s.unheld, Vec::new());
     // All that RDMA may have to pin.
     let paths = paths::resolve(r, args.paths, path_settings, staging.0.saturating_add(on_cap.extra_bytes()))?;
 
@@ -285,6 +286,7 @@ fn protect(r: &mut Resolver<'_>, args: ProtectArgs, mut s: ProtectSection) -> Re
         force_writable_disks,
         once,
         rejoin,
+        unheld,
         paths,
         config_file: r.file_path(),
     })

@@ -1,16 +1,23 @@
 //! What supervisor and data path say to each other: lines of JSON over a socket pair.
 
 use super::vm_health::Health;
-use crate::{config::ProtectConfig, qemu::profile::Profile};
+use crate::{
+    config::ProtectConfig,
+    pass,
+    qemu::{
+        inventory::{Changed, Inventory},
+        profile::Profile,
+    },
+};
 use mc_core::{id::Generation, register::Register};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
-    io::{self, Read, Write},
+    collections::VecDeque,
+    io::{self, Write},
     os::{
-        fd::{AsFd, BorrowedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
-    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -23,6 +30,8 @@ pub struct Brief {
     pub register: Register,
     /// Of the VM.
     pub profile: Profile,
+    /// Its outputs.
+    pub outputs: Inventory,
     /// The VM's QEMU; its instance is the register's.
     pub qemu_pid: u32,
     /// Whether an operator wants protection: false after `unprotect`.
@@ -74,17 +83,18 @@ pub enum ToDataPath {
     Stop,
     /// The successor that was made way for did not come: QEMU's control connection is held again.
     Resume,
+    /// The VM's outputs, or its devices, are others than before.
+    Changed(Box<Changed>),
 }
 
 /// From the data path.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "say", rename_all = "kebab-case")]
 pub enum ToSupervisor {
-    /// Tell QEMU to send checkpoints to this socket.
-    StartSource {
-        /// The socket.
-        path: PathBuf,
-    },
+    /// Tell QEMU to send checkpoints into the stream whose end comes with this message.
+    StartSource,
+    /// The device state has another size than usual: look at once whether the VM's outputs have changed.
+    LookAgain,
     /// The register says (solo, self): end checkpoints, see that the VM runs.
     LeaveSource,
     /// The arbitration is lost: stop the VM for good.
@@ -127,6 +137,10 @@ pub struct Channel {
     buffer: Vec<u8>,
     /// Said, and not taken by the socket yet.
     waiting: Vec<u8>,
+    /// What goes with the byte of `waiting` at that place, in order.
+    passing: VecDeque<(usize, OwnedFd)>,
+    /// That came and were not taken, in order.
+    fds: VecDeque<OwnedFd>,
     closed: bool,
 }
 
@@ -134,7 +148,8 @@ impl Channel {
     /// Over one end of a socket pair.
     pub fn new(stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        Ok(Self { stream, buffer: Vec::new(), waiting: Vec::new(), closed: false })
+        let (buffer, waiting) = (Vec::new(), Vec::new());
+        Ok(Self { stream, buffer, waiting, passing: VecDeque::new(), fds: VecDeque::new(), closed: false })
     }
 
     /// Whether the other end is gone, and everything it had said was taken.
@@ -146,6 +161,12 @@ impl Channel {
     /// Says something, and never waits: what the socket does not take now leaves with the next call of any kind. An error means
     /// that the other end is gone, or has taken nothing for [`MOST_WAITING`] bytes.
     pub fn say<T: Serialize>(&mut self, message: &T) -> io::Result<()> {
+        self.say_with(message, None)
+    }
+
+    /// Says something, and hands `fd` over.
+    pub fn say_with<T: Serialize>(&mut self, message: &T, fd: Option<OwnedFd>) -> io::Result<()> {
+        self.passing.extend(fd.map(|fd| (self.waiting.len(), fd)));
         serde_json::to_writer(&mut self.waiting, message)?;
         self.waiting.push(b'\n');
         self.drain()?;
@@ -168,8 +189,8 @@ impl Channel {
 
     fn drain(&mut self) -> io::Result<()> {
         while !self.waiting.is_empty() {
-            match self.stream.write(&self.waiting) {
-                Ok(sent) => drop(self.waiting.drain(..sent)),
+            match self.send_some() {
+                Ok(sent) => self.sent(sent),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
@@ -178,10 +199,36 @@ impl Channel {
         Ok(())
     }
 
+    fn send_some(&mut self) -> io::Result<usize> {
+        match self.passing.front() {
+            Some((0, fd)) => {
+                let end = self.passing.get(1).map_or(self.waiting.len(), |(at, _)| *at);
+                let sent = pass::send(&self.stream, &self.waiting[..end], fd.as_fd())?;
+                self.passing.pop_front();
+                Ok(sent)
+            }
+            Some((at, _)) => self.stream.write(&self.waiting[..*at]),
+            None => self.stream.write(&self.waiting),
+        }
+    }
+
+    fn sent(&mut self, bytes: usize) {
+        self.waiting.drain(..bytes);
+        for (at, _) in &mut self.passing {
+            *at -= bytes;
+        }
+    }
+
+    /// The file descriptor that came with the message that was heard last: one that is to have one.
+    pub fn take_fd(&mut self) -> Option<OwnedFd> {
+        self.fds.pop_front()
+    }
+
     /// The next thing said, if any.
     pub fn hear<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
         if self.drain().is_err() {
             self.waiting.clear(); // it is gone; what it said before can still be read
+            self.passing.clear();
         }
         self.fill()?;
         let Some(end) = self.buffer.iter().position(|b| *b == b'\n') else { return Ok(None) };
@@ -193,7 +240,7 @@ impl Channel {
     fn fill(&mut self) -> io::Result<()> {
         let mut chunk = [0; 4096];
         while !self.closed {
-            match self.stream.read(&mut chunk) {
+            match pass::receive(&self.stream, &mut chunk, &mut self.fds) {
                 Ok(0) => self.closed = true,
                 Ok(n) => self.buffer.extend_from_slice(&chunk[..n]),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
@@ -215,6 +262,7 @@ impl AsFd for Channel {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
 
     /// The other end is stopped: its socket fills, and whoever speaks goes on.
     #[test]
@@ -242,5 +290,31 @@ mod tests {
             }
         }
         channel.finish(Duration::ZERO).expect("nothing waits");
+    }
+
+    /// Two descriptors behind words that the socket has no room for.
+    #[test]
+    fn a_descriptor_arrives_with_its_message_however_full_the_socket_is() {
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        let mut channel = Channel::new(ours).expect("a channel");
+        let long = ToSupervisor::SourceFailed { why: "x".repeat(300_000) };
+        let mut near = Vec::new();
+        for _ in 0..2 {
+            channel.say(&long).expect("room to wait");
+            let (mine, far) = UnixStream::pair().expect("a pair");
+            channel.say_with(&ToSupervisor::StartSource, Some(far.into())).expect("room to wait");
+            near.push(mine);
+        }
+        let mut other = Channel::new(theirs).expect("a channel");
+        while !near.is_empty() {
+            channel.drain().expect("room again");
+            if matches!(other.hear().expect("whole lines"), Some(ToSupervisor::StartSource)) {
+                let mut far = UnixStream::from(other.take_fd().expect("it came along"));
+                far.write_all(b"x").expect("room");
+                let mut byte = [0];
+                near.remove(0).read_exact(&mut byte).expect("the right one");
+            }
+        }
+        assert!(other.take_fd().is_none());
     }
 }

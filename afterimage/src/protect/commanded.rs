@@ -5,13 +5,14 @@ use super::{
     vm_health::Health,
 };
 use crate::qemu::{
-    control::{self, ControlError, MigrationState},
+    control::{self, Before, ControlError, MigrationState},
+    inventory::Watcher,
     qmp::{Qmp, QmpError, kill_instance},
 };
 use anyhow::{Context, Result};
 use serde_json::Value;
 use std::{
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -29,6 +30,11 @@ pub(super) struct Qemu {
     process: Process,
     /// QEMU said that its VM shuts down, or was told to.
     shut_down: bool,
+    watcher: Watcher,
+    /// QEMU's settings before the migration that was begun here.
+    before: Option<Before>,
+    /// QEMU was told to send checkpoints, and nothing has been heard of their end.
+    sending: bool,
 }
 
 /// How a QEMU is found.
@@ -45,18 +51,22 @@ pub(super) enum Condition {
 }
 
 /// One thing to do to QEMU.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) enum Task {
-    Start(PathBuf),
+    /// QEMU's end of the stream; without it there is none.
+    Start(Option<OwnedFd>),
+    Look,
     Leave,
     Fence,
     Explain(String),
 }
 
 impl Task {
-    pub(super) fn of(message: &ToSupervisor) -> Option<Self> {
+    /// `stream`: what comes with [`ToSupervisor::StartSource`].
+    pub(super) fn of(message: &ToSupervisor, stream: Option<OwnedFd>) -> Option<Self> {
         Some(match message {
-            ToSupervisor::StartSource { path } => Self::Start(path.clone()),
+            ToSupervisor::StartSource => Self::Start(stream),
+            ToSupervisor::LookAgain => Self::Look,
             ToSupervisor::LeaveSource => Self::Leave,
             ToSupervisor::Fence => Self::Fence,
             ToSupervisor::SourceFailed { why } => Self::Explain(why.clone()),
@@ -70,26 +80,67 @@ impl Task {
 }
 
 impl Qemu {
-    pub(super) fn connect(path: &Path, process: Process) -> Result<Self, QmpError> {
-        Ok(Self::new(Qmp::connect(path, Duration::from_secs(5))?, process))
+    /// `nics`: the sockets of `--nic`.
+    pub(super) fn connect(path: &Path, process: Process, nics: Vec<PathBuf>) -> Result<Self, QmpError> {
+        Ok(Self::new(Qmp::connect(path, Duration::from_secs(5))?, process, nics))
     }
 
-    pub(super) fn new(qmp: Qmp, process: Process) -> Self {
-        Self { qmp, process, shut_down: false }
+    pub(super) fn new(qmp: Qmp, process: Process, nics: Vec<PathBuf>) -> Self {
+        Self { qmp, process, shut_down: false, watcher: Watcher::new(nics), before: None, sending: false }
     }
 
     /// Does it; the data path may want to hear how it went.
     pub(super) fn perform(&mut self, task: &Task) -> Result<Option<ToDataPath>> {
         match task {
-            Task::Start(path) => {
-                let refused = control::start_colo(&mut self.qmp, path).err();
-                let unsupported = matches!(refused, Some(ControlError::NoColo { .. } | ControlError::NoDescription));
-                Ok(Some(ToDataPath::Started { error: refused.map(|e| e.to_string()), unsupported }))
+            Task::Start(stream) => Ok(Some(self.start(stream.as_ref()))),
+            Task::Look => {
+                self.watcher.look_again();
+                Ok(None)
             }
-            Task::Leave => control::leave_colo(&mut self.qmp).map(|()| None).context("leaving checkpoint mode"),
+            Task::Leave => {
+                self.sending = false;
+                let before = self.before.take();
+                control::leave_colo(&mut self.qmp, before.as_ref()).map(|()| None).context("leaving checkpoint mode")
+            }
             Task::Fence => self.fence().map(|()| None),
             Task::Explain(why) => Ok(Some(self.explain(why))),
         }
+    }
+
+    fn start(&mut self, stream: Option<&OwnedFd>) -> ToDataPath {
+        let Some(stream) = stream else {
+            let error = Some("the stream for checkpoints is missing".into());
+            return ToDataPath::Started { error, unsupported: false };
+        };
+        let started = control::start_colo(&mut self.qmp, stream.as_fd());
+        // What was asked before says nothing of this migration.
+        self.watcher.start_over(&mut self.qmp);
+        match started {
+            Ok(before) => {
+                (self.before, self.sending) = (Some(before), true);
+                ToDataPath::Started { error: None, unsupported: false }
+            }
+            Err(error) => {
+                use ControlError::{NoColo, NoDescription, ReturnPath};
+                let unsupported = matches!(error, NoColo { .. } | NoDescription | ReturnPath { .. });
+                ToDataPath::Started { error: Some(error.to_string()), unsupported }
+            }
+        }
+    }
+
+    /// Looks at the VM's outputs, and whether the migration still goes on, without waiting: what the data path should hear.
+    pub(super) fn look(&mut self) -> Vec<ToDataPath> {
+        // A QEMU that cannot be asked is gone: `gone` says so.
+        let Ok(look) = self.watcher.turn(&mut self.qmp, self.sending) else { return Vec::new() };
+        let over = |state: &MigrationState| !matches!(state, MigrationState::Active | MigrationState::Colo);
+        let broken = look.migration.filter(|state| self.sending && over(state)).map(|state| self.broken(&state, ""));
+        let changed = look.changed.map(|changed| ToDataPath::Changed(Box::new(changed)));
+        changed.into_iter().chain(broken).collect()
+    }
+
+    /// How long nothing has to be looked at.
+    pub(super) fn patience(&self) -> Duration {
+        self.watcher.patience()
     }
 
     /// How the VM is, by QEMU's word. One that does not answer at once is asked again later: that proves nothing.
@@ -118,11 +169,25 @@ impl Qemu {
                 let _ = self.qmp.poll_events();
                 ToDataPath::VmGone { orderly: self.said_shutdown() }
             }
-            Ok(MigrationState::Completed) => {
-                ToDataPath::SourceBroken { why: UNSUPPORTED.to_owned(), unsupported: true }
-            }
-            Ok(state) => ToDataPath::SourceBroken { why: format!("{why}; QEMU says {state:?}"), unsupported: false },
+            Ok(state) => self.broken(&state, why),
         }
+    }
+
+    /// The migration is over, or its stream is; `why`: as seen from the data path.
+    fn broken(&mut self, state: &MigrationState, why: &str) -> ToDataPath {
+        self.sending = false;
+        let unsupported = *state == MigrationState::Completed;
+        let qemu = match state {
+            MigrationState::Completed => UNSUPPORTED.to_owned(),
+            MigrationState::None => "QEMU did not begin to send checkpoints".to_owned(),
+            MigrationState::Cancelled => {
+                "somebody cancelled the VM's migration, by which checkpoints are sent".to_owned()
+            }
+            MigrationState::Failed(error) => format!("QEMU failed to send checkpoints: {error}"),
+            state => format!("QEMU says {state:?}"),
+        };
+        let why = if unsupported || why.is_empty() { qemu } else { format!("{why}; {qemu}") };
+        ToDataPath::SourceBroken { why, unsupported }
     }
 
     /// Whether QEMU said that the VM is gone: `Some(orderly)`.
@@ -161,5 +226,6 @@ impl AsFd for Qemu {
     }
 }
 
-const UNSUPPORTED: &str = "this QEMU ended the migration instead of entering checkpoint mode (COLO): 10.0 and 10.1 are \
-     known to. The VM runs on, unprotected. Use QEMU 7.2 (Debian 12), or one of which `query-migrate` says \"colo\"";
+const UNSUPPORTED: &str = "this QEMU ended the migration instead of entering checkpoint mode (COLO), as 10.0.2 does. The VM \
+     runs on, unprotected. Use QEMU 7.2 (Debian 12) or 10.0.13 (Debian 13), or another one of which `query-migrate` says \
+     \"colo\"";

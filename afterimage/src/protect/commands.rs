@@ -116,7 +116,8 @@ pub(super) fn status(path: &mut DataPath) -> Status {
         run_us: us(run),
         pause_us: figures.pause.percentiles(),
         commit_us: figures.commit.percentiles(),
-        notes: path.notes.iter().cloned().chain(path.stop.note()).collect(),
+        notes: notes(path),
+        outputs: path.outputs.status(),
         why_not_protected: path.why_not(),
         ..Status::default()
     };
@@ -135,6 +136,14 @@ pub(super) fn status(path: &mut DataPath) -> Status {
         report::fill_beats(&mut status, beats);
     }
     status
+}
+
+/// What the operator should know.
+fn notes(path: &DataPath) -> Vec<String> {
+    let proving = "the VM has changed: it is not called protected until the standby has proven that it can load it";
+    let proving = path.driver.machine().is_proving().then(|| proving.to_owned());
+    let standing = path.notes.iter().cloned().chain(path.outputs.notes());
+    standing.chain(proving).chain(path.stop.note()).collect()
 }
 
 /// What metrics are made of.

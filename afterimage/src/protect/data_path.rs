@@ -8,6 +8,7 @@ use super::{
     channel::{Brief, Channel, ToDataPath, ToSupervisor},
     hands::Hands,
     orders::Order,
+    outputs::Outputs,
     own,
     seek::{Seek, Trouble},
     session::Found,
@@ -47,7 +48,6 @@ use mc_core::{
 use serde_json::json;
 use std::{
     os::{fd::AsFd, unix::net::UnixStream},
-    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -92,7 +92,7 @@ pub(super) struct DataPath {
     /// Why the session that there is will have ended.
     pub(super) trouble: Option<Trouble>,
     pub(super) protected_since: Option<Time>,
-    pub(super) source_path: PathBuf,
+    pub(super) outputs: Outputs,
     /// The stall limit as it was when the turn before began.
     limit_before: Duration,
     last_turn: Time,
@@ -210,7 +210,7 @@ impl DataPath {
         let mut driver = PrimaryDriver::new(machine, Staging::new(pool), gate, WatchedClock(progress.clone()));
         driver.set_cap(usize::try_from(config.staging_bytes)?, config.on_cap.0);
         let scrapes = Scrapes::serve(config.metrics)?;
-        let source_path = config.run_dir.join(format!("{}.colo.sock", config.vm));
+        let outputs = Outputs::new(brief.outputs.clone(), config.forced());
         let seek = Seek::new(clock.now().after(Seek::patience(brief.deaths)), brief.protect);
         Ok(Self {
             driver,
@@ -234,7 +234,7 @@ impl DataPath {
             made_way_at: None,
             trouble: None,
             protected_since: None,
-            source_path,
+            outputs,
             limit_before: Duration::MAX,
             last_turn: clock.now(),
             stalls: Stalls::default(),
@@ -279,6 +279,8 @@ impl DataPath {
         self.driver.gate.tick(self.clock.now());
         self.driver.pump();
         self.watch.look(self.driver.link());
+        self.watch_sizes()?;
+        self.watch_sizes()?;
         self.run_errands()?;
         self.hear_control();
         self.report_role();
@@ -345,6 +347,7 @@ impl DataPath {
                 ToDataPath::SourceBroken { why, unsupported } => self.source_broken(why, unsupported),
                 ToDataPath::Stop => self.told_to_stop(Heard::BySupervisor),
                 ToDataPath::Resume => self.take_back_place(),
+                ToDataPath::Changed(changed) => self.vm_changed(*changed),
             }
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! What the primary's driver asks of the data path.
 
 use super::{channel::ToSupervisor, commands, data_path::DataPath, seek::Trouble};
-use crate::{arbiter::Ask, config, events::emit, exit::Code, report};
+use crate::{arbiter::Ask, config, events::emit, exit::Code, qemu::colo::ColoSource, report};
 use anyhow::Result;
 use mc_core::{driver::PrimaryErrand, id::Generation, primary::Role, register::Register, wire::control::NackReason};
 use serde_json::json;
@@ -13,7 +13,8 @@ impl DataPath {
                 PrimaryErrand::Cas { expect, new, contested } if contested && self.yields() => self.park(expect, new),
                 PrimaryErrand::Cas { expect, new, contested } => self.ask_for(expect, new, contested),
                 PrimaryErrand::StartSource => {
-                    self.supervisor.say(&ToSupervisor::StartSource { path: self.source_path.clone() })?;
+                    let stream = self.driver.source_mut().and_then(ColoSource::far_end);
+                    self.supervisor.say_with(&ToSupervisor::StartSource, stream)?;
                 }
                 PrimaryErrand::GaveUp => self.gave_up(),
                 PrimaryErrand::LeaveSource => self.went_solo()?,

@@ -16,7 +16,7 @@ use crate::{exit, qemu::qmp::QmpError};
 use anyhow::Result;
 use std::{
     collections::VecDeque,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
     time::Duration,
 };
@@ -27,7 +27,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 enum Reach {
     Supervisor(Channel),
-    Own(Qemu),
+    Own(Box<Qemu>),
     Nobody,
 }
 
@@ -37,13 +37,14 @@ pub(super) struct Hands {
     reach: Reach,
     qmp: PathBuf,
     process: Process,
+    nics: Vec<PathBuf>,
     answers: VecDeque<ToDataPath>,
 }
 
 impl Hands {
     pub(super) fn new(channel: Channel, brief: &Brief) -> Self {
-        let (qmp, process) = (brief.config.qmp.clone(), brief.qemu_process());
-        Self { reach: Reach::Supervisor(channel), qmp, process, answers: VecDeque::new() }
+        let (qmp, process, nics) = (brief.config.qmp.clone(), brief.qemu_process(), brief.config.nic_sockets());
+        Self { reach: Reach::Supervisor(channel), qmp, process, nics, answers: VecDeque::new() }
     }
 
     pub(super) fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
@@ -67,18 +68,28 @@ impl Hands {
                 }
                 Ok(message)
             }
-            Reach::Own(qemu) => Ok(qemu.gone().map(|orderly| {
-                self.reach = Reach::Nobody;
-                ToDataPath::VmGone { orderly }
-            })),
+            Reach::Own(qemu) => {
+                if let Some(orderly) = qemu.gone() {
+                    self.reach = Reach::Nobody;
+                    return Ok(Some(ToDataPath::VmGone { orderly }));
+                }
+                self.answers.extend(qemu.look());
+                Ok(self.answers.pop_front())
+            }
             Reach::Nobody => Ok(None),
         }
     }
 
     /// Has something done to QEMU.
     pub(super) fn say(&mut self, message: &ToSupervisor) -> Result<()> {
+        self.say_with(message, None)
+    }
+
+    /// The same; `stream` goes with it.
+    pub(super) fn say_with(&mut self, message: &ToSupervisor, stream: Option<OwnedFd>) -> Result<()> {
         if let Reach::Supervisor(channel) = &mut self.reach {
-            if channel.say(message).is_ok() {
+            let copy = stream.as_ref().map(OwnedFd::try_clone).transpose()?;
+            if channel.say_with(message, copy).is_ok() {
                 return Ok(());
             }
             self.orphaned();
@@ -86,7 +97,7 @@ impl Hands {
         if matches!(message, ToSupervisor::MakeWay) {
             self.reach = Reach::Nobody;
         }
-        let Some(task) = Task::of(message) else { return Ok(()) };
+        let Some(task) = Task::of(message, stream) else { return Ok(()) };
         if matches!(self.reach, Reach::Nobody) {
             self.reach_out();
         }
@@ -119,8 +130,8 @@ impl Hands {
     }
 
     fn reach_out(&mut self) {
-        self.reach = match Qemu::connect(&self.qmp, self.process) {
-            Ok(qemu) => Reach::Own(qemu),
+        self.reach = match Qemu::connect(&self.qmp, self.process, self.nics.clone()) {
+            Ok(qemu) => Reach::Own(Box::new(qemu)),
             Err(error) => {
                 tracing::error!(%error, "no control connection to QEMU");
                 if matches!(error, QmpError::Connect { .. }) {

@@ -14,7 +14,7 @@ use crate::{
     qemu::colo::ColoSource,
     status::WhyNot,
 };
-use anyhow::{Context, Result};
+use anyhow::Result;
 use mc_core::{
     id::Time,
     primary::{Event, Role},
@@ -36,11 +36,9 @@ impl DataPath {
 
     pub(super) fn look_for_standby(&mut self) {
         if self.next_look().is_some() && self.seek.begin(self.clock.now()) {
-            let generation = self.driver.machine().register().generation.next();
-            let witness = self.arbiter.health().witness;
-            match session::seek(&self.brief, generation, witness) {
+            match self.begin_to_look() {
                 Ok(inbox) => self.sessions = Some(inbox),
-                Err(error) => self.no_session(&Trouble::passing(exit::words(&error))),
+                Err(trouble) => self.no_session(&trouble),
             }
         }
         if let Some(found) = self.sessions.as_ref().and_then(Inbox::take) {
@@ -61,9 +59,17 @@ impl DataPath {
         }
     }
 
+    fn begin_to_look(&self) -> Result<Inbox<Result<Found, Trouble>>, Trouble> {
+        if let Some(why) = self.outputs.left_open() {
+            return Err(Trouble::lasting(why));
+        }
+        let generation = self.driver.machine().register().generation.next();
+        let witness = self.arbiter.health().witness;
+        session::seek(&self.brief, generation, witness).map_err(|error| Trouble::passing(exit::words(&error)))
+    }
+
     fn attach(&mut self, found: Found) -> Result<()> {
-        let source = ColoSource::listen(&self.source_path, self.brief.profile.blocks.clone())
-            .with_context(|| format!("socket {}", self.source_path.display()))?;
+        let source = ColoSource::new(self.brief.profile.blocks.clone())?;
         let (standby, incarnation) = (found.standby, found.incarnation);
         emit("syncing", json!({ "standby": standby, "peer": found.peer, "peer_beats": found.beats }));
         let peer = format!("{} at {}", standby.node, found.peer);
@@ -76,6 +82,7 @@ impl DataPath {
         self.watch.begin(report);
         (self.trouble, self.protected_since) = (None, None);
         self.seek.found();
+        self.outputs.begin_session();
         self.driver.set_commit_deadline(self.brief.config.commit_deadline(self.watch.has_rdma()));
         self.driver.attach(link, incarnation, source, standby);
         Ok(())

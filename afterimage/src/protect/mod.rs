@@ -15,6 +15,7 @@
 //! | [`seek`], [`look`], [`session`] | looks for a standby, again and again; shakes hands with it |
 //! | [`proving`] | proves that beats come both ways |
 //! | [`orders`] | what an operator or a signal wants, and needs the arbiter for |
+//! | [`outputs`] | whether the VM's outputs are held |
 //! | [`channel`] | what the two processes say to each other |
 //! | [`commands`] | the control socket: status, solo, handover |
 //! | [`vm_health`], [`yielding`] | whether the VM runs, and what is done when it does not |
@@ -30,6 +31,7 @@ mod hands;
 mod live;
 mod look;
 mod orders;
+mod outputs;
 mod own;
 mod proving;
 mod rejoin;
@@ -49,8 +51,9 @@ use crate::{
     exit::{self, Code, ExitError},
     identity, paths,
     qemu::{
-        control as qemu,
-        profile::{self, Profile},
+        control::{self as qemu, ControlError, Found},
+        inventory,
+        profile::Profile,
         qmp::{Qmp, QmpError, instance_id},
     },
     report::{self, ms},
@@ -73,8 +76,10 @@ pub fn run(mut config: ProtectConfig) -> Result<Code> {
     let predecessor = control::ask_to_make_way(&config.run_dir, config.vm)?;
     let relieves = predecessor == Predecessor::MadeWay;
     let mut qmp = Qmp::connect(&config.qmp, Duration::from_secs(5)).map_err(no_qmp)?;
+    let found = qemu::look(&mut qmp).map_err(not_to_be_protected)?;
     let profile = Profile::query(&mut qmp)?;
-    refuse_writable_disks(&config, &mut qmp)?;
+    let outputs = inventory::take(&mut qmp, &config.nic_sockets())?;
+    outputs::refuse(&config.forced(), &outputs)?;
     let qemu_pid = qmp.peer_pid()?;
     record(&config, "supervisor")?;
     let node = identity::node(&config.state_dir, config.node)?;
@@ -87,12 +92,13 @@ pub fn run(mut config: ProtectConfig) -> Result<Code> {
     };
     config.accept_witness = false; // once
     tell_attached(&config, &profile, register);
-    if qemu::colo_state(&mut qmp)? == qemu::MigrationState::Colo {
+    if found == Found::LeftOver {
         tracing::warn!("QEMU is still in checkpoint mode: an earlier `protect` died. Leaving it");
-        qemu::leave_colo(&mut qmp)?;
+        qemu::leave_colo(&mut qmp, None)?;
     }
     let stay = !config.once || predecessor != Predecessor::Nobody;
-    let brief = Brief { config, register, profile, qemu_pid, protect: true, stay, relieve: relieves, deaths: 0 };
+    let relieve = relieves;
+    let brief = Brief { config, register, profile, outputs, qemu_pid, protect: true, stay, relieve, deaths: 0 };
     let ended = supervisor::supervise(qmp, brief, signals);
     match (ended, next) {
         (Err(error), Some(next)) if exit::explain(&error).0 == Code::Fenced => {
@@ -131,14 +137,17 @@ fn no_qmp(error: QmpError) -> anyhow::Error {
     ExitError::new(Code::Prerequisite, error).remedy(remedy).into()
 }
 
-/// Disk writes are not held: after a takeover the disk would be ahead of RAM.
-fn refuse_writable_disks(config: &ProtectConfig, qmp: &mut Qmp) -> Result<()> {
-    let disks = profile::writable_disks(qmp)?;
-    if disks.is_empty() || config.force_writable_disks {
-        return Ok(());
-    }
-    let what = format!("the VM has writable disks: {}", disks.join(", "));
-    let remedy = "disk writes are not held yet, so a takeover would find the disk ahead of RAM; attach disks \
-                  read-only, or accept that with --force-writable-disks";
-    Err(ExitError::new(Code::Prerequisite, what).remedy(remedy).into())
+/// It was looked at, and is left as it was found.
+fn not_to_be_protected(error: ControlError) -> anyhow::Error {
+    let remedy = match &error {
+        ControlError::NotRunning { status } if matches!(status.as_str(), "paused" | "prelaunch") => {
+            "let it run (`cont` at its monitor), then protect it; nothing was changed"
+        }
+        ControlError::NotRunning { .. } => "protect it when it runs; nothing was changed",
+        ControlError::Busy(_) => {
+            "wait for that migration, or cancel it (`migrate_cancel` at the VM's monitor); nothing was changed"
+        }
+        _ => return error.into(),
+    };
+    ExitError::new(Code::Prerequisite, error).remedy(remedy).into()
 }

@@ -182,6 +182,13 @@ impl Seek {
         }
     }
 
+    /// The VM is another one than it was: what is under way is for nothing, and what has failed may succeed.
+    pub(super) fn anew(&mut self, now: Time) {
+        if self.state != State::Session {
+            self.state = State::Waiting(now);
+        }
+    }
+
     /// Makes way for a successor, or takes that back. What was under way is given up.
     pub(super) fn make_way(&mut self, now: Time, yields: bool) {
         self.yielded = yields;
@@ -253,6 +260,24 @@ mod tests {
         assert_eq!((seek.next(), seek.begin(at(1_000_000))), (None, false));
         seek.wanted(at(2_000_000));
         assert!(seek.begin(at(2_000_000)), "an operator may say so all the same");
+    }
+
+    #[test]
+    fn another_vm_is_another_try_at_once() {
+        let mut seek = Seek::new(at(0), true);
+        assert!(seek.begin(at(0)));
+        seek.anew(at(1));
+        assert!(!seek.is_trying(), "what is found now is of the VM as it was");
+        assert!(seek.begin(at(1)));
+        seek.failed((at(1), 1), &Trouble::lasting("the VM has an output that nobody holds"), MIDDLE);
+        seek.anew(at(2));
+        assert!(seek.begin(at(2)));
+        seek.found();
+        seek.anew(at(3));
+        assert_eq!(seek.next(), None, "there is a session");
+        seek.unwanted(4, "unprotect");
+        seek.anew(at(5));
+        assert!(!seek.begin(at(5)));
     }
 
     #[test]

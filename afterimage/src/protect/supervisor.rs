@@ -51,7 +51,7 @@ const MAKE_WAY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_s
 
 /// Watches over one VM until it is gone, fenced, or handed over. Returns the exit code.
 pub(super) fn supervise(qmp: Qmp, brief: Brief, signals: Signals) -> Result<Code> {
-    let qemu = Some(Qemu::new(qmp, brief.qemu_process()));
+    let qemu = Some(Qemu::new(qmp, brief.qemu_process(), brief.config.nic_sockets()));
     let (looked, health) = (Instant::now(), Health::Runs);
     let (told, retake_at, proven) = (Told::default(), None, None);
     Supervisor { qemu, brief, signals, told, retake_at, looked, health, proven }.run()
@@ -195,6 +195,7 @@ impl Supervisor {
             self.look_for_successor(child);
             if !gone {
                 self.look_at_vm(child);
+                self.look_at_outputs(child);
             }
         }
     }
@@ -204,7 +205,8 @@ impl Supervisor {
         if !gone {
             fds.extend(self.qemu.as_ref().map(|qemu| readable(qemu.as_fd())));
         }
-        wait(&mut fds, Time(0), None, Duration::from_secs(1))?;
+        let patience = self.qemu.as_ref().filter(|_| !gone).map_or(LOOK, Qemu::patience);
+        wait(&mut fds, Time(0), None, patience.min(LOOK))?;
         Ok(())
     }
 
@@ -220,7 +222,8 @@ impl Supervisor {
             }
             _ => {}
         }
-        let (Some(task), Some(qemu)) = (Task::of(message), &mut self.qemu) else { return };
+        let stream = matches!(message, ToSupervisor::StartSource).then(|| child.channel.take_fd()).flatten();
+        let (Some(task), Some(qemu)) = (Task::of(message, stream), &mut self.qemu) else { return };
         match qemu.perform(&task) {
             Ok(Some(answer)) => drop(child.channel.say(&answer)),
             Ok(None) => {}
@@ -238,6 +241,17 @@ impl Supervisor {
         if let Some(news) = said.filter(|now| *now != self.health) {
             self.health = news;
             let _ = child.channel.say(&ToDataPath::VmIs(self.health.clone()));
+        }
+    }
+
+    /// Tells what has changed of the VM, and whether its migration has ended; the next data path begins with that.
+    fn look_at_outputs(&mut self, child: &mut DataPathProcess) {
+        for news in self.qemu.as_mut().map(Qemu::look).unwrap_or_default() {
+            if let ToDataPath::Changed(changed) = &news {
+                self.brief.outputs = changed.outputs.clone();
+                changed.make.clone().map(|make| self.brief.profile.remake(make));
+            }
+            let _ = child.channel.say(&news);
         }
     }
 
@@ -279,7 +293,7 @@ impl Supervisor {
     fn retake(&mut self) -> Result<(), QmpError> {
         self.retake_at = Some(Instant::now() + MAKE_WAY.1);
         let qmp = Qmp::connect(&self.brief.config.qmp, ANSWER)?;
-        self.qemu = Some(Qemu::new(qmp, self.brief.qemu_process()));
+        self.qemu = Some(Qemu::new(qmp, self.brief.qemu_process(), self.brief.config.nic_sockets()));
         self.retake_at = None;
         Ok(())
     }

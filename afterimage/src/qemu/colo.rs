@@ -4,12 +4,15 @@
 //! soon as the checkpoint is staged here, REPLY not before the next checkpoint is wanted. Until then the VM simply runs.
 //!
 //! ```text
-//!            begin            accept            Captured            resume: READY, later RECEIVED+LOADED
-//!  Unbound ────────> Waiting ────────> Reading ──────────> Captured ────────> Asking ──(REQUEST read)──> Ready
-//!                                        ^ VM: initial copy runs,               VM runs                    │ VM runs
-//!                                        │ then stopped                                                    │
-//!                                        └──────────────────────── pause: REPLY ───────────────────────────┘
+//!           begin             Captured            resume: READY, later RECEIVED+LOADED
+//!  Unbound ───────> Reading ──────────> Captured ────────> Asking ──(REQUEST read)──> Ready
+//!                     ^ VM: initial copy runs,               VM runs                    │ VM runs
+//!                     │ then stopped                                                    │
+//!                     └──────────────────────── pause: REPLY ───────────────────────────┘
 //! ```
+//!
+//! QEMU is handed one end of a socket pair ([`ColoSource::far_end`]), so that it needs no path, no permission and no working
+//! directory of ours, and so that a migration that ends before it begins is seen at once: its end is closed.
 //!
 //! On every error the state is `Broken`; the VM may then be stopped, until whoever holds its QMP connection leaves COLO
 //! ([`crate::qemu::control::leave_colo`]).
@@ -20,15 +23,12 @@ use super::{
 };
 use mc_core::source::{CheckpointSink, CheckpointSource, SourceError, SourceEvent};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use socket2::{Domain, SockAddr, Socket, Type};
 use std::{
-    fs,
     io::{self, Read, Write},
     os::{
-        fd::{AsFd, BorrowedFd},
-        unix::fs::{FileTypeExt, PermissionsExt},
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::net::UnixStream,
     },
-    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -45,7 +45,6 @@ const LINGER: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Unbound,
-    Waiting,
     /// A checkpoint is coming in; `first` is the initial copy, during most of which the VM runs.
     Reading {
         first: bool,
@@ -61,10 +60,9 @@ enum State {
 /// The checkpoint source for a QEMU that knows COLO.
 #[derive(Debug)]
 pub struct ColoSource {
-    path: PathBuf,
     blocks: Vec<RamBlock>,
-    listener: Socket,
-    peer: Option<Socket>,
+    peer: Option<UnixStream>,
+    far: Option<OwnedFd>,
     parser: Parser,
     /// What was received and not parsed is `buffer[start..end]`.
     buffer: Vec<u8>,
@@ -74,26 +72,16 @@ pub struct ColoSource {
 }
 
 impl ColoSource {
-    /// Binds a unix socket at `path`, for this user only. A socket left behind by a dead process is replaced.
-    ///
     /// `blocks` are the VM's, from its profile.
     ///
     /// # Errors
-    /// Somebody listens at `path`, or it is something else than a socket, or it cannot be bound; or the blocks cannot be.
-    pub fn listen(path: &Path, blocks: Vec<RamBlock>) -> io::Result<Self> {
+    /// The blocks cannot be a VM's.
+    pub fn new(blocks: Vec<RamBlock>) -> io::Result<Self> {
         let parser = new_parser(&blocks)?;
-        remove_stale(path)?;
-        let listener = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-        listener.bind(&SockAddr::unix(path)?)?;
-        // Before `listen` nobody can connect, so that the mode is never too wide.
-        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-        listener.set_nonblocking(true)?;
-        listener.listen(1)?;
         Ok(Self {
-            path: path.to_owned(),
             blocks,
-            listener,
             peer: None,
+            far: None,
             parser,
             buffer: vec![0; BUFFER],
             start: 0,
@@ -102,10 +90,9 @@ impl ColoSource {
         })
     }
 
-    /// Where it listens: for [`crate::qemu::control::start_colo`].
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// QEMU's end of the stream, once after each `begin`: for [`crate::qemu::control::start_colo`].
+    pub fn far_end(&mut self) -> Option<OwnedFd> {
+        self.far.take()
     }
 
     /// The machine that QEMU says it is; empty before the first bytes.
@@ -114,35 +101,11 @@ impl ColoSource {
         self.parser.machine()
     }
 
-    /// Whether QEMU has connected.
-    #[must_use]
-    pub fn connected(&self) -> bool {
-        self.peer.is_some()
-    }
-
-    fn accept(&mut self) -> Result<bool, SourceError> {
-        match self.listener.accept() {
-            Ok((peer, _)) => {
-                peer.set_nonblocking(true).map_err(|source| SourceError::Io { doing: "accepting QEMU", source })?;
-                self.peer = Some(peer);
-                self.state = State::Reading { first: true };
-                Ok(true)
-            }
-            Err(error) if again(&error) => Ok(false),
-            Err(source) => Err(SourceError::Io { doing: "accepting QEMU", source }),
-        }
-    }
-
     fn step(&mut self, sink: &mut dyn CheckpointSink) -> Result<SourceEvent, SourceError> {
         match self.state {
             State::Unbound | State::Captured { .. } => return Ok(SourceEvent::Idle),
             State::Ready => return self.nothing_more().map(|()| SourceEvent::Idle),
             State::Broken => return Err(SourceError::Closed),
-            State::Waiting => {
-                if !self.accept()? {
-                    return Ok(SourceEvent::Idle);
-                }
-            }
             State::Reading { .. } | State::Asking => {}
         }
         self.receive(sink)
@@ -260,16 +223,14 @@ impl ColoSource {
 }
 
 impl CheckpointSource for ColoSource {
-    /// Waits for QEMU to connect: now somebody tells it to migrate to [`ColoSource::path`]. Drops an earlier connection.
+    /// Makes a new stream: now somebody hands QEMU its end. An earlier one is dropped.
     fn begin(&mut self) -> Result<(), SourceError> {
-        self.peer = None;
-        // A connection from before is not what was asked for.
-        while self.accept()? {
-            self.peer = None;
-        }
+        let pair = UnixStream::pair().and_then(|pair| pair.0.set_nonblocking(true).map(|()| pair));
+        let (near, far) = pair.map_err(|source| SourceError::Io { doing: "making a socket pair", source })?;
         self.parser = new_parser(&self.blocks).map_err(|error| SourceError::Stream(error.to_string()))?;
+        (self.peer, self.far) = (Some(near), Some(far.into()));
         (self.start, self.end) = (0, 0);
-        self.state = State::Waiting;
+        self.state = State::Reading { first: true };
         Ok(())
     }
 
@@ -298,35 +259,12 @@ impl CheckpointSource for ColoSource {
     }
 
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
-        match self.state {
-            State::Unbound => None,
-            _ => Some(self.peer.as_ref().unwrap_or(&self.listener).as_fd()),
-        }
-    }
-}
-
-impl Drop for ColoSource {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        self.peer.as_ref().map(AsFd::as_fd)
     }
 }
 
 fn new_parser(blocks: &[RamBlock]) -> io::Result<Parser> {
     Parser::new(Kind::Colo, blocks.to_vec()).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))
-}
-
-/// Removes a socket that nobody listens at.
-pub(super) fn remove_stale(path: &Path) -> io::Result<()> {
-    let wrong = |kind, what| Err(io::Error::new(kind, format!("{}: {what}", path.display())));
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-        Ok(found) if !found.file_type().is_socket() => wrong(io::ErrorKind::AlreadyExists, "exists, and is no socket"),
-        Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
-            Ok(_) => wrong(io::ErrorKind::AddrInUse, "another process listens there"),
-            Err(_) => fs::remove_file(path),
-        },
-    }
 }
 
 fn again(error: &io::Error) -> bool {

@@ -8,6 +8,7 @@
 //! | [`colo`] | [`colo::ColoSource`]: plays the COLO secondary; the primary's source of checkpoints |
 //! | [`qmp`] | the control connection: commands, events, who is at the other end |
 //! | [`control`] | what a supervisor does over it: start and leave COLO, fence |
+//! | [`inventory`] | every way out of the VM, and whether the gate holds it |
 //! | [`profile`] | what a VM is made of, and how two of them differ |
 //! | [`standby`] | [`standby::StandbyVm`]: a QEMU that waits over the RAM image, and its takeover |
 //!
@@ -22,7 +23,9 @@ pub mod argv;
 pub mod blocks;
 pub mod colo;
 pub mod control;
+pub mod inventory;
 pub mod profile;
 pub mod qmp;
+mod stale;
 pub mod standby;
 pub mod stream;

@@ -8,6 +8,7 @@
 //! | [`vouch`] | before that: whether its VM fits, and whether the register vouches for it |
 //! | [`vm`] | the waiting QEMU, its RAM file, and the image over it |
 //! | [`ram_file`] | that file: made, locked, removed, kept; one standby of a VM per directory |
+//! | [`rehearsing`] | a QEMU that is thrown away loads the image |
 //! | [`takeover`] | the VM is ours: tried until it runs |
 //! | [`running`], [`network`] | after the takeover, also of an earlier process: the VM runs here, and a keeper has its network |
 //! | [`state`], [`export`] | all but the main memory, copied out; the VM as files for a stock QEMU |
@@ -23,6 +24,7 @@ mod network;
 mod node;
 mod offer;
 mod ram_file;
+mod rehearsing;
 mod renounce;
 mod report;
 mod running;

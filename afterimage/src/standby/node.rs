@@ -89,7 +89,9 @@ pub(super) struct Node {
     pub(super) pending: Option<Pending>,
     pub(super) export: Option<Export>,
     /// A throw-away QEMU that loads the image.
-    rehearsal: Option<Rehearsal>,
+    pub(super) rehearsal: Option<Rehearsal>,
+    /// Why this host's QEMU could not load the VM, when it was tried last.
+    pub(super) unloadable: Option<String>,
     /// The one standby of this VM over this RAM directory; until the VM runs here.
     pub(super) claim: Option<Claim>,
     pub(super) last_copy: LastCopy,
@@ -148,6 +150,7 @@ impl Node {
             pending: None,
             export: None,
             rehearsal: None,
+            unloadable: None,
             claim: Some(claim),
             last_copy,
             missed: None,
@@ -339,36 +342,6 @@ impl Node {
             }
         }
         Ok(())
-    }
-
-    /// The image stands still until the outcome is heard.
-    fn begin_rehearsal(&mut self, epoch: Epoch) {
-        emit("rehearsing", json!({ "epoch": epoch }));
-        let (Some(vm), Some(image)) = (&self.vm, self.driver.image()) else {
-            return self.driver.rehearsed(Err("there is no image".to_owned()));
-        };
-        match vm.rehearse(image) {
-            Ok(rehearsal) => self.rehearsal = Some(rehearsal),
-            Err(error) => self.rehearsed(Err(exit::words(&error))),
-        }
-    }
-
-    fn hear_rehearsal(&mut self) {
-        let Some(outcome) = self.rehearsal.as_ref().and_then(Rehearsal::take) else { return };
-        self.rehearsal = None;
-        let outcome = outcome.map_err(|error| error.to_string());
-        if let Ok(passed) = &outcome {
-            emit("rehearsed", json!({ "took_ms": report::ms(passed.took), "private_bytes": passed.private_bytes }));
-        }
-        self.rehearsed(outcome.map(drop));
-    }
-
-    fn rehearsed(&mut self, outcome: Result<(), String>) {
-        if let Err(why) = &outcome {
-            tracing::error!(why, "this host's QEMU could not load the VM: no protection");
-            emit("rehearsal-failed", json!({ "why": why }));
-        }
-        self.driver.rehearsed(outcome);
     }
 
     pub(super) fn claim(&mut self, expect: Generation, new: Register) {

@@ -79,6 +79,10 @@ pub(super) fn status(node: &Node) -> Status {
     };
     let now = node.clock.now();
     status.notes.extend(node.vm.iter().flat_map(|vm| vm.notes()).map(|note| format!("on QEMU's command line, {note}")));
+    let unloadable = node.unloadable.as_ref();
+    status
+        .notes
+        .extend(unloadable.map(|why| format!("this host's QEMU could not load the VM when it was tried last: {why}")));
     status.notes.extend(node.pending.as_ref().and_then(|pending| pending.note(&status.vm, now)));
     status.last_ack_age_ms = figures.last_commit_at.map(|at| now.since(at).as_millis().try_into().unwrap_or(u64::MAX));
     status.counters.insert("spilled_slabs".into(), figures.spilled_slabs);

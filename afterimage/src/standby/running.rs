@@ -19,6 +19,7 @@ use super::{
     network::Network,
     node::{Node, VM_CHECK},
     report::snapshot,
+    vm::earlier,
 };
 use crate::{
     arbiter::{Answer, ArbiterClient, Ask},
@@ -33,10 +34,7 @@ use crate::{
     keeper::{self, Charge},
     live::Session,
     metrics::{Scrapes, Snapshot},
-    qemu::{
-        control::run_state,
-        qmp::{Qmp, Watched},
-    },
+    qemu::qmp::Watched,
     report,
     signals::Signals,
     status::{Request, Response, SCHEMA, Status, socket_path},
@@ -54,8 +52,6 @@ use std::{
 };
 use transport_tcp::session::{Listener, SessionOptions};
 
-/// For a QEMU that may run the VM to say so.
-const QEMU: Duration = Duration::from_secs(2);
 const QEMU_ENDED: &str = "the VM's QEMU ended";
 /// How often a register that does not name this VM is read again.
 const READ_AGAIN: Duration = Duration::from_secs(1);
@@ -116,11 +112,10 @@ pub(super) fn find(config: &StandbyConfig) -> Result<Option<Watched>> {
         return Err(ExitError::new(Code::Failed, what).remedy(remedy).into());
     }
     let asking = || format!("a QEMU of an earlier standby, at {}", path.display());
-    let mut qmp = Qmp::connect(&path, QEMU).with_context(asking)?;
-    if run_state(&mut qmp).with_context(asking)? == "inmigrate" {
-        return Ok(None);
+    match earlier(&path).with_context(asking)? {
+        Some((qmp, state)) if state != "inmigrate" => Ok(Some(Watched::new(qmp.peer_pid()?).with_context(asking)?)),
+        _ => Ok(None),
     }
-    Ok(Some(Watched::new(qmp.peer_pid()?).with_context(asking)?))
 }
 
 /// What is left to do once a node has taken its VM over.

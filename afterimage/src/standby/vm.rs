@@ -221,15 +221,28 @@ fn start_again(died: Option<StandbyVm>, launch: &VmConfig) -> Result<StandbyVm, 
     }
 }
 
+/// The QEMU of an earlier standby, and the state of its VM; `None` if there is none. One that waited ends with its standby, and may be
+/// about to: its sockets close one by one.
+pub(super) fn earlier(path: &Path) -> Result<Option<(Qmp, String)>, QmpError> {
+    let deadline = Instant::now() + PREDECESSOR;
+    loop {
+        let asked = Qmp::connect(path, PREDECESSOR).and_then(|mut qmp| {
+            let state = run_state(&mut qmp)?;
+            Ok((qmp, state))
+        });
+        match asked {
+            Ok(found) => return Ok(Some(found)),
+            Err(QmpError::Connect { .. }) => return Ok(None),
+            Err(error) if Instant::now() >= deadline => return Err(error),
+            Err(_) => std::thread::sleep(Duration::from_millis(2)),
+        }
+    }
+}
+
 /// A standby that was killed left its QEMU behind. One that still waits ends now; one that runs a VM is not ours to end.
 fn dismiss_predecessor(run_dir: &Path) -> Result<()> {
     let path = run_dir.join("standby.qmp");
-    let mut qmp = match Qmp::connect(&path, PREDECESSOR) {
-        Ok(qmp) => qmp,
-        Err(QmpError::Connect { .. }) => return Ok(()),
-        Err(error) => return Err(anyhow::Error::from(error).context("a QEMU of an earlier standby")),
-    };
-    let state = run_state(&mut qmp)?;
+    let Some((mut qmp, state)) = earlier(&path).context("a QEMU of an earlier standby")? else { return Ok(()) };
     if state != "inmigrate" {
         anyhow::bail!(
             "a QEMU of an earlier standby runs a VM that it took over ({state}; control socket {}): protect that one, or end it",
@@ -237,9 +250,12 @@ fn dismiss_predecessor(run_dir: &Path) -> Result<()> {
         );
     }
     let pid = qmp.peer_pid()?;
-    tracing::warn!(pid, "an earlier standby's QEMU still waits; ending it");
     let ending = || format!("ending an earlier standby's QEMU, process {pid}");
-    kill_instance(pid, instance_id(pid)?).with_context(ending)?;
+    // Without an instance it is gone.
+    if let Ok(instance) = instance_id(pid) {
+        tracing::warn!(pid, "an earlier standby's QEMU still waits; ending it");
+        kill_instance(pid, instance).with_context(ending)?;
+    }
     qmp.wait_closed(PREDECESSOR).with_context(ending)?;
     // A dying process closes its sockets one by one: until the last one is gone its place is taken.
     let deadline = Instant::now() + PREDECESSOR;

@@ -19,7 +19,11 @@ fn row(s: &Status) -> [String; 11] {
         s.vm.clone(),
         s.side.clone(),
         s.role.clone(),
-        if s.protected { "yes" } else { "NO" }.to_owned(),
+        match (s.protected, s.unheld()) {
+            (true, 0) => "yes".to_owned(),
+            (true, unheld) => format!("yes, {unheld} unheld"),
+            (false, _) => "NO".to_owned(),
+        },
         or_dash(peer, there),
         or_dash(over, there),
         or_dash(s.generation.to_string(), there),

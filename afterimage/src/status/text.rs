@@ -46,7 +46,7 @@ pub(super) fn bytes(n: u64) -> String {
 /// The text, ending in a newline.
 pub(super) fn render(s: &Status) -> String {
     let protected = if s.protected { "protected" } else { "NOT PROTECTED" };
-    let mut out = Lines(format!("{} on {} ({}): {}, {protected}\n", s.vm, s.node, s.side, s.role));
+    let mut out = Lines(format!("{} on {} ({}): {}, {protected}{}\n", s.vm, s.node, s.side, s.role, exceptions(s)));
     if let Some(why) = &s.stalled {
         out.group(&format!("STALLED: {why}"));
     }
@@ -84,6 +84,13 @@ pub(super) fn render(s: &Status) -> String {
         s.notes.iter().for_each(|note| out.0.push_str(&format!("    {note}\n")));
     }
     out.0
+}
+
+/// What a protected VM is protected but for.
+fn exceptions(s: &Status) -> String {
+    let unheld: Vec<_> =
+        s.outputs.iter().filter(|o| s.protected && o.class == "unheld").map(|o| o.name.as_str()).collect();
+    if unheld.is_empty() { String::new() } else { format!(" but for {}, which nothing holds", unheld.join(", ")) }
 }
 
 fn pair(out: &mut Lines, s: &Status) {
@@ -127,6 +134,9 @@ fn output(out: &mut Lines, s: &Status) {
     out.line("held", format!("{} packets, {}", s.held_packets, bytes(s.held_bytes)));
     out.line("released", format!("{} packets", s.released_packets));
     out.line("dropped", format!("{} packets", s.dropped_packets));
+    for o in &s.outputs {
+        out.line(&o.name, format!("{} {}: {}", o.class, o.kind, o.why));
+    }
 }
 
 fn costs(out: &mut Lines, s: &Status) {
@@ -185,6 +195,7 @@ fn arbiter(out: &mut Lines, s: &Status) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{exit::Code, status::OutputStatus};
 
     #[test]
     fn says_what_matters_first() {
@@ -218,5 +229,26 @@ mod tests {
         (status.side, status.released_packets) = ("keeper".into(), 7);
         let text = render(&status);
         assert!(text.contains("released       7 packets") && !text.contains("arbiter"), "{text}");
+    }
+
+    #[test]
+    fn an_output_that_nothing_holds_is_in_the_first_line() {
+        let output = |name: &str, class: &str| OutputStatus {
+            name: name.into(),
+            kind: "disk".into(),
+            class: class.into(),
+            why: "because".into(),
+        };
+        let mut status = Status { vm: "web".into(), node: "a".into(), side: "primary".into(), ..Status::default() };
+        (status.role, status.protected) = ("protected".into(), true);
+        assert_eq!(status.code(), Code::Done);
+        status.outputs = vec![output("d0", "unheld"), output("d1", "harmless")];
+        assert_eq!(status.code(), Code::Degraded);
+        let text = render(&status);
+        assert!(
+            text.starts_with("web on a (primary): protected, protected but for d0, which nothing holds\n"),
+            "{text}"
+        );
+        assert!(text.contains("d1             harmless disk: because"), "{text}");
     }
 }

@@ -103,6 +103,8 @@ pub struct Figures {
     pub pages: u64,
     /// Bytes sent likewise.
     pub bytes: u64,
+    /// Bytes of device state in the newest epoch.
+    pub device_bytes: u64,
 }
 
 /// A [`Transport`] that can be printed.
@@ -332,6 +334,7 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
 
     fn commit(&mut self, epoch: Epoch, held: bool) {
         let totals = self.staging.finish();
+        self.figures.device_bytes = totals.device_bytes;
         if epoch != Epoch::FULL_SYNC {
             self.figures.pages += totals.pages;
             self.figures.bytes += totals.bytes;

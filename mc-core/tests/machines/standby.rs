@@ -198,6 +198,9 @@ fn an_image_that_was_not_rehearsed_is_never_acked() {
     let mut standby = Standby::new(Config { owner: owner("b"), rehearse: false, sabotage: None });
     let actions = do_all(&mut standby, &[SESSION, slab(1, 0), commit(1, 1)]);
     assert_eq!(actions, [Action::ApplyNow, ack(1), Action::Apply(Epoch(1))], "the operator wants none");
+    let told = Action::Send { generation: G, epoch: Epoch(2), body: Body::Rehearsed };
+    let ask = Event::RehearsalAsked { generation: G, epoch: Epoch(2) };
+    assert_eq!(do_all(&mut standby, &[ask]), [told], "and the primary need not wait for one");
 }
 
 #[test]

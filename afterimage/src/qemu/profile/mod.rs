@@ -8,7 +8,7 @@ mod qtree;
 mod query;
 
 pub use qtree::Device;
-pub use query::{ProfileError, writable_disks};
+pub use query::ProfileError;
 
 use crate::qemu::blocks::{self, BlocksError, RamBlock};
 use serde::{Deserialize, Serialize};
@@ -32,6 +32,15 @@ pub struct Profile {
     /// Every device, sorted.
     pub devices: Vec<Device>,
     /// Every RAM block; the index is its `BlockId`.
+    pub blocks: Vec<RamBlock>,
+}
+
+/// What of a VM may change while it runs: a part of its profile.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Make {
+    /// As [`Profile::devices`].
+    pub devices: Vec<Device>,
+    /// As [`Profile::blocks`].
     pub blocks: Vec<RamBlock>,
 }
 
@@ -62,6 +71,15 @@ impl Profile {
         let profile: Self = serde_json::from_slice(bytes).map_err(|error| ProfileJsonError::Json(error.to_string()))?;
         blocks::check(&profile.blocks)?;
         Ok(profile)
+    }
+
+    /// The VM is of this make now. False if it was before.
+    pub(crate) fn remake(&mut self, make: Make) -> bool {
+        let before = Make {
+            devices: std::mem::replace(&mut self.devices, make.devices),
+            blocks: std::mem::replace(&mut self.blocks, make.blocks),
+        };
+        (&before.devices, &before.blocks) != (&self.devices, &self.blocks)
     }
 
     /// How many vCPUs it has.

@@ -111,7 +111,16 @@ fn property(device: &mut Device, name: &str, value: &str) {
         device.place.push_str(" addr=");
         device.place.push_str(value);
     } else {
-        device.properties.insert(name.into(), value.into());
+        device.properties.insert(name.into(), canonical(name, value).into());
+    }
+}
+
+/// `rombar`: 7.2 says 1 where 10.0 says -1. The guest sees a ROM BAR or none.
+fn canonical<'a>(name: &str, value: &'a str) -> &'a str {
+    match name {
+        "rombar" if value.starts_with("0 ") => "off",
+        "rombar" => "on",
+        _ => value,
     }
 }
 
@@ -153,6 +162,17 @@ mod tests {
         );
         assert_eq!(devices[2].properties.keys().collect::<Vec<_>>(), ["mac"]);
         assert_eq!(devices[0].properties["timers"], "3 (0x3)");
+    }
+
+    /// QEMU 7.2 and 10.0 have other defaults for the same: every pair of the two was refused.
+    #[test]
+    fn a_rom_bar_is_there_or_not() {
+        let rombar = |value: &str| {
+            let text = format!("  dev: e1000, id \"\"\n    rombar = {value}\n");
+            parse(&text)[0].properties["rombar"].clone()
+        };
+        assert_eq!(rombar("1 (0x1)"), rombar("-1 (0xffffffffffffffff)"));
+        assert_ne!(rombar("1 (0x1)"), rombar("0 (0x0)"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Asks a running QEMU.
 
-use super::{Cpu, Profile, qtree};
+use super::{Cpu, Make, Profile, qtree};
 use crate::qemu::{
     blocks::{self, BlocksError, RamBlock},
     qmp::{Qmp, QmpError},
@@ -33,31 +33,23 @@ impl Profile {
     pub fn query(qmp: &mut Qmp) -> Result<Self, ProfileError> {
         let machine = qom_get(qmp, "/machine", "type")?;
         let machine = machine.as_str().unwrap_or_default();
+        let make = Make::read(&qmp.hmp("info qtree", TIMEOUT)?, &qmp.hmp("info ramblock", TIMEOUT)?)?;
         let kvm = qmp.execute("query-kvm", Value::Null, TIMEOUT)?;
         Ok(Self {
             qemu_version: qmp.version(),
             machine: machine.strip_suffix("-machine").unwrap_or(machine).into(),
             accel: if kvm["enabled"] == true { "kvm" } else { "tcg" }.into(),
             cpus: cpus(qmp)?,
-            devices: qtree::parse(&qmp.hmp("info qtree", TIMEOUT)?),
-            blocks: ram_blocks(&qmp.hmp("info ramblock", TIMEOUT)?)?,
+            devices: make.devices,
+            blocks: make.blocks,
         })
     }
 }
 
-/// The VM's disks that it can write to: their writes are not held back, and not undone by a takeover.
-pub fn writable_disks(qmp: &mut Qmp) -> Result<Vec<String>, QmpError> {
-    let disks = qmp.execute("query-block", Value::Null, TIMEOUT)?;
-    let writable = |disk: &&Value| disk["inserted"].is_object() && disk["inserted"]["ro"] == false;
-    Ok(disks.as_array().into_iter().flatten().filter(writable).map(disk_name).collect())
-}
-
-fn disk_name(disk: &Value) -> String {
-    let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
-    let name = text(&disk["device"]).or_else(|| text(&disk["qdev"])).unwrap_or_else(|| "unnamed".into());
-    match text(&disk["inserted"]["file"]) {
-        Some(file) => format!("{name} ({file})"),
-        None => name,
+impl Make {
+    /// From QEMU's `info qtree` and `info ramblock`.
+    pub(crate) fn read(qtree: &str, ramblock: &str) -> Result<Self, ProfileError> {
+        Ok(Self { devices: qtree::parse(qtree), blocks: ram_blocks(ramblock)? })
     }
 }
 

@@ -4,12 +4,15 @@
 //! and are queued here, with QEMU's own timestamps; while a VM is checkpointed there are two per checkpoint, so whoever
 //! holds a connection must take them ([`Qmp::take_events`]), or lose the oldest.
 
+mod asked;
 mod line;
 mod process;
 
 pub use line::{Event, LineError, Lines, MAX_LINE, Message, parse};
 pub use process::{Watched, boot_id, instance_id, kill_instance};
 
+use crate::pass;
+use asked::Asked;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Value, json};
 use std::{
@@ -95,6 +98,7 @@ pub struct Qmp {
     stream: UnixStream,
     lines: Lines,
     events: VecDeque<Event>,
+    asked: Asked,
     dropped: u64,
     next_id: u64,
     chunk: Vec<u8>,
@@ -111,6 +115,7 @@ impl Qmp {
             stream,
             lines: Lines::default(),
             events: VecDeque::new(),
+            asked: Asked::default(),
             dropped: 0,
             next_id: 1,
             chunk: vec![0; READ_SIZE],
@@ -150,17 +155,47 @@ impl Qmp {
     pub fn execute(&mut self, name: &str, arguments: Value, timeout: Duration) -> Result<Value, QmpError> {
         let deadline = Instant::now() + timeout;
         let id = self.send(name, arguments, deadline)?;
+        self.result(name, id, timeout, deadline)
+    }
+
+    /// The same of a command that takes a file descriptor along (`getfd`): QEMU has a copy of it afterwards.
+    pub fn execute_with(
+        &mut self,
+        name: &str,
+        arguments: Value,
+        fd: BorrowedFd<'_>,
+        timeout: Duration,
+    ) -> Result<Value, QmpError> {
+        let deadline = Instant::now() + timeout;
+        let (id, text) = self.command(name, arguments);
+        // The descriptor goes with the first byte; a fresh socket's buffer has room for that.
+        let sent = pass::send(&self.stream, text.as_bytes(), fd).map_err(|error| lost("writing", error))?;
+        self.write(&text.as_bytes()[sent..], name, deadline)?;
+        self.result(name, id, timeout, deadline)
+    }
+
+    fn result(&mut self, name: &str, id: u64, timeout: Duration, deadline: Instant) -> Result<Value, QmpError> {
         loop {
-            match self.next_message(deadline)? {
+            match self.next_message(deadline)?.map(|message| self.sort(message)) {
                 None => return Err(QmpError::Timeout { what: name.into(), after: timeout }),
-                Some(Message::Event(event)) => self.queue(event),
-                Some(Message::Return { id: found, value }) if found == Some(id) => return Ok(value),
-                Some(Message::Error { id: found, class, desc }) if found == Some(id) || found.is_none() => {
+                Some(Some(Message::Return { id: found, value })) if found == Some(id) => return Ok(value),
+                Some(Some(Message::Error { id: found, class, desc })) if found == Some(id) || found.is_none() => {
                     return Err(QmpError::Command { command: name.into(), class, desc });
                 }
-                // The late reply to a command that was given up.
+                // One that is kept, or the late reply to a command that was given up.
                 Some(_) => {}
             }
+        }
+    }
+
+    /// Keeps events, and results that will be asked for; gives back any other message.
+    fn sort(&mut self, message: Message) -> Option<Message> {
+        match message {
+            Message::Event(event) => {
+                self.queue(event);
+                None
+            }
+            other => self.asked.keep(other),
         }
     }
 
@@ -170,6 +205,12 @@ impl Qmp {
     }
 
     fn send(&mut self, name: &str, arguments: Value, deadline: Instant) -> Result<u64, QmpError> {
+        let (id, text) = self.command(name, arguments);
+        self.write(text.as_bytes(), name, deadline)?;
+        Ok(id)
+    }
+
+    fn command(&mut self, name: &str, arguments: Value) -> (u64, String) {
         let id = self.next_id;
         self.next_id += 1;
         let mut command = json!({ "execute": name, "id": id });
@@ -178,8 +219,7 @@ impl Qmp {
         }
         let mut text = command.to_string();
         text.push('\n');
-        self.write(text.as_bytes(), name, deadline)?;
-        Ok(id)
+        (id, text)
     }
 
     /// Runs a line of the human monitor, and gives its output.
@@ -218,8 +258,7 @@ impl Qmp {
             match self.next_message(deadline)? {
                 None => return Err(QmpError::Timeout { what: format!("with the event {name}"), after: timeout }),
                 Some(Message::Event(event)) if event.name == name => return Ok(event),
-                Some(Message::Event(event)) => self.queue(event),
-                Some(_) => {}
+                Some(other) => drop(self.sort(other)),
             }
         }
     }
@@ -242,9 +281,7 @@ impl Qmp {
 
     fn collect(&mut self, deadline: Instant) -> Result<(), QmpError> {
         while let Some(message) = self.next_message(deadline)? {
-            if let Message::Event(event) = message {
-                self.queue(event);
-            }
+            self.sort(message);
         }
         Ok(())
     }

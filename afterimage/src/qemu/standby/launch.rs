@@ -116,10 +116,6 @@ pub(super) fn qmp_path(run_dir: &Path) -> PathBuf {
     run_dir.join("standby.qmp")
 }
 
-pub(super) fn incoming_path(run_dir: &Path) -> PathBuf {
-    run_dir.join("standby.incoming")
-}
-
 fn stderr_path(run_dir: &Path) -> PathBuf {
     run_dir.join("standby.stderr")
 }

@@ -13,7 +13,8 @@
 //!                        dead <──────────────────────────────
 //! ```
 //!
-//! Until it is disowned the QEMU dies with the `StandbyVm`; from the takeover on it outlives us.
+//! Until it is disowned the QEMU dies with the `StandbyVm`, and with our process, whose end of the stream it waits for; from the
+//! takeover on it outlives us.
 
 mod error;
 mod isolate;
@@ -30,18 +31,18 @@ pub use rehearsal::{DEADLINE, Rehearsal, RehearsalConfig, RehearsalError, Rehear
 use super::{
     argv::Item,
     blocks::RamBlock,
-    colo::remove_stale,
     profile::Profile,
     qmp::{Qmp, QmpError, instance_id},
+    stale::remove_stale,
     stream::StandbyStream,
 };
-use launch::{START, Starting, end, incoming_path, qmp_path, stderr_tail};
+use launch::{START, Starting, end, qmp_path, stderr_tail};
 use line::Line;
 use memory::MainRam;
 use serde_json::json;
 use std::{
     io::{self, BufWriter},
-    os::unix::net::UnixStream,
+    os::{fd::AsFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     process::{Child, Stdio},
     thread,
@@ -55,6 +56,8 @@ const RESUME: Duration = Duration::from_secs(20);
 /// For QEMU to take the next piece of the stream.
 const WRITE: Duration = Duration::from_secs(5);
 const STEP: Duration = Duration::from_millis(2);
+/// QEMU's name for its end of the stream.
+const INCOMING: &str = "afterimage";
 
 /// What to start.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,6 +109,8 @@ pub struct StandbyVm {
     notes: Vec<String>,
     child: Child,
     qmp: Qmp,
+    /// Our end of the stream that it waits for; none once it was used.
+    incoming: Option<UnixStream>,
     disowned: bool,
 }
 
@@ -115,9 +120,7 @@ impl StandbyVm {
         let line = Line::prepare(&config.argv, Some(&MainRam::of(&config.main_ram)))?;
         launch::check_ram_file(&config)?;
         let qmp_path = qmp_path(&config.run_dir);
-        for path in [&qmp_path, &incoming_path(&config.run_dir)] {
-            remove_stale(path).map_err(|error| StandbyError::io("removing", path, error))?;
-        }
+        remove_stale(&qmp_path).map_err(|error| StandbyError::io("removing", &qmp_path, error))?;
         let vm = config.run_dir.file_name().unwrap_or_default().to_string_lossy();
         let command = launch::waiting(&line, &config);
         let child = launch::spawn(&command, &config.run_dir, Some(&vm), Stdio::null(), |_| {})?;
@@ -126,8 +129,8 @@ impl StandbyVm {
         let ended = || starting.0.as_mut().and_then(|child| child.try_wait().ok().flatten());
         let qmp = launch::connect(&config.run_dir, Instant::now() + START, ended)?;
         let child = starting.0.take().expect("taken here only");
-        let mut vm = Self { config, notes: line.notes, child, qmp, disowned: false };
-        vm.listen()?;
+        let mut vm = Self { config, notes: line.notes, child, qmp, incoming: None, disowned: false };
+        vm.receive()?;
         Ok(vm)
     }
 
@@ -137,13 +140,18 @@ impl StandbyVm {
         &self.notes
     }
 
-    fn listen(&mut self) -> Result<(), StandbyError> {
+    /// Makes it wait for a stream, of which it is handed one end: no path of ours has to be reached by it.
+    fn receive(&mut self) -> Result<(), StandbyError> {
+        let pair = UnixStream::pair().map_err(|error| StandbyError::io("making", Path::new("a socket pair"), error));
+        let (near, far) = pair?;
         let ignore = json!({ "capabilities": [{ "capability": "x-ignore-shared", "state": true }] });
-        let uri = format!("unix:{}", incoming_path(&self.config.run_dir).display());
+        let (name, uri) = (json!({ "fdname": INCOMING }), json!({ "uri": format!("fd:{INCOMING}") }));
         let set = self.qmp.execute("migrate-set-capabilities", ignore, TIMEOUT);
-        set.and_then(|_| self.qmp.execute("migrate-incoming", json!({ "uri": uri }), TIMEOUT))
-            .map(drop)
-            .map_err(|error| self.qmp_error(error))
+        set.and_then(|_| self.qmp.execute_with("getfd", name, far.as_fd(), TIMEOUT))
+            .and_then(|_| self.qmp.execute("migrate-incoming", uri, TIMEOUT))
+            .map_err(|error| self.qmp_error(error))?;
+        self.incoming = Some(near);
+        Ok(())
     }
 
     /// What the waiting VM is made of.
@@ -161,7 +169,8 @@ impl StandbyVm {
         feed.check()?;
         let begun = Instant::now();
         if let Err(source) = self.send(feed) {
-            return Err(self.stream_error(source));
+            let error = self.stream_error(source);
+            return Err(self.give_up(error));
         }
         let sent = begun.elapsed();
         if let Err(error) = self.qmp.wait_event("RESUME", RESUME) {
@@ -171,24 +180,32 @@ impl StandbyVm {
         Ok(TakeoverTimes { sent, resumed: begun.elapsed() })
     }
 
-    /// No RESUME came. Whoever tries again over this RAM image must know that the guest has not written to it: QEMU is
-    /// ended, and then has said all that it had to say (RESUME is sent before a vCPU runs, softmmu/cpus.c `vm_prepare_start`).
+    /// No RESUME came.
     fn runs_all_the_same(&mut self, error: QmpError) -> Result<(), StandbyError> {
         let error = self.qmp_error(error);
         let state = self.qmp.execute("query-status", serde_json::Value::Null, TIMEOUT);
         if state.is_ok_and(|state| state["running"] == true) {
             return Ok(());
         }
-        self.kill()?;
-        let _ = self.qmp.wait_closed(TIMEOUT);
-        if self.qmp.take_events().iter().any(|event| event.name == "RESUME") {
-            return Err(StandbyError::Spoiled(Box::new(error)));
-        }
-        Err(error)
+        Err(self.give_up(error))
     }
 
-    fn send(&self, feed: &StandbyStream<'_>) -> io::Result<()> {
-        let stream = UnixStream::connect(incoming_path(&self.config.run_dir))?;
+    /// Its stream is used up, so another QEMU has to try over this RAM image, and must know that the guest has not written to it.
+    /// This one is ended, and then has said all that it had to say (RESUME is sent before a vCPU runs, softmmu/cpus.c
+    /// `vm_prepare_start`).
+    fn give_up(&mut self, error: StandbyError) -> StandbyError {
+        if let Err(error) = self.kill() {
+            return error;
+        }
+        let _ = self.qmp.wait_closed(TIMEOUT);
+        match self.qmp.take_events().iter().any(|event| event.name == "RESUME") {
+            true => StandbyError::Spoiled(Box::new(error)),
+            false => error,
+        }
+    }
+
+    fn send(&mut self, feed: &StandbyStream<'_>) -> io::Result<()> {
+        let stream = self.incoming.take().ok_or(io::ErrorKind::NotConnected)?;
         stream.set_write_timeout(Some(WRITE))?;
         feed.write(BufWriter::with_capacity(256 << 10, stream))
     }

@@ -1,0 +1,39 @@
+//! Has the image loaded by a QEMU that is thrown away, and tells what came of it.
+
+use super::node::Node;
+use crate::{events::emit, exit, qemu::standby::Rehearsal, report};
+use mc_core::id::Epoch;
+use serde_json::json;
+
+impl Node {
+    /// The image stands still until the outcome is heard.
+    pub(super) fn begin_rehearsal(&mut self, epoch: Epoch) {
+        emit("rehearsing", json!({ "epoch": epoch }));
+        let (Some(vm), Some(image)) = (&self.vm, self.driver.image()) else {
+            return self.driver.rehearsed(Err("there is no image".to_owned()));
+        };
+        match vm.rehearse(image) {
+            Ok(rehearsal) => self.rehearsal = Some(rehearsal),
+            Err(error) => self.rehearsed(Err(exit::words(&error))),
+        }
+    }
+
+    pub(super) fn hear_rehearsal(&mut self) {
+        let Some(outcome) = self.rehearsal.as_ref().and_then(Rehearsal::take) else { return };
+        self.rehearsal = None;
+        let outcome = outcome.map_err(|error| error.to_string());
+        if let Ok(passed) = &outcome {
+            emit("rehearsed", json!({ "took_ms": report::ms(passed.took), "private_bytes": passed.private_bytes }));
+        }
+        self.rehearsed(outcome.map(drop));
+    }
+
+    fn rehearsed(&mut self, outcome: Result<(), String>) {
+        if let Err(why) = &outcome {
+            tracing::error!(why, "this host's QEMU could not load the VM: no protection");
+            emit("rehearsal-failed", json!({ "why": why }));
+        }
+        self.unloadable = outcome.as_ref().err().cloned();
+        self.driver.rehearsed(outcome);
+    }
+}
