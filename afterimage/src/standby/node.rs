@@ -181,6 +181,9 @@ impl Node {
         self.sleep()?;
         self.progress.mark();
         self.hear_signals();
+        if self.ending.is_some() {
+            return Ok(()); // who leaves asks for nothing any more
+        }
         self.hear_offers();
         self.hear_arbiter();
         self.hear_beats();
@@ -192,6 +195,9 @@ impl Node {
         self.watch.look(self.driver.link().map(|link| &**link as &dyn Transport));
         self.run_errands()?;
         self.leave_in_order();
+        if self.ending.is_some() {
+            return Ok(());
+        }
         self.hear_rehearsal();
         self.pursue_takeover();
         self.hear_export();

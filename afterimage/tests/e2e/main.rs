@@ -25,4 +25,5 @@ mod signals;
 mod staging;
 mod stalls;
 mod takeover;
+mod way;
 mod world;
