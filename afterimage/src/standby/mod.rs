@@ -10,6 +10,8 @@
 //! | [`ram_file`] | that file: made, locked, removed, kept; one standby of a VM per directory |
 //! | [`rehearsing`] | a QEMU that is thrown away loads the image |
 //! | [`takeover`] | the VM is ours: tried until it runs |
+//! | [`operator`] | an operator's word: `takeover` |
+//! | [`abandon`] | or until it is another copy's |
 //! | [`running`], [`network`] | after the takeover, also of an earlier process: the VM runs here, and a keeper has its network |
 //! | [`state`], [`export`] | all but the main memory, copied out; the VM as files for a stock QEMU |
 //! | [`last_copy`], [`renounce`] | what this node knows of its last copy, after a power cut too; what it tells the arbiter then |
@@ -17,12 +19,14 @@
 //! | [`task`] | work on a thread, heard by the loop |
 //! | [`report`] | status and events |
 
+mod abandon;
 mod export;
 mod last_copy;
 mod leave;
 mod network;
 mod node;
 mod offer;
+mod operator;
 mod ram_file;
 mod rehearsing;
 mod renounce;

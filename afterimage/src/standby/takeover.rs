@@ -44,7 +44,7 @@ pub(super) struct Pending {
     epoch: Epoch,
     silence: Duration,
     won_at: Time,
-    attempt: Option<Task<Attempt>>,
+    pub(super) attempt: Option<Task<Attempt>>,
     failures: u32,
     /// Why the last attempt failed.
     why: String,
@@ -54,13 +54,28 @@ pub(super) struct Pending {
 
 /// What a thread brings back.
 #[derive(Debug)]
-struct Attempt {
-    lent: Lent,
+pub(super) struct Attempt {
+    pub(super) lent: Lent,
     /// Of a QEMU that was only started, nothing.
     outcome: Result<Option<TakeoverTimes>, StandbyError>,
 }
 
+impl Attempt {
+    /// Whether its guest may have written to the image.
+    pub(super) fn has_run(&self) -> bool {
+        match &self.outcome {
+            Ok(times) => times.is_some(),
+            Err(error) => error.is_spoiled(),
+        }
+    }
+}
+
 impl Pending {
+    /// Whether a guest may have written to the image, so that there is no use in another attempt.
+    pub(super) fn is_spoiled(&self) -> bool {
+        self.attempt.is_none() && self.again_at.is_none()
+    }
+
     /// For status.
     pub(super) fn note(&self, vm: &str, now: Time) -> Option<String> {
         if self.failures == 0 {

@@ -5,6 +5,7 @@
 
 mod again;
 mod away;
+mod copies;
 mod deaths;
 mod ends;
 mod found;
@@ -12,6 +13,7 @@ mod guest;
 mod happy;
 mod identities;
 mod keeper;
+mod last_resort;
 mod lifecycle;
 mod live;
 mod manual;
@@ -29,4 +31,5 @@ mod signals;
 mod staging;
 mod stalls;
 mod takeover;
+mod way;
 mod world;

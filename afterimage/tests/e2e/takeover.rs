@@ -13,7 +13,7 @@ use std::{
 };
 
 /// A standby whose QEMU cannot be started while the file `broken` is there.
-fn fragile(world: &World) -> (StandbyOptions, PathBuf) {
+pub(crate) fn fragile(world: &World) -> (StandbyOptions, PathBuf) {
     let (broken, script) = (world.path("broken"), world.path("qemu-fragile"));
     let text = format!(
         "#!/bin/sh\nif [ -e {} ]; then echo 'no space left on the device of the day' >&2; exit 1; fi\nexec \"$@\"\n",

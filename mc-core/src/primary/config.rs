@@ -59,4 +59,8 @@ pub enum Sabotage {
     RenounceHeld,
     /// The standby renounces without having looked whose copy the register names.
     RenounceUnread,
+    /// Takes every copy of its host for itself.
+    CompareHosts,
+    /// Takes an operator's word for a copy that lacks what the VM said as if it had all.
+    DecideUnheld,
 }
