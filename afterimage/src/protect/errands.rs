@@ -104,9 +104,12 @@ impl DataPath {
         emit("fenced", report::with(json!({ "vm": self.brief.config.vm }), commands::standing(self)));
         self.beats = None;
         self.supervisor.say(&ToSupervisor::Fence)?;
-        let why = match self.vm_died {
-            true => "the VM's QEMU died; its standby has the last commit, and takes over",
-            false => "another node owns the VM now; this copy was stopped",
+        let this = self.brief.register.owner.node.id;
+        let here = self.driver.machine().overtaken_by().is_some_and(|owner| owner.node.id == this);
+        let why = match (self.vm_died, here) {
+            (true, _) => "the VM's QEMU died; its standby has the last commit, and takes over",
+            (false, true) => "another copy of it on this node owns the VM now; this copy was stopped",
+            (false, false) => "another node owns the VM now; this copy was stopped",
         };
         self.ending = Some((Code::Fenced, why.to_owned()));
         Ok(())

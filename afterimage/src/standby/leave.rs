@@ -249,7 +249,7 @@ impl Node {
         error.context(kept)
     }
 
-    fn keep_image(&mut self) -> Result<String> {
+    pub(super) fn keep_image(&mut self) -> Result<String> {
         let (generation, epoch) = self.driver.machine().committed();
         let (Some(vm), Some(image)) = (self.vm.as_mut(), self.driver.image()) else {
             return Ok("There is no image to keep".to_owned());

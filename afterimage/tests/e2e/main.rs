@@ -5,12 +5,14 @@
 
 mod again;
 mod away;
+mod copies;
 mod deaths;
 mod ends;
 mod guest;
 mod happy;
 mod identities;
 mod keeper;
+mod last_resort;
 mod lifecycle;
 mod live;
 mod manual;
