@@ -87,6 +87,11 @@ pub enum ToSupervisor {
     },
     /// The register says (solo, self): end checkpoints, see that the VM runs.
     LeaveSource,
+    /// And it is what the register holds: nothing else has been asked for since.
+    Alone {
+        /// (solo, self).
+        register: Register,
+    },
     /// The arbitration is lost: stop the VM for good.
     Fence,
     /// The source's stream broke; what happened?

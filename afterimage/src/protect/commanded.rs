@@ -61,6 +61,7 @@ impl Task {
             ToSupervisor::Fence => Self::Fence,
             ToSupervisor::SourceFailed { why } => Self::Explain(why.clone()),
             ToSupervisor::Wanted { .. }
+            | ToSupervisor::Alone { .. }
             | ToSupervisor::Protected { .. }
             | ToSupervisor::Stopping
             | ToSupervisor::MakeWay

@@ -92,6 +92,8 @@ impl DataPath {
         self.peer = None;
         self.watch.end();
         self.supervisor.say(&ToSupervisor::LeaveSource)?;
+        let register = *self.driver.machine().register();
+        self.supervisor.say(&ToSupervisor::Alone { register })?;
         self.session_ended();
         self.ending = self.ending.take().or_else(|| self.end_when_solo.take());
         if self.stop.is_ending() && self.ending.is_none() && self.driver.machine().role() == Role::Solo {

@@ -10,12 +10,14 @@
 //! ```
 //!
 //! The rule: a data path's death may leave the VM stopped in the middle of a checkpoint, with output that was never
-//! released. Before the VM may run again the register must say (solo, self): else the standby may be running it already.
+//! released. Before the VM may run again the register must say (solo, self): else the standby may be running it already. Of a data
+//! path that has asked for nothing since the register said so, it still does ([`super::alone`]).
 //!
 //! QEMU serves one control connection at a time. Whoever holds it is the VM's supervisor: one that made way for a successor
 //! takes it up again only when nobody else has it.
 
 use super::{
+    alone::Alone,
     channel::{Brief, Channel, ToDataPath, ToSupervisor},
     claim::{Verdict, claim},
     commanded::{ANSWER, Condition, Qemu, Task},
@@ -53,8 +55,8 @@ const MAKE_WAY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_s
 pub(super) fn supervise(qmp: Qmp, brief: Brief, signals: Signals) -> Result<Code> {
     let qemu = Some(Qemu::new(qmp, brief.qemu_process()));
     let (looked, health) = (Instant::now(), Health::Runs);
-    let (told, retake_at, proven) = (Told::default(), None, None);
-    Supervisor { qemu, brief, signals, told, retake_at, looked, health, proven }.run()
+    let (told, retake_at, proven, alone) = (Told::default(), None, None, Alone::default());
+    Supervisor { qemu, brief, signals, told, retake_at, looked, health, proven, alone }.run()
 }
 
 /// The signals that the data path was told of.
@@ -79,6 +81,7 @@ struct Supervisor {
     health: Health,
     /// The last generation in which the VM was protected: see [`ToSupervisor::Protected`].
     proven: Option<Generation>,
+    alone: Alone,
 }
 
 impl Supervisor {
@@ -86,6 +89,7 @@ impl Supervisor {
         loop {
             let (mut child, born) = (DataPathProcess::spawn(&self.brief)?, Instant::now());
             self.health = Health::Runs;
+            self.alone.begins(self.brief.register);
             self.brief.relieve = false;
             if let Some(code) = self.watch(&mut child)? {
                 return Ok(code);
@@ -109,10 +113,17 @@ impl Supervisor {
     /// The data path died: what becomes of the VM? None: it runs on, solo, and needs another data path.
     fn claim(&mut self) -> Result<Option<Code>> {
         let Some(qemu) = &mut self.qemu else { return Ok(Some(Code::Done)) };
-        tracing::error!("the data path died; asking QEMU whether the VM is there, and the arbiter whose it is");
-        let (code, what) = match claim(&self.brief, self.proven, qemu, &self.signals)? {
+        tracing::error!("the data path died; looking whether the VM is there, and whose it is");
+        let verdict = match self.alone.register(qemu, self.brief.deaths) {
+            Some(register) => Verdict::Ours(register),
+            None => claim(&self.brief, self.proven, qemu, &self.signals)?,
+        };
+        let (code, what) = match verdict {
             Verdict::Ours(register) => {
                 self.brief.register = register;
+                if !self.alone.has_begun() {
+                    return Ok(None);
+                }
                 return match qemu.perform(&Task::Leave) {
                     Ok(_) => Ok(None),
                     Err(_) if qemu.condition() == Condition::ShutDown => Ok(Some(Code::Done)),
@@ -209,6 +220,7 @@ impl Supervisor {
     }
 
     fn serve(&mut self, child: &mut DataPathProcess, message: &ToSupervisor) {
+        self.alone.hear(message);
         match message {
             ToSupervisor::Wanted { protect } => self.brief.protect = *protect,
             ToSupervisor::Protected { generation } => self.proven = Some(*generation),

@@ -69,3 +69,33 @@ fn the_witness_is_away_when_protect_starts() {
     vm.serial.goes_on();
     assert!(protect.is_running(), "{}", protect.said());
 }
+
+/// Its network comes back at once, whatever the witness does.
+#[test]
+fn a_data_path_that_had_asked_for_nothing_is_followed_at_once() {
+    let Some((world, mut witness)) = World::with_witness() else { return };
+    let (vm, mut protect, mut standby) = world.pair();
+    let dies = |protect: &crate::proc::Proc| {
+        let dead = protect.data_path();
+        kill(dead);
+        until("a new data path", || protect.child_with("data-path").filter(|pid| *pid != dead));
+        world.wait_role("a", "solo");
+        vm.serial.goes_on();
+    };
+    // It was protected once, and says that it is alone.
+    assert_eq!(world.run("a", &format!("unprotect --vm {VM}")).0, 0);
+    world.wait_role("a", "solo");
+    witness.kill();
+    protect.wait_event("arbiter-unreachable");
+    let asked = protect.count("asking");
+    dies(&protect);
+    // This one never began.
+    dies(&protect);
+    assert_eq!(protect.count("asking"), asked, "{}", protect.said());
+    let _witness = world.witness_again();
+    assert_eq!(world.run("a", &format!("reprotect --vm {VM}")).0, 0);
+    protect.wait_events("protected", 2);
+    standby.proc.wait_events("protected", 2);
+    vm.serial.goes_on();
+    vm.serial.assert_sound();
+}
