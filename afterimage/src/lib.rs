@@ -28,6 +28,7 @@
 //! | [`narration`] | the log: it never makes anybody wait |
 //! | [`files`] | files that are ours: made anew, locked, removed by inode |
 //! | [`clock`], [`wake`], [`inbox`], [`signals`], [`sys`] | time, waking, waiting; the only `unsafe` |
+//! | `pass` | file descriptors for another process |
 
 #![deny(unsafe_code)]
 
