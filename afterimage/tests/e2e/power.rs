@@ -1,45 +1,38 @@
 //! Both hosts and the arbiter lose power at once, and start again: what was in memory is gone.
 
 use crate::{
-    proc::{Proc, kill, kill_marked, until},
+    guest::Vm,
+    proc::{Proc, kill_marked, until},
     world::{Standby, VM, World, kill_host},
 };
 use mc_core::register::Mode;
-use serde_json::Value;
 use std::fs;
 
-/// What a host's memory had.
-fn forget(world: &World, suffix: &str) {
+/// The standby's process dies, and its RAM file with it.
+fn kill_standby(world: &World, standby: &mut Standby) {
+    standby.proc.kill();
     for file in fs::read_dir(world.dir.path()).unwrap().flatten() {
-        if file.file_name().to_string_lossy().ends_with(suffix) {
+        if file.path().extension().is_some_and(|suffix| suffix == "ram") {
             fs::remove_file(file.path()).unwrap();
         }
     }
 }
 
-/// The standby's process and its QEMU die, and its RAM file with them.
-fn kill_standby(world: &World, standby: &mut Standby) {
-    kill(standby.proc.pid());
-    standby.proc.kill();
-    forget(world, ".ram");
-}
-
-fn power_cut(world: &World, witness: &mut Proc, protect: &mut Proc, vm: &mut crate::guest::Vm, standby: &mut Standby) {
+fn power_cut(world: &World, witness: &mut Proc, protect: &mut Proc, vm: &mut Vm, standby: &mut Standby) {
     kill_host(vm, protect);
     kill_standby(world, standby);
     witness.kill();
     kill_marked(world.dir.path());
 }
 
-fn waits_for_its_standby(world: &World, protect: &mut Proc) -> Value {
-    let told = protect.wait_event("waiting-for-standby");
+fn waits_for_its_standby(world: &World, protect: &mut Proc) {
+    protect.wait_event("waiting-for-standby");
     let status = world.wait_role("a", "waiting-for-arbiter");
     let notes = status["notes"].to_string();
     for words in ["was protected as another QEMU process", "node b holds its last commit", "gate stays closed"] {
         assert!(notes.contains(words), "{words:?} is not in {status}");
     }
     assert_eq!(world.run("a", &format!("status --vm {VM}")).0, 3);
-    told
 }
 
 #[test]
