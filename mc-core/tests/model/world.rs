@@ -58,6 +58,8 @@ pub(crate) enum Flaw {
     OneIdentity,
     /// A standby draws the same instance for every session.
     SameDraw,
+    /// A data path that died is followed by one that asks nobody, whatever the dead one had asked for.
+    NextWithoutAsking,
 }
 
 /// Primary to standby.
