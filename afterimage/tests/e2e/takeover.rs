@@ -13,7 +13,7 @@ use std::{
 };
 
 /// A standby whose QEMU cannot be started while the file `broken` is there.
-fn fragile(world: &World) -> (StandbyOptions, PathBuf) {
+pub(crate) fn fragile(world: &World) -> (StandbyOptions, PathBuf) {
     let (broken, script) = (world.path("broken"), world.path("qemu-fragile"));
     let text = format!(
         "#!/bin/sh\nif [ -e {} ]; then echo 'no space left on the device of the day' >&2; exit 1; fi\nexec \"$@\"\n",
@@ -26,7 +26,7 @@ fn fragile(world: &World) -> (StandbyOptions, PathBuf) {
     (StandbyOptions { qemu: Some(line), ..StandbyOptions::default() }, broken)
 }
 
-fn ram_files(world: &World) -> Vec<PathBuf> {
+pub(crate) fn ram_files(world: &World) -> Vec<PathBuf> {
     let entries = fs::read_dir(world.dir.path()).unwrap().map(|entry| entry.unwrap().path());
     entries.filter(|path| path.extension().is_some_and(|ext| ext == "ram")).collect()
 }
