@@ -2,13 +2,17 @@
 //! one that died.
 //!
 //! ```text
-//!           [Read]          the register is vacant, or this node's          Cas won
+//!           [Read]          the register is vacant, or this copy's          Cas won
 //!  Reading ────────> judge ───────────────────────────────────────> Asking ─────────> Owner
-//!     ^                │ another node's, or of another QEMU process       │ Cas lost
-//!     │                v                                                  v
-//!     │             Refused                                             judge
+//!     ^              │   │ another QEMU process of this node, alone   ^   │ Cas lost
+//!     │              │   └──────────> [LookFor] ──── it is gone ──────┘   v
+//!     │              v                    │ it lives                      judge
+//!     │           Refused <───────────────┘
 //!     └── the register changed, or was mended
 //! ```
+//!
+//! A VM has one copy that runs. A second QEMU of its name on the owner's host would be another one, with nothing of what the first
+//! has shown the world: while that one lives, stopped or not, nothing is asked for.
 //!
 //! It swaps whatever the register says, even (solo, self): a dead predecessor may have asked for "protected" as it died, and
 //! that request may still be on its way. Once the generation has risen it can only lose (docs/adr/0004).
@@ -30,6 +34,11 @@ pub enum Event {
     RegisterRead(Option<Register>),
     /// The arbiter answered a swap.
     Cas(CasOutcome),
+    /// What came of [`Action::LookFor`].
+    Looked {
+        /// There is such a process; whether it runs or is stopped.
+        lives: bool,
+    },
 }
 
 /// What is to be done.
@@ -37,6 +46,11 @@ pub enum Event {
 pub enum Action {
     /// Ask the arbiter what the register holds.
     ReadRegister,
+    /// Whether the QEMU process that is this instance of the VM lives on this host; answered at once.
+    LookFor {
+        /// See [`Owner::instance`].
+        instance: u64,
+    },
     /// Ask the arbiter for the VM.
     Cas {
         /// If it still has this generation (0: none) …
@@ -59,6 +73,8 @@ pub enum Verdict {
     Foreign(Register),
     /// This node's, by another QEMU process, which is gone: the standby that is named has its last commit.
     OtherInstance(Register),
+    /// This node's, by another QEMU process, which lives.
+    Beside(Register),
 }
 
 /// The machine.
@@ -67,6 +83,8 @@ pub struct Claim {
     owner: Owner,
     verdict: Verdict,
     asking: bool,
+    /// What the register held when a process was looked for.
+    looking: Option<Register>,
     actions: VecDeque<Action>,
 }
 
@@ -74,7 +92,8 @@ impl Claim {
     /// Wants the VM for `owner`.
     #[must_use]
     pub fn new(owner: Owner) -> Self {
-        Self { owner, verdict: Verdict::Open, asking: false, actions: VecDeque::from([Action::ReadRegister]) }
+        let actions = VecDeque::from([Action::ReadRegister]);
+        Self { owner, verdict: Verdict::Open, asking: false, looking: None, actions }
     }
 
     /// Whose the VM is, as far as is known.
@@ -99,12 +118,29 @@ impl Claim {
             Some(held) if held.mode != Mode::Solo && !held.owner.names(&self.owner) => Verdict::OtherInstance(held),
             _ => Verdict::Open,
         };
-        if self.verdict == Verdict::Open {
-            let expect = generation_of(held.as_ref());
-            let new = Register { generation: expect.next(), owner: self.owner, mode: Mode::Solo };
-            let contested = held.is_some_and(|held| held.mode != Mode::Solo);
-            self.asking = true;
-            self.actions.push_back(Action::Cas { expect, new, contested });
+        match held.filter(|held| !held.owner.names(&self.owner)) {
+            _ if self.verdict != Verdict::Open => {}
+            Some(held) => {
+                self.looking = Some(held);
+                self.actions.push_back(Action::LookFor { instance: held.owner.instance });
+            }
+            None => self.ask(held),
+        }
+    }
+
+    fn ask(&mut self, held: Option<Register>) {
+        let expect = generation_of(held.as_ref());
+        let new = Register { generation: expect.next(), owner: self.owner, mode: Mode::Solo };
+        let contested = held.is_some_and(|held| held.mode != Mode::Solo);
+        self.asking = true;
+        self.actions.push_back(Action::Cas { expect, new, contested });
+    }
+
+    fn looked(&mut self, lives: bool) {
+        let Some(held) = self.looking.take() else { return };
+        match lives {
+            true => self.verdict = Verdict::Beside(held),
+            false => self.ask(Some(held)),
         }
     }
 }
@@ -124,6 +160,7 @@ impl Machine for Claim {
                 self.asking = false;
                 self.judge(held);
             }
+            Event::Looked { lives } => self.looked(lives),
         }
     }
 

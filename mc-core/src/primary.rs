@@ -32,8 +32,8 @@
 //! socket. It releases nothing until it sees an ACK of an epoch that it captured *after* the stall: then the standby was
 //! still standing by (docs/adr/0003).
 //!
-//! It gives its VM up for one reason only: the register names another owner at a generation above its own. Anything else that
-//! it did not expect is a fault of the arbiter: it holds still, and asks again when the register has changed (docs/adr/0008).
+//! It gives its VM up for one reason only: the register names another owner at a generation above its own. Another QEMU process
+//! of the same host is another owner. Anything else that it did not expect is a fault of the arbiter: it holds still, and asks again when the register has changed (docs/adr/0008).
 //!
 //! - **I1** `release` is the one place that lets ACKed output go; `Solo` the one that lets all of it go.
 //! - **I4** `Solo` is only asked for in states where the register says (solo, self).
@@ -90,6 +90,8 @@ pub struct Primary {
     broken: bool,
     /// While Claiming: the arbiter answered what cannot be; nothing is asked until the register is read as it should be.
     disputed: bool,
+    /// Who owns the VM since.
+    overtaken_by: Option<Owner>,
     /// Why protection is being ended on purpose.
     ending: Option<GoodbyeReason>,
     actions: VecDeque<Action>,
@@ -119,6 +121,7 @@ impl Primary {
             waiting_since: None,
             broken: false,
             disputed: false,
+            overtaken_by: None,
             ending: None,
             actions: VecDeque::with_capacity(8),
         }
@@ -141,6 +144,12 @@ impl Primary {
     #[must_use]
     pub fn is_disputed(&self) -> bool {
         self.disputed
+    }
+
+    /// Who the register says has the VM instead, if that is why this copy was fenced.
+    #[must_use]
+    pub fn overtaken_by(&self) -> Option<&Owner> {
+        self.overtaken_by.as_ref()
     }
 
     /// What the register holds, as far as this machine knows.
@@ -354,9 +363,17 @@ impl Primary {
                 self.register = register;
                 self.solo();
             }
-            Role::HandingBack if register.owner.node == self.owner().node => self.hand_back(register),
+            Role::HandingBack if register.owner == self.owner() => self.hand_back(register),
             Role::HandingBack => self.fence(),
             _ => {}
+        }
+    }
+
+    /// Whether it names another copy, be it one of this host: an earlier process that lives on has lost to a later one.
+    fn is_anothers(&self, held: &Register) -> bool {
+        match self.config.sabotage {
+            Some(Sabotage::CompareHosts) => held.owner.node.id != self.owner().node.id,
+            _ => !held.owner.names(&self.owner()),
         }
     }
 
@@ -365,7 +382,10 @@ impl Primary {
         let above = held.filter(|held| held.generation > self.register.generation);
         match (self.role, above) {
             (Role::Fenced | Role::Ended, _) => {}
-            (_, Some(held)) if held.owner.node.id != self.owner().node.id => self.fence(),
+            (_, Some(held)) if self.is_anothers(&held) => {
+                self.overtaken_by = Some(held.owner);
+                self.fence();
+            }
             // Protected by nobody any more, whatever the standby ACKs.
             (Role::Solo | Role::Protected, Some(held)) => self.go_on_from(held),
             (Role::Claiming, Some(held)) if lost || self.disputed => self.go_on_from(held),
@@ -383,7 +403,7 @@ impl Primary {
         }
     }
 
-    /// The register is ours, from before: by a request of this node's that was late, or by an operator's word.
+    /// The register is ours, from before: by a request of this copy's that was late, or by an operator's word.
     fn go_on_from(&mut self, held: Register) {
         self.register = Register { owner: self.owner(), ..held };
         self.claim();

@@ -9,7 +9,7 @@ pub struct Owner {
     pub node: Node,
     /// Tells one copy from the next on that host. Of an owner: its QEMU process; a restarted QEMU has lost what its predecessor
     /// showed the world. Of a standby: drawn by it for each session; a session that is replayed to it has another one.
-    /// [`Owner::ANY`]: whichever the host runs the VM with; only an operator or a hand-back names an owner so.
+    /// [`Owner::ANY`]: whichever the host runs the VM with; only an operator names an owner so.
     pub instance: u64,
 }
 
@@ -65,13 +65,17 @@ impl Register {
     }
 
     /// Whether `asker` may put `new` in the place of this: the owner may do as it likes with its VM (go on alone, take a
-    /// standby, hand the VM back), the standby may take over alone, nobody else may do anything.
+    /// standby, hand the VM back), the standby may take over alone, nobody else may do anything. Another copy on the owner's host
+    /// may follow one that ran alone, and only alone: of one that was protected the standby has the last commit.
     #[must_use]
     pub fn may_become(&self, asker: NodeId, new: &Self) -> bool {
-        let owner = asker == self.owner.node.id;
         let own = new.owner.node.id == asker;
-        let standby = matches!(&self.mode, Mode::Protected { standby } if standby.node.id == asker);
-        owner && (own || new.mode == Mode::Solo) || standby && own && new.mode == Mode::Solo
+        let alone = new.mode == Mode::Solo;
+        if asker == self.owner.node.id {
+            let same = self.owner.names(&new.owner);
+            return if own { same || alone && self.mode == Mode::Solo } else { alone };
+        }
+        own && alone && matches!(&self.mode, Mode::Protected { standby } if standby.node.id == asker)
     }
 }
 

@@ -25,7 +25,7 @@
 //!
 //! The swap is asked for only when two things are known: a *held* epoch of this generation was committed (what came before
 //! lacks what the VM said meanwhile), and the register, read by this node itself, names it in this generation. Nobody's word
-//! counts for either.
+//! counts for either; but an operator's for the second, when the arbiter says nothing.
 //!
 //! A copy that the register has named is given up for one reason only: the register names another owner at a higher
 //! generation. Even then it is kept until its room is needed: the winner may find that its VM is dead, and hand it back. What
@@ -117,7 +117,8 @@ pub enum Event {
     RegisterRead(Option<Register>),
     /// The arbiter was read, and cannot be believed.
     ArbiterFault,
-    /// An operator has made sure that the VM runs nowhere else, and wants it here.
+    /// An operator has made sure that the VM runs nowhere else, and wants it here. While the register is being read: the arbiter
+    /// cannot be waited for.
     OperatorTakesOver,
     /// The room of a copy that was lost is needed.
     MakeRoom,
@@ -173,6 +174,8 @@ pub enum Action {
     },
     /// The image is void: forget it, close the session, wait for another.
     Discard,
+    /// Another copy owns the VM since: end the takeover, and whatever it has started.
+    Abandon,
 }
 
 /// The role, for status and tests.
@@ -462,17 +465,20 @@ impl Standby {
 
     /// Whose is the VM, by what the register holds?
     fn register_read(&mut self, held: Option<&Register>) {
-        if !matches!(self.role, Role::Claiming | Role::Lost | Role::Disputed) {
+        if !matches!(self.role, Role::Claiming | Role::Lost | Role::Disputed | Role::TakingOver) {
             return;
         }
         let above = held.filter(|r| r.generation > self.from);
         let copy = Owner { instance: self.instance, ..self.config.owner };
         let named = held.is_some_and(|r| r.generation == self.generation && r.names_standby(&copy));
+        let ours = |r: &Register| r.mode == Mode::Solo && (r.owner.names(&copy) || r.owner.names(&self.config.owner));
         match above {
-            Some(r) if r.mode == Mode::Solo && (r.owner.names(&copy) || r.owner.names(&self.config.owner)) => {
-                self.ask_from(r.generation); // handed to us
-            }
+            // An operator says once more what was won already.
+            Some(r) if ours(r) && self.role == Role::TakingOver => self.from = r.generation,
+            Some(r) if ours(r) => self.ask_from(r.generation), // handed to us
+            Some(_) if self.role == Role::TakingOver => self.abandon(),
             Some(_) => self.lose(),
+            None if self.role == Role::TakingOver => {}
             None if self.asking => {} // its answer says more
             None if named && self.entitled => self.ask_from(self.generation),
             None if named || self.entitled => self.dispute(),
@@ -493,6 +499,12 @@ impl Standby {
         self.role = Role::Lost;
     }
 
+    /// The VM does not run here yet, and an operator has given it to another node meanwhile.
+    fn abandon(&mut self) {
+        self.role = Role::Lost;
+        self.actions.push_back(Action::Abandon);
+    }
+
     fn dispute(&mut self) {
         if self.config.sabotage == Some(Sabotage::BelieveLess) {
             return self.discard();
@@ -504,6 +516,12 @@ impl Standby {
         match self.role {
             Role::Protecting => self.suspect(),
             Role::Disputed => self.ask_from(self.from),
+            // The arbiter does not even say what the register holds.
+            Role::Claiming if self.asking => {}
+            Role::Claiming if self.entitled || self.config.sabotage == Some(Sabotage::DecideUnheld) => {
+                self.ask_from(self.from);
+            }
+            Role::Claiming => self.dispute(), // it lacks what the VM has said: that takes another word
             _ => {}
         }
     }
@@ -516,7 +534,7 @@ impl Standby {
             // Of an earlier session, and late: what it won was lost since.
             CasOutcome::Won(register) if register.generation <= self.generation => {}
             CasOutcome::Won(register) => {
-                self.role = Role::TakingOver;
+                (self.role, self.from) = (Role::TakingOver, register.generation);
                 self.actions.push_back(Action::TakeOver { generation: register.generation, epoch: self.committed });
             }
             CasOutcome::Lost(held) if held.is_some_and(|r| r.generation > self.from) => {

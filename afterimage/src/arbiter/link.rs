@@ -246,6 +246,10 @@ impl Backend for Link {
         self.memory.latest().seen.witness.unwrap_or_default()
     }
 
+    fn seen(&self) -> Option<Register> {
+        self.memory.latest().seen.register
+    }
+
     fn told(&self) -> Option<Told> {
         self.told
     }

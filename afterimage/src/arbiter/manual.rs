@@ -83,6 +83,10 @@ impl Backend for Manual {
         WitnessId::NONE
     }
 
+    fn seen(&self) -> Option<Register> {
+        None
+    }
+
     fn told(&self) -> Option<Told> {
         None
     }

@@ -127,7 +127,7 @@ impl ArbiterClient {
             ArbiterSpec::Witness(address) => Box::new(link::Link::new(address.clone(), config)?),
             ArbiterSpec::Manual => Box::new(manual::Manual::new(&config.run_dir, vm)),
         };
-        let shared = Arc::new(Shared::new(wake, spec == ArbiterSpec::Manual, backend.witness()));
+        let shared = Arc::new(Shared::new(wake, spec == ArbiterSpec::Manual, &*backend));
         let worker = Arc::clone(&shared);
         std::thread::Builder::new()
             .name("arbiter".into())
@@ -158,6 +158,13 @@ impl ArbiterClient {
     #[must_use]
     pub fn health(&self) -> Health {
         self.shared.health()
+    }
+
+    /// The highest register of the VM that this node has seen, as far as this process knows; `None` with `manual`. Only an operator
+    /// may go on from there without the arbiter's word.
+    #[must_use]
+    pub fn seen(&self) -> Option<Register> {
+        self.shared.seen()
     }
 
     /// The operator has made sure that the other side is stopped, and says that this node goes on. Answers the contested swap

@@ -4,6 +4,7 @@ use super::{Answer, Ask, Health, Told};
 use crate::wake::Wake;
 use mc_core::{
     id::{Name, WitnessId},
+    register::Register,
     seen::Fault,
 };
 use parking_lot::{Condvar, Mutex};
@@ -24,6 +25,9 @@ pub(super) trait Backend: Send {
 
     /// The witness that this node knows; none if it asks no witness.
     fn witness(&self) -> WitnessId;
+
+    /// The highest register that this node is known to have seen; `manual` keeps none.
+    fn seen(&self) -> Option<Register>;
 
     /// What the last answer said of the witness.
     fn told(&self) -> Option<Told>;
@@ -70,6 +74,8 @@ struct State {
     asks: VecDeque<Ask>,
     answers: VecDeque<Answer>,
     health: Health,
+    /// What this node has seen.
+    seen: Option<Register>,
     /// Since when no try was answered.
     unable_since: Option<Instant>,
     /// The first ask waits for the operator …
@@ -80,13 +86,14 @@ struct State {
 }
 
 impl Shared {
-    pub(super) fn new(wake: Arc<Wake>, by_operator: bool, witness: WitnessId) -> Self {
-        let health =
-            Health { reachable: false, since: Instant::now(), last_error: None, fault: None, witness, told: None };
+    pub(super) fn new(wake: Arc<Wake>, by_operator: bool, backend: &dyn Backend) -> Self {
+        let (since, witness) = (Instant::now(), backend.witness());
+        let health = Health { reachable: false, since, last_error: None, fault: None, witness, told: None };
         let state = State {
             asks: VecDeque::new(),
             answers: VecDeque::new(),
             health,
+            seen: backend.seen(),
             unable_since: None,
             parked: false,
             decided: false,
@@ -115,6 +122,10 @@ impl Shared {
 
     pub(super) fn health(&self) -> Health {
         self.state.lock().health.clone()
+    }
+
+    pub(super) fn seen(&self) -> Option<Register> {
+        self.state.lock().seen
     }
 
     pub(super) fn operator_decides(&self) -> bool {
@@ -171,7 +182,7 @@ impl Shared {
     fn book(&self, asked: Option<&Ask>, attempt: Attempt, backend: &dyn Backend, vm: Name) {
         let mut state = self.state.lock();
         let before = state.health.clone();
-        (state.health.witness, state.health.told) = (backend.witness(), backend.told());
+        (state.health.witness, state.health.told, state.seen) = (backend.witness(), backend.told(), backend.seen());
         if !matches!(attempt, Attempt::Answer(_) | Attempt::Decided(_)) {
             state.unable_since.get_or_insert(Instant::now());
         }

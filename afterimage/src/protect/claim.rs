@@ -72,7 +72,8 @@ pub(super) fn claim(brief: &Brief, proven: Option<Generation>, qemu: &mut Qemu, 
     let owner = brief.register.owner;
     let waiting = Waiting::new(&brief.config, owner.node, signals, what, true)?;
     let (machine, swap) = (claim::Claim::new(owner), Swap::default());
-    Claim { owner, proven, waiting, qemu, machine, held: None, swap, signals: 0 }.run()
+    let began_with = brief.register;
+    Claim { owner, proven, waiting, qemu, machine, began_with, held: None, swap, signals: 0 }.run()
 }
 
 struct Claim<'a> {
@@ -81,6 +82,8 @@ struct Claim<'a> {
     waiting: Waiting<'a>,
     qemu: &'a mut Qemu,
     machine: claim::Claim,
+    /// What the register held before the data path began.
+    began_with: Register,
     /// What the register held when it was judged last.
     held: Option<Register>,
     swap: Swap,
@@ -95,6 +98,8 @@ impl Claim<'_> {
                     self.waiting.ask(Ask::Read);
                     None
                 }
+                // Never of this machine: see `refuse_others`.
+                Some(Action::LookFor { .. }) => Some(Verdict::Theirs),
                 Some(Action::Cas { expect, new, contested }) => match self.await_qemu()? {
                     Qemus::Answers => {
                         self.ask_for(expect, new, contested);
@@ -145,7 +150,12 @@ impl Claim<'_> {
             }
             Heard::VmGone(false) => Some(Verdict::VmGone { orderly: false, standby: self.standby() }),
             Heard::Signal if self.told() => Some(Verdict::Told),
-            Heard::VmGone(true) | Heard::Signal | Heard::Successor | Heard::Late => None,
+            // What is being asked for is decided; else the arbiter has not even said what it holds.
+            Heard::Operator if !self.machine.is_asking() => {
+                let seen = self.waiting.arbiter.seen();
+                self.judge(seen.or(Some(self.began_with)))?
+            }
+            Heard::VmGone(true) | Heard::Signal | Heard::Successor | Heard::Operator | Heard::Late => None,
         })
     }
 
@@ -168,7 +178,9 @@ impl Claim<'_> {
     fn verdict(&self) -> Option<Verdict> {
         match self.machine.verdict() {
             claim::Verdict::Open | claim::Verdict::Ours(_) => None,
-            claim::Verdict::Foreign(_) | claim::Verdict::OtherInstance(_) => Some(Verdict::Theirs),
+            claim::Verdict::Foreign(_) | claim::Verdict::OtherInstance(_) | claim::Verdict::Beside(_) => {
+                Some(Verdict::Theirs)
+            }
         }
     }
 
@@ -229,8 +241,8 @@ impl Claim<'_> {
                 "the copy of {name} may lack what the VM has sent, so it was not handed back"
             )));
         }
-        let owner = Owner { instance: Owner::ANY, ..standby };
-        let new = Register { generation: register.generation.next(), owner, mode: Mode::Solo };
+        // Just that copy: the standby may have been started anew, and have another.
+        let new = Register { generation: register.generation.next(), owner: standby, mode: Mode::Solo };
         let why = "the VM died before its gate opened here; its standby holds the last commit";
         tracing::error!(standby = %name, generation = register.generation.0, "{why}");
         emit("hand-back", json!({ "register": register, "new": new, "standby": name, "why": why }));

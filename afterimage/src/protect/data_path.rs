@@ -258,8 +258,11 @@ impl DataPath {
         self.progress.mark();
         self.notice_stall();
         self.hear_supervisor()?;
-        self.mind_the_vm();
         self.hear_signals();
+        if self.ending.is_some() {
+            return Ok(()); // who leaves asks for nothing any more
+        }
+        self.mind_the_vm();
         self.hear_arbiter();
         self.refuse_late_orders();
         self.prove_beats();

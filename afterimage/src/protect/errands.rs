@@ -103,16 +103,19 @@ impl DataPath {
         emit("fenced", report::with(json!({ "vm": self.brief.config.vm }), commands::standing(self)));
         self.beats = None;
         self.supervisor.say(&ToSupervisor::Fence)?;
-        let why = match self.vm_died {
-            true if self.protected_since.is_some() => {
+        let this = self.brief.register.owner.node.id;
+        let here = self.driver.machine().overtaken_by().is_some_and(|owner| owner.node.id == this);
+        let why = match (self.vm_died, here) {
+            (true, _) if self.protected_since.is_some() => {
                 "the VM's QEMU died; its standby has the last commit, and takes over"
             }
             // The register names the standby, which may lack what the outside has seen: then it asks for nothing.
-            true => {
+            (true, _) => {
                 "the VM's QEMU died before its standby had a commit whose output was held: the standby may not take it \
                  over by itself; see `afterimage status` there"
             }
-            false => "another node owns the VM now; this copy was stopped",
+            (false, true) => "another copy of it on this node owns the VM now; this copy was stopped",
+            (false, false) => "another node owns the VM now; this copy was stopped",
         };
         self.ending = Some((Code::Fenced, why.to_owned()));
         Ok(())

@@ -7,6 +7,7 @@
 //! | [`commanded`] | QEMU, as whoever holds that connection commands it |
 //! | [`own`], [`waiting`] | waits for the arbiter before anything begins, and answers meanwhile |
 //! | [`claim`] | what the supervisor does when the data path died: asks QEMU and the arbiter |
+//! | [`alone`] | when it need not ask the arbiter |
 //! | [`stop`] | an orderly end, by a signal |
 //! | [`rejoin`] | what a fenced primary becomes, with `--rejoin` |
 //! | [`data_path`] | the process that works: the loop around `mc_core`'s primary |
@@ -22,6 +23,7 @@
 //! | [`vm_health`], [`yielding`] | whether the VM runs, and what is done when it does not |
 //! | [`live`] | and what it changes while the pair runs |
 
+mod alone;
 pub mod channel;
 mod claim;
 mod commanded;

@@ -6,6 +6,7 @@ use crate::{
     config::ProtectConfig,
     exit::{Code, ExitError},
     keeper,
+    qemu::qmp::find_instance,
     signals::Signals,
     status::WAITING,
 };
@@ -43,26 +44,32 @@ pub(super) fn own_the_vm(config: &ProtectConfig, owner: Owner, signals: &Signals
     let mut until = None;
     loop {
         while let Some(action) = claim.poll_action() {
-            until = (!waits).then(|| Instant::now() + PATIENCE);
-            waiting.ask(match action {
+            let ask = match action {
                 Action::ReadRegister => Ask::Read,
                 Action::Cas { expect, new, contested } => Ask::Cas { expect, new, contested },
-            });
+                Action::LookFor { instance } => {
+                    claim.handle(Time(0), Event::Looked { lives: find_instance(instance).is_some() });
+                    continue;
+                }
+            };
+            until = (!waits).then(|| Instant::now() + PATIENCE);
+            waiting.ask(ask);
+        }
+        match claim.verdict() {
+            Verdict::Open => {}
+            Verdict::Ours(register) => return Ok(Owned::Ours(register)),
+            Verdict::Foreign(held) => return Err(owned_elsewhere(config, &held)),
+            Verdict::OtherInstance(held) | Verdict::Beside(held) => return Err(other_instance(config, &held)),
         }
         match waiting.hear(None, until)? {
             Heard::Read(Some(held)) if relieves && held.mode == Mode::Solo && held.owner == owner => {
                 return Ok(Owned::Ours(held));
             }
             Heard::Read(held) => claim.handle(Time(0), Event::RegisterRead(held)),
+            Heard::Operator => claim.handle(Time(0), Event::RegisterRead(waiting.arbiter.seen())),
             Heard::Cas(outcome) => claim.handle(Time(0), Event::Cas(outcome)),
             Heard::Signal | Heard::Successor | Heard::VmGone(_) => return Ok(Owned::Left),
             Heard::Late => return Err(arbiter_away(&waiting)),
-        }
-        match claim.verdict() {
-            Verdict::Open => {}
-            Verdict::Ours(register) => return Ok(Owned::Ours(register)),
-            Verdict::Foreign(held) => return Err(owned_elsewhere(config, &held)),
-            Verdict::OtherInstance(held) => return Err(other_instance(config, standby_of(&held))),
         }
     }
 }
@@ -113,10 +120,28 @@ fn owned_elsewhere(config: &ProtectConfig, held: &Register) -> anyhow::Error {
     ExitError::new(Code::Fenced, what).remedy(remedy).into()
 }
 
-fn other_instance(config: &ProtectConfig, standby: Option<Name>) -> anyhow::Error {
+/// The register names another QEMU process of this host.
+fn other_instance(config: &ProtectConfig, held: &Register) -> anyhow::Error {
+    if let Some(pid) = find_instance(held.owner.instance) {
+        return beside(config, held, pid);
+    }
+    let standby = standby_of(held);
     let standby = standby.map_or_else(String::new, |name| format!("; node {name} holds its last commit"));
     let what = format!("{} was protected as another QEMU process of this node, which is gone{standby}", config.vm);
     let remedy = "let the standby take over; if its state is to be given up, stop it, and `afterimage witness \
                   assign` on the witness's host";
+    ExitError::new(Code::Fenced, what).remedy(remedy).into()
+}
+
+/// And that one lives, though it may be stopped: there would be two copies.
+fn beside(config: &ProtectConfig, held: &Register, pid: u32) -> anyhow::Error {
+    let what = format!(
+        "{} is another QEMU process of this host, {pid}, and has been since {}: a second copy must not run visibly beside it",
+        config.vm, held.generation
+    );
+    let remedy = format!(
+        "end the QEMU that --qmp leads to, and protect process {pid} (--qmp its control socket); or give this VM a name of its own \
+         with --vm; or end process {pid}, if its state is to be given up, and say this again"
+    );
     ExitError::new(Code::Fenced, what).remedy(remedy).into()
 }

@@ -10,9 +10,8 @@
 //! ```
 //!
 //! The rule: a data path's death may leave the VM stopped in the middle of a checkpoint, with output that was never
-//! released. Before the VM may run again the register must say (solo, self): else the standby may be running it already. One that had
-//! begun no session since the register said so has asked for nothing, and QEMU sends no checkpoints: the next one begins at once, whether
-//! the arbiter answers or not.
+//! released. Before the VM may run again the register must say (solo, self): else the standby may be running it already. Of a data
+//! path that has asked for nothing since the register said so, it still does ([`super::alone`]).
 //!
 //! While there is no data path the VM has no network. So nothing but an end that was meant ends the supervisor: what goes wrong is tried
 //! again.
@@ -21,6 +20,7 @@
 //! takes it up again only when nobody else has it.
 
 use super::{
+    alone::Alone,
     channel::{Brief, Channel, ToDataPath, ToSupervisor},
     claim::{Verdict, claim},
     commanded::{ANSWER, Condition, Qemu, Task},
@@ -64,8 +64,8 @@ pub(super) fn supervise(qmp: Qmp, brief: Brief, signals: Signals) -> Result<Code
     let qemu = Some(Qemu::new(qmp, brief.qemu_process()));
     let (looked, health) = (Instant::now(), Health::Runs);
     let (told, retake_at, proven, leaving) = (Told::default(), None, None, Leaving::default());
-    Supervisor { qemu, brief, signals, told, retake_at, looked, health, proven, leaving, alone: true, unfenced: None }
-        .run()
+    let (alone, unfenced) = (Alone::default(), None);
+    Supervisor { qemu, brief, signals, told, retake_at, looked, health, proven, leaving, alone, unfenced }.run()
 }
 
 /// The signals that the data path was told of.
@@ -94,8 +94,7 @@ struct Supervisor {
     proven: Option<Generation>,
     /// QEMU has to leave its checkpoints.
     leaving: Leaving,
-    /// The register says (solo, self), in `brief.register`, and nobody has asked for anything else since.
-    alone: bool,
+    alone: Alone,
     /// Why the fenced VM could not be stopped.
     unfenced: Option<String>,
 }
@@ -136,6 +135,7 @@ impl Supervisor {
             let _ = child.channel.say(&ToDataPath::Stop);
         }
         self.health = Health::Runs;
+        self.alone.begins(self.brief.register);
         Ok(match self.watch(&mut child) {
             Ok(Some(code)) => Ended::OnPurpose(code),
             Ok(None) => Ended::Died(child.how_it_ended()),
@@ -177,12 +177,6 @@ impl Supervisor {
 
     /// The data path died: what becomes of the VM? None: it runs on, solo, and needs another data path.
     fn decide(&mut self) -> Result<Option<Code>> {
-        if self.alone && self.is_qemu_there() {
-            let why = "the data path died; nothing had been asked of the arbiter since the VM runs here alone: another one \
-                       begins at once";
-            tracing::error!("{why}");
-            return Ok(None);
-        }
         let mut said = String::new();
         loop {
             match self.claim() {
@@ -199,21 +193,21 @@ impl Supervisor {
         }
     }
 
-    fn is_qemu_there(&mut self) -> bool {
-        let (pid, instance) = self.brief.qemu_process();
-        let condition = self.qemu.as_mut().map(Qemu::condition);
-        matches!(condition, Some(Condition::Answers | Condition::Silent)) && !has_ended(pid, instance)
-    }
-
     /// The register may name the standby: the arbiter says whose the VM is.
     fn claim(&mut self) -> Result<Option<Code>> {
         let Some(qemu) = &mut self.qemu else { return Ok(Some(Code::Done)) };
-        tracing::error!("the data path died; asking QEMU whether the VM is there, and the arbiter whose it is");
-        let (code, what) = match claim(&self.brief, self.proven, qemu, &self.signals)? {
+        tracing::error!("the data path died; looking whether the VM is there, and whose it is");
+        let verdict = match self.alone.register(qemu) {
+            Some(register) => Verdict::Ours(register),
+            None => claim(&self.brief, self.proven, qemu, &self.signals)?,
+        };
+        let (code, what) = match verdict {
             Verdict::Ours(register) => {
-                (self.brief.register, self.alone) = (register, true);
-                self.leaving.begin();
-                self.leaving.attend(qemu); // while it fails, the next data path hears of it
+                self.brief.register = register;
+                if self.alone.has_begun() {
+                    self.leaving.begin();
+                    self.leaving.attend(qemu); // while it fails, the next data path hears of it
+                }
                 return Ok((qemu.condition() == Condition::ShutDown).then_some(Code::Done));
             }
             // It was shut down, and no standby will run it again.
@@ -348,6 +342,7 @@ impl Supervisor {
     }
 
     fn serve(&mut self, child: &mut DataPathProcess, message: &ToSupervisor) {
+        self.alone.hear(message);
         match message {
             ToSupervisor::Wanted { protect } => self.brief.protect = *protect,
             ToSupervisor::Protected { generation } => self.proven = Some(*generation),
@@ -356,8 +351,6 @@ impl Supervisor {
                 self.leaving.begin();
                 return self.attend_to_leaving(child);
             }
-            ToSupervisor::StartSource { .. } => self.alone = false,
-            ToSupervisor::Alone { register } => (self.alone, self.brief.register) = (true, *register),
             ToSupervisor::Changed(config) => self.brief.config = (**config).clone(),
             ToSupervisor::Fence => self.leaving.give_up(),
             ToSupervisor::Stopping => self.told.since = None,

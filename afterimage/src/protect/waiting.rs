@@ -52,6 +52,8 @@ pub(super) enum Heard {
     VmGone(bool),
     /// A successor takes this process's place.
     Successor,
+    /// An operator's word that this node goes on, and the arbiter cannot answer: it counts for what is asked next.
+    Operator,
     /// The time is up.
     Late,
 }
@@ -64,7 +66,7 @@ pub(super) struct Waiting<'a> {
     signals: &'a Signals,
     control: Option<Control>,
     what: What,
-    /// `--arbiter manual`: the operator has said that the other side is stopped, perhaps before that was asked.
+    /// The operator has said that the other side is stopped, perhaps before that was asked; the arbiter is one, or cannot answer.
     decided: bool,
     pub(super) notes: Vec<String>,
     watch: report::ArbiterWatch,
@@ -87,9 +89,14 @@ impl<'a> Waiting<'a> {
         Ok(Self { config, arbiter, signals, control, what, decided, notes, watch, trouble: None })
     }
 
-    /// Asks; the answer comes in time.
+    /// Asks; the answer comes in time. What an operator has decided is contested: else it would not be an operator's to decide.
     pub(super) fn ask(&self, ask: Ask) {
-        self.arbiter.ask(ask);
+        match ask {
+            Ask::Cas { expect, new, contested } => {
+                self.arbiter.ask(Ask::Cas { expect, new, contested: contested || self.decided });
+            }
+            Ask::Read => self.arbiter.ask(ask),
+        }
         if self.decided {
             self.arbiter.operator_decides();
         }
@@ -100,7 +107,10 @@ impl<'a> Waiting<'a> {
         loop {
             match self.arbiter.take_answer() {
                 Some(Answer::Read(held)) => return Ok(Heard::Read(held)),
-                Some(Answer::Cas(outcome)) => return Ok(Heard::Cas(outcome)),
+                Some(Answer::Cas(outcome)) => {
+                    self.decided &= self.config.arbiter == ArbiterSpec::Manual; // a word is for one swap
+                    return Ok(Heard::Cas(outcome));
+                }
                 Some(Answer::Fault(_)) => continue, // decides nothing; said below
                 None => {}
             }
@@ -111,8 +121,8 @@ impl<'a> Waiting<'a> {
                 return Ok(Heard::Signal);
             }
             while let Some(request) = self.control.as_ref().and_then(Control::take) {
-                if self.answer(request) {
-                    return Ok(Heard::Successor);
+                if let Some(heard) = self.answer(request) {
+                    return Ok(heard);
                 }
             }
             self.tell_health();
@@ -147,22 +157,27 @@ impl<'a> Waiting<'a> {
         emit("waiting-for-arbiter", json!({ "role": self.what.role, "why": why }));
     }
 
-    /// True if a successor was promised the place.
-    fn answer(&mut self, request: ControlRequest) -> bool {
+    /// Whatever has to be done about it.
+    fn answer(&mut self, request: ControlRequest) -> Option<Heard> {
         let leaves = self.what.may_leave && request.request == Request::Handover;
+        let decides = request.request == Request::Solo && self.arbiter.operator_may_decide();
         let response = match request.request {
             Request::Status => Response::Status(Box::new(self.status())),
-            Request::Solo if self.config.arbiter == ArbiterSpec::Manual => {
+            Request::Solo if decides => {
+                emit("operator", json!({ "request": Request::Solo, "role": self.what.role }));
                 self.decided = true;
                 self.arbiter.operator_decides();
                 done("going solo")
             }
-            Request::Solo if self.arbiter.operator_decides() => done("going solo"),
             _ if leaves => done("leaving"),
             _ => refused(self.what.busy),
         };
         request.reply(response);
-        leaves
+        let by_manual = self.config.arbiter == ArbiterSpec::Manual;
+        match decides {
+            true => (!by_manual).then_some(Heard::Operator),
+            false => leaves.then_some(Heard::Successor),
+        }
     }
 
     fn status(&self) -> Status {

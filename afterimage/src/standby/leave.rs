@@ -5,12 +5,13 @@
 //!  Protecting ───────────────> (Revoking, Claiming) ───────> goes on alone: image given up, exit 0
 //!       │ no                        │ it does not say so for 5 s
 //!       v                           v
-//!  refused, and said why        this standby asks for the VM itself, as after any silence: refused
+//!  refused, and said why        this standby asks for the VM itself, as after any silence: refused.
+//!                               Told for the second time, it asks for nothing, and leaves: exit 3
 //! ```
 //!
 //! The copy is given up only when the register shows that nobody needs it. A primary whose session ends asks the arbiter at once; one
 //! that died in the same moment is taken over. What was refused once is obeyed the second time: the image is kept then, and its path
-//! said.
+//! said. Who leaves asks for nothing any more.
 
 use super::node::Node;
 use crate::{
@@ -156,7 +157,11 @@ impl Node {
             Role::Protecting if self.arbiter.health().failover_possible().is_ok() => self.give_up(),
             Role::Protecting => {} // it would not answer the primary's swap; refused when it is late
             Role::Idle | Role::Lost => self.ending = Some(Code::Done),
-            _ => self.refuse_to_leave("the primary became suspect meanwhile"),
+            // What was asked for may be won any moment.
+            _ => {
+                self.leave.last = false;
+                self.refuse_to_leave("the primary became suspect meanwhile");
+            }
         }
     }
 
@@ -178,8 +183,14 @@ impl Node {
             }
             State::GaveUp { since, .. } if now.since(*since) > HEAD_START => {
                 if let Some((expect, new)) = self.leave.deferred.take() {
-                    self.refuse_to_leave("the primary does not go on alone: this standby asks for the VM");
-                    self.claim(expect, new);
+                    self.refuse_to_leave(match self.leave.last {
+                        true => "the primary does not go on alone, and this may be the VM's last copy",
+                        false => "the primary does not go on alone: this standby asks for the VM",
+                    });
+                    // Told twice, it leaves: a VM that it wins now would run nowhere.
+                    if self.ending.is_none() {
+                        self.claim(expect, new);
+                    }
                 }
             }
             State::GaveUp { look_at, .. } if self.leave.deferred.is_some() && now >= *look_at => {
@@ -238,7 +249,7 @@ impl Node {
         error.context(kept)
     }
 
-    fn keep_image(&mut self) -> Result<String> {
+    pub(super) fn keep_image(&mut self) -> Result<String> {
         let (generation, epoch) = self.driver.machine().committed();
         let (Some(vm), Some(image)) = (self.vm.as_mut(), self.driver.image()) else {
             return Ok("There is no image to keep".to_owned());

@@ -10,17 +10,21 @@
 //! | [`waiting`], [`revival`] | it is looked after: started again, or said that it cannot be |
 //! | [`ram_file`] | that file: made, locked, removed, kept; one standby of a VM per directory |
 //! | [`takeover`] | the VM is ours: tried until it runs |
+//! | [`operator`] | an operator's word: `takeover` |
+//! | [`abandon`] | or until it is another copy's |
 //! | [`running`], [`network`] | after the takeover, also of an earlier process: the VM runs here, and a keeper has its network |
 //! | [`state`], [`export`] | all but the main memory, copied out; the VM as files for a stock QEMU |
 //! | [`leave`] | an orderly end, by a signal |
 //! | [`task`] | work on a thread, heard by the loop |
 //! | [`report`] | status and events |
 
+mod abandon;
 mod export;
 mod leave;
 mod network;
 mod node;
 mod offer;
+mod operator;
 mod ram_file;
 mod report;
 mod revival;

@@ -17,7 +17,7 @@ use crate::{
     cli::Side,
     clock::{Clock, WatchedClock},
     config::StandbyConfig,
-    control::{Control, done, refused},
+    control::{Control, refused},
     events::emit,
     exit::{self, Code, ExitError, cannot_listen},
     gate::{Mode, NicGate, Options},
@@ -189,6 +189,9 @@ impl Node {
         self.sleep()?;
         self.progress.mark();
         self.hear_signals();
+        if self.ending.is_some() {
+            return Ok(()); // who leaves asks for nothing any more
+        }
         self.hear_offers();
         self.hear_arbiter();
         self.hear_beats();
@@ -198,8 +201,12 @@ impl Node {
         }
         self.driver.pump();
         self.watch.look(self.driver.link().map(|link| &**link as &dyn Transport));
+        self.heed_operator();
         self.run_errands()?;
         self.leave_in_order();
+        if self.ending.is_some() {
+            return Ok(());
+        }
         self.hear_rehearsal();
         self.pursue_takeover();
         self.hear_export();
@@ -323,6 +330,7 @@ impl Node {
                 StandbyErrand::Rehearse(epoch) => self.begin_rehearsal(epoch),
                 StandbyErrand::EndRehearsal => self.rehearsal = None,
                 StandbyErrand::Discard => self.discarded(),
+                StandbyErrand::Abandon => return Err(self.abandon()),
                 StandbyErrand::Fatal(why) => {
                     self.vm = None;
                     return Err(ExitError::new(Code::Failed, why).into());
@@ -468,19 +476,6 @@ impl Node {
                 Response::Keepalive(Box::new(report))
             }
             Err(refusal) => Response::Refused { message: refusal.what, remedy: Some(refusal.remedy) },
-        }
-    }
-
-    fn operator_takeover(&mut self) -> Response {
-        match self.driver.machine().role() {
-            Role::Protecting | Role::Revoking | Role::Claiming | Role::Disputed => {
-                self.operator_wants_it = true;
-                self.suspected_at.get_or_insert(self.clock.now());
-                self.driver.event(Event::OperatorTakesOver);
-                self.arbiter.operator_decides();
-                done("taking over")
-            }
-            role => refused(&format!("nothing to take over: this standby is {role:?}")),
         }
     }
 

@@ -35,7 +35,7 @@ use crate::{
     metrics::{Scrapes, Snapshot},
     qemu::{
         control::run_state,
-        qmp::{Qmp, Watched},
+        qmp::{Qmp, Watched, find_instance},
     },
     report,
     signals::Signals,
@@ -53,6 +53,14 @@ use std::{
     time::Duration,
 };
 use transport_tcp::session::{Listener, SessionOptions};
+
+/// The owner, in words.
+fn owner(register: &Register, us: &Owner) -> String {
+    match register.owner.node.id == us.node.id {
+        true => "another QEMU process of this node".to_owned(),
+        false => format!("node {}", register.owner.node),
+    }
+}
 
 /// For a QEMU that may run the VM to say so.
 const QEMU: Duration = Duration::from_secs(2);
@@ -278,13 +286,14 @@ impl Running {
         // The client tells nothing below what this node has seen; that must not be all that keeps a VM its network.
         let newer = |register: &Register| register.generation.0 > self.base.status.generation;
         match held {
-            Some(register) if register.owner.node.id != us.node.id && newer(&register) => {
+            Some(register) if newer(&register) && self.is_anothers(&register, &us) => {
                 // Whatever passes packets here shows a second copy of the VM.
                 let relieved = keeper::relieve(&self.desk.config.run_dir, vm)?;
                 emit("fenced", json!({ "vm": vm, "register": register, "keeper_relieved": relieved }));
                 let what = format!(
-                    "{vm} belongs to node {} since {}: the copy that runs here must not be seen",
-                    register.owner.node, register.generation
+                    "{vm} belongs to {} since {}: the copy that runs here must not be seen",
+                    owner(&register, &us),
+                    register.generation
                 );
                 let remedy = format!("it has no network any more; end its QEMU, process {}", self.vm.pid());
                 Err(ExitError::new(Code::Fenced, what).remedy(remedy).into())
@@ -305,6 +314,14 @@ impl Running {
                 Ok(())
             }
         }
+    }
+
+    /// Whether the VM is another copy's. Found running, this one may have another number than the register gives it: its takeover
+    /// started a QEMU anew. Then one of this host that does not live is no other copy.
+    fn is_anothers(&self, register: &Register, us: &Owner) -> bool {
+        let here = register.owner.node.id == us.node.id;
+        let known = self.base.status.generation > 0;
+        !register.owner.names(us) && (!here || known || find_instance(register.owner.instance).is_some())
     }
 
     // --- whoever calls ---

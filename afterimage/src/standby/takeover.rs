@@ -44,7 +44,7 @@ pub(super) struct Pending {
     epoch: Epoch,
     silence: Duration,
     won_at: Time,
-    attempt: Option<Task<Attempt>>,
+    pub(super) attempt: Option<Task<Attempt>>,
     failures: u32,
     /// Why the last attempt failed.
     why: String,
@@ -54,13 +54,18 @@ pub(super) struct Pending {
 
 /// What a thread brings back.
 #[derive(Debug)]
-struct Attempt {
-    lent: Lent,
+pub(super) struct Attempt {
+    pub(super) lent: Lent,
     /// Of a QEMU that was only started, nothing.
     outcome: Result<Option<TakeoverTimes>, StandbyError>,
 }
 
 impl Pending {
+    /// Whether its guest may have written to the image: it is being tried, or there is no use in another try.
+    pub(super) fn may_have_run(&self) -> bool {
+        self.attempt.is_some() || self.again_at.is_none()
+    }
+
     /// For status.
     pub(super) fn note(&self, vm: &str, now: Time) -> Option<String> {
         if self.failures == 0 {

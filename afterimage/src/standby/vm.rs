@@ -216,6 +216,13 @@ impl Lent {
         Ok(())
     }
 
+    /// Ends it, be it that it runs.
+    pub(super) fn kill(&mut self) {
+        if let Some(Err(error)) = self.vm.as_mut().map(StandbyVm::kill) {
+            tracing::error!(%error, "the QEMU of a takeover that is given up");
+        }
+    }
+
     /// The VM is ours: feeds it what the RAM file does not hold, and waits until it runs.
     pub(super) fn take_over(&mut self, state: &VmState) -> Result<TakeoverTimes, StandbyError> {
         let gone = || StandbyError::io("feeding", Path::new("QEMU"), io::Error::other("there is none"));

@@ -17,7 +17,7 @@ use crate::{
 };
 use mc_core::{
     id::{self, Time},
-    register::{Mode, Register},
+    register::{Mode, Owner, Register},
     standby::Role,
     wire::session::Hello,
 };
@@ -79,6 +79,10 @@ fn vouches(held: Option<&Register>, hello: &Hello) -> Result<(), Refusal> {
     if owner.id != node.id || held.mode != Mode::Solo {
         let says = format!("it says that {vm} belongs to {owner}, {mode}, since generation {generation}");
         return refusal("register", format!("{nothing}: {says}; {node} is not its owner, or not alone"));
+    }
+    if !held.owner.names(&Owner { node, instance: hello.instance }) {
+        let says = format!("it says that {vm} belongs to another QEMU process of {node} since generation {generation}");
+        return refusal("register", format!("{nothing}: {says}"));
     }
     if held.generation.next() != hello.generation {
         let (next, offered) = (held.generation.next().0, hello.generation.0);
@@ -229,7 +233,6 @@ mod tests {
     use super::*;
     use mc_core::{
         id::{Generation, Incarnation, Name, NodeId, WitnessId},
-        register::Owner,
         wire::{VERSION, beat::BeatKey},
     };
 
@@ -264,11 +267,15 @@ mod tests {
             let owner = owner(name);
             Register { generation: Generation(generation), owner, mode: Mode::Solo }
         };
+        let other = Register { owner: Owner { instance: 2, ..owner("a") }, ..solo("a", 7) };
+        let assigned = Register { owner: Owner { instance: Owner::ANY, ..owner("a") }, ..solo("a", 7) };
+        assert!(vouches(Some(&assigned), &hello(8)).is_ok(), "an operator's word: whichever runs there");
         let protected = Register { mode: Mode::Protected { standby: owner("b") }, ..solo("a", 7) };
         assert!(vouches(Some(&solo("a", 7)), &hello(8)).is_ok());
         for (held, words) in [
             (None, "it knows no web"),
             (Some(solo("c", 7)), "belongs to c, alone, since generation 7; a is not its owner"),
+            (Some(other), "belongs to another QEMU process of a since generation 7"),
             (Some(protected), "belongs to a, protected by b, since generation 7"),
             (Some(solo("a", 8)), "it holds generation 8, so a session is of generation 9, not of generation 8"),
             (Some(solo("a", 6)), "it holds generation 6, so a session is of generation 7, not of generation 8"),

@@ -5,12 +5,14 @@
 
 mod again;
 mod away;
+mod copies;
 mod deaths;
 mod ends;
 mod guest;
 mod happy;
 mod identities;
 mod keeper;
+mod last_resort;
 mod leaving;
 mod lifecycle;
 mod live;
@@ -30,4 +32,5 @@ mod standstill;
 mod successor;
 mod takeover;
 mod unable;
+mod way;
 mod world;

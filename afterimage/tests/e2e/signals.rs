@@ -2,6 +2,7 @@
 
 use crate::{
     proc::{is_alive, signal, until},
+    way::Way,
     world::{VM, World, kill_host},
 };
 use mc_core::register::Mode;
@@ -156,4 +157,36 @@ fn a_standby_that_asks_for_the_vm_refuses_the_first_signal() {
     signal(standby.proc.pid(), Signal::TERM);
     standby.proc.expect_end(0, &[]);
     standby.serial.goes_on();
+}
+
+/// The first signal is refused: the way to the witness is away. Then it is the primary's that is away.
+#[test]
+fn a_standby_that_was_told_twice_asks_for_nothing_as_it_leaves() {
+    let Some((mut world, _witness)) = World::with_witness() else { return };
+    let (ours, theirs) = (Way::to(&world.arbiter), Way::to(&world.arbiter));
+    let vm = world.vm("vm", &[]);
+    world.arbiter.clone_from(&theirs.arbiter);
+    let mut standby = world.standby("b");
+    world.arbiter.clone_from(&ours.arbiter);
+    let mut protect = world.protect("a", "a", &vm.qmp, standby.addr, "");
+    protect.wait_event("protected");
+    standby.proc.wait_event("protected");
+    theirs.cut();
+    standby.proc.wait_event("arbiter-unreachable");
+    signal(standby.proc.pid(), Signal::TERM);
+    standby.proc.wait_event("stop-refused");
+    theirs.mend();
+    standby.proc.wait_event("arbiter-reachable");
+    ours.cut();
+    protect.wait_event("arbiter-unreachable");
+    let held = world.register();
+    signal(standby.proc.pid(), Signal::TERM);
+    standby.proc.expect_end(3, &["error: told again to end", "does not go on alone", "Kept: the image of"]);
+    assert_eq!(standby.proc.count("asking"), 0, "{}", standby.proc.said());
+    assert_eq!(world.register(), held);
+    // The VM is there, and goes on.
+    ours.mend();
+    world.wait_role("a", "solo");
+    vm.serial.goes_on();
+    vm.serial.assert_sound();
 }

@@ -47,6 +47,8 @@ pub enum StandbyErrand {
     EndRehearsal,
     /// The image is void; a new session may come.
     Discard,
+    /// Another copy owns the VM: the takeover ends, and whatever it has started.
+    Abandon,
     /// The image cannot be trusted any more: end the process, so that nobody ever runs it.
     Fatal(String),
     /// For the log: the link is gone.
@@ -355,6 +357,7 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
             Action::Cas { expect, new } => self.ask(StandbyErrand::Cas { expect, new }),
             Action::TakeOver { generation, epoch } => self.ask(StandbyErrand::TakeOver { generation, epoch }),
             Action::Discard => self.discard(),
+            Action::Abandon => self.errands.push_back(StandbyErrand::Abandon),
         }
     }
 

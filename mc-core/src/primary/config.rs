@@ -55,4 +55,8 @@ pub enum Sabotage {
     BelieveLess,
     /// Hands the VM back although its gate was open.
     HandBackOpen,
+    /// Takes every copy of its host for itself.
+    CompareHosts,
+    /// Takes an operator's word for a copy that lacks what the VM said as if it had all.
+    DecideUnheld,
 }

@@ -4,7 +4,7 @@ use super::{BOOT, World, cas, name, node, outcome, persist, protected, refused, 
 use mc_core::{
     arbiter::{Action, Arbiter, Event, Limits},
     id::Generation,
-    register::{Mode, Register},
+    register::{Mode, Owner, Register},
     wire::arbiter::{Ask, Asker, Outcome, Refusal, Request, Standing},
 };
 
@@ -64,6 +64,21 @@ fn only_whom_the_register_names_may_change_it() {
     not(&mut w, "a", solo(4, "a"));
     w.win("b", solo(4, "a")); // handed back
     w.win("a", solo(5, "a"));
+}
+
+/// An old process of a host that the register names by a later one.
+#[test]
+fn of_a_protected_vm_no_other_copy_on_the_owners_host_goes_on() {
+    let other = |register: Register| Register { owner: Owner { instance: 8, ..register.owner }, ..register };
+    let mut w = World::new();
+    w.win("a", solo(1, "a"));
+    let held = Some(solo(1, "a"));
+    assert_eq!(refused(&w.ask("a", held, cas(other(protected(2, "a", "b"))))), Refusal::NotEntitled, "alone first");
+    w.win("a", protected(2, "a", "b"));
+    let held = Some(protected(2, "a", "b"));
+    assert_eq!(refused(&w.ask("a", held, cas(other(solo(3, "a"))))), Refusal::NotEntitled, "b has the last commit");
+    w.win("a", solo(3, "a"));
+    w.win("a", other(solo(4, "a"))); // a QEMU that ran alone was started again
 }
 
 #[test]

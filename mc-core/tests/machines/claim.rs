@@ -45,9 +45,22 @@ fn what_is_another_nodes_or_another_process_is_refused_until_the_register_change
         assert_eq!(claim.verdict(), verdict);
         assert_eq!(at(&mut claim, Time(0), Event::RegisterRead(Some(solo(5, "a")))), [swap(6, false)]);
     }
-    let mut fresh = claim();
+}
+
+#[test]
+fn another_process_of_this_host_that_ran_the_vm_alone_is_followed_when_it_is_gone() {
     let alone = Register { owner: Owner { instance: 2, ..owner("a") }, ..solo(4, "a") };
-    assert_eq!(at(&mut fresh, Time(0), Event::RegisterRead(Some(alone))), [swap(5, false)], "nobody had a copy");
+    let look = Action::LookFor { instance: 2 };
+    let mut claim = claim();
+    for _ in 0..2 {
+        assert_eq!(at(&mut claim, Time(0), Event::RegisterRead(Some(alone))), [look]);
+        assert_eq!(at(&mut claim, Time(0), Event::Looked { lives: true }), []);
+        assert_eq!(claim.verdict(), Verdict::Beside(alone));
+    }
+    assert_eq!(at(&mut claim, Time(0), Event::RegisterRead(Some(alone))), [look]);
+    assert_eq!(at(&mut claim, Time(0), Event::Looked { lives: false }), [swap(5, false)], "nobody had a copy");
+    let lost = Event::Cas(Lost(Some(Register { generation: Generation(5), ..alone })));
+    assert_eq!(at(&mut claim, Time(0), lost), [look], "whoever was faster may live");
 }
 
 #[test]

@@ -431,7 +431,7 @@ fn a_vm_that_dies_while_the_arbiter_is_asked_is_handed_back_if_that_wins() {
     assert_eq!(do_all(&mut primary, &[lost]), [Action::Fence, Action::CloseLink(None)], "the standby has it already");
 }
 
-/// By a request of an earlier process of this host that was late, or by an operator.
+/// By a request of an earlier process for this QEMU that was late, or by an operator.
 #[test]
 fn a_register_that_names_this_host_alone_ends_protection() {
     let mut primary = protected_pair();
@@ -485,6 +485,23 @@ fn only_another_owner_above_takes_the_vm_away() {
     let mut primary = registering();
     assert_eq!(do_all(&mut primary, &[Event::Cas(Lost(None))]), [Action::CloseLink(None)], "output flows on");
     assert_eq!((primary.role(), primary.is_disputed()), (Role::Claiming, true));
+}
+
+/// A host that was frozen stood by again, and won; then its old process goes on. Or a second QEMU was protected beside the first.
+#[test]
+fn another_copy_on_this_host_is_another_owner() {
+    let other = Register { owner: Owner { instance: 2, ..owner("a") }, ..solo(5, "a") };
+    let protected = Register { mode: Mode::Protected { standby: owner("b") }, ..other };
+    for held in [other, protected] {
+        for mut primary in [protected_pair(), claiming(), registering(), new(1)] {
+            let actions = do_all(&mut primary, &[Event::RegisterRead(Some(held))]);
+            assert_eq!(actions, [Action::Fence, Action::CloseLink(None)], "{held:?}");
+            assert_eq!(primary.overtaken_by(), Some(&other.owner));
+        }
+        for mut primary in [claiming(), registering()] {
+            assert_eq!(do_all(&mut primary, &[Event::Cas(Lost(Some(held)))]), [Action::Fence, Action::CloseLink(None)]);
+        }
+    }
 }
 
 #[test]

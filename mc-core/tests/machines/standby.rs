@@ -275,6 +275,42 @@ fn a_copy_that_lacks_what_was_said_is_an_operators_to_run() {
     assert_eq!(do_all(&mut standby, &[Event::Cas(Won(solo(3, "b")))]), [take_over]);
 }
 
+/// The witness died with the primary: what the register holds is never read.
+#[test]
+fn an_operators_word_does_for_a_read_that_is_not_answered() {
+    let mut standby = reading(entitled());
+    assert_eq!(do_all(&mut standby, &[Event::OperatorTakesOver]), [swap()]);
+    assert_eq!(do_all(&mut standby, &[Event::OperatorTakesOver]), [], "once");
+    let take_over = Action::TakeOver { generation: Generation(3), epoch: Epoch(2) };
+    assert_eq!(do_all(&mut standby, &[Event::Cas(Won(solo(3, "b")))]), [take_over]);
+    // A copy that lacks what was said is not run by the way.
+    let mut standby = reading(protecting());
+    assert_eq!(do_all(&mut standby, &[Event::OperatorTakesOver]), []);
+    assert_eq!(standby.role(), Role::Disputed);
+    assert_eq!(do_all(&mut standby, &[Event::OperatorTakesOver]), [swap()]);
+}
+
+/// It cannot run the VM, and an operator gives it to another node.
+#[test]
+fn a_takeover_that_is_not_over_ends_when_the_register_names_another_copy() {
+    let won = || {
+        let mut standby = claiming();
+        do_all(&mut standby, &[Event::Cas(Won(solo(3, "b")))]);
+        standby
+    };
+    let of = |instance, node: &str| Register { owner: Owner { instance, ..owner(node) }, ..solo(4, node) };
+    for other in [of(Owner::ANY, "a"), of(1, "a"), of(99, "b")] {
+        let mut standby = won();
+        assert_eq!(do_all(&mut standby, &[read(solo(3, "b")), Event::RegisterRead(None)]), [], "what it has won");
+        assert_eq!(do_all(&mut standby, &[read(other)]), [Action::Abandon], "{other:?}");
+        assert_eq!(do_all(&mut standby, &[Event::Running]), []);
+        assert_eq!(standby.role(), Role::Lost);
+    }
+    let mut standby = won();
+    assert_eq!(do_all(&mut standby, &[read(of(Owner::ANY, "b"))]), [], "an operator says it once more");
+    assert_eq!(standby.role(), Role::TakingOver);
+}
+
 #[test]
 fn an_arbiter_that_makes_no_sense_costs_no_copy() {
     for held in [None, Some(solo(1, "a")), Some(solo(2, "a")), Some(protected(2, "c")), Some(replaced())] {

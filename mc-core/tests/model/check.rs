@@ -19,6 +19,8 @@ pub(crate) const WINNER: &str = "one winner";
 /// See [`SURVIVOR`].
 pub(crate) const TAKEOVER: &str = "a takeover starts from a whole epoch of the true VM, once";
 /// See [`SURVIVOR`].
+pub(crate) const ONE: &str = "no copy is heard beside another, or again once it has lost the VM";
+/// See [`SURVIVOR`].
 pub(crate) const KEPT: &str = "a copy that the register named goes only when it names another owner above";
 
 impl Model for Bounds {
@@ -64,6 +66,7 @@ fn never() -> Vec<Property<Bounds>> {
         Property::always("a fenced primary is silent", |_, w: &World| !w.wrong.after_fence),
         Property::always("a stalled primary that was overtaken is silent", |_, w: &World| !w.wrong.after_stall),
         Property::always(TAKEOVER, |_, w: &World| !w.wrong.takeover),
+        Property::always(ONE, |_, w: &World| !w.wrong.two),
         Property::always(KEPT, |_, w: &World| !w.wrong.given_up),
     ]
 }
@@ -105,6 +108,9 @@ fn seen(bounds: &Bounds) -> Vec<Property<Bounds>> {
     }
     if bounds.trouble {
         seen.push(Property::sometimes("a VM that died is handed back", |_, w: &World| w.was_handed_back()));
+    }
+    if bounds.beside.is_some() {
+        seen.push(Property::sometimes("an old process is fenced", |_, w: &World| w.old_is_fenced));
     }
     if bounds.rewinds > 0 {
         seen.push(Property::sometimes("what went back is mended", |_, w: &World| w.registry.was_mended()));

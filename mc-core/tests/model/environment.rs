@@ -12,7 +12,7 @@ use mc_core::{
     id::{Epoch, Generation, Time},
     machine::Machine,
     primary::{self, Primary},
-    register::{Mode, Register},
+    register::{Mode, Owner, Register},
     standby::{self, Standby},
     wire::{arbiter::Ask, control},
 };
@@ -40,6 +40,10 @@ pub(crate) enum Happening {
     PrimaryRestarts,
     /// The primary's data path dies alone, and its supervisor starts the next one with what the register says, without asking.
     DataPathFollows,
+    /// A second one does, with a QEMU of its own, beside the first.
+    SecondStarts,
+    /// The old process hears of something other than a message.
+    Old(primary::Event),
     StandbyCrashes(usize),
     StandbyRestarts(usize),
     Arbiter(Step),
@@ -61,6 +65,7 @@ impl World {
         for (i, seat) in self.seats.iter().enumerate() {
             self.at_standby(i, seat, bounds, out);
         }
+        self.at_old(bounds, out);
         let mut steps = Vec::new();
         self.registry.steps(|client| self.looks(client), &mut steps);
         out.extend(steps.into_iter().map(Happening::Arbiter));
@@ -70,9 +75,16 @@ impl World {
     pub(crate) fn looks(&self, client: usize) -> Looks {
         use primary::Role;
         use standby::Role as Copy;
+        if client > self.seats.len() {
+            return self.old_looks();
+        }
         let Some(i) = client.checked_sub(1) else {
             let lives = self.claim.is_some() || !matches!(self.role(), None | Some(Role::Fenced | Role::Ended));
-            let overtaken = self.registry.disk.is_some_and(|r| r.owner.node.id != primary_owner(0).node.id);
+            let owner = self.primary.as_ref().map_or(primary_owner(0), |primary| primary.register().owner);
+            let overtaken = self.registry.disk.is_some_and(|r| match owner.instance {
+                Owner::ANY => r.owner.node.id != owner.node.id,
+                _ => !r.owner.names(&owner),
+            });
             let cares = overtaken || self.primary.as_ref().is_some_and(Primary::is_disputed);
             return Looks { lives, cares, disputes: false };
         };
@@ -80,6 +92,11 @@ impl World {
         let cares = matches!(self.seats[i].role(), Some(Copy::Claiming | Copy::Lost | Copy::Disputed));
         let disputes = machine.is_some_and(|m| m.role() == Copy::Disputed && m.is_entitled() && self.is_named(m));
         Looks { lives: machine.is_some(), cares, disputes }
+    }
+
+    /// The VM runs nowhere: what an operator makes sure of.
+    fn is_nowhere(&self) -> bool {
+        self.vm.is_none() && self.claim.is_none() && self.seats.iter().all(|seat| seat.taken.is_none())
     }
 
     /// Whether the register names this copy.
@@ -183,6 +200,10 @@ impl World {
             }
             Role::Revoking => out.push(Happening::Standby(i, Event::Revoked)),
             Role::TakingOver => out.push(Happening::Standby(i, Event::Running)),
+            // Of a copy that it said to lack something it takes another word.
+            Role::Claiming if bounds.operator && self.is_nowhere() => {
+                out.push(Happening::Standby(i, Event::OperatorTakesOver));
+            }
             _ => {}
         }
         out.push(Happening::StandbyCrashes(i));
@@ -210,6 +231,8 @@ impl World {
             Happening::PrimaryCrashes { vm } => self.primary_gone(vm),
             Happening::PrimaryRestarts => self.primary_restarts(bounds),
             Happening::DataPathFollows => self.data_path_follows(bounds),
+            Happening::SecondStarts => self.second_starts(bounds),
+            Happening::Old(event) => self.tell_old(event),
             Happening::StandbyCrashes(i) => {
                 self.seats[i].machine = None;
                 self.shut(i);
@@ -274,6 +297,9 @@ impl World {
 
     fn arbiter(&mut self, bounds: &Bounds, step: Step) {
         let Some((client, answer)) = self.registry.step(step) else { return };
+        if client > self.seats.len() {
+            return self.old_hears(answer);
+        }
         let Some(i) = client.checked_sub(1) else { return self.primary_hears(bounds, answer) };
         let event = match answer {
             Answer::Cas(outcome) => standby::Event::Cas(outcome),
@@ -304,11 +330,13 @@ impl World {
         self.claim_acts(bounds);
     }
 
-    fn claim_acts(&mut self, bounds: &Bounds) {
-        let claim = self.claim.as_mut().expect("acts");
-        let actions: Vec<claim::Action> = std::iter::from_fn(|| claim.poll_action()).collect();
-        for action in actions {
+    pub(crate) fn claim_acts(&mut self, bounds: &Bounds) {
+        while let Some(action) = self.claim.as_mut().and_then(Machine::poll_action) {
             match action {
+                claim::Action::LookFor { instance } => {
+                    let lives = self.lives(bounds, instance);
+                    self.claim.as_mut().expect("acts").handle(NOW, claim::Event::Looked { lives });
+                }
                 claim::Action::ReadRegister => self.registry.ask(0, Ask::Read),
                 claim::Action::Cas { expect, new, .. } => self.registry.ask(0, Ask::Cas { expect, new }),
             }
@@ -321,7 +349,7 @@ impl World {
                 self.go_solo();
             }
             // It is told to look again later; here it is gone.
-            Verdict::Foreign(_) | Verdict::OtherInstance(_) => {
+            Verdict::Foreign(_) | Verdict::OtherInstance(_) | Verdict::Beside(_) => {
                 self.claim = None;
                 self.fenced = true;
                 self.registry.forget(0);
@@ -396,7 +424,7 @@ impl World {
     fn fence(&mut self) {
         let register = *self.primary.as_ref().expect("acts").register();
         let gone = self.vm.is_none();
-        self.wrong.given_up |= !gone && !self.was_overtaken(register.generation, register.owner.node.id);
+        self.wrong.given_up |= !gone && !self.was_overtaken(register.generation, |o| !o.names(&register.owner));
         self.fenced = true;
         self.source = Source::Off;
         self.registry.forget(0);
@@ -442,6 +470,7 @@ impl World {
 
     /// Everything held goes out, and the VM runs on in the open.
     fn go_solo(&mut self) {
+        self.shows_beside_old();
         self.holding = false;
         self.progress += 1;
         self.show(self.progress);
@@ -514,6 +543,7 @@ impl World {
             Action::Cas { expect, new } => self.registry.ask(1 + i, Ask::Cas { expect, new }),
             Action::TakeOver { generation, epoch } => self.take_over(bounds, i, generation, epoch),
             Action::Discard => self.discard(bounds, i, generation),
+            Action::Abandon => unreachable!("an operator's word, and there is none here"),
         }
     }
 
@@ -534,7 +564,8 @@ impl World {
             let standby = matches!(r.mode, Mode::Protected { standby } if standby.node.id == me);
             r.generation == generation && standby
         });
-        self.wrong.given_up |= named && entitled && !seat.forged && !self.was_overtaken(generation, me);
+        self.wrong.given_up |=
+            named && entitled && !seat.forged && !self.was_overtaken(generation, |owner| owner.node.id != me);
         self.shut(i);
     }
 

@@ -5,18 +5,22 @@
 //! The arbiter may forget, and go back to anything that it ever held; processes of the primary follow one that died, with its
 //! VM or a new one, knowing what their host had seen; a stranger plays whole sessions to a standby.
 //!
-//! Not explored: operators' words (`assign`, and swaps that an operator decides without the arbiter), and a node that loses
+//! An operator may say that the standby goes on, before that has read the register, when the VM runs nowhere any more.
+//!
+//! Not explored: operators' other words (`assign`, and swaps that an operator decides without the arbiter), and a node that loses
 //! what it had seen together with the arbiter.
 
 mod check;
 mod environment;
+mod old;
 mod register;
 mod walk;
 mod world;
 
-use check::{I2, I5, KEPT, SURVIVOR, TAKEOVER, WINNER};
+use check::{I2, I5, KEPT, ONE, SURVIVOR, TAKEOVER, WINNER};
 use environment::Happening;
 use mc_core::primary::Sabotage;
+use old::Beside;
 use register::Neglect;
 use stateright::{Checker, Expectation, HasDiscoveries, Model};
 use world::{Bounds, Flaw};
@@ -37,6 +41,8 @@ const PAIR: Bounds = Bounds {
     trouble: false,
     walks: false,
     protected: false,
+    operator: false,
+    beside: None,
     sabotage: None,
     neglect: None,
     flaw: None,
@@ -54,6 +60,12 @@ const FORGETFUL: Bounds = Bounds { rewinds: 1, crashes: 0, stalls: 0, epochs: 2,
 fn exhaust(bounds: Bounds) {
     explore(bounds, usize::MAX);
 }
+
+/// The standby's host has an old process, whose VM the primary took over.
+const OVERTAKEN: Bounds = Bounds { epochs: 2, stalls: 0, crashes: 0, beside: Some(Beside::Overtaken), ..PROTECTED };
+
+/// A second QEMU is started on the primary's host.
+const SECOND: Bounds = Bounds { beside: Some(Beside::Second), stalls: 0, crashes: 0, ..PAIR };
 
 /// Every way of at most `depth` steps: for worlds whose every state takes more than the minutes that a check may take.
 fn explore(bounds: Bounds, depth: usize) {
@@ -126,6 +138,22 @@ fn processes_of_the_primary_follow_one_another() {
 #[test]
 fn strangers_play_sessions() {
     explore(Bounds { strangers: 1, standby_restarts: true, stalls: 0, crashes: 0, ..PAIR }, 28);
+}
+
+#[test]
+fn an_old_process_goes_on_beside_a_standby_of_its_host() {
+    exhaust(OVERTAKEN);
+}
+
+#[test]
+fn an_operator_does_not_wait_for_what_the_register_says() {
+    exhaust(Bounds { operator: true, stalls: 0, ..PAIR });
+    exhaust(Bounds { operator: true, sessions: 2, stalls: 0, crashes: 0, ..PROTECTED });
+}
+
+#[test]
+fn a_second_vm_is_started_beside_the_first() {
+    exhaust(SECOND);
 }
 
 /// A shortest way to break something without this invariant.
@@ -230,6 +258,23 @@ fn a_vm_that_was_visible_is_not_handed_back() {
 #[test]
 fn two_hosts_of_one_identity_split_the_brain() {
     breaks(Bounds { flaw: Some(Flaw::OneIdentity), primary_restarts: 1, crashes: 0, ..PAIR }, SURVIVOR);
+}
+
+#[test]
+fn an_operators_word_for_a_copy_that_lacks_output_loses_it() {
+    without(Sabotage::DecideUnheld, SURVIVOR, Bounds { operator: true, ..PAIR });
+}
+
+/// Seen: a host that was frozen stood by again, won, and its old process took the VM from it.
+#[test]
+fn who_compares_hosts_and_not_copies_splits_the_brain() {
+    without(Sabotage::CompareHosts, ONE, OVERTAKEN);
+}
+
+/// Seen: two QEMUs of one name on one host were claimed for in turn, for ever.
+#[test]
+fn who_starts_beside_a_copy_that_lives_splits_the_brain() {
+    breaks(Bounds { flaw: Some(Flaw::LooksAtNothing), ..SECOND }, ONE);
 }
 
 #[test]

@@ -164,6 +164,26 @@ impl Registry {
         registry
     }
 
+    /// Another process asks, of a node that has seen this; what the register held before is added to its history.
+    pub(crate) fn join(&mut self, node: NodeId, seen: Register, before: &[Register]) {
+        let seen = Seen { witness: Some(WITNESS), register: Some(seen) };
+        self.clients.push(Client { node, seen, boot: 1, asked: Vec::new(), waiting: false, replies: Vec::new() });
+        self.history.splice(0..0, before.iter().copied());
+    }
+
+    /// The first client's node has a second process now: the old one becomes the last client.
+    pub(crate) fn split(&mut self) {
+        let (node, seen) = (self.clients[0].node, self.clients[0].seen);
+        self.join(node, seen.register.expect("an owner has seen"), &[]);
+        let last = self.clients.len() - 1;
+        self.clients.swap(0, last);
+    }
+
+    /// Whether nothing of this client's is on its way through the arbiter.
+    pub(crate) fn is_quiet(&self, client: usize) -> bool {
+        !self.clients[client].waiting && self.writing.is_none()
+    }
+
     fn hear_out(&mut self, client: usize) {
         let Client { node, seen, boot, .. } = self.clients[client].clone();
         let asker = Asker { node, seen: seen.register, boot };

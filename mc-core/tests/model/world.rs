@@ -1,6 +1,9 @@
 //! One state of the world: the very machines, what is on the wires between them, and ghosts that only the properties see.
 
-use crate::register::{Neglect, Registry, node, solo};
+use crate::{
+    old::{Beside, Old},
+    register::{Neglect, Registry, node, solo},
+};
 use mc_core::{
     claim::Claim,
     id::{Epoch, Generation, NodeId},
@@ -43,6 +46,10 @@ pub(crate) struct Bounds {
     pub(crate) walks: bool,
     /// Whether the world begins with a VM that is protected already.
     pub(crate) protected: bool,
+    /// Whether an operator may say that the standby shall go on, once the primary's host is dead.
+    pub(crate) operator: bool,
+    /// Whether an old process lives on beside a later one of its host.
+    pub(crate) beside: Option<Beside>,
     /// The invariant that is switched off.
     pub(crate) sabotage: Option<Sabotage>,
     /// The rule around the arbiter that is switched off.
@@ -60,6 +67,8 @@ pub(crate) enum Flaw {
     SameDraw,
     /// A data path that died is followed by one that asks nobody, whatever the dead one had asked for.
     NextWithoutAsking,
+    /// Who starts does not see that another QEMU of the VM lives on this host.
+    LooksAtNothing,
 }
 
 /// Primary to standby.
@@ -128,6 +137,8 @@ pub(crate) struct Wrong {
     pub(crate) after_stall: bool,
     /// A takeover from an epoch that the standby does not hold, or a second one.
     pub(crate) takeover: bool,
+    /// A copy that had lost the VM was heard again, or a second one beside the first.
+    pub(crate) two: bool,
     /// A copy that the register had named was given up, though it never named another owner above it.
     pub(crate) given_up: bool,
 }
@@ -139,6 +150,8 @@ pub(crate) struct World {
     pub(crate) primary: Option<Primary>,
     /// A process of the primary's that wants to run the VM.
     pub(crate) claim: Option<Claim>,
+    /// An earlier process of a host that has another since.
+    pub(crate) old: Option<Old>,
     /// Whether the primary's VM lives; which QEMU process it is.
     pub(crate) vm: Option<u64>,
     pub(crate) source: Source,
@@ -162,6 +175,8 @@ pub(crate) struct World {
     pub(crate) solo: Option<Generation>,
     /// Ghost: the primary was told to fence itself.
     pub(crate) fenced: bool,
+    /// Ghost: so was the old process.
+    pub(crate) old_is_fenced: bool,
     /// Ghost: when the primary was stalled, the VM was taken over.
     pub(crate) overtaken: bool,
     pub(crate) wrong: Wrong,
@@ -218,16 +233,21 @@ impl World {
         if bounds.protected {
             world.become_protected(bounds);
         }
+        if bounds.beside == Some(Beside::Overtaken) {
+            world.was_overtaken_before(bounds);
+        }
         world
     }
 
     fn unprotected(bounds: &Bounds) -> Self {
-        let register = solo(1, primary_owner(1));
+        let generation = if bounds.beside == Some(Beside::Overtaken) { 3 } else { 1 };
+        let register = solo(generation, primary_owner(1));
         let standbys = (0..bounds.standbys).map(|i| standby_owner(bounds, i, 1).node.id);
         let nodes: Vec<NodeId> = std::iter::once(primary_owner(1).node.id).chain(standbys).collect();
         Self {
             primary: Some(primary(bounds, register)),
             claim: None,
+            old: None,
             vm: Some(1),
             source: Source::Off,
             seats: (0..bounds.standbys).map(|i| seat(bounds, i)).collect(),
@@ -243,6 +263,7 @@ impl World {
             visible: 0,
             solo: None,
             fenced: false,
+            old_is_fenced: false,
             overtaken: false,
             wrong: Wrong::default(),
         }
@@ -272,9 +293,9 @@ impl World {
     }
 
     /// Whether the register was ever another's, above this generation.
-    pub(crate) fn was_overtaken(&self, generation: Generation, by_others_than: NodeId) -> bool {
+    pub(crate) fn was_overtaken(&self, generation: Generation, is_another: impl Fn(&Owner) -> bool) -> bool {
         let mut history = self.registry.history.iter();
-        history.any(|r| r.generation > generation && r.owner.node.id != by_others_than)
+        history.any(|r| r.generation > generation && is_another(&r.owner))
     }
 }
 

@@ -38,13 +38,29 @@ fn start_time(stat: &str) -> Option<u64> {
 #[must_use]
 pub fn has_ended(pid: u32, instance: u64) -> bool {
     match fs::read_to_string(format!("/proc/{pid}/stat")) {
-        Ok(stat) => {
-            let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next());
-            matches!(state, Some('Z' | 'X')) || instance_id(pid).is_ok_and(|found| found != instance)
-        }
+        Ok(stat) => matches!(state(&stat), Some("Z" | "X")) || instance_id(pid).is_ok_and(|found| found != instance),
         // ESRCH: it ended while it was read.
         Err(error) => error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH),
     }
+}
+
+/// The process on this host that is this instance and has not ended; a stopped one lives.
+#[must_use]
+pub fn find_instance(instance: u64) -> Option<u32> {
+    let entries = fs::read_dir("/proc").ok()?;
+    let mut pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    pids.find(|pid| instance_id(*pid).is_ok_and(|found| found == instance) && !is_dead(*pid))
+}
+
+/// It may be there still, for its parent to ask how it ended.
+fn is_dead(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.map_or(true, |stat| matches!(state(&stat), None | Some("Z" | "X")))
+}
+
+/// Field 3 of proc(5)'s `stat`.
+fn state(stat: &str) -> Option<&str> {
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().next()
 }
 
 /// Kills (SIGKILL) the process with this pid, if it is still the one with this [`instance_id`]; otherwise it is gone
@@ -131,12 +147,14 @@ mod tests {
         assert!(child.try_wait().unwrap().is_none(), "another instance must not be killed");
         let watched = Watched::new(child.id()).unwrap();
         assert!(!watched.has_ended());
+        assert_eq!(find_instance(other), Some(child.id()));
         kill_instance(child.id(), other).unwrap();
         poll(&mut [PollFd::new(&watched, PollFlags::IN)], None).unwrap();
         assert!(watched.has_ended() && watched.instance() == other, "before anybody asked for its exit code");
         assert!(
             has_ended(child.id(), other) && has_ended(std::process::id(), other) && !has_ended(std::process::id(), own)
         );
+        assert_eq!(find_instance(other), None, "nor is it one that lives");
         assert!(!child.wait().unwrap().success());
         assert!(Watched::new(child.id()).is_err());
         kill_instance(child.id(), other).unwrap();
