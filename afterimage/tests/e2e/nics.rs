@@ -81,8 +81,10 @@ fn a_tap_device_that_is_made_again_is_found_on_both_sides() {
         delete_tap(node);
         let (code, told) = wait_network(&world, node, true);
         assert_eq!((code, &told["protected"]), (3, &true.into()), "its copy is as good as before: {told}");
-        let (_, stdout, _) = world.run(node, &format!("status --vm {VM}"));
-        assert!(stdout.contains(&format!("NETWORK: TAP device tap-{node}")), "{stdout}");
+        until("it says which", || {
+            let (_, stdout, _) = world.run(node, &format!("status --vm {VM}"));
+            stdout.contains(&format!("NETWORK: TAP device tap-{node}")).then_some(())
+        });
         make_tap(node);
         let (code, told) = wait_network(&world, node, false);
         assert_eq!(code, 0, "{told}");
