@@ -1,15 +1,12 @@
 //! At the start: makes the register say (solo, self), or explains why it cannot.
 
-use super::{
-    channel::Brief,
-    waiting::{Heard, Waiting, What},
-};
+use super::waiting::{Heard, Waiting, What};
 use crate::{
     arbiter::Ask,
     config::ProtectConfig,
     events::emit,
-    exit::{self, Code, ExitError},
-    keeper::{self, Charge},
+    exit::{Code, ExitError},
+    keeper,
     qemu::qmp::find_instance,
     signals::Signals,
     status::WAITING,
@@ -106,22 +103,6 @@ pub(super) fn standby_of(held: &Register) -> Option<Name> {
     match held.mode {
         Mode::Protected { standby } => Some(standby.node.name),
         Mode::Solo => None,
-    }
-}
-
-/// The gate cannot be opened. A VM that runs solo, and had a keeper until now, gets one again.
-pub(super) fn give_network_back(brief: &Brief, relieved: bool) {
-    let charge = Charge::of_primary(&brief.config, brief.register.generation);
-    match relieved.then(|| keeper::take_network(&charge, None)) {
-        Some(Ok(Some(keeper))) => {
-            tracing::warn!(pid = keeper.pid(), "the gate cannot be opened: a keeper has the VM's network again");
-            emit("keeper-started", json!({ "keeper": keeper.pid(), "generation": brief.register.generation }));
-        }
-        Some(Err(error)) => {
-            let error = exit::words(&error);
-            tracing::error!(error, "the gate cannot be opened, and no keeper takes the VM's network: it has none");
-        }
-        Some(Ok(None)) | None => {}
     }
 }
 

@@ -308,3 +308,12 @@ fn a_second_process_of_a_standby_that_lives_gives_up_its_copy() {
     let flaw = Some(Flaw::TwoProcesses);
     breaks(Bounds { flaw, standbys: 2, standby_restarts: true, ..PROTECTED }, KEPT);
 }
+
+/// A supervisor may start the next data path without a word of the arbiter only where the dead one had asked for nothing.
+#[test]
+fn a_data_path_that_follows_a_protected_one_without_asking_splits_the_brain() {
+    breaks(
+        Bounds { flaw: Some(Flaw::NextWithoutAsking), primary_restarts: 1, crashes: 0, stalls: 0, ..PAIR },
+        SURVIVOR,
+    );
+}

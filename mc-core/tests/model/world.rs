@@ -67,6 +67,8 @@ pub(crate) enum Flaw {
     SameDraw,
     /// Both standbys are processes of one node, and the second does not look whether the first lives.
     TwoProcesses,
+    /// A data path that died is followed by one that asks nobody, whatever the dead one had asked for.
+    NextWithoutAsking,
     /// Who starts does not see that another QEMU of the VM lives on this host.
     LooksAtNothing,
 }
