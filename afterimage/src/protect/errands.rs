@@ -101,7 +101,8 @@ impl DataPath {
     }
 
     fn fenced(&mut self) -> Result<()> {
-        emit("fenced", report::with(json!({ "vm": self.brief.config.vm }), commands::standing(self)));
+        let fields = json!({ "vm": self.brief.config.vm, "register": self.held });
+        emit("fenced", report::with(fields, commands::standing(self)));
         self.beats = None;
         self.supervisor.say(&ToSupervisor::Fence)?;
         let why = match self.vm_died {
