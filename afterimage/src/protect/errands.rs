@@ -22,7 +22,7 @@ impl DataPath {
                 PrimaryErrand::LinkLost(why) => {
                     tracing::warn!(%why, "link lost");
                     emit("link-lost", report::with(json!({ "why": why }), commands::standing(self)));
-                    self.because(Trouble::passing(format!("the link to the standby broke: {why}")));
+                    self.link_lost(&why);
                 }
                 PrimaryErrand::Late => {
                     let why = "no epoch was ACKed in time, though beats may come";

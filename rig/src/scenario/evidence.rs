@@ -193,7 +193,7 @@ impl Evidence {
 
     fn judge_client(&self, reasons: &mut Vec<String>) {
         let (before, after) = self.reply_counts();
-        if before == 0 {
+        if before == 0 && self.scenario.begins_protected() {
             reasons.push("the client had no reply before the fault".to_owned());
         }
         if after == 0 {
