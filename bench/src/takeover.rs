@@ -80,7 +80,7 @@ impl From<Fault> for Scenario {
 impl TakeoverArgs {
     fn demo(&self) -> DemoArgs {
         DemoArgs {
-            scenario: Scenario::from(self.scenario).into(),
+            scenario: vec![Scenario::from(self.scenario).into()],
             guest: self.guest,
             hosts: Some(Hosts::Netns),
             // Short rounds, without a baseline.

@@ -23,7 +23,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a scenario: exit code 0 passed, 1 failed, 6 something is missing. The last line of output is JSON
-    Demo(DemoArgs),
+    Demo(Box<DemoArgs>),
     /// Ask a guest's service without end, and keep books (used by `demo` on the client host)
     Client {
         /// Whose service

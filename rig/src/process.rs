@@ -157,6 +157,24 @@ pub fn signal(pid: u32, signal: Signal) {
     }
 }
 
+/// Whether a thread, stopped or not, stands in a wait for events, as its program's loop does between two turns.
+#[must_use]
+pub fn waits(thread: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{thread}/syscall")).is_ok_and(|text| is_wait(&text))
+}
+
+/// What `/proc/PID/syscall` says: the call's number and arguments, or `running`, or -1 outside of calls (proc_pid_syscall(5)).
+fn is_wait(text: &str) -> bool {
+    // (A wait with a time limit that was interrupted goes on as `restart_syscall`.)
+    let waits = [
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_poll,
+        libc::SYS_ppoll,
+        libc::SYS_restart_syscall,
+    ];
+    text.split_ascii_whitespace().next().and_then(|n| n.parse().ok()).is_some_and(|n| waits.contains(&n))
+}
+
 /// The children of a process.
 #[must_use]
 pub fn children(parent: u32) -> Vec<u32> {
@@ -201,6 +219,16 @@ fn parse_stat(text: &str) -> Option<Stat> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wait_is_told_from_other_calls() {
+        let poll = format!("{} 0x55d960362e00 0x0 0xea60 0x0 0x0 0x0 0x7fffc2855f48 0x7f2e4d31a230\n", libc::SYS_ppoll);
+        assert!(is_wait(&poll));
+        let write = format!("{} 0x3 0x0", libc::SYS_write);
+        for other in ["", "running\n", "-1 0x7ffccace43a0 0x7fdf254fcc77\n", &write] {
+            assert!(!is_wait(other), "{other}");
+        }
+    }
 
     #[test]
     fn stat_of_a_program_with_an_evil_name() {

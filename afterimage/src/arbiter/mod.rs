@@ -67,6 +67,18 @@ pub enum Answer {
     Fault(Fault),
 }
 
+impl Answer {
+    /// What the register holds, as far as the answer says.
+    #[must_use]
+    pub fn held(&self) -> Option<Register> {
+        match self {
+            Self::Read(held) | Self::Cas(CasOutcome::Lost(held)) => *held,
+            Self::Cas(CasOutcome::Won(register)) => Some(*register),
+            Self::Fault(_) => None,
+        }
+    }
+}
+
 /// Who asks which arbiter about which VM.
 #[derive(Clone, Debug)]
 pub struct ArbiterConfig {

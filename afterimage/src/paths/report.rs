@@ -57,8 +57,8 @@ pub fn unproven(proof: Proof, peer: &str, (by, udp): (&str, Option<UdpEnds>), af
         |ends| format!("open UDP port {} on {} for {}", ends.here.port(), ends.here.ip(), ends.there.ip()),
     );
     let dropped = udp.map_or_else(
-        || "RDMA datagrams from here to there are dropped".to_owned(),
-        |ends| format!("UDP from here to {} is dropped", ends.there),
+        || "let RoCE's UDP port 4791 pass from here to there".to_owned(),
+        |ends| format!("open UDP port {} on {} for {}", ends.there.port(), ends.there.ip(), ends.here.ip()),
     );
     match proof {
         Proof { heard: 0, .. } => format!("no beat from {peer} arrived by {way} in {after:.1?}: {open}"),
@@ -212,12 +212,12 @@ mod tests {
                 say(0, 0, ("udp", ends)),
             ),
             (
-                "host-b does not hear this side's beats: UDP from here to 10.0.0.2:40002 is dropped",
+                "host-b does not hear this side's beats: open UDP port 40002 on 10.0.0.2 for 10.0.0.1",
                 say(9, 0, ("udp", ends)),
             ),
             ("by ud or udp in 5.0s", say(0, 0, ("both", ends))),
             ("by ud in 5.0s: let RoCE's UDP port 4791 pass", say(0, 0, ("ud", None))),
-            ("RDMA datagrams from here to there are dropped", say(9, 0, ("ud", None))),
+            ("let RoCE's UDP port 4791 pass from here to there", say(9, 0, ("ud", None))),
             ("in 5.0s 9 arrived here, and 4 of those told of one", say(9, 4, ("udp", ends))),
         ] {
             assert!(said.contains(words), "{said}");

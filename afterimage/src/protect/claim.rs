@@ -160,10 +160,10 @@ impl Claim<'_> {
     }
 
     fn judge(&mut self, held: Option<Register>) -> Result<Option<Verdict>> {
+        emit("register", json!({ "register": held }));
         if let Some(verdict) = self.refuse_others(held)? {
             return Ok(Some(verdict));
         }
-        emit("register", json!({ "register": held }));
         self.held = held;
         self.machine.handle(Time(0), Event::RegisterRead(held));
         Ok(self.verdict())

@@ -41,6 +41,7 @@ use mc_core::{
     driver::PrimaryDriver,
     id::Time,
     primary::{Config, Event, Primary, Role},
+    register::Register,
     slab::SlabPool,
     source::CheckpointSource,
     staging::Staging,
@@ -103,6 +104,8 @@ pub(super) struct DataPath {
     stalls_before: u64,
     role: (Role, bool),
     arbiter_watch: report::ArbiterWatch,
+    /// What the register holds, as this process heard last.
+    pub(super) held: Option<Register>,
     pub(super) suspected: bool,
     /// The swap that is being asked for.
     pub(super) swap: Swap,
@@ -230,6 +233,7 @@ impl DataPath {
             stalls_before: 0,
             role: (Role::Solo, false),
             arbiter_watch: report::ArbiterWatch::default(),
+            held: None,
             suspected: false,
             swap: Swap::default(),
             operator_wants_solo: false,
@@ -381,6 +385,7 @@ impl DataPath {
 
     fn hear_arbiter(&mut self) {
         while let Some(answer) = self.arbiter.take_answer() {
+            self.held = answer.held().or(self.held);
             match answer {
                 Answer::Read(held) => {
                     self.register_read(held);

@@ -23,7 +23,7 @@ impl DataPath {
                 PrimaryErrand::LinkLost(why) => {
                     tracing::warn!(%why, "link lost");
                     emit("link-lost", report::with(json!({ "why": why }), commands::standing(self)));
-                    self.because(Trouble::passing(format!("the link to the standby broke: {why}")));
+                    self.link_lost(&why);
                 }
                 PrimaryErrand::Late => {
                     let why = "no epoch was ACKed in time, though beats may come";
@@ -101,7 +101,8 @@ impl DataPath {
     }
 
     fn fenced(&mut self) -> Result<()> {
-        emit("fenced", report::with(json!({ "vm": self.brief.config.vm }), commands::standing(self)));
+        let fields = json!({ "vm": self.brief.config.vm, "register": self.held });
+        emit("fenced", report::with(fields, commands::standing(self)));
         self.beats = None;
         self.supervisor.say(&ToSupervisor::Fence)?;
         let this = self.brief.register.owner.node.id;

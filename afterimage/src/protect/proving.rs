@@ -1,9 +1,14 @@
 //! Protection rests on beats: they are proven before it is registered. A standby that is not heard, or does not hear this side,
 //! would take the VM from a live host, or never.
 
-use super::data_path::DataPath;
-use crate::{events::emit, exit::Code, keepalive::Verdict};
+use super::{data_path::DataPath, seek::Trouble};
+use crate::{
+    events::emit,
+    exit::Code,
+    keepalive::{BeatHandle, Verdict},
+};
 use mc_core::{
+    detector::MIN_STARTUP,
     id::Epoch,
     primary::{Event, Role},
     wire::control::GoodbyeReason,
@@ -15,6 +20,8 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// And so many detection times.
 const DETECTION_TIMES: u32 = 4;
+/// And so many of them, or [`MIN_STARTUP`], pass before a standby that never heard this side suspects it.
+const STARTUP_DETECTION_TIMES: u32 = 10;
 
 impl DataPath {
     /// Looks whether protection may be registered, as far as beats go; gives it up, before the register is touched, when they do
@@ -32,20 +39,52 @@ impl DataPath {
             };
         }
         let waited = self.clock.now().since(beats.started());
-        let config = &self.brief.config;
-        let detection = config.beat_interval * u32::from(config.detect_multiplier);
-        let over = waited >= PATIENCE.max(detection * DETECTION_TIMES);
+        let over = waited >= PATIENCE.max(self.detection_time() * DETECTION_TIMES);
         if over || beats.verdict() == Verdict::Suspect {
-            let peer = self.peer.clone().unwrap_or_default();
+            let (peer, proof) = (self.peer.clone().unwrap_or_default(), beats.proof());
             let why = self.watch.unproven(beats, &peer, self.clock.now());
-            self.do_without(why.unwrap_or_else(|| "beats came too late".to_owned()));
+            let why = why.unwrap_or_else(|| "beats came too late".to_owned());
+            // What never came has to be let through by somebody; a gap passes, as on a busy machine.
+            let is_gap = !over && proof.heard > 0 && proof.echoed > 0;
+            if is_gap && self.brief.stay { self.try_again(why) } else { self.do_without(why) }
+        }
+    }
+
+    /// Beats go both ways, and there was a gap: the next session may be without one.
+    fn try_again(&mut self, why: String) {
+        tracing::warn!(why, "not protected yet");
+        emit("no-beats", json!({ "why": why }));
+        self.because(Trouble::passing(why));
+        self.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
+    }
+
+    fn detection_time(&self) -> Duration {
+        let config = &self.brief.config;
+        config.beat_interval * u32::from(config.detect_multiplier)
+    }
+
+    /// The link is gone. A standby that never heard this side ends its session by itself, and says so on its host only: here its
+    /// beats tell. (What ended long before the standby's patience did proves nothing about them.)
+    pub(super) fn link_lost(&mut self, why: &str) {
+        let startup = (self.detection_time() * STARTUP_DETECTION_TIMES).max(MIN_STARTUP);
+        let never =
+            |beats: &&BeatHandle| beats.proof().echoed == 0 && self.clock.now().since(beats.started()) >= startup / 2;
+        let peer = self.peer.clone().unwrap_or_default();
+        let unproven = self.beats.as_ref().filter(never);
+        match unproven.and_then(|beats| self.watch.unproven(beats, &peer, self.clock.now())) {
+            Some(unproven) => self.no_beats(unproven),
+            None => self.because(Trouble::passing(format!("the link to the standby broke: {why}"))),
         }
     }
 
     fn do_without(&mut self, why: String) {
+        self.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
+        self.no_beats(why);
+    }
+
+    fn no_beats(&mut self, why: String) {
         tracing::error!(why, "not protected: beats prove nothing");
         emit("no-beats", json!({ "why": why }));
-        self.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
         self.give_up_for(Code::Prerequisite, why);
     }
 }

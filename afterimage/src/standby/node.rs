@@ -254,6 +254,7 @@ impl Node {
 
     fn hear_arbiter(&mut self) {
         while let Some(answer) = self.arbiter.take_answer() {
+            let (before, held) = (self.driver.machine().role(), answer.held());
             match answer {
                 Answer::Read(held) => {
                     self.look_whether_named(held.as_ref());
@@ -270,6 +271,9 @@ impl Node {
                     emit("cas", self.swap.answered(self.clock.now(), &outcome));
                     self.driver.event(Event::Cas(outcome));
                 }
+            }
+            if before != Role::Lost && self.driver.machine().role() == Role::Lost {
+                emit("lost", report::with(json!({ "register": held }), standing(self)));
             }
         }
         self.arbiter_watch.look(&self.arbiter.health());

@@ -18,7 +18,7 @@ pub struct Facts {
     pub stalled_ms: Option<f64>,
     /// The swap: what was expected, what was asked for, the outcome, what the register holds since, how long it took.
     pub swap: Value,
-    /// What the register held when it was read.
+    /// What the register held when it was read last.
     pub read: Value,
     /// `{captured, acked}` on the primary, `{generation, committed}` on the standby, as far as known last.
     pub epochs: Value,
@@ -51,6 +51,9 @@ impl Facts {
             Value::Null,
             |e| json!({ "since_suspicion": e.fields.get("since_suspicion"), "qemu": e.fields.get("qemu") }),
         );
+        let reads =
+            incident.entries.iter().rev().filter(|e| matches!(e.event.as_str(), "register" | "lost" | "fenced"));
+        let read = reads.filter_map(|e| e.fields.get("register")).find(|register| !register.is_null());
         let exits = incident.entries.iter().rev().filter(|e| e.event == "exit");
         let exit = exits.max_by_key(|e| e.text("process") == Some("supervisor"));
         Self {
@@ -64,7 +67,7 @@ impl Facts {
                 .filter_map(|e| e.number("away_ms"))
                 .reduce(f64::max),
             swap: swap(incident),
-            read: incident.find("register").and_then(|e| e.fields.get("register")).cloned().unwrap_or_default(),
+            read: read.cloned().unwrap_or_default(),
             epochs: newest("epochs").cloned().unwrap_or_default(),
             from_epoch: number(incident.find("running").and_then(|e| e.fields.get("epoch"))),
             output: output(incident),

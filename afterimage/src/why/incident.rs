@@ -3,7 +3,7 @@
 //! ```text
 //!               trigger                        outcome                          nothing for 5 s,
 //!   (quiet) ───────────────> Open ──────────────────────────────> Closed ──────────────────────────> told
-//!      ^  suspect, data-path-  │   running, solo, fenced,           │          a new beginning,
+//!      ^  suspect, data-path-  │   running, solo, fenced, lost,     │          a new beginning,
 //!      │  died, fell-back, ... │   discarded, arbiter-reachable     │          another trigger
 //!      │                       └── the process begins anew: it was cut short ──────────────────────> told
 //!      └── what else happens is remembered: "protected by whom, since when", and told with the next incident
@@ -29,6 +29,8 @@ pub enum Kind {
     Fenced,
     /// The standby asked for the VM, and lost.
     LostSwap,
+    /// The other host had the VM already when the standby wanted it; its copy is kept.
+    Lost,
     /// The standby's copy was given up without having been asked for.
     Discarded,
     /// Checkpoints go over TCP now.
@@ -141,8 +143,9 @@ impl Incident {
             () if has("running") => Kind::TookOver,
             () if has("fenced") => Kind::Fenced,
             () if has("solo") => Kind::WentSolo,
-            () if has("discarded") && lost => Kind::LostSwap,
+            () if (has("discarded") || has("lost")) && lost => Kind::LostSwap,
             () if has("discarded") => Kind::Discarded,
+            () if has("lost") => Kind::Lost,
             () if has("fell-back") => Kind::FellBack,
             () if has("vm-gone") || self.find("ended").is_some_and(|e| e.fields.get("code").is_none()) => Kind::VmGone,
             () if has("asking") || has("suspect") => Kind::Open,
@@ -155,7 +158,9 @@ impl Incident {
     /// Whether `entry` settles what is open.
     fn is_settled_by(&self, entry: &Entry) -> bool {
         match entry.event.as_str() {
-            "running" | "fenced" | "solo" | "discarded" | "ended" | "exit" | "fell-back" | "no-session" => true,
+            "running" | "fenced" | "solo" | "lost" | "discarded" | "ended" | "exit" | "fell-back" | "no-session" => {
+                true
+            }
             "arbiter-reachable" => self.kind() == Kind::ArbiterLost,
             "refused" => self.side == "standby",
             _ => false,

@@ -13,7 +13,8 @@ pub(super) fn headline(kind: Kind) -> &'static str {
         Kind::TookOver => "took the VM over",
         Kind::WentSolo => "went on alone, unprotected",
         Kind::Fenced => "was fenced: its copy was stopped",
-        Kind::LostSwap => "asked for the VM and lost; its copy was given up",
+        Kind::LostSwap => "asked for the VM and lost",
+        Kind::Lost => "found that the other host had the VM already",
         Kind::Discarded => "gave its copy up without asking for the VM",
         Kind::FellBack => "fell back from RDMA to TCP",
         Kind::ArbiterLost => "could not reach the arbiter; failover was impossible",
@@ -34,12 +35,17 @@ pub(super) fn millis(ms: f64) -> String {
 /// A register's value.
 pub(super) fn register(value: &Value) -> Option<String> {
     let generation = value.get("generation")?.as_u64()?;
-    let owner = value.pointer("/owner/node")?.as_str()?;
+    let owner = node(value.get("owner")?)?;
     let mode = match value.get("mode")? {
         Value::String(_) => "alone".to_owned(),
-        mode => format!("protected by {}", mode.pointer("/protected/standby")?.as_str()?),
+        mode => format!("protected by {}", node(mode.pointer("/protected/standby")?)?),
     };
     Some(format!("generation {generation} ({owner}, {mode})"))
+}
+
+/// The name of the host that a register's owner or standby is on.
+fn node(owner: &Value) -> Option<&str> {
+    owner.pointer("/node/name")?.as_str()
 }
 
 /// The story.
@@ -178,7 +184,10 @@ fn swap(facts: &Facts) -> Option<String> {
         _ => {
             let error = facts.arbiter.get("last_error").and_then(Value::as_str);
             let error = error.map_or_else(String::new, |error| format!(" ({error})"));
-            format!("{asked} no answer is written{error}. Until there is one, output stays held.")
+            match register(&facts.read) {
+                Some(held) => format!("{asked} no answer is written{error}; read again, the register held {held}."),
+                None => format!("{asked} no answer is written{error}. Until there is one, output stays held."),
+            }
         }
     })
 }
@@ -212,9 +221,13 @@ fn outcome(incident: &Incident, facts: &Facts) -> Option<String> {
             };
             Some(format!("This copy was stopped; {dropped}.{acked}"))
         }
-        Kind::LostSwap | Kind::Discarded => {
+        Kind::LostSwap | Kind::Lost | Kind::Discarded => {
             let committed = epoch("committed").map_or_else(String::new, |e| format!(" It had committed epoch {e}."));
-            Some(format!("This standby forgot its copy.{committed}"))
+            let copy = match incident.find("discarded") {
+                Some(_) => "This standby forgot its copy.",
+                None => "This standby keeps its copy until a new session needs the room, and lets nothing out.",
+            };
+            Some(format!("{copy}{committed}"))
         }
         Kind::Open if incident.ended_ms().is_none() && !facts.swap.is_null() => None,
         Kind::Open => Some("Nothing more was written: this is still going on, or the process died.".to_owned()),

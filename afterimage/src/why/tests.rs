@@ -21,7 +21,11 @@ fn told(dir: &Path) -> Report {
 }
 
 fn register(generation: u64, node: &str, mode: &Value) -> Value {
-    json!({ "generation": generation, "owner": { "node": node, "instance": 9 }, "mode": mode })
+    json!({ "generation": generation, "owner": owner(node), "mode": mode })
+}
+
+fn owner(node: &str) -> Value {
+    json!({ "node": { "name": node, "id": "0b" }, "instance": 9 })
 }
 
 fn suspect(at_ms: f64) -> Value {
@@ -78,7 +82,7 @@ fn a_takeover_is_told_with_its_reasons() {
 #[test]
 fn a_fenced_primary_tells_who_won_and_what_was_dropped() {
     let dir = tempfile::tempdir().unwrap();
-    let protected = register(2, "host-a", &json!({ "protected": { "standby": "host-b" } }));
+    let protected = register(2, "host-a", &json!({ "protected": { "standby": owner("host-b") } }));
     let stand = json!({ "held": 0, "released": 10, "dropped": 3 });
     journal(
         dir.path(),
@@ -107,6 +111,49 @@ fn a_fenced_primary_tells_who_won_and_what_was_dropped() {
     ] {
         assert!(story.contains(words), "{words:?} is not in: {story}");
     }
+}
+
+#[test]
+fn a_standby_that_lost_and_keeps_its_copy_has_an_end_of_its_story() {
+    let held = register(3, "host-a", &json!("solo"));
+    let asked = json!({ "event": "asking", "at_ms": 1001.0, "expect": 2, "new": register(3, "host-b", &json!("solo")), "contested": true });
+    let refused = json!({ "event": "cas", "at_ms": 1002.0, "outcome": "lost", "register": held, "took_ms": 1.0 });
+    let lost =
+        json!({ "event": "lost", "at_ms": 1003.0, "register": held, "epochs": { "generation": 2, "committed": 54 } });
+    let waiting = json!({ "event": "waiting", "at_ms": 1003.1, "keeps_lost_copy": true });
+    for (asking, kind, words) in [
+        (vec![asked, refused], Kind::LostSwap, "lost after 1.0 ms; the register holds generation 3 (host-a, alone)"),
+        (vec![], Kind::Lost, "The register held generation 3 (host-a, alone)."),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut events = vec![syncing(), suspect(1000.0)];
+        events.extend(asking);
+        events.extend([lost.clone(), waiting.clone()]);
+        journal(dir.path(), "standby", &events);
+        let report = told(dir.path());
+        let [told] = &report.incidents[..] else { panic!("{report:?}") };
+        assert_eq!((told.kind, told.ended_ms), (kind, Some(1003.0)));
+        let story = told.story.join(" ");
+        for words in [words, "keeps its copy until a new session needs the room", "It had committed epoch 54."] {
+            assert!(story.contains(words), "{words:?} is not in: {story}");
+        }
+    }
+}
+
+#[test]
+fn a_primary_that_asked_for_nothing_tells_what_it_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let held = register(3, "host-b", &json!("solo"));
+    let yielding = json!({ "event": "yielding", "at_ms": 1001.0, "expect": 2, "why": "a signal stopped its QEMU" });
+    let older = json!({ "event": "register", "at_ms": 1001.5, "register": register(2, "host-a", &json!("solo")) });
+    let fenced = json!({ "event": "fenced", "at_ms": 1002.0, "register": held });
+    let exit = json!({ "event": "exit", "at_ms": 1003.0, "code": 4, "why": null });
+    journal(dir.path(), "primary", &[suspect(1000.0), yielding, older, fenced, exit]);
+    let report = told(dir.path());
+    let [told] = &report.incidents[..] else { panic!("{report:?}") };
+    assert_eq!((told.kind, &told.facts.read), (Kind::Fenced, &held));
+    let story = told.story.join(" ");
+    assert!(story.contains("The register held generation 3 (host-b, alone)."), "{story}");
 }
 
 #[test]

@@ -13,9 +13,9 @@ use std::{path::PathBuf, time::Duration};
 /// Options of `rig demo`. Times are written as 20ms or 2s.
 #[derive(Args, Clone, Debug)]
 pub struct DemoArgs {
-    /// The fault, or all, one a round
-    #[arg(long, value_enum, default_value = "kill-primary")]
-    pub scenario: Choice,
+    /// The fault, or several with commas between them, or all: one a round, in turn
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "kill-primary")]
+    pub scenario: Vec<Choice>,
     /// What the hosts are [default: lab inside of scripts/lab pair --lan, else netns]
     #[arg(long, value_enum)]
     pub hosts: Option<Hosts>,
@@ -147,6 +147,24 @@ impl DemoArgs {
         self.hosts.unwrap_or(if lab::is_here() { Hosts::Lab } else { Hosts::Netns })
     }
 
+    /// The scenarios, in order, each once.
+    pub(super) fn scenarios(&self) -> Vec<Scenario> {
+        let is_lab = self.hosts() == Hosts::Lab;
+        let mut scenarios = Vec::new();
+        for scenario in self.scenario.iter().flat_map(|choice| choice.scenarios(is_lab)) {
+            if !scenarios.contains(&scenario) {
+                scenarios.push(scenario);
+            }
+        }
+        scenarios
+    }
+
+    /// What was asked for, as on the command line.
+    pub(super) fn scenario_names(&self) -> String {
+        let names: Vec<&str> = self.scenario.iter().map(|choice| choice.name()).collect();
+        names.join(",")
+    }
+
     /// Flags of both sidecars that are left out if nobody asks for them.
     pub(super) fn flags(&self, hosts: Hosts, scenario: Scenario) -> Vec<(&'static str, String)> {
         let cut_rdma = scenario == Scenario::CutRdma;
@@ -195,6 +213,16 @@ pub fn parse_time(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn scenarios_are_listed_with_commas() {
+        let scenario =
+            vec![Choice::One(Scenario::StopLoop), Choice::One(Scenario::CutLink), Choice::One(Scenario::StopLoop)];
+        let args = DemoArgs { scenario, hosts: Some(Hosts::Netns), ..DemoArgs::default() };
+        assert_eq!(args.scenarios(), [Scenario::StopLoop, Scenario::CutLink]);
+        assert_eq!(args.scenario_names(), "stop-loop,cut-link,stop-loop");
+        assert_eq!(DemoArgs::default().scenario_names(), "kill-primary");
+    }
 
     #[test]
     fn times_are_numbers_with_units() {

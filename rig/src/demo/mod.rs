@@ -28,7 +28,7 @@ pub fn run(args: &DemoArgs) -> Result<bool> {
     let result = try_run(args);
     if let Err(error) = &result {
         let verdict = if error.is::<Missing>() { "missing" } else { "fail" };
-        let (scenario, guest) = (args.scenario.name(), args.guest.name());
+        let (scenario, guest) = (args.scenario_names(), args.guest.name());
         let reasons = [format!("{error:#}")];
         println!(
             "{}",
@@ -42,9 +42,9 @@ fn try_run(args: &DemoArgs) -> Result<bool> {
     let mut stage = Stage::set(args)?;
     let guest = &stage.settings.guest;
     let (kind, accel) = (guest.kind.name(), guest.accel.name());
-    eprintln!("{}, {kind} guest on {accel}, epochs of {}", args.scenario.name(), stage.settings.epoch);
+    eprintln!("{}, {kind} guest on {accel}, epochs of {}", args.scenario_names(), stage.settings.epoch);
     let _busy = Busy::keep(args.busy, &stage.settings.rig)?;
-    let scenarios = args.scenario.scenarios(args.hosts() == Hosts::Lab);
+    let scenarios = args.scenarios();
     let single = args.repeat == 1 && scenarios.len() == 1;
     let mut summary = Summary::default();
     for (number, scenario) in (1..=args.repeat).zip(scenarios.iter().cycle()) {
@@ -57,7 +57,7 @@ fn try_run(args: &DemoArgs) -> Result<bool> {
         }
         summary.add(outcome, spoilt);
     }
-    println!("{}", summary.json(&stage.settings, args.scenario.name(), args.busy));
+    println!("{}", summary.json(&stage.settings, &args.scenario_names(), args.busy));
     Ok(summary.passed())
 }
 

@@ -137,7 +137,7 @@ fn settings(args: &DemoArgs, work: &Path, ram: &Path) -> Result<Settings> {
     let guests = args.guests.clone().unwrap_or_else(|| checkout.join("guests/build"));
     let images = Images::find(&guests, args.guest)?;
     let (hosts, lab) = (args.hosts(), args.hosts() == Hosts::Lab);
-    let scenarios = args.scenario.scenarios(lab);
+    let scenarios = args.scenarios();
     let first = *scenarios.first().context("these hosts can play no scenario")?;
     if lab {
         lab::check_guest(args.guest)?;

@@ -41,7 +41,7 @@ pub const SHM: &str = "/dev/shm";
 pub const TEMPORARY: &str = "afterimage-rig";
 /// A rule of routing that loses datagrams which come over the replication link, as `ip rule` shows it.
 const MUTE: &str = "iif rep ipproto udp blackhole";
-/// How long processes may take to die.
+/// How long processes may take to die, and links to come up.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A host.
@@ -270,9 +270,11 @@ impl Topology {
     /// what comes before.
     fn settle(&self) -> Result<()> {
         let forwarding = "[ $(cat /sys/class/net/$l/operstate) = up ] && [ $(cat /sys/class/net/$l/brport/state 2>/dev/null || echo 3) = 3 ]";
+        let seconds = PATIENCE.as_secs().to_string();
         for (host, links) in [(&self.client, "pri sby"), (&self.primary, "lan rep"), (&self.standby, "lan rep")] {
             let script = format!("for l in {links}; do until {forwarding}; do sleep 0.01; done; done");
-            host.run("timeout", &["10", "sh", "-c", &script]).with_context(|| format!("links of {}", host.netns))?;
+            host.run("timeout", &[&seconds, "sh", "-c", &script])
+                .with_context(|| format!("links of {}", host.netns))?;
         }
         Ok(())
     }

@@ -193,9 +193,7 @@ impl Evidence {
 
     fn judge_client(&self, reasons: &mut Vec<String>) {
         let (before, after) = self.reply_counts();
-        // Of these the fault is where they begin.
-        let begins_well = !matches!(self.scenario, Scenario::MuteBeats | Scenario::UngatedNic);
-        if before == 0 && begins_well {
+        if before == 0 && self.scenario.begins_protected() {
             reasons.push("the client had no reply before the fault".to_owned());
         }
         if after == 0 {

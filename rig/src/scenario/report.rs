@@ -59,7 +59,8 @@ impl Times {
         };
         let from = evidence.fault_at_ms;
         let find = |event: &str| evidence.events.iter().find(|e| e.is(source, event) && e.at_ms >= from);
-        let cas = evidence.events.iter().find(|e| e.is(source, "cas") && e.text("outcome") == Some("won"));
+        let won = |e: &&Entry| e.is(source, "cas") && e.text("outcome") == Some("won") && e.at_ms >= from;
+        let cas = evidence.events.iter().find(won);
         let at = |entry: Option<&Entry>| entry.map(|e| e.at_ms);
         let (declared, cas, ran) = (at(find("suspect")), at(cas), at(find(running)));
         let between = |a: Option<f64>, b: Option<f64>| Some(round(b? - a?));

@@ -2,6 +2,7 @@
 
 use crate::{
     hosts::Place,
+    netns, process,
     scenario::{round::Round, status, watch::Watch},
     timeline::{pass, poll},
 };
@@ -65,13 +66,29 @@ pub(super) fn freeze_primary(watch: &mut Watch, round: &mut Round<'_>) -> Result
     thaw(watch, round)
 }
 
-/// Everything on the primary host stops. No frame of its VM is due from here on.
+/// How often a stop is tried that should find a loop between two turns.
+pub(super) const TRIES: u32 = 100;
+/// Between two tries.
+pub(super) const STEP: Duration = Duration::from_millis(3);
+
+/// Everything on the primary host stops. No frame of its VM is due from here on: a loop that wakes up knows how long it was away
+/// (docs/adr/0003). One that is stopped within a turn may be about to let out what was ACKed; so it is stopped between two.
 pub(super) fn freeze(watch: &mut Watch, round: &Round<'_>) -> Result<()> {
     watch.strike(round, "primary host freezes");
     watch.due(round, "protect");
     watch.due(round, "standby");
     let primary = round.topology.host(Place::Primary);
+    let data_path = round.protect.as_ref().and_then(|protect| netns::data_path(protect.pid()).ok());
     primary.freeze()?;
+    for _ in 0..TRIES {
+        // (Of a host whose processes are not this machine's nobody can tell.)
+        if data_path.is_none_or(process::waits) {
+            break;
+        }
+        primary.thaw()?;
+        pass(STEP)?;
+        primary.freeze()?;
+    }
     watch.last_due_frame = Some(primary.frames_out()?);
     Ok(())
 }

@@ -4,7 +4,7 @@ use super::hosts;
 use crate::{
     hosts::Place,
     netns,
-    process::{Line, Proc, signal},
+    process::{self, Line, Proc, signal},
     scenario::{
         round::Round,
         status,
@@ -12,7 +12,7 @@ use crate::{
     },
     timeline::{pass, poll},
 };
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 
 fn supervisor(round: &Round<'_>) -> Result<u32> {
@@ -47,6 +47,11 @@ pub(super) fn kill_sidecar_and_vm(watch: &mut Watch, round: &mut Round<'_>) -> R
 pub(super) fn kill_survivor_sidecar(watch: &mut Watch, round: &mut Round<'_>) -> Result<()> {
     hosts::kill_primary(watch, round)?;
     watch.is_served(round, "after the takeover")?;
+    // Until it says that its end takes nothing along, it does: it is the VM's network (docs/FAULTS.md).
+    let keeps = |e: &crate::timeline::Entry| e.is("standby", "keeper-started");
+    if round.timeline.wait(watch.mark, round.topology.patience(), keeps)?.is_none() {
+        watch.complain("nobody keeps the VM's network for when the survivor's process dies");
+    }
     round.timeline.note("the survivor's process dies");
     signal(standby(round)?, Signal::KILL);
     let ended = round.standby.as_mut().is_some_and(|s| s.wait(round.topology.patience()).is_some());
@@ -107,12 +112,25 @@ fn hold(round: &Round<'_>, place: Place, thread: u32) -> Result<Proc> {
     Ok(holder)
 }
 
+/// As [`hold`], between two turns of the thread's loop: see [`hosts::freeze`].
+fn hold_between_turns(round: &Round<'_>, place: Place, thread: u32) -> Result<Proc> {
+    for _ in 0..hosts::TRIES {
+        let holder = hold(round, place, thread)?;
+        if process::waits(thread) {
+            return Ok(holder);
+        }
+        drop(holder);
+        pass(hosts::STEP)?;
+    }
+    bail!("thread {thread} never waits for anything")
+}
+
 /// A process's first thread has the process's id.
 pub(super) fn stop_loop(watch: &mut Watch, round: &mut Round<'_>) -> Result<()> {
     let data_path = netns::data_path(supervisor(round)?)?;
     watch.strike(round, "the data path's main thread stops");
     watch.due(round, "standby");
-    let holder = hold(round, Place::Primary, data_path)?;
+    let holder = hold_between_turns(round, Place::Primary, data_path)?;
     watch.last_due_frame = Some(round.topology.host(Place::Primary).frames_out()?);
     watch.await_survivor(round)?;
     watch.is_served(round, "while the data path's main thread stood still")?;
