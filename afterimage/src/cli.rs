@@ -428,7 +428,7 @@ pub struct StatusArgs {
     /// Where the control sockets are
     #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
     pub run_dir: PathBuf,
-    /// One JSON object per VM instead of text
+    /// JSON instead of text: an array, or with --vm and a single process one object
     #[arg(long)]
     pub json: bool,
     /// Again and again: redrawn on a terminal, else a line for each change; with --json, an object per VM and line
