@@ -117,6 +117,20 @@ fn prepare(
     edit(file, side, entries).map(Some)
 }
 
+/// Writes what [`prepare`] made, after the change. Where the file was written.
+///
+/// # Errors
+/// They say both: that the change is in force, and that the file does not have it.
+fn save(edit: Option<Edit>) -> Result<Option<PathBuf>, ExitError> {
+    let Some(edit) = edit else { return Ok(None) };
+    edit.write().map_err(|error| {
+        let remedy = "write it into the file by hand, or it is lost when the process ends; or run the command again";
+        let message = format!("the change is in force, but it was not saved: {}", error.message);
+        ExitError { message, remedy: error.remedy.or_else(|| Some(remedy.to_owned())), ..error }
+    })?;
+    Ok(Some(edit.path().to_owned()))
+}
+
 // --- keepalive set ---
 
 /// `afterimage keepalive set`
@@ -137,12 +151,10 @@ pub fn change(args: &KeepaliveSetArgs) -> Result<Code> {
     let mut after = settle(&path, &before)?;
     after.warnings.splice(0..0, ordered.warnings.into_iter().chain(tail));
     expect(&after, &ordered.local.configured)?;
-    let saved = edit.map(|edit| edit.write().map(|()| edit.path().to_owned())).transpose()?;
-    if args.json {
-        print(&as_json(&after)?)?;
-    } else {
-        print(&told(&after, args.this_side, saved.as_deref()))?;
-    }
+    let saved = save(edit);
+    let path = saved.as_ref().ok().and_then(Option::as_deref);
+    print(&if args.json { as_json(&after)? } else { told(&after, args.this_side, path) })?;
+    saved?;
     Ok(Code::Done)
 }
 
@@ -264,11 +276,12 @@ pub fn set(args: &SetArgs) -> Result<Code> {
         }
     };
     let report: SettingsReport = ask(settings)?;
-    let saved = edit.map(|edit| edit.write().map(|()| edit.path().to_owned())).transpose()?;
+    let saved = save(edit);
     let mut out = if args.json { as_json(&report)? } else { report.text() };
-    if let Some(path) = saved.filter(|_| !args.json) {
+    if let (Ok(Some(path)), false) = (&saved, args.json) {
         out.push_str(&format!("  saved in {}\n", path.display()));
     }
     print(&out)?;
+    saved?;
     Ok(Code::Done)
 }
