@@ -261,9 +261,9 @@ impl BeatHandle {
         self.shared.published.lock().lateness()
     }
 
-    /// The gaps between the peer's beats, and round trips, as metrics want them.
+    /// The gaps between the peer's beats, round trips, and how late the thread was, as metrics want them.
     #[must_use]
-    pub fn buckets(&self) -> (Buckets, Buckets) {
+    pub fn buckets(&self) -> [Buckets; 3] {
         self.shared.published.lock().buckets()
     }
 

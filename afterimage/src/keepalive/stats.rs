@@ -172,8 +172,8 @@ impl Published {
         (self.detector.self_late, self.detector.max_self_late, self.detector.received)
     }
 
-    pub(super) fn buckets(&self) -> (Buckets, Buckets) {
-        (Buckets::from(&self.arrivals.gap), Buckets::from(&self.rtt))
+    pub(super) fn buckets(&self) -> [Buckets; 3] {
+        [&self.arrivals.gap, &self.rtt, &self.lateness].map(Buckets::from)
     }
 
     pub(super) fn report(&self, verdict: Verdict) -> BeatStats {
