@@ -445,7 +445,7 @@ pub struct WhyArgs {
     /// Only the newest N incidents
     #[arg(long, value_name = "N", conflicts_with = "since")]
     pub last: Option<usize>,
-    /// Only incidents since then: "10m", "2h" or "3days" ago, or a time in UTC such as "2026-11-25 22:31:00"
+    /// Only incidents since then: "10m", "2h" or "3d" ago, or a time in UTC such as "2026-11-25 22:31:00"
     #[arg(long, value_name = "TIME")]
     pub since: Option<String>,
     /// One JSON object instead of text

@@ -19,6 +19,7 @@ pub use incident::{Incident, Kind, incidents};
 
 use crate::{
     cli::{Side, WhyArgs},
+    config::parse_ago,
     exit::{Code, ExitError},
     journal::{self, Journal, Skipped},
 };
@@ -82,10 +83,10 @@ pub fn run(args: &WhyArgs) -> anyhow::Result<Code> {
 
 /// Reads `--since`: how long ago, or when.
 fn since(text: &str, now: SystemTime) -> Result<f64, ExitError> {
-    let ago = humantime::parse_duration(text).ok().and_then(|ago| now.checked_sub(ago));
+    let ago = parse_ago(text).ok().and_then(|ago| now.checked_sub(ago));
     let at = ago.or_else(|| humantime::parse_rfc3339_weak(text).ok()).ok_or_else(|| {
         ExitError::usage(format!("--since {text:?} is neither a duration nor a time"))
-            .remedy("write how long ago, such as 10m, 2h or 3days, or a time in UTC, such as \"2026-11-25 22:31:00\"")
+            .remedy("write how long ago, such as 10m, 2h or 3d, or a time in UTC, such as \"2026-11-25 22:31:00\"")
     })?;
     Ok(at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs_f64() * 1e3)
 }

@@ -173,5 +173,5 @@ fn a_directory_without_journals_and_a_wrong_time_say_what_to_do() {
     assert_eq!(since("10m", now).unwrap(), 999_400_000.0);
     assert_eq!(since("1970-01-02 00:00:00", now).unwrap(), 86_400_000.0);
     let error = since("yesterday", now).unwrap_err();
-    assert!(error.remedy.unwrap().contains("3days"));
+    assert!(error.remedy.unwrap().contains("3d"));
 }
