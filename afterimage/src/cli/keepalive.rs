@@ -94,7 +94,7 @@ pub struct TuneArgs {
     #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
     pub run_dir: PathBuf,
     /// A death is to be suspected within this, 99 times of 100
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, conflicts_with = "false_failovers")]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub detect_within: Option<Duration>,
     /// A live peer is to be suspected at most so often: 1/year, 2/month, 1/day, 3/hour
     #[arg(long, value_name = "N/PERIOD", value_parser = parse_frequency)]

@@ -272,7 +272,13 @@ impl BeatHandle {
     /// wait.
     #[must_use]
     pub fn measured(&self, name: &str, paths: Option<&PathsReader>) -> Option<Measured> {
-        self.shared.published.lock().measured(name, paths.map(PathsReader::measured))
+        self.shared.published.lock().measured(name, paths.map(PathsReader::measured), true)
+    }
+
+    /// The same up to the newest beat: for a peer that has ended, whose silence since is no outage.
+    #[must_use]
+    pub fn measured_to_last_beat(&self, name: &str, paths: Option<&PathsReader>) -> Option<Measured> {
+        self.shared.published.lock().measured(name, paths.map(PathsReader::measured), false)
     }
 
     /// What this host did not permit, and what to do about it; empty if the thread is real-time and locked.
