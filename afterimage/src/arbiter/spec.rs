@@ -86,7 +86,7 @@ pub enum ArbiterSpecError {
     )]
     Kind(String),
     /// `witness://`, and then no host and port.
-    #[error("witness://{0}")]
+    #[error("witness://…: {0}")]
     Witness(#[from] HostPortError),
 }
 
@@ -170,7 +170,7 @@ mod tests {
             "[fe80::9]:7400",
         ] {
             let error = format!("witness://{text}").parse::<ArbiterSpec>().unwrap_err().to_string();
-            assert!(error.contains("allowed: 10.0.0.2:7410"), "{text:?}: {error}");
+            assert!(error.contains("allowed is 10.0.0.2:7410"), "{text:?}: {error}");
         }
     }
 

@@ -171,7 +171,7 @@ fn a_clock_that_is_set_back_does_not_turn_stories_round() {
 
     // A step in mid-takeover: what came after what, and how much later, stays.
     let mut events = in_boot("one", 0.0, &takeover(1000.0)[..2]);
-    events.extend(in_boot("one", -7e5, &takeover(1000.0)[2..]));
+    events.extend(in_boot("one", -700.0, &takeover(1000.0)[2..]));
     journal(dir.path(), "primary", &events);
     let text = render(&look(dir.path(), None, None, None).unwrap());
     assert!(text.contains("+9.5 ms  primary     running  epoch=54"), "{text}");
