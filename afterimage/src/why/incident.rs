@@ -174,8 +174,8 @@ impl Incident {
             () if has("vm-gone") || self.find("ended").is_some_and(|e| e.fields.get("code").is_none()) => Kind::VmGone,
             () if has("rehearsal-failed") => Kind::Unloadable,
             () if has("asking") || has("suspect") => Kind::Open,
-            () if has("arbiter-fault") => Kind::ArbiterFault,
             () if has("arbiter-unreachable") => Kind::ArbiterLost,
+            () if has("arbiter-fault") => Kind::ArbiterFault,
             () if has("no-session") || (has("refused") && self.side == "standby") => Kind::Refused,
             () => Kind::Open,
         }

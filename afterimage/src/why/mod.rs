@@ -120,6 +120,8 @@ pub fn look(dir: &Path, vm: Option<Name>, since_ms: Option<f64>, last: Option<us
     }
     found.retain(|incident| since_ms.is_none_or(|since| incident.last_ms() >= since));
     found.sort_by(|a, b| boots.compare(a.first(), b.first()));
+    // The last change of a role is asked for: a keeper's work is none.
+    found.retain(|incident| last.is_none() || incident.kind() != Kind::KeptNetwork);
     let first = last.map_or(0, |last| found.len().saturating_sub(last));
     report.incidents = found.drain(first..).map(tell).collect();
     Ok(report)

@@ -57,7 +57,7 @@ fn expected(scenario: Scenario, survivor: Option<Place>, place: Place) -> Tale {
         (_, Place::Primary) if survives => Tale::One(&["went-solo"]),
         (_, Place::Primary) => Tale::One(&["fenced"]),
         _ if survives => Tale::One(&["took-over"]),
-        _ => Tale::One(&["lost-swap", "discarded"]),
+        _ => Tale::One(&["lost-swap", "discarded", "lost-kept"]),
     }
 }
 
