@@ -431,7 +431,7 @@ pub struct StatusArgs {
     /// Where the control sockets are
     #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
     pub run_dir: PathBuf,
-    /// One JSON object per VM instead of text
+    /// JSON instead of text: an array, or with --vm and a single process one object
     #[arg(long)]
     pub json: bool,
     /// Again and again: redrawn on a terminal, else a line for each change; with --json, an object per VM and line
@@ -448,7 +448,7 @@ pub struct WhyArgs {
     /// Only the newest N incidents
     #[arg(long, value_name = "N", conflicts_with = "since")]
     pub last: Option<usize>,
-    /// Only incidents since then: "10m", "2h" or "3days" ago, or a time in UTC such as "2026-11-25 22:31:00"
+    /// Only incidents since then: "10m", "2h" or "3d" ago, or a time in UTC such as "2026-11-25 22:31:00"
     #[arg(long, value_name = "TIME")]
     pub since: Option<String>,
     /// One JSON object instead of text

@@ -7,14 +7,16 @@ mod file;
 mod on_cap;
 mod paths;
 mod resolve;
+mod time;
 mod units;
 
 pub use on_cap::OnCapWish;
 pub use paths::{KeepaliveWish, PathArgs, PathsConfig, TransportWish};
 pub(crate) use resolve::hostname;
 pub use resolve::{check, check_text, next_standby};
+pub use time::{parse_ago, parse_duration};
 pub(crate) use units::size_text;
-pub use units::{NicSpec, parse_duration, parse_listen, parse_size};
+pub use units::{NicSpec, parse_listen, parse_size};
 
 use crate::{
     address::LocalAddr,

@@ -5,7 +5,10 @@
 //! stdout and the journal have a thread each, behind a queue that is bounded ([`crate::journal::LineWriter`]); what finds it
 //! full is counted, and dropped.
 
-use crate::journal::{self, LineWriter};
+use crate::{
+    clock::Clock,
+    journal::{self, Journals, LineWriter},
+};
 use mc_core::id::Name;
 use serde_json::{Map, Value, json};
 use std::{
@@ -31,7 +34,7 @@ pub struct Who {
 #[derive(Debug)]
 struct Recorder {
     who: Map<String, Value>,
-    journal: LineWriter,
+    journal: Journals,
 }
 
 static RECORDER: OnceLock<Recorder> = OnceLock::new();
@@ -49,15 +52,26 @@ pub fn unix_ms() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64() * 1e3)
 }
 
+/// Which boot of this host it is; empty where nobody says.
+fn boot() -> String {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.trim().to_owned()
+}
+
+/// To the microsecond.
+fn rounded(ms: f64) -> f64 {
+    (ms * 1e3).round() / 1e3
+}
+
 /// From now on this process's events go to its journal too. Called once, before the first event; a journal that cannot be
 /// written is a warning, and no reason not to protect.
 pub fn record(who: Who, state_dir: &Path) -> std::io::Result<()> {
     let fields = json!({
         "schema": journal::SCHEMA, "vm": who.vm, "side": who.side, "node": who.node, "process": who.process,
-        "pid": std::process::id(),
+        "pid": std::process::id(), "boot": boot(),
     });
     let Value::Object(fields) = fields else { return Ok(()) };
-    let journal = journal::spawn(&journal::path(state_dir, who.vm, who.side))?;
+    let journal = Journals::spawn(state_dir, who.vm, who.side)?;
     let recorder = Recorder { who: fields, journal };
     let _ = RECORDER.set(recorder);
     Ok(())
@@ -67,7 +81,7 @@ pub fn record(who: Who, state_dir: &Path) -> std::io::Result<()> {
 pub fn emit(event: &str, fields: Value) {
     let mut line = Map::new();
     line.insert("event".to_owned(), json!(event));
-    line.insert("at_ms".to_owned(), json!((unix_ms() * 1e3).round() / 1e3));
+    line.insert("at_ms".to_owned(), json!(rounded(unix_ms())));
     if let Value::Object(fields) = fields {
         line.extend(fields);
     }
@@ -77,7 +91,8 @@ pub fn emit(event: &str, fields: Value) {
     let Some(recorder) = RECORDER.get() else { return };
     let mut whole = recorder.who.clone();
     whole.extend(line);
-    recorder.journal.put(as_line(&whole));
+    whole.insert("boot_ms".to_owned(), json!(rounded(Clock.now().0 as f64 / 1e6)));
+    recorder.journal.put(event, as_line(&whole));
 }
 
 fn as_line(line: &Map<String, Value>) -> String {

@@ -68,9 +68,19 @@ impl std::fmt::Debug for Beats {
     }
 }
 
-/// Before anything is started: a host that shall use RDMA has it.
+/// Before anything is started: a host that shall use RDMA has it, and a device that was named is there. Who names one does not
+/// mean TCP, whatever `auto` would come down to.
 pub fn check(config: &PathsConfig) -> Result<(), ExitError> {
-    if config.transport == TransportWish::Rdma { half::check(config) } else { Ok(()) }
+    let named = config.rdma_device.is_some() || config.rdma_gid_index.is_some();
+    match config.transport {
+        TransportWish::Rdma => half::check(config),
+        TransportWish::Auto if named => half::check(config).map_err(|error| {
+            let or = "or leave --rdma-device and --rdma-gid-index out, and --transport auto takes what there is";
+            let remedy = error.remedy.as_ref().map_or_else(|| or.to_owned(), |remedy| format!("{remedy}; {or}"));
+            error.remedy(remedy)
+        }),
+        TransportWish::Auto | TransportWish::Tcp => Ok(()),
+    }
 }
 
 /// Whether RDMA may pin so many bytes more.

@@ -177,7 +177,7 @@ pub fn fill_staging(status: &mut Status, stats: PoolStats) {
 pub fn scrape_beats(snapshot: &mut Snapshot, beats: &BeatHandle, watch: &Watch, now: Time) {
     snapshot.beats = Some(beats.stats());
     snapshot.silence_seconds = watch.silence_seconds(beats, now);
-    (snapshot.gap, snapshot.round_trip) = beats.buckets();
+    [snapshot.gap, snapshot.round_trip, snapshot.lateness] = beats.buckets();
 }
 
 /// Fills in what the arbiter's client knows.

@@ -1,11 +1,13 @@
 //! `afterimage status`, and the operator's words: what a running `protect` or `standby` says over its control socket.
 
 mod control;
+mod gather;
 mod table;
 mod text;
 mod watch;
 
 pub use control::{ControlError, ControlSocket, Handler, Request, Response, ask, socket_path};
+pub(crate) use gather::{NoAnswer, as_json, ask_all, whose};
 
 use crate::{
     cli::{ExportArgs, OperatorArgs, Side, StatusArgs, UnprotectArgs},
@@ -41,7 +43,8 @@ pub struct Status {
     pub side: String,
     /// Of a keeper "keeping"; of the primary "waiting-for-arbiter", "solo", "syncing", "registering", "protected", "claiming",
     /// "handing-back", "fenced", "ended"; of the standby "idle", "syncing", "rehearsing", "protecting", "revoking", "claiming", "lost",
-    /// "disputed", "taking-over", "running"; of both "stalled", if the process is there and its loop does not answer.
+    /// "disputed", "taking-over", "running"; of both "stalled", if the process is there and its loop does not answer. Of a process
+    /// that cannot be asked, "gone" (it died, and left its socket) or "does-not-answer", with no more than why among the notes.
     pub role: String,
     /// Whether the death of the other host would cost nothing now.
     pub protected: bool,
@@ -259,31 +262,16 @@ pub(crate) fn sockets(args: &StatusArgs) -> Result<Vec<PathBuf>, ExitError> {
     Ok(found)
 }
 
-/// Asks one process.
-fn status_of(path: &Path) -> anyhow::Result<Status> {
-    match ask(path, Request::Status, PATIENCE)? {
-        Response::Status(status) => Ok(*status),
-        other => anyhow::bail!("{} answered a status request with {other:?}", path.display()),
-    }
-}
-
 /// The command: prints the status of every VM asked about; of one all there is, of several a table. The worst one decides
-/// the exit code.
+/// the exit code; a process that cannot be asked is one that does not protect.
 pub fn show(args: &StatusArgs) -> anyhow::Result<Code> {
     if let Some(interval) = args.watch {
         return watch::run(args, interval);
     }
-    let statuses = sockets(args)?.iter().map(|path| status_of(path)).collect::<anyhow::Result<Vec<_>>>()?;
+    let statuses = gather::statuses(&sockets(args)?);
     let codes = statuses.iter().map(Status::code);
     let worst = codes.max_by_key(|code| *code as u8).unwrap_or(Code::Done);
-    let mut out = String::new();
-    for status in statuses.iter().filter(|_| args.json) {
-        out.push_str(&serde_json::to_string_pretty(status)?);
-        out.push('\n');
-    }
-    if !args.json {
-        out = for_people(&statuses);
-    }
+    let out = if args.json { as_json(&statuses, args.vm.is_some())? } else { for_people(&statuses) };
     match io::stdout().write_all(out.as_bytes()) {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e.into()),
         _ => Ok(worst),

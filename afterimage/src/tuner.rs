@@ -84,6 +84,9 @@ struct Outcome {
     kind: &'static str,
     measured_interval_s: f64,
     bearable_per_s: f64,
+    /// Whether that was said, and is not the default.
+    #[serde(skip)]
+    bearable_said: bool,
     detect_within_s: Option<f64>,
     rows: Vec<Row>,
     recommended: Option<Row>,
@@ -133,18 +136,25 @@ fn judge(file: &ProbeFile, args: &TuneArgs) -> Outcome {
     let within = args.detect_within.map(|d| d.as_secs_f64());
     let settings = args.what_if.map_or_else(|| settings(measured, args.detect_within), |one| vec![one]);
     let rows: Vec<Row> = settings.into_iter().map(|(interval, k)| worst(&views, interval, k, bearable)).collect();
-    let recommended = if args.what_if.is_some() { rows.first() } else { recommend(&rows, within, bearable) }.cloned();
-    let carried = recommended.as_ref().is_some_and(|row| {
+    let recommended = recommend(&rows, within, bearable).cloned();
+    // Of the one setting that was asked about everything is told, whatever comes of it.
+    let judged = if args.what_if.is_some() { rows.first() } else { recommended.as_ref() };
+    let carried = judged.is_some_and(|row| {
         row.verdict == Verdict::Carries && within.is_none_or(|within| row.assessment.detection_s.p99 <= within)
     });
     let mut warnings = warnings(&views, measured);
-    warnings.extend(refusal(&rows, recommended.as_ref(), within, bearable));
-    let limits = recommended.iter().flat_map(|row| limits(&views[row.view], &row.assessment)).collect();
+    warnings.extend(refusal(&rows, judged, within, bearable));
+    if let Some(within) = within.filter(|_| !carried) {
+        warnings.push(instead(&views, measured, within, bearable));
+    }
+    let told = judged.or_else(|| best(&rows, within));
+    let limits = told.iter().flat_map(|row| limits(&views[row.view], &row.assessment)).collect();
     Outcome {
         schema: SCHEMA,
         kind: "keepalive-tune",
         measured_interval_s: measured.as_secs_f64(),
         bearable_per_s: bearable,
+        bearable_said: args.false_failovers.is_some(),
         detect_within_s: within,
         rows,
         recommended,
@@ -202,11 +212,22 @@ fn worst(views: &[View<'_>], interval: Duration, multiplier: u8, bearable: f64) 
     worst
 }
 
-fn recommend(rows: &[Row], within: Option<f64>, bearable: f64) -> Option<&Row> {
-    let told = rows.iter().filter(|row| {
+/// The rows that the measurement can tell of, and that detect in time.
+fn told(rows: &[Row], within: Option<f64>) -> impl Iterator<Item = &Row> + Clone {
+    rows.iter().filter(move |row| {
         let a = &row.assessment;
         a.support != Support::Untold && a.limit != Limit::OwnLateness && within.is_none_or(|w| a.detection_s.p99 <= w)
-    });
+    })
+}
+
+/// Of those, the one with the fewest false suspicions, carried or not.
+fn best(rows: &[Row], within: Option<f64>) -> Option<&Row> {
+    told(rows, within).min_by(|a, b| a.assessment.false_per_s.high.total_cmp(&b.assessment.false_per_s.high))
+}
+
+/// The setting to use. One that is not carried for certain is none.
+fn recommend(rows: &[Row], within: Option<f64>, bearable: f64) -> Option<&Row> {
+    let told = told(rows, within).filter(|row| row.verdict != Verdict::Cannot);
     let high = |row: &Row| row.assessment.false_per_s.high;
     if within.is_some() {
         let least = told.clone().map(high).fold(f64::INFINITY, f64::min);
@@ -244,25 +265,44 @@ fn refusal(rows: &[Row], recommended: Option<&Row>, within: Option<f64>, bearabl
             };
             Some(format!("the measured tail does not carry {setting} at {}: {why}", often(bearable)))
         }
-        (None, Some(within)) => Some(format!(
-            "nothing that was measured detects within {}: probe with a shorter --interval, or wish for more time",
-            text::ms(within)
-        )),
-        (None, None) => {
-            let told = rows.iter().filter(|row| row.assessment.support != Support::Untold);
-            let best = told.min_by(|a, b| a.assessment.false_per_s.high.total_cmp(&b.assessment.false_per_s.high))?;
-            let a = &best.assessment;
-            Some(format!(
-                "no setting is carried at {}: the best is {}, with {} (95 % interval: {} to {}); measure for longer, or find what \
-                 stalls ({})",
-                often(bearable),
-                text::setting(a),
-                often(a.false_per_s.estimate),
-                often(a.false_per_s.low),
-                often(a.false_per_s.high),
-                best.worst,
-            ))
-        }
+        (None, _) => Some(match (best(rows, within), within) {
+            (Some(best), _) => no_setting(best, within, bearable),
+            (None, Some(within)) => format!(
+                "nothing that was measured detects within {}: probe with a shorter --interval, or wish for more time",
+                text::ms(within)
+            ),
+            (None, None) => return None,
+        }),
+    }
+}
+
+fn no_setting(best: &Row, within: Option<f64>, bearable: f64) -> String {
+    let (often, a) = (text::frequency, &best.assessment);
+    let within = within.map_or_else(String::new, |within| format!(" that detects within {}", text::ms(within)));
+    format!(
+        "no setting{within} is carried at {}: the best is {}, with {} (95 % interval: {} to {}); measure for longer, or find what \
+         stalls ({})",
+        often(bearable),
+        text::setting(a),
+        often(a.false_per_s.estimate),
+        often(a.false_per_s.low),
+        often(a.false_per_s.high),
+        best.worst,
+    )
+}
+
+/// Both wishes cannot be had: which one can, and at what price.
+fn instead(views: &[View<'_>], measured: Duration, within: f64, bearable: f64) -> String {
+    let all: Vec<Row> = settings(measured, None).into_iter().map(|(i, k)| worst(views, i, k, bearable)).collect();
+    let often = text::frequency(bearable);
+    match recommend(&all, None, bearable) {
+        Some(row) if row.verdict == Verdict::Carries => format!(
+            "without detection within {}, at most {often} can be had: {} detects in {} (p99)",
+            text::ms(within),
+            text::setting(&row.assessment),
+            text::ms(row.assessment.detection_s.p99),
+        ),
+        _ => format!("at most {often} cannot be had by any setting that was measured, however long detection may take"),
     }
 }
 
@@ -400,6 +440,39 @@ mod tests {
         assert!(text::render(&outcome_of("--false-failovers 1/year")).contains("never seen"));
     }
 
+    #[test]
+    fn a_no_is_never_recommended() {
+        for wish in ["--detect-within 30ms", "--detect-within 100ms", "--false-failovers 1/year"] {
+            let outcome = judge(&file(40, 30_000, 0), &args(wish));
+            assert!(outcome.recommended.is_none() && !outcome.carried, "{wish}: {:?}", outcome.recommended);
+            let text = text::render(&outcome);
+            assert!(!text.contains("recommended") && !text.contains("--beat-interval"), "{text}");
+            assert!(text.contains(" is carried at 1.0/year: the best is ") && text.contains("limited by"), "{text}");
+        }
+        let outcome = judge(&file(40, 30_000, 0), &args("--what-if interval=10ms,k=3"));
+        assert!(outcome.recommended.is_none() && outcome.warnings.iter().any(|w| w.contains("does not carry")));
+    }
+
+    #[test]
+    fn both_wishes_are_kept_or_it_is_said_which_cannot_be_had() {
+        let both = |stall_us, words: &str| judge(&file(40, stall_us, 0), &args(words));
+        let outcome = both(200, "--detect-within 100ms --false-failovers 1/month");
+        let best = outcome.recommended.as_ref().unwrap();
+        assert!(outcome.carried && best.assessment.detection_s.p99 <= 0.1, "{best:?}");
+        assert!(best.assessment.false_per_s.high <= outcome.bearable_per_s);
+        assert!(
+            text::render(&outcome).contains("for detection within 100 ms and at most "),
+            "{}",
+            text::render(&outcome)
+        );
+        let outcome = both(2_000, "--detect-within 15ms --false-failovers 1/year");
+        let said = outcome.warnings.join("\n");
+        assert!(!outcome.carried && outcome.recommended.is_none(), "{said}");
+        assert!(said.contains("without detection within 15 ms, at most 1.0/year can be had: "), "{said}");
+        let said = both(30_000, "--detect-within 30ms --false-failovers 1/year").warnings.join("\n");
+        assert!(said.contains("at most 1.0/year cannot be had by any setting"), "{said}");
+    }
+
     fn outcome_of(words: &str) -> Outcome {
         judge(&file(40, 200, 0), &args(words))
     }
@@ -409,7 +482,7 @@ mod tests {
         let outcome = judge(&file(40, 30_000, 0), &args("--detect-within 30ms"));
         assert!(!outcome.carried);
         let text = text::render(&outcome);
-        assert!(text.contains("does not carry") && text.contains("95 %"), "{text}");
+        assert!(text.contains("no setting that detects within 30 ms is carried") && text.contains("95 %"), "{text}");
         let outcome = judge(&file(40, 30_000, 0), &args("--false-failovers 1/year"));
         assert!(
             !outcome.carried && outcome.warnings.iter().any(|w| w.contains("no setting is carried")),

@@ -175,7 +175,7 @@ fn a_wrong_file_is_refused_with_its_key_name_and_line() {
         ("[protect]\n\nepok_ms = 20\n", 3, "`epok_ms`"),
         ("[protekt]\n", 1, "`protekt`"),
         ("epoch_ms = 20\n", 1, "`epoch_ms`"),
-        ("[protect]\nepoch_ms = \"20ms\"\n", 2, "string"),
+        ("[protect]\nepoch_ms = \"20\"\n", 2, "invalid duration \"20\""),
         ("[protect]\nepoch_ms = 0\n", 2, "0 ms"),
         ("[protect]\nepoch_ms = -1\n", 2, "-1 ms"),
         ("[protect]\nepoch_ms = nan\n", 2, "NaN"),
@@ -219,7 +219,10 @@ fn a_wrong_command_line_exits_with_2_and_says_what_is_allowed() {
     let cases: [(&[&str], &str); 14] = [
         (&[], "Usage"),
         (&["protekt"], "protect"),
-        (&["protect", "--epoch", "20"], "us, ms or s"),
+        (
+            &["protect", "--epoch", "20"],
+            "invalid duration \"20\": allowed is a number and a unit (us, ms, s, m, h or d)",
+        ),
         (&["protect", "--staging", "64MB"], "KiB, MiB or GiB"),
         (&["protect", "--arbiter", "none"], "no word for none"),
         (&["protect", "--arbiter", "witness://w"], "no port"),

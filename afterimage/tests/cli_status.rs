@@ -8,10 +8,13 @@ use mc_core::id::Name;
 use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
-    os::unix::{fs::PermissionsExt, net::UnixStream},
+    os::unix::{
+        fs::PermissionsExt,
+        net::{UnixListener, UnixStream},
+    },
     path::Path,
     process,
-    sync::Arc,
+    sync::{Arc, Barrier},
     time::Duration,
 };
 
@@ -138,7 +141,7 @@ fn one_process_serves_a_socket_and_only_its_owner_may_speak() {
     drop(first);
     assert!(!path.exists());
     // A predecessor that was killed leaves its socket behind.
-    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    drop(UnixListener::bind(&path).unwrap());
     let _third = serve(&run_dir, "web", Side::Primary, "solo", false);
     assert!(ask(&path, Request::Status, LONG).is_ok());
 }
@@ -171,17 +174,77 @@ fn what_is_no_request_is_refused_and_the_socket_lives_on() {
 fn a_socket_that_speaks_something_else_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let path = socket_path(dir.path(), name("web"), Side::Primary);
-    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let listener = UnixListener::bind(&path).unwrap();
     let thread = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         stream.write_all(b"{\"QMP\": {\"version\": 7}}\n").unwrap();
         let _ = stream.read(&mut [0; 100]);
     });
-    let (code, _, stderr) = run(dir.path(), &["status"]);
-    assert!(code == 1 && stderr.contains("web.primary.sock") && stderr.contains("QMP"), "{code} {stderr}");
+    let (code, stdout, _) = run(dir.path(), &["status"]);
+    assert!(code == 3 && stdout.contains("web.primary.sock") && stdout.contains("QMP"), "{code} {stdout}");
     thread.join().unwrap();
-    let (code, _, stderr) = run(dir.path(), &["status"]);
-    assert!(code == 1 && stderr.contains("connecting"), "dead: {code} {stderr}");
+}
+
+#[test]
+fn a_process_that_is_dead_or_stopped_hides_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let _web = serve(dir.path(), "web", Side::Primary, "protected", true);
+    drop(UnixListener::bind(socket_path(dir.path(), name("dead"), Side::Primary)).unwrap());
+    let _stopped = UnixListener::bind(socket_path(dir.path(), name("mute"), Side::Standby)).unwrap();
+
+    let (code, stdout, stderr) = run(dir.path(), &["status"]);
+    assert_eq!(code, 3, "{stdout}{stderr}");
+    for words in ["dead  primary  gone ", "mute  standby  does not answer ", "web   primary  protected        yes"] {
+        assert!(stdout.contains(words), "{words}: {stdout}");
+    }
+    let us = format!("process {} is there, and did not answer within 5s", process::id());
+    assert!(stdout.contains(&us) && stdout.contains("or remove "), "{stdout}");
+    let (code, stdout, stderr) = run(dir.path(), &["keepalive", "show"]);
+    assert_eq!(code, 3, "{stdout}{stderr}");
+    for words in
+        ["dead (primary): gone: ", "mute (standby): does not answer: ", "web (primary): none: not in this test"]
+    {
+        assert!(stdout.contains(words), "{words}: {stdout}");
+    }
+    let (code, stdout, _) = run(dir.path(), &["status", "--vm", "dead"]);
+    assert!(code == 3 && stdout.starts_with("dead primary: gone: its process has ended"), "{code} {stdout}");
+}
+
+#[test]
+fn json_of_a_host_is_an_array_and_of_one_process_an_object() {
+    let dir = tempfile::tempdir().unwrap();
+    let parse = |flags: &[&str]| {
+        let (_, stdout, stderr) = run(dir.path(), &[&["status", "--json"], flags].concat());
+        serde_json::from_str::<serde_json::Value>(&stdout).unwrap_or_else(|e| panic!("{e}: {stdout} {stderr}"))
+    };
+    let _web = serve(dir.path(), "web", Side::Primary, "protected", true);
+    let one = parse(&[]);
+    assert_eq!((one.as_array().unwrap().len(), &one[0]["vm"]), (1, &"web".into()));
+    assert_eq!(parse(&["--vm", "web"])["role"], "protected");
+    drop(UnixListener::bind(socket_path(dir.path(), name("web"), Side::Keeper)).unwrap());
+    let roles = |all: serde_json::Value| all.as_array().unwrap().iter().map(|s| s["role"].clone()).collect::<Vec<_>>();
+    assert_eq!(roles(parse(&[])), ["gone", "protected"]);
+    assert_eq!(roles(parse(&["--vm", "web"])), ["gone", "protected"]);
+    assert_eq!(parse(&["--vm", "web", "--role", "primary"])["role"], "protected");
+}
+
+#[test]
+fn all_processes_are_asked_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    // None answers before all were asked.
+    let all_asked = Arc::new(Barrier::new(3));
+    let _served: Vec<ControlSocket> = ["a", "b", "c"]
+        .map(|vm| {
+            let all_asked = Arc::clone(&all_asked);
+            let handler: Handler = Arc::new(move |_| {
+                all_asked.wait();
+                Response::Status(Box::new(status(vm, "protected", true)))
+            });
+            ControlSocket::spawn(&socket_path(dir.path(), name(vm), Side::Primary), handler).unwrap()
+        })
+        .into();
+    let (code, stdout, _) = run(dir.path(), &["status"]);
+    assert_eq!((code, stdout.matches("protected").count()), (0, 3), "{stdout}");
 }
 
 #[test]

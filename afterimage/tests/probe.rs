@@ -6,7 +6,7 @@ use mc_core::{
 };
 use std::{
     io::{BufRead, BufReader, Read, Write},
-    net::{SocketAddr, TcpListener},
+    net::{SocketAddr, TcpListener, TcpStream},
     process::{Child, Command, Stdio},
     thread,
 };
@@ -226,7 +226,7 @@ fn what_makes_no_sense_is_refused_before_anything_is_sent() {
         (&["probe"][..], "--peer"),
         (&["probe", "--peer", "a:1", "--interval", "20us"], "100"),
         (&["probe", "--peer", "a:1", "--transport", "tcp", "--keepalive", "ud"], "need RDMA"),
-        (&["probe", "--peer", "a:1", "--load", "3"], "no size"),
+        (&["probe", "--peer", "a:1", "--load", "3"], "invalid size"),
         (&["tune", "--from", "x", "--what-if", "k=0"], "interval"),
         (&["tune", "--from", "x"], "--detect-within"),
         (&["tune", "--from", "x", "--false-failovers", "1/eon"], "1/year"),
@@ -235,4 +235,65 @@ fn what_makes_no_sense_is_refused_before_anything_is_sent() {
         let (code, _, stderr) = run(afterimage().args(args));
         assert!(code == 2 && stderr.contains(words), "{args:?}: {code} {stderr}");
     }
+}
+
+/// Passes connections on to `to`. Once so many bytes went there, what else the callers of then send goes nowhere, as behind a
+/// packet filter.
+fn black_hole(to: SocketAddr, after: usize) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for caller in listener.incoming() {
+            let (caller, peer) = (caller.unwrap(), TcpStream::connect(to).unwrap());
+            let (mut back, mut to_caller) = (peer.try_clone().unwrap(), caller.try_clone().unwrap());
+            thread::spawn(move || std::io::copy(&mut back, &mut to_caller));
+            thread::spawn(move || pass(caller, peer, after));
+        }
+    });
+    address
+}
+
+fn pass(mut from: TcpStream, mut to: TcpStream, after: usize) {
+    let (mut passed, mut buffer) = (0, [0; 4096]);
+    while passed < after {
+        match from.read(&mut buffer) {
+            Ok(n) if n > 0 => to.write_all(&buffer[..n]).unwrap(),
+            _ => return,
+        }
+        passed += buffer.len();
+    }
+    loop {
+        thread::park();
+    }
+}
+
+#[test]
+fn a_load_that_gets_nowhere_fails_the_probe_and_what_was_measured_is_shown() {
+    let serving = serve();
+    let filtered = black_hole(serving.1, 256 << 10);
+    let (code, stdout, stderr) = probe(filtered, &["--for", "1s", "--interval", "2ms", "--load", "2MiB"]);
+    assert_eq!(code, 1, "{stdout} {stderr}");
+    assert!(stderr.contains("phase loaded: no checkpoint reached") && stderr.contains("what to do: "), "{stderr}");
+    assert!(stdout.contains("\nidle: ") && stdout.contains("note: phase loaded: no checkpoint reached"), "{stdout}");
+}
+
+#[test]
+fn what_cannot_be_had_is_said_before_anything_is_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    // Nobody is there: whoever came so far would say that.
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let missing = dir.path().join("missing/probe.json");
+    let (code, _, stderr) = probe(nobody, &["--out", missing.to_str().unwrap()]);
+    assert!(code == 2 && stderr.contains("nothing was measured") && stderr.contains("what to do"), "{code} {stderr}");
+    let good = dir.path().join("probe.json");
+    let (code, _, stderr) = probe(nobody, &["--out", good.to_str().unwrap()]);
+    assert!(code == 1 && stderr.contains("Connection refused") && !good.exists(), "{code} {stderr}");
+    std::fs::write(&good, "of yesterday").unwrap();
+    let _ = probe(nobody, &["--out", good.to_str().unwrap()]);
+    assert_eq!(std::fs::read_to_string(&good).unwrap(), "of yesterday");
+
+    let mut named = afterimage();
+    named.args(["probe", "--peer", &nobody.to_string(), "--transport", "auto", "--rdma-device", "nosuch0"]);
+    let (code, _, stderr) = run(&mut named);
+    assert!(code == 6 && stderr.contains("what to do: ") && !stderr.contains("refused"), "{code} {stderr}");
 }

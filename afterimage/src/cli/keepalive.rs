@@ -94,7 +94,7 @@ pub struct TuneArgs {
     #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
     pub run_dir: PathBuf,
     /// A death is to be suspected within this, 99 times of 100
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, conflicts_with = "false_failovers")]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub detect_within: Option<Duration>,
     /// A live peer is to be suspected at most so often: 1/year, 2/month, 1/day, 3/hour
     #[arg(long, value_name = "N/PERIOD", value_parser = parse_frequency)]
@@ -120,8 +120,9 @@ const PERIODS: [(&str, f64); 5] =
 
 /// Reads "1/year".
 fn parse_frequency(text: &str) -> Result<Frequency, String> {
-    let error =
-        || format!("{text:?} is no frequency; allowed: a number per hour, day, week, month or year, such as 1/year");
+    let error = || {
+        format!("invalid frequency {text:?}: allowed is a number per hour, day, week, month or year, such as 1/year")
+    };
     let (number, period) = text.split_once('/').ok_or_else(error)?;
     let number: f64 = number.parse().map_err(|_| error())?;
     let (_, seconds) = PERIODS.into_iter().find(|(name, _)| *name == period).ok_or_else(error)?;
@@ -133,13 +134,13 @@ fn parse_frequency(text: &str) -> Result<Frequency, String> {
 
 /// Reads "interval=5ms,k=3".
 fn parse_setting(text: &str) -> Result<(Duration, u8), String> {
-    let error = || format!("{text:?} is no setting; allowed: interval=TIME,k=N, such as interval=5ms,k=3");
+    let error = || format!("invalid setting {text:?}: allowed is interval=TIME,k=N, such as interval=5ms,k=3");
     let (mut interval, mut k) = (None, None);
     for part in text.split(',') {
         match part.split_once('=').ok_or_else(error)? {
             ("interval", value) => interval = Some(parse_duration(value)?),
             ("k" | "K" | "multiplier", value) => {
-                k = Some(value.parse().map_err(|_| format!("{value:?} is no multiplier; allowed: 1 to 255"))?);
+                k = Some(value.parse().map_err(|_| format!("invalid multiplier {value:?}: allowed is 1 to 255"))?);
             }
             _ => return Err(error()),
         }

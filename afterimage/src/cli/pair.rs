@@ -53,7 +53,7 @@ pub struct KeepaliveShowArgs {
     /// Where the control sockets are
     #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
     pub run_dir: PathBuf,
-    /// One JSON object per VM and side instead of text
+    /// JSON instead of text: an array, or with --vm and a single process one object
     #[arg(long)]
     pub json: bool,
 }

@@ -31,7 +31,7 @@ impl FromStr for OnCapWish {
             _ => {
                 let allowed = "throttle (the VM is held), grow:SIZE such as grow:64MiB (memory beyond the cap, then the VM is \
                                held), unprotect (protection is given up)";
-                return Err(format!("{text:?} is no policy for a full staging; allowed: {allowed}"));
+                return Err(format!("invalid policy for a full staging {text:?}: allowed is {allowed}"));
             }
         };
         Ok(Self(wish))

@@ -1,7 +1,11 @@
 //! Durations, sizes and NICs: as flags with their unit ("20ms", "64MiB"), in files with the unit in the key (`epoch_ms`).
 
+use super::time::{from_micros, parse_duration};
 use crate::{address::parse_address, arbiter::serde_as_text};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{Error, Visitor},
+};
 use std::{
     fmt,
     net::{Ipv4Addr, SocketAddr},
@@ -10,8 +14,6 @@ use std::{
     time::Duration,
 };
 
-/// The longest duration that any setting takes.
-const LONGEST: Duration = Duration::from_secs(3600);
 /// The largest size that any setting takes, bytes: 1 TiB.
 const LARGEST: u64 = 1 << 40;
 
@@ -19,27 +21,6 @@ fn split(text: &str) -> (Option<f64>, &str) {
     let at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
     let plain = text[..at].bytes().all(|b| b.is_ascii_digit() || b == b'.');
     (text[..at].parse().ok().filter(|_| plain), &text[at..])
-}
-
-/// Reads "500us", "20ms", "1.5s".
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let error = || format!("{text:?} is no duration; allowed: a number and us, ms or s, such as 20ms, up to 3600s");
-    let (Some(number), unit) = split(text) else {
-        return Err(error());
-    };
-    let us = match unit {
-        "us" => number,
-        "ms" => number * 1e3,
-        "s" => number * 1e6,
-        _ => return Err(error()),
-    };
-    from_micros(us).ok_or_else(error)
-}
-
-/// More than zero, at most [`LONGEST`], to the microsecond.
-fn from_micros(us: f64) -> Option<Duration> {
-    let duration = Duration::try_from_secs_f64(us.round() / 1e6).ok()?;
-    (!duration.is_zero() && duration <= LONGEST).then_some(duration)
 }
 
 /// Reads "10.0.0.2:9180", or "9180", which is that port on loopback.
@@ -50,7 +31,8 @@ pub fn parse_listen(text: &str) -> Result<SocketAddr, String> {
 
 /// Reads "256KiB", "64MiB", "1GiB". Bytes.
 pub fn parse_size(text: &str) -> Result<u64, String> {
-    let error = || format!("{text:?} is no size; allowed: a number and KiB, MiB or GiB, such as 64MiB, up to 1024GiB");
+    let error =
+        || format!("invalid size {text:?}: allowed is a number and KiB, MiB or GiB, such as 64MiB, up to 1024GiB");
     let (Some(number), unit) = split(text) else {
         return Err(error());
     };
@@ -88,7 +70,7 @@ fn number<S: Serializer>(n: f64, s: S) -> Result<S::Ok, S::Error> {
     if n.fract() == 0.0 { s.serialize_i64(n as i64) } else { s.serialize_f64(n) }
 }
 
-/// A duration that a file writes in milliseconds.
+/// A duration that a file writes in milliseconds, or with its unit as a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Millis(pub Duration);
 
@@ -100,10 +82,40 @@ impl Serialize for Millis {
 
 impl<'de> Deserialize<'de> for Millis {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let ms = f64::deserialize(d)?;
-        from_micros(ms * 1e3)
-            .map(Self)
-            .ok_or_else(|| D::Error::custom(format!("{ms} ms: allowed is more than 0, to 3600000")))
+        d.deserialize_any(MillisOrText)
+    }
+}
+
+struct MillisOrText;
+
+impl MillisOrText {
+    fn millis<E: Error>(ms: f64) -> Result<Millis, E> {
+        let millis = from_micros(ms * 1e3).map(Millis);
+        millis.ok_or_else(|| E::custom(format!("{ms} ms: allowed is more than 0, to 3600000")))
+    }
+}
+
+impl Visitor<'_> for MillisOrText {
+    type Value = Millis;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("milliseconds, or a time with its unit such as \"20ms\"")
+    }
+
+    fn visit_i64<E: Error>(self, ms: i64) -> Result<Millis, E> {
+        Self::millis(ms as f64)
+    }
+
+    fn visit_u64<E: Error>(self, ms: u64) -> Result<Millis, E> {
+        Self::millis(ms as f64)
+    }
+
+    fn visit_f64<E: Error>(self, ms: f64) -> Result<Millis, E> {
+        Self::millis(ms)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Millis, E> {
+        parse_duration(text).map(Millis).map_err(E::custom)
     }
 }
 
@@ -148,7 +160,7 @@ impl FromStr for NicSpec {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let error = |why| format!("{text:?} is no NIC ({why}); allowed: SOCKET=TAP, such as /run/web.net=tap0");
+        let error = |why| format!("invalid NIC {text:?} ({why}): allowed is SOCKET=TAP, such as /run/web.net=tap0");
         let (socket, tap) = text.rsplit_once('=').ok_or_else(|| error("no '='"))?;
         if socket.is_empty() {
             return Err(error("no socket"));
@@ -172,20 +184,6 @@ serde_as_text!(NicSpec);
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn durations() {
-        for (text, us) in
-            [("20ms", 20_000), ("500us", 500), ("1.5ms", 1_500), ("2s", 2_000_000), ("3600s", 3_600_000_000)]
-        {
-            assert_eq!(parse_duration(text), Ok(Duration::from_micros(us)), "{text}");
-        }
-        for text in [
-            "", "20", "ms", "0ms", "-1ms", "1e3ms", "20 ms", "20m", "20MS", "3601s", "nans", "infs", "1.2.3ms", "0.1us",
-        ] {
-            assert!(parse_duration(text).unwrap_err().contains("us, ms or s"), "{text}");
-        }
-    }
 
     #[test]
     fn sizes() {
@@ -223,6 +221,11 @@ mod tests {
             assert_eq!(back.0, Duration::from_micros(us));
         }
         assert_eq!((json(20_000).as_str(), json(500).as_str()), ("20", "0.5"));
+        assert_eq!(serde_json::from_str::<Millis>("\"1h\"").unwrap().0, Duration::from_secs(3600));
+        for (json, words) in [("\"1\"", "invalid duration"), ("true", "such as \"20ms\""), ("0", "more than 0")] {
+            let error = serde_json::from_str::<Millis>(json).unwrap_err().to_string();
+            assert!(error.contains(words), "{json}: {error}");
+        }
         for bytes in [1, 1023, 64 << 20, (64 << 20) + 4096, (1 << 40) - 1] {
             let back: Mib = serde_json::from_str(&serde_json::to_string(&Mib(bytes)).unwrap()).unwrap();
             assert_eq!(back.0, bytes);

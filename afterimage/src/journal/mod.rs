@@ -1,7 +1,9 @@
 //! The journal: every event of one side of one VM, kept across restarts of its processes, for `afterimage why`.
 //!
 //! `STATE_DIR/<vm>.<side>.journal` has one JSON object a line; at [`FULL`] bytes it becomes `….journal.1`, and the one before
-//! that is gone: at most two of them and a line are on the disk.
+//! that is gone: at most two of them and a line are on the disk. Events that change a role are in a journal of their own as
+//! well, `….roles.journal`, which noise cannot fill ([`Journals`]). A line has the wall clock's time (`at_ms`), for people, and
+//! for an order that no clock's step turns round the host's boot and the time since (`boot`, `boot_ms`).
 //!
 //! Several processes write the same file: the supervisor, its data path, their successors. Each line is one write(2) to a
 //! descriptor in append mode, for which the kernel finds the end and writes under one lock of the inode: lines of two
@@ -17,12 +19,14 @@
 
 mod line_writer;
 mod reader;
+mod roles;
 #[cfg(test)]
 mod tests;
 mod writer;
 
 pub use line_writer::LineWriter;
 pub use reader::{Entry, Journal, Skipped, parse, read};
+pub use roles::{Journals, is_of_roles, roles_path};
 pub use writer::Writer;
 
 use mc_core::id::Name;

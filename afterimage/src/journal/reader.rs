@@ -18,6 +18,10 @@ const NAMED: usize = 100;
 pub struct Entry {
     /// Milliseconds since 1970.
     pub at_ms: f64,
+    /// Which boot of the host it was in; empty in lines of an older afterimage.
+    pub boot: String,
+    /// Milliseconds since that boot, if known.
+    pub boot_ms: Option<f64>,
     /// Its name.
     pub event: String,
     /// Everything else.
@@ -27,6 +31,15 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// How long after `earlier` it was, ms: by the clock that nobody sets, where both were in one boot.
+    #[must_use]
+    pub fn after_ms(&self, earlier: &Self) -> f64 {
+        match (self.boot_ms, earlier.boot_ms) {
+            (Some(now), Some(then)) if self.boot == earlier.boot => now - then,
+            _ => self.at_ms - earlier.at_ms,
+        }
+    }
+
     /// A text among the fields.
     #[must_use]
     pub fn text(&self, name: &str) -> Option<&str> {
@@ -125,5 +138,7 @@ fn event(line: &[u8]) -> Result<Entry, String> {
     let Some(Value::String(event)) = fields.remove("event") else { return Err("no \"event\"".to_owned()) };
     let at_ms = fields.remove("at_ms").and_then(|v| v.as_f64()).filter(|ms| (0.0..1e14).contains(ms));
     let at_ms = at_ms.ok_or("no \"at_ms\", or none that is a time")?;
-    Ok(Entry { at_ms, event, fields, line: text.to_owned() })
+    let boot_ms = fields.remove("boot_ms").and_then(|v| v.as_f64()).filter(|ms| (0.0..1e14).contains(ms));
+    let boot = fields.remove("boot").and_then(|v| v.as_str().map(str::to_owned)).filter(|_| boot_ms.is_some());
+    Ok(Entry { at_ms, boot: boot.unwrap_or_default(), boot_ms, event, fields, line: text.to_owned() })
 }

@@ -261,9 +261,9 @@ impl BeatHandle {
         self.shared.published.lock().lateness()
     }
 
-    /// The gaps between the peer's beats, and round trips, as metrics want them.
+    /// The gaps between the peer's beats, round trips, and how late the thread was, as metrics want them.
     #[must_use]
-    pub fn buckets(&self) -> (Buckets, Buckets) {
+    pub fn buckets(&self) -> [Buckets; 3] {
         self.shared.published.lock().buckets()
     }
 
@@ -272,7 +272,13 @@ impl BeatHandle {
     /// wait.
     #[must_use]
     pub fn measured(&self, name: &str, paths: Option<&PathsReader>) -> Option<Measured> {
-        self.shared.published.lock().measured(name, paths.map(PathsReader::measured))
+        self.shared.published.lock().measured(name, paths.map(PathsReader::measured), true)
+    }
+
+    /// The same up to the newest beat: for a peer that has ended, whose silence since is no outage.
+    #[must_use]
+    pub fn measured_to_last_beat(&self, name: &str, paths: Option<&PathsReader>) -> Option<Measured> {
+        self.shared.published.lock().measured(name, paths.map(PathsReader::measured), false)
     }
 
     /// What this host did not permit, and what to do about it; empty if the thread is real-time and locked.

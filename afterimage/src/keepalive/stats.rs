@@ -3,12 +3,13 @@
 use super::{
     Measured, Negotiation, Proof, Verdict,
     measured::PathMeasured,
-    track::{Arrival, Recorded},
+    track::{Arrival, Recorded, outage},
 };
 use crate::metrics::Buckets;
 use mc_core::{
     detector,
     histogram::{Histogram, Percentiles},
+    id::Time,
     wire::beat::BeatState,
 };
 use std::time::Duration;
@@ -101,6 +102,8 @@ pub(super) struct Published {
     proof: Proof,
     excess: Histogram,
     lateness: Histogram,
+    /// Since the newest beat, when everything that had arrived was last read.
+    silence: Duration,
 }
 
 fn micros(d: Duration) -> u64 {
@@ -123,6 +126,7 @@ impl Published {
             proof: Proof::default(),
             excess: Histogram::new(),
             lateness: Histogram::new(),
+            silence: Duration::ZERO,
         }
     }
 
@@ -142,8 +146,9 @@ impl Published {
         self.proof
     }
 
-    pub(super) fn update(&mut self, detector: &detector::Detector, counts: Counts, samples: &[Sample]) {
+    pub(super) fn update(&mut self, detector: &detector::Detector, now: Time, counts: Counts, samples: &[Sample]) {
         self.detector = detector.stats();
+        self.silence = now.since(detector.last_heard());
         self.counts = counts;
         self.accused = detector.peer().is_some_and(|beat| beat.state == BeatState::Suspect);
         self.polling = detector.polling();
@@ -172,8 +177,8 @@ impl Published {
         (self.detector.self_late, self.detector.max_self_late, self.detector.received)
     }
 
-    pub(super) fn buckets(&self) -> (Buckets, Buckets) {
-        (Buckets::from(&self.arrivals.gap), Buckets::from(&self.rtt))
+    pub(super) fn buckets(&self) -> [Buckets; 3] {
+        [&self.arrivals.gap, &self.rtt, &self.lateness].map(Buckets::from)
     }
 
     pub(super) fn report(&self, verdict: Verdict) -> BeatStats {
@@ -203,9 +208,16 @@ impl Published {
         }
     }
 
-    /// Everything; `paths` where there are several, else the one way's name. `None` before the first beat.
-    pub(super) fn measured(&self, name: &str, paths: Option<Vec<PathMeasured>>) -> Option<Measured> {
-        let Self { detector, counts, arrivals, peer: (interval, detect_multiplier), .. } = self;
+    /// Everything; `paths` where there are several, else the one way's name. `None` before the first beat. The silence that
+    /// goes on counts if `to_now`.
+    pub(super) fn measured(&self, name: &str, paths: Option<Vec<PathMeasured>>, to_now: bool) -> Option<Measured> {
+        let Self { detector, counts, peer: (interval, detect_multiplier), .. } = self;
+        let silence = if to_now { self.silence } else { Duration::ZERO };
+        let (arrivals, mut excess) = (&self.arrivals.and_outage(silence, *interval), self.excess.clone());
+        if outage(silence, *interval) > 0 {
+            // All of it is beats that did not come.
+            excess.record(Duration::ZERO);
+        }
         let sent = detector.sent - counts.send_errors - counts.withheld;
         let only = || PathMeasured {
             name: name.to_owned(),
@@ -225,7 +237,7 @@ impl Published {
             unrecorded: counts.unrecorded,
             gap: arrivals.gap.clone(),
             rtt: self.rtt.clone(),
-            excess: self.excess.clone(),
+            excess,
             lateness: self.lateness.clone(),
             losses: arrivals.losses.clone(),
             paths: paths.unwrap_or_else(|| vec![only()]),

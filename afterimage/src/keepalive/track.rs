@@ -164,8 +164,15 @@ pub(super) fn due(beat: &Beat, missing: u64, interval: Duration) -> Duration {
     sum.saturating_add(mean.saturating_mul(u32::try_from(rest).unwrap_or(u32::MAX)))
 }
 
+/// Beats that did not come in a silence that goes on: as many as were due in any case. One that is merely late, by what may
+/// be seen of a live peer, is none.
+pub(super) fn outage(silence: Duration, interval: Duration) -> u64 {
+    let due = silence.as_nanos() / interval.as_nanos().max(1);
+    if due < 2 || interval.is_zero() { 0 } else { u64::try_from(due).unwrap_or(u64::MAX) }
+}
+
 /// What one way's arrivals add up to.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Recorded {
     pub(super) gap: Histogram,
     pub(super) one_way: Histogram,
@@ -179,6 +186,17 @@ impl Recorded {
         }
         self.one_way.record(arrival.one_way);
         self.losses.record(arrival.missing);
+    }
+
+    /// All of it, and the silence that goes on, if that is an outage: nothing has come to record it.
+    pub(super) fn and_outage(&self, silence: Duration, interval: Duration) -> Self {
+        let mut all = self.clone();
+        let missing = outage(silence, interval);
+        if missing > 0 {
+            all.gap.record(silence);
+            all.losses.record(missing);
+        }
+        all
     }
 }
 
@@ -244,6 +262,17 @@ mod tests {
                 assert!(if late > 0 { (2_980..3_020).contains(&us) } else { us < 20 }, "{ppm} ppm, beat {n}: {us} us");
             }
         }
+    }
+
+    #[test]
+    fn a_silence_that_goes_on_is_an_outage_once_beats_were_due() {
+        let interval = Duration::from_millis(10);
+        let ms = Duration::from_millis;
+        assert_eq!([0, 9, 19, 20, 125, 5_000].map(|silence| outage(ms(silence), interval)), [0, 0, 0, 2, 12, 500]);
+        assert_eq!(outage(ms(5), Duration::ZERO), 0, "nothing was heard yet");
+        let all = Recorded::default().and_outage(ms(125), interval);
+        assert_eq!((all.gap.count(), all.losses.lost(), all.losses.longest()), (1, 12, 12));
+        assert_eq!(Recorded::default().and_outage(ms(15), interval).gap.count(), 0);
     }
 
     #[test]

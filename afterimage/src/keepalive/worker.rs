@@ -275,11 +275,12 @@ impl Worker {
     }
 
     fn publish(&mut self) {
-        self.negotiation.note(&self.detector, self.clock.now());
+        let now = self.clock.now();
+        self.negotiation.note(&self.detector, now);
         if let Some(mut published) = self.shared.published.try_lock() {
-            published.update(&self.detector, self.counts, &self.samples);
+            published.update(&self.detector, now, self.counts, &self.samples);
             published.negotiate(self.negotiation);
-            published.prove(self.detector.proof(self.clock.now()));
+            published.prove(self.detector.proof(now));
             self.samples.clear();
             if std::mem::take(&mut self.proven_unsaid) {
                 self.shared.signal();

@@ -1,6 +1,7 @@
 //! The operator's end of `keepalive set`, `keepalive show` and `set`.
 
 use super::{
+    SCHEMA,
     keepalive::{KeepaliveReport, Wanted},
     save::{Edit, Entry, edit, number},
     settings::{Settings, SettingsReport},
@@ -10,7 +11,7 @@ use crate::{
     cli::{KeepaliveSetArgs, KeepaliveShowArgs, SetArgs, Side, StatusArgs},
     exit::{Code, ExitError},
     keepalive::Offer,
-    status::{Request, Response, ask, side, socket_path, sockets},
+    status::{NoAnswer, Request, Response, as_json as all_as_json, ask, ask_all, side, socket_path, sockets, whose},
     tune::{self, Support, Verdict},
     tuner::frequency,
 };
@@ -58,18 +59,33 @@ fn report(path: &Path, request: Request) -> Result<KeepaliveReport> {
 pub fn show(args: &KeepaliveShowArgs) -> Result<Code> {
     let KeepaliveShowArgs { vm, role, run_dir, json } = args;
     let which = StatusArgs { vm: *vm, role: *role, run_dir: run_dir.clone(), json: *json, watch: None };
-    let (mut out, mut code) = (String::new(), Code::Done);
     // Without a word about it, keepers are not meant: they have no beats.
     let keeper = |path: &PathBuf| role.is_none() && side(path) == Some(Side::Keeper);
-    for path in sockets(&which)?.into_iter().filter(|path| !keeper(path)) {
-        let report = report(&path, Request::Keepalive)?;
-        if !matches!(report.state.as_str(), "up" | "late") {
-            code = Code::Degraded;
-        }
-        out.push_str(&if *json { as_json(&report)? } else { text::render(&report) });
+    let paths: Vec<PathBuf> = sockets(&which)?.into_iter().filter(|path| !keeper(path)).collect();
+    let reports: Vec<KeepaliveReport> =
+        ask_all(&paths, &Request::Keepalive).into_iter().map(|(path, answer)| told_by(&path, answer)).collect();
+    let heard = reports.iter().all(|report| matches!(report.state.as_str(), "up" | "late"));
+    print(&if *json { all_as_json(&reports, vm.is_some())? } else { reports.iter().map(text::render).collect() })?;
+    Ok(if heard { Code::Done } else { Code::Degraded })
+}
+
+/// What a process says; of one that says nothing, who it is and why.
+fn told_by(path: &Path, answer: std::result::Result<Response, NoAnswer>) -> KeepaliveReport {
+    let (state, why) = match answer {
+        Ok(Response::Keepalive(report)) => return *report,
+        Ok(Response::Refused { message, .. }) => ("none", message),
+        Ok(other) => ("none", format!("it answered a question about its keepalive with {other:?}")),
+        Err(NoAnswer { role, why }) => (role, why),
+    };
+    let (vm, side) = whose(path);
+    KeepaliveReport {
+        schema: SCHEMA,
+        vm,
+        side,
+        state: state.to_owned(),
+        warnings: vec![why],
+        ..KeepaliveReport::default()
     }
-    print(&out)?;
-    Ok(code)
 }
 
 /// The control socket of the side that is meant: of the one that runs here, if only one does.
@@ -101,6 +117,20 @@ fn prepare(
     edit(file, side, entries).map(Some)
 }
 
+/// Writes what [`prepare`] made, after the change. Where the file was written.
+///
+/// # Errors
+/// They say both: that the change is in force, and that the file does not have it.
+fn save(edit: Option<Edit>) -> Result<Option<PathBuf>, ExitError> {
+    let Some(edit) = edit else { return Ok(None) };
+    edit.write().map_err(|error| {
+        let remedy = "write it into the file by hand, or it is lost when the process ends; or run the command again";
+        let message = format!("the change is in force, but it was not saved: {}", error.message);
+        ExitError { message, remedy: error.remedy.or_else(|| Some(remedy.to_owned())), ..error }
+    })?;
+    Ok(Some(edit.path().to_owned()))
+}
+
 // --- keepalive set ---
 
 /// `afterimage keepalive set`
@@ -121,12 +151,10 @@ pub fn change(args: &KeepaliveSetArgs) -> Result<Code> {
     let mut after = settle(&path, &before)?;
     after.warnings.splice(0..0, ordered.warnings.into_iter().chain(tail));
     expect(&after, &ordered.local.configured)?;
-    let saved = edit.map(|edit| edit.write().map(|()| edit.path().to_owned())).transpose()?;
-    if args.json {
-        print(&as_json(&after)?)?;
-    } else {
-        print(&told(&after, args.this_side, saved.as_deref()))?;
-    }
+    let saved = save(edit);
+    let path = saved.as_ref().ok().and_then(Option::as_deref);
+    print(&if args.json { as_json(&after)? } else { told(&after, args.this_side, path) })?;
+    saved?;
     Ok(Code::Done)
 }
 
@@ -248,11 +276,12 @@ pub fn set(args: &SetArgs) -> Result<Code> {
         }
     };
     let report: SettingsReport = ask(settings)?;
-    let saved = edit.map(|edit| edit.write().map(|()| edit.path().to_owned())).transpose()?;
+    let saved = save(edit);
     let mut out = if args.json { as_json(&report)? } else { report.text() };
-    if let Some(path) = saved.filter(|_| !args.json) {
+    if let (Ok(Some(path)), false) = (&saved, args.json) {
         out.push_str(&format!("  saved in {}\n", path.display()));
     }
     print(&out)?;
+    saved?;
     Ok(Code::Done)
 }

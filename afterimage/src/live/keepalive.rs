@@ -45,7 +45,7 @@ pub struct KeepaliveReport {
     pub peer: String,
     /// What beats go over: "ud", "udp", "both".
     pub keepalive: String,
-    /// "waiting", "up", "late", "suspect"; "none" without a session.
+    /// "waiting", "up", "late", "suspect"; "none" without a session; "gone" or "does-not-answer" of a process that says nothing.
     pub state: String,
     /// Since the other side was heard first, ms.
     pub up_for_ms: Option<u64>,

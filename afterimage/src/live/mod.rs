@@ -17,6 +17,7 @@
 //! | [`save`] | into the configuration file, which keeps its comments |
 
 mod command;
+mod endings;
 mod keepalive;
 mod save;
 mod settings;

@@ -1,9 +1,14 @@
-//! Writes values into a configuration file: comments, order and everything else stay, and the file is whole at any moment.
+//! Writes values into a configuration file: comments, order, the ends of its lines and everything else stay, and the file is
+//! whole at any moment.
 //!
 //! ```text
 //!   read ──> edit ──> `config check` ──> (the change is made) ──> write beside it, fsync ──> still what was read? ──> rename
 //! ```
+//!
+//! A file that is a mount point (one that a container was given) cannot be renamed over: it is then written in place, with its
+//! whole new text beside it until that is on the disk.
 
+use super::endings;
 use crate::{
     cli::Side,
     config,
@@ -55,7 +60,7 @@ pub(super) fn edit(path: &Path, side: Side, entries: &[Entry]) -> Result<Edit, E
     let text = before.as_deref().unwrap_or_default();
     config::check_text(&path, text)?;
     let mut document: DocumentMut =
-        text.parse().map_err(|error| ExitError::usage(format!("{}: {error}", path.display())))?;
+        endings::plain(text).parse().map_err(|error| ExitError::usage(format!("{}: {error}", path.display())))?;
     let section = match side {
         Side::Primary => "protect",
         Side::Standby => "standby",
@@ -66,7 +71,7 @@ pub(super) fn edit(path: &Path, side: Side, entries: &[Entry]) -> Result<Edit, E
         return Err(ExitError::usage(format!("{}: its section is no table", path.display())));
     };
     entries.iter().for_each(|(key, value)| put(table, key, value.clone()));
-    let after = document.to_string();
+    let after = endings::like(text, &document.to_string());
     config::check_text(&path, &after)?;
     Ok(Edit { path, before, after })
 }
@@ -86,6 +91,11 @@ fn put(table: &mut dyn TableLike, key: &str, value: Option<Value>) {
     }
 }
 
+/// What rename(2) says of a mount point; and of one of another file system, which it cannot reach.
+fn is_mount_point(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ResourceBusy | io::ErrorKind::CrossesDevices)
+}
+
 impl Edit {
     /// Where it goes.
     pub(super) fn path(&self) -> &Path {
@@ -95,14 +105,27 @@ impl Edit {
     /// Replaces the file, unless somebody else has changed it since it was read.
     ///
     /// # Errors
-    /// The file is then as it was.
+    /// What the file is then.
     pub(super) fn write(&self) -> Result<(), ExitError> {
         let temporary = self.temporary();
-        let replaced = self.replace(&temporary);
-        if replaced.is_err() {
-            let _ = fs::remove_file(&temporary);
+        let fail = |doing| move |error: io::Error| failed(&self.path, doing, &error);
+        let replaced = self.successor(&temporary).and_then(|()| match fs::rename(&temporary, &self.path) {
+            Err(error) if is_mount_point(&error) => Ok(false),
+            renamed => renamed.map(|()| true).map_err(fail("putting its successor in its place")),
+        });
+        match replaced {
+            Ok(true) => {}
+            Ok(false) => self.overwrite(&temporary)?,
+            Err(error) => {
+                let _ = fs::remove_file(&temporary);
+                return Err(error);
+            }
         }
-        replaced
+        // The new name must outlive a power cut, too.
+        let directory = self.path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(directory).and_then(|dir| dir.sync_all()).map_err(|error| {
+            ExitError::new(Code::Failed, format!("{}: written, but not on the disk: {error}", self.path.display()))
+        })
     }
 
     fn temporary(&self) -> PathBuf {
@@ -110,21 +133,31 @@ impl Edit {
         self.path.with_file_name(format!(".{name}.{}", std::process::id()))
     }
 
-    fn replace(&self, temporary: &Path) -> Result<(), ExitError> {
-        let fail = |doing| move |error: io::Error| failed(&self.path, doing, &error);
+    /// Writes the successor beside the file, and looks whether that is still what was read.
+    fn successor(&self, temporary: &Path) -> Result<(), ExitError> {
         let like = fs::metadata(&self.path).ok();
-        self.write_to(temporary, like.as_ref()).map_err(fail("writing its successor"))?;
+        let written = self.write_to(temporary, like.as_ref());
+        written.map_err(|error| failed(&self.path, "writing its successor", &error))?;
         let now = fs::read_to_string(&self.path).ok();
         if now != self.before {
             let what = format!("{}: somebody else changed it meanwhile; it was left alone", self.path.display());
             return Err(ExitError::new(Code::Failed, what).remedy("run the command again: what it sets is set already"));
         }
-        fs::rename(temporary, &self.path).map_err(fail("putting its successor in its place"))?;
-        // The new name must outlive a power cut, too.
-        let directory = self.path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(directory).and_then(|dir| dir.sync_all()).map_err(|error| {
-            ExitError::new(Code::Failed, format!("{}: written, but not on the disk: {error}", self.path.display()))
-        })
+        Ok(())
+    }
+
+    /// Writes the file in place. While it is neither the one text nor the other, the successor beside it is.
+    fn overwrite(&self, temporary: &Path) -> Result<(), ExitError> {
+        let mut file = OpenOptions::new().write(true).open(&self.path);
+        let file = file.as_mut().map_err(|error| failed(&self.path, "opening it to write in place", error))?;
+        let written = file.write_all(self.after.as_bytes()).and_then(|()| file.set_len(self.after.len() as u64));
+        written.and_then(|()| file.sync_all()).map_err(|error| {
+            let (path, whole) = (self.path.display(), temporary.display());
+            let what = format!("{path}: writing it in place: {error}; it may be torn, and its new text is in {whole}");
+            ExitError::new(Code::Failed, what).remedy(format!("make room, then `cp {whole} {path}`"))
+        })?;
+        let _ = fs::remove_file(temporary);
+        Ok(())
     }
 
     fn write_to(&self, temporary: &Path, like: Option<&Metadata>) -> io::Result<()> {
@@ -183,6 +216,16 @@ epoch_ms = 20
         assert!(link.is_symlink());
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "nothing is left beside it");
+    }
+
+    #[test]
+    fn a_byte_order_mark_and_the_ends_of_lines_stay() {
+        let windows = format!("\u{feff}{}", FILE.replace('\n', "\r\n"));
+        let (_dir, path) = file(&windows);
+        let entries: [Entry; 2] = [("epoch_ms", Some(5.into())), ("window", Some(3.into()))];
+        edit(&path, Side::Primary, &entries).unwrap().write().unwrap();
+        let expected = windows.replace("epoch_ms = 20", "epoch_ms = 5") + "window = 3\r\n";
+        assert_eq!(fs::read_to_string(&path).unwrap(), expected);
     }
 
     #[test]

@@ -148,7 +148,7 @@ mod tests {
         assert_eq!(parse("epoch=50ms"), Ok(Assignment::Epoch(Duration::from_millis(50))));
         for (text, why) in [
             ("epoch", "no '='"),
-            ("epoch=50", "us, ms or s"),
+            ("epoch=50", "us, ms, s, m, h or d"),
             ("window=3", "cannot be set on a running pair"),
             ("max-staging=64MB", "KiB, MiB or GiB"),
             ("on-cap=panic", "throttle"),

@@ -35,6 +35,11 @@ impl Lines {
 
 /// The text, ending in a newline.
 pub(super) fn render(r: &KeepaliveReport) -> String {
+    if r.node.is_empty() {
+        // Its process said nothing.
+        let why = r.warnings.first().map_or("", String::as_str);
+        return format!("{} ({}): {}: {why}\n", r.vm, r.side, r.state.replace('-', " "));
+    }
     let mut out = Lines(format!("{} on {} ({})\n", r.vm, r.node, r.side));
     let peer = if r.peer.is_empty() { "none" } else { &r.peer };
     out.0.push_str(&format!("  peer {peer}\n"));

@@ -31,6 +31,8 @@ pub struct Snapshot {
     pub gap: Buckets,
     /// See `pause`.
     pub round_trip: Buckets,
+    /// Of the thread of the beats.
+    pub lateness: Buckets,
     /// Swaps that this process asked for: won, lost.
     pub swaps: (u64, u64),
     /// Lines that its journal lost.
@@ -41,8 +43,37 @@ pub struct Snapshot {
 
 /// The roles of each side, as in the status.
 const ROLES: [(&str, &[&str]); 2] = [
-    ("primary", &["solo", "syncing", "registering", "protected", "claiming", "fenced", "ended", "stalled"]),
-    ("standby", &["idle", "syncing", "protecting", "revoking", "claiming", "taking-over", "running", "stalled"]),
+    (
+        "primary",
+        &[
+            "waiting-for-arbiter",
+            "solo",
+            "syncing",
+            "registering",
+            "protected",
+            "claiming",
+            "handing-back",
+            "fenced",
+            "ended",
+            "stalled",
+        ],
+    ),
+    (
+        "standby",
+        &[
+            "idle",
+            "syncing",
+            "rehearsing",
+            "protecting",
+            "revoking",
+            "claiming",
+            "lost",
+            "disputed",
+            "taking-over",
+            "running",
+            "stalled",
+        ],
+    ),
 ];
 
 /// Labels: name and value, the value as the text format wants it.
@@ -305,6 +336,8 @@ impl Snapshot {
             "A beat there and back, less what the other side waited",
             &self.round_trip,
         )?;
+        let help = "How late the thread of the beats woke for what was due";
+        w.histogram("afterimage_beat_lateness", help, &self.lateness)?;
         let silence: Vec<(&str, f64)> = self.silence_seconds.iter().map(|(path, s)| (path.as_str(), *s)).collect();
         w.gauges(
             "afterimage_path_silence",

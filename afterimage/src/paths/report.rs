@@ -76,6 +76,12 @@ impl Report {
     pub fn measured(&self, beats: &BeatHandle) -> Option<Measured> {
         beats.measured(self.keepalive, self.beat_paths.as_ref())
     }
+
+    /// The same, of a peer that has ended.
+    #[must_use]
+    pub fn measured_to_last_beat(&self, beats: &BeatHandle) -> Option<Measured> {
+        beats.measured_to_last_beat(self.keepalive, self.beat_paths.as_ref())
+    }
 }
 
 /// Our side of RDMA.

@@ -5,6 +5,7 @@ use super::{
     file::{Phase, ProbeFile, Settings},
     greeting::{self, Answer, Ask, Greeting},
     load::{self, Load},
+    out::Out,
     text,
     view::View,
 };
@@ -12,7 +13,7 @@ use crate::{
     beats::{self, Wish},
     cli::{ProbeArgs, Side},
     config::{PathsConfig, parse_size},
-    exit::{Code, ExitError},
+    exit::{self, Code, ExitError},
     keepalive::{BeatHandle, Measured},
     paths::{self, Link, Ours, Report},
     status::{Request, Response, ask, socket_path},
@@ -55,20 +56,21 @@ const GLANCE: Duration = Duration::from_millis(50);
 
 /// The command.
 pub fn probe(args: &ProbeArgs) -> Result<Code> {
-    let file = match (&args.peer, args.vm) {
+    let out = args.out.as_deref().map(Out::open).transpose()?;
+    let (file, failed) = match (&args.peer, args.vm) {
         (Some(_), _) => measure(args)?,
-        (None, Some(vm)) => of_session(&args.run_dir, vm, args.role)?,
+        (None, Some(vm)) => (of_session(&args.run_dir, vm, args.role)?, None),
         (None, None) => bail!("neither --peer nor --vm"),
     };
     let json = serde_json::to_string(&file)?;
-    if let Some(path) = &args.out {
-        std::fs::write(path, &json).with_context(|| format!("writing {}", path.display()))?;
-        tracing::info!(file = %path.display(), "written");
+    if let (Some(out), Some(path)) = (out, &args.out) {
+        out.write(&json).with_context(|| format!("writing {}", path.display()))?;
     }
     let out = if args.json { json + "\n" } else { text::render(&file) };
     match std::io::stdout().write_all(out.as_bytes()) {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e.into()),
-        _ => Ok(Code::Done),
+        // What was measured is shown all the same.
+        _ => failed.map_or(Ok(Code::Done), Err),
     }
 }
 
@@ -103,7 +105,8 @@ struct Session {
     report: Report,
 }
 
-fn measure(args: &ProbeArgs) -> Result<ProbeFile> {
+/// What was measured, and why it is not all that was asked for.
+fn measure(args: &ProbeArgs) -> Result<(ProbeFile, Option<anyhow::Error>)> {
     // Refused here with words, before anything is sent.
     Parameters::new(args.interval, args.interval, MULTIPLIER).map_err(ExitError::usage)?;
     let config = args.paths.clone().resolve(u64::from(SLAB) * SLABS as u64).map_err(ExitError::from)?;
@@ -113,33 +116,62 @@ fn measure(args: &ProbeArgs) -> Result<ProbeFile> {
     let stop = stopped_by_signals()?;
     let stopped = || stop.load(Ordering::Relaxed);
     let mut file = ProbeFile::new(peer.to_string(), Settings::default());
+    let mut failed = None;
     let phases = [("idle", None), ("loaded", load)];
     for (name, load) in phases.into_iter().filter(|(name, load)| *name == "idle" || load.is_some()) {
         if stopped() {
             file.notes.push(format!("interrupted: phase {name} was not measured"));
             continue;
         }
-        let mut session = open(args, &config)?;
+        let measured = open(args, &config).and_then(|mut session| {
+            let beside = phase(&mut session, name, args.duration, load, &stop)?;
+            Ok((session, beside))
+        });
+        let (session, Beside { here, rate, took, trouble }) = match measured {
+            Ok(measured) => measured,
+            Err(error) if file.phases.is_empty() => return Err(error),
+            Err(error) => {
+                file.notes.push(format!("phase {name} was not measured: {}", exit::words(&error)));
+                failed = Some(error);
+                break;
+            }
+        };
         file.settings.transport = session.report.transport.to_owned();
         file.settings.keepalive = session.report.keepalive.to_owned();
         file.notes.extend(session.beats.notes().iter().map(|note| format!("here: {note}")));
-        let (here, rate, took) = phase(&mut session, name, args.duration, load, &stop)?;
         if stopped() {
             let (took, whole) = (took.as_secs_f64(), args.duration.as_secs_f64());
             file.notes.push(format!("interrupted: phase {name} ended after {took:.1} s of {whole:.1} s"));
         }
+        if let Some((what, dead)) = trouble {
+            file.notes.push(what.clone());
+            failed = failed.or_else(|| dead.then(|| dead_path(what)));
+        }
         let incarnation = session.incarnation;
         goodbye(session);
-        let there = fetch(args, incarnation)?;
+        let there = fetch(args, incarnation).unwrap_or_else(|error| {
+            let what = format!("what the other end measured in phase {name} is not known: {}", exit::words(&error));
+            failed.get_or_insert(error);
+            Answer::new(None, vec![what])
+        });
         file.notes.extend(there.notes.iter().map(|note| format!("there: {note}")));
         let (seconds, there) = (took.as_secs_f64(), there.measured);
         file.phases.push(Phase { name: name.into(), seconds, load_mib_per_s: rate, here, there });
+        if failed.is_some() {
+            break;
+        }
     }
     file.settings.interval_us = file.phases.first().map_or(0, |phase| phase.here.interval_us);
     file.settings.load_bytes = load;
     file.notes.sort();
     file.notes.dedup();
-    Ok(file)
+    Ok((file, failed))
+}
+
+fn dead_path(what: String) -> anyhow::Error {
+    let remedy = "look for what lets small packets through and no large ones, or drops TCP: the MTU on the way, a packet filter; \
+                  then probe again";
+    ExitError::new(Code::Failed, what).remedy(remedy).into()
 }
 
 /// ^C, or SIGTERM: what was measured by then is shown. A second one ends the process at once.
@@ -211,23 +243,31 @@ fn open(args: &ProbeArgs, config: &PathsConfig) -> Result<Session> {
     Ok(Session { incarnation: hello.incarnation, link: route.link, beats, report: route.report })
 }
 
-/// Beats, beside checkpoints if there is a load, for `time`, or until `stop`. What was measured, MiB/s of the load, and the time that
-/// it took.
-fn phase(
-    session: &mut Session,
-    name: &str,
-    time: Duration,
-    load: Option<u64>,
-    stop: &AtomicBool,
-) -> Result<(Measured, Option<f64>, Duration)> {
+/// What a phase measured.
+struct Beside {
+    here: Measured,
+    /// MiB/s of the load.
+    rate: Option<f64>,
+    took: Duration,
+    /// What was wrong with the load, and whether that spoilt the phase.
+    trouble: Option<(String, bool)>,
+}
+
+/// Beats, beside checkpoints if there is a load, for `time`, or until `stop`.
+fn phase(session: &mut Session, name: &str, time: Duration, load: Option<u64>, stop: &AtomicBool) -> Result<Beside> {
     let mut load = load.map(|bytes| Load::new(bytes, SLAB, session.incarnation)).transpose()?;
     let (start, mut view) = (Instant::now(), View::new(name, time));
-    while start.elapsed() < time && !stop.load(Ordering::Relaxed) {
+    let mut broke = None;
+    while start.elapsed() < time && broke.is_none() && !stop.load(Ordering::Relaxed) {
         let mut any = load.as_mut().is_some_and(|load| load.push(session.link.as_mut()));
         while let Some(completion) = session.link.poll() {
             any = true;
             match (completion, &mut load) {
-                (Completion::Down(why), _) => bail!("the probe ended in phase {name}: {why}"),
+                (Completion::Down(why), _) => {
+                    let after = start.elapsed().as_secs_f64();
+                    broke = Some(format!("phase {name} ended after {after:.1} s: the connection broke: {why}"));
+                    break;
+                }
                 (completion, Some(load)) => load.take(completion)?,
                 (other, None) => bail!("the other side sent what no `keepalive serve` does: {other:?}"),
             }
@@ -239,18 +279,20 @@ fn phase(
         }
     }
     let took = start.elapsed();
+    let trouble = load.as_ref().and_then(|load| load.trouble(name, &session.link.peer().to_string()));
+    let trouble = trouble.filter(|_| took >= time).or(broke.map(|what| (what, true)));
     let rate = load.map(|load| load.acked_bytes() as f64 / f64::from(1 << 20) / took.as_secs_f64());
     view.end();
     ensure!(session.beats.is_running(), "the thread \"beats\" died");
     let measured = session.report.measured(&session.beats).filter(|measured| !measured.gap.is_empty());
-    let measured = measured.with_context(|| {
+    let here = measured.with_context(|| {
         format!(
             "no two beats were heard of {} over {}: does a packet filter stop them?",
             session.link.peer(),
             session.report.keepalive
         )
     })?;
-    Ok((measured, rate, took))
+    Ok(Beside { here, rate, took, trouble })
 }
 
 /// Ends a session: a device that has nothing to send does not notice that the other end has gone.

@@ -8,10 +8,15 @@ use mc_core::{
     transport::{Completion, LinkError, Op, Rejected, Transport},
     wire::control::{Body, Control},
 };
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 /// Checkpoints whose ACK may be due.
 const DEPTH: u64 = 2;
+/// No ACK for so long: the way of the checkpoints is dead, or was.
+const DEAD: Duration = Duration::from_secs(2);
 
 /// Sleeps until the link has something to do, at most so long.
 pub(super) fn rest(link: &(impl Transport + ?Sized), most: Duration) {
@@ -30,6 +35,8 @@ pub(super) struct Load {
     epoch: u64,
     acked: u64,
     pages: u64,
+    last_ack: Instant,
+    longest: Duration,
 }
 
 impl Load {
@@ -47,7 +54,34 @@ impl Load {
         }
         let (pages, slab_bytes) = slabs.first().map_or((0, 0), |s| (s.header().pages, s.as_bytes().len() as u64));
         let per_checkpoint = u32::try_from(bytes.div_ceil(u64::from(slab_size)))?.max(1);
-        Ok(Self { incarnation, slabs, per_checkpoint, slab_bytes, sent: 0, epoch: 0, acked: 0, pages: pages.into() })
+        Ok(Self {
+            incarnation,
+            slabs,
+            per_checkpoint,
+            slab_bytes,
+            sent: 0,
+            epoch: 0,
+            acked: 0,
+            pages: pages.into(),
+            last_ack: Instant::now(),
+            longest: Duration::ZERO,
+        })
+    }
+
+    /// What was wrong with the way of the checkpoints by the phase's end, and whether that ended it: beats beside no load tell
+    /// nothing of beats beside load.
+    pub(super) fn trouble(&self, phase: &str, peer: &str) -> Option<(String, bool)> {
+        let now = self.last_ack.elapsed();
+        let longest = self.longest.max(now).as_secs_f64();
+        if self.acked == 0 {
+            let what = format!("phase {phase}: no checkpoint reached {peer}: its beats are not beside any load");
+            return Some((what, true));
+        }
+        (self.longest.max(now) >= DEAD).then(|| {
+            let until = if now >= DEAD { ", and did not go on" } else { "" };
+            let what = format!("phase {phase}: checkpoints to {peer} stood still for {longest:.1} s{until}");
+            (what, now >= DEAD)
+        })
     }
 
     /// Bytes of pages that were ACKed.
@@ -88,6 +122,8 @@ impl Load {
             Completion::Received(Control { epoch, body: Body::Ack { .. }, .. }) => {
                 ensure!(epoch.0 == self.acked + 1, "the other side ACKed {epoch} after e{}", self.acked);
                 self.acked += 1;
+                self.longest = self.longest.max(self.last_ack.elapsed());
+                self.last_ack = Instant::now();
             }
             other => bail!("the other side sent what no `keepalive serve` does: {other:?}"),
         }

@@ -18,6 +18,7 @@ mod client;
 mod file;
 mod greeting;
 mod load;
+mod out;
 mod serve;
 mod text;
 mod view;

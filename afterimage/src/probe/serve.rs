@@ -12,7 +12,7 @@ use crate::{
     config::PathsConfig,
     exit::{self, Code, ExitError, cannot_listen},
     keepalive::{BeatHandle, Measured, Verdict},
-    paths::{self, Report, Route},
+    paths::{self, Route},
     repeated::{Repeated, and_more},
 };
 use anyhow::{Context, Result, bail};
@@ -162,10 +162,13 @@ impl Server {
         let of = theirs.incarnation;
         let work = move || {
             let outcome = session_loop(link, &beats, theirs.slab_size, &stop);
+            // Without a goodbye nobody knows whether the silence was an outage, or the other end's death.
+            let measured =
+                outcome.as_ref().map_or_else(|_| report.measured_to_last_beat(&beats), |()| report.measured(&beats));
             if let Err(error) = outcome {
                 tracing::warn!(%peer, error = exit::words(&error), "the probe ended early");
             }
-            let answer = account(&beats, &report);
+            let answer = account(measured, &beats);
             let measured = answer.measured.as_ref();
             let (heard, lost) = measured.map_or((0, 0), |m| (m.received, m.losses.lost()));
             tracing::info!(%peer, heard, lost, "the probe is over");
@@ -205,8 +208,8 @@ fn session_loop(mut link: Box<dyn paths::Link>, beats: &BeatHandle, slab_size: u
 }
 
 /// What this end measured, as far as it fits an answer.
-fn account(beats: &BeatHandle, report: &Report) -> Answer {
-    let mut answer = Answer::new(report.measured(beats), beats.notes().to_vec());
+fn account(measured: Option<Measured>, beats: &BeatHandle) -> Answer {
+    let mut answer = Answer::new(measured, beats.notes().to_vec());
     if answer.encode().len() > MAX_PROFILE
         && let Some(measured) = &mut answer.measured
     {

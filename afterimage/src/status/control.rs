@@ -12,6 +12,10 @@ use crate::{
     witness::{WitnessReport, WitnessRequest},
 };
 use mc_core::id::Name;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType,
+    sockopt::{Timeout, set_socket_timeout},
+};
 use serde::{Deserialize, Serialize};
 use std::{
     fs::{self, File, Metadata, Permissions},
@@ -297,12 +301,20 @@ fn refuse(why: &str) -> Response {
     Response::Refused { message: format!("no request: {why}"), remedy }
 }
 
+/// Connects. A listener that is stopped, and whose queue is full, would be waited for without end.
+fn connect(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
+    let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
+    let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&socket, Timeout::Send, Some(timeout))?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(UnixStream::from(socket))
+}
+
 /// Sends one request and waits for its response; each read and write may take `timeout`.
 #[expect(clippy::needless_pass_by_value, reason = "callers make a request, send it, and have no more use for it")]
 pub fn ask(path: &Path, request: Request, timeout: Duration) -> Result<Response, ControlError> {
-    let mut stream = UnixStream::connect(path).map_err(failed("connecting", path))?;
+    let mut stream = connect(path, timeout).map_err(failed("connecting", path))?;
     stream.set_read_timeout(Some(timeout)).map_err(failed("setting a timeout", path))?;
-    stream.set_write_timeout(Some(timeout)).map_err(failed("setting a timeout", path))?;
     let mut line = serde_json::to_vec(&request).map_err(|e| failed("asking", path)(e.into()))?;
     line.push(b'\n');
     stream.write_all(&line).map_err(failed("asking", path))?;

@@ -2,6 +2,7 @@
 
 use super::{
     Status,
+    gather::shown,
     text::{bytes, micros},
 };
 
@@ -10,7 +11,7 @@ const HEAD: [&str; 11] =
 
 fn row(s: &Status) -> [String; 11] {
     // A process that does not answer has nothing to say but why.
-    let there = s.role != "gone";
+    let there = s.is_told();
     let or_dash = |text: String, known: bool| if known && !text.is_empty() { text } else { "-".to_owned() };
     let over = s.transport.split(' ').next().unwrap_or("");
     let over = if s.keepalive.is_empty() { over.to_owned() } else { format!("{over}, {}", s.keepalive) };
@@ -18,7 +19,7 @@ fn row(s: &Status) -> [String; 11] {
     [
         s.vm.clone(),
         s.side.clone(),
-        s.role.clone(),
+        shown(&s.role).to_owned(),
         match (s.protected, s.unheld()) {
             (true, 0) => "yes".to_owned(),
             (true, unheld) => format!("yes, {unheld} unheld"),
@@ -44,6 +45,7 @@ pub(super) fn render(statuses: &[Status]) -> String {
         out.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
         out.push('\n');
     }
+    out.extend(statuses.iter().filter_map(Status::silence));
     out
 }
 
@@ -64,10 +66,12 @@ mod tests {
         let mut web = status("web", "primary", "protected");
         (web.protected, web.peer, web.arbiter.reachable) = (true, "host-b at 10.0.0.2:7410".into(), true);
         (web.transport, web.keepalive) = ("tcp (fell back from RDMA: x; 1 times)".into(), "both".into());
-        let gone = status("a-longer-name", "standby", "gone");
+        let mut gone = status("a-longer-name", "standby", "gone");
+        gone.notes = vec!["its process has ended".into()];
         let keeper = status("db", "keeper", "keeping");
         let text = render(&[web, gone, keeper]);
         let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[4..], ["a-longer-name standby: gone: its process has ended"]);
         assert_eq!(
             lines[0],
             "VM             SIDE     ROLE       PROTECTED  PEER    OVER       GEN  EPOCH  PAUSE  HELD  ARBITER"

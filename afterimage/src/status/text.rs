@@ -45,6 +45,9 @@ pub(super) fn bytes(n: u64) -> String {
 
 /// The text, ending in a newline.
 pub(super) fn render(s: &Status) -> String {
+    if let Some(line) = s.silence() {
+        return line;
+    }
     let protected = if s.protected { "protected" } else { "NOT PROTECTED" };
     let mut out = Lines(format!("{} on {} ({}): {}, {protected}{}\n", s.vm, s.node, s.side, s.role, exceptions(s)));
     if let Some(why) = &s.stalled {

@@ -6,13 +6,11 @@
 //! | none | a line for each change: of role, protection, peer, transport, generation, the arbiter |
 //! | none or one, with `--json` | an object on a line per VM and interval |
 //!
-//! A process that goes away is shown as `gone` until it, or a successor, is back.
+//! A process that goes away is shown as `gone` until it, or a successor, is back; one that is stopped as one that `does not
+//! answer`, and the others beside it as ever.
 
-use super::{SCHEMA, Status, for_people, side_of, sockets, status_of};
-use crate::{
-    cli::StatusArgs,
-    exit::{Code, words},
-};
+use super::{Status, for_people, gather, sockets};
+use crate::{cli::StatusArgs, exit::Code};
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{self, IsTerminal, Write},
@@ -68,15 +66,7 @@ struct Watch {
 impl Watch {
     fn look(&mut self, args: &StatusArgs) -> Vec<Status> {
         self.known.extend(sockets(args).unwrap_or_default());
-        let one = |path: &PathBuf| {
-            status_of(path).unwrap_or_else(|error| {
-                let name = path.file_name().and_then(|n| n.to_str()).and_then(side_of);
-                let (vm, side) = name.map_or_else(Default::default, |(vm, s)| (vm.to_string(), s.as_str().to_owned()));
-                let notes = vec![words(&error)];
-                Status { schema: SCHEMA, vm, side, role: "gone".into(), notes, ..Status::default() }
-            })
-        };
-        self.known.iter().map(one).collect()
+        gather::statuses(&self.known.iter().cloned().collect::<Vec<_>>())
     }
 
     /// A line for each that is not as it was told last.
@@ -99,8 +89,8 @@ impl Watch {
 
 /// What a change is a change of.
 fn line(s: &Status) -> String {
-    let mut line = format!("{} {}: {}", s.vm, s.side, s.role);
-    if s.role == "gone" {
+    let mut line = format!("{} {}: {}", s.vm, s.side, gather::shown(&s.role));
+    if !s.is_told() {
         return line + &s.notes.first().map_or_else(String::new, |why| format!(" ({why})"));
     }
     line.push_str(if s.protected { ", protected" } else { ", NOT PROTECTED" });

@@ -161,6 +161,10 @@ fn recommendation(out: &mut String, outcome: &Outcome) {
     if let Some(row) = outcome.recommended.as_ref().filter(|_| outcome.rows.len() > 1) {
         let a = &row.assessment;
         let wish = match outcome.detect_within_s {
+            Some(within) if outcome.bearable_said => {
+                let often = frequency(outcome.bearable_per_s);
+                format!("detection within {} and at most {often} false suspicions", ms(within))
+            }
             Some(within) => format!("detection within {}", ms(within)),
             None => format!("at most {} false suspicions", frequency(outcome.bearable_per_s)),
         };

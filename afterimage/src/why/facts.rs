@@ -92,7 +92,7 @@ fn suspicion(incident: &Incident) -> Value {
 /// The last one; a claim may need several, when the register moved on meanwhile.
 fn swap(incident: &Incident) -> Value {
     let Some(asking) = incident.entries.iter().rev().find(|e| e.event == "asking") else { return Value::Null };
-    let answer = incident.swap().filter(|(e, _)| e.at_ms >= asking.at_ms).map(|(e, _)| e);
+    let answer = incident.swap().filter(|(e, _)| e.after_ms(asking) >= 0.0).map(|(e, _)| e);
     let of = |entry: Option<&Entry>, name: &str| entry.and_then(|e| e.fields.get(name)).cloned().unwrap_or_default();
     json!({
         "asked_at_ms": asking.at_ms,

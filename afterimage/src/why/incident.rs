@@ -37,6 +37,12 @@ pub enum Kind {
     FellBack,
     /// The arbiter could not be reached for a while, or cannot yet.
     ArbiterLost,
+    /// The arbiter answered, and would not have decided, or could not be believed.
+    ArbiterFault,
+    /// The standby's QEMU could not load the VM.
+    Unloadable,
+    /// A keeper was the VM's network.
+    KeptNetwork,
     /// The VM ended.
     VmGone,
     /// A primary was turned away, or no session came about.
@@ -73,6 +79,9 @@ fn is_trigger(entry: &Entry) -> bool {
         | "source-broken"
         | "vm-gone"
         | "arbiter-unreachable"
+        | "arbiter-fault"
+        | "rehearsal-failed"
+        | "keeping"
         | "gate-failed"
         | "no-commits"
         | "no-session"
@@ -98,16 +107,28 @@ fn is_beginning(entry: &Entry) -> bool {
 }
 
 impl Incident {
+    /// The event that it began with.
+    #[must_use]
+    pub fn first(&self) -> &Entry {
+        &self.entries[0]
+    }
+
+    /// Its newest event.
+    #[must_use]
+    pub fn last(&self) -> &Entry {
+        self.entries.last().unwrap_or(self.first())
+    }
+
     /// The first event, Unix ms.
     #[must_use]
     pub fn began_ms(&self) -> f64 {
-        self.entries.first().map_or(0.0, |e| e.at_ms)
+        self.first().at_ms
     }
 
     /// The newest event, Unix ms.
     #[must_use]
     pub fn last_ms(&self) -> f64 {
-        self.entries.last().map_or(0.0, |e| e.at_ms)
+        self.last().at_ms
     }
 
     /// The event that ended it, Unix ms.
@@ -143,13 +164,16 @@ impl Incident {
             () if has("running") => Kind::TookOver,
             () if has("fenced") => Kind::Fenced,
             () if has("solo") => Kind::WentSolo,
+            () if has("keeping") => Kind::KeptNetwork,
             () if (has("discarded") || has("lost")) && lost => Kind::LostSwap,
             () if has("discarded") => Kind::Discarded,
             () if has("lost") => Kind::Lost,
             () if has("fell-back") => Kind::FellBack,
             () if has("vm-gone") || self.find("ended").is_some_and(|e| e.fields.get("code").is_none()) => Kind::VmGone,
+            () if has("rehearsal-failed") => Kind::Unloadable,
             () if has("asking") || has("suspect") => Kind::Open,
             () if has("arbiter-unreachable") => Kind::ArbiterLost,
+            () if has("arbiter-fault") => Kind::ArbiterFault,
             () if has("no-session") || (has("refused") && self.side == "standby") => Kind::Refused,
             () => Kind::Open,
         }
@@ -158,10 +182,10 @@ impl Incident {
     /// Whether `entry` settles what is open.
     fn is_settled_by(&self, entry: &Entry) -> bool {
         match entry.event.as_str() {
-            "running" | "fenced" | "solo" | "lost" | "discarded" | "ended" | "exit" | "fell-back" | "no-session" => {
-                true
-            }
+            "running" | "fenced" | "solo" | "lost" | "discarded" | "ended" | "exit" | "fell-back" | "no-session"
+            | "rehearsal-failed" => true,
             "arbiter-reachable" => self.kind() == Kind::ArbiterLost,
+            "arbiter-mended" => self.kind() == Kind::ArbiterFault,
             "refused" => self.side == "standby",
             _ => false,
         }
@@ -178,7 +202,7 @@ pub fn incidents(vm: &str, side: &str, entries: Vec<Entry>) -> Vec<Incident> {
         let over = open.as_ref().is_some_and(|incident| {
             let settled = incident.outcome_ms.is_some();
             is_beginning(&entry)
-                || settled && (entry.at_ms - incident.last_ms() > AFTERMATH_MS || starts_another(incident, &entry))
+                || settled && (entry.after_ms(incident.last()) > AFTERMATH_MS || starts_another(incident, &entry))
         });
         if over {
             told.extend(open.take());
@@ -203,13 +227,13 @@ pub fn incidents(vm: &str, side: &str, entries: Vec<Entry>) -> Vec<Incident> {
 /// A trigger after the outcome is news, unless the outcome itself brought it about.
 fn starts_another(incident: &Incident, entry: &Entry) -> bool {
     let echo = matches!(entry.event.as_str(), "link-lost" | "fenced" | "asking" | "supervisor-died");
-    is_trigger(entry) && !(echo && entry.at_ms - incident.last_ms() < 1_000.0)
+    is_trigger(entry) && !(echo && entry.after_ms(incident.last()) < 1_000.0)
 }
 
 fn begin(vm: &str, side: &str, trigger: &Entry, before: &[Entry]) -> Incident {
     let mut before = before.to_vec();
     let decided_late = matches!(trigger.event.as_str(), "suspect" | "link-lost" | "asking");
-    let led_to_it = |e: &Entry| decided_late && e.event == "stalled" && trigger.at_ms - e.at_ms < PRELUDE_MS;
+    let led_to_it = |e: &Entry| decided_late && e.event == "stalled" && trigger.after_ms(e) < PRELUDE_MS;
     let mut entries: Vec<Entry> = before.iter().filter(|e| led_to_it(e)).cloned().collect();
     before.retain(|e| !led_to_it(e));
     let node = trigger.text("node").unwrap_or("?").to_owned();

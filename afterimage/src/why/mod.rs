@@ -9,6 +9,7 @@
 
 mod facts;
 mod incident;
+mod order;
 mod story;
 #[cfg(test)]
 mod tests;
@@ -19,14 +20,16 @@ pub use incident::{Incident, Kind, incidents};
 
 use crate::{
     cli::{Side, WhyArgs},
+    config::parse_ago,
     exit::{Code, ExitError},
-    journal::{self, Journal, Skipped},
+    journal::{self, Entry, Journal, Skipped},
 };
 use mc_core::id::Name;
+use order::Boots;
 use serde::Serialize;
 use std::{
     io::{self, Write},
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -51,7 +54,7 @@ pub struct Report {
 pub struct Told {
     /// The VM.
     pub vm: String,
-    /// "primary" or "standby": what this host was when it began.
+    /// "primary", "standby" or "keeper": what this host was when it began.
     pub side: String,
     /// This host.
     pub node: String,
@@ -82,10 +85,10 @@ pub fn run(args: &WhyArgs) -> anyhow::Result<Code> {
 
 /// Reads `--since`: how long ago, or when.
 fn since(text: &str, now: SystemTime) -> Result<f64, ExitError> {
-    let ago = humantime::parse_duration(text).ok().and_then(|ago| now.checked_sub(ago));
+    let ago = parse_ago(text).ok().and_then(|ago| now.checked_sub(ago));
     let at = ago.or_else(|| humantime::parse_rfc3339_weak(text).ok()).ok_or_else(|| {
         ExitError::usage(format!("--since {text:?} is neither a duration nor a time"))
-            .remedy("write how long ago, such as 10m, 2h or 3days, or a time in UTC, such as \"2026-11-25 22:31:00\"")
+            .remedy("write how long ago, such as 10m, 2h or 3d, or a time in UTC, such as \"2026-11-25 22:31:00\"")
     })?;
     Ok(at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs_f64() * 1e3)
 }
@@ -93,20 +96,32 @@ fn since(text: &str, now: SystemTime) -> Result<f64, ExitError> {
 /// Everything that the journals in `dir` tell of `vm` (`None`: all), since then, the last so many.
 pub fn look(dir: &Path, vm: Option<Name>, since_ms: Option<f64>, last: Option<usize>) -> Result<Report, ExitError> {
     let mut report = Report { schema: SCHEMA, incidents: Vec::new(), skipped: Vec::new(), more_skipped: 0 };
-    let mut found = Vec::new();
+    let (mut sides, mut boots) = (Vec::new(), Boots::default());
     for (vm, side) in journals(dir, vm)? {
-        let path = journal::path(dir, vm, side);
-        let read = journal::read(&path);
-        let read = read.map_err(|e| ExitError::new(Code::Failed, format!("journal {}: {e}", path.display())))?;
-        let Journal { mut entries, skipped, more_skipped } = read;
-        report.skipped.extend(skipped);
-        report.more_skipped += more_skipped;
+        let mut read = |path: PathBuf| -> Result<Vec<Entry>, ExitError> {
+            let read = journal::read(&path);
+            let read = read.map_err(|e| ExitError::new(Code::Failed, format!("journal {}: {e}", path.display())))?;
+            report.skipped.extend(read.skipped);
+            report.more_skipped += read.more_skipped;
+            Ok(read.entries)
+        };
+        let all = read(journal::path(dir, vm, side))?;
+        let roles = read(journal::roles_path(dir, vm, side))?;
+        // The new journal first: it has whole stretches, the other one what is left of older ones.
+        boots.learn(&all);
+        boots.learn(&roles);
+        sides.push((vm, side, order::together(roles, all)));
+    }
+    let mut found = Vec::new();
+    for (vm, side, mut entries) in sides {
         // Several processes write: their lines may be a little out of order.
-        entries.sort_by(|a, b| a.at_ms.total_cmp(&b.at_ms));
+        entries.sort_by(|a, b| boots.compare(a, b));
         found.extend(incidents(&vm.to_string(), side, entries));
     }
     found.retain(|incident| since_ms.is_none_or(|since| incident.last_ms() >= since));
-    found.sort_by(|a, b| a.began_ms().total_cmp(&b.began_ms()));
+    found.sort_by(|a, b| boots.compare(a.first(), b.first()));
+    // The last change of a role is asked for: a keeper's work is none.
+    found.retain(|incident| last.is_none() || incident.kind() != Kind::KeptNetwork);
     let first = last.map_or(0, |last| found.len().saturating_sub(last));
     report.incidents = found.drain(first..).map(tell).collect();
     Ok(report)
@@ -116,7 +131,9 @@ pub fn look(dir: &Path, vm: Option<Name>, since_ms: Option<f64>, last: Option<us
 #[must_use]
 pub fn told(journal: Journal, vm: &str, side: &str) -> String {
     let Journal { mut entries, skipped, more_skipped } = journal;
-    entries.sort_by(|a, b| a.at_ms.total_cmp(&b.at_ms));
+    let mut boots = Boots::default();
+    boots.learn(&entries);
+    entries.sort_by(|a, b| boots.compare(a, b));
     let incidents = incidents(vm, side, entries).into_iter().map(tell).collect();
     text::render(&Report { schema: SCHEMA, incidents, skipped, more_skipped })
 }
@@ -158,7 +175,8 @@ fn journals(dir: &Path, vm: Option<Name>) -> Result<Vec<(Name, &'static str)>, E
 /// The VM and the side of a journal, by its file's name.
 fn named(file_name: &str) -> Option<(Name, &'static str)> {
     let stem = file_name.strip_suffix(".journal").or_else(|| file_name.strip_suffix(".journal.1"))?;
+    let stem = stem.strip_suffix(".roles").unwrap_or(stem);
     let (vm, side) = stem.rsplit_once('.')?;
-    let side = [Side::Primary, Side::Standby].into_iter().map(Side::as_str).find(|s| *s == side)?;
+    let side = [Side::Primary, Side::Standby, Side::Keeper].into_iter().map(Side::as_str).find(|s| *s == side)?;
     Some((Name::new(vm).ok()?, side))
 }

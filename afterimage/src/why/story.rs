@@ -18,6 +18,9 @@ pub(super) fn headline(kind: Kind) -> &'static str {
         Kind::Discarded => "gave its copy up without asking for the VM",
         Kind::FellBack => "fell back from RDMA to TCP",
         Kind::ArbiterLost => "could not reach the arbiter; failover was impossible",
+        Kind::ArbiterFault => "the arbiter would not have decided; failover was impossible",
+        Kind::Unloadable => "its QEMU could not load the VM; there was no protection",
+        Kind::KeptNetwork => "kept the VM's network",
         Kind::VmGone => "the VM ended",
         Kind::Refused => "no session came about",
         Kind::Open => "no outcome is written",
@@ -99,9 +102,35 @@ fn cause(incident: &Incident) -> Vec<String> {
             "no-session" => Some(format!("No session with a standby came about: {why}.")),
             "arbiter-unreachable" => Some(format!("The arbiter could not be reached: {why}.")),
             "arbiter-reachable" => {
-                let from = incident.find("arbiter-unreachable").map_or(entry.at_ms, |e| e.at_ms);
-                Some(format!("It answered again {} later.", millis(entry.at_ms - from)))
+                let later = incident.find("arbiter-unreachable").map_or(0.0, |e| entry.after_ms(e));
+                Some(format!("It answered again {} later.", millis(later)))
             }
+            "arbiter-fault" => {
+                let todo = entry.text("remedy").map_or_else(String::new, |todo| format!(" What to do: {todo}."));
+                Some(format!("The arbiter answered, and a failover was impossible: {why}.{todo}"))
+            }
+            "arbiter-mended" => {
+                let later = incident.find("arbiter-fault").map_or(0.0, |e| entry.after_ms(e));
+                Some(format!("It was as it should be {} later.", millis(later)))
+            }
+            "rehearsal-failed" => Some(format!("A rehearsal failed: this host's QEMU could not load the VM: {why}.")),
+            "takeover-failed" => {
+                let times = entry.fields.get("times").and_then(Value::as_u64).unwrap_or(1);
+                Some(format!("Taking the VM over failed (attempt {times}): {why}. The copy was kept."))
+            }
+            "keeping" => {
+                let nics = entry.fields.get("nics").and_then(Value::as_u64).unwrap_or(0);
+                let how = match entry.fields.get("handed_over").and_then(Value::as_u64) {
+                    Some(n) if n > 0 => "handed over by the process before it",
+                    _ => "opened anew",
+                };
+                Some(format!("A keeper passed the packets of {nics} NICs, which were {how}."))
+            }
+            "keeper-started" => Some("A keeper was started to pass the VM's packets.".to_owned()),
+            "keeper-failed" => Some(format!("No keeper could be started: {why}.")),
+            "keeper-ended" => Some("The keeper ended.".to_owned()),
+            "nic-lost" => Some(format!("A NIC was lost: {why}.")),
+            "nics-connected" => Some("All NICs were connected again.".to_owned()),
             _ => None,
         });
     }
@@ -159,7 +188,7 @@ fn own_lateness(facts: &Facts) -> Option<String> {
 fn access(incident: &Incident) -> Option<String> {
     let (asking, suspect) = (incident.find("asking")?, incident.find("suspect")?);
     let ago = asking.number("revoked_ago_ms")?;
-    let after = (asking.at_ms - suspect.at_ms - ago).max(0.0);
+    let after = (asking.after_ms(suspect) - ago).max(0.0);
     Some(format!(
         "It stopped ACKing, and the other side's access to its memory had ended {} after the suspicion.",
         millis(after)

@@ -180,6 +180,98 @@ fn incidents_are_told_apart_and_the_last_or_newest_chosen() {
     );
 }
 
+/// As of a boot: what `events` says of the wall clock is off by so much, as after a step.
+fn in_boot(boot: &str, step_ms: f64, events: &[Value]) -> Vec<Value> {
+    let of = |event: &Value| {
+        let at_ms = event["at_ms"].as_f64().unwrap();
+        crate::report::with(event.clone(), json!({ "boot": boot, "boot_ms": at_ms, "at_ms": at_ms + step_ms }))
+    };
+    events.iter().map(of).collect()
+}
+
+#[test]
+fn a_clock_that_is_set_back_does_not_turn_stories_round() {
+    let dir = tempfile::tempdir().unwrap();
+    let fell_back = |at_ms: f64| vec![json!({ "event": "fell-back", "at_ms": at_ms, "why": "retries exceeded" })];
+    let mut events = in_boot("one", 9e6, &takeover(1000.0));
+    events.extend(in_boot("one", 0.0, &[json!({ "event": "started", "at_ms": 50_000.0 })]));
+    // The wall clock is behind by hours now, and in the next boot by a little more.
+    events.extend(in_boot("one", 0.0, &fell_back(60_000.0)));
+    events.extend(in_boot(
+        "two",
+        -500.0,
+        &[vec![json!({ "event": "started", "at_ms": 700.0 })], vec![suspect(900.0)]].concat(),
+    ));
+    journal(dir.path(), "standby", &events);
+    journal(dir.path(), "primary", &in_boot("two", 5e6, &fell_back(800.0)));
+    let report = told(dir.path());
+    let kinds: Vec<(Kind, &str)> = report.incidents.iter().map(|t| (t.kind, t.side.as_str())).collect();
+    let expected = [
+        (Kind::TookOver, "standby"),
+        (Kind::FellBack, "standby"),
+        (Kind::FellBack, "primary"),
+        (Kind::Open, "standby"),
+    ];
+    assert_eq!(kinds, expected);
+    let last = look(dir.path(), None, None, Some(1)).unwrap();
+    assert_eq!(last.incidents[0].kind, Kind::Open, "the newest by time, not by the clock");
+
+    // A step in mid-takeover: what came after what, and how much later, stays.
+    let mut events = in_boot("one", 0.0, &takeover(1000.0)[..2]);
+    events.extend(in_boot("one", -700.0, &takeover(1000.0)[2..]));
+    journal(dir.path(), "primary", &events);
+    let text = render(&look(dir.path(), None, None, None).unwrap());
+    assert!(text.contains("+9.5 ms  primary     running  epoch=54"), "{text}");
+}
+
+#[test]
+fn what_noise_pushed_out_of_one_journal_is_told_from_the_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let noise = json!({ "event": "refused", "at_ms": 9e6, "node": "host-c", "why": "another VM" });
+    journal(dir.path(), "standby", std::slice::from_ref(&noise));
+    let in_both = json!({ "event": "fell-back", "at_ms": 5e6, "why": "retries exceeded" });
+    let roles: Vec<Value> = takeover(1000.0).into_iter().chain([in_both.clone()]).collect();
+    journal(dir.path(), "standby.roles", &roles);
+    let common = fs::read_to_string(dir.path().join("web.standby.roles.journal")).unwrap();
+    let shared = common.lines().last().unwrap().to_owned() + "\n";
+    let main = dir.path().join("web.standby.journal");
+    fs::write(&main, shared + &fs::read_to_string(&main).unwrap()).unwrap();
+    let kinds: Vec<Kind> = told(dir.path()).incidents.iter().map(|t| t.kind).collect();
+    assert_eq!(kinds, [Kind::TookOver, Kind::FellBack, Kind::Refused], "each once");
+    fs::remove_file(&main).unwrap();
+    assert_eq!(told(dir.path()).incidents.len(), 2, "a journal of roles alone is one");
+}
+
+#[test]
+fn a_lost_standby_an_arbiters_fault_and_a_keeper_have_stories() {
+    let dir = tempfile::tempdir().unwrap();
+    let [suspect, asking, _, _] = takeover(1000.0);
+    let register = register(3, "host-a", &json!("solo"));
+    let lost = json!({ "event": "cas", "at_ms": 1004.0, "outcome": "lost", "register": register, "took_ms": 3.3 });
+    let keeps = json!({ "event": "lost", "at_ms": 1005.0, "register": register });
+    let fault =
+        json!({ "event": "arbiter-fault", "at_ms": 20_000.0, "why": "its disk is full", "remedy": "make room" });
+    let mended = json!({ "event": "arbiter-mended", "at_ms": 21_500.0 });
+    let unloadable = json!({ "event": "rehearsal-failed", "at_ms": 40_000.0, "why": "Unknown savevm section" });
+    journal(dir.path(), "standby", &[suspect, asking, lost, keeps, fault, mended, unloadable]);
+    let keeping = json!({ "event": "keeping", "at_ms": 50_000.0, "nics": 2, "handed_over": 2 });
+    let nic = json!({ "event": "nic-lost", "at_ms": 51_000.0, "why": "tap0 is gone" });
+    let exit = json!({ "event": "exit", "at_ms": 60_000.0, "code": 0, "why": "the VM has ended" });
+    journal(dir.path(), "keeper", &[keeping, nic, exit]);
+    let report = told(dir.path());
+    let kinds: Vec<Kind> = report.incidents.iter().map(|t| t.kind).collect();
+    assert_eq!(kinds, [Kind::LostSwap, Kind::ArbiterFault, Kind::Unloadable, Kind::KeptNetwork]);
+    let stories = [
+        "the register holds generation 3 (host-a, alone). This standby keeps its copy until a new session needs the room, and lets nothing out.",
+        "a failover was impossible: its disk is full. What to do: make room. It was as it should be 1500.0 ms later.",
+        "this host's QEMU could not load the VM: Unknown savevm section.",
+        "A keeper passed the packets of 2 NICs, which were handed over by the process before it. A NIC was lost: tap0 is gone.",
+    ];
+    for (told, words) in report.incidents.iter().zip(stories) {
+        assert!(told.story.join(" ").contains(words), "{words:?} is not in {:?}", told.story);
+    }
+}
+
 #[test]
 fn a_swap_without_an_answer_is_not_told_as_won_or_lost() {
     let dir = tempfile::tempdir().unwrap();
@@ -220,5 +312,5 @@ fn a_directory_without_journals_and_a_wrong_time_say_what_to_do() {
     assert_eq!(since("10m", now).unwrap(), 999_400_000.0);
     assert_eq!(since("1970-01-02 00:00:00", now).unwrap(), 86_400_000.0);
     let error = since("yesterday", now).unwrap_err();
-    assert!(error.remedy.unwrap().contains("3days"));
+    assert!(error.remedy.unwrap().contains("3d"));
 }

@@ -12,7 +12,7 @@ const WIDTH: usize = 110;
 /// Characters of an event's fields.
 const FIELDS: usize = 160;
 /// Fields that every event has.
-const KNOWN: [&str; 8] = ["schema", "event", "at_ms", "vm", "side", "node", "pid", "process"];
+const KNOWN: [&str; 10] = ["schema", "event", "at_ms", "boot", "boot_ms", "vm", "side", "node", "pid", "process"];
 
 /// The text, ending in a newline.
 pub(super) fn render(report: &Report) -> String {
@@ -40,11 +40,18 @@ fn incident(out: &mut String, told: &Told) {
     let _ = writeln!(out, "{}  {vm} on {node} ({side}): {}", wall(*began_ms), story::headline(*kind));
     wrap(out, &told.story.join(" "));
     for event in &told.evidence {
-        let at_ms = event.get("at_ms").and_then(Value::as_f64).unwrap_or(*began_ms);
+        let since = told.evidence.first().map_or(0.0, |first| since(first, event));
         let text = |name: &str| event.get(name).and_then(Value::as_str).unwrap_or("?");
         let (process, name) = (text("process"), text("event"));
-        let _ = writeln!(out, "  {:>+10.1} ms  {process:<10}  {name}{}", at_ms - began_ms, fields(event));
+        let _ = writeln!(out, "  {since:>+10.1} ms  {process:<10}  {name}{}", fields(event));
     }
+}
+
+/// By the clock that nobody sets, where both were in one boot.
+fn since(first: &Value, event: &Value) -> f64 {
+    let of = |name: &str| Some(event.get(name)?.as_f64()? - first.get(name)?.as_f64()?);
+    let one_boot = event.get("boot").is_some_and(|boot| Some(boot) == first.get("boot"));
+    of("boot_ms").filter(|_| one_boot).or_else(|| of("at_ms")).unwrap_or(0.0)
 }
 
 fn fields(event: &Value) -> String {

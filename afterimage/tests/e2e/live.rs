@@ -83,7 +83,8 @@ fn impossible_settings_are_refused_with_numbers_and_change_nothing() {
     fails(&world, "a", &format!("{set} --multiplier 1 --force"), 1, &["x 1) bears no lost beat", "2 or more"]);
     fails(&world, "a", &format!("{set} --interval 50us"), 1, &["50µs", "100µs to 10s"]);
     fails(&world, "a", &format!("{set} --interval 11s"), 1, &["11s", "100µs to 10s"]);
-    fails(&world, "a", &format!("{set} --interval 5m"), 2, &["us, ms or s"]);
+    fails(&world, "a", &format!("{set} --interval 5m"), 1, &["300s", "100µs to 10s"]);
+    fails(&world, "a", &format!("{set} --interval 5"), 2, &["invalid duration \"5\"", "us, ms, s, m, h or d"]);
     fails(&world, "a", &set, 2, &["--interval"]);
     fails(&world, "a", &format!("{set} --interval 20ms --save"), 2, &["without a configuration file", "--save=FILE"]);
     let shortest = number(&before, "/machine/shortest_interval_us");

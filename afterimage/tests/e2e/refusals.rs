@@ -36,8 +36,8 @@ fn a_qmp_socket_that_is_missing_or_something_else() {
 
     let talks: [(&str, &'static [u8], &str); 3] = [
         ("silent", b"", "no greeting within"),
-        ("noisy", b"220 mail.example ESMTP\r\n", "is no QMP socket"),
-        ("json", b"{\"hello\": 1}\n", "is no QMP socket"),
+        ("noisy", b"220 mail.example ESMTP\r\n", "is not a QMP socket"),
+        ("json", b"{\"hello\": 1}\n", "is not a QMP socket"),
     ];
     for (name, greeting, why) in talks {
         let path = world.path(name);

@@ -199,7 +199,7 @@ fn parse_accel(text: &str) -> Result<AccelChoice, String> {
 /// # Errors
 /// Says what is expected.
 pub fn parse_time(text: &str) -> Result<Duration, String> {
-    let expected = || format!("'{text}' is no time; write 500us, 20ms or 2s");
+    let expected = || format!("invalid time '{text}': write 500us, 20ms or 2s");
     let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(expected)?;
     let number: u64 = text[..digits].parse().map_err(|_| expected())?;
     match &text[digits..] {

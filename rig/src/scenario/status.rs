@@ -7,10 +7,15 @@ use serde_json::{Value, json};
 #[must_use]
 pub fn parse(text: &str) -> Value {
     match serde_json::from_str(text) {
-        Ok(Value::Array(mut several)) if !several.is_empty() => several.swap_remove(0),
-        Ok(value @ Value::Object(_)) => value,
+        Ok(Value::Array(several)) => several.into_iter().find(is_told).unwrap_or_default(),
+        Ok(value @ Value::Object(_)) if is_told(&value) => value,
         _ => Value::Null,
     }
+}
+
+/// Whether a process said it: of one that is dead or stopped only that is known.
+fn is_told(status: &Value) -> bool {
+    !matches!(role(status), Some("gone" | "does-not-answer"))
 }
 
 /// What this side is.

@@ -43,7 +43,7 @@ pub enum QmpError {
         source: io::Error,
     },
     /// Somebody else listens there.
-    #[error("{} is no QMP socket: {found}", path.display())]
+    #[error("{} is not a QMP socket: {found}", path.display())]
     NotQmp {
         /// Where.
         path: PathBuf,

@@ -91,7 +91,7 @@ pub fn kill_instance(pid: u32, instance: u64) -> io::Result<()> {
 
 fn open(pid: u32) -> io::Result<OwnedFd> {
     let Some(target) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{pid} is no pid")));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("invalid process number {pid}")));
     };
     Ok(pidfd_open(target, PidfdFlags::empty())?)
 }

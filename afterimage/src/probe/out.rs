@@ -1,0 +1,57 @@
+//! Where a probe file goes: opened before anything is measured, because an hour later is late to find out that it cannot be
+//! written.
+
+use crate::exit::ExitError;
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+/// A file that can be written, and is not yet.
+#[derive(Debug)]
+pub(super) struct Out {
+    path: PathBuf,
+    file: File,
+    /// Whether it was not there before.
+    made: bool,
+}
+
+impl Out {
+    /// Opens it; what it holds stays until it is written.
+    ///
+    /// # Errors
+    /// With what to do.
+    pub(super) fn open(path: &Path) -> Result<Self, ExitError> {
+        let open = |new| OpenOptions::new().write(true).create_new(new).open(path);
+        let made = open(true).map(|file| (file, true));
+        let opened = made.or_else(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => open(false).map(|file| (file, false)),
+            _ => Err(error),
+        });
+        let (file, made) = opened.map_err(|error| {
+            let what = format!("--out {}: {error}; nothing was measured", path.display());
+            ExitError::usage(what).remedy("name a file that can be written, in a directory that is there")
+        })?;
+        Ok(Self { path: path.to_owned(), file, made })
+    }
+
+    /// Writes it.
+    pub(super) fn write(mut self, text: &str) -> io::Result<()> {
+        self.made = false;
+        if self.file.metadata()?.is_file() {
+            self.file.set_len(0)?;
+        }
+        self.file.write_all(text.as_bytes())?;
+        tracing::info!(file = %self.path.display(), "written");
+        Ok(())
+    }
+}
+
+impl Drop for Out {
+    fn drop(&mut self) {
+        if self.made {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Asks every process of a host at once: one that is dead, or stopped, hides no other.
+//!
+//! All questions share one deadline, and each has a thread of its own. A socket that nobody listens on was left behind by a
+//! process that died: `gone`. A process that is there and says nothing by the deadline `does-not-answer`.
+
+use super::{ControlError, PATIENCE, Request, Response, SCHEMA, Status, ask, side_of};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::mpsc::channel,
+    thread,
+    time::Instant,
+};
+
+/// The role of a process that died, and left its socket.
+pub(crate) const GONE: &str = "gone";
+/// The role of a process that is there, and says nothing.
+pub(crate) const MUTE: &str = "does-not-answer";
+
+/// Why a process gave no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NoAnswer {
+    /// [`GONE`] or [`MUTE`].
+    pub(crate) role: &'static str,
+    /// In words, with what to do.
+    pub(crate) why: String,
+}
+
+/// A process that was asked, and what it said.
+pub(crate) type Asked = (PathBuf, Result<Response, NoAnswer>);
+
+/// Asks the processes behind these sockets the same, all of them at once.
+pub(crate) fn ask_all(paths: &[PathBuf], request: &Request) -> Vec<Asked> {
+    let (deadline, (say, said)) = (Instant::now() + PATIENCE, channel());
+    for (index, path) in paths.iter().cloned().enumerate() {
+        let (say, request) = (say.clone(), request.clone());
+        // Without a thread for it the answer is missing, which is told below.
+        let _ = thread::Builder::new().name("question".into()).spawn(move || {
+            // Whoever asked may have gone on without this one.
+            let _ = say.send((index, ask(&path, request, PATIENCE)));
+        });
+    }
+    drop(say);
+    let mut answers: Vec<Option<Result<Response, ControlError>>> = paths.iter().map(|_| None).collect();
+    while let Ok((index, answer)) = said.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        answers[index] = Some(answer);
+    }
+    let judged = |path: &PathBuf, answer| match answer {
+        Some(Ok(response)) => Ok(response),
+        Some(Err(error)) => Err(no_answer(path, &error)),
+        None => Err(mute(path)),
+    };
+    paths.iter().zip(answers).map(|(path, answer)| (path.clone(), judged(path, answer))).collect()
+}
+
+fn no_answer(path: &Path, error: &ControlError) -> NoAnswer {
+    let kind = match error {
+        ControlError::Io { source, .. } => Some(source.kind()),
+        _ => None,
+    };
+    match kind {
+        Some(io::ErrorKind::ConnectionRefused) => {
+            let remedy = format!("start it again, or remove {} if it is not to come back", path.display());
+            NoAnswer { role: GONE, why: format!("its process has ended, and left its socket; {remedy}") }
+        }
+        Some(io::ErrorKind::NotFound) => NoAnswer { role: GONE, why: "its process has ended".to_owned() },
+        Some(io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => mute(path),
+        _ => NoAnswer { role: MUTE, why: error.to_string() },
+    }
+}
+
+fn mute(path: &Path) -> NoAnswer {
+    let pid = listener(path).ok();
+    let process = pid.map_or_else(|| "its process".to_owned(), |pid| format!("process {pid}"));
+    let remedy = match pid.map(|pid| (pid, state(pid))) {
+        Some((pid, Some('T' | 't'))) => format!("it is stopped: `kill -CONT {pid}` lets it go on"),
+        Some((pid, _)) => format!("look at it: `ps -o pid,stat,wchan,cmd -p {pid}`"),
+        None => format!("look at who has {}: `ss -xlp`", path.display()),
+    };
+    NoAnswer { role: MUTE, why: format!("{process} is there, and did not answer within {PATIENCE:?}; {remedy}") }
+}
+
+/// Who listens at a socket. Never waits.
+fn listener(path: &Path) -> io::Result<i32> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(sockopt::socket_peercred(&socket)?.pid.as_raw_nonzero().get())
+}
+
+/// The state of a process, as proc(5) has it: the letter after the name, which may hold anything.
+fn state(pid: i32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
+/// The VM and the side that a socket is of, as words.
+pub(crate) fn whose(path: &Path) -> (String, String) {
+    let name = path.file_name().and_then(|n| n.to_str()).and_then(side_of);
+    name.map_or_else(Default::default, |(vm, side)| (vm.to_string(), side.as_str().to_owned()))
+}
+
+/// The status of each, in order.
+pub(super) fn statuses(paths: &[PathBuf]) -> Vec<Status> {
+    let one = |(path, answer): Asked| match answer {
+        Ok(Response::Status(status)) => *status,
+        Ok(other) => silent(&path, MUTE, format!("it answered a status request with {other:?}")),
+        Err(NoAnswer { role, why }) => silent(&path, role, why),
+    };
+    ask_all(paths, &Request::Status).into_iter().map(one).collect()
+}
+
+fn silent(path: &Path, role: &str, why: String) -> Status {
+    let (vm, side) = whose(path);
+    Status { schema: SCHEMA, vm, side, role: role.to_owned(), notes: vec![why], ..Status::default() }
+}
+
+impl Status {
+    /// Whether its process said this; else all there is to know is in the notes.
+    #[must_use]
+    pub fn is_told(&self) -> bool {
+        !matches!(self.role.as_str(), GONE | MUTE)
+    }
+
+    /// Of a process that said nothing: a line about it.
+    pub(super) fn silence(&self) -> Option<String> {
+        let why = self.notes.first().map_or("", String::as_str);
+        (!self.is_told()).then(|| format!("{} {}: {}: {why}\n", self.vm, self.side, shown(&self.role)))
+    }
+}
+
+/// A role for people.
+pub(super) fn shown(role: &str) -> &str {
+    if role == MUTE { "does not answer" } else { role }
+}
+
+/// Several results as JSON: an array, unless one process of a VM was asked for by name and is the only one.
+pub(crate) fn as_json<T: serde::Serialize>(all: &[T], named: bool) -> serde_json::Result<String> {
+    let text = match all {
+        [one] if named => serde_json::to_string_pretty(one),
+        all => serde_json::to_string_pretty(all),
+    };
+    Ok(text? + "\n")
+}
