@@ -2,27 +2,25 @@
 
 use crate::{
     guest::Vm,
-    proc::{Proc, kill_marked, until},
+    proc::{Proc, kill_marked, signal, until},
     world::{Standby, VM, World, kill_host},
 };
 use mc_core::register::Mode;
+use rustix::process::Signal;
 use std::fs;
 
-/// The standby's process dies, and its RAM file with it.
-fn kill_standby(world: &World, standby: &mut Standby) {
+/// Both hosts die. Processes die one after the other, so they are stopped first: nobody is to win anything in between.
+fn hosts_die(world: &World, (vm, protect): (&mut Vm, &mut Proc), standby: &mut Standby) {
+    for pid in [standby.proc.pid(), protect.data_path(), protect.pid()] {
+        signal(pid, Signal::STOP);
+    }
+    kill_host(vm, protect);
     standby.proc.kill();
     for file in fs::read_dir(world.dir.path()).unwrap().flatten() {
         if file.path().extension().is_some_and(|suffix| suffix == "ram") {
             fs::remove_file(file.path()).unwrap();
         }
     }
-}
-
-fn power_cut(world: &World, witness: &mut Proc, protect: &mut Proc, vm: &mut Vm, standby: &mut Standby) {
-    kill_host(vm, protect);
-    kill_standby(world, standby);
-    witness.kill();
-    kill_marked(world.dir.path());
 }
 
 fn waits_for_its_standby(world: &World, protect: &mut Proc) {
@@ -40,7 +38,9 @@ fn after_a_power_cut_the_vm_is_protected_again_without_a_word() {
     let Some((world, mut witness)) = World::with_witness() else { return };
     let (mut vm, mut protect, mut standby) = world.pair();
     let before = world.register();
-    power_cut(&world, &mut witness, &mut protect, &mut vm, &mut standby);
+    witness.kill();
+    hosts_die(&world, (&mut vm, &mut protect), &mut standby);
+    kill_marked(world.dir.path());
 
     let _witness = world.witness_again();
     let vm = world.vm("vm", &[]);
@@ -66,8 +66,7 @@ fn a_standby_that_lost_its_copy_alone_sets_the_primary_free() {
     let Some((world, _witness)) = World::with_witness() else { return };
     let (mut vm, mut protect, mut standby) = world.pair();
     let before = world.register();
-    kill_host(&mut vm, &mut protect);
-    kill_standby(&world, &mut standby);
+    hosts_die(&world, (&mut vm, &mut protect), &mut standby);
     let mut standby = world.standby_at("b", standby.addr);
     until("the register names a alone", || (world.register().mode == Mode::Solo).then_some(()));
     assert_eq!(world.register().owner, before.owner, "the same copy, alone");
