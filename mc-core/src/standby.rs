@@ -103,6 +103,8 @@ pub enum Event {
     StagingFull,
     /// Spilling or applying failed.
     StorageFailed,
+    /// The VM could not be run here: the QEMU that waits for it died, and does not start again.
+    Unable,
     /// The connection broke.
     LinkDown,
     /// The primary missed K beats, or an operator wants a takeover.
@@ -568,6 +570,7 @@ impl Machine for Standby {
             Event::Rehearsed { passed } => self.rehearsed(passed),
             Event::StagingFull => self.refuse(NackReason::TooLarge),
             Event::StorageFailed => self.refuse(NackReason::Storage),
+            Event::Unable => self.refuse(NackReason::Rehearsal),
             Event::LinkDown | Event::Suspect => self.suspect(),
             Event::Goodbye if self.receives() => self.goodbye(),
             Event::Goodbye => {}

@@ -164,6 +164,13 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
         self.event(Event::Rehearsed { passed });
     }
 
+    /// The VM could not be run here, for now: the primary is told why, and goes on alone. Should it die first, this side asks for the
+    /// VM all the same: its copy is as good as before.
+    pub fn unable(&mut self, why: String) {
+        self.why = why;
+        self.event(Event::Unable);
+    }
+
     /// The next thing to do for the driver.
     pub fn errand(&mut self) -> Option<StandbyErrand> {
         self.errands.pop_front()

@@ -160,6 +160,7 @@ fn what_cannot_be_committed_is_refused_with_the_reason() {
         (Event::BadSlab, NackReason::Malformed),
         (Event::StagingFull, NackReason::TooLarge),
         (Event::StorageFailed, NackReason::Storage),
+        (Event::Unable, NackReason::Rehearsal),
     ] {
         let mut standby = protecting();
         do_all(&mut standby, &[slab(2, 0)]);

@@ -12,7 +12,7 @@ use mc_core::{
     id::{Epoch, Generation, Time},
     machine::Machine,
     primary::{self, Primary},
-    register::{Mode, Owner},
+    register::{Mode, Owner, Register},
     standby::{self, Standby},
     wire::{arbiter::Ask, control},
 };
@@ -38,6 +38,8 @@ pub(crate) enum Happening {
     },
     /// Another process wants to run the VM: the one that lives, or a new one.
     PrimaryRestarts,
+    /// The primary's data path dies alone, and its supervisor starts the next one with what the register says, without asking.
+    DataPathFollows,
     /// A second one does, with a QEMU of its own, beside the first.
     SecondStarts,
     /// The old process hears of something other than a message.
@@ -166,6 +168,11 @@ impl World {
         if bounds.primary_restarts > 0 {
             out.push(Happening::PrimaryCrashes { vm: false });
         }
+        // Nothing was asked for since the register said (solo, self).
+        let alone = role == Role::Solo || bounds.flaw == Some(Flaw::NextWithoutAsking);
+        if alone && self.primary_restarts < bounds.primary_restarts {
+            out.push(Happening::DataPathFollows);
+        }
     }
 
     fn at_standby(&self, i: usize, seat: &Seat, bounds: &Bounds, out: &mut Vec<Happening>) {
@@ -223,6 +230,7 @@ impl World {
             }
             Happening::PrimaryCrashes { vm } => self.primary_gone(vm),
             Happening::PrimaryRestarts => self.primary_restarts(bounds),
+            Happening::DataPathFollows => self.data_path_follows(bounds),
             Happening::SecondStarts => self.second_starts(bounds),
             Happening::Old(event) => self.tell_old(event),
             Happening::StandbyCrashes(i) => {
@@ -480,6 +488,14 @@ impl World {
         self.link = None;
         self.outbox.clear();
         self.registry.forget(0);
+    }
+
+    fn data_path_follows(&mut self, bounds: &Bounds) {
+        let known = *self.primary.as_ref().expect("enabled").register();
+        self.primary_gone(false);
+        self.primary_restarts += 1;
+        self.primary = Some(new_primary(bounds, Register { mode: Mode::Solo, ..known }));
+        self.go_solo();
     }
 
     // The standbys.

@@ -282,3 +282,12 @@ fn a_session_that_is_replayed_wins_nothing_unless_standbys_draw_alike() {
     let bounds = Bounds { strangers: 1, standby_restarts: true, crashes: 0, ..PAIR };
     breaks_one_of(Bounds { flaw: Some(Flaw::SameDraw), ..bounds }, &[TAKEOVER, SURVIVOR]);
 }
+
+/// A supervisor may start the next data path without a word of the arbiter only where the dead one had asked for nothing.
+#[test]
+fn a_data_path_that_follows_a_protected_one_without_asking_splits_the_brain() {
+    breaks(
+        Bounds { flaw: Some(Flaw::NextWithoutAsking), primary_restarts: 1, crashes: 0, stalls: 0, ..PAIR },
+        SURVIVOR,
+    );
+}

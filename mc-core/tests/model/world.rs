@@ -65,6 +65,8 @@ pub(crate) enum Flaw {
     OneIdentity,
     /// A standby draws the same instance for every session.
     SameDraw,
+    /// A data path that died is followed by one that asks nobody, whatever the dead one had asked for.
+    NextWithoutAsking,
     /// Who starts does not see that another QEMU of the VM lives on this host.
     LooksAtNothing,
 }
