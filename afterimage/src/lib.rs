@@ -13,7 +13,7 @@
 //! | [`metrics`] | for Prometheus |
 //! | [`why`] | the story of each role change, from the journal |
 //! | [`qemu`] | QEMU's control connection and migration stream |
-//! | [`gate`] | output commit |
+//! | [`gate`], [`mending`] | output commit; NICs that were lost come back |
 //! | [`keepalive`], [`beats`] | the beat thread |
 //! | [`probe`], [`tuner`] | `keepalive probe`, `serve`, `tune` |
 //! | [`tune`] | what a failure detector's setting would do, from what was measured of beats |
@@ -22,10 +22,11 @@
 //! | [`room`] | memory and disk that a VM's RAM may take |
 //! | [`accepting`], [`repeated`] | loops that strangers can call: they rest, and count what they would repeat |
 //! | [`rdma`] | this host's RDMA devices |
-//! | [`signals`] | SIGTERM and SIGINT, heard by loops |
+//! | [`signals`] | SIGTERM, SIGINT and SIGHUP, heard by loops |
 //! | [`events`], [`report`], [`journal`] | what happens: for scripts, and kept for `why` |
 //! | [`stalls`], [`progress`] | how long what took; whether a loop gets on |
 //! | [`narration`] | the log: it never makes anybody wait |
+//! | [`program`] | this program's file, also after an upgrade |
 //! | [`files`] | files that are ours: made anew, locked, removed by inode |
 //! | [`clock`], [`wake`], [`inbox`], [`signals`], [`sys`] | time, waking, waiting; the only `unsafe` |
 
@@ -49,10 +50,12 @@ pub mod journal;
 pub mod keepalive;
 pub mod keeper;
 pub mod live;
+pub mod mending;
 pub mod metrics;
 pub mod narration;
 pub mod paths;
 pub mod probe;
+pub mod program;
 pub mod progress;
 pub mod protect;
 pub mod qemu;

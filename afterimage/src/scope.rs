@@ -29,6 +29,15 @@ use std::{
 /// For systemd to give us a scope, when it is asked for the first time.
 const TRIAL: Duration = Duration::from_secs(5);
 
+/// Begins to find out how this host sets processes apart, on a thread of its own: systemd may take its time, and whoever starts the
+/// first process of that kind should not have to wait.
+pub fn find_out() {
+    let found = std::thread::Builder::new().name("scopes".to_owned()).spawn(Means::here);
+    if let Err(error) = found {
+        tracing::debug!(%error, "no thread; found out when it is needed");
+    }
+}
+
 /// How this host sets processes apart. Found once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Means {

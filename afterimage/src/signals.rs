@@ -1,7 +1,7 @@
-//! SIGTERM and SIGINT, as something that a loop hears between two turns. The handler itself does nothing but write a byte into
+//! SIGTERM, SIGINT and SIGHUP, as something that a loop hears between two turns. The handler itself does nothing but write a byte into
 //! a socket, which is all that a signal handler may do.
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::{
     io::{self, Read},
     os::{
@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-/// Readable when a signal came. From [`Signals::catch`] on, neither of the two ends the process.
+/// Readable when a signal came. From [`Signals::catch`] on, none of them ends the process by itself.
 #[derive(Debug)]
 pub struct Signals(UnixStream);
 
@@ -22,7 +22,8 @@ impl Signals {
     pub fn catch() -> io::Result<Self> {
         let (heard, on_signal) = UnixStream::pair()?;
         heard.set_nonblocking(true)?;
-        for signal in [SIGTERM, SIGINT] {
+        let hangup = (!is_ignored(SIGHUP)).then_some(SIGHUP);
+        for signal in [SIGTERM, SIGINT].into_iter().chain(hangup) {
             signal_hook::low_level::pipe::register(signal, on_signal.try_clone()?)?;
         }
         Ok(Self(heard))
@@ -42,5 +43,31 @@ impl Signals {
 impl AsFd for Signals {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+/// Whether whoever started this process has it ignore this signal, as nohup(1) does with SIGHUP: that stays so.
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    ignores(&status, signal)
+}
+
+/// By proc(5)'s `status`: SigIgn, of which bit 0 is signal 1.
+fn ignores(status: &str, signal: i32) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nohup_asks_for_stays() {
+        let status = |mask: &str| format!("Name:\tx\nSigBlk:\tffffffffffffffff\nSigIgn:\t{mask}\nSigCgt:\tffff\n");
+        assert!(ignores(&status("0000000000000001"), SIGHUP), "nohup");
+        assert!(!ignores(&status("0000000000001000"), SIGHUP), "SIGPIPE only");
+        assert!(!ignores("", SIGHUP));
     }
 }

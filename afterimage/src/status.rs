@@ -46,6 +46,8 @@ pub struct Status {
     pub protected: bool,
     /// Why this side does not do its work though its process is there: its loop stands still, or the VM's QEMU does not run it.
     pub stalled: Option<String>,
+    /// What is wrong with the VM's way to its network, or with one of its NICs. Tried again by itself.
+    pub network: Option<String>,
     /// The VM.
     pub vm: String,
     /// This host.
@@ -198,6 +200,7 @@ impl Status {
     pub fn code(&self) -> Code {
         match (self.role.as_str(), self.protected && self.stalled.is_none()) {
             ("fenced", _) => Code::Fenced,
+            (_, true) if self.network.is_some() => Code::Degraded,
             (_, true) if self.arbiter.fault.is_some() || self.arbiter.failover_impossible.is_some() => Code::Degraded,
             (_, true) => Code::Done,
             (_, false) => Code::Degraded,
@@ -341,6 +344,9 @@ mod tests {
         assert_eq!(status.code(), Code::Degraded);
         status.arbiter = ArbiterStatus { fault: Some("it forgot".into()), ..ArbiterStatus::default() };
         assert_eq!(status.code(), Code::Degraded);
+        status.arbiter = ArbiterStatus::default();
+        status.network = Some("the port behind NIC /run/web.net: it has failed".into());
+        assert_eq!(status.code(), Code::Degraded, "protected, and mute");
         status.role = "fenced".into();
         assert_eq!(status.code(), Code::Fenced);
     }

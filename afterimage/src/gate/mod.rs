@@ -52,6 +52,7 @@ use nic::{Nic, Read};
 use rustix::event::PollFd;
 use std::{
     io,
+    os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -175,18 +176,48 @@ impl NicGate {
         Self::with_ports(ports, options)
     }
 
+    /// Whether there is what [`NicGate::new`] and [`NicGate::connect`] would open; touches nothing, and does not know whether another
+    /// process has it.
+    ///
+    /// # Errors
+    /// As theirs.
+    pub fn check(specs: &[NicSpec]) -> Result<(), GateError> {
+        for NicSpec { socket, tap } in specs {
+            TapPort::exists(tap)?;
+            let found = std::fs::metadata(socket).map(|file| file.file_type().is_socket());
+            let wrong = match found {
+                Ok(true) => continue,
+                Ok(false) => io::Error::other("not a socket"),
+                Err(error) => error,
+            };
+            return Err(GateError::Connect { path: socket.clone(), source: wrong });
+        }
+        Ok(())
+    }
+
     /// The same over any ports, one for each NIC's socket.
     ///
     /// # Errors
     /// The limit too small; too many NICs.
     pub fn with_ports(ports: Vec<(PathBuf, Box<dyn Port>)>, options: Options) -> Result<Self, GateError> {
+        Self::of(ports.into_iter().map(|(path, port)| Nic::new(path, Some(port))).collect(), options)
+    }
+
+    /// Without a port or a connection of any NIC: [`NicGate::mend`] gets them, each as soon as it can be had.
+    ///
+    /// # Errors
+    /// The limit too small; too many NICs.
+    pub fn unconnected(specs: &[NicSpec], options: Options) -> Result<Self, GateError> {
+        Self::of(specs.iter().map(|spec| Nic::new(spec.socket.clone(), None)).collect(), options)
+    }
+
+    fn of(nics: Vec<Nic>, options: Options) -> Result<Self, GateError> {
         if options.held_limit_bytes < HELD_LIMIT_MIN {
             return Err(GateError::Limit(options.held_limit_bytes));
         }
-        if ports.len() > NICS_MAX {
-            return Err(GateError::TooManyNics(ports.len()));
+        if nics.len() > NICS_MAX {
+            return Err(GateError::TooManyNics(nics.len()));
         }
-        let nics = ports.into_iter().map(|(path, port)| Nic::new(path, port)).collect();
         let held = Held::new(options.held_limit_bytes);
         let flow = Flow { mode: options.mode, held, now: Time::default(), released: 0, drops: Drops::default() };
         let mut gate = Self { nics, flow };

@@ -67,11 +67,11 @@ pub(super) struct Nic {
 }
 
 impl Nic {
-    pub(super) fn new(path: PathBuf, port: Box<dyn Port>) -> Self {
+    pub(super) fn new(path: PathBuf, port: Option<Box<dyn Port>>) -> Self {
         Self {
             path,
             stream: None,
-            port: Some(port),
+            port,
             reader: FrameReader::default(),
             writer: FrameWriter::default(),
             fault: None,

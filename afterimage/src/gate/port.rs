@@ -54,6 +54,14 @@ impl TapPort {
         Ok(Self { fd })
     }
 
+    /// Whether there is such a device; it is not opened.
+    ///
+    /// # Errors
+    /// [`GateError::Tap`], which names the device and the remedy.
+    pub fn exists(name: &str) -> Result<(), GateError> {
+        tap::exists(name).map_err(|source| GateError::tap(name, source))
+    }
+
     /// Over one that another process has opened, as [`TapPort::open`] does.
     #[must_use]
     pub fn from_fd(fd: OwnedFd) -> Self {

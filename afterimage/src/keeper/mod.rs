@@ -32,6 +32,7 @@ use crate::{
     events::{self, Who, emit},
     exit::{Code, ExitError},
     gate::{GateError, HELD_LIMIT_MIN, Mode, NicGate, NicParts, NicSpec, Options},
+    mending::peer,
     qemu::qmp::Watched,
     report,
     signals::Signals,
@@ -40,11 +41,10 @@ use crate::{
 use anyhow::{Context, Result};
 use luggage::{FromKeeper, Luggage, ToKeeper};
 use mc_core::id::Name;
-use rustix::net::sockopt::socket_peercred;
 use serde_json::json;
 use std::{
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, OwnedFd},
         unix::net::UnixStream,
     },
     time::{Duration, Instant},
@@ -142,12 +142,6 @@ fn open(parts: Vec<NicParts>) -> Result<NicGate, GateError> {
         gate.connect(NIC_PATIENCE)?;
     }
     Ok(gate)
-}
-
-/// The process that listens at the other end (`SO_PEERCRED`).
-fn peer(connection: BorrowedFd<'_>) -> Option<u32> {
-    let credentials = socket_peercred(connection).ok()?;
-    Some(credentials.pid.as_raw_nonzero().get().unsigned_abs())
 }
 
 /// Where a keeper of this VM says why it does not start, and what it goes through.

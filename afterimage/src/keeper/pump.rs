@@ -1,6 +1,5 @@
 //! A keeper's loop: packets, the control socket, and whatever was lost comes back.
 
-use super::peer;
 use crate::{
     cli::KeeperArgs,
     clock::Clock,
@@ -9,6 +8,7 @@ use crate::{
     exit::{Code, ExitError},
     gate::{GateError, NicGate, NicSpec},
     inbox::{readable, wait},
+    mending::Mending,
     qemu::qmp::Watched,
     report,
     signals::Signals,
@@ -20,15 +20,10 @@ use mc_core::{
     id::{Name, Time},
 };
 use serde_json::json;
-use std::{
-    os::fd::{AsFd, BorrowedFd},
-    time::Duration,
-};
+use std::{os::fd::AsFd, time::Duration};
 
 /// The longest sleep.
 const LONGEST: Duration = Duration::from_secs(1);
-/// From one attempt to get something back to the next: at first, and at most.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// The loop's state.
 #[derive(Debug)]
@@ -41,11 +36,7 @@ pub(super) struct Pump {
     vm: Option<Watched>,
     control: Control,
     signals: Signals,
-    /// What does not work, in words; its changes are told.
-    trouble: Option<String>,
-    mend_at: Option<Time>,
-    pause: Duration,
-    mended: u64,
+    mending: Mending,
     ending: Option<&'static str>,
 }
 
@@ -59,8 +50,7 @@ impl Pump {
         control: Control,
         signals: Signals,
     ) -> Self {
-        let (pause, mend_at) = (RETRY.0, Some(Clock.now()));
-        Self { args, node, nics, gate, vm, control, signals, trouble: None, mend_at, pause, mended: 0, ending: None }
+        Self { args, node, nics, gate, vm, control, signals, mending: Mending::new(Clock.now()), ending: None }
     }
 
     pub(super) fn run(mut self) -> Result<Code> {
@@ -80,21 +70,18 @@ impl Pump {
             fds.extend([readable(self.control.as_fd()), readable(self.signals.as_fd())]);
             fds.extend(self.vm.as_ref().map(|vm| readable(vm.as_fd())));
             fds.extend(self.gate.wait_fds());
-            wait(&mut fds, Clock.now(), self.mend_at, LONGEST)?;
+            wait(&mut fds, Clock.now(), self.mending.deadline(), LONGEST)?;
         }
         let now = Clock.now();
         self.gate.tick(now);
         if let Err(error) = self.gate.poll() {
-            self.told(error.to_string());
-            self.mend_at.get_or_insert(now);
+            self.mending.lost(now, error.to_string());
         }
         if self.vm.as_ref().is_some_and(Watched::has_ended) {
             self.ending = Some("the VM's QEMU ended");
             return Ok(());
         }
-        if self.mend_at.is_some_and(|at| at <= now) {
-            self.mend(now)?;
-        }
+        self.mend(now)?;
         self.hear_control();
         if self.signals.take() > 0 {
             self.ending = Some(
@@ -107,17 +94,7 @@ impl Pump {
     /// Tries to get back what was lost.
     fn mend(&mut self, now: Time) -> Result<()> {
         let qemu = self.vm.as_ref().map(Watched::pid);
-        let ours = |connection: BorrowedFd<'_>| qemu.is_none_or(|pid| peer(connection) == Some(pid));
-        match self.gate.mend(&self.nics, ours) {
-            Ok(()) => {
-                (self.mend_at, self.pause) = (None, RETRY.0);
-                if self.trouble.take().is_some() {
-                    self.mended += 1;
-                    tracing::info!("all NICs are connected again");
-                    emit("nics-connected", json!({}));
-                }
-                Ok(())
-            }
+        match self.mending.mend(now, &mut self.gate, &self.nics, qemu) {
             // Somebody else is the VM's network now; with us there would be two.
             Err(GateError::Tap { name, source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {
                 let what = format!(
@@ -126,21 +103,7 @@ impl Pump {
                 );
                 Err(ExitError::new(Code::Failed, what).into())
             }
-            Err(error) => {
-                self.told(error.to_string());
-                self.mend_at = Some(Time(now.0.saturating_add(u64::try_from(self.pause.as_nanos())?)));
-                self.pause = (self.pause * 2).min(RETRY.1);
-                Ok(())
-            }
-        }
-    }
-
-    /// A line for each change of what does not work.
-    fn told(&mut self, why: String) {
-        if self.trouble.as_ref() != Some(&why) {
-            tracing::warn!(why, "trying again");
-            emit("nic-lost", json!({ "why": why }));
-            self.trouble = Some(why);
+            _ => Ok(()),
         }
     }
 
@@ -165,10 +128,9 @@ impl Pump {
     fn status(&self) -> Status {
         let process =
             self.vm.as_ref().map_or_else(|| "of an unknown process".to_owned(), |vm| format!("process {}", vm.pid()));
-        let mut notes = vec![format!(
+        let notes = vec![format!(
             "nobody protects the VM (QEMU {process}): this process passes its packets on until `afterimage protect` relieves it"
         )];
-        notes.extend(self.trouble.clone());
         let mut status = Status {
             schema: SCHEMA,
             side: "keeper".into(),
@@ -179,10 +141,11 @@ impl Pump {
             notes,
             ..Status::default()
         };
+        status.network = self.mending.trouble().map(str::to_owned);
         let stats = self.gate.stats();
         status.counters.insert("inbound_packets".into(), stats.inbound_packets);
         status.counters.insert("inbound_dropped".into(), self.gate.drops().inbound);
-        status.counters.insert("mended".into(), self.mended);
+        status.counters.insert("mended".into(), self.mending.times());
         report::fill_gate(&mut status, stats, &self.gate);
         status
     }

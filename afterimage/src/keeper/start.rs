@@ -10,6 +10,7 @@ use crate::{
     exit::{Code, ExitError},
     gate::NicGate,
     inbox::{readable, wait},
+    program,
     qemu::qmp::Watched,
     scope::Scope,
     status::{Request, Response, ask, socket_path},
@@ -23,7 +24,6 @@ use rustix::net::sockopt::socket_peercred;
 use std::{
     ffi::OsString,
     fs::File,
-    io,
     os::{
         fd::{AsFd, BorrowedFd},
         unix::{fs::OpenOptionsExt, net::UnixStream},
@@ -200,7 +200,7 @@ impl Starting {
         let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&log);
         let file = file.with_context(|| log.display().to_string())?;
         let scope = Scope::new(&charge.vm.to_string(), "keeper");
-        let mut command = scope.command(own_program());
+        let mut command = scope.command(program::own());
         // Its events go to its journal: a pipe of ours may end with us, or be read by nobody.
         command.args(charge.arguments()).stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(file);
         let child = scope.spawn(&mut command).context("starting a keeper of the VM's network")?;
@@ -272,12 +272,6 @@ impl Drop for Starting {
             let _ = child.wait();
         }
     }
-}
-
-/// This program; also after its file was replaced by another version's.
-fn own_program() -> PathBuf {
-    let path: io::Result<PathBuf> = std::env::current_exe();
-    path.ok().filter(|path| path.exists()).unwrap_or_else(|| format!("/proc/{}/exe", std::process::id()).into())
 }
 
 #[cfg(test)]

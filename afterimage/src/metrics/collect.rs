@@ -214,6 +214,11 @@ impl Snapshot {
             "Whether this side's loop stands still, or its VM's QEMU does not run it",
             yes(s.stalled.is_some()),
         )?;
+        w.gauge(
+            "afterimage_network_trouble",
+            "Whether one of the VM's NICs has lost its TAP device or its connection to QEMU",
+            yes(s.network.is_some()),
+        )?;
         w.gauge("afterimage_generation", "The register's generation, as far as this side knows", float(s.generation))?;
         if !s.peer.is_empty() {
             let transport = s.transport.split(' ').next().unwrap_or("");

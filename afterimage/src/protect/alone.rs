@@ -11,11 +11,6 @@ use super::{
     commanded::{Condition, Qemu},
 };
 use mc_core::register::Register;
-use std::time::Duration;
-
-/// Data paths that die one after the other are not started without a pause.
-const PAUSE: Duration = Duration::from_millis(200);
-const LONGEST: Duration = Duration::from_secs(5);
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -46,11 +41,9 @@ impl Alone {
         self.began
     }
 
-    /// It died, the `deaths`th in a row. What the next one begins with, if nobody has to be asked; `None` too where QEMU does not
-    /// answer: then more has to be found out.
-    pub(super) fn register(&self, qemu: &mut Qemu, deaths: u32) -> Option<Register> {
-        let register = self.register.filter(|_| qemu.condition() == Condition::Answers)?;
-        std::thread::sleep(PAUSE.saturating_mul(deaths.saturating_sub(1)).min(LONGEST));
-        Some(register)
+    /// It died. What the next one begins with, if nobody has to be asked; `None` too where QEMU is gone: then more has to be found
+    /// out. One that does not answer has not gone: its VM may run, and miss its network.
+    pub(super) fn register(&self, qemu: &mut Qemu) -> Option<Register> {
+        self.register.filter(|_| matches!(qemu.condition(), Condition::Answers | Condition::Silent))
     }
 }

@@ -70,6 +70,11 @@ pub enum ToDataPath {
         /// This QEMU cannot do it at all.
         unsupported: bool,
     },
+    /// What came of [`ToSupervisor::LeaveSource`]. While it fails it is tried again.
+    Left {
+        /// Why QEMU was not brought to leave its checkpoints.
+        error: Option<String>,
+    },
     /// A signal asks for an orderly end.
     Stop,
     /// The successor that was made way for did not come: QEMU's control connection is held again.
@@ -85,13 +90,14 @@ pub enum ToSupervisor {
         /// The socket.
         path: PathBuf,
     },
-    /// The register says (solo, self): end checkpoints, see that the VM runs.
-    LeaveSource,
-    /// And it is what the register holds: nothing else has been asked for since.
+    /// The register says (solo, self), and nothing that was asked for can change that: what the next data path begins with, if this
+    /// one dies before it has begun another session.
     Alone {
-        /// (solo, self).
+        /// What it holds.
         register: Register,
     },
+    /// The register says (solo, self): end checkpoints, see that the VM runs.
+    LeaveSource,
     /// The arbitration is lost: stop the VM for good.
     Fence,
     /// The source's stream broke; what happened?
@@ -104,6 +110,8 @@ pub enum ToSupervisor {
         /// Which.
         protect: bool,
     },
+    /// An operator has changed what this side runs with: so will the next data path.
+    Changed(Box<ProtectConfig>),
     /// The VM is protected, in this generation: the standby that the register names then has ACKed an epoch whose output was held.
     Protected {
         /// Of the register.

@@ -8,7 +8,7 @@ use crate::qemu::{
     control::{self, ControlError, MigrationState},
     qmp::{Qmp, QmpError, kill_instance},
 };
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::{
     os::fd::{AsFd, BorrowedFd},
@@ -61,8 +61,9 @@ impl Task {
             ToSupervisor::Fence => Self::Fence,
             ToSupervisor::SourceFailed { why } => Self::Explain(why.clone()),
             ToSupervisor::Wanted { .. }
-            | ToSupervisor::Alone { .. }
             | ToSupervisor::Protected { .. }
+            | ToSupervisor::Alone { .. }
+            | ToSupervisor::Changed(_)
             | ToSupervisor::Stopping
             | ToSupervisor::MakeWay
             | ToSupervisor::Ending { .. } => return None,
@@ -87,9 +88,24 @@ impl Qemu {
                 let unsupported = matches!(refused, Some(ControlError::NoColo { .. } | ControlError::NoDescription));
                 Ok(Some(ToDataPath::Started { error: refused.map(|e| e.to_string()), unsupported }))
             }
-            Task::Leave => control::leave_colo(&mut self.qmp).map(|()| None).context("leaving checkpoint mode"),
+            Task::Leave => self.leave().map(|()| None),
             Task::Fence => self.fence().map(|()| None),
             Task::Explain(why) => Ok(Some(self.explain(why))),
+        }
+    }
+
+    /// Ends checkpoints, and sees that the VM runs. Repeated until it succeeds: see [`super::leaving`]. A QEMU that does not answer
+    /// holds nobody up. A VM that its guest or QEMU itself has stopped has left its checkpoints, and says so itself.
+    fn leave(&mut self) -> Result<()> {
+        if self.condition() == Condition::Silent {
+            bail!("QEMU does not answer its control connection");
+        }
+        match control::leave_colo(&mut self.qmp) {
+            Err(ControlError::NotRunning { status }) => {
+                tracing::warn!(status, "QEMU has left its checkpoints, and its VM does not run");
+                Ok(())
+            }
+            left => left.context("leaving checkpoint mode"),
         }
     }
 
@@ -99,15 +115,12 @@ impl Qemu {
         said["status"].as_str().map(Health::by_run_state)
     }
 
-    /// Ends the VM for good. A QEMU that does not answer (a signal stopped it) is killed: another node owns the VM.
+    /// Ends the VM for good. A QEMU that does not answer (a signal stopped it), or refuses, is killed: another node owns the VM.
     fn fence(&mut self) -> Result<()> {
         let (pid, instance) = self.process;
-        match control::fence(&mut self.qmp) {
-            Err(ControlError::Qmp(QmpError::Timeout { .. })) => {
-                kill_instance(pid, instance).with_context(|| format!("killing the fenced VM's QEMU, process {pid}"))
-            }
-            ended => ended.context("stopping the fenced VM"),
-        }
+        let Err(error) = control::fence(&mut self.qmp) else { return Ok(()) };
+        tracing::warn!(%error, pid, "the fenced VM's QEMU does not end by itself; killing it");
+        kill_instance(pid, instance).with_context(|| format!("killing the fenced VM's QEMU, process {pid} ({error})"))
     }
 
     /// A broken stream: is the VM gone, or is this QEMU unable to do what is asked of it?

@@ -94,6 +94,7 @@ pub(super) fn word(role: Role) -> &'static str {
 
 pub(super) fn status(path: &mut DataPath) -> Status {
     let config = &path.brief.config;
+    let stalled = path.stalled();
     let machine = path.driver.machine();
     let (captured, acked) = machine.epochs();
     let figures = path.driver.figures();
@@ -103,8 +104,8 @@ pub(super) fn status(path: &mut DataPath) -> Status {
         schema: SCHEMA,
         side: "primary".into(),
         role: word(machine.role()).into(),
-        protected: machine.is_protected() && path.vm.health().why().is_none(),
-        stalled: path.vm.health().why().map(str::to_owned),
+        protected: machine.is_protected() && stalled.is_none(),
+        stalled,
         vm: config.vm.to_string(),
         node: config.node.to_string(),
         peer: path.peer.clone().unwrap_or_default(),
@@ -127,6 +128,7 @@ pub(super) fn status(path: &mut DataPath) -> Status {
     status.counters.insert("sooner_epochs".into(), sooner);
     status.counters.insert("pages".into(), figures.pages);
     status.counters.insert("bytes".into(), figures.bytes);
+    status.network = path.mending.trouble().map(str::to_owned);
     report::fill_gate(&mut status, path.driver.gate.stats(), &path.driver.gate);
     report::fill_staging(&mut status, path.driver.pool_stats());
     report::fill_arbiter(&mut status, &path.arbiter);

@@ -7,6 +7,8 @@
 use super::{
     channel::{Brief, Channel, ToDataPath, ToSupervisor},
     hands::Hands,
+    left::Left,
+    nics,
     orders::Order,
     seek::{Seek, Trouble},
     session::Found,
@@ -17,19 +19,19 @@ use super::{
 use crate::{
     arbiter::{Answer, ArbiterClient},
     clock::{Clock, WatchedClock},
-    config::ProtectConfig,
     control::{self, Control},
     events::emit,
-    exit::{self, Code, ExitError},
-    gate::{GateError, Mode, NicGate, Options},
+    exit::{self, Code},
+    gate::NicGate,
     inbox::{self, Inbox, readable, wait},
     keepalive::{BeatHandle, Verdict},
     keeper,
+    mending::Mending,
     metrics::Scrapes,
     paths::Watch,
     progress::Progress,
     qemu::colo::ColoSource,
-    report,
+    report, scope,
     signals::Signals,
     stalls::{Stalls, Swap},
 };
@@ -47,17 +49,11 @@ use serde_json::json;
 use std::{
     os::{fd::AsFd, unix::net::UnixStream},
     path::PathBuf,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 /// The stall limit while nobody stands by: nobody could declare this side dead. And the longest sleep.
 const WITHOUT_BEATS: Duration = Duration::from_millis(100);
-
-/// For the TAP devices to be let go by whoever had them, and between two looks.
-const TAPS: Duration = Duration::from_secs(2);
-const STEP: Duration = Duration::from_millis(2);
-/// For QEMU's end of the NICs.
-const NICS: Duration = Duration::from_secs(5);
 
 type Driver = PrimaryDriver<ColoSource, NicGate, WatchedClock>;
 
@@ -77,6 +73,13 @@ pub(super) struct DataPath {
     /// Whether the VM runs.
     pub(super) vm: Watcher,
     pub(super) parked: Option<Parked>,
+    /// Whether QEMU has left its checkpoints.
+    pub(super) left: Left,
+    /// NICs that were lost, and whose sockets they are.
+    pub(super) mending: Mending,
+    pub(super) listener: u32,
+    /// How long nothing has been committed was told.
+    pub(super) uncommitted: bool,
     control: Control,
     scrapes: Option<Scrapes>,
     pub(super) signals: Signals,
@@ -128,8 +131,11 @@ pub fn run() -> Result<Code> {
     let brief = hear_brief(&mut channel)?;
     super::record(&brief.config, "data-path")?;
     let mut supervisor = Hands::new(channel, &brief);
+    scope::find_out();
     let prepared = match prepare(&brief) {
         Ok(prepared) => prepared,
+        // The VM's packets passed here until a moment ago: tried again.
+        Err(error) if brief.deaths > 0 => return Err(error),
         Err(error) => {
             // One that cannot even start would only be started again.
             let (code, why) = (exit::explain(&error).0, exit::words(&error));
@@ -145,33 +151,13 @@ pub fn run() -> Result<Code> {
 /// as possible: the VM has no network from then until the gate is there.
 fn prepare(brief: &Brief) -> Result<(NicGate, ArbiterClient, Control)> {
     let config = &brief.config;
+    nics::check(brief)?;
     let arbiter = ArbiterClient::spawn(&config.asks(brief.register.owner.node))?;
     let control = control::take_place(&config.run_dir, (config.vm, config.node), brief.relieve)?;
     // As late as this: until now its packets have passed.
-    keeper::relieve(&config.run_dir, config.vm)?;
-    Ok((open_gate(config)?, arbiter, control))
-}
-
-/// The gate of a VM that runs solo. Whoever had its TAP devices may be about to let them go.
-fn open_gate(config: &ProtectConfig) -> Result<NicGate> {
-    let held_limit_bytes = usize::try_from(config.held_limit_bytes)?;
-    let options = Options { held_limit_bytes, mode: Mode::Open };
-    let deadline = Instant::now() + TAPS;
-    let opened = loop {
-        match NicGate::new(report::nics(&config.nics), options) {
-            Err(error) if is_busy(&error) && Instant::now() < deadline => std::thread::sleep(STEP),
-            opened => break opened,
-        }
-    };
-    let connected = opened.and_then(|mut gate| gate.connect(NICS).map(|()| gate));
-    Ok(connected.map_err(|error| {
-        let code = if error.is_prerequisite() { Code::Prerequisite } else { Code::Failed };
-        ExitError::new(code, error)
-    })?)
-}
-
-fn is_busy(error: &GateError) -> bool {
-    matches!(error, GateError::Tap { source, .. } if source.kind() == std::io::ErrorKind::ResourceBusy)
+    let kept = keeper::relieve(&config.run_dir, config.vm)?;
+    let replaces = kept || brief.relieve || brief.deaths > 0;
+    Ok((nics::open(config, replaces)?, arbiter, control))
 }
 
 fn hear_brief(channel: &mut Channel) -> Result<Brief> {
@@ -195,6 +181,7 @@ impl DataPath {
         let (clock, progress) = (Clock, Progress::new());
         let config = &brief.config;
         let (gate, arbiter, control) = prepared;
+        let listener = nics::listener(&gate, &brief);
         let pool = SlabPool::new(usize::try_from(config.slab_bytes)?, usize::try_from(config.staging_bytes)?);
         let machine = Primary::new(
             Config {
@@ -222,6 +209,10 @@ impl DataPath {
             supervisor,
             vm: Watcher::new(brief.qemu_process().0, brief.qemu_process().1),
             parked: None,
+            left: Left::default(),
+            mending: Mending::new(clock.now()),
+            listener,
+            uncommitted: false,
             control,
             scrapes,
             signals,
@@ -279,6 +270,8 @@ impl DataPath {
         self.look_for_standby();
         self.driver.gate.tick(self.clock.now());
         self.driver.pump();
+        self.mend_nics();
+        self.notice_standstill();
         self.watch.look(self.driver.link());
         self.run_errands()?;
         self.hear_control();
@@ -306,7 +299,8 @@ impl DataPath {
         fds.extend(self.sessions.as_ref().map(|s| readable(s.as_fd())));
         fds.extend(self.driver.gate.wait_fds());
         let orders = self.orders.iter().map(|order| order.until);
-        let until = self.driver.deadline().into_iter().chain(self.next_look()).chain(orders).min();
+        let until =
+            self.driver.deadline().into_iter().chain(self.next_look()).chain(self.mend_at()).chain(orders).min();
         wait(&mut fds, self.clock.now(), until, (self.stall_limit() / 2).min(WITHOUT_BEATS))?;
         Ok(())
     }
@@ -323,6 +317,11 @@ impl DataPath {
         if stalls > std::mem::replace(&mut self.stalls_before, stalls) {
             self.stalls.tell(now, away, limit);
         }
+    }
+
+    /// It shut down, or died.
+    pub(super) fn is_vm_gone(&self) -> bool {
+        self.vm_shut_down || self.vm_died
     }
 
     fn hear_supervisor(&mut self) -> Result<()> {
@@ -344,6 +343,7 @@ impl DataPath {
                     self.driver.event(Event::SourceLost);
                 }
                 ToDataPath::SourceBroken { why, unsupported } => self.source_broken(why, unsupported),
+                ToDataPath::Left { error } => self.hear_left(error),
                 ToDataPath::Stop => self.told_to_stop(Heard::BySupervisor),
                 ToDataPath::Resume => self.take_back_place(),
             }

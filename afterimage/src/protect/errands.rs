@@ -36,11 +36,7 @@ impl DataPath {
                 }
                 PrimaryErrand::Refused(reason, words) => self.refused(reason, &words),
                 PrimaryErrand::SourceFailed(why) => self.supervisor.say(&ToSupervisor::SourceFailed { why })?,
-                PrimaryErrand::GateFailed(why) => {
-                    tracing::error!(%why, "gate; its output stays held");
-                    emit("gate-failed", json!({ "why": why }));
-                    self.notes.push(why);
-                }
+                PrimaryErrand::GateFailed(why) => self.gate_failed(why),
             }
         }
         Ok(())
@@ -63,7 +59,7 @@ impl DataPath {
             }
             NackReason::OutOfOrder => "the standby missed a part of a checkpoint",
             NackReason::Malformed => "the standby says that a checkpoint does not fit the VM's profile",
-            NackReason::Rehearsal => "the standby's QEMU could not load the VM's state",
+            NackReason::Rehearsal => "the standby cannot run the VM",
             NackReason::Storage => "the standby could not write its image or its spill file",
         };
         let why = if words.is_empty() { why.to_owned() } else { format!("{why}: {words}") };
@@ -91,9 +87,10 @@ impl DataPath {
         self.beats = None;
         self.peer = None;
         self.watch.end();
-        self.supervisor.say(&ToSupervisor::LeaveSource)?;
         let register = *self.driver.machine().register();
         self.supervisor.say(&ToSupervisor::Alone { register })?;
+        self.left.told(self.clock.now());
+        self.supervisor.say(&ToSupervisor::LeaveSource)?;
         self.session_ended();
         self.ending = self.ending.take().or_else(|| self.end_when_solo.take());
         if self.stop.is_ending() && self.ending.is_none() && self.driver.machine().role() == Role::Solo {
@@ -109,7 +106,14 @@ impl DataPath {
         let this = self.brief.register.owner.node.id;
         let here = self.driver.machine().overtaken_by().is_some_and(|owner| owner.node.id == this);
         let why = match (self.vm_died, here) {
-            (true, _) => "the VM's QEMU died; its standby has the last commit, and takes over",
+            (true, _) if self.protected_since.is_some() => {
+                "the VM's QEMU died; its standby has the last commit, and takes over"
+            }
+            // The register names the standby, which may lack what the outside has seen: then it asks for nothing.
+            (true, _) => {
+                "the VM's QEMU died before its standby had a commit whose output was held: the standby may not take it \
+                 over by itself; see `afterimage status` there"
+            }
             (false, true) => "another copy of it on this node owns the VM now; this copy was stopped",
             (false, false) => "another node owns the VM now; this copy was stopped",
         };

@@ -1,134 +1,96 @@
-//! The data path's hands on QEMU: its supervisor, or, when that died, its own control connection.
-//!
-//! ```text
-//! Supervisor ──it died──> Own (QEMU serves one client at a time, and the dead supervisor's place is free)
-//!                 └─────> Nobody (no connection came about; tried again when something has to be done)
-//! ```
+//! The data path's hands on QEMU: its supervisor, or, when that died, a thread that takes its part ([`super::understudy`]).
 //!
 //! A supervisor that is killed must not take protection with it: the data path goes on, and hears from QEMU itself when the
-//! VM shuts down.
+//! VM shuts down. Neither of the two makes the data path's loop wait.
 
 use super::{
     channel::{Brief, Channel, ToDataPath, ToSupervisor},
-    commanded::{Process, Qemu, Task},
+    commanded::Process,
+    understudy,
 };
-use crate::{exit, qemu::qmp::QmpError};
 use anyhow::Result;
 use std::{
-    collections::VecDeque,
     os::fd::{AsFd, BorrowedFd},
     path::PathBuf,
+    thread::JoinHandle,
     time::Duration,
 };
 
 /// For the supervisor to take what a data path that ends has said.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-#[derive(Debug)]
-enum Reach {
-    Supervisor(Channel),
-    Own(Qemu),
-    Nobody,
-}
-
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Hands {
-    reach: Reach,
+    /// To the supervisor, or the understudy; `None`: no thread could be had.
+    channel: Option<Channel>,
+    supervised: bool,
+    understudy: Option<JoinHandle<()>>,
     qmp: PathBuf,
     process: Process,
-    answers: VecDeque<ToDataPath>,
 }
 
 impl Hands {
     pub(super) fn new(channel: Channel, brief: &Brief) -> Self {
         let (qmp, process) = (brief.config.qmp.clone(), brief.qemu_process());
-        Self { reach: Reach::Supervisor(channel), qmp, process, answers: VecDeque::new() }
+        Self { channel: Some(channel), supervised: true, understudy: None, qmp, process }
     }
 
     pub(super) fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
-        match &self.reach {
-            Reach::Supervisor(channel) => Some(channel.as_fd()),
-            Reach::Own(qemu) => Some(qemu.as_fd()),
-            Reach::Nobody => None,
-        }
+        self.channel.as_ref().map(AsFd::as_fd)
     }
 
     /// The next thing that the supervisor says, or would say.
     pub(super) fn hear(&mut self) -> Result<Option<ToDataPath>> {
-        if let Some(answer) = self.answers.pop_front() {
-            return Ok(Some(answer));
+        let Some(channel) = &mut self.channel else { return Ok(None) };
+        let message = channel.hear()?;
+        if message.is_none() && channel.is_closed() {
+            self.orphaned();
         }
-        match &mut self.reach {
-            Reach::Supervisor(channel) => {
-                let message = channel.hear()?;
-                if message.is_none() && channel.is_closed() {
-                    self.orphaned();
-                }
-                Ok(message)
-            }
-            Reach::Own(qemu) => Ok(qemu.gone().map(|orderly| {
-                self.reach = Reach::Nobody;
-                ToDataPath::VmGone { orderly }
-            })),
-            Reach::Nobody => Ok(None),
-        }
+        Ok(message)
     }
 
     /// Has something done to QEMU.
     pub(super) fn say(&mut self, message: &ToSupervisor) -> Result<()> {
-        if let Reach::Supervisor(channel) = &mut self.reach {
-            if channel.say(message).is_ok() {
-                return Ok(());
-            }
-            self.orphaned();
+        if self.channel.as_mut().is_some_and(|channel| channel.say(message).is_ok()) {
+            return Ok(());
         }
-        if matches!(message, ToSupervisor::MakeWay) {
-            self.reach = Reach::Nobody;
-        }
-        let Some(task) = Task::of(message) else { return Ok(()) };
-        if matches!(self.reach, Reach::Nobody) {
-            self.reach_out();
-        }
-        let Reach::Own(qemu) = &mut self.reach else { return Ok(()) };
-        match qemu.perform(&task) {
-            Ok(answer) => self.answers.extend(answer),
-            Err(error) => tracing::error!(error = exit::words(&error), "QEMU could not be told to {task:?}"),
+        self.orphaned();
+        if let Some(channel) = &mut self.channel {
+            channel.say(message)?;
         }
         Ok(())
     }
 
     /// Whether the supervisor is there.
     pub(super) fn is_supervised(&self) -> bool {
-        matches!(self.reach, Reach::Supervisor(_))
+        self.supervised
     }
 
-    /// Before this process ends: what was said to the supervisor leaves.
+    /// Before this process ends: what was said leaves. What the understudy was told it also does; a fence above all.
     pub(super) fn finish(&mut self) {
-        if let Reach::Supervisor(channel) = &mut self.reach
+        if let Some(channel) = &mut self.channel
             && let Err(error) = channel.finish(LAST_WORDS)
         {
             tracing::debug!(%error, "the supervisor did not hear the last words");
         }
+        if let Some(understudy) = self.understudy.take() {
+            self.channel = None;
+            let _ = understudy.join();
+        }
     }
 
     fn orphaned(&mut self) {
-        tracing::warn!("the supervisor died; this data path goes on without it");
-        crate::events::emit("supervisor-died", serde_json::json!({}));
-        self.reach_out();
-    }
-
-    fn reach_out(&mut self) {
-        self.reach = match Qemu::connect(&self.qmp, self.process) {
-            Ok(qemu) => Reach::Own(qemu),
+        if std::mem::take(&mut self.supervised) {
+            tracing::warn!("the supervisor died; this data path goes on without it");
+            crate::events::emit("supervisor-died", serde_json::json!({}));
+        }
+        match understudy::take_the_part(self.qmp.clone(), self.process) {
+            Ok((channel, thread)) => (self.channel, self.understudy) = (Some(channel), Some(thread)),
             Err(error) => {
-                tracing::error!(%error, "no control connection to QEMU");
-                if matches!(error, QmpError::Connect { .. }) {
-                    // Nobody listens: it is gone, and nobody heard why.
-                    self.answers.push_back(ToDataPath::VmGone { orderly: false });
-                }
-                Reach::Nobody
+                tracing::error!(%error, "no thread that commands QEMU");
+                self.channel = None;
             }
-        };
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! What an operator changes while the pair runs: its keepalive, its epoch, its staging.
 
-use super::{commands::status, data_path::DataPath};
+use super::{channel::ToSupervisor, commands::status, data_path::DataPath};
 use crate::{
     config::OnCapWish,
     control::refused,
@@ -28,6 +28,7 @@ pub(super) fn keepalive_set(path: &mut DataPath, wanted: &Wanted) -> Response {
         Ok((wish, warnings)) => {
             emit("keepalive-set", json!({ "interval_us": wish.interval.as_micros(), "multiplier": wish.multiplier }));
             path.brief.config.set_wish(wish);
+            tell_supervisor(path);
             Response::Keepalive(Box::new(KeepaliveReport { warnings, ..session(path).report() }))
         }
         Err(refusal) => Response::Refused { message: refusal.what, remedy: Some(refusal.remedy) },
@@ -52,11 +53,20 @@ pub(super) fn set(path: &mut DataPath, settings: &Settings) -> Response {
     config.paths.staging_bytes = staging.saturating_add(on_cap.extra_bytes());
     path.driver.set_epoch(epoch);
     path.driver.set_cap(cap, on_cap.0);
+    tell_supervisor(path);
     let report = report(path);
     if changed {
         emit("set", json!({ "epoch_us": report.epoch_us, "max_staging_bytes": staging, "on_cap": report.on_cap }));
     }
     Response::Settings(Box::new(report))
+}
+
+/// The next data path begins with what was changed.
+fn tell_supervisor(path: &mut DataPath) {
+    let config = Box::new(path.brief.config.clone());
+    if let Err(error) = path.supervisor.say(&ToSupervisor::Changed(config)) {
+        tracing::warn!(%error, "the supervisor does not hear what was changed");
+    }
 }
 
 /// RDMA pins slabs as they are made: a limit that it could not pin would end the session in the middle of a checkpoint.

@@ -30,7 +30,8 @@ const SUCCESSOR: Duration = Duration::from_secs(10);
 impl DataPath {
     /// When to look next.
     pub(super) fn next_look(&self) -> Option<Time> {
-        let looks = self.driver.machine().role() == Role::Solo && self.sessions.is_none() && !self.stop.is_ending();
+        let looks = self.driver.machine().role() == Role::Solo && self.sessions.is_none();
+        let looks = looks && !self.stop.is_ending() && !self.left.is_pending();
         self.seek.next().filter(|_| looks)
     }
 

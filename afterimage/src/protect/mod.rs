@@ -12,7 +12,9 @@
 //! | [`rejoin`] | what a fenced primary becomes, with `--rejoin` |
 //! | [`data_path`] | the process that works: the loop around `mc_core`'s primary |
 //! | [`errands`] | what the driver asks of it |
-//! | [`hands`] | the data path's way to QEMU, with and without its supervisor |
+//! | [`hands`], [`understudy`] | the data path's way to QEMU, with and without its supervisor |
+//! | [`leaving`], [`left`] | QEMU leaves its checkpoints, however long that takes; what is said of it meanwhile |
+//! | [`nics`], [`standstill`] | NICs that come back; why the VM, or this side, does not get on |
 //! | [`seek`], [`look`], [`session`] | looks for a standby, again and again; shakes hands with it |
 //! | [`proving`] | proves that beats come both ways |
 //! | [`orders`] | what an operator or a signal wants, and needs the arbiter for |
@@ -29,16 +31,21 @@ mod commands;
 pub mod data_path;
 mod errands;
 mod hands;
+mod leaving;
+mod left;
 mod live;
 mod look;
+mod nics;
 mod orders;
 mod own;
 mod proving;
 mod rejoin;
 mod seek;
 mod session;
+mod standstill;
 mod stop;
 mod supervisor;
+mod understudy;
 pub mod vm_health;
 mod waiting;
 mod yielding;

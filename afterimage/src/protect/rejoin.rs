@@ -5,7 +5,8 @@ use crate::{
     config::StandbyConfig,
     events::{self, emit},
     exit::{Code, ExitError, words},
-    qemu::qmp::instance_id,
+    program,
+    qemu::qmp::has_ended,
 };
 use anyhow::Result;
 use serde_json::json;
@@ -32,27 +33,18 @@ pub(super) fn stand_by(next: &StandbyConfig, qemu: (u32, u64), fenced: anyhow::E
     tracing::warn!(why, "fenced; standing by for {} now, at {}", next.vm, next.listen);
     emit("rejoining", json!({ "vm": next.vm, "listen": next.listen, "why": why }));
     events::flush(Duration::from_secs(1));
-    let program = std::env::current_exe()?;
+    let program = program::own();
     let error = Command::new(&program).args(["standby", "--config"]).arg(file).exec();
     Err(ExitError::new(Code::Fenced, format!("{why}. Starting {} failed: {error}", program.display())).into())
 }
 
 fn is_gone((pid, instance): (u32, u64)) -> bool {
     let deadline = Instant::now() + PATIENCE;
-    while instance_id(pid).is_ok_and(|found| found == instance) {
-        if is_zombie(pid) {
-            return true;
-        }
+    while !has_ended(pid, instance) {
         if Instant::now() > deadline {
             return false;
         }
         std::thread::sleep(STEP);
     }
     true
-}
-
-/// It has ended, and whoever started it has not asked yet how.
-fn is_zombie(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'))
 }

@@ -13,6 +13,9 @@
 //! released. Before the VM may run again the register must say (solo, self): else the standby may be running it already. Of a data
 //! path that has asked for nothing since the register said so, it still does ([`super::alone`]).
 //!
+//! While there is no data path the VM has no network. So nothing but an end that was meant ends the supervisor: what goes wrong is tried
+//! again.
+//!
 //! QEMU serves one control connection at a time. Whoever holds it is the VM's supervisor: one that made way for a successor
 //! takes it up again only when nobody else has it.
 
@@ -21,13 +24,16 @@ use super::{
     channel::{Brief, Channel, ToDataPath, ToSupervisor},
     claim::{Verdict, claim},
     commanded::{ANSWER, Condition, Qemu, Task},
+    leaving::Leaving,
+    seek::Seek,
     vm_health::Health,
 };
 use crate::{
     events::emit,
     exit::{self, Code, ExitError},
     inbox::{readable, wait},
-    qemu::qmp::{Qmp, QmpError},
+    program,
+    qemu::qmp::{Qmp, QmpError, has_ended},
     signals::Signals,
 };
 use anyhow::{Context, Result};
@@ -46,6 +52,8 @@ use std::{
 const LOOK: Duration = Duration::from_secs(1);
 /// A data path that lived for so long has not died of what it found at its start.
 const LIVED: Duration = Duration::from_secs(60);
+/// Between two attempts to ask the arbiter that came to nothing here.
+const AGAIN: Duration = Duration::from_secs(1);
 /// How long a data path may take to obey a second signal.
 const OBEY: Duration = Duration::from_secs(3);
 /// How long a successor may take to get hold of QEMU's control connection, and how often it is tried again afterwards.
@@ -55,8 +63,9 @@ const MAKE_WAY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_s
 pub(super) fn supervise(qmp: Qmp, brief: Brief, signals: Signals) -> Result<Code> {
     let qemu = Some(Qemu::new(qmp, brief.qemu_process()));
     let (looked, health) = (Instant::now(), Health::Runs);
-    let (told, retake_at, proven, alone) = (Told::default(), None, None, Alone::default());
-    Supervisor { qemu, brief, signals, told, retake_at, looked, health, proven, alone }.run()
+    let (told, retake_at, proven, leaving) = (Told::default(), None, None, Leaving::default());
+    let (alone, unfenced) = (Alone::default(), None);
+    Supervisor { qemu, brief, signals, told, retake_at, looked, health, proven, leaving, alone, unfenced }.run()
 }
 
 /// The signals that the data path was told of.
@@ -65,6 +74,8 @@ struct Told {
     times: u32,
     /// Since when it owes a word about one.
     since: Option<Instant>,
+    /// One came while there was none.
+    untold: bool,
 }
 
 struct Supervisor {
@@ -81,60 +92,136 @@ struct Supervisor {
     health: Health,
     /// The last generation in which the VM was protected: see [`ToSupervisor::Protected`].
     proven: Option<Generation>,
+    /// QEMU has to leave its checkpoints.
+    leaving: Leaving,
     alone: Alone,
+    /// Why the fenced VM could not be stopped.
+    unfenced: Option<String>,
 }
 
 impl Supervisor {
     fn run(mut self) -> Result<Code> {
         loop {
-            let (mut child, born) = (DataPathProcess::spawn(&self.brief)?, Instant::now());
-            self.health = Health::Runs;
-            self.alone.begins(self.brief.register);
-            self.brief.relieve = false;
-            if let Some(code) = self.watch(&mut child)? {
-                return Ok(code);
-            }
-            let register = self.brief.register;
-            emit(
-                "data-path-died",
-                json!({ "vm": self.brief.config.vm, "how": child.how_it_ended(), "began_with": register }),
-            );
+            let born = Instant::now();
+            let how = match self.run_data_path() {
+                Ok(Ended::OnPurpose(code)) => return Ok(code),
+                Ok(Ended::Died(how)) => how,
+                // An end that was meant. Anything else takes no network along: it is tried again.
+                Err(error) if error.is::<ExitError>() => return Err(error),
+                Err(error) => exit::words(&error),
+            };
+            self.brief.deaths = if born.elapsed() > LIVED { 1 } else { self.brief.deaths + 1 };
+            self.tell_death(&how);
             if self.qemu.is_none() && self.retake().is_err() {
                 // The successor has the VM, or this QEMU is gone.
                 return Ok(Code::Done);
             }
-            self.brief.deaths = if born.elapsed() > LIVED { 1 } else { self.brief.deaths + 1 };
-            if let Some(code) = self.claim()? {
+            if self.brief.deaths > 1 {
+                self.rest(Seek::patience(self.brief.deaths - 1))?;
+            }
+            if let Some(code) = self.decide()? {
                 return Ok(code);
             }
         }
     }
 
+    /// Starts one, and serves it until it ends, whatever the reason.
+    fn run_data_path(&mut self) -> Result<Ended> {
+        let mut child = DataPathProcess::spawn(&self.brief)?;
+        if let Some(news) = self.leaving.news() {
+            let _ = child.channel.say(&news);
+        }
+        if std::mem::take(&mut self.told.untold) {
+            let _ = child.channel.say(&ToDataPath::Stop);
+        }
+        self.health = Health::Runs;
+        self.alone.begins(self.brief.register);
+        Ok(match self.watch(&mut child) {
+            Ok(Some(code)) => Ended::OnPurpose(code),
+            Ok(None) => Ended::Died(child.how_it_ended()),
+            Err(error) if error.is::<ExitError>() => return Err(error),
+            // It may be there: nobody else may start one beside it.
+            Err(error) => {
+                let _ = child.process.kill();
+                Ended::Died(format!("{}: {}", exit::words(&error), child.how_it_ended()))
+            }
+        })
+    }
+
+    /// One that dies again and again of what it finds is told now and then.
+    fn tell_death(&self, how: &str) {
+        let Brief { register, deaths, .. } = &self.brief;
+        if deaths.is_power_of_two() {
+            emit(
+                "data-path-died",
+                json!({ "vm": self.brief.config.vm, "how": how, "began_with": register, "in_a_row": deaths }),
+            );
+        }
+    }
+
+    /// Waits before another one is started; a second signal ends that.
+    fn rest(&mut self, pause: Duration) -> Result<()> {
+        let until = Instant::now() + pause;
+        while Instant::now() < until {
+            let left = until.saturating_duration_since(Instant::now());
+            wait(&mut [readable(self.signals.as_fd())], Time(0), None, left)?;
+            let heard = self.signals.take();
+            self.told.times += heard;
+            self.told.untold |= heard > 0;
+            if self.told.times > 1 {
+                return Err(ExitError::new(Code::Degraded, super::stop::obeyed("the data path had died")).into());
+            }
+        }
+        Ok(())
+    }
+
     /// The data path died: what becomes of the VM? None: it runs on, solo, and needs another data path.
+    fn decide(&mut self) -> Result<Option<Code>> {
+        let mut said = String::new();
+        loop {
+            match self.claim() {
+                Err(error) if !error.is::<ExitError>() => {
+                    let why = exit::words(&error);
+                    if why != said {
+                        tracing::error!(why, "nobody says whose the VM is; trying again");
+                        said = why;
+                    }
+                    self.rest(AGAIN)?;
+                }
+                decided => return decided,
+            }
+        }
+    }
+
+    /// The register may name the standby: the arbiter says whose the VM is.
     fn claim(&mut self) -> Result<Option<Code>> {
         let Some(qemu) = &mut self.qemu else { return Ok(Some(Code::Done)) };
         tracing::error!("the data path died; looking whether the VM is there, and whose it is");
-        let verdict = match self.alone.register(qemu, self.brief.deaths) {
+        let verdict = match self.alone.register(qemu) {
             Some(register) => Verdict::Ours(register),
             None => claim(&self.brief, self.proven, qemu, &self.signals)?,
         };
         let (code, what) = match verdict {
             Verdict::Ours(register) => {
                 self.brief.register = register;
-                if !self.alone.has_begun() {
-                    return Ok(None);
+                if self.alone.has_begun() {
+                    self.leaving.begin();
+                    self.leaving.attend(qemu); // while it fails, the next data path hears of it
                 }
-                return match qemu.perform(&Task::Leave) {
-                    Ok(_) => Ok(None),
-                    Err(_) if qemu.condition() == Condition::ShutDown => Ok(Some(Code::Done)),
-                    Err(error) => Err(error),
-                };
+                return Ok((qemu.condition() == Condition::ShutDown).then_some(Code::Done));
             }
             // It was shut down, and no standby will run it again.
             Verdict::VmGone { orderly: true, .. } => return Ok(Some(Code::Done)),
-            Verdict::VmGone { standby: Some(standby), .. } => (
+            Verdict::VmGone { standby: Some(standby), .. } if self.proven.is_some() => (
                 Code::Fenced,
                 format!("QEMU and the data path died; the standby {standby} has the VM's last commit, and takes over"),
+            ),
+            Verdict::VmGone { standby: Some(standby), .. } => (
+                Code::Fenced,
+                format!(
+                    "QEMU and the data path died; the standby {standby} takes over if it has a commit whose output was held: \
+                     see `afterimage status` there"
+                ),
             ),
             Verdict::VmGone { standby: None, .. } => {
                 let what = match self.proven {
@@ -183,17 +270,20 @@ impl Supervisor {
         let mut gone = false;
         loop {
             self.sleep(child, gone)?;
+            self.attend_to_leaving(child);
             if let (false, Some(orderly)) = (gone, self.qemu.as_mut().and_then(Qemu::gone)) {
                 gone = true;
+                self.leaving.give_up();
                 let _ = child.channel.say(&ToDataPath::VmGone { orderly });
             }
             while let Some(message) = child.channel.hear::<ToSupervisor>()? {
                 if let ToSupervisor::Ending { code, why } = &message {
                     emit("ended", json!({ "code": code, "why": why }));
                     child.process.wait()?;
+                    self.finish_leaving()?;
                     return match Code::from_number(*code) {
                         Code::Done => Ok(Some(Code::Done)),
-                        code => Err(ExitError::new(code, why).into()),
+                        code => Err(ExitError::new(code, self.fenced_or_not(why)).into()),
                     };
                 }
                 self.serve(child, &message);
@@ -215,7 +305,39 @@ impl Supervisor {
         if !gone {
             fds.extend(self.qemu.as_ref().map(|qemu| readable(qemu.as_fd())));
         }
-        wait(&mut fds, Time(0), None, Duration::from_secs(1))?;
+        wait(&mut fds, Time(0), None, self.leaving.patience().map_or(LOOK, |patience| patience.min(LOOK)))?;
+        Ok(())
+    }
+
+    fn attend_to_leaving(&mut self, child: &mut DataPathProcess) {
+        if let Some(news) = self.qemu.as_mut().and_then(|qemu| self.leaving.attend(qemu)) {
+            let _ = child.channel.say(&news);
+        }
+    }
+
+    /// What the data path ends with, and what it cannot know.
+    fn fenced_or_not(&self, why: &str) -> String {
+        match &self.unfenced {
+            Some(error) => format!("{why}; but its QEMU could not be stopped ({error}): it has no network; end it"),
+            None => why.to_owned(),
+        }
+    }
+
+    /// The data path has ended on purpose, and QEMU has not left its checkpoints: nobody else would tell it to.
+    fn finish_leaving(&mut self) -> Result<()> {
+        while let (true, Some(qemu)) = (self.leaving.is_pending(), &mut self.qemu) {
+            if qemu.gone().is_some() {
+                break;
+            }
+            self.leaving.attend(qemu);
+            if self.signals.take() > 0 {
+                let what = "told again to end, although QEMU has not left its checkpoint: the VM may stand still. `afterimage \
+                            protect` on this host lets it go on";
+                return Err(ExitError::new(Code::Degraded, what).into());
+            }
+            let patience = self.leaving.patience().unwrap_or_default();
+            wait(&mut [readable(self.signals.as_fd())], Time(0), None, patience)?;
+        }
         Ok(())
     }
 
@@ -224,7 +346,13 @@ impl Supervisor {
         match message {
             ToSupervisor::Wanted { protect } => self.brief.protect = *protect,
             ToSupervisor::Protected { generation } => self.proven = Some(*generation),
-            ToSupervisor::LeaveSource => self.proven = None, // the register says (solo, self)
+            ToSupervisor::LeaveSource => {
+                self.proven = None; // the register says (solo, self)
+                self.leaving.begin();
+                return self.attend_to_leaving(child);
+            }
+            ToSupervisor::Changed(config) => self.brief.config = (**config).clone(),
+            ToSupervisor::Fence => self.leaving.give_up(),
             ToSupervisor::Stopping => self.told.since = None,
             ToSupervisor::MakeWay => {
                 self.qemu = None;
@@ -236,7 +364,13 @@ impl Supervisor {
         match qemu.perform(&task) {
             Ok(Some(answer)) => drop(child.channel.say(&answer)),
             Ok(None) => {}
-            Err(error) => tracing::error!(error = exit::words(&error), ?task, "QEMU"),
+            Err(error) => {
+                let why = exit::words(&error);
+                tracing::error!(why, ?task, "QEMU");
+                if matches!(task, Task::Fence) {
+                    self.unfenced = Some(why);
+                }
+            }
         }
     }
 
@@ -278,8 +412,8 @@ impl Supervisor {
                 tracing::warn!("the successor that this process made way for did not come; going on");
                 let _ = child.channel.say(&ToDataPath::Resume);
             }
-            // Nobody listens: QEMU is gone, and nobody heard why.
-            Err(QmpError::Connect { .. }) => {
+            // QEMU is gone, and nobody heard why.
+            Err(_) if has_ended(self.brief.qemu_pid, self.brief.register.owner.instance) => {
                 self.retake_at = None;
                 let _ = child.channel.say(&ToDataPath::VmGone { orderly: false });
             }
@@ -297,6 +431,12 @@ impl Supervisor {
     }
 }
 
+/// How a data path ended.
+enum Ended {
+    OnPurpose(Code),
+    Died(String),
+}
+
 /// The child, and the channel to it.
 #[derive(Debug)]
 struct DataPathProcess {
@@ -312,7 +452,7 @@ impl DataPathProcess {
 
     fn spawn(brief: &Brief) -> Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
-        let process = Command::new(std::env::current_exe()?)
+        let process = Command::new(program::own())
             .arg("data-path")
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             // A ^C at our terminal is the supervisor's to hear.

@@ -7,6 +7,7 @@
 //! | [`offer`] | a primary that wants to be protected, and what a session with it begins with |
 //! | [`vouch`] | before that: whether its VM fits, and whether the register vouches for it |
 //! | [`vm`] | the waiting QEMU, its RAM file, and the image over it |
+//! | [`waiting`], [`revival`] | it is looked after: started again, or said that it cannot be |
 //! | [`ram_file`] | that file: made, locked, removed, kept; one standby of a VM per directory |
 //! | [`takeover`] | the VM is ours: tried until it runs |
 //! | [`operator`] | an operator's word: `takeover` |
@@ -26,12 +27,14 @@ mod offer;
 mod operator;
 mod ram_file;
 mod report;
+mod revival;
 mod running;
 mod state;
 mod takeover;
 mod task;
 mod vm;
 mod vouch;
+mod waiting;
 
 use crate::{
     beats,

@@ -6,6 +6,7 @@ use super::{
     offer::spill_file,
     ram_file::Claim,
     report::{snapshot, standing, status, word},
+    revival::Revival,
     running,
     takeover::Pending,
     vm::WaitingVm,
@@ -24,6 +25,7 @@ use crate::{
     inbox::{self, readable, wait},
     keepalive::{BeatHandle, Verdict},
     live::{KeepaliveReport, Session, Wanted},
+    mending::Mending,
     metrics::Scrapes,
     paths::{Link, Watch},
     progress::Progress,
@@ -53,8 +55,6 @@ pub(super) const NIC_PATIENCE: Duration = Duration::from_secs(2);
 pub(super) const VM_CHECK: Duration = Duration::from_millis(500);
 /// The loop turns at least so often: well within any stall limit.
 const LONGEST_SLEEP: Duration = Duration::from_millis(100);
-/// How long starting a QEMU may take before this loop counts as standing still.
-const QEMU_START: Duration = Duration::from_secs(10);
 /// Slabs until a primary says which size it uses.
 const FIRST_SLAB: usize = 1 << 20;
 
@@ -98,7 +98,12 @@ pub(super) struct Node {
     role: Role,
     pub(super) suspected_at: Option<Time>,
     pub(super) swap: Swap,
-    checked_vm_at: Time,
+    pub(super) checked_vm_at: Time,
+    /// Attempts to start a QEMU that died, NICs that were lost.
+    pub(super) revival: Revival,
+    pub(super) mending: Mending,
+    /// When the session began.
+    pub(super) attached_at: Time,
     arbiter_watch: report::ArbiterWatch,
     pub(super) operator_wants_it: bool,
     pub(super) signals: Signals,
@@ -148,6 +153,9 @@ impl Node {
             suspected_at: None,
             swap: Swap::default(),
             checked_vm_at: clock.now(),
+            revival: Revival::default(),
+            mending: Mending::new(clock.now()),
+            attached_at: clock.now(),
             arbiter_watch: report::ArbiterWatch::default(),
             operator_wants_it: false,
             signals: Signals::catch()?,
@@ -189,7 +197,7 @@ impl Node {
         self.hear_beats();
         self.gate.tick(self.clock.now());
         if let Err(error) = self.gate.poll() {
-            tracing::debug!(%error, "gate");
+            self.gate_failed(error.to_string());
         }
         self.driver.pump();
         self.watch.look(self.driver.link().map(|link| &**link as &dyn Transport));
@@ -289,7 +297,8 @@ impl Node {
 
     pub(super) fn is_protected(&self) -> bool {
         let machine = self.driver.machine();
-        machine.role() == Role::Protecting && machine.is_entitled() && self.registered && !machine.is_unproven()
+        let proven = machine.is_entitled() && self.registered && !machine.is_unproven();
+        machine.role() == Role::Protecting && proven && self.stalled().is_none()
     }
 
     fn hear_beats(&mut self) {
@@ -390,6 +399,8 @@ impl Node {
     fn discarded(&mut self) {
         emit("discarded", report::with(json!({ "vm": self.config.vm }), standing(self)));
         (self.rehearsal, self.vm, self.beats, self.peer, self.registered) = (None, None, None, None, false);
+        self.revival = Revival::default();
+        self.mending.forget();
         self.watch.end();
     }
 
@@ -408,31 +419,6 @@ impl Node {
         let fields = json!({ "generation": generation, "epoch": epoch, "since_suspicion": takeover, "qemu": qemu });
         emit("running", report::with(fields, standing(self)));
         (self.takeover, self.won) = (Some(takeover), Some(generation));
-    }
-
-    /// A waiting QEMU that died is started again.
-    fn look_after_vm(&mut self) {
-        let now = self.clock.now();
-        if now.since(self.checked_vm_at) < VM_CHECK || self.pending.is_some() {
-            return;
-        }
-        self.checked_vm_at = now;
-        let Some(vm) = &mut self.vm else { return };
-        if vm.is_alive() {
-            return;
-        }
-        tracing::warn!("the waiting QEMU died; starting it again over the same RAM file");
-        emit("waiting-qemu-died", json!({}));
-        self.progress.busy(QEMU_START);
-        let restarted = vm.restart().and_then(|()| vm.owner(self.this)).and_then(|owner| {
-            self.gate.connect(NIC_PATIENCE)?;
-            Ok(owner)
-        });
-        match restarted {
-            Ok(owner) => self.driver.set_owner(owner),
-            Err(error) => tracing::error!(error = exit::words(&error), "the waiting QEMU does not start"),
-        }
-        self.progress.mark();
     }
 
     fn hear_control(&mut self) {

@@ -2,6 +2,7 @@
 
 use super::{
     node::{NIC_PATIENCE, Node},
+    revival::Revival,
     vm::WaitingVm,
 };
 use crate::{
@@ -32,6 +33,7 @@ use transport_tcp::{reach::at_port, session::Offer};
 /// All that can go wrong before the answer has not.
 struct Prepared {
     answer: Answer,
+    vm: WaitingVm,
     profile: Vec<u8>,
     image: Image,
 }
@@ -53,16 +55,22 @@ impl Node {
 
     /// Begins a session with a primary that the register vouches for. The offer comes back if the primary has no answer yet.
     pub(super) fn begin(&mut self, offer: Offer, theirs: &Profile) -> Result<(), (Option<Box<Offer>>, anyhow::Error)> {
-        if let Err(error) = self.make_room() {
-            return Err((Some(Box::new(offer)), error));
-        }
-        match self.prepare(&offer, theirs) {
-            Ok(prepared) => self.accept(offer, prepared).map_err(|error| (None, error)),
-            Err(error) => Err((Some(Box::new(offer)), error)),
+        // A copy that was lost may be handed back: it goes only for one that has begun. Its QEMU makes way, its memory does not.
+        let mut lost = self.vm.take();
+        lost.iter_mut().for_each(WaitingVm::rest);
+        match self.prepare(&offer, theirs).and_then(|prepared| self.make_room().map(|()| prepared)) {
+            Ok(prepared) => {
+                drop(lost);
+                self.accept(offer, prepared).map_err(|error| (None, error))
+            }
+            Err(error) => {
+                self.vm = lost;
+                Err((Some(Box::new(offer)), error))
+            }
         }
     }
 
-    /// A copy that was lost has been kept until now.
+    /// The new QEMU waits: a copy that was lost has been kept until now.
     fn make_room(&mut self) -> Result<()> {
         self.driver.event(Event::MakeRoom);
         self.run_errands()
@@ -72,7 +80,6 @@ impl Node {
     fn prepare(&mut self, offer: &Offer, theirs: &Profile) -> Result<Prepared> {
         let paths = &self.config.paths;
         let answer = Answer::prepare(paths, offer.local_addr, &offer.hello, offer.endpoint.as_ref())?;
-        self.vm = None;
         let mut vm = WaitingVm::start(&self.config, theirs)?;
         let profile = vm.profile()?.to_json();
         let image = vm.image()?;
@@ -81,12 +88,12 @@ impl Node {
             emit("qemu-command-changed", json!({ "notes": vm.notes() }));
         }
         self.gate.connect(NIC_PATIENCE)?;
-        self.vm = Some(vm);
-        Ok(Prepared { answer, profile, image })
+        Ok(Prepared { answer, vm, profile, image })
     }
 
     fn accept(&mut self, offer: Offer, prepared: Prepared) -> Result<()> {
-        let Prepared { answer, profile, image } = prepared;
+        let Prepared { answer, vm, profile, image } = prepared;
+        self.vm = Some(vm);
         let theirs = offer.hello;
         let peer = offer.peer_addr;
         let keepalive = paths::beats_at(offer.local_addr)?;
@@ -105,6 +112,7 @@ impl Node {
         let session = (theirs.incarnation, theirs.beat_key);
         let watched = Watched { progress: self.progress.clone(), limit: self.config.stall_after };
         self.beats = Some(beats::start(keepalive.0, session, beats::STANDBY, wish, Some(watched))?);
+        (self.revival, self.attached_at) = (Revival::default(), self.clock.now());
         (self.registered, self.suspected_at, self.operator_wants_it) = (false, None, false);
         self.instance = hello.instance;
         self.primary = Some(Owner { node: theirs.node, instance: theirs.instance });

@@ -66,6 +66,8 @@ pub(super) fn status(node: &Node) -> Status {
         side: "standby".into(),
         role: word(machine.role()).into(),
         protected: node.is_protected(),
+        stalled: node.stalled(),
+        network: node.mending.trouble().map(str::to_owned),
         vm: node.config.vm.to_string(),
         node: node.config.node.to_string(),
         peer: node.peer.clone().unwrap_or_default(),

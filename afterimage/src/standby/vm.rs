@@ -109,6 +109,11 @@ impl WaitingVm {
         Ok(Watched::new(self.vm()?.pid())?)
     }
 
+    /// Its QEMU's process.
+    pub(super) fn pid(&self) -> Option<u32> {
+        self.vm.as_ref().map(StandbyVm::pid)
+    }
+
     /// Whether QEMU still waits, or runs.
     pub(super) fn is_alive(&mut self) -> bool {
         self.vm.as_mut().is_some_and(StandbyVm::is_alive)
@@ -120,6 +125,11 @@ impl WaitingVm {
         let vm = start_again(self.vm.take(), &self.launch)?;
         self.vm = Some(vm);
         Ok(())
+    }
+
+    /// Its QEMU ends, its memory stays: [`WaitingVm::restart`] starts another.
+    pub(super) fn rest(&mut self) {
+        self.vm = None;
     }
 
     /// What a takeover on a thread of its own needs; [`WaitingVm::give_back`] what comes of it.

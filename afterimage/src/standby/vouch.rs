@@ -181,7 +181,9 @@ impl Node {
     fn take_on(&mut self, offer: Offer, profile: &Profile) {
         let who = (offer.hello.node, offer.peer_addr);
         if let Err((offer, error)) = self.begin(offer, profile) {
-            self.vm = None;
+            if self.driver.machine().role() != Role::Lost {
+                self.vm = None;
+            }
             let refusal = Refusal { kind: "session", why: exit::words(&error) };
             match offer {
                 Some(offer) => self.turn_away(*offer, &refusal),

@@ -50,6 +50,9 @@ pub(super) fn render(s: &Status) -> String {
     if let Some(why) = &s.stalled {
         out.group(&format!("STALLED: {why}"));
     }
+    if let Some(why) = &s.network {
+        out.group(&format!("NETWORK: {why}; tried again"));
+    }
     // A keeper has packets, and nothing else.
     let is_keeper = s.side == "keeper";
     if !is_keeper {

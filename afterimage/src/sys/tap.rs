@@ -44,7 +44,10 @@ fn request(name: &str) -> io::Result<libc::ifreq> {
 }
 
 /// Whether the namespace has an interface `name`.
-fn exists(name: &str) -> io::Result<()> {
+///
+/// # Errors
+/// `NotFound` when it has none.
+pub fn exists(name: &str) -> io::Result<()> {
     let any = rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::DGRAM, None)?;
     match rustix::net::netdevice::name_to_index(&any, name) {
         Ok(_) => Ok(()),

@@ -72,7 +72,10 @@ fn is_trigger(entry: &Entry) -> bool {
         | "vm-gone"
         | "arbiter-unreachable"
         | "gate-failed"
+        | "no-commits"
         | "no-session"
+        | "not-left"
+        | "waiting-qemu-fails"
         | "fenced"
         | "supervisor-died" => true,
         "operator" => !is_handover(entry),

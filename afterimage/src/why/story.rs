@@ -87,6 +87,9 @@ fn cause(incident: &Incident) -> Vec<String> {
                 Some(format!("RDMA failed while the other host lived: {why}. Checkpoints go over TCP; none was lost."))
             }
             "gate-failed" => Some(format!("The gate had trouble, and kept its output: {why}.")),
+            "no-commits" => Some(format!("Nothing was committed any more: {why}.")),
+            "not-left" => Some(format!("QEMU did not leave its checkpoint, and was told again: {why}.")),
+            "waiting-qemu-fails" => Some(format!("The QEMU that waits on this host did not start any more: {why}.")),
             "no-session" => Some(format!("No session with a standby came about: {why}.")),
             "arbiter-unreachable" => Some(format!("The arbiter could not be reached: {why}.")),
             "arbiter-reachable" => {

@@ -44,6 +44,17 @@ impl Network {
     }
 }
 
+/// Deletes a node's TAP device, whoever has it open.
+pub(crate) fn delete_tap(node: &str) {
+    ip(&format!("link del {}", tap(node))).unwrap();
+}
+
+/// Makes it again, in the bridge.
+pub(crate) fn make_tap(node: &str) {
+    ip(&format!("tuntap add dev {} mode tap", tap(node))).unwrap();
+    ip(&format!("link set {} master br0 up", tap(node))).unwrap();
+}
+
 impl Drop for Network {
     fn drop(&mut self) {
         let _ = ip(&format!("netns del {}", self.0));

@@ -18,11 +18,11 @@ use std::{
 };
 
 /// One thread of a process that stands still: the one that runs the loop. The others, that which beats among them, go on.
-struct Frozen(Pid);
+pub(crate) struct Frozen(Pid);
 
 impl Frozen {
     /// The main thread, which has the process's id. Only the test's own thread may let it go on.
-    fn main_thread(pid: u32) -> Self {
+    pub(crate) fn main_thread(pid: u32) -> Self {
         let pid = Pid::from_raw(i32::try_from(pid).unwrap());
         ptrace::seize(pid, ptrace::Options::empty()).expect("ptrace(2), as root");
         ptrace::interrupt(pid).unwrap();
@@ -30,7 +30,7 @@ impl Frozen {
         Self(pid)
     }
 
-    fn thaw(self) {
+    pub(crate) fn thaw(self) {
         ptrace::detach(self.0, None).unwrap();
     }
 }

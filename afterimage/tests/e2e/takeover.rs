@@ -26,7 +26,7 @@ pub(crate) fn fragile(world: &World) -> (StandbyOptions, PathBuf) {
     (StandbyOptions { qemu: Some(line), ..StandbyOptions::default() }, broken)
 }
 
-fn ram_files(world: &World) -> Vec<PathBuf> {
+pub(crate) fn ram_files(world: &World) -> Vec<PathBuf> {
     let entries = fs::read_dir(world.dir.path()).unwrap().map(|entry| entry.unwrap().path());
     entries.filter(|path| path.extension().is_some_and(|ext| ext == "ram")).collect()
 }

@@ -8,7 +8,7 @@ mod line;
 mod process;
 
 pub use line::{Event, LineError, Lines, MAX_LINE, Message, parse};
-pub use process::{Watched, find_instance, instance_id, kill_instance};
+pub use process::{Watched, find_instance, has_ended, instance_id, kill_instance};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Value, json};

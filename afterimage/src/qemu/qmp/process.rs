@@ -33,6 +33,17 @@ fn start_time(stat: &str) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
+/// Whether the process with this pid and [`instance_id`] has ended; also before whoever started it has asked how. One that cannot
+/// be looked at (no descriptor is left) has not.
+#[must_use]
+pub fn has_ended(pid: u32, instance: u64) -> bool {
+    match fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => matches!(state(&stat), Some("Z" | "X")) || instance_id(pid).is_ok_and(|found| found != instance),
+        // ESRCH: it ended while it was read.
+        Err(error) => error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH),
+    }
+}
+
 /// The process on this host that is this instance and has not ended; a stopped one lives.
 #[must_use]
 pub fn find_instance(instance: u64) -> Option<u32> {
@@ -140,11 +151,14 @@ mod tests {
         kill_instance(child.id(), other).unwrap();
         poll(&mut [PollFd::new(&watched, PollFlags::IN)], None).unwrap();
         assert!(watched.has_ended() && watched.instance() == other, "before anybody asked for its exit code");
+        assert!(
+            has_ended(child.id(), other) && has_ended(std::process::id(), other) && !has_ended(std::process::id(), own)
+        );
         assert_eq!(find_instance(other), None, "nor is it one that lives");
         assert!(!child.wait().unwrap().success());
         assert!(Watched::new(child.id()).is_err());
         kill_instance(child.id(), other).unwrap();
-        assert!(instance_id(child.id()).is_err());
+        assert!(instance_id(child.id()).is_err() && has_ended(child.id(), other));
     }
 
     #[test]

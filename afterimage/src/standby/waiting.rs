@@ -1,0 +1,109 @@
+//! The QEMU that waits is looked after: one that died is started again, and a host that cannot do that says so, to its operator and
+//! to the primary. Its NICs come back, too.
+
+use super::node::{NIC_PATIENCE, Node, VM_CHECK};
+use crate::{events::emit, exit, report};
+use anyhow::Result;
+use mc_core::{register::Owner, standby::Role};
+use serde_json::json;
+use std::time::Duration;
+
+/// How long starting a QEMU may take before this loop counts as standing still.
+const QEMU_START: Duration = Duration::from_secs(10);
+/// Nothing was committed for so long, and for so many times the usual: nothing is committed any more. (How long an epoch is, is the
+/// primary's affair.)
+const NO_COMMIT: Duration = Duration::from_secs(5);
+const TIMES: u32 = 10;
+
+impl Node {
+    /// A waiting QEMU that died is started again.
+    pub(super) fn look_after_vm(&mut self) {
+        let now = self.clock.now();
+        if now.since(self.checked_vm_at) < VM_CHECK || self.pending.is_some() {
+            return;
+        }
+        self.checked_vm_at = now;
+        let Some(vm) = &mut self.vm else { return };
+        if vm.is_alive() {
+            return self.mend_nics();
+        }
+        let (due, news) = self.revival.found_dead(now);
+        if news {
+            tracing::warn!("the waiting QEMU died; starting it again over the same RAM file");
+            emit("waiting-qemu-died", json!({}));
+        }
+        if due {
+            self.revive();
+        }
+    }
+
+    fn revive(&mut self) {
+        self.progress.busy(QEMU_START);
+        let restarted = self.restart_vm();
+        self.progress.mark();
+        let now = self.clock.now();
+        match restarted {
+            Ok(owner) => {
+                if self.revival.unable().is_some() {
+                    tracing::info!("the waiting QEMU starts again");
+                    emit("waiting-qemu-starts", json!({}));
+                }
+                self.revival.succeeded(now);
+                self.driver.set_owner(owner);
+                if let Err(error) = self.gate.connect(NIC_PATIENCE) {
+                    self.mending.lost(now, error.to_string());
+                }
+            }
+            Err(error) => {
+                let why = exit::words(&error);
+                tracing::warn!(why, "the waiting QEMU does not start");
+                if self.revival.failed(now, why.clone()) {
+                    tracing::error!(why, "this host cannot run the VM: the primary is told, and goes on alone");
+                    emit("waiting-qemu-fails", json!({ "why": why }));
+                    self.driver.unable(format!("the QEMU that waits there died, and does not start again: {why}"));
+                }
+            }
+        }
+    }
+
+    fn restart_vm(&mut self) -> Result<Owner> {
+        let this = self.this;
+        let vm = self.vm.as_mut().ok_or_else(|| anyhow::anyhow!("no VM waits here"))?;
+        vm.restart()?;
+        vm.owner(this)
+    }
+
+    /// NICs of a QEMU that waits; one that is gone has none.
+    fn mend_nics(&mut self) {
+        let Some(pid) = self.vm.as_mut().and_then(|vm| vm.pid()) else { return };
+        let specs = report::nics(&self.config.nics);
+        // What fails is noted, and tried again.
+        let _ = self.mending.mend(self.clock.now(), &mut self.gate, &specs, Some(pid));
+    }
+
+    /// The gate could not be polled.
+    pub(super) fn gate_failed(&mut self, why: String) {
+        if self.vm.as_mut().is_some_and(|vm| vm.is_alive()) && self.pending.is_none() {
+            self.mending.lost(self.clock.now(), why);
+        } else {
+            tracing::debug!(why, "gate");
+        }
+    }
+
+    /// Why this side does not do its work, in words.
+    pub(super) fn stalled(&self) -> Option<String> {
+        let unable = self.revival.unable().map(|why| format!("the QEMU that waits here does not start: {why}"));
+        unable.or_else(|| self.uncommitted())
+    }
+
+    fn uncommitted(&self) -> Option<String> {
+        let machine = self.driver.machine();
+        let last = self.driver.figures().last_commit_at.filter(|_| machine.role() == Role::Protecting)?;
+        let since = self.clock.now().since(last);
+        let epochs = u32::try_from(machine.committed().1.0).unwrap_or(u32::MAX).max(1);
+        let limit = NO_COMMIT.max(last.since(self.attached_at) / epochs * TIMES);
+        (since >= limit).then(|| {
+            format!("the primary has committed nothing for {} s: see whether its VM and its QEMU run", since.as_secs())
+        })
+    }
+}

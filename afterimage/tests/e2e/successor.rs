@@ -1,0 +1,152 @@
+//! What follows a data path, or a supervisor, that died: nothing that can be had again is lost with it.
+
+use crate::{
+    guest::Vm,
+    proc::{Proc, is_alive, kill, signal, until},
+    stalls::Frozen,
+    world::{VM, World, free_addr},
+};
+use rustix::process::Signal;
+use std::{fs, process::Command};
+
+/// `protect` of a VM that has no standby.
+fn alone(world: &World) -> (Vm, Proc) {
+    let vm = world.vm("vm", &[]);
+    let mut protect = world.protect("a", "a", &vm.qmp, free_addr(), "");
+    protect.wait_event("no-session");
+    (vm, protect)
+}
+
+/// Kills the data path; the next one.
+fn next_data_path(world: &World, protect: &mut Proc) -> u32 {
+    let first = protect.data_path();
+    kill(first);
+    let next = until("another data path", || {
+        protect.is_running().then_some(())?;
+        protect.child_with("data-path").filter(|pid| *pid != first)
+    });
+    world.wait_role("a", "solo");
+    next
+}
+
+#[test]
+fn a_vm_that_runs_alone_has_its_network_back_though_the_witness_is_away() {
+    let Some((world, mut witness)) = World::with_witness() else { return };
+    let (vm, mut protect) = alone(&world);
+    witness.kill();
+    protect.wait_event("arbiter-unreachable");
+    next_data_path(&world, &mut protect);
+    assert_eq!(protect.count("asking"), 0, "{}", protect.said());
+    vm.serial.goes_on();
+    // And it finds its standby as the dead one would have, when the witness is back.
+    let _witness = world.witness_again();
+    protect.wait_event("arbiter-reachable");
+    assert_eq!(world.register().generation.0, 1);
+}
+
+/// It was protected, and is alone since: what the register holds then is what the next one begins with.
+#[test]
+fn what_the_register_says_since_is_what_the_next_one_knows() {
+    let Some((world, witness)) = World::with_witness() else { return };
+    let (vm, mut protect, mut standby) = world.pair();
+    standby.proc.kill();
+    protect.wait_events("solo", 2);
+    let held = world.register();
+    until("QEMU has left", || world.status("a")["stalled"].is_null().then_some(()));
+    protect.wait_event("no-session");
+    signal(witness.pid(), Signal::STOP);
+    protect.wait_event("arbiter-unreachable");
+    next_data_path(&world, &mut protect);
+    assert_eq!(world.status("a")["generation"], held.generation.0);
+    signal(witness.pid(), Signal::CONT);
+    let mut next = world.standby_at("c", standby.addr);
+    protect.wait_events("protected", 2);
+    next.proc.wait_event("protected");
+    vm.serial.goes_on();
+    vm.serial.assert_sound();
+}
+
+#[test]
+fn what_an_operator_has_set_outlives_the_data_path() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (_vm, mut protect) = alone(&world);
+    let (code, stdout, stderr) = world.run("a", &format!("set --vm {VM} epoch=37ms"));
+    assert_eq!(code, 0, "{stdout} {stderr}");
+    next_data_path(&world, &mut protect);
+    assert_eq!(world.status("a")["epoch_us"], 37_000);
+}
+
+/// As a package manager does: the new file is renamed over the old one.
+#[test]
+fn an_upgrade_of_the_program_costs_no_data_path() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let vm = world.vm("vm", &[]);
+    let (program, new) = (world.path("afterimage"), world.path("afterimage.new"));
+    fs::copy(env!("CARGO_BIN_EXE_afterimage"), &program).unwrap();
+    let mut command = Command::new(&program);
+    let to = free_addr().to_string();
+    command
+        .args(["protect", "--vm", VM, "--node", "a", "--to", &to, "--arbiter", &world.arbiter, "--qmp"])
+        .arg(&vm.qmp);
+    command.arg("--state-dir").arg(world.path("state-a")).arg("--run-dir").arg(world.run_dir("a"));
+    let mut protect = Proc::spawn(world.dir.path(), "a", command);
+    protect.wait_event("no-session");
+    fs::copy(env!("CARGO_BIN_EXE_afterimage"), &new).unwrap();
+    fs::rename(&new, &program).unwrap();
+    next_data_path(&world, &mut protect);
+    // Nor if there is no file any more.
+    fs::remove_file(&program).unwrap();
+    next_data_path(&world, &mut protect);
+    vm.serial.goes_on();
+}
+
+#[test]
+fn a_data_path_without_supervisor_and_qemu_ends() {
+    for reaped in [true, false] {
+        let Some((world, _witness)) = World::with_witness() else { return };
+        let (mut vm, mut protect) = alone(&world);
+        let data_path = protect.data_path();
+        kill(vm.proc.pid());
+        kill(protect.pid());
+        if reaped {
+            vm.proc.kill();
+        }
+        until("the data path ends", || (!is_alive(data_path)).then_some(()));
+        protect.kill();
+    }
+}
+
+/// QEMU's main thread does not answer; the data path, whose supervisor is dead, does.
+#[test]
+fn a_data_path_without_a_supervisor_does_not_wait_for_qemu() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (vm, protect) = alone(&world);
+    let frozen = Frozen::main_thread(vm.proc.pid());
+    kill(protect.pid());
+    until("the data path has noticed", || (protect.count("supervisor-died") == 1).then_some(()));
+    assert_eq!(world.status("a")["role"], "solo");
+    frozen.thaw();
+    vm.serial.goes_on();
+    // It hears from QEMU itself, now as then.
+    let mut look = crate::proc::qmp(&vm.look);
+    look.execute("stop", serde_json::Value::Null, crate::proc::LONG).unwrap();
+    until("the VM is said to be paused", || {
+        world.status("a")["stalled"].as_str()?.contains("the VM is paused (QEMU says paused)").then_some(())
+    });
+}
+
+#[test]
+fn a_terminal_that_hangs_up_ends_both_sides_in_order() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (vm, mut protect, mut standby) = world.pair();
+    signal(standby.proc.pid(), Signal::HUP);
+    standby.proc.expect_end(0, &[]);
+    assert!(crate::takeover::ram_files(&world).is_empty(), "something of the VM's RAM is left");
+    protect.wait_events("solo", 2);
+    assert_eq!(protect.count("suspect"), 0, "{}", protect.said());
+    signal(protect.pid(), Signal::HUP);
+    protect.expect_end(0, &[]);
+    assert!(protect.wait_event("ended")["why"].as_str().unwrap().contains("the VM runs on"));
+    vm.serial.goes_on();
+    vm.serial.assert_sound();
+}
