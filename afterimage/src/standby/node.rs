@@ -20,7 +20,7 @@ use crate::{
     config::StandbyConfig,
     control::{Control, refused},
     events::emit,
-    exit::{self, Code, ExitError, cannot_listen},
+    exit::{Code, ExitError, cannot_listen},
     gate::{Mode, NicGate, Options},
     identity,
     inbox::{self, readable, wait},

@@ -34,10 +34,7 @@ use crate::{
     keeper::{self, Charge},
     live::Session,
     metrics::{Scrapes, Snapshot},
-    qemu::{
-        control::run_state,
-        qmp::{Qmp, Watched, find_instance},
-    },
+    qemu::qmp::{Watched, find_instance},
     report,
     signals::Signals,
     status::{Request, Response, SCHEMA, Status, socket_path},
@@ -63,8 +60,6 @@ fn owner(register: &Register, us: &Owner) -> String {
     }
 }
 
-/// For a QEMU that may run the VM to say so.
-const QEMU: Duration = Duration::from_secs(2);
 const QEMU_ENDED: &str = "the VM's QEMU ended";
 /// How often a register that does not name this VM is read again.
 const READ_AGAIN: Duration = Duration::from_secs(1);

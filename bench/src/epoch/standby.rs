@@ -89,9 +89,10 @@ fn lost(driver: &mut StandbyDriver<Box<dyn Transport>, Monotonic>) -> Result<boo
             StandbyErrand::ReadRegister | StandbyErrand::Cas { .. } => return Ok(true),
             StandbyErrand::Refused(reason, why) => bail!("an epoch was refused: {reason:?}: {why}"),
             StandbyErrand::Fatal(why) => bail!("{why}"),
-            StandbyErrand::TakeOver { .. } | StandbyErrand::Renounce { .. } | StandbyErrand::Discard => {
-                bail!("the session ended too early")
-            }
+            StandbyErrand::TakeOver { .. }
+            | StandbyErrand::Abandon
+            | StandbyErrand::Renounce { .. }
+            | StandbyErrand::Discard => bail!("the session ended too early"),
         }
     }
     Ok(false)
