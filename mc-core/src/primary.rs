@@ -437,7 +437,11 @@ impl Primary {
         self.actions.push_back(Action::Cas { expect: register.generation, new, contested: false });
     }
 
+    /// A VM that was shut down stays so, whatever else ends protection.
     fn unprotect(&mut self, reason: GoodbyeReason) {
+        if self.ending == Some(GoodbyeReason::GuestGone) {
+            return;
+        }
         self.ending = Some(reason);
         match self.role {
             Role::Solo if reason == GoodbyeReason::GuestGone => self.end(),

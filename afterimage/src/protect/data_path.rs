@@ -360,6 +360,9 @@ impl DataPath {
     /// With `--once` a first attempt that fails for want of the source ends this process. Otherwise it goes on being the VM's way to its
     /// network.
     fn source_broken(&mut self, why: String, unsupported: bool) {
+        if self.is_vm_gone() {
+            return; // and its stream with it
+        }
         tracing::error!(%why, "the checkpoint stream broke; giving protection up");
         emit("source-broken", json!({ "why": why, "unsupported": unsupported }));
         let first = self.driver.figures().last_ack_at.is_none();

@@ -165,6 +165,7 @@ impl Understudy {
         let (why, unsupported) = ("there is no control connection to QEMU".to_owned(), false);
         Ok(match task {
             Task::Start(_) => Some(ToDataPath::Started { error: Some(why), unsupported }),
+            Task::Explain(_) if self.gone => None, // that was said
             Task::Explain(seen) => Some(ToDataPath::SourceBroken { why: format!("{seen}; {why}"), unsupported }),
             Task::Leave | Task::Look => None,
             Task::Fence => {

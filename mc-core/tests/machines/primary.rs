@@ -390,6 +390,8 @@ fn a_guest_that_shuts_down_ends_the_process_after_the_arbiter_agreed() {
     assert_eq!(do_all(&mut new(1), &[gone]), [Action::End]);
     let mut primary = protected_pair();
     assert_eq!(do_all(&mut primary, &[gone]), [claim()]);
+    let broken = Event::Unprotect(GoodbyeReason::Unprotected);
+    assert_eq!(do_all(&mut primary, &[broken]), [], "the stream of a VM that is gone breaks, too");
     let farewell = Action::CloseLink(Some(GoodbyeReason::GuestGone));
     let actions = do_all(&mut primary, &[Event::Cas(Won(solo(3, "a")))]);
     assert_eq!(actions, [farewell, Action::Solo, Action::End]);
