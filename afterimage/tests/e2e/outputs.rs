@@ -170,24 +170,36 @@ fn a_change_that_the_standby_cannot_load_ends_protection_and_is_named_on_both_ho
 
 #[test]
 fn a_change_that_the_standby_can_load_ends_the_claim_until_it_has() {
-    for flags in ["", "--no-rehearsal"] {
-        let Some((world, _witness)) = World::with_witness() else { return };
-        let vm = world.vm("vm", &[]);
-        let mut standby = world.standby_with("b", &StandbyOptions { flags: words(flags), ..StandbyOptions::default() });
-        let mut protect = world.protect("a", "a", &vm.qmp, standby.addr, "");
-        protect.wait_event("protected");
-        standby.proc.wait_event("protected");
-        qmp(&vm, "object-add", json!({ "qom-type": "rng-builtin", "id": "r0" }));
-        protect.wait_events("protected", 2);
-        let events = protect.events();
-        let (first, changed) = (position(&events, "protected", 1), position(&events, "outputs", 1));
-        let between = &events[changed..position(&events, "protected", 2)];
-        assert!(first < changed && between.iter().any(|event| event["event"] == "holding"), "{}", protect.said());
-        assert_eq!(standby.proc.count("rehearsed"), if flags.is_empty() { 2 } else { 0 }, "{}", standby.proc.said());
-        assert_eq!(world.status("a")["protected"], true);
-        vm.serial.goes_on();
-        vm.serial.assert_sound();
-    }
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (vm, mut protect, standby) = world.pair();
+    qmp(&vm, "object-add", json!({ "qom-type": "rng-builtin", "id": "r0" }));
+    protect.wait_events("protected", 2);
+    let events = protect.events();
+    let (first, changed) = (position(&events, "protected", 1), position(&events, "outputs", 1));
+    let between = &events[changed..position(&events, "protected", 2)];
+    assert!(first < changed && between.iter().any(|event| event["event"] == "holding"), "{}", protect.said());
+    assert_eq!(standby.proc.count("rehearsed"), 2, "{}", standby.proc.said());
+    assert_eq!(world.status("a")["protected"], true);
+    vm.serial.goes_on();
+    vm.serial.assert_sound();
+}
+
+/// It answers at once, so that nobody waits for what will not come.
+#[test]
+fn a_change_is_no_end_of_protection_where_nothing_is_rehearsed() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let vm = world.vm("vm", &[]);
+    let options = StandbyOptions { flags: words("--no-rehearsal"), ..StandbyOptions::default() };
+    let mut standby = world.standby_with("b", &options);
+    let mut protect = world.protect("a", "a", &vm.qmp, standby.addr, "");
+    protect.wait_event("protected");
+    standby.proc.wait_event("protected");
+    qmp(&vm, "object-add", json!({ "qom-type": "rng-builtin", "id": "r0" }));
+    protect.wait_event("outputs");
+    until("it is protected", || (world.status("a")["protected"] == true).then_some(()));
+    assert_eq!(standby.proc.count("rehearsed"), 0, "{}", standby.proc.said());
+    vm.serial.goes_on();
+    vm.serial.assert_sound();
 }
 
 /// A session that begins later is with the VM as it is then.

@@ -262,7 +262,8 @@ impl Registry {
     pub(crate) fn renounces(&self, before: &Register, now: &Register) -> bool {
         let alone = Register { generation: before.generation.next(), mode: Mode::Solo, ..*before };
         let asked = |r: &Request| matches!(r.ask, Ask::Cas { new, .. } if new == alone);
-        before.mode != Mode::Solo && *now == alone && !self.clients[0].asked.iter().any(asked)
+        let mut owners = self.clients.iter().filter(|client| client.node == before.owner.node.id);
+        before.mode != Mode::Solo && *now == alone && !owners.any(|owner| owner.asked.iter().any(asked))
     }
 
     /// The newest register that was ever stored.
