@@ -87,7 +87,8 @@ fn a_standby_leaves_a_vm_alone_that_was_taken_over_on_its_host() {
     assert_eq!(world.status("b")["role"], "running");
     let mut protect =
         world.protect("b", "p", &stranger.qmp, next.addr, &format!("--once --run-dir {}", world.path("p").display()));
-    protect.expect_end(4, &["web is another QEMU process of this host", "a second copy must not run visibly beside it"]);
+    protect
+        .expect_end(4, &["web is another QEMU process of this host", "a second copy must not run visibly beside it"]);
     assert!(is_alive(qemu));
     b.serial.goes_on();
 }
