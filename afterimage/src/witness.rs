@@ -228,7 +228,7 @@ pub fn run(config: &WitnessConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Room for [`MAX_CLIENTS`] descriptors and a few more: the usual soft limit is just that number.
+/// Room for [`MAX_CLIENTS`] descriptors and a few more: the usual soft limit is 1024. Where the hard one is lower, callers wait.
 fn raise_file_limit() {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);

@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tempfile::TempDir;
-use witness_common::{BINARY, Daemon, LONG, asker, exchange, name, node, protected, run, solo, until};
+use witness_common::{BINARY, Daemon, LONG, asker, exchange, many_files, name, node, protected, run, solo, until};
 
 /// The state directory of a witness, and of two nodes, a and b.
 struct World {
@@ -281,23 +281,42 @@ fn an_operator_on_the_witness_host_assigns_and_forgets() {
 }
 
 /// 1,000 VMs: each asks once a second, as its two nodes do, while one swap after the other is timed. Told, not judged.
+/// Seen: its state disk hung, the witness died, and the arbiter was called reachable for ever.
+#[test]
+fn a_client_that_hangs_says_so() {
+    use rustix::fs::{FlockOperation, flock};
+    let world = World::new();
+    let daemon = Daemon::start(world.witness.path());
+    let client = world.client("a", daemon.address);
+    until("it answers", || client.health().reachable);
+    let lock =
+        fs::File::options().write(true).create(true).truncate(false).open(world.a.path().join("vm.seen.lock")).unwrap();
+    flock(&lock, FlockOperation::LockExclusive).unwrap();
+    until("it is said", || !client.health().reachable);
+    let why = client.health().failover_possible().unwrap_err();
+    assert!(why.contains("for its name service or for the disk of --state-dir"), "{why}");
+    drop(lock);
+    until("it answers again", || client.health().failover_possible().is_ok());
+}
+
 #[test]
 fn a_thousand_vms_on_one_witness() {
     const VMS: usize = 1000;
     let dir = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(dir.path());
+    many_files();
     let stop = std::sync::atomic::AtomicBool::new(false);
     let mut took: Vec<Duration> = Vec::new();
     std::thread::scope(|scope| {
         for part in 0..8 {
             let (daemon, stop) = (&daemon, &stop);
             scope.spawn(move || {
-                let stream = daemon.connect();
+                // Two nodes a VM, each over a connection of its own, each once a second.
+                let nodes: Vec<_> = (part..2 * VMS).step_by(8).map(|node| (node / 2, daemon.connect())).collect();
                 while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                    for vm in (part..VMS).step_by(8) {
-                        let vm = format!("vm-{vm}");
-                        asker(&stream, &vm, "a", None).unwrap();
-                        std::thread::sleep(Duration::from_millis(4)); // 8 x 250 a second: two nodes per VM
+                    for (vm, stream) in &nodes {
+                        asker(stream, &format!("vm-{vm}"), "a", None).unwrap();
+                        std::thread::sleep(Duration::from_millis(4));
                     }
                 }
             });

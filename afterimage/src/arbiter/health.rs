@@ -58,7 +58,9 @@ impl Health {
             return Err(format!("the arbiter cannot be reached: {}", self.last_error.as_deref().unwrap_or("not yet")));
         }
         let Some(told) = self.told else { return Ok(()) };
-        match (told.standing, told.probe_age_ms) {
+        // An answer that is old says nothing of now.
+        let since = u32::try_from(told.at.elapsed().as_millis()).unwrap_or(u32::MAX);
+        match (told.standing, told.probe_age_ms.map(|age| age.saturating_add(since))) {
             (Standing::Waiting, _) => {
                 Err("the witness has started, and waits for what the VM's nodes have seen".to_owned())
             }

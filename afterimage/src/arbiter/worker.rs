@@ -58,6 +58,9 @@ const BACKOFF_MAX: Duration = Duration::from_millis(200);
 /// So long an arbiter has to be unable to answer before its operator may answer in its stead.
 const OPERATOR_AFTER: Duration = Duration::from_secs(3);
 
+/// A try that has not ended for so long does not end by itself: the name service, or the disk of `--state-dir`, hangs.
+const HUNG: Duration = Duration::from_secs(5);
+
 /// What the worker and its owner share.
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -76,6 +79,8 @@ struct State {
     health: Health,
     /// What this node has seen.
     seen: Option<Register>,
+    /// Since when the worker tries; `None`: it does not.
+    trying_since: Option<Instant>,
     /// Since when no try was answered.
     unable_since: Option<Instant>,
     /// The first ask waits for the operator …
@@ -94,6 +99,7 @@ impl Shared {
             answers: VecDeque::new(),
             health,
             seen: backend.seen(),
+            trying_since: None,
             unable_since: None,
             parked: false,
             decided: false,
@@ -121,7 +127,18 @@ impl Shared {
     }
 
     pub(super) fn health(&self) -> Health {
-        self.state.lock().health.clone()
+        let state = self.state.lock();
+        let hung = state.trying_since.filter(|since| since.elapsed() >= HUNG);
+        let mut health = state.health.clone();
+        if let Some(since) = hung {
+            let why = format!(
+                "this node has waited for {} s for its name service or for the disk of --state-dir",
+                since.elapsed().as_secs()
+            );
+            let reachable_until = if health.reachable { since } else { health.since };
+            health = Health { reachable: false, since: reachable_until, last_error: Some(why), ..health };
+        }
+        health
     }
 
     pub(super) fn seen(&self) -> Option<Register> {
@@ -158,9 +175,11 @@ impl Shared {
             }
             let first = self.due(&state);
             if first.is_some() && (now >= not_before) {
+                state.trying_since = Some(now);
                 return Some((first, state.decided));
             }
             if first.is_none() && !state.parked && check_at.is_some_and(|at| now >= at) {
+                state.trying_since = Some(now);
                 return Some((None, false));
             }
             let until = if first.is_some() { Some(not_before) } else { check_at.filter(|_| !state.parked) };
@@ -182,6 +201,7 @@ impl Shared {
     fn book(&self, asked: Option<&Ask>, attempt: Attempt, backend: &dyn Backend, vm: Name) {
         let mut state = self.state.lock();
         let before = state.health.clone();
+        state.trying_since = None;
         (state.health.witness, state.health.told, state.seen) = (backend.witness(), backend.told(), backend.seen());
         if !matches!(attempt, Attempt::Answer(_) | Attempt::Decided(_)) {
             state.unable_since.get_or_insert(Instant::now());

@@ -18,8 +18,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Connections at a time.
-pub(super) const MAX_CLIENTS: usize = 1024;
+/// Connections at a time: two nodes a VM, so 2,000 VMs.
+pub(super) const MAX_CLIENTS: usize = 4096;
 /// Strangers among them.
 const MAX_STRANGERS: usize = MAX_CLIENTS / 2;
 /// A known node asks once a second: one that has been idle for so long gives its place up when all are taken.

@@ -68,15 +68,16 @@ impl Probe {
 pub(super) fn run(store: &Store, work: &Receiver<Work>, done: &Sender<Input>, probe: &Probe, mut works: bool) {
     let mut due = Instant::now() + EVERY;
     loop {
+        // However much there is to write: its age is told with every answer.
+        if Instant::now() >= due {
+            probe.run(store, &mut works);
+            due = Instant::now() + EVERY;
+        }
         let (vm, result) = match work.recv_timeout(due.saturating_duration_since(Instant::now())) {
             Ok(Work::Persist(vm, register)) => (vm, store.persist(vm, register)),
             Ok(Work::Remove(vm)) => (vm, store.remove(vm)),
             Err(RecvTimeoutError::Disconnected) => return,
-            Err(RecvTimeoutError::Timeout) => {
-                probe.run(store, &mut works);
-                due = Instant::now() + EVERY;
-                continue;
-            }
+            Err(RecvTimeoutError::Timeout) => continue,
         };
         if done.send(Input::Stored { vm, result }).is_err() {
             return;
