@@ -30,7 +30,7 @@ impl Alone {
     /// What it says.
     pub(super) fn hear(&mut self, message: &ToSupervisor) {
         match message {
-            ToSupervisor::StartSource { .. } => *self = Self { register: None, began: true },
+            ToSupervisor::StartSource => *self = Self { register: None, began: true },
             ToSupervisor::Alone { register } => self.register = Some(*register),
             _ => {}
         }
