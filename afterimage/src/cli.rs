@@ -81,10 +81,15 @@ pub enum Command {
     /// Tell why roles changed on this host: every failover, fencing, refusal and fall-back, from the journals of its VMs
     #[command(after_long_help = help("afterimage why --vm web --last 1"))]
     Why(WhyArgs),
-    /// On the standby, with --arbiter manual: take the VM over
+    /// On the standby: take the VM over
+    ///
+    /// With --arbiter manual, or once the witness has been away for 3 s, your word decides. Else the witness does, and a primary that is
+    /// well is stopped: a switchover.
     #[command(after_long_help = help("afterimage takeover --vm web --yes-the-other-side-is-stopped"))]
     Takeover(OperatorArgs),
-    /// On the primary, with --arbiter manual: go on without the standby
+    /// On the primary: go on without the standby
+    ///
+    /// With --arbiter manual, or once the witness has been away for 3 s, your word decides.
     #[command(after_long_help = help("afterimage solo --vm web --yes-the-other-side-is-stopped"))]
     Solo(OperatorArgs),
     /// Accept another witness than the one that this node knows, for one VM; run it on both hosts, once the old witness is

@@ -42,7 +42,7 @@ pub(super) fn answer(path: &mut DataPath, asked: ControlRequest) {
         (Request::Solo, Role::Registering | Role::Protected) if path.arbiter.operator_may_decide() => {
             path.operator_wants_solo = true;
             path.end_protection();
-            done("ending protection through the arbiter")
+            done("going solo: your word decides")
         }
         (Request::Solo | Request::Unprotect, _) if needs_arbiter => return path.order(Wanted::Unprotect(asked)),
         (Request::Solo | Request::Unprotect, Role::HandingBack | Role::Fenced | Role::Ended) => {

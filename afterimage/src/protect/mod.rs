@@ -139,10 +139,15 @@ fn record(config: &ProtectConfig, process: &'static str) -> Result<()> {
 
 /// Nobody listens at the QMP socket, or nobody that speaks QMP.
 fn no_qmp(error: QmpError) -> anyhow::Error {
-    if !matches!(error, QmpError::Connect { .. } | QmpError::NotQmp { .. }) {
-        return error.into();
-    }
-    let remedy = "start QEMU with `-qmp unix:SOCKET,server=on,wait=off`, and name that socket with --qmp";
+    let remedy = match error {
+        QmpError::Connect { .. } | QmpError::NotQmp { .. } => {
+            "start QEMU with `-qmp unix:SOCKET,server=on,wait=off`, and name that socket with --qmp"
+        }
+        QmpError::Busy { .. } => {
+            "end that client (`ss -xp` shows it), or give QEMU a second `-qmp` socket, and name that with --qmp"
+        }
+        _ => return error.into(),
+    };
     ExitError::new(Code::Prerequisite, error).remedy(remedy).into()
 }
 

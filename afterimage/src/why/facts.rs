@@ -46,7 +46,7 @@ impl Facts {
         let newest =
             |field: &str| incident.entries.iter().rev().find_map(|e| e.fields.get(field).filter(|v| !v.is_null()));
         let syncing = incident.before("syncing");
-        let peer = syncing.and_then(|e| e.text("standby").or_else(|| e.text("primary")));
+        let peer = syncing.and_then(|e| named(e.fields.get("standby").or_else(|| e.fields.get("primary"))?));
         let takeover = incident.find("running").map_or(
             Value::Null,
             |e| json!({ "since_suspicion": e.fields.get("since_suspicion"), "qemu": e.fields.get("qemu") }),
@@ -78,6 +78,12 @@ impl Facts {
     }
 }
 
+/// The name of a node, or of the node of a copy.
+fn named(of: &Value) -> Option<&str> {
+    let node = of.get("node").unwrap_or(of);
+    node.get("name").unwrap_or(node).as_str()
+}
+
 fn suspicion(incident: &Incident) -> Value {
     let Some(entry) = incident.find("suspect").or_else(|| incident.find("link-lost")) else { return Value::Null };
     let mut told = json!({ "at_ms": entry.at_ms, "event": entry.event });
@@ -97,7 +103,7 @@ fn swap(incident: &Incident) -> Value {
     json!({
         "asked_at_ms": asking.at_ms,
         "expect": asking.fields.get("expect"),
-        "before": register_before(incident),
+        "before": register_before(incident, asking.fields.get("expect")),
         "new": asking.fields.get("new"),
         "outcome": of(answer, "outcome"),
         "holds": of(answer, "register"),
@@ -105,10 +111,11 @@ fn swap(incident: &Incident) -> Value {
     })
 }
 
-/// What the register held, as far as this side knew: it said "protected" once, by this side's own swap.
-fn register_before(incident: &Incident) -> Value {
+/// What the register held, if this side's own swap had made that.
+fn register_before(incident: &Incident, expect: Option<&Value>) -> Value {
     let won = incident.before("cas").filter(|e| e.text("outcome") == Some("won"));
-    won.and_then(|e| e.fields.get("register")).cloned().unwrap_or_default()
+    let register = won.and_then(|e| e.fields.get("register"));
+    register.filter(|register| register.get("generation") == expect).cloned().unwrap_or_default()
 }
 
 fn output(incident: &Incident) -> Value {

@@ -50,6 +50,14 @@ pub enum QmpError {
         /// What was found.
         found: String,
     },
+    /// It does not greet in time.
+    #[error("nobody greets at {} within {after:?}: QMP serves one client at a time, and another one has it", path.display())]
+    Busy {
+        /// Where.
+        path: PathBuf,
+        /// How long was waited.
+        after: Duration,
+    },
     /// No answer in time.
     #[error("QEMU did not answer {what} within {after:?}")]
     Timeout {
@@ -135,7 +143,7 @@ impl Qmp {
             }
             Ok(Some(other)) => Err(not(format!("expected QMP's greeting, found {other:?}"))),
             Ok(None) if self.lines.unfinished().is_empty() => {
-                Err(not(format!("no greeting within {timeout:?} (QMP serves one client at a time: is there another?)")))
+                Err(QmpError::Busy { path: path.to_owned(), after: timeout })
             }
             Ok(None) => Err(not(format!("it greets with {:?}", self.lines.unfinished()))),
             Err(QmpError::Closed) => Err(not("it closed the connection without a greeting".into())),

@@ -106,7 +106,9 @@ pub(super) fn connect(
             Ok(qmp) => return Ok(qmp),
             Err(QmpError::Connect { .. }) if Instant::now() < deadline => thread::sleep(STEP),
             // QEMU refuses its options after it has opened its sockets: what it said is the better error.
-            Err(QmpError::Closed | QmpError::NotQmp { .. }) if Instant::now() < deadline => thread::sleep(STEP),
+            Err(QmpError::Closed | QmpError::NotQmp { .. } | QmpError::Busy { .. }) if Instant::now() < deadline => {
+                thread::sleep(STEP)
+            }
             Err(source) => return Err(StandbyError::Qmp { source, stderr: stderr_tail(dir) }),
         }
     }
