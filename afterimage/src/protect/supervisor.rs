@@ -351,8 +351,11 @@ impl Supervisor {
             ToSupervisor::Protected { generation } => self.proven = Some(*generation),
             ToSupervisor::LeaveSource => {
                 self.proven = None; // the register says (solo, self)
-                self.leaving.begin();
-                return self.attend_to_leaving(child);
+                if self.qemu.as_mut().and_then(Qemu::gone).is_none() {
+                    self.leaving.begin();
+                    self.attend_to_leaving(child);
+                }
+                return;
             }
             ToSupervisor::Changed(config) => self.brief.config = (**config).clone(),
             ToSupervisor::Fence => self.leaving.give_up(),

@@ -144,6 +144,7 @@ impl Understudy {
 
     fn serve(&mut self, message: &ToSupervisor) {
         match message {
+            ToSupervisor::LeaveSource if self.gone => return, // it has left everything
             ToSupervisor::LeaveSource => return self.leaving.begin(),
             ToSupervisor::MakeWay => (self.qemu, self.connect_at) = (None, Instant::now() + MAKE_WAY),
             ToSupervisor::Fence => self.leaving.give_up(),
