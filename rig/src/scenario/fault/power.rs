@@ -42,10 +42,12 @@ fn fall(watch: &mut Watch, round: &mut Round<'_>) -> Result<()> {
     watch.strike(round, "power fails");
     watch.due(round, "protect");
     watch.due(round, "standby");
+    // At once; but one follows the other here, and a witness that lived for those milliseconds could give the VM to a standby that
+    // dies before it runs it. That an operator has to decide (docs/adr/0012).
+    round.witness.kill();
     let [primary, standby] = blows;
     primary()?;
     standby()?;
-    round.witness.kill();
     watch.calm();
     (round.protect, round.standby) = (None, None);
     for file in std::fs::read_dir(&round.settings.ram_dir)?.flatten() {
