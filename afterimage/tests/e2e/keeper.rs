@@ -87,9 +87,20 @@ fn after_a_takeover_nobodys_death_takes_the_network_along() {
     assert_eq!(next["handed_over"], false, "{next}");
     client.is_served(5);
 
-    // `protect` relieves both, and protects the VM to a third node.
+    // One that is refused relieves nobody.
     let mut c = standby_with(&world, "c", "waiting");
-    let mut host_b = protect(&world, "b", "b2", &world.run_dir("b").join("web/standby.qmp"), &c);
+    let qmp = world.run_dir("b").join("web/standby.qmp");
+    let wrong = format!("--nic {}", nic(world.dir.path(), "b").replace("tap-b", "tap-B"));
+    world.protect("b", "no-tap", &qmp, c.addr, &wrong).expect_end(6, &["error: TAP device tap-B"]);
+    let stranger = format!("--unheld nobody --nic {}", nic(world.dir.path(), "b"));
+    world.protect("b", "no-output", &qmp, c.addr, &stranger).expect_end(2, &["no output called nobody"]);
+    assert!(again.proc.is_running(), "{}", again.proc.said());
+    assert_eq!(again.proc.count("operator"), 0, "nobody has told it to leave");
+    assert_eq!(status(&world, "b", "standby")["role"], "running");
+    client.is_served(5);
+
+    // `protect` relieves both, and protects the VM to a third node.
+    let mut host_b = protect(&world, "b", "b2", &qmp, &c);
     again.proc.expect_end(0, &[]);
     host_b.wait_event("protected");
     c.proc.wait_event("protected");
