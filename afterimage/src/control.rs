@@ -7,12 +7,15 @@ use crate::{
     inbox::{self, Inbox},
     keeper,
     progress::Progress,
-    status::{ControlError, ControlSocket, Request, Response, SCHEMA, Status, WAITING, ask, socket_path},
+    status::{ControlError, ControlSocket, RUNNING, Request, Response, SCHEMA, Status, WAITING, ask, socket_path},
 };
 use anyhow::Result;
 use mc_core::id::Name;
 use std::{
-    os::fd::{AsFd, BorrowedFd},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
     path::Path,
     sync::{Arc, Mutex, mpsc},
     time::{Duration, Instant},
@@ -120,13 +123,13 @@ pub enum Predecessor {
     Nobody,
     /// It goes on being the VM's way to its network until [`take_place`] has it leave.
     MadeWay,
-    /// It left: it could not make way.
-    Left,
+    /// A standby tells of the VM that it took over, and a keeper has the VM's network. It stays until [`relieve_teller`] has it leave.
+    Tells,
     /// There is none, and a keeper passes the VM's packets, until a gate opens: see [`keeper::relieve`].
     Kept,
 }
 
-/// If a process on this node runs the VM solo, has it make way, or leave. Its gate was the VM's network: the caller must stay even
+/// If a process on this node runs the VM solo, has it make way. Its gate was the VM's network: the caller must stay even
 /// if no standby is found.
 ///
 /// # Errors
@@ -139,13 +142,34 @@ pub fn ask_to_make_way(run_dir: &Path, vm: Name) -> Result<Predecessor> {
     } else if tell_predecessor(&primary, vm, Request::MakeWay)? {
         return Ok(Predecessor::MadeWay);
     }
-    // One that took over has QEMU's control connection for as long as it lives.
+    let standby = socket_path(run_dir, vm, Side::Standby);
+    match ask(&standby, Request::Status, PATIENCE) {
+        Err(ControlError::Io { .. }) => {}
+        // It has let go of QEMU's control connection.
+        Ok(Response::Status(status)) if status.role == RUNNING => return Ok(Predecessor::Tells),
+        Err(error) => return Err(error.into()),
+        Ok(_) => relieve_teller(run_dir, vm)?, // it says why not
+    }
+    Ok(keeper::running(run_dir, vm).map_or(Predecessor::Nobody, |_| Predecessor::Kept))
+}
+
+/// Whether somebody on this node has the VM, or its network.
+#[must_use]
+pub fn is_anybody_here(run_dir: &Path, vm: Name) -> bool {
+    let there = |side| UnixStream::connect(socket_path(run_dir, vm, side)).is_ok();
+    [Side::Primary, Side::Standby, Side::Keeper].into_iter().any(there)
+}
+
+/// Has a standby leave that tells of the VM that it took over. Its keeper stays.
+///
+/// # Errors
+/// It does not leave.
+pub fn relieve_teller(run_dir: &Path, vm: Name) -> Result<()> {
     let standby = socket_path(run_dir, vm, Side::Standby);
     if tell_predecessor(&standby, vm, Request::Handover)? {
         wait_until_gone(&standby)?;
-        return Ok(Predecessor::Left);
     }
-    Ok(keeper::running(run_dir, vm).map_or(Predecessor::Nobody, |_| Predecessor::Kept))
+    Ok(())
 }
 
 /// Whether it has not begun: its gate is closed, and the VM has no network to lose.

@@ -30,6 +30,8 @@ use std::{
 pub const SCHEMA: u32 = 1;
 /// The role of a primary that has not heard yet whose the VM is.
 pub const WAITING: &str = "waiting-for-arbiter";
+/// The role of a standby whose VM runs there.
+pub const RUNNING: &str = "running";
 /// For an answer over the control socket: its thread only copies figures.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -122,7 +124,7 @@ pub struct Status {
     pub takeover: Option<Takeover>,
     /// Named counts, such as "throttled_epochs", "full_syncs".
     pub counters: BTreeMap<String, u64>,
-    /// Of a primary, every way out of the VM.
+    /// Of a primary, every way out of the VM. Of a standby, those that the primary protects the VM but for, by name.
     pub outputs: Vec<OutputStatus>,
     /// What the operator should know: "the serial console is not held", "SCHED_FIFO is not permitted".
     pub notes: Vec<String>,

@@ -357,8 +357,8 @@ impl DataPath {
         Ok(())
     }
 
-    /// With `--once` a first attempt that fails for want of the source ends this process. Otherwise it goes on being the VM's way to its
-    /// network.
+    /// With `--once` a first attempt that fails for want of the source ends this process, and a keeper has the VM's network. Otherwise it
+    /// goes on being the VM's way there.
     fn source_broken(&mut self, why: String, unsupported: bool) {
         if self.is_vm_gone() {
             return; // and its stream with it

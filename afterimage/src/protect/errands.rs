@@ -93,8 +93,12 @@ impl DataPath {
         self.left.told(self.clock.now());
         self.supervisor.say(&ToSupervisor::LeaveSource)?;
         self.session_ended();
-        self.ending = self.ending.take().or_else(|| self.end_when_solo.take());
-        if self.stop.is_ending() && self.ending.is_none() && self.driver.machine().role() == Role::Solo {
+        let solo = self.driver.machine().role() == Role::Solo;
+        match self.end_when_solo.take().filter(|_| self.ending.is_none()) {
+            Some((code, why)) if solo => self.end_once(code, &why),
+            end => self.ending = self.ending.take().or(end),
+        }
+        if self.stop.is_ending() && self.ending.is_none() && solo {
             self.leave_network();
         }
         Ok(())

@@ -89,7 +89,7 @@ impl DataPath {
         Ok(())
     }
 
-    /// Says so if the reason is news. With `--once` it ends this process, unless that is the VM's way to its network.
+    /// Says so if the reason is news. With `--once` it ends this process, and a keeper has the VM's network.
     fn no_session(&mut self, trouble: &Trouble) {
         let trouble = &self.once(trouble.clone());
         let before = self.seek.reason().map(|reason| json!({ "why": reason.why, "times": reason.times }));
@@ -99,7 +99,7 @@ impl DataPath {
             emit("no-session", json!({ "why": why, "slow": slow, "before": before }));
         }
         if !self.brief.stay {
-            self.ending = Some((Code::Failed, trouble.why.clone()));
+            self.end_once(Code::Failed, &trouble.why);
         }
     }
 

@@ -82,6 +82,9 @@ pub fn run(mut config: ProtectConfig) -> Result<Code> {
     beats::check(&config.wish())?;
     let next = config.rejoin.then(|| next_standby(&config)).transpose().map_err(ExitError::from)?;
     std::fs::create_dir_all(&config.run_dir).with_context(|| format!("run directory {}", config.run_dir.display()))?;
+    if control::is_anybody_here(&config.run_dir, config.vm) {
+        nics::look(&config)?; // before anybody is told anything
+    }
     let predecessor = control::ask_to_make_way(&config.run_dir, config.vm)?;
     let relieves = predecessor == Predecessor::MadeWay;
     let mut qmp = Qmp::connect(&config.qmp, Duration::from_secs(5)).map_err(no_qmp)?;
@@ -100,6 +103,9 @@ pub fn run(mut config: ProtectConfig) -> Result<Code> {
         return Ok(Code::Done);
     };
     config.accept_witness = false; // once
+    if predecessor == Predecessor::Tells {
+        control::relieve_teller(&config.run_dir, config.vm)?;
+    }
     tell_attached(&config, &profile, register);
     if found == Found::LeftOver {
         tracing::warn!("QEMU is still in checkpoint mode: an earlier `protect` died. Leaving it");

@@ -24,11 +24,16 @@ const NICS: Duration = Duration::from_secs(5);
 const NICS_IN_PLACE: Duration = Duration::from_millis(500);
 
 /// Looks whether the gate could be opened, before anybody is told to leave for it: a wrong name must not cost the VM its network.
+pub(super) fn look(config: &ProtectConfig) -> Result<()> {
+    NicGate::check(&report::nics(&config.nics)).map_err(|error| cannot_open(&error))
+}
+
+/// Looks again, at the last moment.
 pub(super) fn check(brief: &Brief) -> Result<()> {
     let config = &brief.config;
     let replaces = brief.relieve || keeper::running(&config.run_dir, config.vm).is_some();
     if brief.deaths == 0 && replaces {
-        NicGate::check(&report::nics(&config.nics)).map_err(|error| cannot_open(&error))?;
+        look(config)?;
     }
     Ok(())
 }

@@ -100,6 +100,7 @@ impl DataPath {
     /// The VM's outputs, or its devices, are others than before.
     pub(super) fn vm_changed(&mut self, changed: Changed) {
         let remade = changed.make.is_some_and(|make| self.brief.profile.remake(make));
+        self.brief.outputs = changed.outputs.clone();
         let news = self.outputs.update(changed.outputs);
         if remade || news.is_some() {
             self.seek.anew(self.clock.now());

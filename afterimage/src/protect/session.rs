@@ -79,7 +79,7 @@ fn shake_hands(brief: &Brief, generation: Generation, witness: WitnessId) -> Res
     let hello = Hello { witness, ..hello(brief, generation, beat_port)? };
     let ours = Ours::prepare(&config.paths, call.local_addr(), &hello)?;
     let endpoint = ours.endpoint();
-    let connected = call.shake_hands(&hello, &brief.profile.to_json(), endpoint.as_ref())?;
+    let connected = call.shake_hands(&hello, &profile(brief).to_json(), endpoint.as_ref())?;
     let (node, theirs) = ((hello.node, witness), (connected.peer.node, connected.peer.witness));
     identity::check_pair(node, theirs).map_err(NoPair)?;
     let theirs: Profile = Profile::from_json(&connected.profile).context("the standby")?;
@@ -92,6 +92,12 @@ fn shake_hands(brief: &Brief, generation: Generation, witness: WitnessId) -> Res
     let route = ours.settle(connected.link, theirs.as_ref(), keepalive, &connected.peer, peer)?;
     let standby = Owner { node: connected.peer.node, instance: connected.peer.instance };
     Ok(Found { incarnation: hello.incarnation, standby, peer, beats, route, key: hello.beat_key })
+}
+
+/// The VM's, and what it will be protected but for.
+fn profile(brief: &Brief) -> Profile {
+    let unheld = brief.outputs.unheld().map(|output| output.name.clone()).collect();
+    Profile { unheld, ..brief.profile.clone() }
 }
 
 /// Whether it may pass by itself. A refusal says what an operator has to change, unless it says that the standby is busy, or has not

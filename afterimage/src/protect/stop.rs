@@ -150,9 +150,25 @@ impl DataPath {
     /// The VM runs solo: whoever keeps its network from now on takes over from this gate.
     pub(super) fn leave_network(&mut self) {
         match self.hand_network_over() {
-            Ok(why) => self.ending = Some((Code::Done, why.to_owned())),
+            Ok(kept) => self.ending = Some((Code::Done, format!("told to end; {kept}"))),
             Err(error) => {
                 self.refuse_stop(&format!("the VM's network has nobody else to keep it: {}", exit::words(&error)));
+            }
+        }
+    }
+
+    /// `--once`, and there is nothing left to do: ends as after a signal, but with this code. Without a keeper it stays.
+    pub(super) fn end_once(&mut self, code: Code, why: &str) {
+        match self.hand_network_over() {
+            Ok(kept) => self.ending = Some((code, format!("{why}; {kept}"))),
+            Err(error) => {
+                self.brief.stay = true;
+                let error = exit::words(&error);
+                let note =
+                    format!("stays, though --once was said: the VM's network has nobody else to keep it: {error}");
+                tracing::error!(why = note);
+                emit("stop-refused", json!({ "why": note }));
+                self.notes.push(note);
             }
         }
     }
@@ -161,10 +177,10 @@ impl DataPath {
         let generation = self.driver.machine().register().generation;
         let charge = Charge::of_primary(&self.brief.config, generation);
         let Some(keeper) = keeper::take_network(&charge, Some(&mut self.driver.gate))? else {
-            return Ok("told to end; the VM runs on, unprotected");
+            return Ok("the VM runs on, unprotected");
         };
         emit("keeper-started", json!({ "keeper": keeper.pid(), "generation": generation, "handed_over": true }));
-        Ok("told to end; the VM runs on, unprotected, and its network keeper has its network")
+        Ok("the VM runs on, unprotected, and its network keeper has its network")
     }
 
     /// The end that a signal asked for cannot be an orderly one.

@@ -24,6 +24,10 @@ use std::{
     },
 };
 
+/// The export ends nothing.
+const STILL_TRIES: &str =
+    "This standby goes on trying to take the VM over: stop it before the exported copy is started anywhere";
+
 /// An export under way.
 #[derive(Debug)]
 pub(super) struct Export {
@@ -109,7 +113,7 @@ impl Node {
             Ok(Exported { stream, command, bytes }) => {
                 emit("exported", json!({ "stream": stream, "command": command, "bytes": bytes }));
                 let (stream, command) = (stream.display(), command.display());
-                done(&format!("wrote {stream} ({bytes} bytes); how to run it is in {command}"))
+                done(&format!("wrote {stream} ({bytes} bytes); how to run it is in {command}. {STILL_TRIES}"))
             }
             Err(error) => refused(&format!("the export failed: {}", exit::words(&error))),
         };
@@ -165,6 +169,9 @@ fn explanation(plan: &Plan, state: &VmState, stream: &Path) -> Result<String> {
          To run it, on one host only, and only if it runs nowhere else:\n\
          \n\
          {command}\n\
+         \n\
+         The standby that wrote this goes on trying to take the VM over. Stop it before this copy is started anywhere (a first\n\
+         signal to end may be refused; a second one is obeyed), and see that the VM does not run there. Else two copies may run.\n\
          \n\
          The NICs' sockets and TAP devices must be there, as on the standby that wrote this. QEMU's version must know the machine\n\
          type {}.\n",

@@ -5,7 +5,7 @@ use crate::{
     events,
     metrics::{Buckets, Snapshot},
     narration, report,
-    status::{SCHEMA, Status},
+    status::{OutputStatus, RUNNING, SCHEMA, Status},
 };
 use mc_core::{gate::OutputGate, id::Time, standby::Role};
 use serde_json::json;
@@ -21,7 +21,7 @@ pub(super) fn word(role: Role) -> &'static str {
         Role::Lost => "lost",
         Role::Disputed => "disputed",
         Role::TakingOver => "taking-over",
-        Role::Active => "running",
+        Role::Active => RUNNING,
     }
 }
 
@@ -79,6 +79,9 @@ pub(super) fn status(node: &Node) -> Status {
         notes: report::standing_notes().into_iter().chain(node.leave.note()).chain(node.missed.clone()).collect(),
         ..Status::default()
     };
+    if machine.role() != Role::Active {
+        status.outputs = node.vm.iter().flat_map(|vm| vm.unheld()).map(|name| unheld(name)).collect();
+    }
     let now = node.clock.now();
     status.notes.extend(node.vm.iter().flat_map(|vm| vm.notes()).map(|note| format!("on QEMU's command line, {note}")));
     let unloadable = node.unloadable.as_ref();
@@ -96,4 +99,10 @@ pub(super) fn status(node: &Node) -> Status {
         report::fill_beats(&mut status, beats);
     }
     status
+}
+
+/// An output, as far as the primary has told of it.
+fn unheld(name: &str) -> OutputStatus {
+    let why = "the primary protects the VM but for it: --unheld";
+    OutputStatus { name: name.to_owned(), class: "unheld".into(), why: why.into(), ..OutputStatus::default() }
 }

@@ -37,7 +37,7 @@ use crate::{
     qemu::qmp::{Watched, find_instance},
     report,
     signals::Signals,
-    status::{Request, Response, SCHEMA, Status, socket_path},
+    status::{RUNNING, Request, Response, SCHEMA, Status, socket_path},
 };
 use anyhow::{Context, Result};
 use mc_core::{
@@ -173,7 +173,7 @@ impl Running {
         let status = Status {
             schema: SCHEMA,
             side: "standby".into(),
-            role: "running".into(),
+            role: RUNNING.into(),
             vm: config.vm.to_string(),
             node: config.node.to_string(),
             notes: report::standing_notes(),

@@ -104,6 +104,11 @@ impl WaitingVm {
         Ok(Image::new(blocks.collect::<Result<_>>()?))
     }
 
+    /// What the primary protects the VM but for.
+    pub(super) fn unheld(&self) -> &[String] {
+        &self.profile.unheld
+    }
+
     /// QEMU's process, to be watched when this is gone.
     pub(super) fn watch(&mut self) -> Result<Watched> {
         Ok(Watched::new(self.vm()?.pid())?)

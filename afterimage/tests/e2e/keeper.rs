@@ -4,7 +4,7 @@ use crate::{
     guest::Vm,
     net::{Client, Network, device, nic},
     proc::{Proc, is_alive, kill, signal, until},
-    world::{Standby, StandbyOptions, VM, World, kill_host},
+    world::{Standby, StandbyOptions, VM, World, free_addr, kill_host},
 };
 use rustix::process::Signal;
 use serde_json::Value;
@@ -87,9 +87,20 @@ fn after_a_takeover_nobodys_death_takes_the_network_along() {
     assert_eq!(next["handed_over"], false, "{next}");
     client.is_served(5);
 
-    // `protect` relieves both, and protects the VM to a third node.
+    // One that is refused relieves nobody.
     let mut c = standby_with(&world, "c", "waiting");
-    let mut host_b = protect(&world, "b", "b2", &world.run_dir("b").join("web/standby.qmp"), &c);
+    let qmp = world.run_dir("b").join("web/standby.qmp");
+    let wrong = format!("--nic {}", nic(world.dir.path(), "b").replace("tap-b", "tap-B"));
+    world.protect("b", "no-tap", &qmp, c.addr, &wrong).expect_end(6, &["error: TAP device tap-B"]);
+    let stranger = format!("--unheld nobody --nic {}", nic(world.dir.path(), "b"));
+    world.protect("b", "no-output", &qmp, c.addr, &stranger).expect_end(2, &["no output called nobody"]);
+    assert!(again.proc.is_running(), "{}", again.proc.said());
+    assert_eq!(again.proc.count("operator"), 0, "nobody has told it to leave");
+    assert_eq!(status(&world, "b", "standby")["role"], "running");
+    client.is_served(5);
+
+    // `protect` relieves both, and protects the VM to a third node.
+    let mut host_b = protect(&world, "b", "b2", &qmp, &c);
     again.proc.expect_end(0, &[]);
     host_b.wait_event("protected");
     c.proc.wait_event("protected");
@@ -124,6 +135,38 @@ fn a_protect_that_is_told_to_end_leaves_the_vm_its_network() {
     let mut again = protect(&world, "a", "a2", &vm.qmp, &b);
     again.wait_event("protected");
     assert!(!is_alive(pid(&started, "keeper")), "its place is the data path's");
+    client.is_served(5);
+    vm.serial.assert_sound();
+}
+
+#[test]
+fn an_attempt_that_is_made_once_and_comes_to_nothing_leaves_the_vm_its_network() {
+    let Some(_network) = Network::enter(&["a", "b"]) else { return };
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let more = device(world.dir.path(), "a");
+    let vm = world.vm("vm", &more.iter().map(String::as_str).collect::<Vec<_>>());
+    let flags = format!("--once --nic {}", nic(world.dir.path(), "a"));
+    let mut client = Client::new();
+    // Nobody is there.
+    let mut alone = world.protect("a", "alone", &vm.qmp, free_addr(), &flags);
+    alone.expect_end(1, &["Connection refused", "its network keeper has its network"]);
+    assert_eq!(alone.wait_event("keeper-started")["handed_over"], true, "{}", alone.said());
+    client.is_served(5);
+    let (code, stdout, _) = world.run("a", &format!("status --vm {VM}"));
+    assert!(code == 3 && stdout.contains("web on a (keeper): keeping, NOT PROTECTED"), "{code}: {stdout}");
+    let keeper = pid(&alone.wait_event("keeper-started"), "keeper");
+    kill(keeper);
+    until("the keeper ends", || (!is_alive(keeper)).then_some(()));
+
+    // One that has less RAM refuses.
+    let mut qemu = world.standby_qemu("b", None);
+    let memory = qemu.iter().position(|word| word == "-m").expect("-m") + 1;
+    qemu[memory] = "24M".to_owned();
+    qemu.extend(device(world.dir.path(), "b"));
+    let b = vec!["--nic".to_owned(), nic(world.dir.path(), "b")];
+    let other = world.standby_with("b", &StandbyOptions { qemu: Some(qemu), flags: b, ..StandbyOptions::default() });
+    let mut refused = world.protect("a", "refused", &vm.qmp, other.addr, &flags);
+    refused.expect_end(1, &["its network keeper has its network"]);
     client.is_served(5);
     vm.serial.assert_sound();
 }

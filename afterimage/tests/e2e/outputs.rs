@@ -68,6 +68,9 @@ fn outputs_that_nobody_holds_are_refused_by_name_and_forced_by_name() {
     assert_eq!(code, 3, "{text}");
     assert!(text.contains("protected but for serial1, d0, n1, which nothing holds"), "{text}");
     assert!(text.contains("not held, as --unheld allows: netdev n1: "), "{text}");
+    let (code, text, _) = world.run("b", &format!("status --vm {VM}"));
+    assert_eq!(code, 3, "{text}");
+    assert!(text.contains("protected but for serial1, d0, n1, which nothing holds"), "{text}");
     vm.serial.goes_on();
 }
 

@@ -33,6 +33,9 @@ pub struct Profile {
     pub devices: Vec<Device>,
     /// Every RAM block; the index is its `BlockId`.
     pub blocks: Vec<RamBlock>,
+    /// Of the primary: outputs that nothing holds, and that it protects the VM but for. For the standby's status; not compared.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unheld: Vec<String>,
 }
 
 /// What of a VM may change while it runs: a part of its profile.

@@ -42,6 +42,7 @@ impl Profile {
             cpus: cpus(qmp)?,
             devices: make.devices,
             blocks: make.blocks,
+            unheld: Vec::new(),
         })
     }
 }
