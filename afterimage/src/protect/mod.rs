@@ -87,17 +87,14 @@ pub fn run(mut config: ProtectConfig) -> Result<Code> {
     }
     let predecessor = control::ask_to_make_way(&config.run_dir, config.vm)?;
     let relieves = predecessor == Predecessor::MadeWay;
-    let mut qmp = Qmp::connect(&config.qmp, Duration::from_secs(5)).map_err(no_qmp)?;
-    let found = qemu::look(&mut qmp).map_err(not_to_be_protected)?;
-    let profile = Profile::query(&mut qmp)?;
-    let outputs = inventory::take(&mut qmp, &config.nic_sockets())?;
-    outputs::refuse(&config.forced(), &outputs)?;
+    let told = |_: &anyhow::Error| tell_who_goes_on(predecessor);
+    let Looked { mut qmp, found, profile, outputs } = look(&config).inspect_err(told)?;
     let qemu_pid = qmp.peer_pid()?;
     record(&config, "supervisor")?;
     let node = identity::node(&config.state_dir, config.node)?;
     let owner = Owner { node, instance: instance_id(qemu_pid)? };
     let signals = Signals::catch().context("catching signals")?;
-    let Owned::Ours(register) = own_the_vm(&config, owner, &signals, relieves)? else {
+    let Owned::Ours(register) = own_the_vm(&config, owner, &signals, relieves).inspect_err(told)? else {
         let why = "told to end before the arbiter had said whose the VM is; nothing had begun";
         emit("ended", json!({ "code": Code::Done as u8, "why": why }));
         return Ok(Code::Done);
@@ -121,6 +118,34 @@ pub fn run(mut config: ProtectConfig) -> Result<Code> {
         }
         (ended, _) => ended,
     }
+}
+
+/// A VM that can be protected.
+struct Looked {
+    qmp: Qmp,
+    found: Found,
+    profile: Profile,
+    outputs: inventory::Inventory,
+}
+
+fn look(config: &ProtectConfig) -> Result<Looked> {
+    let mut qmp = Qmp::connect(&config.qmp, Duration::from_secs(5)).map_err(no_qmp)?;
+    let found = qemu::look(&mut qmp).map_err(not_to_be_protected)?;
+    let profile = Profile::query(&mut qmp)?;
+    let outputs = inventory::take(&mut qmp, &config.nic_sockets())?;
+    outputs::refuse(&config.forced(), &outputs)?;
+    Ok(Looked { qmp, found, profile, outputs })
+}
+
+/// After a refusal: what becomes of whoever has the VM.
+fn tell_who_goes_on(predecessor: Predecessor) {
+    let who = match predecessor {
+        Predecessor::Nobody => return,
+        Predecessor::MadeWay => "the `protect` that has the VM goes on, and commands QEMU again within seconds",
+        Predecessor::Tells => "the standby that took the VM over goes on, and so does its network",
+        Predecessor::Kept => "the keeper goes on: it has the VM's network",
+    };
+    tracing::warn!("this `protect` does not begin; {who}");
 }
 
 fn tell_attached(config: &ProtectConfig, profile: &Profile, register: Register) {
