@@ -51,7 +51,7 @@ pub enum QmpError {
         found: String,
     },
     /// It does not greet in time.
-    #[error("nobody greets at {} within {after:?}: QMP serves one client at a time, and another one has it", path.display())]
+    #[error("nobody greets at {} within {after:?}: another client has it (QMP serves one client at a time), or this is no QMP socket", path.display())]
     Busy {
         /// Where.
         path: PathBuf,
