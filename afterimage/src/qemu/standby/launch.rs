@@ -107,7 +107,7 @@ pub(super) fn connect(
             Err(QmpError::Connect { .. }) if Instant::now() < deadline => thread::sleep(STEP),
             // QEMU refuses its options after it has opened its sockets: what it said is the better error.
             Err(QmpError::Closed | QmpError::NotQmp { .. } | QmpError::Busy { .. }) if Instant::now() < deadline => {
-                thread::sleep(STEP)
+                thread::sleep(STEP);
             }
             Err(source) => return Err(StandbyError::Qmp { source, stderr: stderr_tail(dir) }),
         }
