@@ -15,7 +15,7 @@
 //! | [`hands`], [`understudy`] | the data path's way to QEMU, with and without its supervisor |
 //! | [`leaving`], [`left`] | QEMU leaves its checkpoints, however long that takes; what is said of it meanwhile |
 //! | [`nics`], [`standstill`] | NICs that come back; why the VM, or this side, does not get on |
-//! | [`seek`], [`look`], [`session`] | looks for a standby, again and again; shakes hands with it |
+//! | [`seek`], [`mod@look`], [`session`] | looks for a standby, again and again; shakes hands with it |
 //! | [`proving`] | proves that beats come both ways |
 //! | [`orders`] | what an operator or a signal wants, and needs the arbiter for |
 //! | [`outputs`] | whether the VM's outputs are held |

@@ -19,7 +19,7 @@
 //! | [`watch`] | asks without waiting, once a second |
 //! | [`network`], [`disks`], [`chardevs`], [`devices`] | an answer each, and what it means |
 //! | [`known`] | device and object types: what is known of them |
-//! | [`line`] | QEMU's own command line: what QMP does not tell |
+//! | [`mod@line`] | QEMU's own command line: what QMP does not tell |
 
 mod chardevs;
 mod collect;
