@@ -35,15 +35,21 @@
 //! A standby that waits, and reads that the register names a copy of its own which it knows to be no more, renounces: it swaps
 //! to (solo, the owner as registered). Nobody else could ever take that VM over (docs/adr/0012).
 
+mod claiming;
+mod rehearsal;
+mod report;
 mod staged;
+
+pub use report::{Action, Event, Role};
 
 use crate::{
     id::{Epoch, Generation, Time},
     machine::Machine,
     primary::Sabotage,
-    register::{CasOutcome, Mode, Owner, Register},
+    register::{Mode, Owner, Register},
     wire::control::{Body, NackReason},
 };
+use rehearsal::Rehearsal;
 use staged::Staged;
 use std::collections::VecDeque;
 
@@ -56,171 +62,6 @@ pub struct Config {
     pub rehearse: bool,
     /// Removes one invariant, to see that its test notices. `None` but in tests.
     pub sabotage: Option<Sabotage>,
-}
-
-/// What happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Event {
-    /// A primary's session is up, and its profile matches.
-    Session {
-        /// The generation that will be replicated.
-        generation: Generation,
-        /// What this standby drew for the session, and told the primary: the register has to name it.
-        instance: u64,
-    },
-    /// A slab arrived, and its records fit the image.
-    Slab {
-        /// From its header.
-        generation: Generation,
-        /// From its header.
-        epoch: Epoch,
-        /// From its header.
-        index: u32,
-    },
-    /// A slab arrived whose records do not fit the image.
-    BadSlab,
-    /// The commit record of an epoch arrived.
-    Commit {
-        /// Of this generation.
-        generation: Generation,
-        /// This one.
-        epoch: Epoch,
-        /// It has so many slabs.
-        slabs: u32,
-        /// Output was held when it was captured.
-        held: bool,
-    },
-    /// The primary asks for a rehearsal of this epoch, or a later one.
-    RehearsalAsked {
-        /// Of this generation.
-        generation: Generation,
-        /// The first that will do.
-        epoch: Epoch,
-    },
-    /// A throw-away copy of the VM has loaded the image that [`Action::Rehearse`] was about; or could not.
-    Rehearsed {
-        /// It could.
-        passed: bool,
-    },
-    /// The epoch in staging is incomplete, nothing is free for its next slab, and it cannot be spilled.
-    StagingFull,
-    /// Spilling or applying failed.
-    StorageFailed,
-    /// The VM could not be run here: the QEMU that waits for it died, and does not start again.
-    Unable,
-    /// The connection broke.
-    LinkDown,
-    /// The primary missed K beats, or an operator wants a takeover.
-    Suspect,
-    /// The primary ended protection, and said so.
-    Goodbye,
-    /// The primary's access is ended, and everything that had arrived was handled.
-    Revoked,
-    /// The arbiter was read, and says what it may say ([`crate::seen`]).
-    RegisterRead(Option<Register>),
-    /// The arbiter was read, and cannot be believed.
-    ArbiterFault,
-    /// An operator has made sure that the VM runs nowhere else, and wants it here. While the register is being read: the arbiter
-    /// cannot be waited for.
-    OperatorTakesOver,
-    /// The room of a copy that was lost is needed.
-    MakeRoom,
-    /// The arbiter answered a swap.
-    Cas(CasOutcome),
-    /// The VM runs here.
-    Running,
-}
-
-/// What is to be done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Action {
-    /// Keep the slab just reported until its epoch is committed.
-    Stage,
-    /// Put the slab just reported into the image, and free it.
-    ApplyNow,
-    /// Free the slab just reported: it belongs to no epoch that we want.
-    Drop,
-    /// Tell the primary (an ACK, or a NACK).
-    Send {
-        /// The generation spoken of.
-        generation: Generation,
-        /// The epoch spoken of.
-        epoch: Epoch,
-        /// [`Body::Ack`] (the driver fills in its free slabs) or [`Body::Nack`].
-        body: Body,
-    },
-    /// The epoch is committed: put its staged slabs into the image, and its device state beside it.
-    Apply(Epoch),
-    /// Have a throw-away copy of the VM load the image as it is at this epoch; apply nothing until [`Event::Rehearsed`].
-    Rehearse(Epoch),
-    /// That is not needed any more: apply what was committed meanwhile.
-    EndRehearsal,
-    /// Free the staged slabs of an epoch that will never be complete.
-    DiscardStaged,
-    /// End the primary's access to our memory, handle what had arrived, then say [`Event::Revoked`] (I3).
-    Revoke,
-    /// Ask the arbiter what the register holds.
-    ReadRegister,
-    /// Ask the arbiter for the VM.
-    Cas {
-        /// If it still has this generation …
-        expect: Generation,
-        /// … hold this.
-        new: Register,
-    },
-    /// The register names a copy that this node does not have any more: tell the arbiter that the owner is alone. Answer with
-    /// [`Event::Cas`].
-    Renounce {
-        /// If it still has this generation …
-        expect: Generation,
-        /// … hold this.
-        new: Register,
-    },
-    /// The VM is ours: run it from this epoch.
-    TakeOver {
-        /// The generation that the register now has.
-        generation: Generation,
-        /// The committed epoch that the image holds.
-        epoch: Epoch,
-    },
-    /// The image is void: forget it, close the session, wait for another.
-    Discard,
-    /// Another copy owns the VM since: end the takeover, and whatever it has started.
-    Abandon,
-}
-
-/// The role, for status and tests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Role {
-    /// Waits for a primary.
-    Idle,
-    /// Receives the full synchronisation.
-    Syncing,
-    /// Has it; a throw-away copy of the VM is loading it.
-    Rehearsing,
-    /// Holds the newest committed epoch.
-    Protecting,
-    /// Stopped ACKing; ends the primary's access.
-    Revoking,
-    /// Asks the arbiter.
-    Claiming,
-    /// Another node owns the VM. The copy is kept while there is room.
-    Lost,
-    /// The arbiter, or the primary's end, left it open whose the VM is. The copy is kept; an operator decides.
-    Disputed,
-    /// Won; the VM is being started.
-    TakingOver,
-    /// The VM runs here.
-    Active,
-}
-
-/// A rehearsal beside the epochs that go on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Rehearsal {
-    /// The primary wants one of this epoch, or a later one.
-    Asked(Epoch),
-    /// Of this epoch.
-    UnderWay(Epoch),
 }
 
 /// The machine.
@@ -391,49 +232,6 @@ impl Standby {
         self.actions.push_back(Action::Send { generation, epoch, body });
     }
 
-    /// One that is under way is of an older make.
-    fn rehearsal_asked(&mut self, epoch: Epoch) {
-        if self.role != Role::Protecting {
-            return;
-        }
-        if !self.config.rehearse {
-            // Its operator does without; the primary need not wait for what never comes.
-            let (generation, body) = (self.generation, Body::Rehearsed);
-            return self.actions.push_back(Action::Send { generation, epoch, body });
-        }
-        if matches!(self.rehearsal, Some(Rehearsal::UnderWay(_))) {
-            self.actions.push_back(Action::EndRehearsal);
-        }
-        self.rehearsal = Some(Rehearsal::Asked(epoch));
-    }
-
-    fn rehearsed(&mut self, passed: bool) {
-        match (self.role, self.rehearsal) {
-            (Role::Rehearsing, _) if passed => {
-                self.role = Role::Protecting;
-                self.actions.push_back(Action::EndRehearsal);
-                self.ack();
-            }
-            (Role::Rehearsing, _) => {
-                let (generation, epoch, body) = (self.generation, self.committed, Body::Nack(NackReason::Rehearsal));
-                self.actions.push_back(Action::Send { generation, epoch, body });
-                self.discard();
-            }
-            (Role::Protecting, Some(Rehearsal::UnderWay(epoch))) => {
-                self.actions.push_back(Action::EndRehearsal);
-                if passed {
-                    self.rehearsal = None;
-                    let (generation, body) = (self.generation, Body::Rehearsed);
-                    self.actions.push_back(Action::Send { generation, epoch, body });
-                } else {
-                    self.rehearsal = Some(Rehearsal::Asked(Epoch(u64::MAX))); // never proven in this session
-                    self.refuse(NackReason::Rehearsal);
-                }
-            }
-            _ => {}
-        }
-    }
-
     /// This session cannot go on. What is committed stays ours to claim: the primary will give us up through the arbiter.
     fn refuse(&mut self, reason: NackReason) {
         let (generation, epoch) = (self.generation, self.committed.next());
@@ -482,117 +280,6 @@ impl Standby {
             self.drop_staged();
             self.role = Role::Claiming;
             self.claim();
-        }
-    }
-
-    fn claim(&mut self) {
-        if self.config.sabotage == Some(Sabotage::SwapUnnamed) {
-            return self.ask();
-        }
-        self.actions.push_back(Action::ReadRegister);
-    }
-
-    fn ask(&mut self) {
-        let generation = self.from.next();
-        let new = Register { generation, owner: self.config.owner, mode: Mode::Solo };
-        self.asking = true;
-        self.actions.push_back(Action::Cas { expect: self.from, new });
-    }
-
-    fn renounce(&mut self, held: &Register) {
-        if !std::mem::replace(&mut self.asking, true) {
-            let new = Register { generation: held.generation.next(), mode: Mode::Solo, ..*held };
-            self.actions.push_back(Action::Renounce { expect: held.generation, new });
-        }
-    }
-
-    /// Whose is the VM, by what the register holds?
-    fn register_read(&mut self, held: Option<&Register>) {
-        if let Some(held) = held.filter(|held| self.is_named_in_vain(held)) {
-            return self.renounce(held);
-        }
-        if !matches!(self.role, Role::Claiming | Role::Lost | Role::Disputed | Role::TakingOver) {
-            return;
-        }
-        let above = held.filter(|r| r.generation > self.from);
-        let copy = Owner { instance: self.instance, ..self.config.owner };
-        let named = held.is_some_and(|r| r.generation == self.generation && r.names_standby(&copy));
-        let ours = |r: &Register| r.mode == Mode::Solo && (r.owner.names(&copy) || r.owner.names(&self.config.owner));
-        match above {
-            // An operator says once more what was won already.
-            Some(r) if ours(r) && self.role == Role::TakingOver => self.from = r.generation,
-            Some(r) if ours(r) => self.ask_from(r.generation), // handed to us
-            Some(_) if self.role == Role::TakingOver => self.abandon(),
-            Some(_) => self.lose(),
-            None if self.role == Role::TakingOver => {}
-            None if self.asking => {} // its answer says more
-            None if named && self.config.sabotage == Some(Sabotage::RenounceHeld) => {
-                held.into_iter().for_each(|held| self.renounce(held));
-            }
-            None if named && self.entitled => self.ask_from(self.generation),
-            None if named || self.entitled => self.dispute(),
-            None => self.discard(),
-        }
-    }
-
-    fn ask_from(&mut self, from: Generation) {
-        self.role = Role::Claiming;
-        self.from = from;
-        self.ask();
-    }
-
-    fn lose(&mut self) {
-        if self.left {
-            return self.discard();
-        }
-        self.role = Role::Lost;
-    }
-
-    /// The VM does not run here yet, and an operator has given it to another node meanwhile.
-    fn abandon(&mut self) {
-        self.role = Role::Lost;
-        self.actions.push_back(Action::Abandon);
-    }
-
-    fn dispute(&mut self) {
-        if self.config.sabotage == Some(Sabotage::BelieveLess) {
-            return self.discard();
-        }
-        self.role = Role::Disputed;
-    }
-
-    fn operator_takes_over(&mut self) {
-        match self.role {
-            Role::Protecting => self.suspect(),
-            Role::Disputed => self.ask_from(self.from),
-            // The arbiter does not even say what the register holds.
-            Role::Claiming if self.asking => {}
-            Role::Claiming if self.entitled || self.config.sabotage == Some(Sabotage::DecideUnheld) => {
-                self.ask_from(self.from);
-            }
-            Role::Claiming => self.dispute(), // it lacks what the VM has said: that takes another word
-            _ => {}
-        }
-    }
-
-    fn cas(&mut self, outcome: CasOutcome) {
-        let asked = std::mem::take(&mut self.asking);
-        if asked && self.role == Role::Idle {
-            self.gone = None; // renounced; or the register changed, or an older witness does not know of this
-        }
-        match outcome {
-            // A fault of the arbiter may be told of before the answer to what was asked.
-            _ if self.role != Role::Claiming && !(asked && self.role == Role::Disputed) => {}
-            // Of an earlier session, and late: what it won was lost since.
-            CasOutcome::Won(register) if register.generation <= self.generation => {}
-            CasOutcome::Won(register) => {
-                (self.role, self.from) = (Role::TakingOver, register.generation);
-                self.actions.push_back(Action::TakeOver { generation: register.generation, epoch: self.committed });
-            }
-            CasOutcome::Lost(held) if held.is_some_and(|r| r.generation > self.from) => {
-                self.register_read(held.as_ref());
-            }
-            CasOutcome::Lost(_) => self.dispute(),
         }
     }
 

@@ -1,10 +1,11 @@
 //! Everything that can happen, and what the machines make of it.
 
 use crate::{
+    at_standby::bit,
     register::{Answer, Looks, Step},
     world::{
-        Bounds, Down, Flaw, REFUSAL, Seat, Source, Up, World, primary as new_primary, primary_owner,
-        standby as new_standby, standby_owner,
+        Bounds, Down, Flaw, REFUSAL, Seat, Up, World, primary as new_primary, primary_owner, standby as new_standby,
+        standby_owner,
     },
 };
 use mc_core::{
@@ -14,7 +15,7 @@ use mc_core::{
     primary::{self, Primary},
     register::{Mode, Owner, Register},
     standby::{self, Standby},
-    wire::{arbiter::Ask, control},
+    wire::arbiter::Ask,
 };
 
 /// One thing that happens.
@@ -50,7 +51,7 @@ pub(crate) enum Happening {
 }
 
 /// The only time there is.
-const NOW: Time = Time(0);
+pub(crate) const NOW: Time = Time(0);
 
 impl World {
     /// Everything that may happen now.
@@ -98,7 +99,7 @@ impl World {
     }
 
     /// The VM runs nowhere: what an operator makes sure of.
-    fn is_nowhere(&self) -> bool {
+    pub(crate) fn is_nowhere(&self) -> bool {
         self.vm.is_none() && self.claim.is_none() && self.seats.iter().all(|seat| seat.taken.is_none())
     }
 
@@ -134,86 +135,6 @@ impl World {
             self.happen(bounds, Happening::ToPrimary(message));
         }
         self.outbox.clear();
-    }
-
-    fn at_primary(&self, primary: &Primary, bounds: &Bounds, out: &mut Vec<Happening>) {
-        use primary::{Event, Role};
-        let role = primary.role();
-        if matches!(role, Role::Fenced | Role::Ended) {
-            return;
-        }
-        if role == Role::Solo && self.sessions < bounds.sessions {
-            let next = usize::from(self.sessions) % self.seats.len(); // they take turns
-            let free = matches!(self.seats[next].role(), Some(standby::Role::Idle | standby::Role::Lost));
-            out.extend(free.then_some(Happening::Session(next)));
-        }
-        out.extend(self.outbox.iter().copied().map(Happening::ToPrimary));
-        let source = match self.source {
-            Source::Copying | Source::Stopped => Some(Event::Captured),
-            Source::Running if primary.epochs().0.0 < bounds.epochs => Some(Event::SourceReady),
-            _ => None,
-        };
-        out.extend(source.map(Happening::Primary));
-        out.extend((role == Role::Syncing).then_some(Happening::Primary(Event::BeatsProven)));
-        if role != Role::Solo {
-            out.push(Happening::Primary(Event::LinkDown));
-        }
-        if role != Role::Solo && self.stalls < bounds.stalls {
-            out.push(Happening::Primary(Event::Stalled));
-        }
-        if bounds.trouble {
-            out.push(Happening::Primary(Event::Suspect)); // the same as LinkDown, as far as this machine knows
-            out.push(Happening::Primary(Event::Unprotect(control::GoodbyeReason::Unprotected)));
-            out.push(Happening::Primary(Event::SourceLost));
-            out.extend((self.source == Source::Stopped).then_some(Happening::Primary(Event::Full)));
-        }
-        out.push(Happening::PrimaryCrashes { vm: true });
-        if bounds.primary_restarts > 0 {
-            out.push(Happening::PrimaryCrashes { vm: false });
-        }
-        // Nothing was asked for since the register said (solo, self).
-        let alone = role == Role::Solo || bounds.flaw == Some(Flaw::NextWithoutAsking);
-        if alone && self.primary_restarts < bounds.primary_restarts {
-            out.push(Happening::DataPathFollows);
-        }
-    }
-
-    fn at_standby(&self, i: usize, seat: &Seat, bounds: &Bounds, out: &mut Vec<Happening>) {
-        use standby::{Event, Role};
-        let (Some(_), Some(role)) = (&seat.machine, seat.role()) else {
-            let awaited = self.role().is_some() || self.claim.is_some();
-            let useful = bounds.standby_restarts && awaited && self.sessions <= bounds.sessions;
-            return out.extend((useful && seat.taken.is_none()).then_some(Happening::StandbyRestarts(i)));
-        };
-        if bounds.flaw == Some(Flaw::TwoProcesses) && i > 0 && role == Role::Idle {
-            out.push(Happening::StandbyRestarts(i));
-        }
-        out.extend(seat.inbox.iter().map(|m| Happening::ToStandby(i, *m)));
-        if role == Role::Idle && self.strangers < bounds.strangers {
-            let held = self.registry.disk.map_or(Generation(0), |r| r.generation);
-            out.extend([held, held.next()].map(|generation| Happening::Stranger(i, generation)));
-        }
-        if matches!(role, Role::Syncing | Role::Rehearsing | Role::Protecting) {
-            out.push(Happening::Standby(i, Event::LinkDown));
-            if bounds.trouble {
-                out.extend([Event::Suspect, Event::BadSlab, Event::StagingFull].map(|e| Happening::Standby(i, e)));
-            }
-        }
-        match role {
-            Role::Idle => return,
-            Role::Rehearsing => {
-                out.push(Happening::Standby(i, Event::Rehearsed { passed: true }));
-                out.extend(bounds.trouble.then_some(Happening::Standby(i, Event::Rehearsed { passed: false })));
-            }
-            Role::Revoking => out.push(Happening::Standby(i, Event::Revoked)),
-            Role::TakingOver => out.push(Happening::Standby(i, Event::Running)),
-            // Of a copy that it said to lack something it takes another word.
-            Role::Claiming if bounds.operator && self.is_nowhere() => {
-                out.push(Happening::Standby(i, Event::OperatorTakesOver));
-            }
-            _ => {}
-        }
-        out.push(Happening::StandbyCrashes(i));
     }
 
     /// Lets it happen.
@@ -411,236 +332,5 @@ impl World {
             kept && !seat.forged && before.names_standby(&copy)
         };
         self.wrong.given_up |= self.seats.iter().enumerate().any(has);
-    }
-
-    // The primary.
-
-    fn primary_event(&mut self, bounds: &Bounds, event: primary::Event) {
-        match event {
-            primary::Event::Captured => self.source = Source::Waiting,
-            primary::Event::SourceReady => self.source = Source::Offered,
-            primary::Event::SourceLost => (self.source, self.vm) = (Source::Off, None),
-            primary::Event::Stalled => {
-                self.stalls += 1;
-                self.overtaken = self.seats.iter().any(|s| s.taken.is_some());
-            }
-            _ => {}
-        }
-        self.tell_primary(bounds, event);
-    }
-
-    fn tell_primary(&mut self, bounds: &Bounds, event: primary::Event) {
-        if let Some(primary) = &mut self.primary {
-            primary.handle(NOW, event);
-        }
-        self.primary_acts(bounds);
-    }
-
-    fn primary_acts(&mut self, bounds: &Bounds) {
-        while let Some(action) = self.primary.as_mut().and_then(Machine::poll_action) {
-            self.primary_act(bounds.slabs, action);
-        }
-    }
-
-    fn primary_act(&mut self, slabs: u32, action: primary::Action) {
-        use primary::Action;
-        if matches!(action, Action::Release(_) | Action::Solo | Action::Resume) {
-            self.wrong.after_fence |= self.fenced;
-        }
-        match action {
-            Action::BeginSync { .. } => self.source = Source::Copying,
-            Action::Pause { .. } => self.source = Source::Stopped,
-            Action::Hold => self.holding = true,
-            Action::Barrier(_) | Action::GaveUp | Action::Late | Action::Dead | Action::AskRehearsal { .. } => {}
-            Action::Resume => self.source = Source::Running,
-            Action::Commit { epoch, held } => self.commit(slabs, epoch, held),
-            Action::Release(epoch) => self.release(epoch),
-            Action::Cas { expect, new, .. } => self.registry.ask(0, Ask::Cas { expect, new }),
-            Action::CloseLink(goodbye) => self.close_link(goodbye.is_some()),
-            Action::Solo => self.go_solo(),
-            Action::Fence => self.fence(),
-            Action::End => self.source = Source::Off,
-        }
-    }
-
-    fn fence(&mut self) {
-        let register = *self.primary.as_ref().expect("acts").register();
-        let gone = self.vm.is_none();
-        self.wrong.given_up |= !gone && !self.was_overtaken(register.generation, |o| !o.names(&register.owner));
-        self.fenced = true;
-        self.source = Source::Off;
-        self.registry.forget(0);
-    }
-
-    fn release(&mut self, epoch: Epoch) {
-        self.wrong.after_stall |= self.overtaken;
-        let index = usize::try_from(epoch.0 - 1).unwrap();
-        let captured = self.link.and_then(|i| self.seats[i].captures.get(index)).copied();
-        self.show(captured.unwrap_or(self.progress));
-    }
-
-    /// Until output is held the VM says more right after each epoch, and everybody hears it.
-    fn commit(&mut self, slabs: u32, epoch: Epoch, held: bool) {
-        self.progress += 1;
-        if let Some(i) = self.link {
-            self.seats[i].captures.push(self.progress);
-        }
-        if !self.holding {
-            self.progress += 1;
-            self.show(self.progress);
-        }
-        let generation = self.primary.as_ref().expect("acts").generation();
-        for index in 0..slabs {
-            self.send(Down::Slab { generation, epoch, index });
-        }
-        self.send(Down::Commit { generation, epoch, held });
-    }
-
-    fn send(&mut self, message: Down) {
-        if let Some(seat) = self.link.map(|i| &mut self.seats[i]).filter(|s| s.open) {
-            seat.inbox.insert(message);
-        }
-    }
-
-    fn close_link(&mut self, goodbye: bool) {
-        if goodbye {
-            self.send(Down::Goodbye);
-        }
-        self.link = None;
-        self.outbox.clear();
-    }
-
-    /// Everything held goes out, and the VM runs on in the open.
-    fn go_solo(&mut self) {
-        self.shows_beside_old();
-        self.holding = false;
-        self.progress += 1;
-        self.show(self.progress);
-        self.source = Source::Off;
-        let generation = self.primary.as_ref().expect("acts").register().generation;
-        if generation.0 > 1 {
-            self.solo = Some(generation);
-        }
-    }
-
-    fn primary_gone(&mut self, vm: bool) {
-        self.primary = None;
-        self.vm = self.vm.filter(|_| !vm);
-        self.source = Source::Off;
-        self.link = None;
-        self.outbox.clear();
-        self.registry.forget(0);
-    }
-
-    fn data_path_follows(&mut self, bounds: &Bounds) {
-        let known = *self.primary.as_ref().expect("enabled").register();
-        self.primary_gone(false);
-        self.primary_restarts += 1;
-        self.primary = Some(new_primary(bounds, Register { mode: Mode::Solo, ..known }));
-        self.go_solo();
-    }
-
-    // The standbys.
-
-    fn reach_standby(&mut self, i: usize, message: Down, bounds: &Bounds) {
-        use standby::Event;
-        let slabs = bounds.slabs;
-        let (event, slab) = match message {
-            Down::Slab { generation, epoch, index } => {
-                (Event::Slab { generation, epoch, index }, Some(bit(slabs, epoch, index)))
-            }
-            Down::Commit { generation, epoch, held } => (Event::Commit { generation, epoch, slabs, held }, None),
-            Down::Goodbye => (Event::Goodbye, None),
-        };
-        self.tell_standby(bounds, i, event, slab);
-    }
-
-    fn tell_standby(&mut self, bounds: &Bounds, i: usize, event: standby::Event, slab: Option<u32>) {
-        if let Some(machine) = &mut self.seats[i].machine {
-            machine.handle(NOW, event);
-        }
-        self.standby_acts(bounds, i, slab);
-    }
-
-    fn standby_acts(&mut self, bounds: &Bounds, i: usize, slab: Option<u32>) {
-        while let Some(action) = self.seats[i].machine.as_mut().and_then(Machine::poll_action) {
-            self.standby_act(bounds, i, slab, action);
-        }
-    }
-
-    fn standby_act(&mut self, bounds: &Bounds, i: usize, slab: Option<u32>, action: standby::Action) {
-        use standby::Action;
-        let seat = &mut self.seats[i];
-        let (generation, committed) = seat.machine.as_ref().expect("acts").committed();
-        match action {
-            Action::Stage | Action::ApplyNow => seat.kept |= slab.expect("answers a slab"),
-            Action::Drop | Action::Revoke | Action::Rehearse(_) | Action::EndRehearsal => {}
-            Action::Send { generation, epoch, body } => self.answer(bounds, i, generation, epoch, body),
-            Action::Apply(epoch) if epoch == Epoch::FULL_SYNC && !seat.forged => {
-                seat.synced = Some((generation, self.sessions));
-            }
-            Action::Apply(_) => {}
-            Action::DiscardStaged => seat.kept &= bit(bounds.slabs, committed.next(), 0) - 1,
-            Action::ReadRegister => self.registry.ask(1 + i, Ask::Read),
-            Action::Cas { expect, new } | Action::Renounce { expect, new } => {
-                self.registry.ask(1 + i, Ask::Cas { expect, new });
-            }
-            Action::TakeOver { generation, epoch } => self.take_over(bounds, i, generation, epoch),
-            Action::Discard => self.discard(bounds, i, generation),
-            Action::Abandon => unreachable!("an operator's word, and there is none here"),
-        }
-    }
-
-    fn take_over(&mut self, bounds: &Bounds, i: usize, generation: Generation, epoch: Epoch) {
-        let seat = &mut self.seats[i];
-        self.wrong.takeover |= seat.taken.is_some() || seat.forged;
-        self.wrong.takeover |= epoch == Epoch(0) || !seat.holds(bounds.slabs, epoch);
-        let index = usize::try_from(epoch.0).unwrap().wrapping_sub(1);
-        seat.taken = Some((generation, seat.captures.get(index).copied().unwrap_or(0)));
-    }
-
-    /// A copy that the register has named goes only when another owns the VM.
-    fn discard(&mut self, bounds: &Bounds, i: usize, generation: Generation) {
-        let seat = &self.seats[i];
-        let entitled = seat.machine.as_ref().is_some_and(standby::Standby::is_entitled);
-        let me = standby_owner(bounds, i, 0).node.id;
-        let named = self.registry.history.iter().any(|r| {
-            let standby = matches!(r.mode, Mode::Protected { standby } if standby.node.id == me);
-            r.generation == generation && standby
-        });
-        self.wrong.given_up |=
-            named && entitled && !seat.forged && !self.was_overtaken(generation, |owner| owner.node.id != me);
-        self.shut(i);
-    }
-
-    fn answer(&mut self, bounds: &Bounds, i: usize, generation: Generation, epoch: Epoch, body: control::Body) {
-        let message = match body {
-            control::Body::Ack { .. } => {
-                self.wrong.ack |= !self.seats[i].holds(bounds.slabs, epoch);
-                Up::Ack { generation, epoch }
-            }
-            _ => Up::Nack { generation },
-        };
-        if self.link == Some(i) && self.seats[i].open {
-            self.outbox.insert(message);
-        }
-    }
-
-    /// Nothing from the primary reaches this standby any more.
-    fn shut(&mut self, i: usize) {
-        self.seats[i].open = false;
-        self.seats[i].inbox.clear();
-    }
-}
-
-fn bit(slabs: u32, epoch: Epoch, index: u32) -> u32 {
-    1 << (u32::try_from(epoch.0 - 1).unwrap() * slabs + index)
-}
-
-impl Seat {
-    /// Whether every slab of every epoch up to this one was kept.
-    fn holds(&self, slabs: u32, epoch: Epoch) -> bool {
-        let all = bit(slabs, epoch.next(), 0) - 1;
-        self.kept & all == all
     }
 }

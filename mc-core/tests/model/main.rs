@@ -10,6 +10,8 @@
 //! Not explored: operators' other words (`assign`, and swaps that an operator decides without the arbiter), and a node that loses
 //! what it had seen together with the arbiter.
 
+mod at_primary;
+mod at_standby;
 mod check;
 mod environment;
 mod old;

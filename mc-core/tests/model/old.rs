@@ -2,20 +2,19 @@
 //! the arbiter both are one node; they are two copies of the VM.
 
 use crate::{
-    environment::Happening,
+    environment::{Happening, NOW},
     register::{Answer, Looks, solo},
     world::{Bounds, Flaw, Source, World, primary_owner, standby_owner},
 };
 use mc_core::{
     claim::Claim,
-    id::{Epoch, Generation, Time},
+    id::{Epoch, Generation},
     machine::Machine,
     primary::{Action, Event, Primary, Role},
     register::{CasOutcome, Mode, Owner, Register},
     wire::arbiter::Ask,
 };
 
-const NOW: Time = Time(0);
 /// Its QEMU process.
 const INSTANCE: u64 = 150;
 
