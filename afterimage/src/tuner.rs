@@ -263,7 +263,7 @@ fn refusal(rows: &[Row], recommended: Option<&Row>, within: Option<f64>, bearabl
                     often(rate.high)
                 ),
             };
-            Some(format!("the measured tail does not carry {setting} at {}: {why}", often(bearable)))
+            Some(format!("these measurements do not show that {setting} stays below {}: {why}", often(bearable)))
         }
         (None, _) => Some(match (best(rows, within), within) {
             (Some(best), _) => no_setting(best, within, bearable),
@@ -280,7 +280,7 @@ fn no_setting(best: &Row, within: Option<f64>, bearable: f64) -> String {
     let (often, a) = (text::frequency, &best.assessment);
     let within = within.map_or_else(String::new, |within| format!(" that detects within {}", text::ms(within)));
     format!(
-        "no setting{within} is carried at {}: the best is {}, with {} (95 % interval: {} to {}); measure for longer, or find what \
+        "no setting{within} is shown to stay below {}: the best is {}, with {} (95 % interval: {} to {}); measure for longer, or find what \
          stalls ({})",
         often(bearable),
         text::setting(a),
@@ -447,10 +447,16 @@ mod tests {
             assert!(outcome.recommended.is_none() && !outcome.carried, "{wish}: {:?}", outcome.recommended);
             let text = text::render(&outcome);
             assert!(!text.contains("recommended") && !text.contains("--beat-interval"), "{text}");
-            assert!(text.contains(" is carried at 1.0/year: the best is ") && text.contains("limited by"), "{text}");
+            assert!(
+                text.contains(" is shown to stay below 1.0/year: the best is ") && text.contains("limited by"),
+                "{text}"
+            );
         }
         let outcome = judge(&file(40, 30_000, 0), &args("--what-if interval=10ms,k=3"));
-        assert!(outcome.recommended.is_none() && outcome.warnings.iter().any(|w| w.contains("does not carry")));
+        assert!(
+            outcome.recommended.is_none()
+                && outcome.warnings.iter().any(|w| w.contains("these measurements do not show that"))
+        );
     }
 
     #[test]
@@ -482,10 +488,10 @@ mod tests {
         let outcome = judge(&file(40, 30_000, 0), &args("--detect-within 30ms"));
         assert!(!outcome.carried);
         let text = text::render(&outcome);
-        assert!(text.contains("no setting that detects within 30 ms is carried") && text.contains("95 %"), "{text}");
+        assert!(text.contains("no setting that detects within 30 ms is shown") && text.contains("95 %"), "{text}");
         let outcome = judge(&file(40, 30_000, 0), &args("--false-failovers 1/year"));
         assert!(
-            !outcome.carried && outcome.warnings.iter().any(|w| w.contains("no setting is carried")),
+            !outcome.carried && outcome.warnings.iter().any(|w| w.contains("no setting is shown")),
             "{:?}",
             outcome.warnings
         );

@@ -257,7 +257,6 @@ fn who_sends_garbage_is_cut_off_and_nobody_else_is() {
     assert_eq!(ask(&good, "vm", cas(0, 7)), won(1, 7));
 }
 
-/// As many files as this process may have.
 #[test]
 fn idle_callers_keep_no_node_out_and_give_their_places_up() {
     many_files();

@@ -280,7 +280,6 @@ fn an_operator_on_the_witness_host_assigns_and_forgets() {
     assert!(code == 1 && said.contains("nothing to forget"), "{said}");
 }
 
-/// 1,000 VMs: each asks once a second, as its two nodes do, while one swap after the other is timed. Told, not judged.
 /// Seen: its state disk hung, the witness died, and the arbiter was called reachable for ever.
 #[test]
 fn a_client_that_hangs_says_so() {
@@ -299,6 +298,8 @@ fn a_client_that_hangs_says_so() {
     until("it answers again", || client.health().failover_possible().is_ok());
 }
 
+/// 1,000 VMs, each with a connection for each of its nodes, which ask once a second, while one swap after the other is timed. Told, not
+/// judged.
 #[test]
 fn a_thousand_vms_on_one_witness() {
     const VMS: usize = 1000;

@@ -363,9 +363,13 @@ impl DataPath {
         if self.is_vm_gone() {
             return; // and its stream with it
         }
+        let first = self.driver.figures().last_ack_at.is_none();
+        let (why, unsupported) = match unsupported && !first {
+            true => ("somebody ended the VM's checkpoints (`x-colo-lost-heartbeat` at a monitor)".to_owned(), false),
+            false => (why, unsupported),
+        };
         tracing::error!(%why, "the checkpoint stream broke; giving protection up");
         emit("source-broken", json!({ "why": why, "unsupported": unsupported }));
-        let first = self.driver.figures().last_ack_at.is_none();
         self.because(match (unsupported, first) {
             (true, _) => Trouble::hopeless(&why),
             (false, true) => Trouble::lasting(&why),

@@ -25,6 +25,8 @@ pub(super) struct Hands {
     /// To the supervisor, or the understudy; `None`: no thread could be had.
     channel: Option<Channel>,
     supervised: bool,
+    /// QEMU was told to leave its checkpoints, and nobody has said that it has.
+    leaving: bool,
     understudy: Option<JoinHandle<()>>,
     qmp: PathBuf,
     process: Process,
@@ -34,7 +36,7 @@ pub(super) struct Hands {
 impl Hands {
     pub(super) fn new(channel: Channel, brief: &Brief) -> Self {
         let (qmp, process, nics) = (brief.config.qmp.clone(), brief.qemu_process(), brief.config.nic_sockets());
-        Self { channel: Some(channel), supervised: true, understudy: None, qmp, process, nics }
+        Self { channel: Some(channel), supervised: true, leaving: false, understudy: None, qmp, process, nics }
     }
 
     pub(super) fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
@@ -48,6 +50,7 @@ impl Hands {
         if message.is_none() && channel.is_closed() {
             self.orphaned();
         }
+        self.leaving &= !matches!(message, Some(ToDataPath::Left { error: None }));
         Ok(message)
     }
 
@@ -58,13 +61,17 @@ impl Hands {
 
     /// The same; `stream` goes with it.
     pub(super) fn say_with(&mut self, message: &ToSupervisor, stream: Option<OwnedFd>) -> Result<()> {
-        let copy = stream.as_ref().map(OwnedFd::try_clone).transpose()?;
-        if self.channel.as_mut().is_some_and(|channel| channel.say_with(message, copy).is_ok()) {
+        match message {
+            ToSupervisor::LeaveSource => self.leaving = true,
+            ToSupervisor::StartSource | ToSupervisor::Fence => self.leaving = false,
+            _ => {}
+        }
+        if self.channel.as_mut().is_some_and(|channel| channel.say_with(message, stream).is_ok()) {
             return Ok(());
         }
         self.orphaned();
         if let Some(channel) = &mut self.channel {
-            channel.say_with(message, stream)?;
+            channel.say(message)?; // a stream is lost with the supervisor: that session has failed
         }
         Ok(())
     }
@@ -98,6 +105,10 @@ impl Hands {
                 tracing::error!(%error, "no thread that commands QEMU");
                 self.channel = None;
             }
+        }
+        // The dead one may not have brought it to an end.
+        if let (true, Some(channel)) = (self.leaving, &mut self.channel) {
+            let _ = channel.say(&ToSupervisor::LeaveSource);
         }
     }
 }

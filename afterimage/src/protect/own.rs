@@ -11,7 +11,7 @@ use crate::{
     signals::Signals,
     status::WAITING,
 };
-use anyhow::Result;
+use anyhow::{Context, Result};
 use mc_core::{
     claim::{Action, Claim, Event, Verdict},
     id::{Generation, Name, Time},
@@ -41,7 +41,7 @@ pub(super) enum Owned {
 /// register stays as it knows it; and nobody waits here while it is the VM's way to its network.
 ///
 /// A VM that was protected as another QEMU process, before its host started again, waits likewise: its standby has the last commit
-/// and takes over, or has lost it, too, and renounces.
+/// and takes over; or it has lost that, too, and renounces.
 pub(super) fn own_the_vm(config: &ProtectConfig, owner: Owner, signals: &Signals, relieves: bool) -> Result<Owned> {
     let mut waiting = Waiting::new(config, owner.node, signals, what(config), !relieves)?;
     let waits = !config.once && !relieves;
@@ -54,7 +54,9 @@ pub(super) fn own_the_vm(config: &ProtectConfig, owner: Owner, signals: &Signals
                 Action::ReadRegister => Ask::Read,
                 Action::Cas { expect, new, contested } => Ask::Cas { expect, new, contested },
                 Action::LookFor { instance } => {
-                    claim.handle(Time(0), Event::Looked { lives: find_instance(instance).is_some() });
+                    let lives =
+                        find_instance(instance).context("looking for the VM's other QEMU among the processes")?;
+                    claim.handle(Time(0), Event::Looked { lives: lives.is_some() });
                     continue;
                 }
             };
@@ -65,7 +67,7 @@ pub(super) fn own_the_vm(config: &ProtectConfig, owner: Owner, signals: &Signals
             Verdict::Open => waiting.notes.clear(),
             Verdict::Ours(register) => return Ok(Owned::Ours(register)),
             Verdict::Foreign(held) => return Err(owned_elsewhere(config, &held)),
-            Verdict::OtherInstance(held) if waits && find_instance(held.owner.instance).is_none() => {
+            Verdict::OtherInstance(held) if waits && matches!(find_instance(held.owner.instance), Ok(None)) => {
                 if awaited.replace(held) != Some(held) {
                     waiting.notes = vec![tell_awaited(config, &held)];
                 }
@@ -133,10 +135,11 @@ fn owned_elsewhere(config: &ProtectConfig, held: &Register) -> anyhow::Error {
 
 /// Says once for whom this waits; the words are for the status, too.
 fn tell_awaited(config: &ProtectConfig, held: &Register) -> String {
-    let standby = standby_of(held).map_or_else(|| "its standby".to_owned(), |name| format!("node {name}"));
+    let standby = standby_of(held).map_or_else(|| "its node".to_owned(), |name| format!("node {name}"));
     let why = format!(
-        "{} was protected as another QEMU process of this node, which is gone: {standby} holds its last commit and takes over, or \
-         has lost it, too, and says so. If that node never comes back: `afterimage witness assign {} {}` on the witness's host",
+        "{} was protected as another QEMU process of this node, which is gone: start the standby on \
+         {standby}: if it still has the last commit it takes over; if not, this VM runs. If that node never comes back: \
+         `afterimage witness assign {} {}` on the witness's host",
         config.vm, config.vm, config.node
     );
     tracing::warn!("{why}. Until then the VM's gate stays closed");
@@ -146,7 +149,7 @@ fn tell_awaited(config: &ProtectConfig, held: &Register) -> String {
 
 /// The register names another QEMU process of this host.
 fn other_instance(config: &ProtectConfig, held: &Register) -> anyhow::Error {
-    if let Some(pid) = find_instance(held.owner.instance) {
+    if let Ok(Some(pid)) = find_instance(held.owner.instance) {
         return beside(config, held, pid);
     }
     let standby = standby_of(held);

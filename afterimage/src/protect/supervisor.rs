@@ -29,6 +29,7 @@ use super::{
     vm_health::Health,
 };
 use crate::{
+    control,
     events::emit,
     exit::{self, Code, ExitError},
     inbox::{readable, wait},
@@ -112,17 +113,26 @@ impl Supervisor {
             };
             self.brief.deaths = if born.elapsed() > LIVED { 1 } else { self.brief.deaths + 1 };
             self.tell_death(&how);
-            if self.qemu.is_none() && self.retake().is_err() {
-                // The successor has the VM, or this QEMU is gone.
-                return Ok(Code::Done);
-            }
-            if self.brief.deaths > 1 {
-                self.rest(Seek::patience(self.brief.deaths - 1))?;
+            // A successor may hold QEMU's control connection for a while, and refuse the VM all the same.
+            while self.qemu.is_none() && self.retake().is_err() {
+                if self.is_relieved() {
+                    return Ok(Code::Done);
+                }
+                self.rest(AGAIN)?;
             }
             if let Some(code) = self.decide()? {
                 return Ok(code);
             }
+            if self.brief.deaths > 1 {
+                self.rest(Seek::patience(self.brief.deaths - 1))?;
+            }
         }
+    }
+
+    /// QEMU is gone, or another process on this host is the VM's way to its network.
+    fn is_relieved(&self) -> bool {
+        has_ended(self.brief.qemu_pid, self.brief.register.owner.instance)
+            || control::is_anybody_here(&self.brief.config.run_dir, self.brief.config.vm)
     }
 
     /// Starts one, and serves it until it ends, whatever the reason.
@@ -163,7 +173,10 @@ impl Supervisor {
     fn rest(&mut self, pause: Duration) -> Result<()> {
         let until = Instant::now() + pause;
         while Instant::now() < until {
-            let left = until.saturating_duration_since(Instant::now());
+            if let Some(qemu) = &mut self.qemu {
+                self.leaving.attend(qemu); // while it fails, the next data path hears of it
+            }
+            let left = until.saturating_duration_since(Instant::now()).min(LOOK);
             wait(&mut [readable(self.signals.as_fd())], Time(0), None, left)?;
             let heard = self.signals.take();
             self.told.times += heard;
@@ -307,7 +320,8 @@ impl Supervisor {
             fds.extend(self.qemu.as_ref().map(|qemu| readable(qemu.as_fd())));
         }
         let qemu = self.qemu.as_ref().filter(|_| !gone).map(Qemu::patience);
-        let patience = self.leaving.patience().into_iter().chain(qemu).min();
+        let leaving = self.leaving.patience().filter(|_| self.qemu.is_some());
+        let patience = leaving.into_iter().chain(qemu).min();
         wait(&mut fds, Time(0), None, patience.map_or(LOOK, |patience| patience.min(LOOK)))?;
         Ok(())
     }
@@ -345,6 +359,7 @@ impl Supervisor {
     }
 
     fn serve(&mut self, child: &mut DataPathProcess, message: &ToSupervisor) {
+        self.brief.relieve = false; // it has begun: whoever was there before has left
         self.alone.hear(message);
         match message {
             ToSupervisor::Wanted { protect } => self.brief.protect = *protect,

@@ -80,7 +80,7 @@ pub(super) fn take_the_part(
 impl Understudy {
     fn run(mut self) -> Result<()> {
         let mut closed_at = None;
-        while closed_at.is_none_or(|at: Instant| self.leaving.is_pending() && at.elapsed() < LAST) {
+        while closed_at.is_none_or(|at: Instant| self.may_still_leave() && at.elapsed() < LAST) {
             self.connect();
             self.sleep()?;
             self.look_whether_gone();
@@ -99,6 +99,10 @@ impl Understudy {
         Ok(())
     }
 
+    fn may_still_leave(&self) -> bool {
+        self.leaving.is_pending() && self.qemu.is_some()
+    }
+
     fn tell(&mut self, news: &ToDataPath) {
         let _ = self.channel.say(news); // it ends with its other end
     }
@@ -106,7 +110,8 @@ impl Understudy {
     fn sleep(&self) -> Result<()> {
         let mut fds = vec![readable(self.channel.as_fd())];
         fds.extend(self.qemu.as_ref().map(|qemu| readable(qemu.as_fd())));
-        let patience = self.leaving.patience().into_iter().chain(self.qemu.as_ref().map(Qemu::patience)).min();
+        let leaving = self.leaving.patience().filter(|_| self.qemu.is_some());
+        let patience = leaving.into_iter().chain(self.qemu.as_ref().map(Qemu::patience)).min();
         wait(&mut fds, Time(0), None, patience.map_or(LOOK, |patience| patience.min(LOOK)))?;
         Ok(())
     }

@@ -281,9 +281,13 @@ pub fn leave_colo(qmp: &mut Qmp, before: Option<&Before>) -> Result<(), ControlE
         }
         wait_step(qmp, deadline, what)?;
     };
-    settle(qmp, ended == MigrationState::Completed)?;
+    let settled = settle(qmp, ended == MigrationState::Completed);
+    if !matches!(settled, Ok(()) | Err(ControlError::NotRunning { .. })) {
+        return settled;
+    }
     let off = Before { capabilities: vec![capability("x-colo", false)], parameters: Value::Null };
-    Ok(put_back(qmp, before.unwrap_or(&off))?)
+    put_back(qmp, before.unwrap_or(&off))?;
+    settled
 }
 
 /// Waits until QEMU has resumed its VM after a migration. `completed`: it has not, if the migration completed as an ordinary

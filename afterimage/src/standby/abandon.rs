@@ -24,7 +24,9 @@ impl Node {
         });
         let kept = match spoiled {
             true => "Its guest ran here for a moment, unseen, and was ended; the image is of no use".to_owned(),
-            false => self.keep_image().unwrap_or_else(|error| format!("No image is kept: {}", exit::words(&error))),
+            false => self
+                .keep_image_at_the_end()
+                .unwrap_or_else(|error| format!("No image is kept: {}", exit::words(&error))),
         };
         self.vm = None;
         let vm = self.config.vm;

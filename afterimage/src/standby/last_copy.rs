@@ -25,6 +25,7 @@ use std::{
     io::{self, Read, Seek, SeekFrom, Write},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    time::UNIX_EPOCH,
 };
 
 /// Bytes of a file at most.
@@ -33,8 +34,11 @@ const LONGEST: u64 = 8192;
 /// What is written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Written {
-    /// Of the file itself.
+    /// Of the file itself. A freed number is given out again at once: the birth time tells such files apart.
     inode: u64,
+    /// Nanoseconds after 1970; without one nothing is proven.
+    #[serde(default)]
+    born: Option<u128>,
     /// Of the copy: see [`mc_core::register::Owner::instance`].
     instance: u64,
     kept: Option<Kept>,
@@ -80,7 +84,7 @@ impl LastCopy {
     /// The instance of the copy that this node had last, if it is certain that it is no more.
     pub(super) fn gone(&self) -> Result<Option<u64>> {
         let Some(written) = &self.written else { return Ok(None) };
-        let itself = written.inode == self.file.metadata()?.ino();
+        let itself = (written.inode, written.born) == self.itself()? && written.born.is_some();
         let is_gone = match &written.kept {
             None => true,
             Some(kept) => kept.in_memory && kept.boot != boot_id()?,
@@ -95,8 +99,14 @@ impl LastCopy {
 
     /// A session begins: before the primary is told `instance`.
     pub(super) fn begins(&mut self, instance: u64) -> Result<()> {
-        let inode = self.file.metadata()?.ino();
-        self.write(Written { inode, instance, kept: None })
+        let (inode, born) = self.itself()?;
+        self.write(Written { inode, born, instance, kept: None })
+    }
+
+    fn itself(&self) -> Result<(u64, Option<u128>)> {
+        let about = self.file.metadata().with_context(|| self.path.display().to_string())?;
+        let since = about.created().ok().and_then(|born| born.duration_since(UNIX_EPOCH).ok());
+        Ok((about.ino(), since.map(|since| since.as_nanos())))
     }
 
     /// The copy is about to be kept as files around `ram`.
@@ -108,7 +118,6 @@ impl LastCopy {
     }
 
     fn write(&mut self, written: Written) -> Result<()> {
-        self.written = None;
         self.store(&written).with_context(|| format!("writing {}", self.path.display()))?;
         self.written = Some(written);
         Ok(())
@@ -164,8 +173,8 @@ mod tests {
         for (in_memory, boot, gone) in [(true, "before", Some(3)), (false, "before", None), (true, "now", None)] {
             let boot = if boot == "now" { boot_id().unwrap() } else { boot.to_owned() };
             let kept = Some(Kept { ram: "x.ram".into(), in_memory, boot });
-            let inode = copy.file.metadata().unwrap().ino();
-            copy.write(Written { inode, instance: 3, kept }).unwrap();
+            let (inode, born) = copy.itself().unwrap();
+            copy.write(Written { inode, born, instance: 3, kept }).unwrap();
             assert_eq!(copy.gone().unwrap(), gone);
         }
     }
@@ -180,7 +189,12 @@ mod tests {
         assert_eq!(open(dir.path()).gone().unwrap(), None);
         open(dir.path()).begins(7).unwrap();
         assert_eq!(open(dir.path()).gone().unwrap(), Some(7));
+        // Its number may be given out again.
         let text = fs::read_to_string(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, &text).unwrap();
+        assert_eq!(open(dir.path()).gone().unwrap(), None);
+        open(dir.path()).begins(7).unwrap();
         fs::write(&path, &text[..text.len() / 2]).unwrap();
         assert_eq!(open(dir.path()).gone().unwrap(), None);
     }

@@ -244,21 +244,36 @@ impl Node {
         if !held {
             return error;
         }
-        let kept =
-            self.keep_image().unwrap_or_else(|error| format!("The image could not be kept: {}", exit::words(&error)));
+        let kept = self
+            .keep_image_at_the_end()
+            .unwrap_or_else(|error| format!("The image could not be kept: {}", exit::words(&error)));
         error.context(kept)
     }
 
-    pub(super) fn keep_image(&mut self) -> Result<String> {
+    /// Keeps it, if it can be put on record that it is kept: else a later process might take it for lost.
+    fn keep_image(&mut self) -> Result<String> {
+        if let Some(vm) = &self.vm {
+            self.last_copy.is_kept(vm.ram_path())?;
+        }
+        self.write_image()
+    }
+
+    /// Keeps it, whatever can be put on record: this process ends, and has it no longer.
+    pub(super) fn keep_image_at_the_end(&mut self) -> Result<String> {
+        if let Some(vm) = &self.vm
+            && let Err(error) = self.last_copy.is_kept(vm.ram_path())
+        {
+            tracing::error!(error = exit::words(&error), "it is not on record that the image is kept");
+        }
+        self.write_image()
+    }
+
+    fn write_image(&mut self) -> Result<String> {
         let (generation, epoch) = self.driver.machine().committed();
         let (Some(vm), Some(image)) = (self.vm.as_mut(), self.driver.image()) else {
             return Ok("There is no image to keep".to_owned());
         };
         let held = format!("the image of {generation}, {epoch}");
-        // First: nobody may take it for lost. What cannot be written is emptied, and proves nothing.
-        if let Err(error) = self.last_copy.is_kept(vm.ram_path()) {
-            tracing::error!(error = exit::words(&error), "it is not on record that the image is kept");
-        }
         let ram = vm.keep(self.this, image, (generation, epoch))?;
         emit("image-kept", json!({ "ram": ram, "generation": generation, "epoch": epoch }));
         Ok(format!("Kept: {held}: its RAM in {}, and what belongs to it beside that", ram.display()))

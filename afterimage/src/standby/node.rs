@@ -302,8 +302,8 @@ impl Node {
 
     /// The death of the other host would cost nothing now: said when it begins to be so.
     fn report_protection(&mut self) {
-        let machine = self.driver.machine();
-        if machine.is_entitled() && !std::mem::replace(&mut self.was_entitled, machine.is_entitled()) {
+        let entitled = self.driver.machine().is_entitled();
+        if !std::mem::replace(&mut self.was_entitled, entitled) && entitled {
             self.read_register(); // not in a second: now
         }
         let protected = self.is_protected();

@@ -56,6 +56,13 @@ impl Node {
     /// Begins a session with a primary that the register vouches for. The offer comes back if the primary has no answer yet.
     pub(super) fn begin(&mut self, offer: Offer, theirs: &Profile) -> Result<(), (Option<Box<Offer>>, anyhow::Error)> {
         // A copy that was lost may be handed back: it goes only for one that has begun. Its QEMU makes way, its memory does not.
+        // Where there is no room for both, it goes first.
+        if self.vm.is_some()
+            && self.room_for(theirs, None).is_err()
+            && let Err(error) = self.make_room()
+        {
+            return Err((Some(Box::new(offer)), error));
+        }
         let mut lost = self.vm.take();
         lost.iter_mut().for_each(WaitingVm::rest);
         match self.prepare(&offer, theirs).and_then(|prepared| self.make_room().map(|()| prepared)) {

@@ -170,10 +170,13 @@ impl RamFile {
         let what = |path: &Path| format!("beside the kept RAM image: {}", path.display());
         let file = files::create(&beside).with_context(|| what(&beside))?;
         state(&file).and_then(|()| file.sync_all()).with_context(|| what(&beside))?;
+        self.file.sync_all().with_context(|| what(&self.path))?;
         // Last: a RAM image with this beside it is complete.
         let file = files::create(&about_path).with_context(|| what(&about_path))?;
         serde_json::to_writer_pretty(&file, about).with_context(|| what(&about_path))?;
         file.sync_all().with_context(|| what(&about_path))?;
+        let dir = self.path.parent().unwrap_or(Path::new("."));
+        File::open(dir).and_then(|dir| dir.sync_all()).with_context(|| what(dir))?;
         self.kept = true;
         Ok(self.path.clone())
     }

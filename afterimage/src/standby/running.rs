@@ -316,7 +316,7 @@ impl Running {
     fn is_anothers(&self, register: &Register, us: &Owner) -> bool {
         let here = register.owner.node.id == us.node.id;
         let known = self.base.status.generation > 0;
-        !register.owner.names(us) && (!here || known || find_instance(register.owner.instance).is_some())
+        !register.owner.names(us) && (!here || known || matches!(find_instance(register.owner.instance), Ok(Some(_))))
     }
 
     // --- whoever calls ---

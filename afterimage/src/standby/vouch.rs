@@ -24,6 +24,7 @@ use mc_core::{
 use serde_json::json;
 use std::{
     net::SocketAddr,
+    path::Path,
     time::{Duration, Instant},
 };
 use transport_tcp::session::{Offer, SessionError};
@@ -136,7 +137,7 @@ impl Node {
         }
         let profile = Profile::from_json(&offer.profile);
         let profile = profile.or_else(|error| refusal("profile", format!("the primary: {error}")))?;
-        self.room_for(&profile)?;
+        self.room_for(&profile, self.vm.as_ref().map(WaitingVm::ram_path))?;
         Ok(profile)
     }
 
@@ -146,11 +147,12 @@ impl Node {
         identity::check_pair(ours, (hello.node, hello.witness)).or_else(|why| refusal("no pair", why))
     }
 
-    fn room_for(&self, profile: &Profile) -> Result<(), Refusal> {
+    /// `replaced`: a file that makes way.
+    pub(super) fn room_for(&self, profile: &Profile, replaced: Option<&Path>) -> Result<(), Refusal> {
         let main = blocks::main_block(&profile.blocks).map_or(0, |id| usize::from(id.0));
         let sum = |blocks: &[blocks::RamBlock]| blocks.iter().fold(0, |sum: u64, b| sum.saturating_add(b.used_length));
         let file = profile.blocks.get(main).map_or(0, |block| block.used_length);
-        let (dir, replaced) = (&self.config.ram_dir, self.vm.as_ref().map(WaitingVm::ram_path));
+        let dir = &self.config.ram_dir;
         let room = Room::look(dir, replaced);
         let room = room.or_else(|error| refusal("room", format!("directory {}: {error}", dir.display())))?;
         room.fits(file, sum(&profile.blocks) - file).or_else(|why| refusal("room", why))

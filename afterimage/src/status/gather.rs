@@ -105,6 +105,7 @@ pub(crate) fn whose(path: &Path) -> (String, String) {
 pub(super) fn statuses(paths: &[PathBuf]) -> Vec<Status> {
     let one = |(path, answer): Asked| match answer {
         Ok(Response::Status(status)) => *status,
+        Ok(Response::Refused { message, .. }) => silent(&path, MUTE, message),
         Ok(other) => silent(&path, MUTE, format!("it answered a status request with {other:?}")),
         Err(NoAnswer { role, why }) => silent(&path, role, why),
     };

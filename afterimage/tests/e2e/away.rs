@@ -121,7 +121,7 @@ fn a_successor_that_cannot_begin_changes_nothing() {
     let mut command = World::program();
     let args = ["protect", "--vm", VM, "--node", "a", "--to", "127.0.0.1:1", "--arbiter"];
     command.args(args).arg(format!("witness://{}", free_addr())).arg("--qmp").arg(&vm.qmp);
-    command.arg("--run-dir").arg(world.run_dir("a")).arg("--state-dir").arg(world.path("state"));
+    command.arg("--run-dir").arg(world.run_dir("a")).arg("--state-dir").arg(world.path("state-a"));
     let mut second = Proc::spawn(world.dir.path(), "a2", command);
     second.expect_end(6, &["the arbiter", "cannot be reached", "the `protect` that has the VM goes on"]);
     assert_eq!(world.status("a")["role"], "solo");

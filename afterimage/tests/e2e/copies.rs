@@ -87,11 +87,7 @@ fn a_second_vm_of_the_name_does_not_end_the_first() {
 fn a_takeover_is_given_up_when_the_vm_is_given_to_another_node() {
     let Some((world, _witness)) = World::with_witness() else { return };
     let (options, broken) = fragile(&world);
-    let mut vm = world.vm("vm", &[]);
-    let mut standby = world.standby_with("b", &options);
-    let mut protect = world.protect("a", "a", &vm.qmp, standby.addr, "");
-    protect.wait_event("protected");
-    standby.proc.wait_event("protected");
+    let (mut vm, mut protect, mut standby) = world.pair_with(&options);
     std::fs::write(&broken, "").unwrap();
     let waiting = standby.proc.child_with("qemu-system").expect("a waiting QEMU");
     kill(waiting);

@@ -56,7 +56,7 @@ fn a_run_directory_that_qemu_would_not_find() {
     let mut command = World::program();
     command.current_dir(world.path("here")).args(["protect", "--vm", VM, "--node", "a", "--run-dir", "run", "--qmp"]);
     command.arg(&vm.qmp).args(["--to", &standby.addr.to_string(), "--arbiter", &world.arbiter, "--state-dir"]);
-    command.arg(world.path("state"));
+    command.arg(world.path("state-a"));
     Proc::spawn(world.dir.path(), "a", command).wait_event("protected");
     vm.serial.goes_on();
 }

@@ -22,7 +22,7 @@ fn standby_with(world: &World, node: &str, begins: &'static str) -> Standby {
 fn standby_in_vain(world: &World, node: &str) -> Proc {
     let mut command = World::program();
     command.args(["standby", "--vm", VM, "--listen", "127.0.0.1:0", "--arbiter", &world.arbiter, "--node", node]);
-    command.arg("--run-dir").arg(world.run_dir(node)).arg("--state-dir").arg(world.path("state"));
+    command.arg("--run-dir").arg(world.run_dir(node)).arg("--state-dir").arg(world.path(&format!("state-{node}")));
     command.args(["--", "qemu-system-x86_64"]);
     Proc::spawn(world.dir.path(), "stranger", command)
 }
@@ -218,7 +218,7 @@ fn an_operator_gives_a_vm_its_network_by_hand() {
     let (vm, mut host_a, b, mut client) = pair(&world);
     let line = |more: &str| {
         let nic = nic(world.dir.path(), "a");
-        format!("keeper --vm {VM} --node a --nic {nic} --state-dir {} {more}", world.path("state").display())
+        format!("keeper --vm {VM} --node a --nic {nic} --state-dir {} {more}", world.path("state-a").display())
     };
     let yes = "--yes-the-other-side-is-stopped";
     let (code, _, stderr) = world.run("a", &line(""));

@@ -201,7 +201,7 @@ fn rejoining(world: &World, qmp: &std::path::Path, to: std::net::SocketAddr, add
         "rejoin = true".to_owned(),
         "[standby]".to_owned(),
         format!("vm = \"{VM}\"\nnode = \"a\"\nlisten = \"{addr}\"\narbiter = \"{}\"", world.arbiter),
-        format!("run_dir = {:?}\nstate_dir = {:?}", world.run_dir("a"), world.path("state")),
+        format!("run_dir = {:?}\nstate_dir = {:?}", world.run_dir("a"), world.path("state-a")),
         format!("ram_dir = {:?}\nqemu = [{}]", world.dir.path(), qemu.join(", ")),
     ];
     fs::write(&file, lines.join("\n")).unwrap();

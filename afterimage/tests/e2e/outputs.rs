@@ -191,12 +191,8 @@ fn a_change_that_the_standby_can_load_ends_the_claim_until_it_has() {
 #[test]
 fn a_change_is_no_end_of_protection_where_nothing_is_rehearsed() {
     let Some((world, _witness)) = World::with_witness() else { return };
-    let vm = world.vm("vm", &[]);
     let options = StandbyOptions { flags: words("--no-rehearsal"), ..StandbyOptions::default() };
-    let mut standby = world.standby_with("b", &options);
-    let mut protect = world.protect("a", "a", &vm.qmp, standby.addr, "");
-    protect.wait_event("protected");
-    standby.proc.wait_event("protected");
+    let (vm, mut protect, standby) = world.pair_with(&options);
     qmp(&vm, "object-add", json!({ "qom-type": "rng-builtin", "id": "r0" }));
     protect.wait_event("outputs");
     until("it is protected", || (world.status("a")["protected"] == true).then_some(()));

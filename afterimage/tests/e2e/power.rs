@@ -27,7 +27,7 @@ fn waits_for_its_standby(world: &World, protect: &mut Proc) {
     protect.wait_event("waiting-for-standby");
     let status = world.wait_role("a", "waiting-for-arbiter");
     let notes = status["notes"].to_string();
-    for words in ["was protected as another QEMU process", "node b holds its last commit", "gate stays closed"] {
+    for words in ["was protected as another QEMU process", "start the standby on node b", "gate stays closed"] {
         assert!(notes.contains(words), "{words:?} is not in {status}");
     }
     assert_eq!(world.run("a", &format!("status --vm {VM}")).0, 3);

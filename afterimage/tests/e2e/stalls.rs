@@ -129,7 +129,18 @@ fn a_qemu_that_a_signal_stopped_is_taken_over() {
     vm.serial.assert_continued_by(&standby.serial);
 }
 
-/// Somebody wants that: it is told, and nobody takes the VM away.
+/// What the documents say: an operator who wants it paused ends protection first.
+#[test]
+fn a_pause_of_a_protected_vm_is_undone_by_its_next_checkpoint() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (vm, protect, _standby) = world.pair();
+    proc::qmp(&vm.look).execute("stop", Value::Null, proc::LONG).unwrap();
+    vm.serial.goes_on();
+    vm.serial.assert_sound();
+    assert_eq!(protect.count("protected"), 1, "{}", protect.said());
+}
+
+/// Somebody wants that of a VM that runs alone: it is told.
 #[test]
 fn a_vm_that_its_operator_paused_is_said_to_be() {
     let Some((world, _witness)) = World::with_witness() else { return };

@@ -13,11 +13,7 @@ use std::fs;
 fn a_standby_whose_qemu_does_not_start_any_more_is_given_up() {
     let Some((world, witness)) = World::with_witness() else { return };
     let (options, broken) = fragile(&world);
-    let vm = world.vm("vm", &[]);
-    let mut standby = world.standby_with("b", &options);
-    let mut protect = world.protect("a", "a", &vm.qmp, standby.addr, "");
-    protect.wait_event("protected");
-    standby.proc.wait_event("protected");
+    let (vm, mut protect, mut standby) = world.pair_with(&options);
     // Until the arbiter answers the standby's copy may be the last one, and is kept.
     signal(witness.pid(), Signal::STOP);
     fs::write(&broken, "").unwrap();
@@ -53,11 +49,7 @@ fn a_standby_whose_qemu_does_not_start_any_more_is_given_up() {
 fn a_lost_copy_stays_until_a_new_qemu_waits() {
     let Some((world, _witness)) = World::with_witness() else { return };
     let (options, broken) = fragile(&world);
-    let vm = world.vm("vm", &[]);
-    let mut standby = world.standby_with("b", &options);
-    let mut protect = world.protect("a", "a", &vm.qmp, standby.addr, "");
-    protect.wait_event("protected");
-    standby.proc.wait_event("protected");
+    let (vm, mut protect, mut standby) = world.pair_with(&options);
     let copy = ram_files(&world);
     // Stopped for long enough, it finds that the primary has gone on alone.
     signal(standby.proc.pid(), Signal::STOP);

@@ -211,8 +211,13 @@ impl World {
 
     /// A protected pair: the VM, `protect` on node a, a standby on node b.
     pub(crate) fn pair(&self) -> (Vm, Proc, Standby) {
+        self.pair_with(&StandbyOptions::default())
+    }
+
+    /// The same, with another standby.
+    pub(crate) fn pair_with(&self, options: &StandbyOptions) -> (Vm, Proc, Standby) {
         let vm = self.vm("vm", &[]);
-        let mut standby = self.standby("b");
+        let mut standby = self.standby_with("b", options);
         let mut protect = self.protect("a", "a", &vm.qmp, standby.addr, "");
         protect.wait_event("protected");
         standby.proc.wait_event("protected");

@@ -453,7 +453,6 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
         self.errands.push_back(StandbyErrand::Fatal(error.to_string()));
     }
 
-    /// Nobody asks for a VM that it could not run: the primary keeps it.
     /// Never beside an image.
     fn renounce(&mut self, expect: Generation, new: Register) {
         if self.store.image.is_none() {
@@ -461,6 +460,7 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
         }
     }
 
+    /// Nobody asks for a VM that it could not run: the primary keeps it.
     fn ask(&mut self, errand: StandbyErrand) {
         if self.store.image.is_some() {
             self.errands.push_back(errand);

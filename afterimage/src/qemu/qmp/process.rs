@@ -47,23 +47,30 @@ fn start_time(stat: &str) -> Option<u64> {
 pub fn has_ended(pid: u32, instance: u64) -> bool {
     match fs::read_to_string(format!("/proc/{pid}/stat")) {
         Ok(stat) => matches!(state(&stat), Some("Z" | "X")) || instance_id(pid).is_ok_and(|found| found != instance),
-        // ESRCH: it ended while it was read.
-        Err(error) => error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH),
+        Err(error) => is_gone(&error),
     }
 }
 
-/// The process on this host that is this instance and has not ended; a stopped one lives.
-#[must_use]
-pub fn find_instance(instance: u64) -> Option<u32> {
-    let entries = fs::read_dir("/proc").ok()?;
-    let mut pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    pids.find(|pid| instance_id(*pid).is_ok_and(|found| found == instance) && !is_dead(*pid))
+/// ESRCH: it ended while it was read.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
 
-/// It may be there still, for its parent to ask how it ended.
-fn is_dead(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
-    stat.map_or(true, |stat| matches!(state(&stat), None | Some("Z" | "X")))
+/// The process on this host that is this instance and has not ended; a stopped one lives.
+///
+/// # Errors
+/// One of them cannot be looked at: it may be that one.
+pub fn find_instance(instance: u64) -> io::Result<Option<u32>> {
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        match instance_id(pid) {
+            Ok(found) if found == instance && !has_ended(pid, instance) => return Ok(Some(pid)),
+            Ok(_) => {}
+            Err(error) if is_gone(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
 }
 
 /// Field 3 of proc(5)'s `stat`.
@@ -155,14 +162,14 @@ mod tests {
         assert!(child.try_wait().unwrap().is_none(), "another instance must not be killed");
         let watched = Watched::new(child.id()).unwrap();
         assert!(!watched.has_ended());
-        assert_eq!(find_instance(other), Some(child.id()));
+        assert_eq!(find_instance(other).unwrap(), Some(child.id()));
         kill_instance(child.id(), other).unwrap();
         poll(&mut [PollFd::new(&watched, PollFlags::IN)], None).unwrap();
         assert!(watched.has_ended() && watched.instance() == other, "before anybody asked for its exit code");
         assert!(
             has_ended(child.id(), other) && has_ended(std::process::id(), other) && !has_ended(std::process::id(), own)
         );
-        assert_eq!(find_instance(other), None, "nor is it one that lives");
+        assert_eq!(find_instance(other).unwrap(), None, "nor is it one that lives");
         assert!(!child.wait().unwrap().success());
         assert!(Watched::new(child.id()).is_err());
         kill_instance(child.id(), other).unwrap();
