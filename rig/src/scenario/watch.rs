@@ -244,7 +244,9 @@ impl Watch {
         let survivor = self.survivor;
         let side = |place: Place, source: &str, frames_out: u64| -> Result<Side> {
             let patience = if survivor == Some(place) { SEEN_RUNNING } else { Duration::ZERO };
-            let said = |event: &str| events.iter().any(|e| e.is(source, event));
+            // Of a host that lost its power only what its last process said counts: the one before was killed bit by bit.
+            let begun = events.iter().rposition(|e| self.earlier.is_some() && e.is(source, "attached")).unwrap_or(0);
+            let said = |event: &str| events[begun..].iter().any(|e| e.is(source, event));
             let fenced = said("fenced") || said("discarded") || place == Place::Standby && self.has_lost;
             Ok(Side { executes: round.executes(place, patience)?, frames_out, fenced })
         };
