@@ -348,7 +348,7 @@ impl hosts::Topology for Topology {
     }
 
     fn patience(&self) -> Duration {
-        Duration::from_secs(60)
+        Duration::from_secs(180)
     }
 }
 
