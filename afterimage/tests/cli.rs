@@ -5,6 +5,7 @@ use afterimage::{
     config::{ConfigError, KeepaliveWish, ProtectConfig, StandbyConfig, TransportWish, WitnessConfig},
 };
 use clap::{CommandFactory, Parser};
+use mc_core::testing::skip;
 use std::{fs, io::Write, path::PathBuf, process, time::Duration};
 
 const PROTECT: [&str; 10] =
@@ -121,7 +122,7 @@ fn the_ways_of_checkpoints_and_beats_fit_each_other() {
 #[test]
 fn a_host_that_shall_use_rdma_and_has_none_says_what_to_do() {
     if PathBuf::from("/sys/class/infiniband_verbs").exists() {
-        eprintln!("skipped: this host has RDMA");
+        skip("this host has RDMA");
         return;
     }
     let qemu = ["--", "qemu-system-x86_64"];
@@ -264,7 +265,7 @@ fn help_and_version_are_results() {
 #[test]
 fn a_host_without_rdma_says_so_and_what_to_do() {
     if PathBuf::from("/sys/class/infiniband_verbs").exists() {
-        eprintln!("skipped: this host has RDMA");
+        skip("this host has RDMA");
         return;
     }
     for args in [&["rdma", "devices"][..], &["rdma", "devices", "--json"]] {

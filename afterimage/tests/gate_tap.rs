@@ -4,7 +4,7 @@ mod gate_common;
 
 use afterimage::gate::{GateError, HELD_LIMIT_MIN, Mode, NicGate, NicParts, NicSpec, Options, TapPort};
 use gate_common::Qemu;
-use mc_core::{gate::OutputGate, id::Epoch};
+use mc_core::{gate::OutputGate, id::Epoch, testing::skip};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::{
     io::ErrorKind,
@@ -51,11 +51,12 @@ impl Drop for Namespace {
 
 /// Runs `test` on a thread with a network namespace of its own and a TAP device `tap0`, or says why it can't.
 fn in_namespace(test: impl FnOnce() + Send + 'static) {
-    let thread = std::thread::spawn(move || match Namespace::enter() {
+    let named = std::thread::Builder::new().name(std::thread::current().name().unwrap_or_default().to_owned());
+    let thread = named.spawn(move || match Namespace::enter() {
         Ok(_namespace) => test(),
-        Err(why) => println!("skipped: {why}"),
+        Err(why) => skip(why),
     });
-    thread.join().unwrap();
+    thread.unwrap().join().unwrap();
 }
 
 /// `ip ARGS`, in the thread's namespace.

@@ -1,6 +1,6 @@
 //! Registered memory and local copies, on a real device (SoftRoCE will do).
 //!
-//! Without one every test says `skipped: why`; with `AFTERIMAGE_RDMA=required` that is a failure. `AFTERIMAGE_RDMA_DEVICES`:
+//! Without one every test is skipped (`mc_core::testing::skip`). `AFTERIMAGE_RDMA_DEVICES`:
 //! a comma list, of which the first is used.
 
 use mc_core::{
@@ -11,6 +11,7 @@ use mc_core::{
     source::CheckpointSink,
     staging::Staging,
     testing::Rng,
+    testing::skip,
 };
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::{
@@ -55,8 +56,7 @@ fn device() -> Option<Device> {
     match first_device().and_then(open) {
         Ok(context) => Some(Device { context, _alone: alone }),
         Err(why) => {
-            assert!(std::env::var("AFTERIMAGE_RDMA").as_deref() != Ok("required"), "no RDMA: {why}");
-            eprintln!("skipped: {why}");
+            skip(why);
             None
         }
     }
@@ -226,7 +226,7 @@ fn a_limit_on_locked_memory_is_noticed_beforehand() {
     let domain = Domain::new(&device.context).unwrap();
     let sets = capabilities(None).unwrap();
     if !sets.effective.contains(CapabilitySet::IPC_LOCK) {
-        return eprintln!("skipped: needs CAP_IPC_LOCK, to do without it");
+        return skip("needs CAP_IPC_LOCK, to do without it");
     }
     let before = getrlimit(Resource::Memlock);
     let (_file, map) = shared(64 * PAGE_SIZE, MemfdFlags::empty()).unwrap();
@@ -277,7 +277,7 @@ fn huge_pages_are_registered_as_such() {
     }
     let (file, map) = match shared(16 << 20, MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB) {
         Ok(made) => made,
-        Err(error) => return eprintln!("skipped: no huge pages: {error}"),
+        Err(error) => return skip(format!("no huge pages: {error}")),
     };
     let page_size = mr::page_size_of(&file).unwrap();
     assert_eq!(page_size, 2 << 20);

@@ -80,7 +80,7 @@ impl NicGate {
                 outcome = outcome.and(connected);
             }
             if !nic.port_works() {
-                let opened = TapPort::open(&spec.tap).map(|port| nic.set_port(Box::new(port)));
+                let opened = TapPort::open(&spec.tap).map(|port| nic.replace_port(Box::new(port)));
                 outcome = outcome.and(opened);
             }
         }

@@ -4,6 +4,7 @@ use super::Answer;
 use crate::config::{KeepaliveWish, PathsConfig, TransportWish};
 use mc_core::{
     id::{Generation, Incarnation, Name, Node, NodeId, WitnessId},
+    testing::skip,
     wire::{
         VERSION,
         beat::BeatKey,
@@ -60,7 +61,7 @@ fn answer(config: &PathsConfig, beat_port: u16, theirs: Option<&Endpoint>) -> Re
 #[test]
 fn a_standby_without_rdma_answers_over_tcp_or_says_why_not() {
     if Path::new("/sys/class/infiniband_verbs").exists() {
-        eprintln!("skipped: this host has RDMA");
+        skip("this host has RDMA");
         return;
     }
     use {KeepaliveWish::*, TransportWish::*};

@@ -64,7 +64,8 @@ fn one_command_on_either_side_changes_both_directions_and_a_death_is_found_by_th
     host.iter().for_each(|pid| crate::proc::signal(*pid, rustix::process::Signal::STOP));
     let suspect = standby.proc.wait_event("suspect");
     assert_eq!(suspect["detection_ms"], advertised as f64 / 1e3, "{suspect}");
-    // What the survivor was late by itself is discounted, and adds to it: by one detection time at most, and its own stalls.
+    // What the survivor was late by itself is discounted, and adds to it: by one detection time at most, and its own
+    // stalls.
     let silent = suspect["silent_ms"].as_f64().unwrap();
     assert!((250.0..10_000.0).contains(&silent), "{suspect}");
     standby.proc.wait_event("running");
@@ -151,7 +152,8 @@ fn what_was_set_is_saved_with_its_comments_and_shown_by_the_next_process() {
     assert_eq!(code, 0, "{stderr}");
     assert!(stdout.starts_with("web: epoch 50 ms, staging 64MiB (no more than 72MiB), on-cap grow:8MiB"), "{stdout}");
     let saved = fs::read_to_string(&file).unwrap();
-    let expected = "[protect]\n# as measured\nbeat_interval_ms = 12.5 # was 12\nepoch_ms = 50\ndetect_multiplier = 40\non_cap = \"grow:8MiB\"\n";
+    let expected = "[protect]\n# as measured\nbeat_interval_ms = 12.5 # was 12\nepoch_ms = 50\ndetect_multiplier = 40\n\
+                    on_cap = \"grow:8MiB\"\n";
     assert_eq!(saved, expected);
     let status = world.status("a");
     assert_eq!((number(&status, "/epoch_us"), number(&status, "/staging_limit_bytes")), (50_000, 72 << 20), "{status}");

@@ -1,4 +1,5 @@
-//! What leaves the VM past the gate: refused by name, forced by name, and noticed when it comes while the VM is protected.
+//! What leaves the VM past the gate: refused by name, forced by name, and noticed when it comes while the VM is
+//! protected.
 
 use crate::{
     guest::Vm,
@@ -142,7 +143,8 @@ fn position(events: &[Value], name: &str, n: usize) -> usize {
     found.nth(n - 1).unwrap_or_else(|| panic!("{name} {n}: {events:?}")).0
 }
 
-/// A netdev without a NIC lets nothing out; but its QEMU has a section in the device state that the standby's does not know.
+/// A netdev without a NIC lets nothing out; but its QEMU has a section in the device state that the standby's does not
+/// know.
 #[test]
 fn a_change_that_the_standby_cannot_load_ends_protection_and_is_named_on_both_hosts() {
     let Some((world, _witness)) = World::with_witness() else { return };
@@ -194,9 +196,15 @@ fn a_change_is_no_end_of_protection_where_nothing_is_rehearsed() {
     let options = StandbyOptions { flags: words("--no-rehearsal"), ..StandbyOptions::default() };
     let (vm, mut protect, standby) = world.pair_with(&options);
     qmp(&vm, "object-add", json!({ "qom-type": "rng-builtin", "id": "r0" }));
-    protect.wait_event("outputs");
-    until("it is protected", || (world.status("a")["protected"] == true).then_some(()));
-    assert_eq!(standby.proc.count("rehearsed"), 0, "{}", standby.proc.said());
+    protect.wait_events("protected", 2);
+    let events = protect.events();
+    let (changed, again) = (position(&events, "outputs", 1), position(&events, "protected", 2));
+    let between = events[changed..again].iter().map(|event| &event["event"]);
+    assert!(between.clone().any(|name| name == "holding"), "the claim ended: {}", protect.said());
+    assert!(!between.clone().any(|name| name == "solo"), "protection did not: {}", protect.said());
+    let rehearsals = ["rehearsing", "rehearsed"].map(|event| standby.proc.count(event));
+    assert_eq!((rehearsals, standby.proc.count("waiting")), ([0, 0], 1), "{}", standby.proc.said());
+    assert_eq!(world.status("a")["protected"], true);
     vm.serial.goes_on();
     vm.serial.assert_sound();
 }

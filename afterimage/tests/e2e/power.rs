@@ -16,10 +16,8 @@ fn hosts_die(world: &World, (vm, protect): (&mut Vm, &mut Proc), standby: &mut S
     }
     kill_host(vm, protect);
     standby.proc.kill();
-    for file in fs::read_dir(world.dir.path()).unwrap().flatten() {
-        if file.path().extension().is_some_and(|suffix| suffix == "ram") {
-            fs::remove_file(file.path()).unwrap();
-        }
+    for file in world.vm_files() {
+        fs::remove_file(file).unwrap();
     }
 }
 

@@ -1,4 +1,5 @@
-//! What `protect` finds in its way: each time it ends with a code and a message that names the trouble, and the guest runs on.
+//! What `protect` finds in its way: each time it ends with a code and a message that names the trouble, and the guest
+//! runs on.
 
 use crate::{
     guest::Vm,

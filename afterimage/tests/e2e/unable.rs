@@ -2,7 +2,7 @@
 
 use crate::{
     proc::{is_alive, kill, signal, until},
-    takeover::{fragile, ram_files},
+    takeover::fragile,
     world::{VM, World},
 };
 use rustix::process::Signal;
@@ -22,14 +22,13 @@ fn a_standby_whose_qemu_does_not_start_any_more_is_given_up() {
     until("it is gone", || (!is_alive(waiting)).then_some(()));
     let told = standby.proc.wait_event("waiting-qemu-fails");
     assert!(told["why"].as_str().unwrap().contains("no space left on the device of the day"), "{told}");
-    let (code, stdout, stderr) = world.run("b", &format!("status --vm {VM} --json"));
-    let status: Value = serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{e}: {stdout} {stderr}"));
+    let (code, status) = world.status_code("b");
     assert_eq!((code, &status["protected"]), (3, &false.into()), "{status}");
     assert!(status["stalled"].as_str().is_some_and(|why| why.contains("does not start")), "{status}");
     let told = protect.wait_event("refused");
     let why = told["why"].as_str().unwrap();
     assert!(why.contains("the standby cannot run the VM") && why.contains("of the day"), "{told}");
-    assert_eq!(ram_files(&world).len(), 1, "its copy");
+    assert_eq!(world.vm_files().len(), 1, "its copy");
 
     signal(witness.pid(), Signal::CONT);
     let solo = world.wait_role("a", "solo");
@@ -50,7 +49,7 @@ fn a_lost_copy_stays_until_a_new_qemu_waits() {
     let Some((world, _witness)) = World::with_witness() else { return };
     let (options, broken) = fragile(&world);
     let (vm, mut protect, mut standby) = world.pair_with(&options);
-    let copy = ram_files(&world);
+    let copy = world.vm_files();
     // Stopped for long enough, it finds that the primary has gone on alone.
     signal(standby.proc.pid(), Signal::STOP);
     protect.wait_events("solo", 2);
@@ -61,10 +60,10 @@ fn a_lost_copy_stays_until_a_new_qemu_waits() {
     // It may have been busy with its loss before.
     let tried = |event: &Value| event["event"] == "refused" && event["why"].as_str().unwrap().contains("of the day");
     until("a session is tried", || standby.proc.events().iter().any(tried).then_some(()));
-    assert_eq!(ram_files(&world), copy, "the lost copy: {}", standby.proc.said());
+    assert_eq!(world.vm_files(), copy, "the lost copy: {}", standby.proc.said());
     fs::remove_file(&broken).unwrap();
     world.run("a", &format!("reprotect --vm {VM}"));
     protect.wait_events("protected", 2);
-    assert_ne!(ram_files(&world), copy, "its room was needed");
+    assert_ne!(world.vm_files(), copy, "its room was needed");
     vm.serial.goes_on();
 }

@@ -105,8 +105,8 @@ impl Watch {
         Ok(())
     }
 
-    /// The loser says that it gave up: a primary that it is fenced, and ends with 4; a standby that it discarded its copy, or
-    /// that it lost and keeps the copy for now.
+    /// The loser says that it gave up: a primary that it is fenced, and ends with 4; a standby that it discarded its
+    /// copy, or that it lost and keeps the copy for now.
     pub(super) fn await_fenced(&mut self, round: &mut Round<'_>) -> Result<()> {
         let loser = if self.survivor == Some(Place::Primary) { "standby" } else { "protect" };
         let says_so = |e: &Entry| e.source == loser && matches!(e.event.as_str(), "fenced" | "discarded");
@@ -179,7 +179,8 @@ impl Watch {
         Ok(())
     }
 
-    /// For a while nothing happens to the VM: nobody changes a role, and the client is answered by who served it before.
+    /// For a while nothing happens to the VM: nobody changes a role, and the client is answered by who served it
+    /// before.
     pub(super) fn nothing_happens(&mut self, round: &mut Round<'_>, when: &str) -> Result<()> {
         let mark = round.timeline.mark();
         pass(WHILE)?;
@@ -193,7 +194,8 @@ impl Watch {
         Ok(())
     }
 
-    /// For a while nobody serves, and nobody gives its copy up. (Output that nobody has a right to let out is a violation.)
+    /// For a while nobody serves, and nobody gives its copy up. (Output that nobody has a right to let out is a
+    /// violation.)
     pub(super) fn both_are_kept(&mut self, round: &Round<'_>) -> Result<()> {
         let (primary, standby) = (round.topology.host(Place::Primary), round.topology.host(Place::Standby));
         let first = (primary.frames_out()?, standby.frames_out()?);
