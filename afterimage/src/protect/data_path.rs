@@ -8,12 +8,14 @@ use super::{
     channel::{Brief, Channel, ToDataPath, ToSupervisor},
     hands::Hands,
     left::Left,
+    lookout::Lookout,
     nics,
     orders::Order,
     outputs::Outputs,
     seek::{Seek, Trouble},
     session::Found,
     stop::{Heard, Stop},
+    unfit::Unfit,
     vm_health::Watcher,
     yielding::Parked,
 };
@@ -71,6 +73,8 @@ pub(super) struct DataPath {
     pub(super) notes: Vec<String>,
     pub(super) watch: Watch,
     pub(super) supervisor: Hands,
+    /// Whether somebody looks at the VM's outputs, and QEMU is there.
+    pub(super) lookout: Lookout,
     /// Whether the VM runs.
     pub(super) vm: Watcher,
     pub(super) parked: Option<Parked>,
@@ -95,6 +99,8 @@ pub(super) struct DataPath {
     /// Why the session that there is will have ended.
     pub(super) trouble: Option<Trouble>,
     pub(super) protected_since: Option<Time>,
+    /// Why protection has to end when the arbiter is there.
+    pub(super) unfit: Option<Unfit>,
     pub(super) outputs: Outputs,
     /// The stall limit as it was when the turn before began.
     limit_before: Duration,
@@ -210,6 +216,7 @@ impl DataPath {
             notes: report::standing_notes(),
             watch: Watch::default(),
             supervisor,
+            lookout: Lookout::new(clock.now()),
             vm: Watcher::new(brief.qemu_process().0, brief.qemu_process().1),
             parked: None,
             left: Left::default(),
@@ -226,6 +233,7 @@ impl DataPath {
             made_way_at: None,
             trouble: None,
             protected_since: None,
+            unfit: None,
             outputs,
             limit_before: Duration::MAX,
             last_turn: clock.now(),
@@ -266,6 +274,7 @@ impl DataPath {
         if self.ending.is_some() {
             return Ok(()); // who leaves asks for nothing any more
         }
+        self.keep_a_lookout();
         self.mind_the_vm();
         self.hear_arbiter();
         self.refuse_late_orders();
@@ -334,19 +343,15 @@ impl DataPath {
             match message {
                 ToDataPath::Begin(_) | ToDataPath::Started { error: None, .. } => {}
                 ToDataPath::Started { error: Some(why), unsupported } => self.source_broken(why, unsupported),
+                ToDataPath::Here => self.lookout.heard(self.clock.now()),
                 ToDataPath::VmIs(health) => self.vm.qemu_says(health),
+                ToDataPath::VmGone { orderly: true } if self.vm_died => {} // too late
                 ToDataPath::VmGone { orderly: true } => {
                     emit("vm-gone", json!({ "orderly": true }));
                     self.vm_shut_down = true;
                     self.driver.event(Event::Unprotect(GoodbyeReason::GuestGone));
                 }
-                // Of a VM that was shut down nobody shall run a copy.
-                ToDataPath::VmGone { orderly: false } if self.vm_shut_down => {}
-                ToDataPath::VmGone { orderly: false } => {
-                    emit("vm-gone", json!({ "orderly": false }));
-                    self.vm_died = true;
-                    self.driver.event(Event::SourceLost);
-                }
+                ToDataPath::VmGone { orderly: false } => self.vm_has_died(),
                 ToDataPath::SourceBroken { why, unsupported } => self.source_broken(why, unsupported),
                 ToDataPath::Left { error } => self.hear_left(error),
                 ToDataPath::Stop => self.told_to_stop(Heard::BySupervisor),
@@ -355,6 +360,16 @@ impl DataPath {
             }
         }
         Ok(())
+    }
+
+    /// Of a VM that was shut down nobody shall run a copy.
+    pub(super) fn vm_has_died(&mut self) {
+        if self.is_vm_gone() {
+            return;
+        }
+        emit("vm-gone", json!({ "orderly": false }));
+        self.vm_died = true;
+        self.driver.event(Event::SourceLost);
     }
 
     /// With `--once` a first attempt that fails for want of the source ends this process, and a keeper has the VM's network. Otherwise it
