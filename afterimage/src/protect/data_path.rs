@@ -141,10 +141,11 @@ pub fn run() -> Result<Code> {
     super::record(&brief.config, "data-path")?;
     let mut supervisor = Hands::new(channel, &brief);
     scope::find_out();
-    let prepared = match prepare(&brief) {
+    let mut replaces = brief.deaths > 0;
+    let prepared = match prepare(&brief, &mut replaces) {
         Ok(prepared) => prepared,
-        // The VM's packets passed here until a moment ago: tried again.
-        Err(error) if brief.deaths > 0 => return Err(error),
+        // The VM's packets passed here, or where this process has taken the place, until a moment ago: tried again.
+        Err(error) if replaces => return Err(error),
         Err(error) => {
             // One that cannot even start would only be started again.
             let (code, why) = (exit::explain(&error).0, exit::words(&error));
@@ -157,16 +158,19 @@ pub fn run() -> Result<Code> {
 }
 
 /// What may be missing: the NICs, their TAP devices, a free control socket. A process that is to be relieved is told to leave as late
-/// as possible: the VM has no network from then until the gate is there.
-fn prepare(brief: &Brief) -> Result<(NicGate, ArbiterClient, Control)> {
+/// as possible: the VM has no network from then until the gate is there. `replaces`: the VM's packets passed elsewhere until now.
+fn prepare(brief: &Brief, replaces: &mut bool) -> Result<(NicGate, ArbiterClient, Control)> {
     let config = &brief.config;
     nics::check(brief)?;
     let arbiter = ArbiterClient::spawn(&config.asks(brief.register.owner.node))?;
+    if brief.relieve {
+        control::relieve_primary(&config.run_dir, config.vm)?;
+        *replaces = true;
+    }
     let control = control::take_place(&config.run_dir, (config.vm, config.node), brief.relieve)?;
     // As late as this: until now its packets have passed.
-    let kept = keeper::relieve(&config.run_dir, config.vm)?;
-    let replaces = kept || brief.relieve || brief.deaths > 0;
-    Ok((nics::open(config, replaces)?, arbiter, control))
+    *replaces |= keeper::relieve(&config.run_dir, config.vm)?;
+    Ok((nics::open(config, *replaces)?, arbiter, control))
 }
 
 fn hear_brief(channel: &mut Channel) -> Result<Brief> {
