@@ -281,6 +281,11 @@ pub struct ProtectArgs {
     /// 600s [default: four times the detection time, at least 1s]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub stall_after: Option<Duration>,
+    /// How long a checkpoint may wait for the standby's ACK: then the standby is suspect, whatever its beats say; at least the detection
+    /// time and two epochs, at most 600s. A link that falls back from RDMA has longer [default: ten detection times or ten
+    /// epochs, at least 2s]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub commit_deadline: Option<Duration>,
     /// Memory for checkpoints on their way, never exceeded [default: 64MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub staging: Option<u64>,

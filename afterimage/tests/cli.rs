@@ -57,6 +57,27 @@ fn flags_are_read_and_the_rest_has_defaults() {
 }
 
 #[test]
+fn a_commit_deadline_is_what_was_said_or_follows() {
+    let secs = Duration::from_secs;
+    let deadline = |flags: &[&str]| protect(flags).unwrap().commit_deadline(false);
+    assert_eq!(deadline(&[]), secs(2));
+    assert_eq!(deadline(&["--epoch", "1s"]), secs(10));
+    assert_eq!(deadline(&["--beat-interval", "100ms", "--detect-multiplier", "3"]), secs(3));
+    assert_eq!(deadline(&["--epoch", "1s", "--commit-deadline", "4s"]), secs(4));
+    let written = file("[protect]\ncommit_deadline_ms = 700\n");
+    let mut config = protect(&["--config", written.path().to_str().unwrap()]).unwrap();
+    assert_eq!(config.commit_deadline(false), ms(700));
+    let json = serde_json::to_string(&config).unwrap();
+    assert_eq!(serde_json::from_str::<ProtectConfig>(&json).unwrap(), config, "a child gets it as JSON: {json}");
+    config.epoch = secs(1);
+    assert_eq!(config.commit_deadline(false), ms(2050), "an epoch that an operator has made longer since");
+    let error = protect(&["--epoch", "1s", "--commit-deadline", "2s"]).unwrap_err().to_string();
+    for words in ["commit_deadline_ms = 2000", "2050 to 600000 ms", "the detection time and two epochs at least"] {
+        assert!(error.contains(words), "{words:?} is not in {error}");
+    }
+}
+
+#[test]
 fn outputs_are_forced_by_name() {
     assert!(protect(&[]).unwrap().unheld.is_empty());
     let config = protect(&["--unheld", "n1,d0", "--unheld", "serial1"]).unwrap();

@@ -55,6 +55,7 @@ pub(super) struct ProtectSection {
     pub(super) beat_min_rx_ms: Setting<Millis>,
     pub(super) detect_multiplier: Setting<u8>,
     pub(super) stall_after_ms: Setting<Millis>,
+    pub(super) commit_deadline_ms: Setting<Millis>,
     pub(super) staging_mib: Setting<Mib>,
     pub(super) on_cap: Setting<OnCapWish>,
     pub(super) slab_kib: Setting<Kib>,

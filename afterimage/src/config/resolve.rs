@@ -3,7 +3,7 @@
 use super::{
     ConfigError, OnCapWish, ProtectConfig, StandbyConfig, WitnessConfig,
     file::{ProtectSection, Sections, Setting, Source, StandbySection, WitnessSection, load, parse},
-    paths,
+    least_commit_deadline, paths,
     units::{Kib, Mib, Millis},
 };
 use crate::{
@@ -178,6 +178,12 @@ impl<'a> Resolver<'a> {
         self.check("stall_after_ms", limit.is_none_or(fits), "500 to 600000 ms")
     }
 
+    fn check_commit_deadline(&self, limit: Option<Millis>, least: Duration) -> Result<(), ConfigError> {
+        let fits = |limit: Millis| (least..=LONGEST_STALL).contains(&limit.0);
+        let allowed = format!("{} to 600000 ms: the detection time and two epochs at least", least.as_millis());
+        self.check("commit_deadline_ms", limit.is_none_or(fits), allowed)
+    }
+
     /// The settings as a section of a file, with comments that say where each comes from.
     fn print(&self, out: &mut String) {
         let lines = self.trail.iter().map(|(key, value, origin)| {
@@ -233,6 +239,7 @@ fn protect(r: &mut Resolver<'_>, args: ProtectArgs, mut s: ProtectSection) -> Re
     let beat_min_rx = r.optional("beat_min_rx_ms", args.beat_min_rx.map(Millis), s.beat_min_rx_ms);
     let detect_multiplier = r.or("detect_multiplier", args.detect_multiplier, s.detect_multiplier, MULTIPLIER);
     let stall_after = r.optional("stall_after_ms", args.stall_after.map(Millis), s.stall_after_ms);
+    let commit_deadline = r.optional("commit_deadline_ms", args.commit_deadline.map(Millis), s.commit_deadline_ms);
     let staging = r.or("staging_mib", args.staging.map(Mib), s.staging_mib, STAGING);
     let on_cap = r.or("on_cap", args.on_cap, s.on_cap, OnCapWish::default());
     let slab = r.or("slab_kib", args.slab.map(Kib), s.slab_kib, Kib(1 << 20));
@@ -253,6 +260,7 @@ fn protect(r: &mut Resolver<'_>, args: ProtectArgs, mut s: ProtectSection) -> Re
     r.check("epoch_ms", (Duration::from_millis(1)..=Duration::from_secs(60)).contains(&epoch.0), "1 to 60000 ms")?;
     r.check_beats(beat, beat_min_rx, detect_multiplier)?;
     r.check_stall(stall_after)?;
+    r.check_commit_deadline(commit_deadline, least_commit_deadline(epoch.0, beat.0 * u32::from(detect_multiplier)))?;
     let whole_pages = slab.0.is_multiple_of(4096);
     let allowed = "256 to 16384 KiB, whole pages of 4 KiB";
     r.check("slab_kib", whole_pages && (256 << 10..=16 << 20).contains(&slab.0), allowed)?;
@@ -274,6 +282,7 @@ fn protect(r: &mut Resolver<'_>, args: ProtectArgs, mut s: ProtectSection) -> Re
         beat_min_rx: beat_min_rx.map(|wish| wish.0),
         detect_multiplier,
         stall_after: stall_after.map(|limit| limit.0),
+        commit_deadline: commit_deadline.map(|limit| limit.0),
         staging_bytes: staging.0,
         on_cap,
         slab_bytes: slab.0,

@@ -13,12 +13,13 @@
 //! | [`data_path`] | the process that works: the loop around `mc_core`'s primary |
 //! | [`errands`] | what the driver asks of it |
 //! | [`hands`], [`understudy`] | the data path's way to QEMU, with and without its supervisor |
+//! | [`lookout`] | whether somebody watches QEMU and its outputs for the data path; that QEMU has ended |
 //! | [`leaving`], [`left`] | QEMU leaves its checkpoints, however long that takes; what is said of it meanwhile |
 //! | [`nics`], [`standstill`] | NICs that come back; why the VM, or this side, does not get on |
 //! | [`seek`], [`mod@look`], [`session`] | looks for a standby, again and again; shakes hands with it |
 //! | [`proving`] | proves that beats come both ways |
 //! | [`orders`] | what an operator or a signal wants, and needs the arbiter for |
-//! | [`outputs`] | whether the VM's outputs are held |
+//! | [`outputs`], [`unfit`] | whether the VM's outputs are held; what is done when the VM cannot be protected as it is |
 //! | [`channel`] | what the two processes say to each other |
 //! | [`commands`] | the control socket: status, solo, handover |
 //! | [`vm_health`], [`yielding`] | whether the VM runs, and what is done when it does not |
@@ -36,6 +37,7 @@ mod leaving;
 mod left;
 mod live;
 mod look;
+mod lookout;
 mod nics;
 mod orders;
 mod outputs;
@@ -48,6 +50,7 @@ mod standstill;
 mod stop;
 mod supervisor;
 mod understudy;
+mod unfit;
 pub mod vm_health;
 mod waiting;
 mod yielding;

@@ -97,6 +97,9 @@ pub(super) struct Node {
     pub(super) last_copy: LastCopy,
     /// Why the register names a copy of this node that this process does not have, and it does not renounce.
     pub(super) missed: Option<String>,
+    /// The register's generation from which this node asks to renounce; and from which that was refused.
+    pub(super) renounces: Option<Generation>,
+    pub(super) unrenounced: Option<Generation>,
     pub(super) listener: Listener,
     pub(super) callers: Callers,
     pub(super) control: Control,
@@ -108,8 +111,6 @@ pub(super) struct Node {
     /// Attempts to start a QEMU that died, NICs that were lost.
     pub(super) revival: Revival,
     pub(super) mending: Mending,
-    /// When the session began.
-    pub(super) attached_at: Time,
     arbiter_watch: report::ArbiterWatch,
     pub(super) operator_wants_it: bool,
     pub(super) signals: Signals,
@@ -159,6 +160,8 @@ impl Node {
             claim: Some(claim),
             last_copy,
             missed: None,
+            renounces: None,
+            unrenounced: None,
             listener: Listener::bind(config.listen, SessionOptions::default()).map_err(cannot_listen)?,
             callers: Callers::default(),
             control: Control::listen(&config.run_dir, config.vm, config.node, Side::Standby)?,
@@ -169,7 +172,6 @@ impl Node {
             checked_vm_at: clock.now(),
             revival: Revival::default(),
             mending: Mending::new(clock.now()),
-            attached_at: clock.now(),
             arbiter_watch: report::ArbiterWatch::default(),
             operator_wants_it: false,
             signals: Signals::catch()?,
@@ -269,6 +271,7 @@ impl Node {
                 }
                 Answer::Cas(outcome) => {
                     emit("cas", self.swap.answered(self.clock.now(), &outcome));
+                    self.hear_renounced(&outcome);
                     self.driver.event(Event::Cas(outcome));
                 }
             }

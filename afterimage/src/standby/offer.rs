@@ -120,7 +120,7 @@ impl Node {
         let session = (theirs.incarnation, theirs.beat_key);
         let watched = Watched { progress: self.progress.clone(), limit: self.config.stall_after };
         self.beats = Some(beats::start(keepalive.0, session, beats::STANDBY, wish, Some(watched))?);
-        (self.revival, self.attached_at) = (Revival::default(), self.clock.now());
+        self.revival = Revival::default();
         (self.registered, self.suspected_at, self.operator_wants_it) = (false, None, false);
         self.instance = hello.instance;
         self.primary = Some(Owner { node: theirs.node, instance: theirs.instance });

@@ -10,6 +10,9 @@ use crate::{
 use mc_core::{gate::OutputGate, id::Time, standby::Role};
 use serde_json::json;
 
+const UNPROVEN: &str =
+    "the VM has changed, or cannot be protected as it is: `afterimage status` on the primary's host says which";
+
 pub(super) fn word(role: Role) -> &'static str {
     match role {
         Role::Idle => "idle",
@@ -82,6 +85,8 @@ pub(super) fn status(node: &Node) -> Status {
     if machine.role() != Role::Active {
         status.outputs = node.vm.iter().flat_map(|vm| vm.unheld()).map(|name| unheld(name)).collect();
     }
+    let unproven = machine.role() == Role::Protecting && machine.is_unproven();
+    status.notes.extend(unproven.then(|| UNPROVEN.to_owned()));
     let now = node.clock.now();
     status.notes.extend(node.vm.iter().flat_map(|vm| vm.notes()).map(|note| format!("on QEMU's command line, {note}")));
     let unloadable = node.unloadable.as_ref();

@@ -4,7 +4,7 @@
 use super::node::{NIC_PATIENCE, Node, VM_CHECK};
 use crate::{events::emit, exit, report};
 use anyhow::Result;
-use mc_core::{register::Owner, standby::Role};
+use mc_core::{id::Epoch, register::Owner, standby::Role};
 use serde_json::json;
 use std::time::Duration;
 
@@ -98,12 +98,31 @@ impl Node {
 
     fn uncommitted(&self) -> Option<String> {
         let machine = self.driver.machine();
-        let last = self.driver.figures().last_commit_at.filter(|_| machine.role() == Role::Protecting)?;
+        let figures = self.driver.figures();
+        let last = figures.last_commit_at.filter(|_| machine.role() == Role::Protecting)?;
         let since = self.clock.now().since(last);
-        let epochs = u32::try_from(machine.committed().1.0).unwrap_or(u32::MAX).max(1);
-        let limit = NO_COMMIT.max(last.since(self.attached_at) / epochs * TIMES);
+        let limit = limit(last.since(figures.synced_at?), machine.committed().1);
         (since >= limit).then(|| {
             format!("the primary has committed nothing for {} s: see whether its VM and its QEMU run", since.as_secs())
         })
+    }
+}
+
+/// From the commit of the full synchronisation, which may take any time, to that of the newest epoch it was so long: how long none may be
+/// committed.
+fn limit(all: Duration, newest: Epoch) -> Duration {
+    let epochs = u32::try_from(newest.0 - Epoch::FULL_SYNC.0).unwrap_or(u32::MAX).max(1);
+    NO_COMMIT.max(all / epochs * TIMES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn epochs_that_do_not_come_are_missed_by_how_long_they_used_to_take() {
+        let limit = |ms, newest| limit(Duration::from_millis(ms), Epoch(newest)).as_secs();
+        assert_eq!((limit(0, 1), limit(20, 2), limit(2000, 101)), (5, 5, 5), "short ones");
+        assert_eq!((limit(1000, 2), limit(100_000, 101)), (10, 10), "of a second each");
     }
 }

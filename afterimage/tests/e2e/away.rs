@@ -12,7 +12,7 @@ fn acked(world: &World) -> u64 {
 }
 
 /// Epochs are committed, so output is released.
-fn output_flows(world: &World) {
+pub(crate) fn output_flows(world: &World) {
     let then = acked(world);
     until("epochs are committed", || (acked(world) > then + 5).then_some(()));
 }

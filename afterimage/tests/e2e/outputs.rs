@@ -9,7 +9,7 @@ use crate::{
 use serde_json::{Value, json};
 use std::time::Duration;
 
-fn qmp(vm: &Vm, command: &str, arguments: Value) {
+pub(crate) fn qmp(vm: &Vm, command: &str, arguments: Value) {
     proc::qmp(&vm.look).execute(command, arguments, Duration::from_secs(10)).unwrap();
 }
 
@@ -80,11 +80,16 @@ fn told(protect: &Proc) -> Option<Value> {
     protect.events().into_iter().rfind(|event| event["event"] == "outputs")
 }
 
-/// A chardev that reaches other programs comes to a protected VM.
-fn a_leak_comes(world: &World, vm: &Vm, protect: &Proc, standby: &mut Proc) {
+/// A chardev that reaches other programs comes.
+pub(crate) fn leak(world: &World, vm: &Vm) {
     let addr = json!({ "type": "unix", "data": { "path": world.path("leak") } });
     let backend = json!({ "type": "socket", "data": { "addr": addr, "server": true, "wait": false } });
     qmp(vm, "chardev-add", json!({ "id": "leak", "backend": backend }));
+}
+
+/// To a protected VM.
+fn a_leak_comes(world: &World, vm: &Vm, protect: &Proc, standby: &mut Proc) {
+    leak(world, vm);
     standby.wait_events("waiting", 2);
     let status = until("the leak is why", || {
         let status = world.wait_role("a", "solo");

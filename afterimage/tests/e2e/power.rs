@@ -94,3 +94,29 @@ fn a_vm_that_is_booted_anew_waits_while_its_standby_takes_over() {
     assert_eq!(protect.count("attached"), 0, "{}", protect.said());
     standby.serial.goes_on();
 }
+
+/// His word cannot make good for a copy that the standby may have; nor is it kept, and counted for what is asked for later.
+#[test]
+fn an_operators_solo_is_not_kept_while_the_vm_waits_for_its_standby() {
+    let Some((world, mut witness)) = World::with_witness() else { return };
+    let (mut vm, mut protect, mut standby) = world.pair();
+    let before = world.register();
+    witness.kill();
+    hosts_die(&world, (&mut vm, &mut protect), &mut standby);
+    let vm = world.vm("vm", &[]);
+    let mut protect = world.protect("a", "a", &vm.qmp, standby.addr, "");
+    world.wait_role("a", "waiting-for-arbiter");
+    let solo = format!("solo --vm {VM} --yes-the-other-side-is-stopped");
+    // Once it may have counted, since nobody could say what the register holds: what this node has seen says the same.
+    until("it is refused", || {
+        let (code, _, stderr) = world.run("a", &solo);
+        (code != 0 && stderr.contains("start the standby on node b")).then_some(())
+    });
+    let _witness = world.witness_again();
+    protect.wait_event("waiting-for-standby");
+    assert_eq!((world.register(), protect.count("asking")), (before, 0), "{}", protect.said());
+    let mut standby = world.standby_at("b", standby.addr);
+    protect.wait_event("protected");
+    standby.proc.wait_event("protected");
+    vm.serial.goes_on();
+}

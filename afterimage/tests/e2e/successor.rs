@@ -176,3 +176,24 @@ fn ignores_hangups() -> bool {
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap_or_default();
     u64::from_str_radix(ignored.trim(), 16).is_ok_and(|mask| mask & 1 == 1)
 }
+
+/// The first data path of a `protect` relieves whoever was there, and then has no place: somebody else took it.
+#[test]
+fn a_data_path_that_has_relieved_another_and_cannot_begin_is_tried_again() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (vm, mut first) = alone(&world);
+    let place = fs::File::open(world.run_dir("a").join(format!("{VM}.primary.lock"))).unwrap();
+    let taken = std::thread::spawn(move || {
+        rustix::fs::flock(&place, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        place
+    });
+    let mut second = world.protect("a", "a2", &vm.qmp, free_addr(), "");
+    first.expect_end(0, &[]);
+    let place = taken.join().unwrap();
+    let died = second.wait_event("data-path-died");
+    assert!(second.is_running(), "{died} {}", second.said());
+    drop(place);
+    world.wait_role("a", "solo");
+    second.wait_event("no-session");
+    vm.serial.goes_on();
+}

@@ -86,6 +86,8 @@ pub struct StandbyFigures {
     pub apply: Histogram,
     /// When the newest epoch was committed.
     pub last_commit_at: Option<Time>,
+    /// When the full synchronisation was.
+    pub synced_at: Option<Time>,
     /// When the primary's access was found to have ended, and all that had arrived was handled (I3).
     pub revoked_at: Option<Time>,
     /// Slabs that went through the spill file, in all sessions.
@@ -425,7 +427,9 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
     /// The committed epoch becomes the image. The ACK is on its way already: what is staged here is not lost by waiting.
     fn apply(&mut self, epoch: Epoch) {
         self.store.commit();
-        self.figures.last_commit_at = Some(self.clock.now());
+        let now = self.clock.now();
+        self.figures.last_commit_at = Some(now);
+        self.figures.synced_at.get_or_insert(now);
         if !self.rehearsing {
             self.apply_committed(epoch);
         }

@@ -61,6 +61,8 @@ pub enum Sabotage {
     RenounceUnread,
     /// Takes every copy of its host for itself.
     CompareHosts,
+    /// Takes any rehearsal for one of the VM as it is now.
+    ProvenByAny,
     /// Takes an operator's word for a copy that lacks what the VM said as if it had all.
     DecideUnheld,
 }
