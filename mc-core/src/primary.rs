@@ -43,7 +43,7 @@ mod config;
 mod pace;
 mod report;
 
-pub use config::{Config, OnCap, Sabotage};
+pub use config::{Config, OnCap, REHEARSAL, Sabotage};
 pub use report::{Action, Event, Role};
 
 use crate::{
@@ -486,7 +486,9 @@ impl Primary {
     /// When an ACK is overdue: the link, or the standby, does not do its work, whatever beats say.
     fn ack_due(&self) -> Option<Time> {
         let since = self.waiting_since.filter(|_| self.role == Role::Protected)?;
-        Some(since.after(self.config.commit_deadline))
+        // A standby that rehearses applies nothing, and its staging may fill: then the VM is held, and nobody is suspect for that.
+        let rehearses = if self.proving.is_some() { REHEARSAL } else { Duration::ZERO };
+        Some(since.after(self.config.commit_deadline).after(rehearses))
     }
 
     fn is_late(&self, now: Time) -> bool {
@@ -545,6 +547,8 @@ impl Machine for Primary {
             Event::OutputsChanged => self.outputs_changed(),
             Event::Rehearsed { generation, epoch } if generation == self.generation() => {
                 self.proving = self.proving.filter(|wanted| *wanted > epoch);
+                // What waited in its staging is applied now, and then there is room for the next epoch.
+                self.waiting_since = self.waiting_since.map(|_| now);
             }
             Event::Rehearsed { .. } => {}
             Event::Cas(CasOutcome::Won(register)) => self.won(register),
