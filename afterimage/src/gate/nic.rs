@@ -101,10 +101,6 @@ impl Nic {
         checked.map_err(|source| GateError::Port { path: self.path.clone(), source })
     }
 
-    pub(super) fn replace_port(&mut self, port: Box<dyn Port>) {
-        self.port = Some(port);
-    }
-
     /// The failure that has not been reported yet, once.
     pub(super) fn take_fault(&mut self) -> Option<GateError> {
         self.fault.take()
@@ -148,7 +144,7 @@ impl Nic {
         self.drop_connection();
     }
 
-    /// In the place of one that failed.
+    /// In the place of one that failed, or is not there any more.
     pub(super) fn set_port(&mut self, port: Box<dyn Port>) {
         self.port = Some(port);
     }

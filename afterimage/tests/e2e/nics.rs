@@ -4,7 +4,7 @@ use crate::{
     guest::Vm,
     net::{Client, Network, delete_tap, device, make_tap, nic},
     proc::{Proc, kill, signal, until},
-    world::{Standby, StandbyOptions, VM, World, free_addr},
+    world::{Standby, StandbyOptions, VM, World, free_addr, kill_host},
 };
 use rustix::process::Signal;
 use serde_json::Value;
@@ -65,7 +65,7 @@ fn a_wrong_nic_leaves_the_network_to_whoever_has_it() {
 }
 
 #[test]
-fn a_tap_device_that_is_made_again_is_found_on_both_sides() {
+fn a_tap_device_that_is_made_again_on_the_primary_is_found() {
     let Some(_network) = Network::enter(&["a", "b"]) else { return };
     let Some((world, _witness)) = World::with_witness() else { return };
     let vm = vm(&world);
@@ -76,20 +76,88 @@ fn a_tap_device_that_is_made_again_is_found_on_both_sides() {
     standby.proc.wait_event("protected");
     let mut client = Client::new();
     client.is_served(5);
-    for node in ["a", "b"] {
-        delete_tap(node);
-        let (code, told) = wait_network(&world, node, true);
-        assert_eq!((code, &told["protected"]), (3, &true.into()), "its copy is as good as before: {told}");
-        until("it says which", || {
-            let (_, stdout, _) = world.run(node, &format!("status --vm {VM}"));
-            stdout.contains(&format!("NETWORK: TAP device tap-{node}")).then_some(())
-        });
-        make_tap(node);
-        let (code, told) = wait_network(&world, node, false);
-        assert_eq!(code, 0, "{told}");
-    }
+    delete_tap("a");
+    let (code, told) = wait_network(&world, "a", true);
+    assert_eq!((code, &told["protected"]), (3, &true.into()), "its copy is as good as before: {told}");
+    says_which(&world, "a");
+    make_tap("a");
+    let (code, told) = wait_network(&world, "a", false);
+    assert_eq!(code, 0, "{told}");
     client.is_served(5);
     assert_eq!(protect.count("nics-connected"), 1, "{}", protect.said());
+}
+
+fn says_which(world: &World, node: &str) -> String {
+    until("it says which", || {
+        let (_, stdout, _) = world.run(node, &format!("status --vm {VM}"));
+        stdout.contains(&format!("NETWORK: TAP device tap-{node}")).then_some(stdout)
+    })
+}
+
+/// A VM that is taken over without it is mute: such a host does not count as a standby.
+#[test]
+fn a_standby_whose_tap_device_is_missing_protects_nothing() {
+    let Some(_network) = Network::enter(&["a", "b"]) else { return };
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let vm = vm(&world);
+    let mut standby = standby(&world);
+    let flags = format!("--nic {}", nic(world.dir.path(), "a"));
+    let mut protect = world.protect("a", "a", &vm.qmp, standby.addr, &flags);
+    protect.wait_event("protected");
+    standby.proc.wait_event("protected");
+    let mut client = Client::new();
+    delete_tap("b");
+    let (code, told) = wait_network(&world, "b", true);
+    assert_eq!((code, &told["protected"]), (3, &false.into()), "{told}");
+    says_which(&world, "b");
+    let solo = world.wait_role("a", "solo");
+    let named = |text: &str| text.contains("TAP device tap-b") && text.contains("ip tuntap add dev tap-b");
+    assert!(named(&solo["why_not_protected"]["why"].to_string()), "{solo}");
+    // It waits for nobody, and tells of it all the same.
+    until("it is idle", || (world.status("b")["role"] == "idle").then_some(()));
+    world.run("a", &format!("reprotect --vm {VM}"));
+    standby.proc.wait_event("refused");
+    assert!(named(&says_which(&world, "b")) && named(&standby.proc.wait_event("refused").to_string()));
+    client.is_served(5);
+    make_tap("b");
+    world.run("a", &format!("reprotect --vm {VM}"));
+    protect.wait_events("protected", 2);
+    standby.proc.wait_events("protected", 2);
+    wait_network(&world, "b", false);
+    client.is_served(5);
+}
+
+/// It is lost in the same moment as the primary: the VM runs, and has its network when the device is there.
+#[test]
+fn a_vm_is_taken_over_without_its_tap_device() {
+    let Some(_network) = Network::enter(&["a", "b"]) else { return };
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let mut vm = vm(&world);
+    let mut standby = standby(&world);
+    let flags = format!("--nic {}", nic(world.dir.path(), "a"));
+    let mut protect = world.protect("a", "a", &vm.qmp, standby.addr, &flags);
+    protect.wait_event("protected");
+    standby.proc.wait_event("protected");
+    let mut client = Client::new();
+    client.is_served(5);
+    delete_tap("b");
+    kill_host(&mut vm, &mut protect);
+    standby.proc.wait_event("running");
+    standby.serial.goes_on();
+    assert_eq!(standby.proc.count("takeover-failed"), 0, "{}", standby.proc.said());
+    // A keeper has the network, and says the same.
+    for side in ["standby", "keeper"] {
+        until(&format!("the {side} tells of it"), || {
+            let (code, stdout, _) = world.run("b", &format!("status --vm {VM} --role {side}"));
+            (code == 3 && stdout.contains("NETWORK: TAP device tap-b")).then_some(())
+        });
+    }
+    make_tap("b");
+    client.is_served(5);
+    until("it is told", || {
+        let (_, stdout, _) = world.run("b", &format!("status --vm {VM} --role standby"));
+        (!stdout.contains("NETWORK")).then_some(())
+    });
 }
 
 #[test]
