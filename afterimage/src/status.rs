@@ -120,6 +120,8 @@ pub struct Status {
     pub arbiter: ArbiterStatus,
     /// Of a primary: why it is not protected, as far as it looks for a standby.
     pub why_not_protected: Option<WhyNot>,
+    /// Of a VM that was taken over: its QEMU's QMP socket on this host, for `protect --qmp`.
+    pub qmp: Option<String>,
     /// What a takeover took, once there was one.
     pub takeover: Option<Takeover>,
     /// Named counts, such as "throttled_epochs", "full_syncs".

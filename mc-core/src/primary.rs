@@ -43,7 +43,7 @@ mod config;
 mod pace;
 mod report;
 
-pub use config::{Config, OnCap, Sabotage};
+pub use config::{Config, OnCap, REHEARSAL, Sabotage};
 pub use report::{Action, Event, Role};
 
 use crate::{
@@ -337,7 +337,9 @@ impl Primary {
         }
     }
 
-    fn rehearsed(&mut self, epoch: Epoch) {
+    fn rehearsed(&mut self, now: Time, epoch: Epoch) {
+        // What waited in its staging is applied now, and then there is room for the next epoch.
+        self.waiting_since = self.waiting_since.map(|_| now);
         let counts = |wanted: Epoch| match self.config.sabotage {
             Some(Sabotage::ProvenByAny) => true,
             _ => wanted <= epoch && wanted != Epoch::NEVER,
@@ -512,7 +514,10 @@ impl Primary {
     /// When an ACK is overdue: the link, or the standby, does not do its work, whatever beats say.
     fn ack_due(&self) -> Option<Time> {
         let since = self.waiting_since.filter(|_| self.role == Role::Protected)?;
-        Some(since.after(self.config.commit_deadline))
+        // A standby that rehearses applies nothing, and its staging may fill: then the VM is held, and nobody is suspect for that.
+        let rehearses = self.proving.is_some_and(|wanted| wanted != Epoch::NEVER);
+        let rehearses = if rehearses { REHEARSAL } else { Duration::ZERO };
+        Some(since.after(self.config.commit_deadline).after(rehearses))
     }
 
     fn is_late(&self, now: Time) -> bool {
@@ -573,7 +578,7 @@ impl Machine for Primary {
                 self.unfit();
                 self.tell_unproven();
             }
-            Event::Rehearsed { generation, epoch } if generation == self.generation() => self.rehearsed(epoch),
+            Event::Rehearsed { generation, epoch } if generation == self.generation() => self.rehearsed(now, epoch),
             Event::Rehearsed { .. } => {}
             Event::Cas(CasOutcome::Won(register)) => self.won(register),
             Event::Cas(CasOutcome::Lost(held)) => self.held(held, true),

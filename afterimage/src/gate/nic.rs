@@ -101,7 +101,7 @@ impl Nic {
         checked.map_err(|source| GateError::Port { path: self.path.clone(), source })
     }
 
-    /// In the place of one that failed, or whose device was deleted.
+    /// In the place of one that failed, or is not there any more.
     pub(super) fn replace_port(&mut self, port: Box<dyn Port>) {
         self.port = Some(port);
     }

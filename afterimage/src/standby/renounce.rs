@@ -58,7 +58,8 @@ impl Node {
     }
 
     fn why_missed(&self, owner: &Owner) -> String {
-        let because = match self.last_copy.kept() {
+        let beside = self.claim.as_ref().and_then(|claim| claim.kept(self.last_copy.instance()?));
+        let because = match self.last_copy.kept().or(beside) {
             Some(ram) => format!("it was kept in {}", ram.display()),
             None => "nothing here proves that it is no more".to_owned(),
         };

@@ -87,7 +87,12 @@ pub(super) fn status(node: &Node) -> Status {
     }
     let unproven = machine.role() == Role::Protecting && machine.is_unproven();
     status.notes.extend(unproven.then(|| UNPROVEN.to_owned()));
-    let now = node.clock.now();
+    let (now, staging) = (node.clock.now(), node.driver.pool_stats());
+    if node.rehearsal.is_some() && staging.used_bytes >= staging.cap_bytes {
+        status.notes.push(
+            "a rehearsal is under way, and staging is full: the primary waits for its end. A larger --staging lets it go on".into(),
+        );
+    }
     status.notes.extend(node.vm.iter().flat_map(|vm| vm.notes()).map(|note| format!("on QEMU's command line, {note}")));
     let unloadable = node.unloadable.as_ref();
     status

@@ -48,6 +48,7 @@ use mc_core::{
 use serde_json::json;
 use std::{
     os::{fd::AsFd, unix::net::UnixStream},
+    path::PathBuf,
     time::Duration,
 };
 use transport_tcp::session::{Listener, SessionOptions};
@@ -110,7 +111,7 @@ struct Running {
 
 /// The process of a QEMU at our control socket that is past its takeover; `None`: there is none, or it still waits.
 pub(super) fn find(config: &StandbyConfig) -> Result<Option<Watched>> {
-    let path = config.run_dir.join(config.vm.to_string()).join("standby.qmp");
+    let path = qmp_path(config);
     if UnixStream::connect(&path).is_err() {
         return Ok(None);
     }
@@ -124,6 +125,11 @@ pub(super) fn find(config: &StandbyConfig) -> Result<Option<Watched>> {
         Some((qmp, state)) if state != "inmigrate" => Ok(Some(Watched::new(qmp.peer_pid()?).with_context(asking)?)),
         _ => Ok(None),
     }
+}
+
+/// The control socket of the VM's QEMU.
+pub(super) fn qmp_path(config: &StandbyConfig) -> PathBuf {
+    config.run_dir.join(config.vm.to_string()).join("standby.qmp")
 }
 
 /// What is left to do once a node has taken its VM over.
@@ -326,7 +332,7 @@ impl Running {
             Ok(None) => {}
             Ok(Some(offer)) => {
                 let (vm, node, peer) = (offer.hello.vm, offer.hello.node, offer.peer_addr);
-                let qmp = self.desk.config.run_dir.join(self.desk.config.vm.to_string()).join("standby.qmp");
+                let qmp = qmp_path(&self.desk.config);
                 let why = format!(
                     "this node runs a VM that it took over, {}: protect that one (--qmp {}), or end it",
                     self.desk.config.vm,
@@ -383,6 +389,8 @@ impl Running {
         if let Some(gate) = self.network.gate() {
             report::fill_gate(&mut status, gate.stats(), gate);
         }
+        status.qmp = Some(qmp_path(&self.desk.config).display().to_string());
+        status.network = self.network.missing().map(str::to_owned);
         status.notes.extend(self.network.note());
         let stays = self.stays.as_ref();
         status.notes.extend(stays.map(|why| format!("a signal to end was refused: {why}. Another one is obeyed")));

@@ -120,3 +120,30 @@ fn an_operators_solo_is_not_kept_while_the_vm_waits_for_its_standby() {
     standby.proc.wait_event("protected");
     vm.serial.goes_on();
 }
+
+/// The files tell of a copy that is not on record as kept: it was kept when the record could not be written.
+#[test]
+fn a_copy_that_was_kept_is_not_renounced_whatever_the_record_says() {
+    let Some((world, witness)) = World::with_witness() else { return };
+    let (mut vm, mut protect, mut standby) = world.pair();
+    let before = world.register();
+    signal(witness.pid(), Signal::STOP);
+    standby.proc.wait_event("arbiter-unreachable");
+    signal(standby.proc.pid(), Signal::TERM);
+    standby.proc.wait_event("stop-refused");
+    for pid in [protect.data_path(), protect.pid()] {
+        signal(pid, Signal::STOP);
+    }
+    kill_host(&mut vm, &mut protect);
+    signal(standby.proc.pid(), Signal::TERM);
+    standby.proc.expect_end(3, &["Kept: the image of"]);
+    let path = world.path("state-b").join(format!("{VM}.copy"));
+    let mut record: serde_json::Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    record["kept"] = serde_json::Value::Null;
+    fs::write(&path, record.to_string()).unwrap();
+    signal(witness.pid(), Signal::CONT);
+    let mut again = world.standby_at("b", standby.addr);
+    let told = again.proc.wait_event("copy-missed");
+    assert!(told["why"].as_str().unwrap().contains("it was kept in"), "{told}");
+    assert_eq!((again.proc.count("renouncing"), world.register()), (0, before), "{}", again.proc.said());
+}

@@ -181,3 +181,20 @@ fn a_standby_that_was_told_twice_asks_for_nothing_as_it_leaves() {
     vm.serial.goes_on();
     vm.serial.assert_sound();
 }
+
+/// Its QEMU died while the arbiter was asked, and nobody has answered yet.
+#[test]
+fn a_primary_that_hands_its_vm_back_refuses_the_first_signal() {
+    let Some((world, witness)) = World::with_witness() else { return };
+    let (mut vm, mut protect, standby) = world.pair();
+    signal(witness.pid(), Signal::STOP);
+    signal(standby.proc.pid(), Signal::STOP);
+    world.wait_role("a", "claiming");
+    vm.proc.kill();
+    world.wait_role("a", "handing-back");
+    signal(protect.data_path(), Signal::TERM);
+    let told = protect.wait_event("stop-refused");
+    assert!(told["why"].as_str().is_some_and(|why| why.contains("to give the VM to its standby")), "{told}");
+    signal(protect.data_path(), Signal::TERM);
+    protect.wait_event("stop-obeyed");
+}

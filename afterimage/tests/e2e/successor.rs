@@ -181,7 +181,7 @@ fn ignores_hangups() -> bool {
 #[test]
 fn a_data_path_that_has_relieved_another_and_cannot_begin_is_tried_again() {
     let Some((world, _witness)) = World::with_witness() else { return };
-    let (vm, mut first) = alone(&world);
+    let (vm, mut first) = world.alone();
     let place = fs::File::open(world.run_dir("a").join(format!("{VM}.primary.lock"))).unwrap();
     let taken = std::thread::spawn(move || {
         rustix::fs::flock(&place, rustix::fs::FlockOperation::LockExclusive).unwrap();

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// So long a rehearsal may take. Beside the epochs it may fill the standby's staging, and so keep the next ACK for as long.
+pub const REHEARSAL: Duration = Duration::from_secs(15);
+
 /// What does not change while a primary lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Config {

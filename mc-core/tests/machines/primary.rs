@@ -538,6 +538,24 @@ fn an_ack_that_does_not_come_is_a_standby_that_is_lost() {
     assert_eq!(timeout(&mut primary, ms(9000)), []);
 }
 
+/// Its staging may be full meanwhile: the primary waits, and protection does not end.
+#[test]
+fn an_ack_is_not_late_while_the_standby_rehearses() {
+    let mut primary = protected_pair();
+    do_all(&mut primary, &[Event::OutputsChanged]);
+    capture(&mut primary, ms(0), 2);
+    assert_eq!(timeout(&mut primary, ms(16_000)), []);
+    let rehearsed = Event::Rehearsed { generation: G, epoch: Epoch(2) };
+    assert_eq!(at(&mut primary, ms(16_500), rehearsed), []);
+    assert_eq!(timeout(&mut primary, ms(18_400)), [], "now there is room again");
+    assert_eq!(timeout(&mut primary, ms(18_500)), [Action::Late, Action::CloseLink(None), claim()]);
+    // It does not take for ever.
+    let mut primary = protected_pair();
+    do_all(&mut primary, &[Event::OutputsChanged]);
+    capture(&mut primary, ms(0), 2);
+    assert_eq!(timeout(&mut primary, ms(17_000)), [Action::Late, Action::CloseLink(None), claim()]);
+}
+
 #[test]
 fn a_vm_of_another_make_is_not_protected_until_it_is_rehearsed() {
     let mut primary = protected_pair();
