@@ -4,6 +4,7 @@
 //! check` prints what is itself a configuration file.
 
 mod file;
+mod near;
 mod on_cap;
 mod paths;
 mod resolve;

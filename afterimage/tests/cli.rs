@@ -5,7 +5,7 @@ use afterimage::{
     config::{ConfigError, KeepaliveWish, ProtectConfig, StandbyConfig, TransportWish, WitnessConfig},
 };
 use clap::{CommandFactory, Parser};
-use std::{fs, io::Write, path::PathBuf, process, time::Duration};
+use std::{collections::BTreeSet, fs, io::Write, path::PathBuf, process, time::Duration};
 
 const PROTECT: [&str; 10] =
     ["afterimage", "protect", "--vm", "web", "--qmp", "/run/web.qmp", "--to", "10.0.0.2:7410", "--arbiter", "manual"];
@@ -169,11 +169,61 @@ fn a_checked_file_is_printed_as_a_file_that_means_the_same() {
     assert_eq!(WitnessConfig::resolve(args).unwrap().state, PathBuf::from("/var/lib/w"));
 }
 
+/// docs/examples: what `config check` lists, the example has, as a setting or in a comment; and it can be run with.
+#[test]
+fn the_example_is_a_file_that_works_and_names_every_key() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/examples/afterimage.toml");
+    let text = fs::read_to_string(path).unwrap();
+    let (code, printed, stderr) = run(&["config", "check", path]);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(!printed.contains("has to come from a flag"), "{printed}");
+    let keys = |text: &str, begins: fn(&str) -> bool| {
+        let mut section = String::new();
+        let mut keys = BTreeSet::new();
+        for line in text.lines() {
+            if let Some((name, _)) = line.strip_prefix('[').and_then(|line| line.split_once(']')) {
+                section = name.to_owned();
+            }
+            let key = line.trim_start_matches("# ").split([' ', '=']).next().unwrap_or_default();
+            if begins(line) && !section.is_empty() && key.chars().all(|c| c.is_ascii_lowercase() || c == '_') {
+                keys.insert(format!("[{section}] {key}"));
+            }
+        }
+        keys
+    };
+    let listed = keys(&printed, |line| line.contains("  # ") && !line.starts_with('['));
+    let shown = keys(&text, |line| line.contains(" = ") && !line.starts_with([' ', '[']));
+    assert_eq!(listed, shown, "what is in one and not in the other");
+    for command in ["witness", "protect", "standby"] {
+        let args = ["afterimage", command, "--config", path];
+        let resolved = match Cli::try_parse_from(args).unwrap().command {
+            Command::Witness { args, .. } => WitnessConfig::resolve(args).map(drop),
+            Command::Protect(args) => ProtectConfig::resolve(args).map(drop),
+            Command::Standby(args) => StandbyConfig::resolve(args).map(drop),
+            _ => unreachable!("not asked for"),
+        };
+        resolved.unwrap();
+    }
+    // The lines that show a default or a form are right as well.
+    let all: String = text.lines().map(|line| shown_setting(line).unwrap_or(line).to_owned() + "\n").collect();
+    let (code, _, stderr) = run(&["config", "check", file(&all).path().to_str().unwrap()]);
+    assert_eq!(code, 0, "{stderr}\n{all}");
+}
+
+/// A setting that is commented out.
+fn shown_setting(line: &str) -> Option<&str> {
+    let rest = line.strip_prefix("# ")?;
+    let (key, _) = rest.split_once(" = ")?;
+    key.chars().all(|c| c.is_ascii_lowercase() || c == '_').then_some(rest)
+}
+
 #[test]
 fn a_wrong_file_is_refused_with_its_key_name_and_line() {
     let cases = [
         ("[protect]\n\nepok_ms = 20\n", 3, "`epok_ms`"),
-        ("[protekt]\n", 1, "`protekt`"),
+        ("[protekt]\n", 1, "did you mean `protect`?"),
+        ("[protect]\nepoch = 20\n", 2, "did you mean `epoch_ms`?"),
+        ("[standby]\nnic = ['/run/web.net=tap0']\n", 2, "did you mean `nics`?"),
         ("epoch_ms = 20\n", 1, "`epoch_ms`"),
         ("[protect]\nepoch_ms = \"20\"\n", 2, "invalid duration \"20\""),
         ("[protect]\nepoch_ms = 0\n", 2, "0 ms"),

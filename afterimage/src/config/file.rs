@@ -1,7 +1,7 @@
 //! The TOML file: a section per command, units in the keys, unknown keys refused.
 
 use super::{
-    ConfigError, OnCapWish,
+    ConfigError, OnCapWish, near,
     paths::{KeepaliveWish, PathSettings, TransportWish},
     units::{Kib, Mib, Millis, NicSpec},
 };
@@ -147,7 +147,7 @@ pub(super) fn load(path: Option<&Path>) -> Result<(Source, Sections), ConfigErro
 
 /// The same, of what a file shall hold.
 pub(super) fn parse(path: &Path, bytes: Vec<u8>) -> Result<(Source, Sections), ConfigError> {
-    let wrong = |line, what: &str| ConfigError::Syntax { path: path.into(), line, what: what.trim_end().into() };
+    let wrong = |line, what: &str| ConfigError::Syntax { path: path.into(), line, what: near::with_guess(what) };
     let text = String::from_utf8(bytes).map_err(|e| {
         let good = String::from_utf8_lossy(&e.as_bytes()[..e.utf8_error().valid_up_to()]).into_owned();
         wrong(line_of(&good, good.len()), "not UTF-8")
