@@ -233,7 +233,7 @@ fn a_wrong_file_is_refused_with_its_key_name_and_line() {
         ("[protect]\nvm = ''\n", 2, "1 to 47 bytes"),
         ("[protect]\nto = '10.0.0.2'\n", 2, "no port"),
         ("[protect]\ndetect_multiplier = 256\n", 2, "256"),
-        ("[protect]\ndetect_multiplier = 0\n", 2, "1 to 255"),
+        ("[protect]\ndetect_multiplier = 1\n", 2, "2 to 255 (1 bears no lost beat"),
         ("[protect]\n\n\nslab_kib = 100\n", 4, "256 to 16384"),
         ("[protect]\nslab_kib = 16384\nstaging_mib = 16\n", 3, "two slabs"),
         ("[protect]\nwindow = 0\n", 2, "1 to 64"),
@@ -266,7 +266,7 @@ fn a_wrong_file_is_refused_with_its_key_name_and_line() {
 
 #[test]
 fn a_wrong_command_line_exits_with_2_and_says_what_is_allowed() {
-    let cases: [(&[&str], &str); 14] = [
+    let cases: [(&[&str], &str); 19] = [
         (&[], "Usage"),
         (&["protekt"], "protect"),
         (
@@ -282,8 +282,13 @@ fn a_wrong_command_line_exits_with_2_and_says_what_is_allowed() {
         (&["protect", "--vm", "web", "--to", "b:1"], "--qmp SOCKET, --arbiter SPEC"),
         (&["standby", "--vm", "web", "--arbiter", "manual"], "-- QEMU ARGS"),
         (&["standby", "--listen", "7410"], "--listen"),
-        (&["takeover", "--vm", "web"], "power that host off"),
-        (&["solo", "--vm", "web"], "--yes-the-other-side-is-stopped"),
+        (&["protect", "--detect-multiplier", "1"], "2 to 255"),
+        (&["keepalive", "set", "--vm", "web", "--multiplier", "1"], "2 to 255"),
+        (&["keepalive", "set", "--vm", "web"], "<--interval <TIME>|--multiplier <K>|--min-rx <TIME>>"),
+        (&["set", "--vm", "web", "epoch=5ms", "--save", "/etc/x.toml"], "--save=/etc/x.toml"),
+        (&["keepalive", "tune", "--from", "x", "--what-if", "interval=5ms,k=1"], "2 to 255"),
+        (&["takeover", "--vm", "web", "--run-dir", "/nonexistent/x"], "power that host off"),
+        (&["solo", "--vm", "web", "--run-dir", "/nonexistent/x"], "--yes-the-other-side-is-stopped"),
     ];
     for (args, what) in cases {
         let (code, stdout, stderr) = run(args);
@@ -291,8 +296,10 @@ fn a_wrong_command_line_exits_with_2_and_says_what_is_allowed() {
         assert!(stderr.contains(what), "{args:?}: {stderr}");
     }
     assert_eq!(protect(&["--slab", "300KiB"]).unwrap().slab_bytes, 300 << 10);
+    let error = protect(&["--epoch", "1h"]).unwrap_err().to_string();
+    assert_eq!(error, "--epoch 1h: allowed is 1ms to 60s");
     let error = protect(&["--slab", "257KiB"]).unwrap_err().to_string();
-    assert!(error.contains("slab_kib = 257 (flag)"), "{error}");
+    assert!(error.contains("--slab 257KiB: allowed is 256"), "{error}");
 }
 
 #[test]

@@ -70,6 +70,7 @@ pub(super) struct ProtectSection {
     pub(super) unheld: Setting<Vec<String>>,
     pub(super) transport: Setting<TransportWish>,
     pub(super) keepalive: Setting<KeepaliveWish>,
+    pub(super) beat_port: Setting<u16>,
     pub(super) rdma_device: Setting<String>,
     pub(super) rdma_gid_index: Setting<u8>,
     pub(super) rdma_timeout: Setting<u8>,
@@ -98,6 +99,7 @@ pub(super) struct StandbySection {
     pub(super) qemu: Setting<Vec<String>>,
     pub(super) transport: Setting<TransportWish>,
     pub(super) keepalive: Setting<KeepaliveWish>,
+    pub(super) beat_port: Setting<u16>,
     pub(super) rdma_device: Setting<String>,
     pub(super) rdma_gid_index: Setting<u8>,
     pub(super) rdma_timeout: Setting<u8>,
@@ -112,6 +114,7 @@ macro_rules! take_paths {
                 PathSettings {
                     transport: self.transport.take(),
                     keepalive: self.keepalive.take(),
+                    beat_port: self.beat_port.take(),
                     rdma_device: self.rdma_device.take(),
                     rdma_gid_index: self.rdma_gid_index.take(),
                     rdma_timeout: self.rdma_timeout.take(),
