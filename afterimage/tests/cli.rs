@@ -3,8 +3,10 @@
 use afterimage::{
     cli::{Cli, Command, Side},
     config::{ConfigError, KeepaliveWish, ProtectConfig, StandbyConfig, TransportWish, WitnessConfig},
+    status::Status,
 };
 use clap::{CommandFactory, Parser};
+use serde_json::Value;
 use std::{collections::BTreeSet, fs, io::Write, path::PathBuf, process, time::Duration};
 
 const PROTECT: [&str; 10] =
@@ -316,6 +318,22 @@ fn help_and_version_are_results() {
     assert!(run(&["rdma", "devices", "--help"]).1.contains("exits with 6"));
     assert!(!run(&["--help"]).1.contains("data-path"));
     assert_eq!((Side::Primary.as_str(), Side::Standby.as_str()), ("primary", "standby"));
+}
+
+/// What README shows is what the program says.
+#[test]
+fn readme_shows_the_help_and_the_status_as_they_are() {
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap();
+    let flat = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let help = flat(&run(&["--help"]).1);
+    assert!(flat(&readme).contains(&help), "README's list of commands is not `afterimage --help`: {help}");
+    let (_, json) = readme.split_once("    {\n      \"schema\": 1,").unwrap();
+    let json = format!("{{\"schema\": 1,{}", json.split_once("\n    }\n").unwrap().0) + "}";
+    let shown: Value = serde_json::from_str(&json).unwrap();
+    let status = serde_json::to_value(Status::default()).unwrap();
+    let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
+    assert_eq!(keys(&shown), keys(&status));
+    assert_eq!((keys(&shown["beats"]), keys(&shown["arbiter"])), (keys(&status["beats"]), keys(&status["arbiter"])));
 }
 
 #[test]
