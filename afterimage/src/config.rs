@@ -4,6 +4,7 @@
 //! check` prints what is itself a configuration file.
 
 mod file;
+mod near;
 mod on_cap;
 mod paths;
 mod resolve;
@@ -14,9 +15,9 @@ pub use on_cap::OnCapWish;
 pub use paths::{KeepaliveWish, PathArgs, PathsConfig, TransportWish};
 pub(crate) use resolve::hostname;
 pub use resolve::{check, check_text, next_standby};
-pub use time::{parse_ago, parse_duration};
+pub use time::{parse_ago, parse_duration, time_text};
 pub(crate) use units::size_text;
-pub use units::{NicSpec, parse_listen, parse_size};
+pub use units::{NicSpec, parse_listen, parse_multiplier, parse_size};
 
 use crate::{
     address::LocalAddr,
@@ -203,14 +204,10 @@ pub enum ConfigError {
         what: String,
     },
     /// A value is out of its range.
-    #[error("{key} = {value} ({origin}): allowed is {allowed}")]
+    #[error("{setting}: allowed is {allowed}")]
     Range {
-        /// Which setting.
-        key: &'static str,
-        /// Its value.
-        value: String,
-        /// Where it comes from.
-        origin: String,
+        /// Which setting, its value, and where it comes from: as it was said there.
+        setting: String,
         /// What it may be.
         allowed: String,
     },

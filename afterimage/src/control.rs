@@ -3,6 +3,7 @@
 use crate::{
     cli::Side,
     clock::Clock,
+    events::emit,
     exit::{Code, ExitError},
     inbox::{self, Inbox},
     keeper,
@@ -11,6 +12,7 @@ use crate::{
 };
 use anyhow::Result;
 use mc_core::id::Name;
+use serde_json::json;
 use std::{
     os::{
         fd::{AsFd, BorrowedFd},
@@ -38,8 +40,11 @@ pub struct ControlRequest {
 }
 
 impl ControlRequest {
-    /// Answers it. Who asked may have gone.
+    /// Answers it. Who asked may have gone. That an order was refused belongs into the journal, as the order does.
     pub fn reply(self, response: Response) {
+        if let (true, Response::Refused { message, .. }) = (self.request.decides(), &response) {
+            emit("operator-refused", json!({ "request": self.request, "why": message }));
+        }
         let _ = self.reply.send(response);
     }
 }

@@ -30,7 +30,7 @@ use crate::{
     keepalive::{BeatHandle, Verdict},
     keeper,
     mending::Mending,
-    metrics::Scrapes,
+    metrics::{IfTaken, Scrapes},
     paths::Watch,
     progress::Progress,
     qemu::colo::ColoSource,
@@ -86,7 +86,7 @@ pub(super) struct DataPath {
     /// How long nothing has been committed was told.
     pub(super) uncommitted: bool,
     control: Control,
-    scrapes: Option<Scrapes>,
+    pub(super) scrapes: Option<Scrapes>,
     pub(super) signals: Signals,
     /// A standby is being looked for.
     pub(super) sessions: Option<Inbox<Result<Found, Trouble>>>,
@@ -207,7 +207,7 @@ impl DataPath {
         );
         let mut driver = PrimaryDriver::new(machine, Staging::new(pool), gate, WatchedClock(progress.clone()));
         driver.set_cap(usize::try_from(config.staging_bytes)?, config.on_cap.0);
-        let scrapes = Scrapes::serve(config.metrics)?;
+        let scrapes = Scrapes::serve(config.metrics, IfTaken::TryAgain)?;
         let outputs = Outputs::new(brief.outputs.clone(), config.forced());
         let seek = Seek::new(clock.now().after(Seek::patience(brief.deaths)), brief.protect);
         Ok(Self {

@@ -61,7 +61,7 @@ use crate::{
     control::{self, Predecessor},
     events::{self, Who, emit},
     exit::{self, Code, ExitError},
-    identity, paths,
+    identity, metrics, paths,
     qemu::{
         control::{self as qemu, ControlError, Found},
         inventory,
@@ -87,6 +87,8 @@ pub fn run(mut config: ProtectConfig) -> Result<Code> {
     std::fs::create_dir_all(&config.run_dir).with_context(|| format!("run directory {}", config.run_dir.display()))?;
     if control::is_anybody_here(&config.run_dir, config.vm) {
         nics::look(&config)?; // before anybody is told anything
+    } else if let Some(listen) = config.metrics {
+        metrics::look(listen)?; // who has the VM here, or its network, may have that address, and makes way
     }
     let predecessor = control::ask_to_make_way(&config.run_dir, config.vm)?;
     let relieves = predecessor == Predecessor::MadeWay;

@@ -105,7 +105,7 @@ impl Node {
         self.vm = Some(vm);
         let theirs = offer.hello;
         let peer = offer.peer_addr;
-        let keepalive = paths::beats_at(offer.local_addr)?;
+        let keepalive = paths::beats_at(&self.config.paths, offer.local_addr, paths::End::Listener)?;
         let beat_port = if answer.has_udp() { keepalive.local_port()? } else { 0 };
         if answer.has_udp() {
             keepalive.connect(at_port(peer, theirs.beat_port))?;

@@ -33,7 +33,7 @@ use crate::{
     inbox::{readable, wait},
     keeper::{self, Charge},
     live::Session,
-    metrics::{Scrapes, Snapshot},
+    metrics::{IfTaken, Scrapes, Snapshot},
     qemu::qmp::{Watched, find_instance},
     report,
     signals::Signals,
@@ -85,7 +85,7 @@ impl Desk {
             this,
             arbiter: ArbiterClient::spawn(&config.asks(this))?,
             control: Control::listen(&config.run_dir, config.vm, config.node, Side::Standby)?,
-            scrapes: Scrapes::serve(config.metrics)?,
+            scrapes: Scrapes::serve(config.metrics, IfTaken::TryAgain)?,
             listener: Listener::bind(config.listen, SessionOptions::default()).map_err(cannot_listen)?,
             signals: Signals::catch()?,
             config,
@@ -339,7 +339,7 @@ impl Running {
                     qmp.display()
                 );
                 tracing::warn!(%vm, %node, %peer, why, "refused");
-                emit("refused", json!({ "peer": peer, "node": node, "why": why }));
+                emit("refused", json!({ "peer": peer, "primary": node, "why": why }));
                 if let Err(error) = offer.refuse(&why) {
                     tracing::debug!(%error, "the refusal was not heard");
                 }
@@ -392,6 +392,7 @@ impl Running {
         status.qmp = Some(qmp_path(&self.desk.config).display().to_string());
         status.network = self.network.missing().map(str::to_owned);
         status.notes.extend(self.network.note());
+        status.notes.extend(self.desk.scrapes.as_ref().and_then(Scrapes::note));
         let stays = self.stays.as_ref();
         status.notes.extend(stays.map(|why| format!("a signal to end was refused: {why}. Another one is obeyed")));
         if !self.network.is_entitled() {

@@ -2,7 +2,7 @@
 
 use super::{ram_file::RamFile, state::VmState};
 use crate::{
-    config::StandbyConfig,
+    config::{StandbyConfig, size_text},
     qemu::{
         argv::quoted,
         blocks,
@@ -30,6 +30,20 @@ use std::{
     sync::atomic::AtomicBool,
     time::{Duration, Instant},
 };
+
+/// What QEMU says of a -m that is not the size of the image.
+const OTHER_SIZE: &str = "does not match the size of the memory backend";
+
+/// Whose VM has how much memory, in other words than QEMU's.
+fn explained(error: StandbyError, main_bytes: u64) -> anyhow::Error {
+    match &error {
+        StandbyError::Exited { stderr, .. } if stderr.contains(OTHER_SIZE) => anyhow::anyhow!(
+            "the primary's VM has {} of main memory, and the -m of this standby's QEMU command says another size: give both the same -m",
+            size_text(main_bytes)
+        ),
+        _ => error.into(),
+    }
+}
 
 /// For a QEMU that an earlier standby may have left behind to answer.
 const PREDECESSOR: Duration = Duration::from_secs(2);
@@ -61,7 +75,8 @@ impl WaitingVm {
         dismiss_predecessor(&run_dir)?;
         let ram = RamFile::create(&config.ram_dir, config.vm, main_ram.used_length)?;
         let launch = VmConfig { argv: config.qemu.clone(), run_dir, ram_file: ram.path().to_owned(), main_ram };
-        let vm = StandbyVm::launch(launch.clone())?;
+        let main = launch.main_ram.used_length;
+        let vm = StandbyVm::launch(launch.clone()).map_err(|error| explained(error, main))?;
         let notes = vm.notes().to_vec();
         let profile = theirs.clone();
         let mut waiting = Self { vm: Some(vm), rests: false, launch, profile, shared, notes, ram };

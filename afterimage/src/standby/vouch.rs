@@ -209,7 +209,7 @@ impl Node {
         let Refusal { kind, why } = refusal;
         if let Some(more) = self.callers.refused.say(kind, Instant::now()) {
             tracing::warn!(%node, %peer, why, "refused{}", and_more(more));
-            emit("refused", json!({ "peer": peer, "node": node, "why": why, "more": more }));
+            emit("refused", json!({ "peer": peer, "primary": node, "why": why, "more": more }));
         }
     }
 

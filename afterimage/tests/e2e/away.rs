@@ -31,7 +31,7 @@ fn refuses(world: &World, line: &str) {
 fn protection_is_not_ended_while_the_arbiter_is_away() {
     let Some((world, mut witness)) = World::with_witness() else { return };
     let (vm, mut protect, mut standby) = world.pair();
-    let (unprotect, solo) = (format!("unprotect --vm {VM}"), format!("solo --vm {VM} --yes-the-other-side-is-stopped"));
+    let (unprotect, solo) = (format!("unprotect --vm {VM}"), format!("solo --vm {VM} --although-it-beats b"));
     // Hung, and not known to be yet.
     signal(witness.pid(), Signal::STOP);
     refuses(&world, &unprotect);

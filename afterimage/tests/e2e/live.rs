@@ -80,8 +80,8 @@ fn impossible_settings_are_refused_with_numbers_and_change_nothing() {
     let (vm, protect, _standby) = world.pair();
     let before = keepalive(&world, "a", "show");
     let set = format!("keepalive set --vm {VM}");
-    fails(&world, "a", &format!("{set} --interval 10ms --multiplier 0"), 1, &["multiplier is 0", "1 to 255"]);
-    fails(&world, "a", &format!("{set} --multiplier 1 --force"), 1, &["x 1) bears no lost beat", "2 or more"]);
+    fails(&world, "a", &format!("{set} --interval 10ms --multiplier 0"), 2, &["2 to 255"]);
+    fails(&world, "a", &format!("{set} --multiplier 1 --force"), 2, &["1 bears no lost beat", "2 to 255"]);
     fails(&world, "a", &format!("{set} --interval 50us"), 1, &["50µs", "100µs to 10s"]);
     fails(&world, "a", &format!("{set} --interval 11s"), 1, &["11s", "100µs to 10s"]);
     fails(&world, "a", &format!("{set} --interval 5m"), 1, &["300s", "100µs to 10s"]);
@@ -99,8 +99,8 @@ fn impossible_settings_are_refused_with_numbers_and_change_nothing() {
     fails(&world, "a", &format!("{set} epoch=30ms max-staging=1MiB"), 1, &["at least 2MiB", "nothing was changed"]);
     fails(&world, "a", &format!("{set} epoch=30ms epoch=40ms"), 2, &["twice"]);
     fails(&world, "a", &format!("{set} epoch=30ms window=3"), 2, &["window", "epoch=TIME"]);
-    fails(&world, "a", &format!("{set} epoch=0.5ms on-cap=unprotect"), 1, &["1 to 60000 ms"]);
-    fails(&world, "b", &format!("{set} epoch=30ms"), 1, &["no primary of web"]);
+    fails(&world, "a", &format!("{set} epoch=0.5ms on-cap=unprotect"), 1, &["1ms to 60s"]);
+    fails(&world, "b", &format!("{set} epoch=30ms"), 1, &["`set` is for the primary of web", "its standby"]);
     let status = world.status("a");
     assert_eq!((number(&status, "/epoch_us"), status["on_cap"].as_str()), (20_000, Some("throttle")), "{status}");
     assert_eq!(status["role"], "protected", "{}", protect.said());

@@ -39,10 +39,10 @@ fn commands_that_find_nobody_say_so() {
     assert_eq!((code, stderr.contains("nothing runs here")), (1, true), "{stderr}");
     std::fs::create_dir(world.run_dir("empty")).unwrap();
     let (code, _, stderr) = world.run("empty", &format!("status --vm {VM}"));
-    assert_eq!((code, stderr.contains("no web has a control socket in")), (1, true), "{stderr}");
+    assert_eq!((code, stderr.contains("nothing runs here for web: no control socket in")), (1, true), "{stderr}");
     for command in ["takeover", "solo"] {
         let (code, _, stderr) = world.run("empty", &format!("{command} --vm {VM} --yes-the-other-side-is-stopped"));
-        assert_eq!((code, stderr.contains("web.")), (1, true), "{stderr}");
+        assert_eq!((code, stderr.contains("nothing runs here for web: no control socket in")), (1, true), "{stderr}");
     }
 }
 
