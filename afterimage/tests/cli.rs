@@ -8,7 +8,7 @@ use afterimage::{
 use clap::{CommandFactory, Parser};
 use mc_core::testing::skip;
 use serde_json::Value;
-use std::{collections::BTreeSet, fs, io::Write, path::PathBuf, process, time::Duration};
+use std::{collections::BTreeSet, fs, io::Write, net::TcpListener, path::PathBuf, process, time::Duration};
 
 const PROTECT: [&str; 10] =
     ["afterimage", "protect", "--vm", "web", "--qmp", "/run/web.qmp", "--to", "10.0.0.2:7410", "--arbiter", "manual"];
@@ -340,6 +340,22 @@ fn help_and_version_are_results() {
     assert!(run(&["rdma", "devices", "--help"]).1.contains("exits with 6"));
     assert!(!run(&["--help"]).1.contains("data-path"));
     assert_eq!((Side::Primary.as_str(), Side::Standby.as_str()), ("primary", "standby"));
+}
+
+/// Before anything has begun: a dashboard that stays empty is found out when it is needed.
+#[test]
+fn metrics_that_cannot_be_served_end_a_command_at_its_start() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let dir = tempfile::tempdir().unwrap();
+    let (run_dir, state) = (dir.path().join("run"), dir.path().join("state"));
+    let dirs = ["--run-dir", run_dir.to_str().unwrap(), "--state-dir", state.to_str().unwrap()];
+    let witness = ["witness", "--listen", "127.0.0.1:0", "--state", state.to_str().unwrap()];
+    for args in [&witness[..], &[&PROTECT[1..], &dirs[..]].concat()] {
+        let (code, _, stderr) = run(&[args, &["--metrics", &port]].concat());
+        assert_eq!(code, 6, "{args:?}: {stderr}");
+        assert!(stderr.contains("error: metrics: listening on 127.0.0.1:") && stderr.contains("ss -ltnp"), "{stderr}");
+    }
 }
 
 /// What README shows is what the program says.
