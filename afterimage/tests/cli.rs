@@ -74,7 +74,7 @@ fn a_commit_deadline_is_what_was_said_or_follows() {
     config.epoch = secs(1);
     assert_eq!(config.commit_deadline(false), ms(2050), "an epoch that an operator has made longer since");
     let error = protect(&["--epoch", "1s", "--commit-deadline", "2s"]).unwrap_err().to_string();
-    for words in ["commit_deadline_ms = 2000", "2050ms to 600s", "the detection time and two epochs at least"] {
+    for words in ["--commit-deadline 2s", "2050ms to 600s", "the detection time and two epochs at least"] {
         assert!(error.contains(words), "{words:?} is not in {error}");
     }
 }
