@@ -142,7 +142,8 @@ impl DataPath {
         let reason = self.seek.reason()?;
         let now = self.clock.now();
         let next = self.seek.next().map(|at| u64::try_from(at.since(now).as_millis()).unwrap_or(u64::MAX));
-        let under_way = self.sessions.as_ref().map(|_| 0);
+        let begun = matches!(self.driver.machine().role(), Role::Syncing | Role::Registering);
+        let under_way = (begun || self.sessions.is_some()).then_some(0);
         Some(WhyNot {
             why: reason.why.clone(),
             since_ms: reason.since_ms,

@@ -237,3 +237,24 @@ fn rather_than_hold_the_vm_protection_is_given_up_through_the_arbiter() {
     vm.serial.assert_sound();
     assert!(protect.is_running(), "it is the VM's way to its network");
 }
+
+/// Nobody could say that protection has ended: the VM waits for room, and is heard.
+#[test]
+fn while_the_arbiter_is_away_a_full_staging_ends_nothing() {
+    let Some((world, mut witness)) = World::with_witness() else { return };
+    let (vm, mut protect, _standby) = hungry(&world, "--staging 64MiB");
+    witness.kill();
+    protect.wait_event("arbiter-unreachable");
+    let (code, _, stderr) = world.run("a", &format!("set --vm {VM} max-staging=2MiB on-cap=unprotect"));
+    assert_eq!(code, 0, "{stderr}");
+    until("the VM is held, and goes on", || {
+        (number(&world.status("a"), "/counters/streamed_while_held") > 5).then_some(())
+    });
+    assert_eq!((protect.count("asking"), protect.count("gave-up")), (1, 0), "{}", protect.said());
+    vm.serial.goes_on();
+    let _witness = world.witness_again();
+    protect.wait_event("gave-up");
+    world.wait_role("a", "solo");
+    vm.serial.goes_on();
+    vm.serial.assert_sound();
+}
