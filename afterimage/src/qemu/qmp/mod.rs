@@ -114,8 +114,9 @@ pub struct Qmp {
 }
 
 impl Qmp {
-    /// Connects, checks the greeting, and leaves QMP's negotiation mode.
+    /// Connects, checks the greeting, and leaves QMP's negotiation mode; all of it within `timeout`.
     pub fn connect(path: &Path, timeout: Duration) -> Result<Self, QmpError> {
+        let deadline = Instant::now() + timeout;
         let at = |source| QmpError::Connect { path: path.to_owned(), source };
         let stream = UnixStream::connect(path).map_err(at)?;
         stream.set_nonblocking(true).map_err(at)?;
@@ -130,7 +131,7 @@ impl Qmp {
             greeting: Value::Null,
         };
         qmp.greet(path, timeout)?;
-        qmp.execute("qmp_capabilities", Value::Null, timeout)?;
+        qmp.execute("qmp_capabilities", Value::Null, deadline.saturating_duration_since(Instant::now()))?;
         Ok(qmp)
     }
 
