@@ -52,7 +52,8 @@ fn standby(world: &World, name: &str, flags: &[&str]) -> Proc {
 
 fn standby_of(mut command: Command, world: &World, name: &str, flags: &[&str]) -> Proc {
     command.args(["standby", "--vm", VM, "--node", "b", "--arbiter", "manual"]).args(flags);
-    command.arg("--state-dir").arg(world.path("state")).arg("--").args(world.standby_qemu("b", None));
+    command.arg("--state-dir").arg(world.path("state")).arg("--ram-dir").arg(world.dir.path());
+    command.arg("--").args(world.standby_qemu("b", None));
     Proc::spawn(world.dir.path(), name, command)
 }
 
