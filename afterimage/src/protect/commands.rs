@@ -33,6 +33,12 @@ pub(super) fn answer(path: &mut DataPath, asked: ControlRequest) {
             Ok(()) => done("making way"),
             Err(error) => refused(&exit::words(&error)),
         },
+        // Nobody but a new supervisor could command it: protection ends in order, and then it makes way.
+        (Request::MakeWay, Role::Registering | Role::Protected | Role::Claiming)
+            if !path.supervisor.is_supervised() =>
+        {
+            return path.order(Wanted::Unprotect(asked));
+        }
         (Request::Handover | Request::MakeWay, role) => {
             refused(&format!("it is {} there; `afterimage unprotect` ends that", word(role)))
         }
@@ -140,13 +146,18 @@ pub(super) fn status(path: &mut DataPath) -> Status {
     status
 }
 
+/// What it means that the data path goes on alone.
+const ORPHANED: &str = "the supervisor died, and this data path goes on without it: nobody starts another one if it dies too. Start \
+                        `afterimage protect` again as it was: protection ends for a moment, and there is a supervisor again";
+
 /// What the operator should know.
 fn notes(path: &DataPath) -> Vec<String> {
     let proving = "the VM has changed: it is not called protected until the standby has proven that it can load it";
     let proving = path.driver.machine().is_proving().then(|| proving.to_owned());
     let standing = path.notes.iter().cloned().chain(path.outputs.notes());
     let metrics = path.scrapes.as_ref().and_then(Scrapes::note);
-    standing.chain(proving).chain(path.stop.note()).chain(metrics).collect()
+    let orphaned = (!path.supervisor.is_supervised()).then(|| ORPHANED.to_owned());
+    standing.chain(orphaned).chain(proving).chain(path.stop.note()).chain(metrics).collect()
 }
 
 /// What metrics are made of.
