@@ -281,7 +281,7 @@ impl DataPath {
         self.keep_a_lookout();
         self.mind_the_vm();
         self.hear_arbiter();
-        self.mind_the_cap()?;
+        self.mind_the_settings()?;
         self.refuse_late_orders();
         self.prove_beats();
         self.hear_beats();

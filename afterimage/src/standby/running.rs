@@ -34,6 +34,7 @@ use crate::{
     keeper::{self, Charge},
     live::Session,
     metrics::{IfTaken, Scrapes, Snapshot},
+    protect::vm_health::Watcher,
     qemu::qmp::{Watched, find_instance},
     report,
     signals::Signals,
@@ -98,6 +99,7 @@ impl Desk {
 struct Running {
     desk: Desk,
     vm: Watched,
+    health: Watcher,
     network: Network,
     /// What was known when this began.
     base: Snapshot,
@@ -160,6 +162,7 @@ impl Running {
         let since = Clock.now();
         Self {
             desk,
+            health: Watcher::new(vm.pid(), vm.instance()),
             vm,
             network,
             base,
@@ -215,6 +218,7 @@ impl Running {
             self.ending = Some(Code::Done);
             return Ok(());
         }
+        self.health.look(Clock.now());
         self.ask_for_register();
         self.hear_arbiter()?;
         self.hear_signals();
@@ -391,6 +395,7 @@ impl Running {
         }
         status.qmp = Some(qmp_path(&self.desk.config).display().to_string());
         status.network = self.network.missing().map(str::to_owned);
+        status.stalled = self.health.health().why().map(str::to_owned);
         status.notes.extend(self.network.note());
         status.notes.extend(self.desk.scrapes.as_ref().and_then(Scrapes::note));
         let stays = self.stays.as_ref();

@@ -168,7 +168,21 @@ impl Node {
         unable.or(silent).or(no_tap).or(unstartable).or_else(|| self.uncommitted())
     }
 
+    /// Whether this host could run the VM now, as far as the primary was told of it.
+    pub(super) fn would_run(&self) -> Result<(), String> {
+        if let Some(why) = self.revival.unable() {
+            return Err(format!("the QEMU that waits there died, and does not start again: {why}"));
+        }
+        match &self.no_tap {
+            Some(missing) => Err(format!("there, {}", missing.why)),
+            None => Ok(()),
+        }
+    }
+
     fn uncommitted(&self) -> Option<String> {
+        if self.rehearsal.is_some() {
+            return None; // who waits here is the primary
+        }
         let machine = self.driver.machine();
         let figures = self.driver.figures();
         let last = figures.last_commit_at.filter(|_| machine.role() == Role::Protecting)?;

@@ -223,7 +223,7 @@ fn rehearse(config: &RehearsalConfig, stage: &Stage) -> Result<Rehearsed, Rehear
     let line = command(config)?;
     stage.enter(|| launch::spawn(&line, dir, None, OwnedFd::from(theirs).into(), ends_with_this_thread))?;
     let act = Act { dir, stage, deadline, patience: config.deadline };
-    let mut qmp = connect(dir, deadline, || stage.ended()).map_err(|error| act.failed_start(error))?;
+    let mut qmp = connect(dir, stage.pid(), deadline, || stage.ended()).map_err(|error| act.failed_start(error))?;
     act.listen(&mut qmp)?;
     // QEMU may refuse in the middle, and close: what it said is the better error.
     let written = act.write(&feed.stream(config), ours);
