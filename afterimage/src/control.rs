@@ -196,7 +196,7 @@ fn ends_protection(path: &Path) -> Result<bool> {
         };
         match role.as_str() {
             "registering" | "holding" | "protected" | "claiming" if start.elapsed() < PATIENCE * 5 => {
-                std::thread::sleep(STEP)
+                std::thread::sleep(STEP);
             }
             "registering" | "holding" | "protected" | "claiming" => {
                 anyhow::bail!("the process at {} was to end protection, and has not: it is {role}", path.display())
