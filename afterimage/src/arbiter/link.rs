@@ -108,7 +108,6 @@ impl Link {
             boot: answer.boot,
             standing: answer.standing,
             probe_age_ms: answer.probe_age_ms,
-            at: Instant::now(),
         });
         Ok(Said { answer, heard, counted: answer.boot == asker.boot })
     }
@@ -215,7 +214,7 @@ fn round_trip(mut stream: &TcpStream, request: &Request) -> io::Result<[u8; ANSW
 }
 
 fn kept_nothing(error: &MemoryError) -> Attempt {
-    Attempt::Refused(format!("this node cannot keep what it sees, and acts on nothing that it could not: {error}"))
+    Attempt::NotKept(format!("this node cannot keep what it sees, and acts on nothing that it could not: {error}"))
 }
 
 impl Backend for Link {
