@@ -87,7 +87,9 @@ impl Health {
                  leads to the wrong one",
             ),
             (Some(Fault::Behind { .. } | Fault::Contradicts { .. }), _) => Some(ASSIGN),
-            (None, _) if self.own_trouble => Some("look at this host's name service, and at the disk of its --state-dir"),
+            (None, _) if self.own_trouble => {
+                Some("look at this host's name service, and at the disk of its --state-dir")
+            }
             (None, _) if !self.reachable => Some("look at the witness, and at the network to it"),
             (None, Some(Standing::Waiting | Standing::Disputed)) => Some(ASSIGN),
             (None, _) => self

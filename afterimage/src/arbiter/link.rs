@@ -104,11 +104,7 @@ impl Link {
         let heard = self.memory.hear(&answer, connection.opened.take())?;
         let heard = heard.ok_or_else(|| format!("{address}: an answer of a witness process that is gone"))?;
         self.connection = Some(connection);
-        self.told = Some(Told {
-            boot: answer.boot,
-            standing: answer.standing,
-            probe_age_ms: answer.probe_age_ms,
-        });
+        self.told = Some(Told { boot: answer.boot, standing: answer.standing, probe_age_ms: answer.probe_age_ms });
         Ok(Said { answer, heard, counted: answer.boot == asker.boot })
     }
 

@@ -253,7 +253,7 @@ fn a_lost_standby_an_arbiters_fault_and_a_keeper_have_stories() {
         json!({ "event": "arbiter-fault", "at_ms": 20_000.0, "why": "its disk is full", "remedy": "make room" });
     let mended = json!({ "event": "arbiter-mended", "at_ms": 21_500.0 });
     let unloadable = json!({ "event": "rehearsal-failed", "at_ms": 40_000.0, "why": "Unknown savevm section" });
-    let away = json!({ "event": "stalled", "at_ms": 29_900.0, "away_ms": 6500.0 });
+    let away = json!({ "event": "stalled", "at_ms": 19_900.0, "away_ms": 6500.0 });
     journal(dir.path(), "standby", &[suspect, asking, lost, keeps, away, fault, mended, unloadable]);
     let keeping = json!({ "event": "keeping", "at_ms": 50_000.0, "nics": 2, "handed_over": 2 });
     let nic = json!({ "event": "nic-lost", "at_ms": 51_000.0, "why": "tap0 is gone" });
