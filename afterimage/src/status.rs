@@ -52,7 +52,8 @@ pub struct Status {
     /// "disputed", "taking-over", "running"; of both "stalled", if the process is there and its loop does not answer. Of a process
     /// that cannot be asked, "gone" (it died, and left its socket) or "does-not-answer", with no more than why among the notes.
     pub role: String,
-    /// Whether the death of the other host would cost nothing now.
+    /// Whether output waits until the standby has what it was sent from: a takeover would lose nothing. It does not say that there
+    /// would be a takeover: that is the arbiter's to allow, see `arbiter.failover_impossible` and `arbiter.fault`.
     pub protected: bool,
     /// Why this side does not do its work though its process is there: its loop stands still, or the VM's QEMU does not run it.
     pub stalled: Option<String>,
@@ -122,7 +123,7 @@ pub struct Status {
     pub beats: Beats,
     /// The arbiter's health.
     pub arbiter: ArbiterStatus,
-    /// Of a primary: why it is not protected, as far as it looks for a standby.
+    /// Why the VM is not protected, as far as this side knows; of a primary with role claiming also that its output is held.
     pub why_not_protected: Option<WhyNot>,
     /// Of a VM that was taken over: its QEMU's QMP socket on this host, for `protect --qmp`.
     pub qmp: Option<String>,
@@ -197,7 +198,8 @@ pub struct ArbiterStatus {
     pub fault: Option<String>,
     /// Since the witness last proved that it can store, ms.
     pub probe_age_ms: Option<u64>,
-    /// Why a failover would not find an arbiter that can decide; none if it would.
+    /// Why a failover would not find an arbiter that can decide; none if it would, or if this host, cut off from both others, cannot
+    /// know.
     pub failover_impossible: Option<String>,
     /// What to do about that.
     pub remedy: Option<String>,
@@ -213,8 +215,10 @@ pub struct WhyNot {
     pub since_ms: u64,
     /// How often it was met.
     pub times: u64,
-    /// When the next attempt begins, ms from now; none: it waits for an operator.
+    /// When the next attempt begins, ms from now; none: it waits for an operator, or for what `what_to_do` says.
     pub next_try_in_ms: Option<u64>,
+    /// What an operator should do, where that is more than to wait.
+    pub what_to_do: Option<String>,
 }
 
 /// What a takeover took. µs since the suspicion.
@@ -238,10 +242,17 @@ impl Status {
         match (self.role.as_str(), self.protected && self.stalled.is_none()) {
             ("fenced", _) => Code::Fenced,
             (_, true) if self.network.is_some() => Code::Degraded,
-            (_, true) if self.arbiter.fault.is_some() || self.arbiter.failover_impossible.is_some() => Code::Degraded,
+            (_, true) if self.no_failover().is_some() => Code::Degraded,
             (_, true) if self.unheld() == 0 => Code::Done,
             _ => Code::Degraded,
         }
+    }
+
+    /// Of a protected VM: why nobody could take it over now.
+    #[must_use]
+    pub fn no_failover(&self) -> Option<&str> {
+        let arbiter = &self.arbiter;
+        arbiter.failover_impossible.as_deref().or(arbiter.fault.as_deref()).filter(|_| self.protected)
     }
 
     /// How many outputs nothing holds: if the VM is protected, it is so but for these.

@@ -5,6 +5,7 @@ use crate::{
     control::{ControlRequest, done, refused},
     events::{self, emit},
     exit,
+    gate::Mode,
     metrics::{Buckets, Scrapes, Snapshot},
     narration, report,
     status::{Request, Response, SCHEMA, Status},
@@ -102,6 +103,7 @@ pub(super) fn status(path: &mut DataPath) -> Status {
     let config = &path.brief.config;
     let stalled = path.stalled();
     let machine = path.driver.machine();
+    let role = machine.role();
     let (captured, acked) = machine.epochs();
     let figures = path.driver.figures();
     let (run, sooner) = machine.pacing();
@@ -124,7 +126,7 @@ pub(super) fn status(path: &mut DataPath) -> Status {
         pause_us: figures.pause.percentiles(),
         commit_us: figures.commit.percentiles(),
         notes: notes(path),
-        outputs: path.outputs.status(),
+        outputs: path.outputs.status(path.driver.gate.mode() != Mode::Open),
         why_not_protected: path.why_not(),
         ..Status::default()
     };
@@ -139,6 +141,10 @@ pub(super) fn status(path: &mut DataPath) -> Status {
     report::fill_gate(&mut status, path.driver.gate.stats(), &path.driver.gate);
     report::fill_staging(&mut status, path.driver.pool_stats());
     report::fill_arbiter(&mut status, &path.arbiter);
+    if role == Role::Claiming {
+        let cause = path.trouble.as_ref().map_or("the session with the standby has ended", |trouble| &trouble.why);
+        report::fill_claim(&mut status, cause, path.role_since_ms);
+    }
     path.watch.fill(&mut status);
     if let Some(beats) = &path.beats {
         report::fill_beats(&mut status, beats);

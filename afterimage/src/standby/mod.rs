@@ -42,6 +42,7 @@ mod task;
 mod vm;
 mod vouch;
 mod waiting;
+mod why_not;
 
 use crate::{
     beats,

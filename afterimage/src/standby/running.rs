@@ -281,7 +281,7 @@ impl Running {
                 self.hear_register(held)?;
             }
         }
-        self.arbiter_watch.look(&self.desk.arbiter.health());
+        self.arbiter_watch.look(&self.desk.arbiter.health(), report::Stance::Idle);
         Ok(())
     }
 

@@ -116,7 +116,7 @@ impl Node {
         let role = self.driver.machine().role();
         let hello = &offer.hello;
         if !matches!(role, Role::Idle | Role::Lost) {
-            return refusal("busy", format!("{BUSY} ({role:?})"));
+            return refusal("busy", format!("{BUSY} ({})", super::report::word(role)));
         }
         if self.callers.waiting.is_some() {
             return refusal("busy", format!("{BUSY}: it asks the arbiter about another primary; try again"));
