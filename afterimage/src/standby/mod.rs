@@ -72,11 +72,11 @@ pub fn run(config: StandbyConfig) -> Result<Code> {
     needs::check_names(&config.nics)?;
     needs::check_sockets(&config)?;
     std::fs::create_dir_all(&config.run_dir).with_context(|| format!("run directory {}", config.run_dir.display()))?;
+    refuse_beside_another(&config)?; // before anything is written into that one's journal
     // Asked now, and not when a takeover waits for the answer.
     let _ = scope::Means::here();
     let who = Who { vm: config.vm, side: "standby", node: config.node, process: "standby" };
     events::record(who, &config.state_dir).context("threads for events")?;
-    refuse_beside_another(&config)?;
     if let Some(vm) = running::find(&config)? {
         return running::after_restart(config, vm);
     }
