@@ -63,6 +63,8 @@ pub struct Status {
     pub vm: String,
     /// This host.
     pub node: String,
+    /// The process of the VM's QEMU that runs the VM here, as far as this side knows.
+    pub qemu: Option<u32>,
     /// The other one, and where; empty without one.
     pub peer: String,
     /// "rdma", "tcp", or that and why it is not RDMA any more: "tcp (fell back from RDMA: …; 1 times)". Empty without a session.
@@ -346,6 +348,16 @@ fn side_of(file_name: &str) -> Option<(Name, Side)> {
     let (vm, side) = file_name.strip_suffix(".sock")?.rsplit_once('.')?;
     let side = [Side::Primary, Side::Standby, Side::Keeper].into_iter().find(|s| s.as_str() == side)?;
     Some((Name::new(vm).ok()?, side))
+}
+
+/// Every control socket in a run directory, with its VM.
+pub(crate) fn sockets_in(run_dir: &Path) -> Vec<(PathBuf, Name)> {
+    let entries = std::fs::read_dir(run_dir).into_iter().flatten();
+    let named = |path: PathBuf| {
+        let (vm, _) = path.file_name().and_then(|name| name.to_str()).and_then(side_of)?;
+        Some((path, vm))
+    };
+    entries.filter_map(|entry| named(entry.ok()?.path())).collect()
 }
 
 /// Whose control socket it is.

@@ -116,6 +116,7 @@ pub(super) fn status(path: &mut DataPath) -> Status {
         stalled,
         vm: config.vm.to_string(),
         node: config.node.to_string(),
+        qemu: (!path.is_vm_gone()).then_some(path.brief.qemu_pid),
         peer: path.peer.clone().unwrap_or_default(),
         generation: machine.generation().0,
         epoch: captured.0,

@@ -275,6 +275,22 @@ fn a_lost_standby_an_arbiters_fault_and_a_keeper_have_stories() {
 }
 
 #[test]
+fn a_vm_that_died_where_it_was_taken_over_has_a_story() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut events = takeover(1000.0).to_vec();
+    events.push(json!({ "event": "vm-gone", "at_ms": 9_000.0, "orderly": false }));
+    events.push(
+        json!({ "event": "exit", "at_ms": 9_001.0, "code": 1, "why": "the VM's QEMU died, and no standby had it" }),
+    );
+    journal(dir.path(), "standby", &events);
+    let report = told(dir.path());
+    let kinds: Vec<Kind> = report.incidents.iter().map(|t| t.kind).collect();
+    assert_eq!(kinds, [Kind::TookOver, Kind::VmGone]);
+    let story = report.incidents[1].story.join(" ");
+    assert!(story.contains("The VM's QEMU died. It ended with exit code 1: the VM's QEMU died"), "{story}");
+}
+
+#[test]
 fn a_swap_without_an_answer_is_not_told_as_won_or_lost() {
     let dir = tempfile::tempdir().unwrap();
     journal(dir.path(), "standby", &[syncing(), suspect(10.0), takeover(10.0)[1].clone()]);

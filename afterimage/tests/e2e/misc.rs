@@ -78,7 +78,7 @@ fn a_standby_that_cannot_start() {
 
     let first = world.standby_with("b", &StandbyOptions::default());
     let flags = ["--listen", &free, "--run-dir", &text(&world.run_dir("b"))];
-    standby(&world, "twice", &flags).expect_end(6, &["error: ", "another standby of web"]);
+    standby(&world, "twice", &flags).expect_end(6, &["error: another standby of web runs here (process", "what to do"]);
     drop(first);
 }
 
