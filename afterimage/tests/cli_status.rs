@@ -240,6 +240,9 @@ fn decides(dir: &Path, side: Side, first: &'static str, then: &'static str) -> C
     ControlSocket::spawn(&socket_path(dir, name("web"), side), handler).unwrap()
 }
 
+/// A command, to which side, its role before and after; the exit code and some words.
+type OrderCase<'a> = (&'a [&'a str], Side, [&'static str; 2], i32, &'a str);
+
 #[test]
 fn an_order_ends_with_what_came_of_it() {
     let yes = "--yes-the-other-side-is-stopped";
@@ -247,7 +250,7 @@ fn an_order_ends_with_what_came_of_it() {
     let solo: &[&str] = &["solo", "--vm", "web", yes];
     let unprotect: &[&str] = &["unprotect", "--vm", "web"];
     let (standby, primary) = (Side::Standby, Side::Primary);
-    let cases: [(&[&str], Side, [&str; 2], i32, &str); 6] = [
+    let cases: [OrderCase<'_>; 6] = [
         (takeover, standby, ["claiming", "running"], 0, "web runs here now (g5)\n"),
         (takeover, standby, ["claiming", "idle"], 4, "not taken over: host-a won web; this standby is idle"),
         (takeover, standby, ["revoking", "lost"], 4, "not taken over: host-a won web; this standby is lost"),
