@@ -4,17 +4,18 @@ mod control;
 mod find;
 mod gather;
 mod operator;
+mod outcome;
 mod table;
 mod text;
 mod watch;
 
 pub use control::{ControlError, ControlSocket, Handler, Request, Response, ask, socket_path};
-pub(crate) use find::{find, nobody};
-pub(crate) use gather::{NoAnswer, as_json, ask_all, whose};
+pub(crate) use find::{find, left, nobody};
+pub(crate) use gather::{NoAnswer, as_json, ask_all, ask_one, whose};
 pub use operator::operate;
 
 use crate::{
-    cli::{ExportArgs, Side, StatusArgs, UnprotectArgs},
+    cli::{ExportArgs, ReprotectArgs, Side, StatusArgs, UnprotectArgs},
     control::EXPORT_PATIENCE,
     exit::{Code, ExitError},
     keepalive::PathStats,
@@ -269,7 +270,7 @@ pub(crate) fn sockets(args: &StatusArgs) -> Result<Vec<PathBuf>, ExitError> {
     let dir = &args.run_dir;
     if let Some(vm) = args.vm {
         let wanted: &[Side] = args.role.as_ref().map_or(&find::SIDES, std::slice::from_ref);
-        find(dir, vm, wanted, "status")?;
+        left(dir, vm, wanted, "status")?;
     }
     let entries = std::fs::read_dir(dir).map_err(|_| nobody(None, dir))?;
     let wanted = |path: &PathBuf| {
@@ -291,29 +292,31 @@ pub fn show(args: &StatusArgs) -> anyhow::Result<Code> {
         return watch::run(args, interval);
     }
     let statuses = gather::statuses(&sockets(args)?);
-    let codes = statuses.iter().map(Status::code);
+    let codes = statuses.iter().filter(|s| !gather::is_left_over(s, &statuses)).map(Status::code);
     let worst = codes.max_by_key(|code| *code as u8).unwrap_or(Code::Done);
-    let out = if args.json { as_json(&statuses, args.vm.is_some())? } else { for_people(&statuses) };
+    let out = if args.json { as_json(&statuses, args.vm.is_some())? } else { for_people(&statuses, args.vm.is_some()) };
     match io::stdout().write_all(out.as_bytes()) {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e.into()),
         _ => Ok(worst),
     }
 }
 
-fn for_people(statuses: &[Status]) -> String {
+/// All there is of the processes of one VM, that was `named` or is the only one; of several VMs a table.
+fn for_people(statuses: &[Status], named: bool) -> String {
     match statuses {
         [one] => text::render(one),
+        several if named => several.iter().map(text::render).collect::<Vec<_>>().join("\n"),
         several => table::render(several),
     }
 }
 
 /// The command `unprotect`.
 pub fn unprotect(args: &UnprotectArgs) -> anyhow::Result<Code> {
-    tell(&args.run_dir, args.vm, Side::Primary, &Request::Unprotect)
+    order((&args.run_dir, args.vm, args.no_wait), Side::Primary, &Request::Unprotect)
 }
 
 /// The command `reprotect`.
-pub fn reprotect(args: &UnprotectArgs) -> anyhow::Result<Code> {
+pub fn reprotect(args: &ReprotectArgs) -> anyhow::Result<Code> {
     tell(&args.run_dir, args.vm, Side::Primary, &Request::Protect)
 }
 
@@ -327,19 +330,36 @@ pub fn export(args: &ExportArgs) -> anyhow::Result<Code> {
 }
 
 fn tell(run_dir: &Path, vm: Name, side: Side, request: &Request) -> anyhow::Result<Code> {
-    let patience = if matches!(request, Request::Export { .. }) { EXPORT_PATIENCE } else { PATIENCE };
     let (path, _) = find(run_dir, vm, &[side], request.word())?;
-    match ask(&path, request.clone(), patience)? {
-        Response::Done { message } => {
-            let _ = writeln!(io::stdout(), "{message}");
-            Ok(Code::Done)
-        }
+    let _ = writeln!(io::stdout(), "{}", say(&path, request)?);
+    Ok(Code::Done)
+}
+
+/// Gives an order that somebody else decides, and waits for what comes of it unless `no_wait`.
+fn order((run_dir, vm, no_wait): (&Path, Name, bool), side: Side, request: &Request) -> anyhow::Result<Code> {
+    let (path, _) = find(run_dir, vm, &[side], request.word())?;
+    // Once it has lost, a standby has no other side any more.
+    let peer = match ask(&path, Request::Status, PATIENCE) {
+        Ok(Response::Status(status)) => status.peer.split(' ').next().unwrap_or_default().to_owned(),
+        _ => String::new(),
+    };
+    let taken = say(&path, request)?;
+    let told = if no_wait { taken } else { outcome::wait(&path, request, (&vm.to_string(), &peer))? };
+    let _ = writeln!(io::stdout(), "{told}");
+    Ok(Code::Done)
+}
+
+/// What the process behind a socket says to a request that it can do or refuse.
+fn say(path: &Path, request: &Request) -> Result<String, ExitError> {
+    let patience = if matches!(request, Request::Export { .. }) { EXPORT_PATIENCE } else { PATIENCE };
+    match ask_one(path, request.clone(), patience)? {
+        Response::Done { message } => Ok(message),
         Response::Refused { message, remedy } => {
             let refused = ExitError::new(Code::Failed, message);
-            Err(remedy.into_iter().fold(refused, |e: ExitError, r: String| e.remedy(r)).into())
+            Err(remedy.into_iter().fold(refused, |e: ExitError, r: String| e.remedy(r)))
         }
-        Response::Away { message, remedy } => Err(ExitError::new(Code::Prerequisite, message).remedy(remedy).into()),
-        other => anyhow::bail!("{} answered {request:?} with {other:?}", side.as_str()),
+        Response::Away { message, remedy } => Err(ExitError::new(Code::Prerequisite, message).remedy(remedy)),
+        other => Err(ExitError::new(Code::Failed, format!("{} answered {request:?} with {other:?}", path.display()))),
     }
 }
 

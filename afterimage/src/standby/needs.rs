@@ -1,12 +1,11 @@
 //! What a standby cannot do without. Looked at when it is started: found at the first session, or at a takeover, it is too late.
 
 use crate::{
-    config::{NicSpec, StandbyConfig},
+    config::{NicSpec, StandbyConfig, twice},
     exit::{Code, ExitError},
     qemu::argv::{CommandLine, Item, Params},
 };
 use std::{
-    collections::HashSet,
     env,
     ffi::OsStr,
     fs,
@@ -19,16 +18,9 @@ use std::{
 /// # Errors
 /// Exit code 2.
 pub(super) fn check_names(nics: &[NicSpec]) -> Result<(), ExitError> {
-    let mut seen = HashSet::new();
-    for nic in nics {
-        for name in [&nic.socket.display().to_string(), &nic.tap] {
-            if !seen.insert(name.clone()) {
-                let what = format!("--nic {nic}: {name} is another NIC's already");
-                return Err(ExitError::usage(what).remedy("give each --nic a socket and a TAP device of its own"));
-            }
-        }
-    }
-    Ok(())
+    let Some((nic, name)) = twice(nics) else { return Ok(()) };
+    let what = format!("--nic {nic}: {name} is another NIC's already");
+    Err(ExitError::usage(what).remedy("give each --nic a socket and a TAP device of its own"))
 }
 
 /// A NIC's socket is one that the VM's QEMU listens on. Of a program that is no QEMU by name, and of options in a file, nobody knows.
@@ -74,7 +66,12 @@ pub(super) fn check_program(config: &StandbyConfig) -> Result<(), ExitError> {
         return Ok(());
     }
     let what = format!("the standby's QEMU command: there is no program {program} here that this user may run");
-    let remedy = "install it (Debian: qemu-system-x86), or name it with its path, after the `--`";
+    let remedy = match program.contains(' ') {
+        true => {
+            "each word is an argument, and in a file an element, of its own: qemu = [\"qemu-system-x86_64\", \"-m\", \"2G\"]"
+        }
+        false => "install it (Debian: qemu-system-x86), or name it with its path, after the `--`",
+    };
     Err(ExitError::new(Code::Prerequisite, what).remedy(remedy))
 }
 

@@ -30,7 +30,7 @@ pub(super) fn run(args: &StatusArgs, interval: Duration) -> anyhow::Result<Code>
         let statuses = watch.look(args);
         let out = match (args.json, redraws) {
             (true, _) => lines_of_json(&statuses)?,
-            (false, true) => format!("{REDRAW}{}\n{}", head(args, interval), for_people(&statuses)),
+            (false, true) => format!("{REDRAW}{}\n{}", head(args, interval), for_people(&statuses, args.vm.is_some())),
             (false, false) => watch.changes(&statuses),
         };
         let mut stdout = io::stdout().lock();

@@ -51,7 +51,7 @@ pub fn exists(name: &str) -> io::Result<()> {
     let any = rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::DGRAM, None)?;
     match rustix::net::netdevice::name_to_index(&any, name) {
         Ok(_) => Ok(()),
-        Err(Errno::NODEV) => Err(io::ErrorKind::NotFound.into()),
+        Err(Errno::NODEV) => Err(io::Error::new(io::ErrorKind::NotFound, "it does not exist")),
         Err(e) => Err(e.into()),
     }
 }
@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn an_interface_that_does_not_exist_is_not_created() {
         assert_eq!(open("no-such-tap0").unwrap_err().kind(), io::ErrorKind::NotFound);
-        assert!(exists("no-such-tap0").is_err());
+        assert_eq!(exists("no-such-tap0").unwrap_err().to_string(), "it does not exist");
         assert_eq!(check_up("no-such-tap0").unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }
