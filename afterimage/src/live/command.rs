@@ -146,7 +146,9 @@ pub fn change(args: &KeepaliveSetArgs) -> Result<Code> {
     let wish = wished(&before.local.advertised, &wanted);
     let edit = prepare(args.save.as_ref(), before.config_file.as_deref(), side, &entries(wish))?;
     let doubt = doubt(&path, &before, wish);
-    if let Some(seen) = doubt.as_ref().and_then(|doubt| doubt.too_little).filter(|_| !args.force) {
+    if let Some(seen) =
+        doubt.as_ref().and_then(|doubt| doubt.too_little).filter(|_| !args.force && wish.parameters().is_ok())
+    {
         return Err(says_nothing_yet(seen, args.vm));
     }
     let tail = doubt.map(|doubt| doubt.words);
