@@ -145,9 +145,9 @@ pub fn ask_to_make_way(run_dir: &Path, vm: Name) -> Result<Predecessor> {
         tell_predecessor(&primary, vm, Request::Handover)?;
         wait_until_gone(&primary)?;
     } else if tell_predecessor(&primary, vm, Request::MakeWay)? {
-        if ends_protection(&primary)? {
-            tell_predecessor(&primary, vm, Request::MakeWay)?;
-        }
+        // Where it was protected, that ends first.
+        await_its_end_of_protection(&primary)?;
+        tell_predecessor(&primary, vm, Request::MakeWay)?;
         return Ok(Predecessor::MadeWay);
     }
     let standby = socket_path(run_dir, vm, Side::Standby);
@@ -186,24 +186,19 @@ fn is_waiting(path: &Path) -> bool {
     matches!(status, Ok(Response::Status(status)) if status.role == WAITING)
 }
 
-/// Waits while who was told to make way ends protection through the arbiter. False: it had none, and makes way.
-fn ends_protection(path: &Path) -> Result<bool> {
+/// Waits while who was told to make way ends protection through the arbiter.
+fn await_its_end_of_protection(path: &Path) -> Result<()> {
     let start = Instant::now();
-    loop {
-        let role = match ask(path, Request::Status, PATIENCE) {
-            Ok(Response::Status(status)) => status.role,
-            _ => return Ok(false),
-        };
-        match role.as_str() {
-            "registering" | "holding" | "protected" | "claiming" if start.elapsed() < PATIENCE * 5 => {
-                std::thread::sleep(STEP);
-            }
-            "registering" | "holding" | "protected" | "claiming" => {
-                anyhow::bail!("the process at {} was to end protection, and has not: it is {role}", path.display())
-            }
-            _ => return Ok(start.elapsed() >= STEP),
+    while let Ok(Response::Status(status)) = ask(path, Request::Status, PATIENCE) {
+        if !matches!(status.role.as_str(), "registering" | "holding" | "protected" | "claiming") {
+            break;
         }
+        let what =
+            format!("the process at {} was to end protection, and has not: it is {}", path.display(), status.role);
+        anyhow::ensure!(start.elapsed() < PATIENCE * 5, what);
+        std::thread::sleep(STEP);
     }
+    Ok(())
 }
 
 /// False: nobody is there (any more).
