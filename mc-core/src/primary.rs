@@ -39,8 +39,10 @@
 //! - **I4** `Solo` is only asked for in states where the register says (solo, self).
 //! - **I5** the register is asked for "protected" only once epoch 1 was ACKed and beats were proven.
 
+mod claiming;
 mod config;
 mod pace;
+mod rehearsal;
 mod report;
 
 pub use config::{Config, OnCap, REHEARSAL, Sabotage};
@@ -50,7 +52,7 @@ use crate::{
     id::{Epoch, Generation, Time},
     machine::Machine,
     register::{CasOutcome, Mode, Owner, Register},
-    wire::control::{GoodbyeReason, NackReason},
+    wire::control::GoodbyeReason,
 };
 use pace::Pace;
 use std::{collections::VecDeque, time::Duration};
@@ -305,164 +307,6 @@ impl Primary {
         self.held_from = Some(self.captured.next());
         self.actions.push_back(Action::Hold);
         self.tell_unproven();
-    }
-
-    /// The standby is not to call itself a standby either before it has proven that it is one.
-    fn tell_unproven(&mut self) {
-        if let Some(epoch) = self.proving.filter(|_| self.role == Role::Protected) {
-            self.actions.push_back(Action::AskRehearsal { epoch });
-        }
-    }
-
-    /// The VM's make has changed: nobody knows whether the standby could load the next epoch.
-    fn outputs_changed(&mut self) {
-        if self.replicates() {
-            self.proving = Some(self.captured.next());
-        }
-        self.tell_unproven();
-    }
-
-    /// Its end takes the arbiter, and is for whoever knows whether that is there to ask for ([`Event::Unprotect`]). Until then output
-    /// is let out by ACKs as before: a claim that nobody answers would hold all of it.
-    fn unfit(&mut self) {
-        if self.replicates() {
-            self.proving = Some(Epoch::NEVER);
-        }
-    }
-
-    fn nack(&mut self, reason: NackReason) {
-        match (self.role, reason) {
-            (Role::Protected, NackReason::Rehearsal) => self.unfit(), // and the standby goes on
-            _ => self.give_up_standby(false),
-        }
-    }
-
-    fn rehearsed(&mut self, now: Time, epoch: Epoch) {
-        // What waited in its staging is applied now, and then there is room for the next epoch.
-        self.waiting_since = self.waiting_since.map(|_| now);
-        let counts = |wanted: Epoch| match self.config.sabotage {
-            Some(Sabotage::ProvenByAny) => true,
-            _ => wanted <= epoch && wanted != Epoch::NEVER,
-        };
-        self.proving = self.proving.filter(|wanted| !counts(*wanted));
-    }
-
-    /// The standby is lost, or to be left: go on alone if the arbiter agrees. A standby that is merely left keeps its
-    /// session until then: were it closed now, it would rightly ask for the VM itself.
-    fn give_up_standby(&mut self, lost: bool) {
-        if lost && self.replicates() {
-            self.actions.push_back(Action::CloseLink(None));
-        }
-        match self.role {
-            Role::Syncing => self.solo(),
-            Role::Registering => self.broken = true,
-            Role::Protected => self.claim(),
-            _ => {}
-        }
-    }
-
-    fn claim(&mut self) {
-        let new = Register { generation: self.register.generation.next(), owner: self.owner(), mode: Mode::Solo };
-        self.role = Role::Claiming;
-        (self.disputed, self.waiting_since) = (false, None);
-        if self.config.sabotage == Some(Sabotage::ReleaseBeforeSolo) {
-            self.actions.push_back(Action::Release(self.captured));
-        }
-        self.actions.push_back(Action::Cas { expect: self.register.generation, new, contested: true });
-    }
-
-    /// I4: the register says (solo, self).
-    fn solo(&mut self) {
-        self.role = Role::Solo;
-        (self.standby, self.held_from, self.proving, self.waiting_since) = (None, None, None, None);
-        self.vm = Vm::Running;
-        self.actions.push_back(Action::CloseLink(Some(self.ending.unwrap_or(GoodbyeReason::Unprotected))));
-        self.actions.push_back(Action::Solo);
-        if self.ending.take() == Some(GoodbyeReason::GuestGone) {
-            self.end();
-        }
-    }
-
-    fn fence(&mut self) {
-        self.role = Role::Fenced;
-        self.actions.clear();
-        self.actions.push_back(Action::Fence);
-        self.actions.push_back(Action::CloseLink(None));
-    }
-
-    fn won(&mut self, register: Register) {
-        match self.role {
-            Role::Registering => self.registered(register),
-            Role::Claiming => {
-                self.register = register;
-                self.solo();
-            }
-            Role::HandingBack if register.owner == self.owner() => self.hand_back(register),
-            Role::HandingBack => self.fence(),
-            _ => {}
-        }
-    }
-
-    /// Whether it names another copy, be it one of this host: an earlier process that lives on has lost to a later one.
-    fn is_anothers(&self, held: &Register) -> bool {
-        match self.config.sabotage {
-            Some(Sabotage::CompareHosts) => held.owner.node.id != self.owner().node.id,
-            _ => !held.owner.names(&self.owner()),
-        }
-    }
-
-    /// What the register holds, from a swap that was lost, or a read. A read below what this node has seen never comes here.
-    fn held(&mut self, held: Option<Register>, lost: bool) {
-        let above = held.filter(|held| held.generation > self.register.generation);
-        match (self.role, above) {
-            (Role::Fenced | Role::Ended, _) => {}
-            (_, Some(held)) if self.is_anothers(&held) => {
-                self.overtaken_by = Some(held.owner);
-                self.fence();
-            }
-            // Protected by nobody any more, whatever the standby ACKs.
-            (Role::Solo | Role::Protected, Some(held)) => self.go_on_from(held),
-            (Role::Claiming, Some(held)) if lost || self.disputed => self.go_on_from(held),
-            (Role::Claiming, None) if !lost && self.disputed && held == Some(self.register) => self.claim(),
-            (Role::Registering, above) if lost => {
-                self.actions.push_back(Action::CloseLink(None));
-                self.role = Role::Claiming;
-                match above {
-                    Some(held) => self.go_on_from(held),
-                    None => self.dispute(),
-                }
-            }
-            (Role::Claiming | Role::HandingBack, _) if lost => self.dispute(),
-            _ => {}
-        }
-    }
-
-    /// The register is ours, from before: by a request of this copy's that was late, or by an operator's word.
-    fn go_on_from(&mut self, held: Register) {
-        self.register = Register { owner: self.owner(), ..held };
-        self.claim();
-    }
-
-    fn dispute(&mut self) {
-        match self.config.sabotage == Some(Sabotage::BelieveLess) {
-            true => self.fence(),
-            false => self.disputed = true,
-        }
-    }
-
-    /// Only with a held epoch has the standby everything that the outside saw. (Found by the model check: output that was held
-    /// from the registration on is not enough, the standby lacks what was said before.)
-    fn may_hand_back(&self) -> bool {
-        self.held_from.is_some_and(|e| self.acked >= e) || self.config.sabotage == Some(Sabotage::HandBackOpen)
-    }
-
-    /// We won, and have no VM any more; the standby still has it, and nobody has heard anything since.
-    fn hand_back(&mut self, register: Register) {
-        let Some(standby) = self.standby else { return self.fence() };
-        // Just that copy: the standby may have been started anew, and have another.
-        let new = Register { generation: register.generation.next(), owner: standby, mode: Mode::Solo };
-        self.register = register;
-        self.actions.push_back(Action::Cas { expect: register.generation, new, contested: false });
     }
 
     /// A VM that was shut down stays so, whatever else ends protection.

@@ -207,10 +207,7 @@ fn a_keeper_refuses_the_first_signal_and_obeys_the_second() {
     let Some(_network) = Network::enter(&["a"]) else { return };
     let Some((world, _witness)) = World::with_witness() else { return };
     let vm = net::vm(&world, "a");
-    let flags = format!("--nic {}", nic(world.dir.path(), "a"));
-    let mut protect = world.protect("a", "a", &vm.qmp, free_addr(), &flags);
-    world.wait_role("a", "solo");
-    let mut client = Client::new();
+    let (mut protect, mut client) = net::alone(&world, &vm);
     client.is_served(5);
     signal(protect.pid(), Signal::TERM);
     protect.expect_end(0, &[]);
@@ -235,14 +232,12 @@ fn a_vm_has_no_second_name_on_its_host() {
     let Some(_network) = Network::enter(&["a"]) else { return };
     let Some((world, _witness)) = World::with_witness() else { return };
     let vm = net::vm(&world, "a");
-    let flags = format!("--nic {}", nic(world.dir.path(), "a"));
-    let mut protect = world.protect("a", "a", &vm.qmp, free_addr(), &flags);
-    world.wait_role("a", "solo");
-    let mut client = Client::new();
+    let (mut protect, mut client) = net::alone(&world, &vm);
+    let nic = nic(world.dir.path(), "a");
     let another = || {
         let mut command = World::program();
         command.args(["protect", "--vm", "other", "--node", "a", "--to", &free_addr().to_string(), "--once"]);
-        command.args(["--arbiter", &world.arbiter]).args(crate::world::words(&flags)).arg("--qmp").arg(&vm.qmp);
+        command.args(["--arbiter", &world.arbiter]).args(["--nic", &nic]).arg("--qmp").arg(&vm.qmp);
         command.arg("--run-dir").arg(world.run_dir("a")).arg("--state-dir").arg(world.path("state-a"));
         Proc::spawn(world.dir.path(), "other", command)
     };

@@ -4,7 +4,7 @@
 use crate::{
     guest::Vm,
     proc::{LONG, Proc, until},
-    world::{Standby, StandbyOptions, World},
+    world::{Standby, StandbyOptions, World, free_addr},
 };
 use mc_core::testing::skip;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -129,6 +129,15 @@ pub(crate) fn pair(world: &World) -> (Vm, Proc, Standby, Client) {
     let mut client = Client::new();
     client.is_served(5);
     (vm, protect, standby, client)
+}
+
+/// `protect` of a VM that has no standby, and its client, which is served.
+pub(crate) fn alone(world: &World, vm: &Vm) -> (Proc, Client) {
+    let protect = world.protect("a", "a", &vm.qmp, free_addr(), &format!("--nic {}", nic(world.dir.path(), "a")));
+    world.wait_role("a", "solo");
+    let mut client = Client::new();
+    client.is_served(5);
+    (protect, client)
 }
 
 /// The guest's only client: it numbers its requests, and repeats each until it is answered. The guest refuses a number

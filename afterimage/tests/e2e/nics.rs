@@ -1,9 +1,8 @@
 //! A NIC or its TAP device that is wrong, or goes away, costs no more than that NIC, and is said.
 
 use crate::{
-    guest::Vm,
-    net::{self, Client, Network, delete_tap, make_tap, nic, set_tap},
-    proc::{Proc, kill, signal, until},
+    net::{self, Network, delete_tap, make_tap, nic, set_tap},
+    proc::{kill, signal, until},
     world::{VM, World, free_addr, kill_host},
 };
 use rustix::{
@@ -12,15 +11,6 @@ use rustix::{
 };
 use serde_json::Value;
 use std::{fs, path::Path};
-
-/// `protect` of a VM that has no standby, and its client, which is served.
-fn alone(world: &World, vm: &Vm) -> (Proc, Client) {
-    let protect = world.protect("a", "a", &vm.qmp, free_addr(), &format!("--nic {}", nic(world.dir.path(), "a")));
-    world.wait_role("a", "solo");
-    let mut client = Client::new();
-    client.is_served(5);
-    (protect, client)
-}
 
 /// Waits until a node says that something is wrong with its NICs, or that nothing is.
 fn wait_network(world: &World, node: &str, wrong: bool) -> (i32, Value) {
@@ -36,7 +26,7 @@ fn a_wrong_nic_leaves_the_network_to_whoever_has_it() {
     let Some(_network) = Network::enter(&["a"]) else { return };
     let Some((world, _witness)) = World::with_witness() else { return };
     let vm = net::vm(&world, "a");
-    let (mut first, mut client) = alone(&world, &vm);
+    let (mut first, mut client) = net::alone(&world, &vm);
     let wrong = nic(world.dir.path(), "a").replace("tap-a", "tap-A");
     let mut second = world.protect("a", "a2", &vm.qmp, free_addr(), &format!("--nic {wrong}"));
     second.expect_end(6, &["error: TAP device tap-A", "ip tuntap add dev tap-A"]);
@@ -216,7 +206,7 @@ fn a_data_path_whose_tap_device_is_gone_waits_for_it() {
     let Some(_network) = Network::enter(&["a"]) else { return };
     let Some((world, _witness)) = World::with_witness() else { return };
     let vm = net::vm(&world, "a");
-    let (mut protect, mut client) = alone(&world, &vm);
+    let (mut protect, mut client) = net::alone(&world, &vm);
     let first = protect.data_path();
     delete_tap("a");
     kill(first);

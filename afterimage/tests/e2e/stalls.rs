@@ -131,6 +131,26 @@ fn a_link_on_which_nothing_passes_is_given_up_though_beats_come() {
     vm.serial.goes_on();
 }
 
+/// With epochs of ten seconds an ACK may take a hundred; it may not once they are short.
+#[test]
+fn the_deadline_of_a_commit_follows_what_is_set_live() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let vm = world.vm("vm", &[]);
+    let mut standby = world.standby("b");
+    let way = Way::to(standby.addr);
+    let mut protect = world.protect("a", "a", &vm.qmp, way.addr, "--epoch 10s");
+    protect.wait_event("protected");
+    standby.proc.wait_event("protected");
+    let (code, _, stderr) = world.run("a", &format!("set --vm {VM} epoch=20ms"));
+    assert_eq!(code, 0, "{stderr}");
+    until("epochs are short", || (world.status("a")["last_ack_epoch"].as_u64()? > 10).then_some(()));
+    way.swallow();
+    protect.wait_events("solo", 2);
+    vm.serial.goes_on();
+    way.mend();
+    protect.wait_events("protected", 2);
+}
+
 #[test]
 fn a_qemu_that_a_signal_stopped_is_taken_over() {
     let Some((world, _witness)) = World::with_witness() else { return };

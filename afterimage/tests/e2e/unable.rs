@@ -119,6 +119,26 @@ fn a_takeover_does_not_wait_for_a_qemu_that_does_not_answer() {
     vm.serial.assert_continued_by(&standby.serial);
 }
 
+/// One that does not come to listen at all: it is not waited for as one is that starts slowly.
+#[test]
+fn a_qemu_that_a_signal_stops_as_it_starts_is_said_to_be() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (stops, script) = (world.path("stops"), world.path("qemu-stops"));
+    let text = format!("#!/bin/sh\nif [ -e {} ]; then kill -STOP $$; fi\nexec \"$@\"\n", stops.display());
+    fs::write(&script, text).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o700)).unwrap();
+    let mut line = vec![script.display().to_string()];
+    line.extend(world.standby_qemu("b", None));
+    let options = StandbyOptions { qemu: Some(line), ..StandbyOptions::default() };
+    let (vm, mut protect, mut standby) = world.pair_with(&options);
+    fs::write(&stops, "").unwrap();
+    kill(standby.proc.child_with("qemu-system").expect("a waiting QEMU"));
+    let told = standby.proc.wait_event("waiting-qemu-fails");
+    assert!(told["why"].as_str().is_some_and(|why| why.contains("does not answer: a signal stopped it")), "{told}");
+    protect.wait_events("solo", 2);
+    vm.serial.goes_on();
+}
+
 /// A process that a cgroup freezer holds does not even die. When it is thawed, it has died before it does anything.
 #[test]
 fn a_frozen_qemu_is_left_behind() {

@@ -156,14 +156,14 @@ impl Qmp {
             chunk: vec![0; READ_SIZE],
             greeting: Value::Null,
         };
-        qmp.greet(path, timeout)?;
+        qmp.greet(path, deadline, timeout)?;
         qmp.execute("qmp_capabilities", Value::Null, deadline.saturating_duration_since(Instant::now()))?;
         Ok(qmp)
     }
 
-    fn greet(&mut self, path: &Path, timeout: Duration) -> Result<(), QmpError> {
+    fn greet(&mut self, path: &Path, deadline: Instant, timeout: Duration) -> Result<(), QmpError> {
         let not = |found: String| QmpError::NotQmp { path: path.to_owned(), found };
-        match self.next_message(Instant::now() + timeout) {
+        match self.next_message(deadline) {
             Ok(Some(Message::Greeting(greeting))) => {
                 self.greeting = greeting;
                 Ok(())

@@ -178,3 +178,36 @@ pub(super) fn stderr_tail(run_dir: &Path) -> String {
         Err(error) => format!("(its stderr cannot be read: {error})"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{
+        io::{BufRead, BufReader, Write},
+        os::unix::net::UnixListener,
+    };
+
+    /// A large VM's memory is made before QEMU greets anybody. Callers that gave up wait in its queue by then.
+    #[test]
+    fn a_qemu_that_greets_late_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(qmp_path(dir.path())).unwrap();
+        rustix::net::listen(&listener, 1).unwrap(); // as QEMU does
+        let qemu = thread::spawn(move || {
+            thread::sleep(STOPPED * 3);
+            for caller in listener.incoming() {
+                let mut caller = caller.unwrap();
+                let greeting = r#"{"QMP": {"version": {}, "capabilities": []}}"#;
+                let heard = writeln!(caller, "{greeting}").and_then(|()| {
+                    let mut line = String::new();
+                    BufReader::new(&caller).read_line(&mut line)
+                });
+                if matches!(heard, Ok(bytes) if bytes > 0) {
+                    return writeln!(caller, r#"{{"return": {{}}, "id": 1}}"#).unwrap();
+                }
+            }
+        });
+        connect(dir.path(), None, Instant::now() + START, || None).unwrap();
+        qemu.join().unwrap();
+    }
+}
