@@ -5,6 +5,7 @@ use crate::{
     takeover::fragile,
     world::{StandbyOptions, VM, World, kill_host},
 };
+use mc_core::testing::skip;
 use rustix::process::Signal;
 use serde_json::Value;
 use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf};
@@ -232,7 +233,7 @@ impl Freezer {
     /// `None`, with the reason printed, where there is none.
     fn new() -> Option<Self> {
         let group = PathBuf::from(format!("/sys/fs/cgroup/freezer/afterimage-test-{}", std::process::id()));
-        let made = fs::create_dir(&group).map_err(|error| println!("skipped: {}: {error}", group.display()));
+        let made = fs::create_dir(&group).map_err(|error| skip(format!("{}: {error}", group.display())));
         made.ok().map(|()| Self(group))
     }
 
