@@ -22,8 +22,9 @@ impl Primary {
         self.tell_unproven();
     }
 
-    /// Its end takes the arbiter, and is for whoever knows whether that is there to ask for ([`Event::Unprotect`]). Until then output
-    /// is let out by ACKs as before: a claim that nobody answers would hold all of it.
+    /// To end protection takes the arbiter, and is for whoever knows whether that is there to ask
+    /// ([`super::Event::Unprotect`]). Until then output is let out by ACKs as before: a claim that nobody answers would hold
+    /// all of it.
     pub(super) fn unfit(&mut self) {
         if self.replicates() {
             self.proving = Some(Epoch::NEVER);
