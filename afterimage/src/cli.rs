@@ -13,7 +13,7 @@ pub use set::SetArgs;
 use crate::{
     address::{LocalAddr, parse_address},
     arbiter::{ArbiterSpec, HostPort},
-    config::{NicSpec, OnCapWish, PathArgs, parse_duration, parse_listen, parse_size},
+    config::{NicSpec, OnCapWish, PathArgs, parse_duration, parse_listen, parse_multiplier, parse_size},
     exit::CODES,
     witness::NodeSpec,
 };
@@ -84,12 +84,13 @@ pub enum Command {
     /// On the standby: take the VM over
     ///
     /// With --arbiter manual, or once the witness has been away for 3 s, your word decides. Else the witness does, and a primary that is
-    /// well is stopped: a switchover.
+    /// well is stopped: a switchover. While the primary's beats arrive the word has to name it: --although-it-beats NODE.
     #[command(after_long_help = help("afterimage takeover --vm web --yes-the-other-side-is-stopped"))]
     Takeover(OperatorArgs),
     /// On the primary: go on without the standby
     ///
-    /// With --arbiter manual, or once the witness has been away for 3 s, your word decides.
+    /// With --arbiter manual, or once the witness has been away for 3 s, your word decides. While the standby's beats arrive the word has
+    /// to name it: --although-it-beats NODE.
     #[command(after_long_help = help("afterimage solo --vm web --yes-the-other-side-is-stopped"))]
     Solo(OperatorArgs),
     /// Accept another witness than the one that this node knows, for one VM; run it on both hosts, once the old witness is
@@ -275,12 +276,17 @@ pub struct ProtectArgs {
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub beat_min_rx: Option<Duration>,
     /// After this many missed beats the other side is suspect; 2 to 255 [default: 5]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_multiplier)]
     pub detect_multiplier: Option<u8>,
     /// When this side's own loop has made no progress for so long its beats stop, so that the other side may go on; 500ms to
     /// 600s [default: four times the detection time, at least 1s]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub stall_after: Option<Duration>,
+    /// How long a checkpoint may wait for the standby's ACK: then the standby is suspect, whatever its beats say; at least the detection
+    /// time and two epochs, at most 600s. A link that falls back from RDMA has longer [default: ten detection times or ten
+    /// epochs, at least 2s]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub commit_deadline: Option<Duration>,
     /// Memory for checkpoints on their way, never exceeded [default: 64MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub staging: Option<u64>,
@@ -375,7 +381,7 @@ pub struct StandbyArgs {
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub beat_min_rx: Option<Duration>,
     /// After this many missed beats the other side is suspect; 2 to 255 [default: 5]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_multiplier)]
     pub detect_multiplier: Option<u8>,
     /// When this side's own loop has made no progress for so long its beats stop, so that the other side may go on; 500ms to
     /// 600s [default: four times the detection time, at least 1s]
@@ -502,4 +508,8 @@ pub struct OperatorArgs {
     /// running, two copies would answer the same clients, and nothing could merge them again
     #[arg(long)]
     pub yes_the_other_side_is_stopped: bool,
+    /// The same where beats of the other host still arrive: names that host. For a switchover, which the witness decides; or because it
+    /// is known that its VM does not run although its `afterimage` does
+    #[arg(long, value_name = "NODE")]
+    pub although_it_beats: Option<Name>,
 }

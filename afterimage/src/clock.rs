@@ -48,6 +48,7 @@ impl mc_core::driver::Clock for WatchedClock {
 mod tests {
     use super::*;
     use mc_core::id::nanos;
+    use mc_core::testing::skip;
     use std::{process::Command, time::Duration};
 
     #[test]
@@ -84,7 +85,7 @@ mod tests {
             command.output().is_ok_and(|output| output.status.success())
         };
         if !enter(&["true"]) {
-            return println!("skipped: no time namespaces here");
+            return skip("no time namespaces here");
         }
         let test = std::env::current_exe().expect("this test");
         let name = "clock::tests::it_counts_the_time_that_the_host_slept";

@@ -4,6 +4,7 @@
 //! check` prints what is itself a configuration file.
 
 mod file;
+mod near;
 mod on_cap;
 mod paths;
 mod resolve;
@@ -14,9 +15,9 @@ pub use on_cap::OnCapWish;
 pub use paths::{KeepaliveWish, PathArgs, PathsConfig, TransportWish};
 pub(crate) use resolve::hostname;
 pub use resolve::{check, check_text, next_standby};
-pub use time::{parse_ago, parse_duration};
+pub use time::{parse_ago, parse_duration, time_text};
 pub(crate) use units::size_text;
-pub use units::{NicSpec, parse_listen, parse_size};
+pub use units::{NicSpec, parse_listen, parse_multiplier, parse_size};
 
 use crate::{
     address::LocalAddr,
@@ -76,6 +77,9 @@ pub struct ProtectConfig {
     /// After so long without progress of the loop no beat leaves; `None`: four detection times, at least a second.
     #[serde(rename = "stall_after_ms", default, skip_serializing_if = "Option::is_none", with = "maybe_millis")]
     pub stall_after: Option<Duration>,
+    /// So long an epoch may wait for its ACK; `None`: see [`ProtectConfig::commit_deadline`].
+    #[serde(rename = "commit_deadline_ms", default, skip_serializing_if = "Option::is_none", with = "maybe_millis")]
+    pub commit_deadline: Option<Duration>,
     /// Staging's cap, bytes.
     #[serde(rename = "staging_mib", with = "mib")]
     pub staging_bytes: u64,
@@ -200,14 +204,10 @@ pub enum ConfigError {
         what: String,
     },
     /// A value is out of its range.
-    #[error("{key} = {value} ({origin}): allowed is {allowed}")]
+    #[error("{setting}: allowed is {allowed}")]
     Range {
-        /// Which setting.
-        key: &'static str,
-        /// Its value.
-        value: String,
-        /// Where it comes from.
-        origin: String,
+        /// Which setting, its value, and where it comes from: as it was said there.
+        setting: String,
         /// What it may be.
         allowed: String,
     },
@@ -241,14 +241,21 @@ impl From<ConfigError> for ExitError {
     }
 }
 
+/// A shorter one would suspect a standby that does all that it should.
+fn least_commit_deadline(epoch: Duration, detection: Duration) -> Duration {
+    detection + epoch * 2
+}
+
 impl ProtectConfig {
     /// While protected, so long an epoch may wait for its ACK: the standby is suspect then, whatever beats say. RDMA may have
-    /// to fall back within that time.
+    /// to fall back within that time. Epochs and beats that were made longer since are waited for all the same.
     #[must_use]
     pub fn commit_deadline(&self, rdma: bool) -> Duration {
         let detection = self.beat_interval * u32::from(self.detect_multiplier);
         let falls_back = if rdma { self.paths.rdma_give_up() } else { Duration::ZERO };
-        Duration::from_secs(2).max(self.epoch * 10).max(detection * 10) + falls_back
+        let usual = Duration::from_secs(2).max(self.epoch * 10).max(detection * 10);
+        let wish = self.commit_deadline.map(|wish| wish.max(least_commit_deadline(self.epoch, detection)));
+        wish.unwrap_or(usual) + falls_back
     }
 
     /// The sockets of the VM's NICs.

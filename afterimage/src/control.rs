@@ -3,6 +3,7 @@
 use crate::{
     cli::Side,
     clock::Clock,
+    events::emit,
     exit::{Code, ExitError},
     inbox::{self, Inbox},
     keeper,
@@ -11,6 +12,7 @@ use crate::{
 };
 use anyhow::Result;
 use mc_core::id::Name;
+use serde_json::json;
 use std::{
     os::{
         fd::{AsFd, BorrowedFd},
@@ -38,8 +40,11 @@ pub struct ControlRequest {
 }
 
 impl ControlRequest {
-    /// Answers it. Who asked may have gone.
+    /// Answers it. Who asked may have gone. That an order was refused belongs into the journal, as the order does.
     pub fn reply(self, response: Response) {
+        if let (true, Response::Refused { message, .. }) = (self.request.decides(), &response) {
+            emit("operator-refused", json!({ "request": self.request, "why": message }));
+        }
         let _ = self.reply.send(response);
     }
 }
@@ -121,7 +126,7 @@ pub fn done(what: &str) -> Response {
 pub enum Predecessor {
     /// There is none.
     Nobody,
-    /// It goes on being the VM's way to its network until [`take_place`] has it leave.
+    /// It goes on being the VM's way to its network until [`relieve_primary`] has it leave.
     MadeWay,
     /// A standby tells of the VM that it took over, and a keeper has the VM's network. It stays until [`relieve_teller`] has it leave.
     Tells,
@@ -194,15 +199,20 @@ fn tell_predecessor(path: &Path, vm: Name, request: Request) -> Result<bool> {
     }
 }
 
-/// Serves the primary's control socket; with `relieve`, in the place of the process that made way, which leaves now.
-pub fn take_place(run_dir: &Path, (vm, node): (Name, Name), relieve: bool) -> Result<Control> {
-    if relieve {
-        tell_predecessor(&socket_path(run_dir, vm, Side::Primary), vm, Request::Handover)?;
-    }
+/// Has the process that made way leave now, if it is there.
+///
+/// # Errors
+/// It does not leave.
+pub fn relieve_primary(run_dir: &Path, vm: Name) -> Result<()> {
+    tell_predecessor(&socket_path(run_dir, vm, Side::Primary), vm, Request::Handover).map(drop)
+}
+
+/// Serves the primary's control socket; `relieved`: in the place of a process that may still be leaving.
+pub fn take_place(run_dir: &Path, (vm, node): (Name, Name), relieved: bool) -> Result<Control> {
     let start = Instant::now();
     loop {
         match Control::listen(run_dir, vm, node, Side::Primary) {
-            Err(error) if relieve && is_busy(&error) && start.elapsed() < PATIENCE => std::thread::sleep(STEP),
+            Err(error) if relieved && is_busy(&error) && start.elapsed() < PATIENCE => std::thread::sleep(STEP),
             listening => return listening,
         }
     }

@@ -254,10 +254,33 @@ pub fn call(to: &HostPort, bind: Option<LocalAddr>, options: &SessionOptions) ->
     Call::connect(&name, &addresses, bind.map(LocalAddr::any_port), options)
 }
 
+/// Which end of a session's connection a side has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It called: a primary, a probe.
+    Caller,
+    /// It was called: a standby, the other end of a probe.
+    Listener,
+}
+
 /// A socket for beats at the local address of the session's connection. The peer beats to that address, and takes beats from
 /// no other.
-pub fn beats_at(local: SocketAddr) -> Result<UdpKeepalive, ExitError> {
-    UdpKeepalive::bind(local).map_err(|error| missing(error, "free UDP ports there: `ss -lunp` names who has them"))
+///
+/// Its port is the one of --beat-port. Without a word about it a caller takes any that is free: to a stateful firewall the other
+/// side's beats answer its own. A listener takes the number that it listens at, so that one number of one host has to be let
+/// through; where another process has that, any.
+pub fn beats_at(config: &PathsConfig, local: SocketAddr, end: End) -> Result<UdpKeepalive, ExitError> {
+    let bound = match (config.beat_port, end) {
+        (None, End::Caller) | (Some(0), _) => UdpKeepalive::bind(local),
+        (None, End::Listener) => UdpKeepalive::bind_at(local).or_else(|error| {
+            tracing::warn!(%error, "beats come to another UDP port than the number of --listen");
+            UdpKeepalive::bind(local)
+        }),
+        (Some(port), _) => UdpKeepalive::bind_at(at_port(local, port)),
+    };
+    bound.map_err(|error| {
+        missing(error, "free that UDP port (`ss -lunp` names who has it), or take another one: --beat-port")
+    })
 }
 
 /// A prerequisite that is missing, and what to do about it.

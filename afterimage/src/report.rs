@@ -2,6 +2,7 @@
 
 use crate::{
     arbiter::{ArbiterClient, Health},
+    clock::Clock,
     config,
     events::emit,
     gate,
@@ -199,6 +200,7 @@ pub fn fill_arbiter(status: &mut Status, arbiter: &ArbiterClient) {
 /// Fills in what the beat thread knows.
 pub fn fill_beats(status: &mut Status, beats: &BeatHandle) {
     let stats = beats.stats();
+    let ago = Clock.now().since(beats.last_heard()).as_millis();
     status.beats = Beats {
         sent: stats.sent,
         received: stats.received,
@@ -207,6 +209,7 @@ pub fn fill_beats(status: &mut Status, beats: &BeatHandle) {
         gap_us: stats.gap_us,
         rtt_us: stats.rtt_us,
         detection_time_us: stats.detection_time_us,
+        last_heard_ago_ms: (stats.received > 0).then(|| u64::try_from(ago).unwrap_or(u64::MAX)),
     };
     status.counters.insert("beats_withheld".into(), stats.withheld);
     status.notes.extend(beats.notes().iter().cloned());

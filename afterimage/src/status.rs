@@ -1,16 +1,20 @@
 //! `afterimage status`, and the operator's words: what a running `protect` or `standby` says over its control socket.
 
 mod control;
+mod find;
 mod gather;
+mod operator;
 mod table;
 mod text;
 mod watch;
 
 pub use control::{ControlError, ControlSocket, Handler, Request, Response, ask, socket_path};
+pub(crate) use find::{find, nobody};
 pub(crate) use gather::{NoAnswer, as_json, ask_all, whose};
+pub use operator::operate;
 
 use crate::{
-    cli::{ExportArgs, OperatorArgs, Side, StatusArgs, UnprotectArgs},
+    cli::{ExportArgs, Side, StatusArgs, UnprotectArgs},
     control::EXPORT_PATIENCE,
     exit::{Code, ExitError},
     keepalive::PathStats,
@@ -120,6 +124,8 @@ pub struct Status {
     pub arbiter: ArbiterStatus,
     /// Of a primary: why it is not protected, as far as it looks for a standby.
     pub why_not_protected: Option<WhyNot>,
+    /// Of a VM that was taken over: its QEMU's QMP socket on this host, for `protect --qmp`.
+    pub qmp: Option<String>,
     /// What a takeover took, once there was one.
     pub takeover: Option<Takeover>,
     /// Named counts, such as "throttled_epochs", "full_syncs".
@@ -169,6 +175,8 @@ pub struct Beats {
     pub rtt_us: Percentiles,
     /// Silence that makes the other side suspect.
     pub detection_time_us: u64,
+    /// How long ago the other side was heard last, ms; none before its first beat.
+    pub last_heard_ago_ms: Option<u64>,
 }
 
 /// The arbiter's health.
@@ -246,11 +254,11 @@ impl Status {
 /// The sockets of `side` (`None`: all) of `vm` (`None`: all) in the run directory, by name.
 pub(crate) fn sockets(args: &StatusArgs) -> Result<Vec<PathBuf>, ExitError> {
     let dir = &args.run_dir;
-    let none = |why: String| {
-        let remedy = "start `afterimage protect` or `afterimage standby`, or name the --run-dir that they use";
-        ExitError::new(Code::Failed, why).remedy(remedy)
-    };
-    let entries = std::fs::read_dir(dir).map_err(|e| none(format!("nothing runs here: {}: {e}", dir.display())))?;
+    if let Some(vm) = args.vm {
+        let wanted: &[Side] = args.role.as_ref().map_or(&find::SIDES, std::slice::from_ref);
+        find(dir, vm, wanted, "status")?;
+    }
+    let entries = std::fs::read_dir(dir).map_err(|_| nobody(None, dir))?;
     let wanted = |path: &PathBuf| {
         let named = path.file_name().and_then(|n| n.to_str()).and_then(side_of);
         named.is_some_and(|(vm, side)| args.vm.is_none_or(|v| v == vm) && args.role.is_none_or(|r| r == side))
@@ -258,8 +266,7 @@ pub(crate) fn sockets(args: &StatusArgs) -> Result<Vec<PathBuf>, ExitError> {
     let mut found: Vec<_> = entries.filter_map(|e| Some(e.ok()?.path())).filter(wanted).collect();
     found.sort();
     if found.is_empty() {
-        let what = args.vm.map_or_else(|| "no VM".to_owned(), |vm| format!("no {vm}"));
-        return Err(none(format!("{what} has a control socket in {}", dir.display())));
+        return Err(nobody(None, dir));
     }
     Ok(found)
 }
@@ -287,24 +294,6 @@ fn for_people(statuses: &[Status]) -> String {
     }
 }
 
-/// The commands `takeover` (on the standby) and `solo` (on the primary): tells the process what its operator decided.
-pub fn operate(args: &OperatorArgs, request: &Request) -> anyhow::Result<Code> {
-    let (word, side, other) = match request {
-        Request::Solo => ("solo", Side::Primary, Side::Standby),
-        _ => ("takeover", Side::Standby, Side::Primary),
-    };
-    if !args.yes_the_other_side_is_stopped {
-        let what = format!("afterimage {word} needs --yes-the-other-side-is-stopped");
-        let remedy = format!(
-            "make sure that {} cannot be running on the {}: power that host off, or kill its QEMU and look; then say so",
-            args.vm,
-            other.as_str()
-        );
-        return Err(ExitError::usage(what).remedy(remedy).into());
-    }
-    tell(&args.run_dir, args.vm, side, request)
-}
-
 /// The command `unprotect`.
 pub fn unprotect(args: &UnprotectArgs) -> anyhow::Result<Code> {
     tell(&args.run_dir, args.vm, Side::Primary, &Request::Unprotect)
@@ -326,7 +315,8 @@ pub fn export(args: &ExportArgs) -> anyhow::Result<Code> {
 
 fn tell(run_dir: &Path, vm: Name, side: Side, request: &Request) -> anyhow::Result<Code> {
     let patience = if matches!(request, Request::Export { .. }) { EXPORT_PATIENCE } else { PATIENCE };
-    match ask(&socket_path(run_dir, vm, side), request.clone(), patience)? {
+    let (path, _) = find(run_dir, vm, &[side], request.word())?;
+    match ask(&path, request.clone(), patience)? {
         Response::Done { message } => {
             let _ = writeln!(io::stdout(), "{message}");
             Ok(Code::Done)

@@ -182,7 +182,7 @@ fn settings(measured: Duration, within: Option<Duration>) -> Vec<(Duration, u8)>
             Some(most) => {
                 let most = u8::try_from(most).unwrap_or(u8::MAX);
                 let mut few: Vec<u8> = MULTIPLIERS.into_iter().filter(|k| *k <= most).collect();
-                few.extend([most.saturating_sub(1), most].into_iter().filter(|k| *k >= 1));
+                few.extend([most.saturating_sub(1), most].into_iter().filter(|k| *k >= 2)); // with 1 nobody may begin
                 few
             }
         };

@@ -153,10 +153,13 @@ impl Witness {
     }
 
     /// Serves metrics at `listen`, until the server is dropped; nowhere if that is none.
-    pub fn serve_metrics(&self, listen: Option<SocketAddr>) -> io::Result<Option<metrics::Server>> {
+    ///
+    /// # Errors
+    /// The address cannot be had.
+    pub fn serve_metrics(&self, listen: Option<SocketAddr>) -> anyhow::Result<Option<metrics::Server>> {
         let clients = Arc::clone(&self.clients);
         let source = Arc::new(move || Some(metrics::openmetrics(clients.read()).into()));
-        listen.map(|listen| metrics::Server::spawn(listen, source)).transpose()
+        listen.map(|listen| metrics::Server::spawn(listen, metrics::IfTaken::Refuse, source)).transpose()
     }
 
     /// Readable once it has ended by itself: then [`Witness::stop`] says why.

@@ -1,6 +1,8 @@
-//! Addresses that are more than four numbers: a name that stands for several, and link-local ones with their interface. In a
-//! network and a mount namespace of their own, with their own /etc/hosts; two processes of the program probe each other.
+//! Addresses that are more than four numbers: a name that stands for several, and link-local ones with their interface.
+//! In a network and a mount namespace of their own, with their own /etc/hosts; two processes of the program probe each
+//! other.
 
+use mc_core::testing::skip;
 use std::{
     path::Path,
     process::{Command, Output},
@@ -15,7 +17,7 @@ fn in_a_namespace(dir: &Path, script: &str) -> Option<Output> {
     };
     let able = "ip link set lo up && ip link add v0 type veth peer name v1 && ip -6 address show dev lo | grep -q ::1";
     if !unshare(able).is_ok_and(|out| out.status.success()) {
-        eprintln!("skipped: no namespaces of our own with IPv6 (not root? no iproute2?)");
+        skip("no namespaces of our own with IPv6 (not root? no iproute2?)");
         return None;
     }
     Some(unshare(script).unwrap())

@@ -3,9 +3,12 @@
 use afterimage::{
     cli::{Cli, Command, Side},
     config::{ConfigError, KeepaliveWish, ProtectConfig, StandbyConfig, TransportWish, WitnessConfig},
+    status::Status,
 };
 use clap::{CommandFactory, Parser};
-use std::{fs, io::Write, path::PathBuf, process, time::Duration};
+use mc_core::testing::skip;
+use serde_json::Value;
+use std::{collections::BTreeSet, fs, io::Write, net::TcpListener, path::PathBuf, process, time::Duration};
 
 const PROTECT: [&str; 10] =
     ["afterimage", "protect", "--vm", "web", "--qmp", "/run/web.qmp", "--to", "10.0.0.2:7410", "--arbiter", "manual"];
@@ -53,6 +56,27 @@ fn flags_are_read_and_the_rest_has_defaults() {
     let config = protect(&args).unwrap();
     assert_eq!((config.epoch, config.staging_bytes, config.slab_bytes), (ms(5), 8 << 20, 256 << 10));
     assert_eq!((config.bind, config.force_writable_disks), (Some("10.0.0.1".parse().unwrap()), true));
+}
+
+#[test]
+fn a_commit_deadline_is_what_was_said_or_follows() {
+    let secs = Duration::from_secs;
+    let deadline = |flags: &[&str]| protect(flags).unwrap().commit_deadline(false);
+    assert_eq!(deadline(&[]), secs(2));
+    assert_eq!(deadline(&["--epoch", "1s"]), secs(10));
+    assert_eq!(deadline(&["--beat-interval", "100ms", "--detect-multiplier", "3"]), secs(3));
+    assert_eq!(deadline(&["--epoch", "1s", "--commit-deadline", "4s"]), secs(4));
+    let written = file("[protect]\ncommit_deadline_ms = 700\n");
+    let mut config = protect(&["--config", written.path().to_str().unwrap()]).unwrap();
+    assert_eq!(config.commit_deadline(false), ms(700));
+    let json = serde_json::to_string(&config).unwrap();
+    assert_eq!(serde_json::from_str::<ProtectConfig>(&json).unwrap(), config, "a child gets it as JSON: {json}");
+    config.epoch = secs(1);
+    assert_eq!(config.commit_deadline(false), ms(2050), "an epoch that an operator has made longer since");
+    let error = protect(&["--epoch", "1s", "--commit-deadline", "2s"]).unwrap_err().to_string();
+    for words in ["--commit-deadline 2s", "2050ms to 600s", "the detection time and two epochs at least"] {
+        assert!(error.contains(words), "{words:?} is not in {error}");
+    }
 }
 
 #[test]
@@ -121,7 +145,7 @@ fn the_ways_of_checkpoints_and_beats_fit_each_other() {
 #[test]
 fn a_host_that_shall_use_rdma_and_has_none_says_what_to_do() {
     if PathBuf::from("/sys/class/infiniband_verbs").exists() {
-        eprintln!("skipped: this host has RDMA");
+        skip("this host has RDMA");
         return;
     }
     let qemu = ["--", "qemu-system-x86_64"];
@@ -169,11 +193,61 @@ fn a_checked_file_is_printed_as_a_file_that_means_the_same() {
     assert_eq!(WitnessConfig::resolve(args).unwrap().state, PathBuf::from("/var/lib/w"));
 }
 
+/// docs/examples: what `config check` lists, the example has, as a setting or in a comment; and it can be run with.
+#[test]
+fn the_example_is_a_file_that_works_and_names_every_key() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/examples/afterimage.toml");
+    let text = fs::read_to_string(path).unwrap();
+    let (code, printed, stderr) = run(&["config", "check", path]);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(!printed.contains("has to come from a flag"), "{printed}");
+    let keys = |text: &str, begins: fn(&str) -> bool| {
+        let mut section = String::new();
+        let mut keys = BTreeSet::new();
+        for line in text.lines() {
+            if let Some((name, _)) = line.strip_prefix('[').and_then(|line| line.split_once(']')) {
+                section = name.to_owned();
+            }
+            let key = line.trim_start_matches("# ").split([' ', '=']).next().unwrap_or_default();
+            if begins(line) && !section.is_empty() && key.chars().all(|c| c.is_ascii_lowercase() || c == '_') {
+                keys.insert(format!("[{section}] {key}"));
+            }
+        }
+        keys
+    };
+    let listed = keys(&printed, |line| line.contains("  # ") && !line.starts_with('['));
+    let shown = keys(&text, |line| line.contains(" = ") && !line.starts_with([' ', '[']));
+    assert_eq!(listed, shown, "what is in one and not in the other");
+    for command in ["witness", "protect", "standby"] {
+        let args = ["afterimage", command, "--config", path];
+        let resolved = match Cli::try_parse_from(args).unwrap().command {
+            Command::Witness { args, .. } => WitnessConfig::resolve(args).map(drop),
+            Command::Protect(args) => ProtectConfig::resolve(args).map(drop),
+            Command::Standby(args) => StandbyConfig::resolve(args).map(drop),
+            _ => unreachable!("not asked for"),
+        };
+        resolved.unwrap();
+    }
+    // The lines that show a default or a form are right as well.
+    let all: String = text.lines().map(|line| shown_setting(line).unwrap_or(line).to_owned() + "\n").collect();
+    let (code, _, stderr) = run(&["config", "check", file(&all).path().to_str().unwrap()]);
+    assert_eq!(code, 0, "{stderr}\n{all}");
+}
+
+/// A setting that is commented out.
+fn shown_setting(line: &str) -> Option<&str> {
+    let rest = line.strip_prefix("# ")?;
+    let (key, _) = rest.split_once(" = ")?;
+    key.chars().all(|c| c.is_ascii_lowercase() || c == '_').then_some(rest)
+}
+
 #[test]
 fn a_wrong_file_is_refused_with_its_key_name_and_line() {
     let cases = [
         ("[protect]\n\nepok_ms = 20\n", 3, "`epok_ms`"),
-        ("[protekt]\n", 1, "`protekt`"),
+        ("[protekt]\n", 1, "did you mean `protect`?"),
+        ("[protect]\nepoch = 20\n", 2, "did you mean `epoch_ms`?"),
+        ("[standby]\nnic = ['/run/web.net=tap0']\n", 2, "did you mean `nics`?"),
         ("epoch_ms = 20\n", 1, "`epoch_ms`"),
         ("[protect]\nepoch_ms = \"20\"\n", 2, "invalid duration \"20\""),
         ("[protect]\nepoch_ms = 0\n", 2, "0 ms"),
@@ -183,7 +257,7 @@ fn a_wrong_file_is_refused_with_its_key_name_and_line() {
         ("[protect]\nvm = ''\n", 2, "1 to 47 bytes"),
         ("[protect]\nto = '10.0.0.2'\n", 2, "no port"),
         ("[protect]\ndetect_multiplier = 256\n", 2, "256"),
-        ("[protect]\ndetect_multiplier = 0\n", 2, "1 to 255"),
+        ("[protect]\ndetect_multiplier = 1\n", 2, "2 to 255 (1 bears no lost beat"),
         ("[protect]\n\n\nslab_kib = 100\n", 4, "256 to 16384"),
         ("[protect]\nslab_kib = 16384\nstaging_mib = 16\n", 3, "two slabs"),
         ("[protect]\nwindow = 0\n", 2, "1 to 64"),
@@ -216,7 +290,7 @@ fn a_wrong_file_is_refused_with_its_key_name_and_line() {
 
 #[test]
 fn a_wrong_command_line_exits_with_2_and_says_what_is_allowed() {
-    let cases: [(&[&str], &str); 14] = [
+    let cases: [(&[&str], &str); 19] = [
         (&[], "Usage"),
         (&["protekt"], "protect"),
         (
@@ -232,8 +306,13 @@ fn a_wrong_command_line_exits_with_2_and_says_what_is_allowed() {
         (&["protect", "--vm", "web", "--to", "b:1"], "--qmp SOCKET, --arbiter SPEC"),
         (&["standby", "--vm", "web", "--arbiter", "manual"], "-- QEMU ARGS"),
         (&["standby", "--listen", "7410"], "--listen"),
-        (&["takeover", "--vm", "web"], "power that host off"),
-        (&["solo", "--vm", "web"], "--yes-the-other-side-is-stopped"),
+        (&["protect", "--detect-multiplier", "1"], "2 to 255"),
+        (&["keepalive", "set", "--vm", "web", "--multiplier", "1"], "2 to 255"),
+        (&["keepalive", "set", "--vm", "web"], "<--interval <TIME>|--multiplier <K>|--min-rx <TIME>>"),
+        (&["set", "--vm", "web", "epoch=5ms", "--save", "/etc/x.toml"], "--save=/etc/x.toml"),
+        (&["keepalive", "tune", "--from", "x", "--what-if", "interval=5ms,k=1"], "2 to 255"),
+        (&["takeover", "--vm", "web", "--run-dir", "/nonexistent/x"], "power that host off"),
+        (&["solo", "--vm", "web", "--run-dir", "/nonexistent/x"], "--yes-the-other-side-is-stopped"),
     ];
     for (args, what) in cases {
         let (code, stdout, stderr) = run(args);
@@ -241,8 +320,10 @@ fn a_wrong_command_line_exits_with_2_and_says_what_is_allowed() {
         assert!(stderr.contains(what), "{args:?}: {stderr}");
     }
     assert_eq!(protect(&["--slab", "300KiB"]).unwrap().slab_bytes, 300 << 10);
+    let error = protect(&["--epoch", "1h"]).unwrap_err().to_string();
+    assert_eq!(error, "--epoch 1h: allowed is 1ms to 60s");
     let error = protect(&["--slab", "257KiB"]).unwrap_err().to_string();
-    assert!(error.contains("slab_kib = 257 (flag)"), "{error}");
+    assert!(error.contains("--slab 257KiB: allowed is 256"), "{error}");
 }
 
 #[test]
@@ -261,10 +342,42 @@ fn help_and_version_are_results() {
     assert_eq!((Side::Primary.as_str(), Side::Standby.as_str()), ("primary", "standby"));
 }
 
+/// Before anything has begun: a dashboard that stays empty is found out when it is needed.
+#[test]
+fn metrics_that_cannot_be_served_end_a_command_at_its_start() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let dir = tempfile::tempdir().unwrap();
+    let (run_dir, state) = (dir.path().join("run"), dir.path().join("state"));
+    let dirs = ["--run-dir", run_dir.to_str().unwrap(), "--state-dir", state.to_str().unwrap()];
+    let witness = ["witness", "--listen", "127.0.0.1:0", "--state", state.to_str().unwrap()];
+    for args in [&witness[..], &[&PROTECT[1..], &dirs[..]].concat()] {
+        let (code, _, stderr) = run(&[args, &["--metrics", &port]].concat());
+        assert_eq!(code, 6, "{args:?}: {stderr}");
+        assert!(stderr.contains("error: metrics: listening on 127.0.0.1:") && stderr.contains("ss -ltnp"), "{stderr}");
+    }
+}
+
+/// What README shows is what the program says.
+#[test]
+fn readme_shows_the_help_and_the_status_as_they_are() {
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap();
+    let flat = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let help = flat(&run(&["--help"]).1);
+    assert!(flat(&readme).contains(&help), "README's list of commands is not `afterimage --help`: {help}");
+    let (_, json) = readme.split_once("    {\n      \"schema\": 1,").unwrap();
+    let json = format!("{{\"schema\": 1,{}", json.split_once("\n    }\n").unwrap().0) + "}";
+    let shown: Value = serde_json::from_str(&json).unwrap();
+    let status = serde_json::to_value(Status::default()).unwrap();
+    let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
+    assert_eq!(keys(&shown), keys(&status));
+    assert_eq!((keys(&shown["beats"]), keys(&shown["arbiter"])), (keys(&status["beats"]), keys(&status["arbiter"])));
+}
+
 #[test]
 fn a_host_without_rdma_says_so_and_what_to_do() {
     if PathBuf::from("/sys/class/infiniband_verbs").exists() {
-        eprintln!("skipped: this host has RDMA");
+        skip("this host has RDMA");
         return;
     }
     for args in [&["rdma", "devices"][..], &["rdma", "devices", "--json"]] {

@@ -14,7 +14,10 @@ use std::{
     },
     path::Path,
     process,
-    sync::{Arc, Barrier},
+    sync::{
+        Arc, Barrier,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -74,7 +77,7 @@ fn status_shows_what_was_asked_for_and_exits_accordingly() {
     assert_eq!((code, stdout.lines().count()), (4, 4), "the worst decides: {stdout}");
     assert!(stdout.contains("\nweb   primary  protected  yes "), "a table: {stdout}");
     let (code, _, stderr) = run(dir.path(), &["status", "--vm", "nobody"]);
-    assert!(code == 1 && stderr.contains("no nobody has a control socket"), "{code} {stderr}");
+    assert!(code == 1 && stderr.contains("nothing runs here for nobody: no control socket in "), "{code} {stderr}");
 }
 
 #[test]
@@ -119,12 +122,100 @@ fn the_operators_words_reach_their_side() {
     let (code, stdout, stderr) = run(dir.path(), &["takeover", "--vm", "web", yes]);
     assert_eq!((code, stdout.as_str()), (0, "taking over\n"), "{stderr}");
     let (code, _, stderr) = run(dir.path(), &["solo", "--vm", "web", yes]);
-    assert!(code == 1 && stderr.contains("web.primary.sock"), "no primary here: {code} {stderr}");
+    assert!(
+        code == 1 && stderr.contains("`solo` is for the primary of web; what runs on this host is its standby"),
+        "{code} {stderr}"
+    );
     let _primary = serve(dir.path(), "web", Side::Primary, "protected", true);
     let (code, _, stderr) = run(dir.path(), &["solo", "--vm", "web", yes]);
     assert!(code == 1 && stderr.contains("nothing waits") && stderr.contains("what to do: look at status"), "{stderr}");
     let (code, _, stderr) = run(dir.path(), &["reprotect", "--vm", "web"]);
     assert!(code == 6 && stderr.contains("the arbiter is away\n  what to do: start it"), "{code} {stderr}");
+}
+
+/// One wording, whatever is asked of a VM that is not here; and one for the other side of one that is.
+#[test]
+fn who_is_not_here_is_said_in_one_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let yes = "--yes-the-other-side-is-stopped";
+    let to = dir.path().to_str().unwrap();
+    let commands: [(&[&str], &str); 9] = [
+        (&["set", "--vm", "web", "epoch=5ms"], "`set` is for the primary of web"),
+        (&["solo", "--vm", "web", yes], "`solo` is for the primary of web"),
+        (&["unprotect", "--vm", "web"], "`unprotect` is for the primary of web"),
+        (&["reprotect", "--vm", "web"], "`reprotect` is for the primary of web"),
+        (
+            &["keepalive", "set", "--vm", "web", "--role", "primary", "--interval", "5ms"],
+            "`keepalive set` is for the primary of web",
+        ),
+        (&["keepalive", "show", "--vm", "web", "--role", "primary"], "`keepalive show` is for the primary of web"),
+        (&["keepalive", "probe", "--vm", "web", "--role", "primary"], "`keepalive probe` is for the primary of web"),
+        (&["status", "--vm", "web", "--role", "primary"], "`status` is for the primary of web"),
+        (&["image", "export", "--vm", "other", "--to", to], "nothing runs here for other"),
+    ];
+    for (args, _) in commands {
+        let (code, stdout, stderr) = run(dir.path(), args);
+        assert_eq!((code, stdout.as_str()), (1, ""), "{args:?}: {stderr}");
+        assert!(
+            stderr.starts_with("error: nothing runs here for ") && stderr.contains("what to do: "),
+            "{args:?}: {stderr}"
+        );
+    }
+    let _standby = serve(dir.path(), "web", Side::Standby, "protecting", true);
+    for (args, words) in commands {
+        let (code, _, stderr) = run(dir.path(), args);
+        assert!(code == 1 && stderr.contains(words), "{args:?}: {stderr}");
+    }
+}
+
+/// A standby whose primary was heard `ago_ms` ago, and that counts what it is told.
+fn standby_of(dir: &Path, ago_ms: u64, witness: bool) -> (ControlSocket, Arc<AtomicUsize>) {
+    let told = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&told);
+    let handler: Handler = Arc::new(move |request| match request {
+        Request::Status => {
+            let mut status = status("web", "protecting", true);
+            status.peer = "host-a at 10.0.0.1:7410".into();
+            (status.beats.detection_time_us, status.beats.last_heard_ago_ms) = (50_000, Some(ago_ms));
+            status.arbiter.reachable = true;
+            status.arbiter.witness = witness.then(|| "w".into());
+            Response::Status(Box::new(status))
+        }
+        _ => {
+            counted.fetch_add(1, Ordering::Relaxed);
+            Response::Done { message: "taking over".into() }
+        }
+    });
+    (ControlSocket::spawn(&socket_path(dir, name("web"), Side::Standby), handler).unwrap(), told)
+}
+
+#[test]
+fn who_beats_is_not_believed_to_be_stopped() {
+    let takeover = ["takeover", "--vm", "web", "--yes-the-other-side-is-stopped"];
+    let although = |node| [&takeover[..3], &["--although-it-beats", node]].concat();
+    for witness in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let (_socket, told) = standby_of(dir.path(), 7, witness);
+        for args in [&takeover[..], &takeover[..3]] {
+            let (code, stdout, stderr) = run(dir.path(), args);
+            assert_eq!((code, stdout.as_str()), (2, ""), "{stderr}");
+            assert!(
+                stderr.contains("beats of host-a arrive (the last one 7 ms ago): the primary is alive"),
+                "{stderr}"
+            );
+            assert_eq!(stderr.contains("the witness decides"), witness, "{stderr}");
+            assert!(stderr.contains("--although-it-beats host-a"), "{stderr}");
+        }
+        let (code, _, stderr) = run(dir.path(), &although("host-b"));
+        assert!(code == 2 && stderr.contains("host-a is its name"), "{code} {stderr}");
+        assert_eq!(told.load(Ordering::Relaxed), 0, "nothing was done");
+        assert_eq!(run(dir.path(), &although("host-a")).0, 0);
+        assert_eq!(told.load(Ordering::Relaxed), 1);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (_socket, told) = standby_of(dir.path(), 50, false);
+    assert_eq!(run(dir.path(), &takeover).0, 0, "silent for as long as that");
+    assert_eq!(told.load(Ordering::Relaxed), 1);
 }
 
 #[test]

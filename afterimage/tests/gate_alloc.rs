@@ -1,5 +1,5 @@
-//! A warm gate allocates nothing: frames, barriers, releases, inbound traffic and waiting, all counted. One test in its own
-//! binary, because it replaces the allocator.
+//! A warm gate allocates nothing: frames, barriers, releases, inbound traffic and waiting, all counted. One test in its
+//! own binary, because it replaces the allocator.
 
 mod gate_common;
 
@@ -24,8 +24,8 @@ thread_local! {
 
 struct Counting;
 
-// SAFETY: every call goes to the system's allocator unchanged, which keeps `GlobalAlloc`'s contract; counting touches only
-// a thread-local number.
+// SAFETY: every call goes to the system's allocator unchanged, which keeps `GlobalAlloc`'s contract; counting touches
+// only a thread-local number.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         COUNT.with(|c| c.set(c.get() + 1));

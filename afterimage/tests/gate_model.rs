@@ -1,5 +1,5 @@
-//! The gate against a reference model that is too simple to be wrong: random interleavings of frames cut anywhere, polls,
-//! barriers, releases, blocked ports, and changes of mode, over two NICs.
+//! The gate against a reference model that is too simple to be wrong: random interleavings of frames cut anywhere,
+//! polls, barriers, releases, blocked ports, and changes of mode, over two NICs.
 
 mod gate_common;
 

@@ -5,7 +5,7 @@ mod gate_common;
 
 use afterimage::gate::{HELD_LIMIT_MIN, Mode, NicGate, Options, Port};
 use gate_common::{MemPort, frame, port_box};
-use mc_core::{gate::OutputGate, id::Epoch};
+use mc_core::{gate::OutputGate, id::Epoch, testing::skip};
 use std::{
     io::{ErrorKind, Read, Write},
     os::unix::net::UnixStream,
@@ -37,7 +37,7 @@ impl Hub {
         match qemu.stdin(Stdio::null()).stderr(Stdio::null()).spawn() {
             Ok(child) => Some(Self { child, dir }),
             Err(e) => {
-                println!("skipped: qemu-system-x86_64: {e}");
+                skip(format!("qemu-system-x86_64: {e}"));
                 None
             }
         }
@@ -47,8 +47,8 @@ impl Hub {
         self.dir.path().join(nic)
     }
 
-    /// A first gate on one NIC, and the end from which the test sends on the other. Comes back when QEMU serves both: QEMU
-    /// 7.2 dereferences a null pointer when a frame reaches a stream NIC that has not begun to listen.
+    /// A first gate on one NIC, and the end from which the test sends on the other. Comes back when QEMU serves both:
+    /// QEMU 7.2 dereferences a null pointer when a frame reaches a stream NIC that has not begun to listen.
     fn connect(&self, port: &MemPort, mode: Mode) -> (NicGate, UnixStream) {
         let gate = gate(&self.path("vm"), port, mode);
         let far = until("QEMU listens", || UnixStream::connect(self.path("far")).ok());

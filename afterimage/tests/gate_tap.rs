@@ -4,7 +4,7 @@ mod gate_common;
 
 use afterimage::gate::{GateError, HELD_LIMIT_MIN, Mode, NicGate, NicParts, NicSpec, Options, TapPort};
 use gate_common::Qemu;
-use mc_core::{gate::OutputGate, id::Epoch};
+use mc_core::{gate::OutputGate, id::Epoch, testing::skip};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::{
     io::ErrorKind,
@@ -51,11 +51,12 @@ impl Drop for Namespace {
 
 /// Runs `test` on a thread with a network namespace of its own and a TAP device `tap0`, or says why it can't.
 fn in_namespace(test: impl FnOnce() + Send + 'static) {
-    let thread = std::thread::spawn(move || match Namespace::enter() {
+    let named = std::thread::Builder::new().name(std::thread::current().name().unwrap_or_default().to_owned());
+    let thread = named.spawn(move || match Namespace::enter() {
         Ok(_namespace) => test(),
-        Err(why) => println!("skipped: {why}"),
+        Err(why) => skip(why),
     });
-    thread.join().unwrap();
+    thread.unwrap().join().unwrap();
 }
 
 /// `ip ARGS`, in the thread's namespace.
@@ -156,19 +157,22 @@ fn a_link_that_is_down_loses_frames_and_a_deleted_device_is_reported() {
         gate.poll().unwrap();
         assert_eq!(gate.stats().released_packets, 1);
 
-        gate.check_port(0).unwrap();
+        let specs = [NicSpec { socket: qemu.path.clone(), tap: "tap0".into() }];
+        gate.mend_ports(&specs).unwrap();
         assert!(ip("link del tap0"));
-        let gone = gate.check_port(0).unwrap_err().to_string();
-        assert!(gone.contains("the port behind NIC"), "found before a frame is lost: {gone}");
+        let gone = gate.mend_ports(&specs).unwrap_err();
+        assert!(
+            gone.is_missing_tap() && gone.to_string().contains("TAP device tap0"),
+            "before a frame is lost: {gone}"
+        );
         let error = gate.poll().unwrap_err();
         assert!(error.to_string().contains("the port behind NIC"), "{error}");
         gate.poll().unwrap();
         assert_eq!(gate.wait_fds().count(), 1, "a dead device would wake us for ever");
 
         // Made again, it is another device: the gate is joined to it, and the NIC never noticed.
-        assert!(ip("tuntap add dev tap0 mode tap") && gate.check_port(0).is_err());
-        gate.replace_port(0, Box::new(TapPort::open("tap0").unwrap()));
-        gate.check_port(0).unwrap();
+        assert!(ip("tuntap add dev tap0 mode tap"));
+        gate.mend_ports(&specs).unwrap();
         assert!(ip("link set tap0 up"));
         qemu.send(&udp_frame(9, b"out again"));
         gate.poll().unwrap();

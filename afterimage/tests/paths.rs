@@ -1,4 +1,5 @@
-//! Beats by two paths: silence of one is no suspicion, failure of one is nobody else's, and a beat that comes by both is one.
+//! Beats by two paths: silence of one is no suspicion, failure of one is nobody else's, and a beat that comes by both
+//! is one.
 
 use afterimage::{
     clock::Clock,

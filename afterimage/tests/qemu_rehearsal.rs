@@ -344,8 +344,8 @@ fn a_numa_nodes_memory_is_the_image() {
     standby.kill().unwrap();
 }
 
-/// What a standby leaves when it keeps its image: the RAM file, and a stream of everything else, for a stock QEMU with no
-/// capability set. (Pages that a stream does not have stay as they are.)
+/// What a standby leaves when it keeps its image: the RAM file, and a stream of everything else, for a stock QEMU with
+/// no capability set. (Pages that a stream does not have stay as they are.)
 #[test]
 fn a_kept_image_runs_from_its_file() {
     let mut state = State::of(&[]);

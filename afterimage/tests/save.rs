@@ -5,7 +5,7 @@ use afterimage::{
     live::SettingsReport,
     status::{ControlSocket, Handler, Request, Response, socket_path},
 };
-use mc_core::id::Name;
+use mc_core::{id::Name, testing::skip};
 use std::{fs, path::Path, process::Command, sync::Arc};
 
 const FILE: &str = "# mine\n[protect]\nepoch_ms = 20\n";
@@ -23,8 +23,8 @@ fn serve(dir: &Path) -> ControlSocket {
     ControlSocket::spawn(&socket_path(dir, Name::new("web").unwrap(), Side::Primary), handler).unwrap()
 }
 
-/// Runs `afterimage set --save` after `prepare`, in a mount namespace of its own: the exit code, stdout and stderr. `None`,
-/// with the reason printed, where there can be none.
+/// Runs `afterimage set --save` after `prepare`, in a mount namespace of its own: the exit code, stdout and stderr.
+/// `None`, with the reason printed, where there can be none.
 fn set(dir: &Path, prepare: &str) -> Option<(i32, String, String)> {
     let unshare = |script: &str| {
         let mut command = Command::new("unshare");
@@ -32,7 +32,7 @@ fn set(dir: &Path, prepare: &str) -> Option<(i32, String, String)> {
         command.env("F", dir.join("web.toml")).env("D", dir).env("A", env!("CARGO_BIN_EXE_afterimage")).output()
     };
     if !unshare("mount -t tmpfs none /mnt").is_ok_and(|out| out.status.success()) {
-        println!("skipped: no mount namespace can be made here");
+        skip("no mount namespace can be made here");
         return None;
     }
     let script = format!("{prepare}\n\"$A\" set --vm web epoch=50ms --save=\"$F\" --run-dir \"$D\"");

@@ -5,6 +5,7 @@ mod witness_common;
 use mc_core::{
     id::Generation,
     register::{Owner, Register, generation_of},
+    testing::skip,
     wire::arbiter::{ANSWER_LEN, Answer, Ask, Asker, Outcome, REQUEST_LEN, Request},
 };
 use std::{
@@ -90,7 +91,7 @@ fn a_reply_that_was_lost_is_won_by_the_retry_and_by_nobody_else() {
 #[test]
 fn a_full_disk_fails_the_swap_and_leaves_the_register() {
     if !Command::new("unshare").args(["-m", "true"]).status().is_ok_and(|s| s.success()) {
-        eprintln!("skipped: no private mount namespace (not root?)");
+        skip("no private mount namespace (not root?)");
         return;
     }
     let dir = tempfile::tempdir().unwrap();

@@ -314,7 +314,8 @@ fn manual_answers_at_once_what_nobody_else_can_want() {
 
 #[test]
 fn manual_promotes_nobody_until_the_operator_says_so() {
-    // Two hosts, each with its own run directory. The standby learnt generation 2 from its primary, not from its own file.
+    // Two hosts, each with its own run directory. The standby learnt generation 2 from its primary, not from its own
+    // file.
     let (primary_dir, standby_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let primary = spawn(ArbiterSpec::Manual, "a", primary_dir.path());
     let standby = spawn(ArbiterSpec::Manual, "a", standby_dir.path());

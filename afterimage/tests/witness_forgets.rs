@@ -298,8 +298,8 @@ fn a_client_that_hangs_says_so() {
     until("it answers again", || client.health().failover_possible().is_ok());
 }
 
-/// 1,000 VMs, each with a connection for each of its nodes, which ask once a second, while one swap after the other is timed. Told, not
-/// judged.
+/// 1,000 VMs, each with a connection for each of its nodes, which ask once a second, while one swap after the other is
+/// timed. Told, not judged.
 #[test]
 fn a_thousand_vms_on_one_witness() {
     const VMS: usize = 1000;

@@ -1,6 +1,6 @@
 //! Local copies, on a real device (SoftRoCE will do).
 //!
-//! Without one every test says `skipped: why`; with `AFTERIMAGE_RDMA=required` that is a failure. `AFTERIMAGE_RDMA_DEVICES`:
+//! Without one every test is skipped (`mc_core::testing::skip`). `AFTERIMAGE_RDMA_DEVICES`:
 //! a comma list, of which the first is used.
 
 use capture::{
@@ -15,7 +15,7 @@ use mc_core::{
     slab::SlabPool,
     source::CheckpointSink,
     staging::Staging,
-    testing::Rng,
+    testing::{Rng, skip},
 };
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
 use std::{
@@ -48,8 +48,7 @@ fn device() -> Option<Device> {
     match first_device().and_then(open) {
         Ok(context) => Some(Device { context, _alone: alone }),
         Err(why) => {
-            assert!(std::env::var("AFTERIMAGE_RDMA").as_deref() != Ok("required"), "no RDMA: {why}");
-            eprintln!("skipped: {why}");
+            skip(why);
             None
         }
     }

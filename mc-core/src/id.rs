@@ -53,6 +53,8 @@ pub struct Epoch(pub u64);
 impl Epoch {
     /// The full synchronisation, with which every generation begins.
     pub const FULL_SYNC: Self = Self(1);
+    /// Comes after every one that there will be.
+    pub const NEVER: Self = Self(u64::MAX);
 
     /// The next one.
     #[must_use]

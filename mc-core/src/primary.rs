@@ -43,14 +43,14 @@ mod config;
 mod pace;
 mod report;
 
-pub use config::{Config, OnCap, Sabotage};
+pub use config::{Config, OnCap, REHEARSAL, Sabotage};
 pub use report::{Action, Event, Role};
 
 use crate::{
     id::{Epoch, Generation, Time},
     machine::Machine,
     register::{CasOutcome, Mode, Owner, Register},
-    wire::control::GoodbyeReason,
+    wire::control::{GoodbyeReason, NackReason},
 };
 use pace::Pace;
 use std::{collections::VecDeque, time::Duration};
@@ -74,7 +74,8 @@ pub struct Primary {
     proven: bool,
     /// The first epoch whose output is held; `None` while output flows.
     held_from: Option<Epoch>,
-    /// From this epoch on the VM has another make than the one that was rehearsed.
+    /// From this epoch on the VM has another make than the one that was rehearsed. [`Epoch::NEVER`]: no rehearsal makes up for what is
+    /// wrong with it.
     proving: Option<Epoch>,
     vm: Vm,
     staging_room: bool,
@@ -143,7 +144,7 @@ impl Primary {
     /// Whether the VM has another make than the one that the standby has rehearsed.
     #[must_use]
     pub fn is_proving(&self) -> bool {
-        self.proving.is_some()
+        self.proving.is_some_and(|epoch| epoch != Epoch::NEVER)
     }
 
     /// Whether the arbiter's answers make no sense, so that this side holds still.
@@ -303,20 +304,47 @@ impl Primary {
         self.role = Role::Protected;
         self.held_from = Some(self.captured.next());
         self.actions.push_back(Action::Hold);
-        if let Some(epoch) = self.proving {
+        self.tell_unproven();
+    }
+
+    /// The standby is not to call itself a standby either before it has proven that it is one.
+    fn tell_unproven(&mut self) {
+        if let Some(epoch) = self.proving.filter(|_| self.role == Role::Protected) {
             self.actions.push_back(Action::AskRehearsal { epoch });
         }
     }
 
     /// The VM's make has changed: nobody knows whether the standby could load the next epoch.
     fn outputs_changed(&mut self) {
-        let epoch = self.captured.next();
         if self.replicates() {
-            self.proving = Some(epoch);
+            self.proving = Some(self.captured.next());
         }
-        if self.role == Role::Protected {
-            self.actions.push_back(Action::AskRehearsal { epoch });
+        self.tell_unproven();
+    }
+
+    /// Its end takes the arbiter, and is for whoever knows whether that is there to ask for ([`Event::Unprotect`]). Until then output
+    /// is let out by ACKs as before: a claim that nobody answers would hold all of it.
+    fn unfit(&mut self) {
+        if self.replicates() {
+            self.proving = Some(Epoch::NEVER);
         }
+    }
+
+    fn nack(&mut self, reason: NackReason) {
+        match (self.role, reason) {
+            (Role::Protected, NackReason::Rehearsal) => self.unfit(), // and the standby goes on
+            _ => self.give_up_standby(false),
+        }
+    }
+
+    fn rehearsed(&mut self, now: Time, epoch: Epoch) {
+        // What waited in its staging is applied now, and then there is room for the next epoch.
+        self.waiting_since = self.waiting_since.map(|_| now);
+        let counts = |wanted: Epoch| match self.config.sabotage {
+            Some(Sabotage::ProvenByAny) => true,
+            _ => wanted <= epoch && wanted != Epoch::NEVER,
+        };
+        self.proving = self.proving.filter(|wanted| !counts(*wanted));
     }
 
     /// The standby is lost, or to be left: go on alone if the arbiter agrees. A standby that is merely left keeps its
@@ -486,7 +514,10 @@ impl Primary {
     /// When an ACK is overdue: the link, or the standby, does not do its work, whatever beats say.
     fn ack_due(&self) -> Option<Time> {
         let since = self.waiting_since.filter(|_| self.role == Role::Protected)?;
-        Some(since.after(self.config.commit_deadline))
+        // A standby that rehearses applies nothing, and its staging may fill: then the VM is held, and nobody is suspect for that.
+        let rehearses = self.proving.is_some_and(|wanted| wanted != Epoch::NEVER);
+        let rehearses = if rehearses { REHEARSAL } else { Duration::ZERO };
+        Some(since.after(self.config.commit_deadline).after(rehearses))
     }
 
     fn is_late(&self, now: Time) -> bool {
@@ -532,7 +563,7 @@ impl Machine for Primary {
             Event::Full => self.full(),
             Event::Staging { room } => self.staging_room = room,
             Event::Ack { generation, epoch } => self.ack(now, generation, epoch),
-            Event::Nack { generation, .. } if generation == self.generation() => self.give_up_standby(false),
+            Event::Nack { generation, reason } if generation == self.generation() => self.nack(reason),
             Event::Nack { .. } => {}
             Event::LinkDown | Event::Suspect => self.give_up_standby(true),
             Event::Stalled => self.distrusted = self.captured,
@@ -543,9 +574,11 @@ impl Machine for Primary {
                 }
             }
             Event::OutputsChanged => self.outputs_changed(),
-            Event::Rehearsed { generation, epoch } if generation == self.generation() => {
-                self.proving = self.proving.filter(|wanted| *wanted > epoch);
+            Event::Unfit => {
+                self.unfit();
+                self.tell_unproven();
             }
+            Event::Rehearsed { generation, epoch } if generation == self.generation() => self.rehearsed(now, epoch),
             Event::Rehearsed { .. } => {}
             Event::Cas(CasOutcome::Won(register)) => self.won(register),
             Event::Cas(CasOutcome::Lost(held)) => self.held(held, true),

@@ -310,7 +310,7 @@ impl Machine for Standby {
             Event::Rehearsed { passed } => self.rehearsed(passed),
             Event::StagingFull => self.refuse(NackReason::TooLarge),
             Event::StorageFailed => self.refuse(NackReason::Storage),
-            Event::Unable => self.refuse(NackReason::Rehearsal),
+            Event::Unable => self.unfit(),
             Event::LinkDown | Event::Suspect => self.suspect(),
             Event::Goodbye if self.receives() => self.goodbye(),
             Event::Goodbye => {}

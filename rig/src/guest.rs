@@ -203,8 +203,8 @@ impl Guest {
         Ok(guest)
     }
 
-    /// The same guest, but it rewrites so many pages: the tiny one a hundred times a second, the Linux one ten times. The
-    /// tiny one's program is a copy in `dir`.
+    /// The same guest, but it rewrites so many pages: the tiny one a hundred times a second, the Linux one ten times.
+    /// The tiny one's program is a copy in `dir`.
     ///
     /// # Errors
     /// Tiny: they do not fit its RAM, or the copy cannot be made.

@@ -79,8 +79,8 @@ pub trait Host: Debug {
     /// There is none, or the host is dead.
     fn read(&self, path: &Path) -> Result<Vec<u8>>;
 
-    /// Whether the VM behind this monitor executes: a VM that is seen to within `patience` does, and it is looked at several
-    /// times in any case, because a pause is no end. A dead host executes nothing.
+    /// Whether the VM behind this monitor executes: a VM that is seen to within `patience` does, and it is looked at
+    /// several times in any case, because a pause is no end. A dead host executes nothing.
     ///
     /// # Errors
     /// There is a QEMU that does not answer.
@@ -179,8 +179,8 @@ pub trait Topology: Debug {
     /// These hosts have no RDMA, or it cannot be prepared.
     fn prepare_rdma_cut(&self) -> Result<Blow<'_>>;
 
-    /// From here on datagrams that come to this host over the replication link get lost, and nobody is told; all else goes on.
-    /// Until [`Topology::restore`].
+    /// From here on datagrams that come to this host over the replication link get lost, and nobody is told; all else
+    /// goes on. Until [`Topology::restore`].
     ///
     /// # Errors
     /// These hosts have no way to do that.

@@ -309,7 +309,7 @@ impl hosts::Topology for Pair {
     }
 
     fn patience(&self) -> Duration {
-        Duration::from_secs(120)
+        Duration::from_secs(180)
     }
 }
 

@@ -16,8 +16,8 @@
 //! | [`demo`] | runs a scenario once or a hundred times, and prints the verdict |
 //!
 //! Nothing here is part of the product, and it uses the product only as an operator can: command lines, standard
-//! output, `afterimage status`. What it claims about survivors comes from elsewhere: from the client's books, from QEMU's
-//! own monitor, and from the packet counters of the TAP devices or of the wire.
+//! output, `afterimage status`. What it claims about survivors comes from elsewhere: from the client's books, from
+//! QEMU's own monitor, and from the packet counters of the TAP devices or of the wire.
 
 pub mod client;
 pub mod demo;

@@ -1,8 +1,9 @@
-//! Whether this machine kept time: a thread on each processor wakes up again and again, and writes down when it was late.
+//! Whether this machine kept time: a thread on each processor wakes up again and again, and writes down when it was
+//! late.
 //!
-//! A side that suspects the other because of "silence" is excused by the machine's load only if the machine was late then, by
-//! this clock and not by the program's own word. The threads have no priority: whatever keeps a sidecar's beats from running
-//! keeps them from running too.
+//! A side that suspects the other because of "silence" is excused by the machine's load only if the machine was late
+//! then, by this clock and not by the program's own word. The threads have no priority: whatever keeps a sidecar's
+//! beats from running keeps them from running too.
 
 use crate::timeline::now_ms;
 use anyhow::{Context, Result};

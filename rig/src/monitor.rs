@@ -1,7 +1,8 @@
 //! A QEMU monitor that is held: commands, and events with QEMU's own times.
 //!
 //! `STOP` is sent once the processors stand still, `RESUME` just before they run on, whoever asked for it. So the time
-//! between them is how long a VM stood still, told by the QEMU that stopped it, and it means the same under any sidecar.
+//! between them is how long a VM stood still, told by the QEMU that stopped it, and it means the same under any
+//! sidecar.
 
 use crate::sys;
 use anyhow::{Context, Result, bail, ensure};

@@ -51,16 +51,16 @@ pub struct Proc {
 }
 
 impl Proc {
-    /// Starts `line` on `host`. Its standard output goes to `timeline` as events of `name`; what it says on standard error
-    /// goes to `NAME.log` in `dir`.
+    /// Starts `line` on `host`. Its standard output goes to `timeline` as events of `name`; what it says on standard
+    /// error goes to `NAME.log` in `dir`.
     ///
     /// # Errors
     /// No log file, or the host cannot be reached. (A program that the host lacks shows as a failure.)
     pub fn spawn(host: &dyn Host, name: &str, line: &Line, dir: &Path, timeline: &Timeline) -> Result<Self> {
         let log = dir.join(format!("{name}.log"));
         let errors = File::options().create(true).append(true).open(&log).with_context(|| log.display().to_string())?;
-        // The process group keeps the terminal's Ctrl-C away from everything but the rig, which then cleans up in its own
-        // order.
+        // The process group keeps the terminal's Ctrl-C away from everything but the rig, which then cleans up in its
+        // own order.
         let mut child = host
             .command(line)
             .stdin(Stdio::piped())
@@ -163,7 +163,8 @@ pub fn waits(thread: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{thread}/syscall")).is_ok_and(|text| is_wait(&text))
 }
 
-/// What `/proc/PID/syscall` says: the call's number and arguments, or `running`, or -1 outside of calls (proc_pid_syscall(5)).
+/// What `/proc/PID/syscall` says: the call's number and arguments, or `running`, or -1 outside of calls
+/// (proc_pid_syscall(5)).
 fn is_wait(text: &str) -> bool {
     // (A wait with a time limit that was interrupted goes on as `restart_syscall`.)
     let waits = [

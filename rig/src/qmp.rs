@@ -28,8 +28,8 @@ pub fn run_state(socket: &Path, patience: Duration) -> Result<Option<String>> {
     answer.with_context(|| format!("QEMU on {}", socket.display()))
 }
 
-/// Whether the VM behind `socket` is seen to execute within `patience`. It is asked several times in any case: a pause is no
-/// end. No QEMU: it does not.
+/// Whether the VM behind `socket` is seen to execute within `patience`. It is asked several times in any case: a pause
+/// is no end. No QEMU: it does not.
 ///
 /// # Errors
 /// There is a QEMU that does not answer.

@@ -1,5 +1,5 @@
-//! The rig's only unsafe code: a TAP device by its name, two signals that ask the rig to clean up and leave, and a thread of
-//! another process that is held.
+//! The rig's only unsafe code: a TAP device by its name, two signals that ask the rig to clean up and leave, and a
+//! thread of another process that is held.
 
 use anyhow::{Context, Result, ensure};
 use std::{
@@ -18,8 +18,8 @@ extern "C" fn note_signal(_: libc::c_int) {
 
 const SIGNALS: [libc::c_int; 2] = [libc::SIGINT, libc::SIGTERM];
 
-/// While this lives SIGINT and SIGTERM end the rig by way of [`interrupted`]: it has namespaces and processes to remove. After it
-/// they do what they did before: the process may have other things to do.
+/// While this lives SIGINT and SIGTERM end the rig by way of [`interrupted`]: it has namespaces and processes to
+/// remove. After it they do what they did before: the process may have other things to do.
 #[must_use = "signals are caught while it lives"]
 pub struct Caught([libc::sigaction; 2]);
 
@@ -51,8 +51,8 @@ impl Drop for Caught {
 fn exchange(signal: libc::c_int, action: &libc::sigaction) -> libc::sigaction {
     // SAFETY: as above.
     let mut before: libc::sigaction = unsafe { std::mem::zeroed() };
-    // SAFETY: both point to a whole sigaction that lives until the call returns. The handler was in force before, or only stores to
-    // an atomic, which a signal handler may do; both signals can be caught.
+    // SAFETY: both point to a whole sigaction that lives until the call returns. The handler was in force before, or
+    // only stores to an atomic, which a signal handler may do; both signals can be caught.
     unsafe { libc::sigaction(signal, action, &raw mut before) };
     before
 }
@@ -63,7 +63,8 @@ pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
 
-/// Attaches to the existing TAP device `name` of this network namespace: whole Ethernet frames, nothing in front of them.
+/// Attaches to the existing TAP device `name` of this network namespace: whole Ethernet frames, nothing in front of
+/// them.
 ///
 /// # Errors
 /// No `/dev/net/tun`, no such device, no permission, or somebody else holds it.
@@ -77,14 +78,15 @@ pub fn open_tap(name: &str) -> Result<File> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = libc::c_char::try_from(from).context("TAP device names are ASCII")?;
     }
-    // SAFETY: `request` is a whole ifreq with a terminated name, and lives until the call returns; the descriptor is open.
+    // SAFETY: `request` is a whole ifreq with a terminated name, and lives until the call returns; the descriptor is
+    // open.
     let status = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
     ensure!(status == 0, "TAP device '{name}': {}", std::io::Error::last_os_error());
     Ok(file)
 }
 
-/// A thread of another process that stands still, as one does that waits for a disk for ever. Dropped, or when this process
-/// ends: it goes on. (Tracing belongs to a thread: this must be dropped where it was made.)
+/// A thread of another process that stands still, as one does that waits for a disk for ever. Dropped, or when this
+/// process ends: it goes on. (Tracing belongs to a thread: this must be dropped where it was made.)
 #[derive(Debug)]
 pub struct Held {
     thread: libc::pid_t,
@@ -109,7 +111,8 @@ pub fn hold_thread(thread: u32) -> Result<Held> {
 }
 
 fn trace(request: libc::c_uint, thread: libc::pid_t) -> Result<()> {
-    // SAFETY: seizing, interrupting and detaching read and write no memory of this process; they take no address and no data.
+    // SAFETY: seizing, interrupting and detaching read and write no memory of this process; they take no address and no
+    // data.
     let status = unsafe { libc::ptrace(request, thread, null_mut::<libc::c_void>(), null_mut::<libc::c_void>()) };
     ensure!(status == 0, "thread {thread}: {}", std::io::Error::last_os_error());
     Ok(())

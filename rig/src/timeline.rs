@@ -1,7 +1,7 @@
 //! Events of all processes in one order, and waiting for one of them.
 //!
-//! An event is one line of JSON: `{"event": NAME, "at_ms": unix milliseconds, ...}`. Times of hosts whose clock is not this
-//! machine's are corrected by how far that clock was found to be ahead.
+//! An event is one line of JSON: `{"event": NAME, "at_ms": unix milliseconds, ...}`. Times of hosts whose clock is not
+//! this machine's are corrected by how far that clock was found to be ahead.
 
 use crate::sys;
 use anyhow::{Result, bail};
@@ -43,7 +43,8 @@ impl Entry {
         Self { at_ms: now_ms(), source: source.to_owned(), event: "says".to_owned(), fields }
     }
 
-    /// The same, with a time that was read on a clock so much ahead of ours. (Lines that are no events were timed here.)
+    /// The same, with a time that was read on a clock so much ahead of ours. (Lines that are no events were timed
+    /// here.)
     #[must_use]
     pub fn on_our_clock(mut self, ahead_ms: f64) -> Self {
         if self.event != "says" {

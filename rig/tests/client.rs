@@ -22,8 +22,8 @@ fn ask(guest: Kind, address: SocketAddr, stop: &Stop) -> (Summary, Vec<Value>) {
     (summary, lines.map(|l| serde_json::from_slice(l).unwrap()).collect())
 }
 
-/// A TCP service whose answer to request number i (from 1) is whatever `answer` says; it stops the client after `count`.
-/// None: it closes the connection.
+/// A TCP service whose answer to request number i (from 1) is whatever `answer` says; it stops the client after
+/// `count`. None: it closes the connection.
 fn stream(count: u64, answer: impl Fn(u64) -> Option<String> + Send + 'static) -> (Summary, Vec<Value>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();

@@ -98,8 +98,8 @@ fn nothing_is_left_behind() {
 /// What a datagram to a closed port comes to: whoever is reached refuses, and the next call is told.
 fn datagram_reaches(host: &Host, to: &str) -> bool {
     let script = "import socket, sys\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\ns.settimeout(1)\n\
-                  s.connect((sys.argv[1], 9))\ntry:\n    s.send(b'x'); s.recv(1)\nexcept ConnectionRefusedError: print('refused')\n\
-                  except OSError: pass";
+                  s.connect((sys.argv[1], 9))\ntry:\n    s.send(b'x'); s.recv(1)\n\
+                  except ConnectionRefusedError: print('refused')\nexcept OSError: pass";
     host.run("python3", &["-c", script, to]).unwrap().contains("refused")
 }
 

@@ -1,6 +1,7 @@
-//! Choosing among real devices. `skipped` without one, unless `AFTERIMAGE_RDMA=required`. `AFTERIMAGE_RDMA_DEVICES` names the
+//! Choosing among real devices. Skipped without one (`mc_core::testing::skip`). `AFTERIMAGE_RDMA_DEVICES` names the
 //! device whose choice is looked at; by default the first.
 
+use mc_core::testing::skip;
 use std::{net::IpAddr, process::Command, thread::sleep, time::Duration};
 use transport_rdma::device::{
     Choice, DeviceError, DeviceInfo, GidKind, Wish, choose, devices,
@@ -34,7 +35,7 @@ fn on_a_veth(netdev: &str) -> bool {
 
 fn down_and_up(device: &DeviceInfo) {
     let Some(netdev) = device.netdev.as_deref().filter(|netdev| on_a_veth(netdev)) else {
-        eprintln!("skipped: {} is not on a veth, whose link a test may take down", device.name);
+        skip(format!("{} is not on a veth, whose link a test may take down", device.name));
         return;
     };
     let link = |to| assert!(Command::new("ip").args(["link", "set", netdev, to]).status().unwrap().success());
@@ -55,8 +56,7 @@ fn down_and_up(device: &DeviceInfo) {
 fn devices_are_chosen() {
     let device = match subject() {
         Ok(device) => device,
-        Err(error) if std::env::var("AFTERIMAGE_RDMA").is_ok_and(|v| v == "required") => panic!("{error}"),
-        Err(error) => return eprintln!("skipped: {error}"),
+        Err(error) => return skip(error),
     };
     eprintln!("{device:?}");
     let Choice { context, gid, kind, port, .. } = choose(&wish(&device.name, None)).unwrap();

@@ -3,7 +3,7 @@
 mod common;
 
 use common::places;
-use mc_core::{id::PAGE_SIZE, ram::SharedRam};
+use mc_core::{id::PAGE_SIZE, ram::SharedRam, testing::skip};
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::{
     fs::{MemfdFlags, memfd_create},
@@ -86,7 +86,7 @@ fn a_limit_on_locked_memory_is_noticed_beforehand() {
     let domain = Domain::new(&device.context).unwrap();
     let sets = capabilities(None).unwrap();
     if !sets.effective.contains(CapabilitySet::IPC_LOCK) {
-        return eprintln!("skipped: needs CAP_IPC_LOCK, to do without it");
+        return skip("needs CAP_IPC_LOCK, to do without it");
     }
     let before = getrlimit(Resource::Memlock);
     let (_file, map) = shared(64 * PAGE_SIZE, MemfdFlags::empty()).unwrap();
@@ -122,7 +122,7 @@ fn huge_pages_are_registered_as_such() {
     }
     let (file, map) = match shared(16 << 20, MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB) {
         Ok(made) => made,
-        Err(error) => return eprintln!("skipped: no huge pages: {error}"),
+        Err(error) => return skip(format!("no huge pages: {error}")),
     };
     let page_size = mr::page_size_of(&file).unwrap();
     assert_eq!(page_size, 2 << 20);

@@ -1,5 +1,5 @@
-//! Beats over UD, on real verbs: the suite, hostile and lost datagrams, a group of three. Where there is no RDMA device it says
-//! `skipped`, unless `AFTERIMAGE_RDMA=required`. `AFTERIMAGE_RDMA_DEVICES` names two devices that reach each other; by default
+//! Beats over UD, on real verbs: the suite, hostile and lost datagrams, a group of three. Skipped where there is no
+//! RDMA device (`mc_core::testing::skip`). `AFTERIMAGE_RDMA_DEVICES` names two devices that reach each other; by default
 //! the first two.
 
 use mc_core::{
@@ -7,6 +7,7 @@ use mc_core::{
     id::{Epoch, Generation, Incarnation, Time},
     machine::Machine,
     testing::conformance::{KeepaliveFabric, run_all_keepalive},
+    testing::skip,
     transport::{Keepalive, PollableKeepalive},
     wire::beat::{self, Beat, BeatKey, BeatState},
 };
@@ -44,12 +45,10 @@ fn two_devices() -> Result<[Choice; 2], DeviceError> {
 
 /// The devices, or why the test is skipped.
 fn lab() -> Option<[Choice; 2]> {
-    let required = std::env::var("AFTERIMAGE_RDMA").is_ok_and(|v| v == "required");
     match two_devices() {
         Ok(devices) => Some(devices),
-        Err(error) if required => panic!("{error}; {}", error.remedy()),
         Err(error) => {
-            eprintln!("skipped: {error}");
+            skip(format!("{error}; {}", error.remedy()));
             None
         }
     }
@@ -272,7 +271,7 @@ fn credits_and_wake_ups([a, b]: &[Choice; 2]) {
 /// Two devices count their queue pairs each for itself: a member with our number is not us.
 fn a_peer_with_our_number_is_heard([a, b]: &[Choice; 2]) {
     if a.device == b.device {
-        return eprintln!("skipped: one device gives no number twice");
+        return skip("one device gives no number twice");
     }
     let mut members = [a, b].map(|device| open(device, &KEY));
     for _ in 0..500 {
@@ -285,7 +284,7 @@ fn a_peer_with_our_number_is_heard([a, b]: &[Choice; 2]) {
     }
     let [mut x, mut y] = members;
     if x.address().qpn != y.address().qpn {
-        return eprintln!("skipped: the two devices gave no equal numbers");
+        return skip("the two devices gave no equal numbers");
     }
     for member in [&mut x, &mut y] {
         member.join(group_of(&KEY, a.gid)).unwrap();
@@ -310,7 +309,7 @@ fn veth(choice: &Choice) -> Option<String> {
 /// SoftRoCE fails a queue pair whose packet has no route, for good: the first beat after a link went down must not be the last.
 fn a_link_that_was_down_is_used_again([a, b]: &[Choice; 2]) {
     let Some(netdev) = veth(a) else {
-        eprintln!("skipped: {} is not on a veth, whose link a test may take down", a.device);
+        skip(format!("{} is not on a veth, whose link a test may take down", a.device));
         return;
     };
     let link = |to| assert!(Command::new("ip").args(["link", "set", &netdev, to]).status().unwrap().success());
@@ -431,7 +430,7 @@ fn beats_over_ud() {
     conforms(&devices);
     match over_ipv4(&devices) {
         Some(devices) => conforms(&devices),
-        None => eprintln!("skipped: no IPv4 addresses, or no veth between them"),
+        None => skip("no IPv4 addresses, or no veth between them"),
     }
     strays_change_nothing(&devices);
     credits_and_wake_ups(&devices);

@@ -44,9 +44,14 @@ impl UdpKeepalive {
     /// Binds to a free port of `local`, whose own port does not count: the local address of the session's connection, so that
     /// beats take its way. Errors name the address.
     pub fn bind(local: SocketAddr) -> io::Result<Self> {
-        let at = at_port(local, 0);
+        Self::bind_at(at_port(local, 0))
+    }
+
+    /// Binds to `at`, port and all: for whoever has to let it through a firewall.
+    pub fn bind_at(at: SocketAddr) -> io::Result<Self> {
         let socket = UdpSocket::bind(at).map_err(|e| {
-            io::Error::new(e.kind(), format!("cannot bind a UDP socket for beats to {}: {e}", host(at)))
+            let port = if at.port() == 0 { String::new() } else { format!(", port {}", at.port()) };
+            io::Error::new(e.kind(), format!("cannot bind a UDP socket for beats to {}{port}: {e}", host(at)))
         })?;
         socket.set_nonblocking(true)?;
         prefer(&socket, at.is_ipv6());

@@ -2,6 +2,7 @@
 
 use mc_core::{
     id::{Generation, Incarnation, Name, Node, NodeId, WitnessId},
+    testing::skip,
     wire::{VERSION, beat::BeatKey, session::Hello},
 };
 use socket2::{Domain, Socket, Type};
@@ -62,7 +63,7 @@ fn mute() -> (Socket, Vec<TcpStream>, SocketAddr) {
 
 #[test]
 fn the_addresses_of_the_connection_are_known_before_anything_is_said() {
-    let Some(first) = closed(Ipv6Addr::LOCALHOST) else { return eprintln!("skipped: no IPv6 loopback") };
+    let Some(first) = closed(Ipv6Addr::LOCALHOST) else { return skip("no IPv6 loopback") };
     let mut listener = Listener::bind(HERE, SessionOptions::default()).unwrap();
     let second = listener.local_addr();
     let call = Call::connect("two", &[first, second], None, &options(PATIENT)).unwrap();

@@ -52,6 +52,17 @@ fn beats_ask_for_precedence() {
 }
 
 #[test]
+fn a_port_that_was_asked_for_is_taken_or_named() {
+    let first = UdpKeepalive::bind(HERE).unwrap();
+    let at = at_port(HERE, first.local_port().unwrap());
+    let error = UdpKeepalive::bind_at(at).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
+    assert!(error.to_string().contains(&format!("127.0.0.1, port {}: ", at.port())), "{error}");
+    drop(first);
+    assert_eq!(UdpKeepalive::bind_at(at).unwrap().local_port().unwrap(), at.port());
+}
+
+#[test]
 fn an_address_that_is_not_ours_is_named() {
     let error = UdpKeepalive::bind(SocketAddr::from(([192, 0, 2, 1], 7))).unwrap_err().to_string();
     assert!(error.starts_with("cannot bind a UDP socket for beats to 192.0.2.1: "), "{error}");

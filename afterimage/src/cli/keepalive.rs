@@ -4,7 +4,7 @@ use super::{KeepaliveSetArgs, KeepaliveShowArgs, Side, help};
 use crate::{
     address::{LocalAddr, parse_address},
     arbiter::HostPort,
-    config::{PathArgs, parse_duration},
+    config::{PathArgs, parse_duration, parse_multiplier},
 };
 use clap::{ArgGroup, Args, Subcommand};
 use mc_core::id::Name;
@@ -140,7 +140,7 @@ fn parse_setting(text: &str) -> Result<(Duration, u8), String> {
         match part.split_once('=').ok_or_else(error)? {
             ("interval", value) => interval = Some(parse_duration(value)?),
             ("k" | "K" | "multiplier", value) => {
-                k = Some(value.parse().map_err(|_| format!("invalid multiplier {value:?}: allowed is 1 to 255"))?);
+                k = Some(parse_multiplier(value)?);
             }
             _ => return Err(error()),
         }
@@ -165,8 +165,8 @@ mod tests {
         for (text, words) in [
             ("5ms,k=3", "interval=TIME"),
             ("k=3", "interval=TIME"),
-            ("interval=5ms,k=0", "multiplier is 0"),
-            ("interval=5ms,k=256", "1 to 255"),
+            ("interval=5ms,k=1", "2 to 255"),
+            ("interval=5ms,k=256", "2 to 255"),
             ("interval=5us,k=3", "100"),
         ] {
             let error = parse_setting(text).unwrap_err();

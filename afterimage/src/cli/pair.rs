@@ -1,13 +1,14 @@
 //! The command line of `afterimage keepalive set` and `show`.
 
 use super::Side;
-use crate::config::parse_duration;
-use clap::Args;
+use crate::config::{parse_duration, parse_multiplier};
+use clap::{ArgGroup, Args};
 use mc_core::id::Name;
 use std::{path::PathBuf, time::Duration};
 
 /// `afterimage keepalive set`
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("what").required(true).multiple(true).args(["interval", "multiplier", "min_rx"])))]
 pub struct KeepaliveSetArgs {
     /// The VM
     #[arg(long, value_name = "NAME")]
@@ -16,10 +17,10 @@ pub struct KeepaliveSetArgs {
     #[arg(long, value_enum)]
     pub role: Option<Side>,
     /// From one beat to the next, both ways; 100us to 10s
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, required_unless_present = "multiplier")]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub interval: Option<Duration>,
-    /// After so many missed beats a side is suspect; 1 to 255
-    #[arg(long, value_name = "K")]
+    /// After so many missed beats a side is suspect; 2 to 255
+    #[arg(long, value_name = "K", value_parser = parse_multiplier)]
     pub multiplier: Option<u8>,
     /// Never receive more often than this, both ways [default: --interval]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]

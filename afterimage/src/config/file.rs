@@ -1,7 +1,7 @@
 //! The TOML file: a section per command, units in the keys, unknown keys refused.
 
 use super::{
-    ConfigError, OnCapWish,
+    ConfigError, OnCapWish, near,
     paths::{KeepaliveWish, PathSettings, TransportWish},
     units::{Kib, Mib, Millis, NicSpec},
 };
@@ -55,6 +55,7 @@ pub(super) struct ProtectSection {
     pub(super) beat_min_rx_ms: Setting<Millis>,
     pub(super) detect_multiplier: Setting<u8>,
     pub(super) stall_after_ms: Setting<Millis>,
+    pub(super) commit_deadline_ms: Setting<Millis>,
     pub(super) staging_mib: Setting<Mib>,
     pub(super) on_cap: Setting<OnCapWish>,
     pub(super) slab_kib: Setting<Kib>,
@@ -70,6 +71,7 @@ pub(super) struct ProtectSection {
     pub(super) unheld: Setting<Vec<String>>,
     pub(super) transport: Setting<TransportWish>,
     pub(super) keepalive: Setting<KeepaliveWish>,
+    pub(super) beat_port: Setting<u16>,
     pub(super) rdma_device: Setting<String>,
     pub(super) rdma_gid_index: Setting<u8>,
     pub(super) rdma_timeout: Setting<u8>,
@@ -98,6 +100,7 @@ pub(super) struct StandbySection {
     pub(super) qemu: Setting<Vec<String>>,
     pub(super) transport: Setting<TransportWish>,
     pub(super) keepalive: Setting<KeepaliveWish>,
+    pub(super) beat_port: Setting<u16>,
     pub(super) rdma_device: Setting<String>,
     pub(super) rdma_gid_index: Setting<u8>,
     pub(super) rdma_timeout: Setting<u8>,
@@ -112,6 +115,7 @@ macro_rules! take_paths {
                 PathSettings {
                     transport: self.transport.take(),
                     keepalive: self.keepalive.take(),
+                    beat_port: self.beat_port.take(),
                     rdma_device: self.rdma_device.take(),
                     rdma_gid_index: self.rdma_gid_index.take(),
                     rdma_timeout: self.rdma_timeout.take(),
@@ -147,7 +151,7 @@ pub(super) fn load(path: Option<&Path>) -> Result<(Source, Sections), ConfigErro
 
 /// The same, of what a file shall hold.
 pub(super) fn parse(path: &Path, bytes: Vec<u8>) -> Result<(Source, Sections), ConfigError> {
-    let wrong = |line, what: &str| ConfigError::Syntax { path: path.into(), line, what: what.trim_end().into() };
+    let wrong = |line, what: &str| ConfigError::Syntax { path: path.into(), line, what: near::with_guess(what) };
     let text = String::from_utf8(bytes).map_err(|e| {
         let good = String::from_utf8_lossy(&e.as_bytes()[..e.utf8_error().valid_up_to()]).into_owned();
         wrong(line_of(&good, good.len()), "not UTF-8")

@@ -39,6 +39,10 @@ pub struct PathArgs {
     /// --transport auto, once RDMA is in use; ud with rdma; udp with tcp]
     #[arg(long, value_name = "KIND", value_enum, hide_possible_values = true)]
     pub keepalive: Option<KeepaliveWish>,
+    /// This side's UDP port for beats; 0: any that is free [default of `protect` and `probe`: 0; of `standby` and `serve`: the number
+    /// of --listen, if that is free]
+    #[arg(long, value_name = "PORT")]
+    pub beat_port: Option<u16>,
     /// The RDMA device; `afterimage rdma devices` lists them [default: the one with the address of the connection, else the
     /// first whose port is up]
     #[arg(long, value_name = "NAME")]
@@ -60,6 +64,7 @@ pub struct PathArgs {
 pub(super) struct PathSettings {
     pub(super) transport: Setting<TransportWish>,
     pub(super) keepalive: Setting<KeepaliveWish>,
+    pub(super) beat_port: Setting<u16>,
     pub(super) rdma_device: Setting<String>,
     pub(super) rdma_gid_index: Setting<u8>,
     pub(super) rdma_timeout: Setting<u8>,
@@ -74,6 +79,9 @@ pub struct PathsConfig {
     pub transport: TransportWish,
     /// What carries beats, where RDMA is in use; UDP does elsewhere.
     pub keepalive: KeepaliveWish,
+    /// This side's UDP port for beats; 0: any; `None`: as its end of the connection has it.
+    #[serde(default)]
+    pub beat_port: Option<u16>,
     /// The RDMA device; `None`: chosen.
     pub rdma_device: Option<String>,
     /// The entry of its GID table; `None`: chosen.
@@ -127,6 +135,7 @@ pub(super) fn resolve(
         TransportWish::Auto => KeepaliveWish::Both,
     };
     let keepalive = r.or("keepalive", args.keepalive, s.keepalive, usual);
+    let beat_port = r.optional("beat_port", args.beat_port, s.beat_port);
     let rdma_device = r.optional("rdma_device", args.rdma_device, s.rdma_device);
     let rdma_gid_index = r.optional("rdma_gid_index", args.rdma_gid_index, s.rdma_gid_index);
     let rdma_timeout = r.optional("rdma_timeout", args.rdma_timeout, s.rdma_timeout);
@@ -141,5 +150,14 @@ pub(super) fn resolve(
     r.check("rdma_gid_index", !(is_tcp && rdma_gid_index.is_some()), without)?;
     r.check("rdma_timeout", rdma_timeout.is_none_or(|n| (8..=22).contains(&n)), "8 (1 ms) to 22 (17 s)")?;
     r.check("rdma_retry", rdma_retry <= 6, "0 to 6: 7 means for ever on some devices")?;
-    Ok(PathsConfig { transport, keepalive, rdma_device, rdma_gid_index, rdma_timeout, rdma_retry, staging_bytes })
+    Ok(PathsConfig {
+        transport,
+        keepalive,
+        beat_port,
+        rdma_device,
+        rdma_gid_index,
+        rdma_timeout,
+        rdma_retry,
+        staging_bytes,
+    })
 }

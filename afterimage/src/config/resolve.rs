@@ -3,8 +3,9 @@
 use super::{
     ConfigError, OnCapWish, ProtectConfig, StandbyConfig, WitnessConfig,
     file::{ProtectSection, Sections, Setting, Source, StandbySection, WitnessSection, load, parse},
-    paths,
-    units::{Kib, Mib, Millis},
+    least_commit_deadline, paths,
+    time::time_text,
+    units::{Kib, LEAST_MULTIPLIER, MULTIPLIERS, Mib, Millis, size_text},
 };
 use crate::{
     address::Listen,
@@ -65,6 +66,7 @@ impl super::PathArgs {
         let none = paths::PathSettings {
             transport: None,
             keepalive: None,
+            beat_port: None,
             rdma_device: None,
             rdma_gid_index: None,
             rdma_timeout: None,
@@ -80,6 +82,23 @@ pub(super) struct Resolver<'a> {
     file: &'a Source,
     trail: Vec<(&'static str, Option<String>, Origin)>,
     missing: Vec<&'static str>,
+}
+
+/// A setting that came as a flag, in a flag's words: a key says the unit of its value, a flag's value its own.
+fn as_flag(key: &str, value: &str) -> String {
+    let in_unit = |unit: &str| Some((key.strip_suffix(unit)?, value.parse::<f64>().ok()?));
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it was a size before, and in range")]
+    let bytes = |n: f64, shift: u32| size_text((n * f64::from(1_u32 << shift)).round() as u64);
+    let (name, value) = if let Some((name, ms)) = in_unit("_ms") {
+        (name, time_text(Duration::from_secs_f64(ms / 1e3)))
+    } else if let Some((name, mib)) = in_unit("_mib") {
+        (name, bytes(mib, 20))
+    } else if let Some((name, kib)) = in_unit("_kib") {
+        (name, bytes(kib, 10))
+    } else {
+        (key, value.trim_matches('"').to_owned())
+    };
+    format!("--{} {value}", name.replace('_', "-"))
 }
 
 /// `value` as TOML writes it.
@@ -154,28 +173,34 @@ impl<'a> Resolver<'a> {
     pub(super) fn check(&self, key: &'static str, ok: bool, allowed: impl fmt::Display) -> Result<(), ConfigError> {
         let entry = self.trail.iter().find(|(k, _, _)| *k == key && !ok);
         entry.map_or(Ok(()), |(_, value, origin)| {
-            let origin = match origin {
-                Origin::Line(line) => format!("{}:{line}", self.file.path().display()),
-                other => other.to_string(),
+            let value = value.as_deref().unwrap_or_default();
+            let setting = match origin {
+                Origin::Flag => as_flag(key, value),
+                Origin::Line(line) => format!("{key} = {value} ({}:{line})", self.file.path().display()),
+                other => format!("{key} = {value} ({other})"),
             };
-            let value = value.clone().unwrap_or_default();
-            Err(ConfigError::Range { key, value, origin, allowed: allowed.to_string() })
+            Err(ConfigError::Range { setting, allowed: allowed.to_string() })
         })
     }
 
     fn check_beats(&self, interval: Millis, min_rx: Option<Millis>, multiplier: u8) -> Result<(), ConfigError> {
-        let allowed = "0.1 to 10000 ms";
+        let allowed = "100us to 10s";
         let fits = |wish: Millis| (MIN_INTERVAL..=MAX_INTERVAL).contains(&wish.0);
         self.check("beat_interval_ms", fits(interval), allowed)?;
         self.check("beat_min_rx_ms", min_rx.is_none_or(fits), allowed)?;
-        // RFC 5880, 6.8.1: bfd.DetectMult MUST be a nonzero integer.
-        self.check("detect_multiplier", multiplier >= 1, "1 to 255")
+        self.check("detect_multiplier", multiplier >= LEAST_MULTIPLIER, MULTIPLIERS)
     }
 
     /// Both loops turn ten times a second while there is nothing to do.
     fn check_stall(&self, limit: Option<Millis>) -> Result<(), ConfigError> {
         let fits = |limit: Millis| (SHORTEST_STALL..=LONGEST_STALL).contains(&limit.0);
-        self.check("stall_after_ms", limit.is_none_or(fits), "500 to 600000 ms")
+        self.check("stall_after_ms", limit.is_none_or(fits), "500ms to 600s")
+    }
+
+    fn check_commit_deadline(&self, limit: Option<Millis>, least: Duration) -> Result<(), ConfigError> {
+        let fits = |limit: Millis| (least..=LONGEST_STALL).contains(&limit.0);
+        let allowed = format!("{} to 600s: the detection time and two epochs at least", time_text(least));
+        self.check("commit_deadline_ms", limit.is_none_or(fits), allowed)
     }
 
     /// The settings as a section of a file, with comments that say where each comes from.
@@ -233,6 +258,7 @@ fn protect(r: &mut Resolver<'_>, args: ProtectArgs, mut s: ProtectSection) -> Re
     let beat_min_rx = r.optional("beat_min_rx_ms", args.beat_min_rx.map(Millis), s.beat_min_rx_ms);
     let detect_multiplier = r.or("detect_multiplier", args.detect_multiplier, s.detect_multiplier, MULTIPLIER);
     let stall_after = r.optional("stall_after_ms", args.stall_after.map(Millis), s.stall_after_ms);
+    let commit_deadline = r.optional("commit_deadline_ms", args.commit_deadline.map(Millis), s.commit_deadline_ms);
     let staging = r.or("staging_mib", args.staging.map(Mib), s.staging_mib, STAGING);
     let on_cap = r.or("on_cap", args.on_cap, s.on_cap, OnCapWish::default());
     let slab = r.or("slab_kib", args.slab.map(Kib), s.slab_kib, Kib(1 << 20));
@@ -250,9 +276,10 @@ fn protect(r: &mut Resolver<'_>, args: ProtectArgs, mut s: ProtectSection) -> Re
     // All that RDMA may have to pin.
     let paths = paths::resolve(r, args.paths, path_settings, staging.0.saturating_add(on_cap.extra_bytes()))?;
 
-    r.check("epoch_ms", (Duration::from_millis(1)..=Duration::from_secs(60)).contains(&epoch.0), "1 to 60000 ms")?;
+    r.check("epoch_ms", (Duration::from_millis(1)..=Duration::from_secs(60)).contains(&epoch.0), "1ms to 60s")?;
     r.check_beats(beat, beat_min_rx, detect_multiplier)?;
     r.check_stall(stall_after)?;
+    r.check_commit_deadline(commit_deadline, least_commit_deadline(epoch.0, beat.0 * u32::from(detect_multiplier)))?;
     let whole_pages = slab.0.is_multiple_of(4096);
     let allowed = "256 to 16384 KiB, whole pages of 4 KiB";
     r.check("slab_kib", whole_pages && (256 << 10..=16 << 20).contains(&slab.0), allowed)?;
@@ -274,6 +301,7 @@ fn protect(r: &mut Resolver<'_>, args: ProtectArgs, mut s: ProtectSection) -> Re
         beat_min_rx: beat_min_rx.map(|wish| wish.0),
         detect_multiplier,
         stall_after: stall_after.map(|limit| limit.0),
+        commit_deadline: commit_deadline.map(|limit| limit.0),
         staging_bytes: staging.0,
         on_cap,
         slab_bytes: slab.0,

@@ -63,6 +63,19 @@ pub fn parse_ago(text: &str) -> Result<Duration, String> {
     ago.ok_or_else(|| format!("invalid duration {text:?}: {ALLOWED}, up to 1000d"))
 }
 
+/// As [`parse_duration`] reads it: in the largest unit that comes out whole.
+#[must_use]
+pub fn time_text(time: Duration) -> String {
+    let us = time.as_micros();
+    let whole = [("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000), ("ms", 1_000)];
+    let unit = whole.into_iter().find(|(_, of)| us >= *of && us.is_multiple_of(*of));
+    match unit {
+        Some((unit, of)) => format!("{}{unit}", us / of),
+        None if us > 1_000 => format!("{}ms", us as f64 / 1e3),
+        None => format!("{us}us"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,6 +102,9 @@ mod tests {
         ] {
             let error = parse_duration(text).unwrap_err();
             assert!(error.contains("invalid duration") && error.contains("us, ms, s, m, h or d"), "{text}: {error}");
+        }
+        for text in ["1h", "59m", "61s", "20ms", "2.5ms", "500us"] {
+            assert_eq!(time_text(parse_duration(text).unwrap()), text);
         }
         assert_eq!(parse_ago("3days"), parse_ago("72h"));
         assert!(parse_ago("1001d").unwrap_err().contains("1000d"));

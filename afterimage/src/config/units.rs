@@ -45,6 +45,18 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     whole(number * f64::from(1u32 << shift)).ok_or_else(error)
 }
 
+/// What a detection time may be multiplied by, and why not by less.
+pub(super) const MULTIPLIERS: &str =
+    "2 to 255 (1 bears no lost beat: the first that is lost, or late, would be a death)";
+/// The least of them.
+pub(super) const LEAST_MULTIPLIER: u8 = 2;
+
+/// Reads "5": after how many missed beats a side is suspect.
+pub fn parse_multiplier(text: &str) -> Result<u8, String> {
+    let multiplier = text.parse().ok().filter(|multiplier| *multiplier >= LEAST_MULTIPLIER);
+    multiplier.ok_or_else(|| format!("invalid multiplier {text:?}: allowed is {MULTIPLIERS}"))
+}
+
 /// As [`parse_size`] reads it: in the largest unit that comes out whole.
 pub(crate) fn size_text(bytes: u64) -> String {
     let (n, unit) = match bytes {

@@ -109,6 +109,12 @@ impl GateError {
         Self::Socket { path: path.to_owned(), source }
     }
 
+    /// Whether a TAP device is not there, as against one that another process has, or that this one may not open.
+    #[must_use]
+    pub fn is_missing_tap(&self) -> bool {
+        matches!(self, Self::Tap { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+
     /// Whether something must be set up before a new attempt can work (exit code 6), as against a failure while running.
     #[must_use]
     pub fn is_prerequisite(&self) -> bool {

@@ -17,27 +17,38 @@ pub struct NicParts {
     pub spec: NicSpec,
     /// Its connection to QEMU.
     pub stream: Option<OwnedFd>,
-    /// Its open TAP device; `None`: it is opened.
+    /// Its open TAP device; `None`: [`NicGate::mend`] opens it.
     pub tap: Option<OwnedFd>,
 }
 
 impl NicGate {
-    /// A gate of what was handed over; what was not is opened, or left to [`NicGate::mend`].
+    /// A gate of what was handed over; what was not is left to [`NicGate::mend`].
     ///
     /// # Errors
-    /// As [`NicGate::new`].
+    /// The limit too small; too many NICs.
     pub fn from_parts(parts: Vec<NicParts>, options: Options) -> Result<Self, GateError> {
-        let (mut ports, mut streams) = (Vec::with_capacity(parts.len()), Vec::with_capacity(parts.len()));
-        for NicParts { spec, stream, tap } in parts {
-            let port = tap.map_or_else(|| TapPort::open(&spec.tap), |fd| Ok(TapPort::from_fd(fd)))?;
-            ports.push((spec.socket, Box::new(port) as Box<dyn Port>));
-            streams.push(stream);
-        }
-        let mut gate = Self::with_ports(ports, options)?;
-        for (nic, stream) in gate.nics.iter_mut().zip(streams) {
+        let nics = parts.into_iter().map(|NicParts { spec, stream, tap }| {
+            let port = tap.map(|fd| Box::new(TapPort::from_fd(fd)) as Box<dyn Port>);
+            let mut nic = Nic::new(spec.socket, port);
             nic.adopt(stream);
+            nic
+        });
+        Self::of(nics.collect(), options)
+    }
+
+    /// Whether a TAP device of each NIC is there. One that was deleted, and made again, is another one: the NIC is joined to that.
+    ///
+    /// # Errors
+    /// The first device that cannot be had; the other NICs were looked at too.
+    pub fn mend_ports(&mut self, specs: &[NicSpec]) -> Result<(), GateError> {
+        let mut outcome = Ok(());
+        for (nic, spec) in self.nics.iter_mut().zip(specs) {
+            if nic.check_port().is_err() {
+                let opened = TapPort::open(&spec.tap).map(|port| nic.replace_port(Box::new(port)));
+                outcome = outcome.and(opened);
+            }
         }
-        Ok(gate)
+        outcome
     }
 
     /// Whether no connection is in the middle of a frame, and nothing waits to be sent.
@@ -80,7 +91,7 @@ impl NicGate {
                 outcome = outcome.and(connected);
             }
             if !nic.port_works() {
-                let opened = TapPort::open(&spec.tap).map(|port| nic.set_port(Box::new(port)));
+                let opened = TapPort::open(&spec.tap).map(|port| nic.replace_port(Box::new(port)));
                 outcome = outcome.and(opened);
             }
         }

@@ -238,19 +238,6 @@ impl NicGate {
         self.nics.iter_mut().try_for_each(|nic| nic.connect(deadline))
     }
 
-    /// Whether the port behind NIC `index` is there: one whose TAP device was deleted lets nothing out.
-    ///
-    /// # Errors
-    /// [`GateError::Port`] names the NIC.
-    pub fn check_port(&self, index: usize) -> Result<(), GateError> {
-        self.nics[index].check_port()
-    }
-
-    /// Joins NIC `index` to another port.
-    pub fn replace_port(&mut self, index: usize, port: Box<dyn Port>) {
-        self.nics[index].replace_port(port);
-    }
-
     /// The time of the frames that the next calls read, and of the batches that they release.
     pub fn tick(&mut self, now: Time) {
         self.flow.now = now;

@@ -101,6 +101,7 @@ impl Nic {
         checked.map_err(|source| GateError::Port { path: self.path.clone(), source })
     }
 
+    /// In the place of one that failed, or is not there any more.
     pub(super) fn replace_port(&mut self, port: Box<dyn Port>) {
         self.port = Some(port);
     }
@@ -146,11 +147,6 @@ impl Nic {
     /// Closes the connection; nothing is reported.
     pub(super) fn hang_up(&mut self) {
         self.drop_connection();
-    }
-
-    /// In the place of one that failed.
-    pub(super) fn set_port(&mut self, port: Box<dyn Port>) {
-        self.port = Some(port);
     }
 
     /// Never blocks: QEMU's listening queue holds one connection, and a blocking connect would wait for a place in it.

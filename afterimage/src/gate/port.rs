@@ -62,6 +62,14 @@ impl TapPort {
         tap::exists(name).map_err(|source| GateError::tap(name, source))
     }
 
+    /// Opens it, for another part of this program, or for another process.
+    ///
+    /// # Errors
+    /// As [`TapPort::open`].
+    pub fn open_fd(name: &str) -> Result<OwnedFd, GateError> {
+        Self::open(name).map(|port| port.fd)
+    }
+
     /// Over one that another process has opened, as [`TapPort::open`] does.
     #[must_use]
     pub fn from_fd(fd: OwnedFd) -> Self {

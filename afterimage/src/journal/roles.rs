@@ -11,7 +11,7 @@ use std::{
 
 /// What changes a role, decides about one, or is asked for when one has changed. What a stranger can bring about is not
 /// among it, nor what is tried again and again.
-const OF_ROLES: [&str; 45] = [
+const OF_ROLES: [&str; 46] = [
     "arbiter-fault",
     "arbiter-mended",
     "arbiter-reachable",
@@ -41,6 +41,7 @@ const OF_ROLES: [&str; 45] = [
     "nic-lost",
     "nics-connected",
     "operator",
+    "operator-refused",
     "protected",
     "reattached",
     "register",

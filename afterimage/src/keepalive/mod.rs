@@ -139,6 +139,7 @@ impl BeatThread {
         clock: Clock,
     ) -> io::Result<BeatHandle> {
         let shared = Arc::new(Shared::new(clock.now())?);
+        let startup_limit = config.startup_limit();
         let (settled, notes) = mpsc::sync_channel(1);
         let worker = Worker::new(keepalive, key, config, clock, Arc::clone(&shared)).watching(watched);
         let thread = thread::Builder::new().name("beats".into()).stack_size(STACK).spawn(move || {
@@ -148,7 +149,7 @@ impl BeatThread {
             worker.run();
         })?;
         let (notes, timer) = notes.recv().map_err(|_| io::Error::other("the thread \"beats\" died at its start"))?;
-        Ok(BeatHandle { shared, notes, timer, started: clock.now(), thread: Some(thread) })
+        Ok(BeatHandle { shared, notes, timer, started: clock.now(), startup_limit, thread: Some(thread) })
     }
 }
 
@@ -159,6 +160,7 @@ pub struct BeatHandle {
     notes: Vec<String>,
     timer: Timer,
     started: Time,
+    startup_limit: Duration,
     thread: Option<thread::JoinHandle<()>>,
 }
 
@@ -179,6 +181,13 @@ impl BeatHandle {
     #[must_use]
     pub fn started(&self) -> Time {
         self.started
+    }
+
+    /// How long after that this side suspects a peer that it never heard. One that began with the same settings suspects this
+    /// side as late.
+    #[must_use]
+    pub fn startup_limit(&self) -> Duration {
+        self.startup_limit
     }
 
     /// Sends no beats, or sends them again: a side that cannot run its VM does not hold on to it by beating.

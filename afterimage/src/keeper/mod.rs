@@ -31,7 +31,7 @@ use crate::{
     control::Control,
     events::{self, Who, emit},
     exit::{Code, ExitError},
-    gate::{GateError, HELD_LIMIT_MIN, Mode, NicGate, NicParts, NicSpec, Options},
+    gate::{GateError, HELD_LIMIT_MIN, Mode, NicGate, NicParts, NicSpec, Options, TapPort},
     mending::peer,
     qemu::qmp::Watched,
     report,
@@ -73,7 +73,7 @@ pub fn run(args: KeeperArgs) -> Result<Code> {
         None => nics.iter().map(|spec| NicParts { spec: spec.clone(), stream: None, tap: None }).collect(),
     };
     let handed = parts.iter().filter(|part| part.stream.is_some() && part.tap.is_some()).count();
-    let gate = open(parts).map_err(|error| {
+    let gate = open(parts, starter.is_some()).map_err(|error| {
         let code = if error.is_prerequisite() { Code::Prerequisite } else { Code::Failed };
         ExitError::new(code, error)
     })?;
@@ -134,8 +134,16 @@ fn handed_over(starter: &Luggage, nics: Vec<NicSpec>) -> Result<Vec<NicParts>> {
     }
 }
 
-/// The open gate. At least one NIC is connected.
-fn open(parts: Vec<NicParts>) -> Result<NicGate, GateError> {
+/// The open gate. At least one NIC is connected. `begun`: the VM's packets pass already, but for those of a NIC whose TAP device is
+/// missing: that one comes back by itself.
+fn open(mut parts: Vec<NicParts>, begun: bool) -> Result<NicGate, GateError> {
+    for part in parts.iter_mut().filter(|part| part.tap.is_none()) {
+        match TapPort::open_fd(&part.spec.tap) {
+            Ok(tap) => part.tap = Some(tap),
+            Err(error) if begun && error.is_missing_tap() => {}
+            Err(error) => return Err(error),
+        }
+    }
     let options = Options { held_limit_bytes: HELD_LIMIT_MIN, mode: Mode::Open };
     let mut gate = NicGate::from_parts(parts, options)?;
     if gate.connections().next().is_none() {

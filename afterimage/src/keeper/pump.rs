@@ -128,9 +128,14 @@ impl Pump {
     fn status(&self) -> Status {
         let process =
             self.vm.as_ref().map_or_else(|| "of an unknown process".to_owned(), |vm| format!("process {}", vm.pid()));
-        let notes = vec![format!(
-            "nobody protects the VM (QEMU {process}): this process passes its packets on until `afterimage protect` relieves it"
-        )];
+        let notes = vec![
+            format!(
+                "nobody protects the VM (QEMU {process}): this process passes its packets on until `afterimage protect` relieves it"
+            ),
+            "a keeper does not read the register: the generation is the one that it was started with, and whether the VM is still \
+             this host's, `afterimage protect` asks"
+                .to_owned(),
+        ];
         let mut status = Status {
             schema: SCHEMA,
             side: "keeper".into(),

@@ -11,12 +11,11 @@ use crate::{
     cli::{KeepaliveSetArgs, KeepaliveShowArgs, SetArgs, Side, StatusArgs},
     exit::{Code, ExitError},
     keepalive::Offer,
-    status::{NoAnswer, Request, Response, as_json as all_as_json, ask, ask_all, side, socket_path, sockets, whose},
+    status::{NoAnswer, Request, Response, as_json as all_as_json, ask, ask_all, find, side, sockets, whose},
     tune::{self, Support, Verdict},
     tuner::frequency,
 };
 use anyhow::{Result, bail};
-use mc_core::id::Name;
 use std::{
     io::{self, Write},
     path::{Path, PathBuf},
@@ -59,6 +58,9 @@ fn report(path: &Path, request: Request) -> Result<KeepaliveReport> {
 pub fn show(args: &KeepaliveShowArgs) -> Result<Code> {
     let KeepaliveShowArgs { vm, role, run_dir, json } = args;
     let which = StatusArgs { vm: *vm, role: *role, run_dir: run_dir.clone(), json: *json, watch: None };
+    if let Some(vm) = vm {
+        find(run_dir, *vm, role.as_ref().map_or(&PAIR[..], std::slice::from_ref), "keepalive show")?;
+    }
     // Without a word about it, keepers are not meant: they have no beats.
     let keeper = |path: &PathBuf| role.is_none() && side(path) == Some(Side::Keeper);
     let paths: Vec<PathBuf> = sockets(&which)?.into_iter().filter(|path| !keeper(path)).collect();
@@ -88,19 +90,8 @@ fn told_by(path: &Path, answer: std::result::Result<Response, NoAnswer>) -> Keep
     }
 }
 
-/// The control socket of the side that is meant: of the one that runs here, if only one does.
-fn socket(run_dir: &Path, vm: Name, role: Option<Side>) -> Result<(PathBuf, Side), ExitError> {
-    let there = |side: &Side| socket_path(run_dir, vm, *side).exists();
-    let side = match role {
-        Some(side) => side,
-        None => [Side::Primary, Side::Standby].into_iter().find(there).unwrap_or(Side::Primary),
-    };
-    if there(&side) {
-        return Ok((socket_path(run_dir, vm, side), side));
-    }
-    let what = format!("no {} of {vm} has a control socket in {}", side.as_str(), run_dir.display());
-    Err(ExitError::new(Code::Failed, what).remedy("run this on a host of the pair, with the --run-dir that it uses"))
-}
+/// What has beats.
+const PAIR: [Side; 2] = [Side::Primary, Side::Standby];
 
 /// What `--save` asks for: the file, edited and checked, and not written yet.
 fn prepare(
@@ -117,25 +108,26 @@ fn prepare(
     edit(file, side, entries).map(Some)
 }
 
-/// Writes what [`prepare`] made, after the change. Where the file was written.
+/// Writes what [`prepare`] made, after the change. What was written where.
 ///
 /// # Errors
 /// They say both: that the change is in force, and that the file does not have it.
-fn save(edit: Option<Edit>) -> Result<Option<PathBuf>, ExitError> {
+fn save(edit: Option<Edit>) -> Result<Option<String>, ExitError> {
     let Some(edit) = edit else { return Ok(None) };
     edit.write().map_err(|error| {
         let remedy = "write it into the file by hand, or it is lost when the process ends; or run the command again";
         let message = format!("the change is in force, but it was not saved: {}", error.message);
         ExitError { message, remedy: error.remedy.or_else(|| Some(remedy.to_owned())), ..error }
     })?;
-    Ok(Some(edit.path().to_owned()))
+    Ok(Some(edit.told()))
 }
 
 // --- keepalive set ---
 
 /// `afterimage keepalive set`
 pub fn change(args: &KeepaliveSetArgs) -> Result<Code> {
-    let (path, side) = socket(&args.run_dir, args.vm, args.role)?;
+    let wanted = args.role.as_ref().map_or(&PAIR[..], std::slice::from_ref);
+    let (path, side) = find(&args.run_dir, args.vm, wanted, "keepalive set")?;
     let before = report(&path, Request::Keepalive)?;
     let edit = prepare(args.save.as_ref(), before.config_file.as_deref(), side, &entries(args))?;
     let us = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
@@ -152,8 +144,8 @@ pub fn change(args: &KeepaliveSetArgs) -> Result<Code> {
     after.warnings.splice(0..0, ordered.warnings.into_iter().chain(tail));
     expect(&after, &ordered.local.configured)?;
     let saved = save(edit);
-    let path = saved.as_ref().ok().and_then(Option::as_deref);
-    print(&if args.json { as_json(&after)? } else { told(&after, args.this_side, path) })?;
+    let where_to = saved.as_ref().ok().and_then(Option::as_deref);
+    print(&if args.json { as_json(&after)? } else { told(&after, args.this_side, where_to) })?;
     saved?;
     Ok(Code::Done)
 }
@@ -229,7 +221,7 @@ fn expect(after: &KeepaliveReport, wish: &Offer) -> Result<()> {
     Err(refused(what.to_owned(), Some("look at `afterimage keepalive show`, and agree on who sets what".to_owned())))
 }
 
-fn told(after: &KeepaliveReport, this_side: bool, saved: Option<&Path>) -> String {
+fn told(after: &KeepaliveReport, this_side: bool, saved: Option<&str>) -> String {
     let mut out = vec![format!("{} on {} ({}): in force now\n", after.vm, after.node, after.side)];
     text::both_ways(&mut out, after);
     let own = after.local.advertised;
@@ -244,8 +236,8 @@ fn told(after: &KeepaliveReport, this_side: bool, saved: Option<&Path>) -> Strin
         ));
     }
     after.warnings.iter().for_each(|warning| say(format!("warning: {warning}")));
-    if let Some(path) = saved {
-        say(format!("saved in {}; the other host has a file of its own: --save there, too", path.display()));
+    if let Some(saved) = saved {
+        say(format!("{saved}; the other host has a file of its own: --save there, too"));
     }
     out.concat()
 }
@@ -255,7 +247,7 @@ fn told(after: &KeepaliveReport, this_side: bool, saved: Option<&Path>) -> Strin
 /// `afterimage set`
 pub fn set(args: &SetArgs) -> Result<Code> {
     let settings = Settings::new(&args.settings).map_err(ExitError::usage)?;
-    let (path, side) = socket(&args.run_dir, args.vm, Some(Side::Primary))?;
+    let (path, side) = find(&args.run_dir, args.vm, &[Side::Primary], "set")?;
     let ask = |settings| match ask(&path, Request::Set(settings), PATIENCE)? {
         Response::Settings(report) => Ok(*report),
         Response::Refused { message, remedy } => Err(refused(message, remedy)),
@@ -278,8 +270,8 @@ pub fn set(args: &SetArgs) -> Result<Code> {
     let report: SettingsReport = ask(settings)?;
     let saved = save(edit);
     let mut out = if args.json { as_json(&report)? } else { report.text() };
-    if let (Ok(Some(path)), false) = (&saved, args.json) {
-        out.push_str(&format!("  saved in {}\n", path.display()));
+    if let (Ok(Some(saved)), false) = (&saved, args.json) {
+        out.push_str(&format!("  {saved}\n"));
     }
     print(&out)?;
     saved?;

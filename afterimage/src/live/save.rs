@@ -31,6 +31,9 @@ pub(super) struct Edit {
     path: PathBuf,
     before: Option<String>,
     after: String,
+    section: &'static str,
+    /// The other role's section, if the file has one: it stays as it is.
+    other: Option<&'static str>,
 }
 
 /// A number in a unit of `of`: whole where it is.
@@ -61,19 +64,20 @@ pub(super) fn edit(path: &Path, side: Side, entries: &[Entry]) -> Result<Edit, E
     config::check_text(&path, text)?;
     let mut document: DocumentMut =
         endings::plain(text).parse().map_err(|error| ExitError::usage(format!("{}: {error}", path.display())))?;
-    let section = match side {
-        Side::Primary => "protect",
-        Side::Standby => "standby",
+    let (name, other) = match side {
+        Side::Primary => ("protect", "standby"),
+        Side::Standby => ("standby", "protect"),
         Side::Keeper => return Err(ExitError::usage("a keeper has no section in a configuration file")),
     };
-    let section = document.entry(section).or_insert(toml_edit::table());
+    let other = document.contains_key(other).then_some(other);
+    let section = document.entry(name).or_insert(toml_edit::table());
     let Some(table) = section.as_table_like_mut() else {
         return Err(ExitError::usage(format!("{}: its section is no table", path.display())));
     };
     entries.iter().for_each(|(key, value)| put(table, key, value.clone()));
     let after = endings::like(text, &document.to_string());
     config::check_text(&path, &after)?;
-    Ok(Edit { path, before, after })
+    Ok(Edit { path, before, after, section: name, other })
 }
 
 /// What is beside a value, a comment above all, stays there.
@@ -97,9 +101,13 @@ fn is_mount_point(error: &io::Error) -> bool {
 }
 
 impl Edit {
-    /// Where it goes.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
+    /// Where it goes, and what that is for: a host that has changed its role has two sections, and only one was meant.
+    pub(super) fn told(&self) -> String {
+        let Self { path, section, other, .. } = self;
+        let stays = other.map_or_else(String::new, |other| {
+            format!("; its [{other}], for when this host runs `afterimage {other}`, is as it was")
+        });
+        format!("saved in {} for `afterimage {section}`, section [{section}]{stays}", path.display())
     }
 
     /// Replaces the file, unless somebody else has changed it since it was read.
@@ -232,8 +240,8 @@ epoch_ms = 20
     fn what_config_check_would_refuse_is_not_written() {
         let (_dir, path) = file(FILE);
         let cases: [(Entry, &str); 3] = [
-            (("detect_multiplier", Some(0.into())), "1 to 255"),
-            (("beat_interval_ms", Some(number(50, 1000))), "0.1 to 10000 ms"),
+            (("detect_multiplier", Some(0.into())), "2 to 255"),
+            (("beat_interval_ms", Some(number(50, 1000))), "100us to 10s"),
             (("staging_mib", Some(1.into())), "at least two slabs"),
         ];
         for (entry, why) in cases {
@@ -259,7 +267,13 @@ epoch_ms = 20
     fn a_file_that_is_not_there_is_begun() {
         let (_dir, path) = file("");
         fs::remove_file(&path).unwrap();
-        edit(&path, Side::Standby, &[("detect_multiplier", Some(4.into()))]).unwrap().write().unwrap();
+        let edit_of = |side| edit(&path, side, &[("detect_multiplier", Some(4.into()))]).unwrap();
+        let first = edit_of(Side::Standby);
+        assert!(first.told().ends_with("for `afterimage standby`, section [standby]"), "{}", first.told());
+        first.write().unwrap();
+        // The same host once it has taken the VM over and protects it.
+        let told = edit_of(Side::Primary).told();
+        assert!(told.contains("section [protect]; its [standby], for when this host runs"), "{told}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "[standby]\ndetect_multiplier = 4\n");
     }
 }

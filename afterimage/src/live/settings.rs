@@ -1,7 +1,7 @@
 //! `afterimage set`: what of a primary can be changed while it runs, all of it or none.
 
 use crate::{
-    config::{OnCapWish, parse_duration, parse_size, size_text},
+    config::{OnCapWish, parse_duration, parse_size, size_text, time_text},
     live::SCHEMA,
 };
 use serde::{Deserialize, Serialize};
@@ -24,7 +24,7 @@ impl FromStr for Assignment {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (key, value) = text.split_once('=').ok_or_else(|| format!("{text:?} has no '='; allowed: {KEYS}"))?;
+        let (key, value) = text.split_once('=').ok_or_else(|| no_assignment(text))?;
         Ok(match key {
             "epoch" => Self::Epoch(parse_duration(value)?),
             "max-staging" => Self::MaxStaging(parse_size(value)?),
@@ -32,6 +32,14 @@ impl FromStr for Assignment {
             _ => return Err(format!("{key:?} cannot be set on a running pair; allowed: {KEYS}")),
         })
     }
+}
+
+/// A word that is no assignment, as a rule the file of `--save`.
+fn no_assignment(text: &str) -> String {
+    let is_file = text.contains('/') || text.ends_with(".toml");
+    let file =
+        if is_file { format!(" (a file to save into is joined to its flag: --save={text})") } else { String::new() };
+    format!("{text:?} has no '='{file}; allowed: {KEYS}")
 }
 
 /// What is to be changed.
@@ -99,7 +107,7 @@ pub(crate) fn check(settings: &Settings, slab_bytes: u64) -> Result<(), String> 
     if let Some(us) = settings.epoch_us
         && !(1_000..=60_000_000).contains(&us)
     {
-        return Err(format!("epoch = {} ms: allowed is 1 to 60000 ms", us as f64 / 1e3));
+        return Err(format!("epoch = {}: allowed is 1ms to 60s", time_text(Duration::from_micros(us))));
     }
     if let Some(bytes) = settings.max_staging_bytes
         && bytes < 2 * slab_bytes
@@ -148,6 +156,7 @@ mod tests {
         assert_eq!(parse("epoch=50ms"), Ok(Assignment::Epoch(Duration::from_millis(50))));
         for (text, why) in [
             ("epoch", "no '='"),
+            ("/etc/afterimage.toml", "--save=/etc/afterimage.toml"),
             ("epoch=50", "us, ms, s, m, h or d"),
             ("window=3", "cannot be set on a running pair"),
             ("max-staging=64MB", "KiB, MiB or GiB"),
@@ -163,6 +172,6 @@ mod tests {
         let low = Settings { max_staging_bytes: Some((2 << 20) - 1), ..good };
         assert!(check(&low, slab).unwrap_err().contains("at least 2MiB, two slabs of 1MiB"));
         let short = Settings { epoch_us: Some(999), ..good };
-        assert!(check(&short, slab).unwrap_err().contains("1 to 60000 ms"));
+        assert!(check(&short, slab).unwrap_err().contains("epoch = 999us: allowed is 1ms to 60s"));
     }
 }

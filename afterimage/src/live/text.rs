@@ -42,19 +42,22 @@ pub(super) fn render(r: &KeepaliveReport) -> String {
     }
     let mut out = Lines(format!("{} on {} ({})\n", r.vm, r.node, r.side));
     let peer = if r.peer.is_empty() { "none" } else { &r.peer };
+    if r.state == "none" {
+        out.0.push_str("  no session: nobody beats\n");
+        out.group("the next one begins with");
+        out.line("local, configured", offer(&r.local.configured));
+        r.warnings.iter().for_each(|warning| out.line("note", warning));
+        return out.0;
+    }
     out.0.push_str(&format!("  peer {peer}\n"));
     session(&mut out, r);
     out.group("in force");
     both_ways(&mut out, r);
     out.group("parameters");
     out.line("local, configured", offer(&r.local.configured));
-    if r.state != "none" {
-        out.line("local, advertised", offer(&r.local.advertised));
-    }
+    out.line("local, advertised", offer(&r.local.advertised));
     out.line("remote, advertised", r.remote.advertised.as_ref().map_or_else(|| "not heard yet".to_owned(), offer));
-    if r.state != "none" {
-        measured(&mut out, r);
-    }
+    measured(&mut out, r);
     for warning in &r.warnings {
         out.line("note", warning);
     }
@@ -119,4 +122,20 @@ fn measured(out: &mut Lines, r: &KeepaliveReport) {
     let timers = format!("{} at the median, {} at most", micros(m.timer_late_p50_us), micros(m.timer_late_max_us));
     out.line("timers late by", timers);
     out.line("shortest interval", format!("{} on this machine", micros(m.shortest_interval_us)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_session_no_figure_is_shown() {
+        let mut report =
+            KeepaliveReport { vm: "web".into(), node: "a".into(), side: "primary".into(), ..Default::default() };
+        report.state = "none".into();
+        report.local.configured = Offer { interval_us: 10_000, min_rx_us: 10_000, multiplier: 5 };
+        let text = render(&report);
+        assert!(text.contains("no session: nobody beats") && text.contains("transmit 10 ms"), "{text}");
+        assert!(!text.contains("detection time") && !text.contains("0 us"), "{text}");
+    }
 }

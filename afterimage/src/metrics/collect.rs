@@ -250,6 +250,11 @@ impl Snapshot {
             "Whether one of the VM's NICs has lost its TAP device or its connection to QEMU",
             yes(s.network.is_some()),
         )?;
+        w.gauge(
+            "afterimage_unheld_outputs",
+            "Outputs of the VM that nothing holds: if it is protected, it is so but for these",
+            f64::from(u32::try_from(s.unheld()).unwrap_or(u32::MAX)),
+        )?;
         w.gauge("afterimage_generation", "The register's generation, as far as this side knows", float(s.generation))?;
         if !s.peer.is_empty() {
             let transport = s.transport.split(' ').next().unwrap_or("");

@@ -4,9 +4,11 @@
 use super::text::plain;
 use crate::{
     accepting::accept_until,
+    exit::{Code, ExitError},
     repeated::{Repeated, and_more},
     wake::Wake,
 };
+use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::{
     io::{self, Read, Write},
@@ -36,25 +38,68 @@ pub type Content = Arc<str>;
 /// Says how it is now; `None` if the loop does not answer.
 type Source = Arc<dyn Fn() -> Option<Content> + Send + Sync>;
 
+/// What an address means that cannot be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IfTaken {
+    /// Exit code 6: nothing has begun that would suffer.
+    Refuse,
+    /// A warning and a note, and it is tried again: this process has a VM's network, or is to have it.
+    TryAgain,
+}
+
 /// The endpoint. Dropping it ends it.
 #[derive(Debug)]
 pub struct Server {
     stop: Arc<Wake>,
+    trouble: Arc<Mutex<Option<String>>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Server {
     /// Serves what `source` says at `listen`, as soon as that address can be had.
-    pub fn spawn(listen: SocketAddr, source: Source) -> io::Result<Self> {
+    pub fn spawn(listen: SocketAddr, if_taken: IfTaken, source: Source) -> anyhow::Result<Self> {
+        let now = match if_taken {
+            IfTaken::Refuse => Some(bind_now(listen)?),
+            IfTaken::TryAgain => None,
+        };
         let stop = Wake::new()?;
-        let stopped = Arc::clone(&stop);
+        let trouble = Arc::new(Mutex::new(None));
+        let (stopped, told) = (Arc::clone(&stop), Arc::clone(&trouble));
         let thread = std::thread::Builder::new().name("metrics".into()).spawn(move || {
-            if let Some(listener) = bind(listen, &stopped) {
+            if let Some(listener) = now.or_else(|| bind(listen, &stopped, &told)) {
+                info!("metrics at http://{}/metrics", listener.local_addr().unwrap_or(listen));
                 accept(&listener, &stopped, &source);
             }
         })?;
-        Ok(Self { stop, thread: Some(thread) })
+        Ok(Self { stop, trouble, thread: Some(thread) })
     }
+
+    /// Why nothing is served now.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().clone()
+    }
+}
+
+/// Whether the address can be had now.
+///
+/// # Errors
+/// It cannot: exit code 6, with what to do.
+pub fn look(listen: SocketAddr) -> Result<(), ExitError> {
+    bind_now(listen).map(drop)
+}
+
+fn bind_now(listen: SocketAddr) -> Result<TcpListener, ExitError> {
+    let bound = TcpListener::bind(listen).and_then(|l| l.set_nonblocking(true).map(|()| l));
+    bound.map_err(|error| {
+        let remedy = match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                "`ss -ltnp` names the process that listens there: end it, or take another --metrics"
+            }
+            _ => "name an address of this host with --metrics",
+        };
+        ExitError::new(Code::Prerequisite, format!("metrics: listening on {listen}: {error}")).remedy(remedy)
+    })
 }
 
 impl Drop for Server {
@@ -67,22 +112,19 @@ impl Drop for Server {
 }
 
 /// `None`: stopped before. A predecessor on this host may still have the address.
-fn bind(listen: SocketAddr, stop: &Wake) -> Option<TcpListener> {
-    let mut warned = false;
+fn bind(listen: SocketAddr, stop: &Wake, told: &Mutex<Option<String>>) -> Option<TcpListener> {
     loop {
-        match TcpListener::bind(listen).and_then(|l| l.set_nonblocking(true).map(|()| l)) {
+        match bind_now(listen) {
             Ok(listener) => {
-                info!("metrics at http://{}/metrics", listener.local_addr().unwrap_or(listen));
+                *told.lock() = None;
                 return Some(listener);
             }
-            Err(error) if !std::mem::replace(&mut warned, true) => {
-                let remedy = match error.kind() {
-                    io::ErrorKind::AddrInUse => " (`ss -ltnp` names the process that listens there)",
-                    _ => "",
-                };
-                warn!("metrics: listening on {listen}: {error}{remedy}; trying again every second");
+            Err(ExitError { message, remedy, .. }) => {
+                let why = format!("{message} ({}); trying again every second", remedy.unwrap_or_default());
+                if told.lock().replace(why.clone()).is_none() {
+                    warn!("{why}");
+                }
             }
-            Err(_) => {}
         }
         if poll(&mut [PollFd::new(stop, PollFlags::IN)], Some(&RETRY)).is_ok_and(|n| n > 0) {
             return None;
@@ -233,7 +275,7 @@ mod tests {
     fn hostile_connections_are_few_and_do_not_keep_others_out_for_long() {
         let source: Source = Arc::new(|| Some("x 1\n".into()));
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let server = Server::spawn(address, source).unwrap();
+        let server = Server::spawn(address, IfTaken::TryAgain, source).unwrap();
         let connect = || loop {
             if let Ok(stream) = TcpStream::connect(address) {
                 return stream;
@@ -256,5 +298,27 @@ mod tests {
         drop(silent);
         drop(server);
         TcpListener::bind(address).unwrap();
+    }
+    #[test]
+    fn a_taken_address_is_refused_or_told_and_waited_for() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        let source = || -> Source { Arc::new(|| Some("x 1\n".into())) };
+        let refused = Server::spawn(address, IfTaken::Refuse, source()).unwrap_err();
+        let refused = refused.downcast::<ExitError>().unwrap();
+        assert_eq!(refused.code, Code::Prerequisite);
+        assert!(refused.message.contains(&address.to_string()) && refused.remedy.unwrap().contains("--metrics"));
+        let server = Server::spawn(address, IfTaken::TryAgain, source()).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let until = |what: &str, holds: &dyn Fn() -> bool| {
+            while !holds() {
+                assert!(Instant::now() < deadline, "{what}");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        };
+        until("it is told", &|| server.trouble().is_some_and(|why| why.contains("ss -ltnp")));
+        drop(taken);
+        until("it is served once the address is free", &|| server.trouble().is_none());
+        TcpStream::connect(address).unwrap();
     }
 }

@@ -17,7 +17,7 @@ mod witness;
 
 pub use buckets::{BOUNDS, Buckets};
 pub use collect::Snapshot;
-pub use http::{Content, Server};
+pub use http::{Content, IfTaken, Server, look};
 pub use text::{openmetrics, plain};
 pub use witness::{Witness, WitnessCounters};
 
@@ -27,7 +27,6 @@ use crate::{
 };
 use parking_lot::Mutex;
 use std::{
-    io,
     net::SocketAddr,
     os::fd::{AsFd, BorrowedFd},
     sync::{
@@ -57,18 +56,26 @@ impl Scrape {
 #[derive(Debug)]
 pub struct Scrapes {
     inbox: Inbox<Scrape>,
-    _server: Server,
+    server: Server,
 }
 
 impl Scrapes {
-    /// Serves metrics at `listen`; nowhere if that is none. An address that cannot be had is a warning, and tried again: it is
-    /// no reason not to protect a VM.
-    pub fn serve(listen: Option<SocketAddr>) -> io::Result<Option<Self>> {
+    /// Serves metrics at `listen`; nowhere if that is none.
+    ///
+    /// # Errors
+    /// The address cannot be had, and `if_taken` refuses that.
+    pub fn serve(listen: Option<SocketAddr>, if_taken: IfTaken) -> anyhow::Result<Option<Self>> {
         let Some(listen) = listen else { return Ok(None) };
         let (outbox, inbox) = inbox::inbox()?;
         let asking = Mutex::new(Asking { outbox, newest: None, who: None });
-        let server = Server::spawn(listen, Arc::new(move || asking.lock().snapshot()))?;
-        Ok(Some(Self { inbox, _server: server }))
+        let server = Server::spawn(listen, if_taken, Arc::new(move || asking.lock().snapshot()))?;
+        Ok(Some(Self { inbox, server }))
+    }
+
+    /// What an operator should know of it: metrics that are not served.
+    #[must_use]
+    pub fn note(&self) -> Option<String> {
+        self.server.trouble().map(|why| format!("no metrics are served: {why}"))
     }
 
     /// The next scrape, if any.

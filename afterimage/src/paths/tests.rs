@@ -1,9 +1,13 @@
 //! What a standby makes of an offer, as far as that can be told without a device.
 
-use super::Answer;
-use crate::config::{KeepaliveWish, PathsConfig, TransportWish};
+use super::{Answer, End, beats_at};
+use crate::{
+    config::{KeepaliveWish, PathsConfig, TransportWish},
+    exit::Code,
+};
 use mc_core::{
     id::{Generation, Incarnation, Name, Node, NodeId, WitnessId},
+    testing::skip,
     wire::{
         VERSION,
         beat::BeatKey,
@@ -11,11 +15,23 @@ use mc_core::{
         session::Hello,
     },
 };
-use std::{net::Ipv4Addr, path::Path};
+use std::{
+    net::{Ipv4Addr, TcpListener},
+    path::Path,
+};
 
 fn config(transport: TransportWish, keepalive: KeepaliveWish) -> PathsConfig {
     let (rdma_device, rdma_gid_index, rdma_timeout, rdma_retry) = (None, None, None, 6);
-    PathsConfig { transport, keepalive, rdma_device, rdma_gid_index, rdma_timeout, rdma_retry, staging_bytes: 64 << 20 }
+    PathsConfig {
+        transport,
+        keepalive,
+        beat_port: None,
+        rdma_device,
+        rdma_gid_index,
+        rdma_timeout,
+        rdma_retry,
+        staging_bytes: 64 << 20,
+    }
 }
 
 fn hello(beat_port: u16) -> Hello {
@@ -60,7 +76,7 @@ fn answer(config: &PathsConfig, beat_port: u16, theirs: Option<&Endpoint>) -> Re
 #[test]
 fn a_standby_without_rdma_answers_over_tcp_or_says_why_not() {
     if Path::new("/sys/class/infiniband_verbs").exists() {
-        eprintln!("skipped: this host has RDMA");
+        skip("this host has RDMA");
         return;
     }
     use {KeepaliveWish::*, TransportWish::*};
@@ -75,4 +91,28 @@ fn a_standby_without_rdma_answers_over_tcp_or_says_why_not() {
     assert!(why.contains("takes RDMA only, and a offers none"), "{why}");
     let why = answer(&config(Rdma, Ud), 7, Some(&endpoint())).unwrap_err();
     assert!(why.contains("RDMA"), "{why}");
+}
+
+/// One number of one host has to be let through a firewall: the one that the listener has.
+#[test]
+fn beats_come_to_the_number_that_the_listener_listens_at() {
+    let mut paths = config(TransportWish::Tcp, KeepaliveWish::Udp);
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    let port = |paths: &PathsConfig, end| {
+        let beats = beats_at(paths, listener, end);
+        beats.map(|beats| (beats.local_port().unwrap(), beats))
+    };
+    let (first, held) = port(&paths, End::Listener).unwrap();
+    assert_eq!(first, listener.port());
+    // Another process has it: beats go on all the same, unless that number was asked for.
+    assert_ne!(port(&paths, End::Listener).unwrap().0, first);
+    assert_ne!(port(&paths, End::Caller).unwrap().0, first);
+    paths.beat_port = Some(first);
+    let error = port(&paths, End::Caller).map(|(port, _)| port).unwrap_err();
+    assert_eq!(error.code, Code::Prerequisite);
+    assert!(error.message.contains(&first.to_string()) && error.remedy.unwrap().contains("--beat-port"));
+    drop(held);
+    assert_eq!(port(&paths, End::Caller).unwrap().0, first);
+    paths.beat_port = Some(0);
+    assert_ne!(port(&paths, End::Listener).unwrap().0, first);
 }

@@ -16,7 +16,7 @@ use crate::{
     exit::{self, Code, ExitError},
     keepalive::{BeatHandle, Measured},
     paths::{self, Link, Ours, Report},
-    status::{Request, Response, ask, socket_path},
+    status::{Request, Response, ask, find},
 };
 use anyhow::{Context, Result, bail, ensure};
 use mc_core::{
@@ -76,14 +76,9 @@ pub fn probe(args: &ProbeArgs) -> Result<Code> {
 
 /// The measurements of a session that runs on this host.
 pub(crate) fn of_session(run_dir: &Path, vm: Name, side: Option<Side>) -> Result<ProbeFile> {
-    let sides = side.map_or_else(|| vec![Side::Primary, Side::Standby], |side| vec![side]);
-    let here = |side: &Side| socket_path(run_dir, vm, *side).exists();
-    let Some(side) = sides.iter().copied().find(here) else {
-        let what = format!("no {vm} has a control socket in {}", run_dir.display());
-        let remedy = "start `afterimage protect` or `afterimage standby`, or name the --run-dir that they use";
-        return Err(ExitError::new(Code::Failed, what).remedy(remedy).into());
-    };
-    let here = match ask(&socket_path(run_dir, vm, side), Request::Measured, PATIENCE)? {
+    let wanted = side.map_or_else(|| vec![Side::Primary, Side::Standby], |side| vec![side]);
+    let (path, side) = find(run_dir, vm, &wanted, "keepalive probe")?;
+    let here = match ask(&path, Request::Measured, PATIENCE)? {
         Response::Measured(measured) => *measured,
         Response::Refused { message, .. } => return Err(ExitError::new(Code::Failed, message).into()),
         other => bail!("{} answered {:?} with {other:?}", side.as_str(), Request::Measured),
@@ -227,7 +222,7 @@ fn open(args: &ProbeArgs, config: &PathsConfig) -> Result<Session> {
     let to = args.peer.as_ref().context("a peer")?;
     let options = SessionOptions { deadline: HANDSHAKE, ..SessionOptions::default() };
     let call = paths::call(to, args.bind, &options).map_err(explain)?;
-    let keepalive = paths::beats_at(call.local_addr())?;
+    let keepalive = paths::beats_at(config, call.local_addr(), paths::End::Caller)?;
     let beat_port = if config.wants_udp() { keepalive.local_port()? } else { 0 };
     let hello = hello(args, beat_port)?;
     let ours = Ours::prepare(config, call.local_addr(), &hello)?;

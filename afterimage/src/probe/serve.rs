@@ -142,7 +142,7 @@ impl Server {
 
     fn begin(&self, offer: Offer, answer: paths::Answer) -> Result<()> {
         let (theirs, peer) = (offer.hello, offer.peer_addr);
-        let keepalive = paths::beats_at(offer.local_addr)?;
+        let keepalive = paths::beats_at(&self.config, offer.local_addr, paths::End::Listener)?;
         let beat_port = if answer.has_udp() { keepalive.local_port()? } else { 0 };
         if answer.has_udp() {
             keepalive.connect(at_port(peer, theirs.beat_port))?;

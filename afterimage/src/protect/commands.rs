@@ -5,7 +5,7 @@ use crate::{
     control::{ControlRequest, done, refused},
     events::{self, emit},
     exit,
-    metrics::{Buckets, Snapshot},
+    metrics::{Buckets, Scrapes, Snapshot},
     narration, report,
     status::{Request, Response, SCHEMA, Status},
 };
@@ -145,7 +145,8 @@ fn notes(path: &DataPath) -> Vec<String> {
     let proving = "the VM has changed: it is not called protected until the standby has proven that it can load it";
     let proving = path.driver.machine().is_proving().then(|| proving.to_owned());
     let standing = path.notes.iter().cloned().chain(path.outputs.notes());
-    standing.chain(proving).chain(path.stop.note()).collect()
+    let metrics = path.scrapes.as_ref().and_then(Scrapes::note);
+    standing.chain(proving).chain(path.stop.note()).chain(metrics).collect()
 }
 
 /// What metrics are made of.

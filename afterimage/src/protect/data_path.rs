@@ -8,12 +8,14 @@ use super::{
     channel::{Brief, Channel, ToDataPath, ToSupervisor},
     hands::Hands,
     left::Left,
+    lookout::Lookout,
     nics,
     orders::Order,
     outputs::Outputs,
     seek::{Seek, Trouble},
     session::Found,
     stop::{Heard, Stop},
+    unfit::Unfit,
     vm_health::Watcher,
     yielding::Parked,
 };
@@ -28,7 +30,7 @@ use crate::{
     keepalive::{BeatHandle, Verdict},
     keeper,
     mending::Mending,
-    metrics::Scrapes,
+    metrics::{IfTaken, Scrapes},
     paths::Watch,
     progress::Progress,
     qemu::colo::ColoSource,
@@ -71,6 +73,8 @@ pub(super) struct DataPath {
     pub(super) notes: Vec<String>,
     pub(super) watch: Watch,
     pub(super) supervisor: Hands,
+    /// Whether somebody looks at the VM's outputs, and QEMU is there.
+    pub(super) lookout: Lookout,
     /// Whether the VM runs.
     pub(super) vm: Watcher,
     pub(super) parked: Option<Parked>,
@@ -82,7 +86,7 @@ pub(super) struct DataPath {
     /// How long nothing has been committed was told.
     pub(super) uncommitted: bool,
     control: Control,
-    scrapes: Option<Scrapes>,
+    pub(super) scrapes: Option<Scrapes>,
     pub(super) signals: Signals,
     /// A standby is being looked for.
     pub(super) sessions: Option<Inbox<Result<Found, Trouble>>>,
@@ -95,6 +99,8 @@ pub(super) struct DataPath {
     /// Why the session that there is will have ended.
     pub(super) trouble: Option<Trouble>,
     pub(super) protected_since: Option<Time>,
+    /// Why protection has to end when the arbiter is there.
+    pub(super) unfit: Option<Unfit>,
     pub(super) outputs: Outputs,
     /// The stall limit as it was when the turn before began.
     limit_before: Duration,
@@ -135,10 +141,11 @@ pub fn run() -> Result<Code> {
     super::record(&brief.config, "data-path")?;
     let mut supervisor = Hands::new(channel, &brief);
     scope::find_out();
-    let prepared = match prepare(&brief) {
+    let mut replaces = brief.deaths > 0;
+    let prepared = match prepare(&brief, &mut replaces) {
         Ok(prepared) => prepared,
-        // The VM's packets passed here until a moment ago: tried again.
-        Err(error) if brief.deaths > 0 => return Err(error),
+        // The VM's packets passed here, or where this process has taken the place, until a moment ago: tried again.
+        Err(error) if replaces => return Err(error),
         Err(error) => {
             // One that cannot even start would only be started again.
             let (code, why) = (exit::explain(&error).0, exit::words(&error));
@@ -151,16 +158,19 @@ pub fn run() -> Result<Code> {
 }
 
 /// What may be missing: the NICs, their TAP devices, a free control socket. A process that is to be relieved is told to leave as late
-/// as possible: the VM has no network from then until the gate is there.
-fn prepare(brief: &Brief) -> Result<(NicGate, ArbiterClient, Control)> {
+/// as possible: the VM has no network from then until the gate is there. `replaces`: the VM's packets passed elsewhere until now.
+fn prepare(brief: &Brief, replaces: &mut bool) -> Result<(NicGate, ArbiterClient, Control)> {
     let config = &brief.config;
     nics::check(brief)?;
     let arbiter = ArbiterClient::spawn(&config.asks(brief.register.owner.node))?;
+    if brief.relieve {
+        control::relieve_primary(&config.run_dir, config.vm)?;
+        *replaces = true;
+    }
     let control = control::take_place(&config.run_dir, (config.vm, config.node), brief.relieve)?;
     // As late as this: until now its packets have passed.
-    let kept = keeper::relieve(&config.run_dir, config.vm)?;
-    let replaces = kept || brief.relieve || brief.deaths > 0;
-    Ok((nics::open(config, replaces)?, arbiter, control))
+    *replaces |= keeper::relieve(&config.run_dir, config.vm)?;
+    Ok((nics::open(config, *replaces)?, arbiter, control))
 }
 
 fn hear_brief(channel: &mut Channel) -> Result<Brief> {
@@ -197,7 +207,7 @@ impl DataPath {
         );
         let mut driver = PrimaryDriver::new(machine, Staging::new(pool), gate, WatchedClock(progress.clone()));
         driver.set_cap(usize::try_from(config.staging_bytes)?, config.on_cap.0);
-        let scrapes = Scrapes::serve(config.metrics)?;
+        let scrapes = Scrapes::serve(config.metrics, IfTaken::TryAgain)?;
         let outputs = Outputs::new(brief.outputs.clone(), config.forced());
         let seek = Seek::new(clock.now().after(Seek::patience(brief.deaths)), brief.protect);
         Ok(Self {
@@ -210,6 +220,7 @@ impl DataPath {
             notes: report::standing_notes(),
             watch: Watch::default(),
             supervisor,
+            lookout: Lookout::new(clock.now()),
             vm: Watcher::new(brief.qemu_process().0, brief.qemu_process().1),
             parked: None,
             left: Left::default(),
@@ -226,6 +237,7 @@ impl DataPath {
             made_way_at: None,
             trouble: None,
             protected_since: None,
+            unfit: None,
             outputs,
             limit_before: Duration::MAX,
             last_turn: clock.now(),
@@ -266,8 +278,10 @@ impl DataPath {
         if self.ending.is_some() {
             return Ok(()); // who leaves asks for nothing any more
         }
+        self.keep_a_lookout();
         self.mind_the_vm();
         self.hear_arbiter();
+        self.mind_the_cap()?;
         self.refuse_late_orders();
         self.prove_beats();
         self.hear_beats();
@@ -334,19 +348,15 @@ impl DataPath {
             match message {
                 ToDataPath::Begin(_) | ToDataPath::Started { error: None, .. } => {}
                 ToDataPath::Started { error: Some(why), unsupported } => self.source_broken(why, unsupported),
+                ToDataPath::Here => self.lookout.heard(self.clock.now()),
                 ToDataPath::VmIs(health) => self.vm.qemu_says(health),
+                ToDataPath::VmGone { orderly: true } if self.vm_died => {} // too late
                 ToDataPath::VmGone { orderly: true } => {
                     emit("vm-gone", json!({ "orderly": true }));
                     self.vm_shut_down = true;
                     self.driver.event(Event::Unprotect(GoodbyeReason::GuestGone));
                 }
-                // Of a VM that was shut down nobody shall run a copy.
-                ToDataPath::VmGone { orderly: false } if self.vm_shut_down => {}
-                ToDataPath::VmGone { orderly: false } => {
-                    emit("vm-gone", json!({ "orderly": false }));
-                    self.vm_died = true;
-                    self.driver.event(Event::SourceLost);
-                }
+                ToDataPath::VmGone { orderly: false } => self.vm_has_died(),
                 ToDataPath::SourceBroken { why, unsupported } => self.source_broken(why, unsupported),
                 ToDataPath::Left { error } => self.hear_left(error),
                 ToDataPath::Stop => self.told_to_stop(Heard::BySupervisor),
@@ -355,6 +365,16 @@ impl DataPath {
             }
         }
         Ok(())
+    }
+
+    /// Of a VM that was shut down nobody shall run a copy.
+    pub(super) fn vm_has_died(&mut self) {
+        if self.is_vm_gone() {
+            return;
+        }
+        emit("vm-gone", json!({ "orderly": false }));
+        self.vm_died = true;
+        self.driver.event(Event::SourceLost);
     }
 
     /// With `--once` a first attempt that fails for want of the source ends this process, and a keeper has the VM's network. Otherwise it

@@ -52,7 +52,7 @@ impl DataPath {
         }
     }
 
-    /// The standby cannot go on; the machine gives it up through the arbiter.
+    /// The standby cannot go on, and the machine gives it up through the arbiter; or it could not run the VM.
     fn refused(&mut self, reason: NackReason, words: &str) {
         let why = match reason {
             NackReason::TooLarge => {
@@ -64,12 +64,16 @@ impl DataPath {
             NackReason::Storage => "the standby could not write its image or its spill file",
         };
         let why = if words.is_empty() { why.to_owned() } else { format!("{why}: {words}") };
-        if self.trouble.as_ref().is_some_and(|trouble| trouble.why == why) {
+        let known = self.trouble.as_ref().is_some_and(|trouble| trouble.why == why);
+        if known || self.unfit.as_ref().is_some_and(|unfit| unfit.is_for(&why)) {
             return; // said for each epoch that was on its way
         }
         tracing::error!(why, "giving protection up");
         emit("refused", json!({ "why": why }));
-        self.because(Trouble::lasting(why));
+        match (reason, self.driver.machine().role()) {
+            (NackReason::Rehearsal, Role::Protected) => self.is_unfit(why),
+            _ => self.because(Trouble::lasting(why)),
+        }
     }
 
     /// `--on-cap unprotect`; the machine has asked the arbiter.

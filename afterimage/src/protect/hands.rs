@@ -10,7 +10,10 @@ use super::{
 };
 use anyhow::Result;
 use std::{
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::process::parent_id,
+    },
     path::PathBuf,
     thread::JoinHandle,
     time::Duration,
@@ -25,6 +28,8 @@ pub(super) struct Hands {
     /// To the supervisor, or the understudy; `None`: no thread could be had.
     channel: Option<Channel>,
     supervised: bool,
+    /// The supervisor's pid.
+    supervisor: u32,
     /// QEMU was told to leave its checkpoints, and nobody has said that it has.
     leaving: bool,
     understudy: Option<JoinHandle<()>>,
@@ -36,7 +41,17 @@ pub(super) struct Hands {
 impl Hands {
     pub(super) fn new(channel: Channel, brief: &Brief) -> Self {
         let (qmp, process, nics) = (brief.config.qmp.clone(), brief.qemu_process(), brief.config.nic_sockets());
-        Self { channel: Some(channel), supervised: true, leaving: false, understudy: None, qmp, process, nics }
+        let supervisor = parent_id();
+        Self {
+            channel: Some(channel),
+            supervised: true,
+            supervisor,
+            leaving: false,
+            understudy: None,
+            qmp,
+            process,
+            nics,
+        }
     }
 
     pub(super) fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
@@ -79,6 +94,11 @@ impl Hands {
     /// Whether the supervisor is there.
     pub(super) fn is_supervised(&self) -> bool {
         self.supervised
+    }
+
+    /// Its pid, while it is there.
+    pub(super) fn supervisor(&self) -> Option<u32> {
+        self.supervised.then_some(self.supervisor)
     }
 
     /// Before this process ends: what was said leaves. What the understudy was told it also does; a fence above all.

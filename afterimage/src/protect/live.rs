@@ -2,6 +2,7 @@
 
 use super::{channel::ToSupervisor, commands::status, data_path::DataPath};
 use crate::{
+    arbiter::ArbiterSpec,
     config::OnCapWish,
     control::refused,
     events::emit,
@@ -9,6 +10,8 @@ use crate::{
     paths,
     status::Response,
 };
+use anyhow::Result;
+use mc_core::primary::OnCap;
 use serde_json::json;
 use std::time::Duration;
 
@@ -52,13 +55,34 @@ pub(super) fn set(path: &mut DataPath, settings: &Settings) -> Response {
     (config.staging_bytes, config.on_cap, config.epoch) = (staging, on_cap, epoch);
     config.paths.staging_bytes = staging.saturating_add(on_cap.extra_bytes());
     path.driver.set_epoch(epoch);
-    path.driver.set_cap(cap, on_cap.0);
+    path.driver.set_cap(cap, path.on_cap());
     tell_supervisor(path);
     let report = report(path);
     if changed {
         emit("set", json!({ "epoch_us": report.epoch_us, "max_staging_bytes": staging, "on_cap": report.on_cap }));
     }
     Response::Settings(Box::new(report))
+}
+
+impl DataPath {
+    /// What a full staging does now. Protection cannot end while the arbiter is away, or is an operator who was not asked: to ask for
+    /// that would hold all of the VM's output for as long, and to wait for room holds the VM for a moment.
+    fn on_cap(&self) -> OnCap {
+        let decides = *self.arbiter.spec() != ArbiterSpec::Manual && self.arbiter.health().failover_possible().is_ok();
+        match self.brief.config.on_cap.0 {
+            OnCap::Unprotect if !decides => OnCap::Throttle,
+            wish => wish,
+        }
+    }
+
+    /// The arbiter may have come, or gone.
+    pub(super) fn mind_the_cap(&mut self) -> Result<()> {
+        let on_cap = self.on_cap();
+        if self.driver.machine().on_cap() != on_cap {
+            self.driver.set_cap(usize::try_from(self.brief.config.staging_bytes)?, on_cap);
+        }
+        Ok(())
+    }
 }
 
 /// The next data path begins with what was changed.

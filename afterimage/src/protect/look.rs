@@ -5,6 +5,7 @@ use super::{
     data_path::{DataPath, unix_ms},
     seek::{Kind, Trouble},
     session::{self, Found},
+    unfit::Unfit,
 };
 use crate::{
     events::emit,
@@ -110,7 +111,8 @@ impl DataPath {
 
     /// The session is over, and the VM runs solo.
     pub(super) fn session_ended(&mut self) {
-        let trouble = self.trouble.take().unwrap_or_else(|| Trouble::passing("the session with the standby ended"));
+        let (unfit, trouble) = (self.unfit.take().map(Unfit::trouble), self.trouble.take());
+        let trouble = unfit.or(trouble).unwrap_or_else(|| Trouble::passing("the session with the standby ended"));
         let protected = self.protected_since.take().map(|since| self.clock.now().since(since));
         let trouble = self.once(trouble);
         self.seek.lost((self.clock.now(), unix_ms()), &trouble, protected, chance());
@@ -133,10 +135,15 @@ impl DataPath {
 
     /// For the status: why no standby protects the VM.
     pub(super) fn why_not(&self) -> Option<WhyNot> {
+        let unfit = self.why_unfit();
+        if unfit.is_some() {
+            return unfit;
+        }
         let reason = self.seek.reason()?;
         let now = self.clock.now();
         let next = self.seek.next().map(|at| u64::try_from(at.since(now).as_millis()).unwrap_or(u64::MAX));
-        let under_way = self.sessions.as_ref().map(|_| 0);
+        let begun = matches!(self.driver.machine().role(), Role::Syncing | Role::Registering);
+        let under_way = (begun || self.sessions.is_some()).then_some(0);
         Some(WhyNot {
             why: reason.why.clone(),
             since_ms: reason.since_ms,

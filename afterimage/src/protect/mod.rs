@@ -13,12 +13,13 @@
 //! | [`data_path`] | the process that works: the loop around `mc_core`'s primary |
 //! | [`errands`] | what the driver asks of it |
 //! | [`hands`], [`understudy`] | the data path's way to QEMU, with and without its supervisor |
+//! | [`lookout`] | whether somebody watches QEMU and its outputs for the data path; that QEMU has ended |
 //! | [`leaving`], [`left`] | QEMU leaves its checkpoints, however long that takes; what is said of it meanwhile |
 //! | [`nics`], [`standstill`] | NICs that come back; why the VM, or this side, does not get on |
 //! | [`seek`], [`mod@look`], [`session`] | looks for a standby, again and again; shakes hands with it |
 //! | [`proving`] | proves that beats come both ways |
 //! | [`orders`] | what an operator or a signal wants, and needs the arbiter for |
-//! | [`outputs`] | whether the VM's outputs are held |
+//! | [`outputs`], [`unfit`] | whether the VM's outputs are held; what is done when the VM cannot be protected as it is |
 //! | [`channel`] | what the two processes say to each other |
 //! | [`commands`] | the control socket: status, solo, handover |
 //! | [`vm_health`], [`yielding`] | whether the VM runs, and what is done when it does not |
@@ -36,6 +37,7 @@ mod leaving;
 mod left;
 mod live;
 mod look;
+mod lookout;
 mod nics;
 mod orders;
 mod outputs;
@@ -48,6 +50,7 @@ mod standstill;
 mod stop;
 mod supervisor;
 mod understudy;
+mod unfit;
 pub mod vm_health;
 mod waiting;
 mod yielding;
@@ -58,7 +61,7 @@ use crate::{
     control::{self, Predecessor},
     events::{self, Who, emit},
     exit::{self, Code, ExitError},
-    identity, paths,
+    identity, metrics, paths,
     qemu::{
         control::{self as qemu, ControlError, Found},
         inventory,
@@ -84,6 +87,8 @@ pub fn run(mut config: ProtectConfig) -> Result<Code> {
     std::fs::create_dir_all(&config.run_dir).with_context(|| format!("run directory {}", config.run_dir.display()))?;
     if control::is_anybody_here(&config.run_dir, config.vm) {
         nics::look(&config)?; // before anybody is told anything
+    } else if let Some(listen) = config.metrics {
+        metrics::look(listen)?; // who has the VM here, or its network, may have that address, and makes way
     }
     let predecessor = control::ask_to_make_way(&config.run_dir, config.vm)?;
     let relieves = predecessor == Predecessor::MadeWay;

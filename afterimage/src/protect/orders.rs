@@ -63,6 +63,7 @@ impl DataPath {
         if self.arbiter.health().failover_possible().is_err() {
             return; // it may be so in a moment; refused when it is late
         }
+        self.end_if_unfit();
         for order in std::mem::take(&mut self.orders) {
             match order.wanted {
                 Wanted::Unprotect(request) => {

@@ -2,7 +2,7 @@
 //!
 //! | the inventory | while somebody stands by | solo |
 //! |---|---|---|
-//! | has an output that nobody holds and nobody accepted | protection ends, through the arbiter | nobody is looked for |
+//! | has an output that nobody holds and nobody accepted | protection ends, through the arbiter, when that is there ([`super::unfit`]) | nobody is looked for |
 //! | is another one | the standby rehearses; until that has passed the VM is not called protected | the next session begins with it |
 
 use super::{channel::ToSupervisor, data_path::DataPath, seek::Trouble};
@@ -111,14 +111,18 @@ impl DataPath {
         emit("outputs", json!({ "unheld": unheld, "came": came, "went": went }));
         match self.outputs.left_open() {
             Some(why) => self.give_up_open(why),
-            None => self.driver.event(Event::OutputsChanged),
+            None => self.may_be_fit(),
         }
     }
 
     fn give_up_open(&mut self, why: String) {
-        let protecting = !matches!(self.driver.machine().role(), Role::Solo | Role::Fenced | Role::Ended);
+        let role = self.driver.machine().role();
+        let protecting = !matches!(role, Role::Solo | Role::Fenced | Role::Ended);
         tracing::error!(%why, protecting, "the VM cannot be protected as it is");
-        if protecting {
+        if role == Role::Protected {
+            self.driver.event(Event::Unfit);
+            self.is_unfit(why);
+        } else if protecting {
             emit("gave-up", json!({ "why": why }));
             self.because(Trouble::lasting(why));
             self.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));

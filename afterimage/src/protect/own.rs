@@ -64,12 +64,17 @@ pub(super) fn own_the_vm(config: &ProtectConfig, owner: Owner, signals: &Signals
             waiting.ask(ask);
         }
         match claim.verdict() {
-            Verdict::Open => waiting.notes.clear(),
+            Verdict::Open => {
+                waiting.notes.clear();
+                waiting.undecidable = None;
+            }
             Verdict::Ours(register) => return Ok(Owned::Ours(register)),
             Verdict::Foreign(held) => return Err(owned_elsewhere(config, &held)),
             Verdict::OtherInstance(held) if waits && matches!(find_instance(held.owner.instance), Ok(None)) => {
-                if awaited.replace(held) != Some(held) {
-                    waiting.notes = vec![tell_awaited(config, &held)];
+                if awaited.replace(held) != Some(held) || waiting.undecidable.is_none() {
+                    let why = tell_awaited(config, &held);
+                    waiting.notes = vec![why.clone()];
+                    waiting.cannot_be_decided(why);
                 }
             }
             Verdict::OtherInstance(held) | Verdict::Beside(held) => return Err(other_instance(config, &held)),

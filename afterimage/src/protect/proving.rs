@@ -8,7 +8,6 @@ use crate::{
     keepalive::{BeatHandle, Verdict},
 };
 use mc_core::{
-    detector::MIN_STARTUP,
     id::Epoch,
     primary::{Event, Role},
     wire::control::GoodbyeReason,
@@ -20,8 +19,6 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// And so many detection times.
 const DETECTION_TIMES: u32 = 4;
-/// And so many of them, or [`MIN_STARTUP`], pass before a standby that never heard this side suspects it.
-const STARTUP_DETECTION_TIMES: u32 = 10;
 
 impl DataPath {
     /// Looks whether protection may be registered, as far as beats go; gives it up, before the register is touched, when they do
@@ -66,9 +63,9 @@ impl DataPath {
     /// The link is gone. A standby that never heard this side ends its session by itself, and says so on its host only: here its
     /// beats tell. (What ended long before the standby's patience did proves nothing about them.)
     pub(super) fn link_lost(&mut self, why: &str) {
-        let startup = (self.detection_time() * STARTUP_DETECTION_TIMES).max(MIN_STARTUP);
-        let never =
-            |beats: &&BeatHandle| beats.proof().echoed == 0 && self.clock.now().since(beats.started()) >= startup / 2;
+        let never = |beats: &&BeatHandle| {
+            beats.proof().echoed == 0 && self.clock.now().since(beats.started()) >= beats.startup_limit() / 2
+        };
         let peer = self.peer.clone().unwrap_or_default();
         let unproven = self.beats.as_ref().filter(never);
         match unproven.and_then(|beats| self.watch.unproven(beats, &peer, self.clock.now())) {

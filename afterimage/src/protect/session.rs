@@ -74,7 +74,7 @@ fn shake_hands(brief: &Brief, generation: Generation, witness: WitnessId) -> Res
     let options = SessionOptions { deadline: HANDSHAKE, ..SessionOptions::default() };
     let call = || paths::call(&config.to, config.bind, &options);
     let call = if config.once { patiently(call)? } else { call()? };
-    let keepalive = paths::beats_at(call.local_addr())?;
+    let keepalive = paths::beats_at(&config.paths, call.local_addr(), paths::End::Caller)?;
     let beat_port = if config.paths.wants_udp() { keepalive.local_port()? } else { 0 };
     let hello = Hello { witness, ..hello(brief, generation, beat_port)? };
     let ours = Ours::prepare(&config.paths, call.local_addr(), &hello)?;

@@ -1,4 +1,5 @@
-//! Why this side does not do its work, though its process is there: the VM does not run, or no checkpoint of it is committed.
+//! Why this side does not do its work, though its process is there: the VM does not run, no checkpoint of it is committed, or nobody
+//! looks at its outputs.
 
 use super::data_path::DataPath;
 use crate::{events::emit, report};
@@ -10,7 +11,7 @@ impl DataPath {
     pub(super) fn stalled(&self) -> Option<String> {
         let now = self.clock.now();
         let by_vm = self.vm.health().why().map(str::to_owned);
-        self.left.stalled(now).or(by_vm).or_else(|| self.uncommitted_for(now))
+        self.unwatched().or(self.left.stalled(now)).or(by_vm).or_else(|| self.uncommitted_for(now))
     }
 
     /// An epoch that waits for its ACK is given up by the machine in time; that none is captured any more is seen here. A QEMU that stands

@@ -134,7 +134,11 @@ impl DataPath {
         (self.stop.state, self.stop.last, self.sessions) = (State::Ending(self.clock.now()), last, None);
         match self.driver.machine().role() {
             Role::Solo | Role::Syncing => self.stop_now(),
-            Role::HandingBack | Role::Fenced | Role::Ended => {} // it ends by itself
+            // As soon as the arbiter answers.
+            Role::HandingBack => self.refuse_stop(
+                "the VM's QEMU is gone, and the arbiter is being asked to give the VM to its standby, which has the last commit",
+            ),
+            Role::Fenced | Role::Ended => {} // it ends by itself
             Role::Registering | Role::Protected | Role::Claiming => self.order(Wanted::Stop),
         }
     }

@@ -307,10 +307,7 @@ impl Supervisor {
             }
             self.hear_signals(child)?;
             self.look_for_successor(child);
-            if !gone {
-                self.look_at_vm(child);
-                self.look_at_outputs(child);
-            }
+            self.look(child, gone);
         }
     }
 
@@ -396,12 +393,22 @@ impl Supervisor {
         }
     }
 
+    /// Looks after the VM, while there is one, and tells the data path that somebody does.
+    fn look(&mut self, child: &mut DataPathProcess, gone: bool) {
+        if self.looked.elapsed() >= LOOK {
+            self.looked = Instant::now();
+            let _ = child.channel.say(&ToDataPath::Here);
+            if !gone {
+                self.look_at_vm(child);
+            }
+        }
+        if !gone {
+            self.look_at_outputs(child);
+        }
+    }
+
     /// Asks QEMU how its VM is, and tells news.
     fn look_at_vm(&mut self, child: &mut DataPathProcess) {
-        if self.looked.elapsed() < LOOK {
-            return;
-        }
-        self.looked = Instant::now();
         let said = self.qemu.as_mut().and_then(Qemu::health);
         if let Some(news) = said.filter(|now| *now != self.health) {
             self.health = news;

@@ -186,6 +186,9 @@ impl Understudy {
             return;
         }
         self.looked = Instant::now();
+        if self.qemu.is_some() || self.gone {
+            self.tell(&ToDataPath::Here);
+        }
         let said = self.qemu.as_mut().and_then(Qemu::health);
         if let Some(news) = said.filter(|now| *now != self.health) {
             self.health = news.clone();

@@ -68,6 +68,8 @@ pub(super) struct Waiting<'a> {
     what: What,
     /// The operator has said that the other side is stopped, perhaps before that was asked; the arbiter is one, or cannot answer.
     decided: bool,
+    /// Why nothing that an operator could say by `solo` would decide anything now.
+    pub(super) undecidable: Option<String>,
     pub(super) notes: Vec<String>,
     watch: report::ArbiterWatch,
     trouble: Option<String>,
@@ -86,7 +88,8 @@ impl<'a> Waiting<'a> {
         let listen = || Control::listen(&config.run_dir, config.vm, config.node, Side::Primary);
         let control = serve.then(listen).transpose()?;
         let (decided, notes, watch) = (false, Vec::new(), report::ArbiterWatch::default());
-        Ok(Self { config, arbiter, signals, control, what, decided, notes, watch, trouble: None })
+        let (undecidable, trouble) = (None, None);
+        Ok(Self { config, arbiter, signals, control, what, decided, undecidable, notes, watch, trouble })
     }
 
     /// Asks; the answer comes in time. What an operator has decided is contested: else it would not be an operator's to decide.
@@ -100,6 +103,12 @@ impl<'a> Waiting<'a> {
         if self.decided {
             self.arbiter.operator_decides();
         }
+    }
+
+    /// Nothing is asked for, for this reason: a word that was said before counts for nothing that is asked for later.
+    pub(super) fn cannot_be_decided(&mut self, why: String) {
+        self.decided = false;
+        self.undecidable = Some(why);
     }
 
     /// The next thing that comes, until `until`. With `qemu`, its end is heard as well.
@@ -161,8 +170,11 @@ impl<'a> Waiting<'a> {
     fn answer(&mut self, request: ControlRequest) -> Option<Heard> {
         let leaves = self.what.may_leave && request.request == Request::Handover;
         let decides = request.request == Request::Solo && self.arbiter.operator_may_decide();
+        let undecidable = self.undecidable.as_deref().filter(|_| decides);
+        let decides = decides && undecidable.is_none();
         let response = match request.request {
             Request::Status => Response::Status(Box::new(self.status())),
+            Request::Solo if undecidable.is_some() => refused(undecidable.unwrap_or_default()),
             Request::Solo if decides => {
                 emit("operator", json!({ "request": Request::Solo, "role": self.what.role }));
                 self.decided = true;

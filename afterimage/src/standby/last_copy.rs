@@ -92,6 +92,11 @@ impl LastCopy {
         Ok((itself && is_gone).then_some(written.instance))
     }
 
+    /// The instance of the copy that this node had last.
+    pub(super) fn instance(&self) -> Option<u64> {
+        self.written.as_ref().map(|written| written.instance)
+    }
+
     /// Where the copy that this node had last may still lie.
     pub(super) fn kept(&self) -> Option<&Path> {
         self.written.as_ref()?.kept.as_ref().map(|kept| kept.ram.as_path())

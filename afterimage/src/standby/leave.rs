@@ -22,7 +22,7 @@ use crate::{
 use anyhow::Result;
 use mc_core::{
     id::{Generation, Time},
-    register::Register,
+    register::{Owner, Register},
     standby::{Event, Role},
 };
 use serde_json::json;
@@ -244,6 +244,9 @@ impl Node {
         if !held {
             return error;
         }
+        if !self.driver.is_whole() {
+            return error.context("The image is of no whole epoch, and is not kept");
+        }
         let kept = self
             .keep_image_at_the_end()
             .unwrap_or_else(|error| format!("The image could not be kept: {}", exit::words(&error)));
@@ -270,11 +273,16 @@ impl Node {
 
     fn write_image(&mut self) -> Result<String> {
         let (generation, epoch) = self.driver.machine().committed();
+        // What was committed while a throw-away QEMU loads the image belongs to it. Should it not be kept, a later one is rehearsed.
+        if self.rehearsal.take().is_some() {
+            self.driver.event(Event::RehearsalAsked { generation, epoch: epoch.next() });
+        }
+        let copy = Owner { node: self.this, instance: self.instance };
         let (Some(vm), Some(image)) = (self.vm.as_mut(), self.driver.image()) else {
             return Ok("There is no image to keep".to_owned());
         };
         let held = format!("the image of {generation}, {epoch}");
-        let ram = vm.keep(self.this, image, (generation, epoch))?;
+        let ram = vm.keep(copy, image, (generation, epoch))?;
         emit("image-kept", json!({ "ram": ram, "generation": generation, "epoch": epoch }));
         Ok(format!("Kept: {held}: its RAM in {}, and what belongs to it beside that", ram.display()))
     }

@@ -3,6 +3,7 @@
 //! | file | |
 //! |---|---|
 //! | `mod.rs` | starts it |
+//! | [`needs`] | what has to be there |
 //! | [`node`] | the loop around `mc_core`'s standby |
 //! | [`offer`] | a primary that wants to be protected, and what a session with it begins with |
 //! | [`vouch`] | before that: whether its VM fits, and whether the register vouches for it |
@@ -24,6 +25,7 @@ mod abandon;
 mod export;
 mod last_copy;
 mod leave;
+mod needs;
 mod network;
 mod node;
 mod offer;
@@ -62,6 +64,7 @@ pub fn run(config: StandbyConfig) -> Result<Code> {
     paths::check(&config.paths)?;
     check_command(&config.qemu).map_err(ExitError::usage)?;
     beats::check(&config.wish())?;
+    needs::check_names(&config.nics)?;
     std::fs::create_dir_all(&config.run_dir).with_context(|| format!("run directory {}", config.run_dir.display()))?;
     // Asked now, and not when a takeover waits for the answer.
     let _ = scope::Means::here();
@@ -71,6 +74,7 @@ pub fn run(config: StandbyConfig) -> Result<Code> {
         return running::after_restart(config, vm);
     }
     refuse_beside_a_keeper(&config)?;
+    needs::check_program(&config)?;
     node::Node::new(config)?.run()
 }
 

@@ -4,9 +4,10 @@ use crate::{
     clock::Clock,
     events::emit,
     exit,
-    gate::NicGate,
+    gate::{NicGate, TapPort},
     inbox::readable,
     keeper::{self, Charge, Keeper},
+    report,
 };
 use mc_core::{gate::OutputGate, id::Time};
 use rustix::event::PollFd;
@@ -15,6 +16,8 @@ use std::{os::fd::AsFd, time::Duration};
 
 /// From one attempt to start a keeper to the next: at first, and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Between two looks whether the TAP devices are there.
+const TAPS: Duration = Duration::from_secs(1);
 
 /// See the module.
 #[derive(Debug)]
@@ -27,6 +30,9 @@ pub(super) struct Network {
     try_at: Time,
     pause: Duration,
     trouble: Option<String>,
+    /// The TAP device that is not there.
+    missing: Option<String>,
+    taps_at: Time,
 }
 
 impl Network {
@@ -37,7 +43,16 @@ impl Network {
 
     /// Of a VM that was found running here, with its keeper if it has one.
     pub(super) fn found(keeper: Option<Keeper>) -> Self {
-        Self { charge: None, gate: None, keeper, try_at: Time(0), pause: RETRY.0, trouble: None }
+        Self {
+            charge: None,
+            gate: None,
+            keeper,
+            try_at: Time(0),
+            pause: RETRY.0,
+            trouble: None,
+            missing: None,
+            taps_at: Time(0),
+        }
     }
 
     /// The register says (solo, this node): the network may be kept.
@@ -78,9 +93,32 @@ impl Network {
             emit("keeper-ended", json!({ "keeper": pid }));
             self.keeper = None;
         }
+        if self.taps_at <= now {
+            self.taps_at = now.after(TAPS);
+            self.look_for_taps();
+        }
         if self.deadline().is_some_and(|at| at <= now) {
             self.start(now);
         }
+    }
+
+    /// A NIC whose TAP device is missing has no network. Whoever has the packets opens it as soon as it is there.
+    fn look_for_taps(&mut self) {
+        let Some(charge) = &self.charge else { return };
+        let found = match &mut self.gate {
+            Some(gate) => gate.mend_ports(&report::nics(&charge.nics)),
+            None => charge.nics.iter().try_for_each(|nic| TapPort::exists(&nic.tap)),
+        };
+        let missing = found.err().map(|error| error.to_string());
+        if let Some(why) = missing.as_ref().filter(|why| self.missing.as_ref() != Some(why)) {
+            tracing::error!(why, "a NIC of the VM has no network; trying again");
+        }
+        self.missing = missing;
+    }
+
+    /// For the status: what does not work.
+    pub(super) fn missing(&self) -> Option<&str> {
+        self.missing.as_deref()
     }
 
     fn start(&mut self, now: Time) {

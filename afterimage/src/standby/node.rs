@@ -12,6 +12,7 @@ use super::{
     takeover::Pending,
     vm::WaitingVm,
     vouch::Callers,
+    waiting::NoTap,
 };
 use crate::{
     arbiter::{Answer, ArbiterClient, ArbiterSpec, Ask},
@@ -27,7 +28,7 @@ use crate::{
     keepalive::{BeatHandle, Verdict},
     live::{KeepaliveReport, Session, Wanted},
     mending::Mending,
-    metrics::Scrapes,
+    metrics::{IfTaken, Scrapes},
     paths::{Link, Watch},
     progress::Progress,
     qemu::standby::Rehearsal,
@@ -47,7 +48,11 @@ use mc_core::{
     transport::Transport,
 };
 use serde_json::json;
-use std::{os::fd::AsFd, time::Duration};
+use std::{
+    os::fd::AsFd,
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::Duration,
+};
 use transport_tcp::session::{Listener, SessionOptions};
 
 /// For the NIC's socket of a QEMU that is there.
@@ -97,6 +102,9 @@ pub(super) struct Node {
     pub(super) last_copy: LastCopy,
     /// Why the register names a copy of this node that this process does not have, and it does not renounce.
     pub(super) missed: Option<String>,
+    /// The register's generation from which this node asks to renounce; and from which that was refused.
+    pub(super) renounces: Option<Generation>,
+    pub(super) unrenounced: Option<Generation>,
     pub(super) listener: Listener,
     pub(super) callers: Callers,
     pub(super) control: Control,
@@ -107,9 +115,13 @@ pub(super) struct Node {
     pub(super) checked_vm_at: Time,
     /// Attempts to start a QEMU that died, NICs that were lost.
     pub(super) revival: Revival,
+    /// Why the QEMU that waits, and is there, would not take the VM.
+    pub(super) silent: Option<String>,
+    /// Why the VM's QEMU did not wait here, when a primary wanted it to or a session ended for it. Nobody has tried since.
+    pub(super) unstartable: Option<String>,
+    /// A NIC would not work.
+    pub(super) no_tap: Option<NoTap>,
     pub(super) mending: Mending,
-    /// When the session began.
-    pub(super) attached_at: Time,
     arbiter_watch: report::ArbiterWatch,
     pub(super) operator_wants_it: bool,
     pub(super) signals: Signals,
@@ -127,13 +139,18 @@ impl Node {
         let last_copy = LastCopy::open(&config.state_dir, config.vm)?;
         let nobody = Owner { node: this, instance: 0 };
         let machine = Config { owner: nobody, rehearse: !config.no_rehearsal, sabotage: None };
-        let machine = match last_copy.gone()? {
+        // Two things tell of a copy that was kept: the record, and the files.
+        let machine = match last_copy.gone()?.filter(|instance| claim.kept(*instance).is_none()) {
             Some(gone) => Standby::without_copy(machine, gone),
             None => Standby::new(machine),
         };
         let pool = SlabPool::new(FIRST_SLAB, usize::try_from(config.staging_bytes)?);
         let driver = StandbyDriver::new(machine, pool, spill_file(&config)?, WatchedClock(progress.clone()));
-        let gate = NicGate::new(report::nics(&config.nics), Options { mode: Mode::Closed, ..Options::default() })?;
+        let gate = NicGate::new(report::nics(&config.nics), Options { mode: Mode::Closed, ..Options::default() });
+        let gate = gate.map_err(|error| match error.is_prerequisite() {
+            true => ExitError::new(Code::Prerequisite, error),
+            false => ExitError::new(Code::Failed, error),
+        })?;
         Ok(Self {
             driver,
             gate,
@@ -159,17 +176,21 @@ impl Node {
             claim: Some(claim),
             last_copy,
             missed: None,
+            renounces: None,
+            unrenounced: None,
             listener: Listener::bind(config.listen, SessionOptions::default()).map_err(cannot_listen)?,
             callers: Callers::default(),
             control: Control::listen(&config.run_dir, config.vm, config.node, Side::Standby)?,
-            scrapes: Scrapes::serve(config.metrics)?,
+            scrapes: Scrapes::serve(config.metrics, IfTaken::Refuse)?,
             role: Role::Idle,
             suspected_at: None,
             swap: Swap::default(),
             checked_vm_at: clock.now(),
             revival: Revival::default(),
+            silent: None,
+            unstartable: None,
+            no_tap: None,
             mending: Mending::new(clock.now()),
-            attached_at: clock.now(),
             arbiter_watch: report::ArbiterWatch::default(),
             operator_wants_it: false,
             signals: Signals::catch()?,
@@ -186,7 +207,7 @@ impl Node {
         emit("started", json!({ "version": version, "arbiter": config.arbiter.to_string(), "beats": beats }));
         emit("waiting", json!({ "vm": config.vm, "listen": config.listen }));
         while self.driver.machine().role() != Role::Active {
-            if let Err(error) = self.turn() {
+            if let Err(error) = mishaps(|| self.turn()) {
                 return Err(self.save_image(error));
             }
             match (self.ending, self.last_words.take()) {
@@ -269,6 +290,7 @@ impl Node {
                 }
                 Answer::Cas(outcome) => {
                     emit("cas", self.swap.answered(self.clock.now(), &outcome));
+                    self.hear_renounced(&outcome);
                     self.driver.event(Event::Cas(outcome));
                 }
             }
@@ -389,7 +411,8 @@ impl Node {
     fn discarded(&mut self) {
         emit("discarded", report::with(json!({ "vm": self.config.vm }), standing(self)));
         (self.rehearsal, self.vm, self.beats, self.peer, self.registered) = (None, None, None, None, false);
-        self.revival = Revival::default();
+        self.unstartable = self.revival.unable().map(str::to_owned);
+        (self.revival, self.silent, self.no_tap) = (Revival::default(), None, None);
         self.mending.forget();
         self.watch.end();
     }
@@ -406,7 +429,10 @@ impl Node {
         let revoked_us = us(self.driver.figures().revoked_at.unwrap_or(decided));
         let silence_us = whole(silence);
         let takeover = Takeover { silence_us, revoked_us, won_us: us(won_at), running_us: us(self.clock.now()) };
-        let fields = json!({ "generation": generation, "epoch": epoch, "since_suspicion": takeover, "qemu": qemu });
+        let qmp = running::qmp_path(&self.config);
+        let fields =
+            json!({ "generation": generation, "epoch": epoch, "since_suspicion": takeover, "qemu": qemu, "qmp": qmp });
+        tracing::info!(qmp = %qmp.display(), "the VM runs here, unprotected: `afterimage protect --qmp` protects it again");
         emit("running", report::with(fields, standing(self)));
         (self.takeover, self.won) = (Some(takeover), Some(generation));
     }
@@ -481,5 +507,30 @@ impl Node {
                 );
             }
         }
+    }
+}
+
+/// A bug of ours must not cost the last copy: a panic is an error like any other, and what an error keeps is kept.
+fn mishaps(work: impl FnOnce() -> Result<()>) -> Result<()> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let words = panic.downcast_ref::<String>().map(String::as_str);
+        let words = words.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no words");
+        Err(ExitError::new(Code::Failed, format!("a bug ended this standby: {words}")).into())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit;
+
+    #[test]
+    fn a_panic_is_an_error() {
+        let panics: [fn() -> Result<()>; 2] = [|| panic!("in words"), || panic!("in {}", String::from("words"))];
+        for panic in panics {
+            let (code, text) = exit::explain(&mishaps(panic).unwrap_err());
+            assert!(code == Code::Failed && text.contains("a bug ended this standby: in words"), "{text}");
+        }
+        assert!(mishaps(|| Ok(())).is_ok());
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     clock::WatchedClock,
     config::StandbyConfig,
     events::emit,
-    files,
+    exit, files,
     keepalive::Watched,
     paths::{self, Answer, Route},
     qemu::profile::Profile,
@@ -87,7 +87,9 @@ impl Node {
     fn prepare(&mut self, offer: &Offer, theirs: &Profile) -> Result<Prepared> {
         let paths = &self.config.paths;
         let answer = Answer::prepare(paths, offer.local_addr, &offer.hello, offer.endpoint.as_ref())?;
-        let mut vm = WaitingVm::start(&self.config, theirs)?;
+        let started = WaitingVm::start(&self.config, theirs);
+        self.unstartable = started.as_ref().err().map(exit::words);
+        let mut vm = started?;
         let profile = vm.profile()?.to_json();
         let image = vm.image()?;
         if !vm.notes().is_empty() {
@@ -103,7 +105,7 @@ impl Node {
         self.vm = Some(vm);
         let theirs = offer.hello;
         let peer = offer.peer_addr;
-        let keepalive = paths::beats_at(offer.local_addr)?;
+        let keepalive = paths::beats_at(&self.config.paths, offer.local_addr, paths::End::Listener)?;
         let beat_port = if answer.has_udp() { keepalive.local_port()? } else { 0 };
         if answer.has_udp() {
             keepalive.connect(at_port(peer, theirs.beat_port))?;
@@ -120,7 +122,7 @@ impl Node {
         let session = (theirs.incarnation, theirs.beat_key);
         let watched = Watched { progress: self.progress.clone(), limit: self.config.stall_after };
         self.beats = Some(beats::start(keepalive.0, session, beats::STANDBY, wish, Some(watched))?);
-        (self.revival, self.attached_at) = (Revival::default(), self.clock.now());
+        (self.revival, self.silent, self.no_tap) = (Revival::default(), None, None);
         (self.registered, self.suspected_at, self.operator_wants_it) = (false, None, false);
         self.instance = hello.instance;
         self.primary = Some(Owner { node: theirs.node, instance: theirs.instance });

@@ -28,6 +28,8 @@ use std::{
 pub(super) struct Claim {
     path: PathBuf,
     file: File,
+    /// RAM images of this VM that were kept here.
+    kept: Vec<PathBuf>,
 }
 
 impl Claim {
@@ -38,12 +40,22 @@ impl Claim {
     pub(super) fn take(dir: &Path, vm: Name) -> Result<Self> {
         let path = dir.join(format!("afterimage-{vm}.lock"));
         let opened = files::open_locked(&path);
-        let Some(file) = opened.with_context(|| format!("lock file {}", path.display()))? else {
+        let Some(file) = opened.map_err(|error| cannot_use(dir, &error))? else {
             return Err(taken(dir, vm).into());
         };
-        let claim = Self { path, file };
-        remove_leftovers(dir, vm)?;
+        let mut claim = Self { path, file, kept: Vec::new() };
+        claim.kept = remove_leftovers(dir, vm)?;
         Ok(claim)
+    }
+
+    /// The image of this instance, if it was kept here. One that does not say which it is may be it.
+    pub(super) fn kept(&self, instance: u64) -> Option<&Path> {
+        let may_be = |ram: &&PathBuf| {
+            let about = fs::read(sidecar(ram)).unwrap_or_default();
+            let about: serde_json::Value = serde_json::from_slice(&about).unwrap_or_default();
+            about["instance"].as_u64().is_none_or(|found| found == instance)
+        };
+        self.kept.iter().find(may_be).map(PathBuf::as_path)
     }
 }
 
@@ -53,6 +65,13 @@ impl Drop for Claim {
     }
 }
 
+fn cannot_use(dir: &Path, error: &io::Error) -> ExitError {
+    let what = format!("RAM directory {}: {error}", dir.display());
+    let remedy =
+        "--ram-dir names a directory that is there, that this user may write to, and that has room for the VM's memory";
+    ExitError::new(Code::Prerequisite, what).remedy(remedy)
+}
+
 fn taken(dir: &Path, vm: Name) -> ExitError {
     let what = format!("another standby of {vm} uses {}", dir.display());
     let remedy = "a VM has one standby: stop the other one; if they are of two VMs, give this one another --vm; if they are of two \
@@ -60,8 +79,9 @@ fn taken(dir: &Path, vm: Name) -> ExitError {
     ExitError::new(Code::Prerequisite, what).remedy(remedy)
 }
 
-/// Removes RAM images whose process is gone, and says so; those that were kept are only told of.
-fn remove_leftovers(dir: &Path, vm: Name) -> Result<()> {
+/// Removes RAM images whose process is gone, and says so; those that were kept are only told of, and returned.
+fn remove_leftovers(dir: &Path, vm: Name) -> Result<Vec<PathBuf>> {
+    let mut kept = Vec::new();
     let what = || format!("RAM directory {}", dir.display());
     for entry in fs::read_dir(dir).with_context(what)? {
         let name = entry.with_context(what)?.file_name();
@@ -70,6 +90,7 @@ fn remove_leftovers(dir: &Path, vm: Name) -> Result<()> {
         if sidecar(&path).exists() {
             tracing::warn!(path = %path.display(), "an image of this VM was kept here; remove it when nobody needs it");
             emit("image-found", json!({ "path": path, "incarnation": incarnation }));
+            kept.push(path);
             continue;
         }
         match remove_leftover(&path) {
@@ -84,7 +105,7 @@ fn remove_leftovers(dir: &Path, vm: Name) -> Result<()> {
             }
         }
     }
-    Ok(())
+    Ok(kept)
 }
 
 /// How many bytes that freed; `None` while somebody uses it.

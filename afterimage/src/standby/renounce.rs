@@ -7,7 +7,7 @@ use super::node::Node;
 use crate::{arbiter::Ask, events::emit};
 use mc_core::{
     id::Generation,
-    register::{Mode, Owner, Register},
+    register::{CasOutcome, Mode, Owner, Register},
     standby::Role,
 };
 use serde_json::json;
@@ -20,8 +20,14 @@ impl Node {
             "the register names this standby, whose copy was lost with its memory: telling the arbiter that {owner} is alone"
         );
         emit("renouncing", json!({ "vm": self.config.vm, "expect": expect, "new": new }));
+        (self.renounces, self.unrenounced) = (Some(expect), None);
         self.swap.asked(self.clock.now());
         self.arbiter.ask(Ask::Cas { expect, new, contested: false });
+    }
+
+    /// What came of it, if that was asked for.
+    pub(super) fn hear_renounced(&mut self, outcome: &CasOutcome) {
+        self.unrenounced = self.renounces.take().filter(|asked| was_refused(*asked, outcome));
     }
 
     /// The register was read, and the machine has heard it.
@@ -29,7 +35,10 @@ impl Node {
         let machine = self.driver.machine();
         let names_us = |r: &&Register| matches!(r.mode, Mode::Protected { standby } if standby.node.id == self.this.id);
         let missed = held.filter(names_us).filter(|r| machine.role() == Role::Idle && !machine.is_named_in_vain(r));
-        let why = missed.map(|r| self.why_missed(&r.owner));
+        let why = missed.map(|r| match self.unrenounced == Some(r.generation) {
+            true => self.why_unrenounced(&r.owner),
+            false => self.why_missed(&r.owner),
+        });
         if why.is_some() && why != self.missed {
             let why = why.as_deref().unwrap_or_default();
             tracing::error!("{why}");
@@ -38,8 +47,19 @@ impl Node {
         self.missed = why;
     }
 
+    fn why_unrenounced(&self, owner: &Owner) -> String {
+        let (vm, spec, owner) = (self.config.vm, self.arbiter.spec(), owner.node.name);
+        format!(
+            "the register says that this node has a copy of {vm}, which {owner} may not go on without; that copy was lost with its \
+             memory, and the arbiter {spec} did not take this node's word for it: a witness of an older version does not know of that. \
+             Start a witness of this version there, over the same state, and then this standby again; or run `afterimage witness assign \
+             {vm} {owner}` on the witness's host"
+        )
+    }
+
     fn why_missed(&self, owner: &Owner) -> String {
-        let because = match self.last_copy.kept() {
+        let beside = self.claim.as_ref().and_then(|claim| claim.kept(self.last_copy.instance()?));
+        let because = match self.last_copy.kept().or(beside) {
             Some(ram) => format!("it was kept in {}", ram.display()),
             None => "nothing here proves that it is no more".to_owned(),
         };
@@ -49,5 +69,27 @@ impl Node {
              {because}. If nobody needs that copy: `afterimage witness assign {vm} {owner}`, on the witness's host",
             owner = owner.node.name
         )
+    }
+}
+
+/// Whether the arbiter kept the register as it was, although that is what was expected.
+fn was_refused(expected: Generation, outcome: &CasOutcome) -> bool {
+    matches!(outcome, CasOutcome::Lost(Some(held)) if held.generation == expected)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mc_core::id::{Name, NodeId};
+
+    #[test]
+    fn a_register_that_stays_as_it_is_was_not_renounced() {
+        let node = mc_core::id::Node { name: Name::new("a").unwrap(), id: NodeId([1; 16]) };
+        let held = Register { generation: Generation(3), owner: Owner { node, instance: 7 }, mode: Mode::Solo };
+        assert!(was_refused(Generation(3), &CasOutcome::Lost(Some(held))));
+        assert!(!was_refused(Generation(2), &CasOutcome::Lost(Some(held))), "somebody else was faster");
+        assert!(
+            !was_refused(Generation(2), &CasOutcome::Won(held)) && !was_refused(Generation(3), &CasOutcome::Lost(None))
+        );
     }
 }

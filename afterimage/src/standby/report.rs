@@ -10,6 +10,9 @@ use crate::{
 use mc_core::{gate::OutputGate, id::Time, standby::Role};
 use serde_json::json;
 
+const UNPROVEN: &str =
+    "the VM has changed, or cannot be protected as it is: `afterimage status` on the primary's host says which";
+
 pub(super) fn word(role: Role) -> &'static str {
     match role {
         Role::Idle => "idle",
@@ -82,7 +85,14 @@ pub(super) fn status(node: &Node) -> Status {
     if machine.role() != Role::Active {
         status.outputs = node.vm.iter().flat_map(|vm| vm.unheld()).map(|name| unheld(name)).collect();
     }
-    let now = node.clock.now();
+    let unproven = machine.role() == Role::Protecting && machine.is_unproven();
+    status.notes.extend(unproven.then(|| UNPROVEN.to_owned()));
+    let (now, staging) = (node.clock.now(), node.driver.pool_stats());
+    if node.rehearsal.is_some() && staging.used_bytes >= staging.cap_bytes {
+        status.notes.push(
+            "a rehearsal is under way, and staging is full: the primary waits for its end. A larger --staging lets it go on".into(),
+        );
+    }
     status.notes.extend(node.vm.iter().flat_map(|vm| vm.notes()).map(|note| format!("on QEMU's command line, {note}")));
     let unloadable = node.unloadable.as_ref();
     status

@@ -33,7 +33,7 @@ use crate::{
     inbox::{readable, wait},
     keeper::{self, Charge},
     live::Session,
-    metrics::{Scrapes, Snapshot},
+    metrics::{IfTaken, Scrapes, Snapshot},
     qemu::qmp::{Watched, find_instance},
     report,
     signals::Signals,
@@ -48,6 +48,7 @@ use mc_core::{
 use serde_json::json;
 use std::{
     os::{fd::AsFd, unix::net::UnixStream},
+    path::PathBuf,
     time::Duration,
 };
 use transport_tcp::session::{Listener, SessionOptions};
@@ -84,7 +85,7 @@ impl Desk {
             this,
             arbiter: ArbiterClient::spawn(&config.asks(this))?,
             control: Control::listen(&config.run_dir, config.vm, config.node, Side::Standby)?,
-            scrapes: Scrapes::serve(config.metrics)?,
+            scrapes: Scrapes::serve(config.metrics, IfTaken::TryAgain)?,
             listener: Listener::bind(config.listen, SessionOptions::default()).map_err(cannot_listen)?,
             signals: Signals::catch()?,
             config,
@@ -110,7 +111,7 @@ struct Running {
 
 /// The process of a QEMU at our control socket that is past its takeover; `None`: there is none, or it still waits.
 pub(super) fn find(config: &StandbyConfig) -> Result<Option<Watched>> {
-    let path = config.run_dir.join(config.vm.to_string()).join("standby.qmp");
+    let path = qmp_path(config);
     if UnixStream::connect(&path).is_err() {
         return Ok(None);
     }
@@ -124,6 +125,11 @@ pub(super) fn find(config: &StandbyConfig) -> Result<Option<Watched>> {
         Some((qmp, state)) if state != "inmigrate" => Ok(Some(Watched::new(qmp.peer_pid()?).with_context(asking)?)),
         _ => Ok(None),
     }
+}
+
+/// The control socket of the VM's QEMU.
+pub(super) fn qmp_path(config: &StandbyConfig) -> PathBuf {
+    config.run_dir.join(config.vm.to_string()).join("standby.qmp")
 }
 
 /// What is left to do once a node has taken its VM over.
@@ -326,14 +332,14 @@ impl Running {
             Ok(None) => {}
             Ok(Some(offer)) => {
                 let (vm, node, peer) = (offer.hello.vm, offer.hello.node, offer.peer_addr);
-                let qmp = self.desk.config.run_dir.join(self.desk.config.vm.to_string()).join("standby.qmp");
+                let qmp = qmp_path(&self.desk.config);
                 let why = format!(
                     "this node runs a VM that it took over, {}: protect that one (--qmp {}), or end it",
                     self.desk.config.vm,
                     qmp.display()
                 );
                 tracing::warn!(%vm, %node, %peer, why, "refused");
-                emit("refused", json!({ "peer": peer, "node": node, "why": why }));
+                emit("refused", json!({ "peer": peer, "primary": node, "why": why }));
                 if let Err(error) = offer.refuse(&why) {
                     tracing::debug!(%error, "the refusal was not heard");
                 }
@@ -383,7 +389,10 @@ impl Running {
         if let Some(gate) = self.network.gate() {
             report::fill_gate(&mut status, gate.stats(), gate);
         }
+        status.qmp = Some(qmp_path(&self.desk.config).display().to_string());
+        status.network = self.network.missing().map(str::to_owned);
         status.notes.extend(self.network.note());
+        status.notes.extend(self.desk.scrapes.as_ref().and_then(Scrapes::note));
         let stays = self.stays.as_ref();
         status.notes.extend(stays.map(|why| format!("a signal to end was refused: {why}. Another one is obeyed")));
         if !self.network.is_entitled() {

@@ -18,7 +18,6 @@ use super::{
 use crate::{
     events::emit,
     exit,
-    gate::TapPort,
     qemu::standby::{StandbyError, TakeoverTimes},
     report,
 };
@@ -50,6 +49,8 @@ pub(super) struct Pending {
     why: String,
     /// `None` while one is under way, and when there is no use in another.
     again_at: Option<Time>,
+    /// Since when one is under way.
+    tried_at: Time,
 }
 
 /// What a thread brings back.
@@ -78,13 +79,14 @@ impl Pending {
 
     /// For status.
     pub(super) fn note(&self, vm: &str, now: Time) -> Option<String> {
+        let tried = now.since(self.tried_at).as_secs();
         if self.failures == 0 {
-            return None;
+            return Some(format!("the takeover is being tried for {tried} s"));
         }
         let (times, why) = (self.failures, &self.why);
         let next = match self.again_at {
             Some(at) => format!("tried again in {} s", at.since(now).as_secs_f64().ceil()),
-            None if self.attempt.is_some() => "being tried again".to_owned(),
+            None if self.attempt.is_some() => format!("being tried again for {tried} s"),
             None => "not tried again".to_owned(),
         };
         Some(format!(
@@ -116,6 +118,7 @@ impl Node {
             failures: 0,
             why: String::new(),
             again_at: None,
+            tried_at: self.clock.now(),
         });
         self.call_export_off();
         self.attempt();
@@ -147,13 +150,16 @@ impl Node {
     }
 
     fn attempt(&mut self) {
+        if let Some(pending) = &mut self.pending {
+            pending.tried_at = self.clock.now();
+        }
         if let Err(error) = self.try_attempt() {
             self.failed(&error, true);
         }
     }
 
     fn try_attempt(&mut self) -> Result<()> {
-        self.mend_gate()?;
+        self.mend_gate();
         let mut lent = self.vm.as_mut().context("a waiting VM")?.lend()?;
         if lent.is_alive() {
             return self.feed(lent);
@@ -197,11 +203,12 @@ impl Node {
                 self.succeeded(times);
             }
             Ok(None) => {
-                // A QEMU waits: its NICs are ours to connect, and then it is fed.
+                // A QEMU waits: its NICs are ours to connect, and then it is fed. One that was killed, and is not gone, holds its ends.
                 if !lent.is_alive() {
                     self.give_back(lent);
                     return self.failed(&anyhow::anyhow!("the QEMU that was started has ended again"), true);
                 }
+                self.gate.hang_up();
                 let fed = match self.gate.connect(NIC_PATIENCE) {
                     Ok(()) => self.feed(lent),
                     Err(error) => {
@@ -227,6 +234,8 @@ impl Node {
             vm.runs();
         }
         self.claim = None;
+        // What was wrong with the QEMU that waited, or with its network, is another matter from now on.
+        (self.revival, self.silent, self.no_tap, self.unstartable) = Default::default();
         let ms = |d: Duration| d.as_secs_f64() * 1e3;
         let qemu = json!({ "sent_ms": ms(times.sent), "resumed_ms": ms(times.resumed) });
         self.took_over((pending.generation, pending.epoch), (pending.silence, pending.won_at), &qemu);
@@ -252,13 +261,43 @@ impl Node {
         emit("takeover-failed", fields);
     }
 
-    /// A TAP device that was deleted and made again is another one: the gate is joined to that.
-    fn mend_gate(&mut self) -> Result<()> {
-        for (index, nic) in self.config.nics.iter().enumerate() {
-            if self.gate.check_port(index).is_err() {
-                self.gate.replace_port(index, Box::new(TapPort::open(&nic.tap)?));
-            }
+    /// A NIC whose TAP device is missing costs that NIC, and not the takeover. It stays without, what the VM sends there is lost as on
+    /// a wire without a cable, and whoever has the network goes on trying.
+    ///
+    /// So it is, too, where all of them are missing. The register names this node: nobody else may run the VM, and a VM that
+    /// waits is as mute as one that runs. But one that runs does its other work, is reached at its console, and has its network as soon
+    /// as the device is there. Nothing of it is seen twice: what is not let out is dropped.
+    fn mend_gate(&mut self) {
+        if let Err(error) = self.gate.mend_ports(&report::nics(&self.config.nics)) {
+            let why = error.to_string();
+            tracing::error!(why, "the VM is taken over without this NIC");
+            self.mending.lost(self.clock.now(), why);
         }
-        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_tells_for_how_long_it_is_being_tried() {
+        let at = |s: u64| Time(s * 1_000_000_000);
+        let mut pending = Pending {
+            generation: Generation(3),
+            epoch: Epoch(7),
+            silence: Duration::ZERO,
+            won_at: at(1),
+            attempt: None,
+            failures: 0,
+            why: "no memory".into(),
+            again_at: None,
+            tried_at: at(1),
+        };
+        assert_eq!(pending.note("web", at(6)).unwrap(), "the takeover is being tried for 5 s");
+        pending.attempt = Some(Task::spawn("nothing", || panic!("on purpose")).unwrap());
+        (pending.failures, pending.tried_at) = (2, at(5));
+        let note = pending.note("web", at(6)).unwrap();
+        assert!(note.starts_with("the takeover failed 2 times, being tried again for 1 s: no memory"), "{note}");
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{ram_file::RamFile, state::VmState};
 use crate::{
-    config::StandbyConfig,
+    config::{StandbyConfig, size_text},
     qemu::{
         argv::quoted,
         blocks,
@@ -10,8 +10,8 @@ use crate::{
         profile::Profile,
         qmp::{Qmp, QmpError, Watched, instance_id, kill_instance},
         standby::{
-            DEADLINE, Rehearsal, RehearsalConfig, StandbyConfig as VmConfig, StandbyError, StandbyVm, TakeoverTimes,
-            stock_command,
+            DEADLINE, Look, Rehearsal, RehearsalConfig, StandbyConfig as VmConfig, StandbyError, StandbyVm,
+            TakeoverTimes, stock_command,
         },
     },
 };
@@ -31,14 +31,30 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// What QEMU says of a -m that is not the size of the image.
+const OTHER_SIZE: &str = "does not match the size of the memory backend";
+
+/// Whose VM has how much memory, in other words than QEMU's.
+fn explained(error: StandbyError, main_bytes: u64) -> anyhow::Error {
+    match &error {
+        StandbyError::Exited { stderr, .. } if stderr.contains(OTHER_SIZE) => anyhow::anyhow!(
+            "the primary's VM has {} of main memory, and the -m of this standby's QEMU command says another size: give both the same -m",
+            size_text(main_bytes)
+        ),
+        _ => error.into(),
+    }
+}
+
 /// For a QEMU that an earlier standby may have left behind to answer.
 const PREDECESSOR: Duration = Duration::from_secs(2);
 
 /// The waiting VM.
 #[derive(Debug)]
 pub(super) struct WaitingVm {
-    /// Gone only while a QEMU that died cannot be started again.
+    /// Gone only while a QEMU that died cannot be started again, or was put to rest.
     vm: Option<StandbyVm>,
+    /// It was put to rest, and has not died.
+    rests: bool,
     launch: VmConfig,
     /// Of the primary's VM; ours was found to match.
     profile: Profile,
@@ -59,10 +75,11 @@ impl WaitingVm {
         dismiss_predecessor(&run_dir)?;
         let ram = RamFile::create(&config.ram_dir, config.vm, main_ram.used_length)?;
         let launch = VmConfig { argv: config.qemu.clone(), run_dir, ram_file: ram.path().to_owned(), main_ram };
-        let vm = StandbyVm::launch(launch.clone())?;
+        let main = launch.main_ram.used_length;
+        let vm = StandbyVm::launch(launch.clone()).map_err(|error| explained(error, main))?;
         let notes = vm.notes().to_vec();
         let profile = theirs.clone();
-        let mut waiting = Self { vm: Some(vm), launch, profile, shared, notes, ram };
+        let mut waiting = Self { vm: Some(vm), rests: false, launch, profile, shared, notes, ram };
         let differences = theirs.mismatches(&waiting.profile()?);
         let what = "this standby's VM differs from the primary's";
         anyhow::ensure!(differences.is_empty(), "{what}: {}", differences.join("; "));
@@ -124,17 +141,27 @@ impl WaitingVm {
         self.vm.as_mut().is_some_and(StandbyVm::is_alive)
     }
 
-    /// A QEMU that died is started again over the same RAM file.
+    /// How QEMU is. Does not wait.
+    pub(super) fn look(&mut self) -> Look {
+        self.vm.as_mut().map_or(Look::Ended, StandbyVm::look)
+    }
+
+    /// Whether it was put to rest, and has not died.
+    pub(super) fn rests(&self) -> bool {
+        self.rests
+    }
+
+    /// A QEMU that died is started again over the same RAM file; one that does nothing is killed first.
     pub(super) fn restart(&mut self) -> Result<()> {
         self.ram.check()?;
         let vm = start_again(self.vm.take(), &self.launch)?;
-        self.vm = Some(vm);
+        (self.vm, self.rests) = (Some(vm), false);
         Ok(())
     }
 
     /// Its QEMU ends, its memory stays: [`WaitingVm::restart`] starts another.
     pub(super) fn rest(&mut self) {
-        self.vm = None;
+        (self.vm, self.rests) = (None, true);
     }
 
     /// What a takeover on a thread of its own needs; [`WaitingVm::give_back`] what comes of it.
@@ -184,13 +211,14 @@ impl WaitingVm {
 
     /// The image outlives this process: its RAM file, and beside it everything else of the VM, and how to run it. Returns the
     /// RAM file's path. The waiting QEMU ends with this value.
-    pub(super) fn keep(&mut self, node: Node, image: &Image, at: (Generation, Epoch)) -> Result<PathBuf> {
+    pub(super) fn keep(&mut self, copy: Owner, image: &Image, at: (Generation, Epoch)) -> Result<PathBuf> {
         let state = self.state(image);
         let (ram, beside) = (self.ram.path().to_owned(), self.ram.path().with_extension("state"));
         let load = format!("exec:cat {}", quoted(&beside.display().to_string()));
         let about = json!({
             "schema": 1,
-            "node": node,
+            "node": copy.node,
+            "instance": copy.instance,
             "generation": at.0,
             "epoch": at.1,
             "machine": self.profile.machine,
@@ -232,6 +260,7 @@ impl Lent {
     pub(super) fn take_over(&mut self, state: &VmState) -> Result<TakeoverTimes, StandbyError> {
         let gone = || StandbyError::io("feeding", Path::new("QEMU"), io::Error::other("there is none"));
         let vm = self.vm.as_mut().ok_or_else(gone)?;
+        vm.must_answer()?;
         state.fed(|feed| vm.take_over(feed))
     }
 }

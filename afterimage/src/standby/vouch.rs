@@ -13,6 +13,7 @@ use crate::{
     exit, identity,
     qemu::{blocks, profile::Profile},
     repeated::{Repeated, and_more},
+    report,
     room::Room,
 };
 use mc_core::{
@@ -111,7 +112,7 @@ impl Node {
     }
 
     /// What can be told without asking anybody, and without allocating more than the hello itself has.
-    fn screen(&self, offer: &Offer) -> Result<Profile, Refusal> {
+    fn screen(&mut self, offer: &Offer) -> Result<Profile, Refusal> {
         let role = self.driver.machine().role();
         let hello = &offer.hello;
         if !matches!(role, Role::Idle | Role::Lost) {
@@ -126,7 +127,9 @@ impl Node {
                 format!("this standby stands by for {}, not for {}", self.config.vm, hello.vm),
             );
         }
-
+        if let Err(error) = self.gate.mend_ports(&report::nics(&self.config.nics)) {
+            return refusal("network", format!("a NIC of the VM would not work on the standby's host: {error}"));
+        }
         if u64::from(hello.slab_size) * 2 > self.config.staging_bytes {
             let (slab, staging) = (hello.slab_size, self.config.staging_bytes);
             let why = format!(
@@ -206,7 +209,7 @@ impl Node {
         let Refusal { kind, why } = refusal;
         if let Some(more) = self.callers.refused.say(kind, Instant::now()) {
             tracing::warn!(%node, %peer, why, "refused{}", and_more(more));
-            emit("refused", json!({ "peer": peer, "node": node, "why": why, "more": more }));
+            emit("refused", json!({ "peer": peer, "primary": node, "why": why, "more": more }));
         }
     }
 

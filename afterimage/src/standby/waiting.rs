@@ -1,10 +1,14 @@
 //! The QEMU that waits is looked after: one that died is started again, and a host that cannot do that says so, to its operator and
-//! to the primary. Its NICs come back, too.
+//! to the primary. One that is there and does nothing is as good as dead. Its NICs come back, too.
 
 use super::node::{NIC_PATIENCE, Node, VM_CHECK};
-use crate::{events::emit, exit, report};
+use crate::{events::emit, exit, qemu::standby::Look, report};
 use anyhow::Result;
-use mc_core::{register::Owner, standby::Role};
+use mc_core::{
+    id::{Epoch, Time},
+    register::Owner,
+    standby::Role,
+};
 use serde_json::json;
 use std::time::Duration;
 
@@ -15,6 +19,18 @@ const QEMU_START: Duration = Duration::from_secs(10);
 const NO_COMMIT: Duration = Duration::from_secs(5);
 const TIMES: u32 = 10;
 
+/// A TAP device that is missing for so long is not being made again at this moment.
+const NO_TAP: Duration = Duration::from_secs(2);
+
+/// A TAP device is missing.
+#[derive(Debug)]
+pub(super) struct NoTap {
+    why: String,
+    since: Time,
+    /// The primary was told.
+    told: bool,
+}
+
 impl Node {
     /// A waiting QEMU that died is started again.
     pub(super) fn look_after_vm(&mut self) {
@@ -23,18 +39,39 @@ impl Node {
             return;
         }
         self.checked_vm_at = now;
+        self.look_after_taps(now);
         let Some(vm) = &mut self.vm else { return };
-        if vm.is_alive() {
-            return self.mend_nics();
-        }
+        let rests = vm.rests();
+        let silent = match vm.look() {
+            Look::Waits => {
+                self.silent = None;
+                return self.mend_nics();
+            }
+            // It may be let go on in a moment.
+            Look::Stopped(why) => return self.tell_silent(why),
+            Look::Silent(why) => {
+                self.tell_silent(why);
+                self.silent.as_ref()
+            }
+            Look::Ended => None,
+        };
         let (due, news) = self.revival.found_dead(now);
-        if news {
-            tracing::warn!("the waiting QEMU died; starting it again over the same RAM file");
-            emit("waiting-qemu-died", json!({}));
+        if news && !rests {
+            tracing::warn!(why = silent, "the waiting QEMU died; starting it again over the same RAM file");
+            emit("waiting-qemu-died", json!({ "why": silent }));
         }
         if due {
             self.revive();
         }
+    }
+
+    /// It is there, and does nothing: it would not take the VM.
+    fn tell_silent(&mut self, why: String) {
+        if self.silent.is_none() {
+            tracing::warn!("the QEMU that waits here {why}");
+            emit("waiting-qemu-silent", json!({ "why": why }));
+        }
+        self.silent = Some(why);
     }
 
     fn revive(&mut self) {
@@ -49,7 +86,10 @@ impl Node {
                     emit("waiting-qemu-starts", json!({}));
                 }
                 self.revival.succeeded(now);
+                self.silent = None;
                 self.driver.set_owner(owner);
+                // One that was killed, and is not gone, holds its ends still.
+                self.gate.hang_up();
                 if let Err(error) = self.gate.connect(NIC_PATIENCE) {
                     self.mending.lost(now, error.to_string());
                 }
@@ -73,6 +113,25 @@ impl Node {
         vm.owner(this)
     }
 
+    /// A VM that is taken over without its TAP device is mute. So this host counts as one that cannot run it while one is missing: that
+    /// is said at once, and to the primary unless the device is back in a moment.
+    fn look_after_taps(&mut self, now: Time) {
+        let Err(error) = self.gate.mend_ports(&report::nics(&self.config.nics)) else {
+            if self.no_tap.take().is_some() && self.vm.is_none() {
+                self.mending.forget();
+            }
+            return;
+        };
+        let (since, told) = self.no_tap.as_ref().map_or((now, false), |missing| (missing.since, missing.told));
+        let why = format!("a NIC of the VM would not work on this host: {error}");
+        let tells = !told && now.since(since) >= NO_TAP;
+        if tells {
+            self.driver.unable(format!("a NIC of the VM would not work there: {error}"));
+        }
+        self.mending.lost(now, error.to_string());
+        self.no_tap = Some(NoTap { why, since, told: told || tells });
+    }
+
     /// NICs of a QEMU that waits; one that is gone has none.
     fn mend_nics(&mut self) {
         let Some(pid) = self.vm.as_mut().and_then(|vm| vm.pid()) else { return };
@@ -83,8 +142,15 @@ impl Node {
 
     /// The gate could not be polled.
     pub(super) fn gate_failed(&mut self, why: String) {
+        let now = self.clock.now();
+        if self.pending.is_none() {
+            self.look_after_taps(now);
+        }
+        if self.no_tap.is_some() {
+            return;
+        }
         if self.vm.as_mut().is_some_and(|vm| vm.is_alive()) && self.pending.is_none() {
-            self.mending.lost(self.clock.now(), why);
+            self.mending.lost(now, why);
         } else {
             tracing::debug!(why, "gate");
         }
@@ -93,17 +159,42 @@ impl Node {
     /// Why this side does not do its work, in words.
     pub(super) fn stalled(&self) -> Option<String> {
         let unable = self.revival.unable().map(|why| format!("the QEMU that waits here does not start: {why}"));
-        unable.or_else(|| self.uncommitted())
+        let silent = self.silent.as_ref().map(|why| format!("the QEMU that waits here {why}"));
+        let no_tap = self.no_tap.as_ref().map(|missing| missing.why.clone());
+        let unstartable = self
+            .unstartable
+            .as_ref()
+            .map(|why| format!("the VM's QEMU did not come to wait here when it was tried last: {why}"));
+        unable.or(silent).or(no_tap).or(unstartable).or_else(|| self.uncommitted())
     }
 
     fn uncommitted(&self) -> Option<String> {
         let machine = self.driver.machine();
-        let last = self.driver.figures().last_commit_at.filter(|_| machine.role() == Role::Protecting)?;
+        let figures = self.driver.figures();
+        let last = figures.last_commit_at.filter(|_| machine.role() == Role::Protecting)?;
         let since = self.clock.now().since(last);
-        let epochs = u32::try_from(machine.committed().1.0).unwrap_or(u32::MAX).max(1);
-        let limit = NO_COMMIT.max(last.since(self.attached_at) / epochs * TIMES);
+        let limit = limit(last.since(figures.synced_at?), machine.committed().1);
         (since >= limit).then(|| {
             format!("the primary has committed nothing for {} s: see whether its VM and its QEMU run", since.as_secs())
         })
+    }
+}
+
+/// From the commit of the full synchronisation, which may take any time, to that of the newest epoch it was so long: how long none may be
+/// committed.
+fn limit(all: Duration, newest: Epoch) -> Duration {
+    let epochs = u32::try_from(newest.0 - Epoch::FULL_SYNC.0).unwrap_or(u32::MAX).max(1);
+    NO_COMMIT.max(all / epochs * TIMES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn epochs_that_do_not_come_are_missed_by_how_long_they_used_to_take() {
+        let limit = |ms, newest| limit(Duration::from_millis(ms), Epoch(newest)).as_secs();
+        assert_eq!((limit(0, 1), limit(20, 2), limit(2000, 101)), (5, 5, 5), "short ones");
+        assert_eq!((limit(1000, 2), limit(100_000, 101)), (10, 10), "of a second each");
     }
 }

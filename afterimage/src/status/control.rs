@@ -81,6 +81,23 @@ pub enum Request {
 }
 
 impl Request {
+    /// The command that asks this.
+    #[must_use]
+    pub(crate) fn word(&self) -> &'static str {
+        match self {
+            Self::Takeover => "takeover",
+            Self::Solo => "solo",
+            Self::Unprotect => "unprotect",
+            Self::Protect => "reprotect",
+            Self::Export { .. } => "image export",
+            Self::Set(_) => "set",
+            Self::Keepalive => "keepalive show",
+            Self::KeepaliveSet(_) => "keepalive set",
+            Self::Measured => "keepalive probe",
+            Self::Status | Self::Witness(_) | Self::Handover | Self::MakeWay => "status",
+        }
+    }
+
     /// Whether it decides about a role: such a word belongs into the journal. (Changes of settings have events of their own.)
     #[must_use]
     pub fn decides(&self) -> bool {

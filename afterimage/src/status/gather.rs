@@ -55,18 +55,17 @@ pub(crate) fn ask_all(paths: &[PathBuf], request: &Request) -> Vec<Asked> {
 }
 
 fn no_answer(path: &Path, error: &ControlError) -> NoAnswer {
-    let kind = match error {
-        ControlError::Io { source, .. } => Some(source.kind()),
-        _ => None,
-    };
-    match kind {
-        Some(io::ErrorKind::ConnectionRefused) => {
-            let remedy = format!("start it again, or remove {} if it is not to come back", path.display());
-            NoAnswer { role: GONE, why: format!("its process has ended, and left its socket; {remedy}") }
-        }
-        Some(io::ErrorKind::NotFound) => NoAnswer { role: GONE, why: "its process has ended".to_owned() },
-        Some(io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => mute(path),
-        _ => NoAnswer { role: MUTE, why: error.to_string() },
+    match error {
+        ControlError::Io { source, .. } => match source.kind() {
+            io::ErrorKind::ConnectionRefused => {
+                let remedy = format!("start it again, or remove {} if it is not to come back", path.display());
+                NoAnswer { role: GONE, why: format!("its process has ended, and left its socket; {remedy}") }
+            }
+            io::ErrorKind::NotFound => NoAnswer { role: GONE, why: "its process has ended".to_owned() },
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => mute(path),
+            _ => NoAnswer { role: MUTE, why: error.to_string() },
+        },
+        ControlError::Busy { .. } | ControlError::Answer { .. } => NoAnswer { role: MUTE, why: error.to_string() },
     }
 }
 

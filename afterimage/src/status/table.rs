@@ -6,10 +6,26 @@ use super::{
     text::{bytes, micros},
 };
 
-const HEAD: [&str; 11] =
-    ["VM", "SIDE", "ROLE", "PROTECTED", "PEER", "OVER", "GEN", "EPOCH", "PAUSE", "HELD", "ARBITER"];
+const COLUMNS: usize = 12;
+const HEAD: [&str; COLUMNS] =
+    ["VM", "SIDE", "ROLE", "PROTECTED", "TROUBLE", "PEER", "OVER", "GEN", "EPOCH", "PAUSE", "HELD", "ARBITER"];
 
-fn row(s: &Status) -> [String; 11] {
+/// What is wrong here, in a word each; `status --vm` has the rest.
+fn trouble(s: &Status) -> String {
+    let stalled = s.stalled.as_ref().map(|_| "stalled");
+    let network = s.network.as_ref().map(|_| "network");
+    stalled.into_iter().chain(network).collect::<Vec<_>>().join(", ")
+}
+
+fn arbiter(s: &Status) -> &'static str {
+    match (s.arbiter.reachable, &s.arbiter.failover_impossible) {
+        (false, _) => "UNREACHABLE",
+        (true, Some(_)) => "NO FAILOVER",
+        (true, None) => "ok",
+    }
+}
+
+fn row(s: &Status) -> [String; COLUMNS] {
     // A process that does not answer has nothing to say but why.
     let there = s.is_told();
     let or_dash = |text: String, known: bool| if known && !text.is_empty() { text } else { "-".to_owned() };
@@ -25,19 +41,20 @@ fn row(s: &Status) -> [String; 11] {
             (true, unheld) => format!("yes, {unheld} unheld"),
             (false, _) => "NO".to_owned(),
         },
+        or_dash(trouble(s), there),
         or_dash(peer, there),
         or_dash(over, there),
         or_dash(s.generation.to_string(), there),
         or_dash(s.epoch.to_string(), there),
         or_dash(micros(s.pause_us.p50), s.pause_us.count > 0),
         or_dash(bytes(s.held_bytes), there && s.side == "primary"),
-        or_dash(if s.arbiter.reachable { "ok" } else { "UNREACHABLE" }.to_owned(), there && s.side != "keeper"),
+        or_dash(arbiter(s).to_owned(), there && s.side != "keeper"),
     ]
 }
 
 /// The table, ending in a newline.
 pub(super) fn render(statuses: &[Status]) -> String {
-    let rows: Vec<[String; 11]> = [HEAD.map(str::to_owned)].into_iter().chain(statuses.iter().map(row)).collect();
+    let rows: Vec<[String; COLUMNS]> = [HEAD.map(str::to_owned)].into_iter().chain(statuses.iter().map(row)).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let mut out = String::new();
     for row in &rows {
@@ -68,25 +85,34 @@ mod tests {
         (web.transport, web.keepalive) = ("tcp (fell back from RDMA: x; 1 times)".into(), "both".into());
         let mut gone = status("a-longer-name", "standby", "gone");
         gone.notes = vec!["its process has ended".into()];
-        let keeper = status("db", "keeper", "keeping");
+        let mut keeper = status("db", "keeper", "keeping");
+        keeper.network = Some("tap0 is gone".into());
         let text = render(&[web, gone, keeper]);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[4..], ["a-longer-name standby: gone: its process has ended"]);
         assert_eq!(
             lines[0],
-            "VM             SIDE     ROLE       PROTECTED  PEER    OVER       GEN  EPOCH  PAUSE  HELD  ARBITER"
+            "VM             SIDE     ROLE       PROTECTED  TROUBLE  PEER    OVER       GEN  EPOCH  PAUSE  HELD  ARBITER"
         );
         assert_eq!(
             lines[1],
-            "web            primary  protected  yes        host-b  tcp, both  0    0      -      0 B   ok"
+            "web            primary  protected  yes        -        host-b  tcp, both  0    0      -      0 B   ok"
         );
         assert_eq!(
             lines[2],
-            "a-longer-name  standby  gone       NO         -       -          -    -      -      -     -"
+            "a-longer-name  standby  gone       NO         -        -       -          -    -      -      -     -"
         );
         assert_eq!(
             lines[3],
-            "db             keeper   keeping    NO         -       -          0    0      -      -     -"
+            "db             keeper   keeping    NO         network  -       -          0    0      -      -     -"
         );
+    }
+    #[test]
+    fn a_vm_that_stands_still_is_told_apart_from_one_that_is_well() {
+        let mut web = Status { vm: "web".into(), role: "protected".into(), protected: true, ..Status::default() };
+        (web.stalled, web.network) = (Some("QEMU is stopped".into()), Some("tap0 is gone".into()));
+        (web.arbiter.reachable, web.arbiter.failover_impossible) = (true, Some("its disk is full".into()));
+        let text = render(&[web]);
+        assert!(text.contains("stalled, network") && text.contains("NO FAILOVER"), "{text}");
     }
 }

@@ -114,6 +114,9 @@ fn pair(out: &mut Lines, s: &Status) {
         let at = format!("{}, GID {} ({}), queue pair {:#x}", r.device, r.gid_index, r.gid, r.queue_pair);
         out.line("RDMA", format!("{at}, timeout {}, retry {}", r.timeout, r.retry));
     }
+    if let Some(qmp) = &s.qmp {
+        out.line("QMP", format!("{qmp} (for `afterimage protect --qmp`)"));
+    }
     out.line("generation", s.generation);
     let age = s
         .last_ack_age_ms

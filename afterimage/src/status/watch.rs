@@ -3,7 +3,7 @@
 //! | stdout is | then |
 //! |---|---|
 //! | a terminal | it is redrawn: one VM in full, several in a table |
-//! | none | a line for each change: of role, protection, peer, transport, generation, the arbiter |
+//! | none | a line for each change: of role, protection, trouble, peer, transport, generation, the arbiter |
 //! | none or one, with `--json` | an object on a line per VM and interval |
 //!
 //! A process that goes away is shown as `gone` until it, or a successor, is back; one that is stopped as one that `does not
@@ -95,6 +95,9 @@ fn line(s: &Status) -> String {
     }
     line.push_str(if s.protected { ", protected" } else { ", NOT PROTECTED" });
     line.push_str(&format!(", generation {}", s.generation));
+    for (word, why) in [("STALLED", &s.stalled), ("NETWORK", &s.network)] {
+        line.extend(why.iter().map(|why| format!(", {word}: {why}")));
+    }
     if !s.peer.is_empty() && !s.transport.is_empty() {
         line.push_str(&format!(", {} over {}", s.peer, s.transport));
     }
@@ -121,6 +124,8 @@ mod tests {
         assert_eq!(watch.changes(std::slice::from_ref(&status)), "", "figures are no change");
         (status.role, status.protected) = ("protected".into(), true);
         assert!(watch.changes(std::slice::from_ref(&status)).contains("protected, protected"));
+        status.network = Some("tap0 is gone".into());
+        assert!(watch.changes(std::slice::from_ref(&status)).contains(", NETWORK: tap0 is gone"));
         status.arbiter.reachable = false;
         assert!(watch.changes(std::slice::from_ref(&status)).contains("UNREACHABLE"));
         (status.role, status.notes) = ("gone".into(), vec!["connection refused".into()]);

@@ -79,7 +79,7 @@ impl Facts {
 }
 
 /// The name of a node, or of the node of a copy.
-fn named(of: &Value) -> Option<&str> {
+pub(super) fn named(of: &Value) -> Option<&str> {
     let node = of.get("node").unwrap_or(of);
     node.get("name").unwrap_or(node).as_str()
 }

@@ -47,6 +47,8 @@ pub enum Kind {
     VmGone,
     /// A primary was turned away, or no session came about.
     Refused,
+    /// An operator's order was refused: nothing was changed.
+    OrderRefused,
     /// No outcome yet, or none was written.
     Open,
 }
@@ -89,7 +91,7 @@ fn is_trigger(entry: &Entry) -> bool {
         | "waiting-qemu-fails"
         | "fenced"
         | "supervisor-died" => true,
-        "operator" => !is_handover(entry),
+        "operator" | "operator-refused" => !is_handover(entry),
         "asking" => entry.fields.get("contested") == Some(&true.into()),
         _ => false,
     }
@@ -174,6 +176,7 @@ impl Incident {
             () if has("asking") || has("suspect") => Kind::Open,
             () if has("arbiter-unreachable") => Kind::ArbiterLost,
             () if has("arbiter-fault") => Kind::ArbiterFault,
+            () if self.is_order() && has("operator-refused") => Kind::OrderRefused,
             () if has("no-session") || (has("refused") && self.side == "standby") => Kind::Refused,
             () => Kind::Open,
         }
@@ -187,8 +190,14 @@ impl Incident {
             "arbiter-reachable" => self.kind() == Kind::ArbiterLost,
             "arbiter-mended" => self.kind() == Kind::ArbiterFault,
             "refused" => self.side == "standby",
+            "operator-refused" => self.is_order(),
             _ => false,
         }
+    }
+
+    /// Whether nothing happened but that an operator said something.
+    fn is_order(&self) -> bool {
+        self.entries.iter().all(|e| matches!(e.event.as_str(), "operator" | "operator-refused"))
     }
 }
 
@@ -202,6 +211,7 @@ pub fn incidents(vm: &str, side: &str, entries: Vec<Entry>) -> Vec<Incident> {
         let over = open.as_ref().is_some_and(|incident| {
             let settled = incident.outcome_ms.is_some();
             is_beginning(&entry)
+                || incident.kind() == Kind::OrderRefused && settled
                 || settled && (entry.after_ms(incident.last()) > AFTERMATH_MS || starts_another(incident, &entry))
         });
         if over {
@@ -230,13 +240,18 @@ fn starts_another(incident: &Incident, entry: &Entry) -> bool {
     is_trigger(entry) && !(echo && entry.after_ms(incident.last()) < 1_000.0)
 }
 
+/// Which host wrote it. Journals of older versions name the caller there when they refused one.
+fn host(entry: &Entry) -> Option<&str> {
+    entry.text("node").filter(|_| entry.event != "refused" || entry.fields.contains_key("primary"))
+}
+
 fn begin(vm: &str, side: &str, trigger: &Entry, before: &[Entry]) -> Incident {
     let mut before = before.to_vec();
     let decided_late = matches!(trigger.event.as_str(), "suspect" | "link-lost" | "asking");
     let led_to_it = |e: &Entry| decided_late && e.event == "stalled" && trigger.after_ms(e) < PRELUDE_MS;
     let mut entries: Vec<Entry> = before.iter().filter(|e| led_to_it(e)).cloned().collect();
     before.retain(|e| !led_to_it(e));
-    let node = trigger.text("node").unwrap_or("?").to_owned();
+    let node = host(trigger).or_else(|| before.iter().rev().find_map(host)).unwrap_or("an unknown host").to_owned();
     entries.push(trigger.clone());
     let mut incident = Incident { vm: vm.to_owned(), side: side.to_owned(), node, entries, before, outcome_ms: None };
     if incident.is_settled_by(trigger) {

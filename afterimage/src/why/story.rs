@@ -1,7 +1,7 @@
 //! Facts in sentences.
 
 use super::{
-    facts::Facts,
+    facts::{self, Facts},
     incident::{Incident, Kind},
 };
 use crate::repeated::and_more;
@@ -23,6 +23,7 @@ pub(super) fn headline(kind: Kind) -> &'static str {
         Kind::KeptNetwork => "kept the VM's network",
         Kind::VmGone => "the VM ended",
         Kind::Refused => "no session came about",
+        Kind::OrderRefused => "an operator's order was refused; nothing was changed",
         Kind::Open => "no outcome is written",
     }
 }
@@ -81,16 +82,20 @@ fn cause(incident: &Incident) -> Vec<String> {
                 let asked = entry.fields.get("request").and_then(|r| r["command"].as_str()).unwrap_or("something");
                 Some(format!("An operator asked for `{asked}`."))
             }
+            "operator-refused" => Some(format!("It was refused: {why}.")),
             "refused" if incident.side == "primary" => Some(format!("The standby refused a checkpoint: {why}.")),
             "refused" => {
-                let node = entry.text("node").unwrap_or("somebody");
+                let caller = entry.fields.get("primary").or_else(|| entry.fields.get("node"));
+                let node = caller.and_then(facts::named).unwrap_or("somebody");
                 let more = entry.fields.get("more").and_then(Value::as_u64).unwrap_or(0);
                 Some(format!("{node} wanted to be protected, and was turned away: {why}{}.", and_more(more)))
             }
             "gave-up" => Some(format!("Protection was given up: {why}.")),
             "epoch-refused" => Some(format!("A checkpoint was refused: {why}.")),
             "source-broken" => Some(format!("QEMU's checkpoint stream broke: {why}.")),
-            "vm-gone" if entry.fields.get("orderly") == Some(&true.into()) => Some("The guest shut down.".to_owned()),
+            "vm-gone" if entry.fields.get("orderly") == Some(&true.into()) => {
+                Some("The VM was shut down: by its guest, or because its QEMU was told to end.".to_owned())
+            }
             "vm-gone" => Some("The VM's QEMU died.".to_owned()),
             "fell-back" => {
                 Some(format!("RDMA failed while the other host lived: {why}. Checkpoints go over TCP; none was lost."))

@@ -165,7 +165,7 @@ fn incidents_are_told_apart_and_the_last_or_newest_chosen() {
     events.push(json!({ "event": "fell-back", "at_ms": 400.0, "why": "retries exceeded" }));
     events.extend(takeover(1000.0));
     events.push(json!({ "event": "started", "at_ms": 2000.0 }));
-    events.push(json!({ "event": "refused", "at_ms": 9000.0, "node": "host-c", "why": "slabs too large" }));
+    events.push(json!({ "event": "refused", "at_ms": 9000.0, "primary": "host-c", "why": "slabs too large" }));
     events.push(suspect(20_000.0));
     journal(dir.path(), "standby", &events);
     let report = told(dir.path());
@@ -313,4 +313,52 @@ fn a_directory_without_journals_and_a_wrong_time_say_what_to_do() {
     assert_eq!(since("1970-01-02 00:00:00", now).unwrap(), 86_400_000.0);
     let error = since("yesterday", now).unwrap_err();
     assert!(error.remedy.unwrap().contains("3d"));
+}
+
+#[test]
+fn a_refused_order_is_told_by_itself_and_begins_no_other_story() {
+    let dir = tempfile::tempdir().unwrap();
+    let order = json!({ "command": "unprotect" });
+    let mut events = vec![
+        syncing(),
+        json!({ "event": "operator", "at_ms": 100.0, "request": order, "role": "protected" }),
+        json!({ "event": "operator-refused", "at_ms": 101.0, "request": order, "why": "the arbiter does not answer" }),
+    ];
+    events.extend(takeover(900.0));
+    journal(dir.path(), "standby", &events);
+    let report = told(dir.path());
+    let kinds: Vec<Kind> = report.incidents.iter().map(|t| t.kind).collect();
+    assert_eq!(kinds, [Kind::OrderRefused, Kind::TookOver]);
+    let story = report.incidents[0].story.join(" ");
+    assert!(story.contains("asked for `unprotect`. It was refused: the arbiter does not answer."), "{story}");
+    assert!(!report.incidents[1].story.join(" ").contains("unprotect"), "{:?}", report.incidents[1].story);
+    // An order that was obeyed is a part of what came of it.
+    let obeyed = json!({ "event": "operator", "at_ms": 100.0, "request": { "command": "takeover" } });
+    let events: Vec<Value> = [syncing(), obeyed].into_iter().chain(takeover(200.0)).collect();
+    journal(dir.path(), "standby", &events);
+    assert_eq!(told(dir.path()).incidents.len(), 1);
+}
+
+#[test]
+fn a_heading_names_this_host_and_not_who_was_refused() {
+    let whole = json!({ "name": "host-a", "id": "0a" });
+    for (field, caller) in
+        [("primary", json!("host-a")), ("primary", whole.clone()), ("node", whole), ("node", json!("host-a"))]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let refused =
+            crate::report::with(json!({ "event": "refused", "at_ms": 5.0, "why": "busy" }), json!({ field: caller }));
+        journal(dir.path(), "standby", &[json!({ "event": "started", "at_ms": 1.0 }), refused]);
+        let text = render(&told(dir.path()));
+        assert!(text.contains("web on host-b (standby): no session"), "{text}");
+        assert!(text.contains("host-a wanted to be protected"), "{text}");
+    }
+}
+
+#[test]
+fn an_orderly_end_is_not_said_to_be_the_guests() {
+    let dir = tempfile::tempdir().unwrap();
+    journal(dir.path(), "primary", &[json!({ "event": "vm-gone", "at_ms": 5.0, "orderly": true })]);
+    let text = render(&told(dir.path()));
+    assert!(text.contains("The VM was shut down: by its guest, or because its QEMU was told to end."), "{text}");
 }

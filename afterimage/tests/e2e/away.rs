@@ -1,8 +1,9 @@
 //! The arbiter is away: what needs it is refused, or waits without holding output that was free.
 
 use crate::{
+    net::{self, Client, Network, device, nic},
     proc::{Proc, signal, until},
-    world::{VM, World, free_addr},
+    world::{StandbyOptions, VM, World, free_addr, words},
 };
 use rustix::process::Signal;
 
@@ -11,7 +12,7 @@ fn acked(world: &World) -> u64 {
 }
 
 /// Epochs are committed, so output is released.
-fn output_flows(world: &World) {
+pub(crate) fn output_flows(world: &World) {
     let then = acked(world);
     until("epochs are committed", || (acked(world) > then + 5).then_some(()));
 }
@@ -30,7 +31,7 @@ fn refuses(world: &World, line: &str) {
 fn protection_is_not_ended_while_the_arbiter_is_away() {
     let Some((world, mut witness)) = World::with_witness() else { return };
     let (vm, mut protect, mut standby) = world.pair();
-    let (unprotect, solo) = (format!("unprotect --vm {VM}"), format!("solo --vm {VM} --yes-the-other-side-is-stopped"));
+    let (unprotect, solo) = (format!("unprotect --vm {VM}"), format!("solo --vm {VM} --although-it-beats b"));
     // Hung, and not known to be yet.
     signal(witness.pid(), Signal::STOP);
     refuses(&world, &unprotect);
@@ -75,6 +76,31 @@ fn waits(world: &World, protect: &mut Proc) {
     assert_eq!(world.run("a", &format!("status --vm {VM}")).0, 3);
     let (code, _, stderr) = world.run("a", &format!("unprotect --vm {VM}"));
     assert!(code == 1 && stderr.contains("whose the VM is"), "{code} {stderr}");
+}
+
+/// It hangs after the standby has begun, and before it is told of it: beats are so slow that this takes seconds.
+#[test]
+fn a_witness_that_hangs_while_protection_is_asked_for_mutes_nobody() {
+    let Some(_network) = Network::enter(&["a", "b"]) else { return };
+    let Some((world, witness)) = World::with_witness() else { return };
+    let vm = net::vm(&world, "a");
+    let slow = "--beat-interval 1s --detect-multiplier 4";
+    let mut qemu = world.standby_qemu("b", None);
+    qemu.extend(device(world.dir.path(), "b"));
+    let flags = words(&format!("{slow} --nic {}", nic(world.dir.path(), "b")));
+    let mut standby = world.standby_with("b", &StandbyOptions { qemu: Some(qemu), flags, ..StandbyOptions::default() });
+    let flags = format!("{slow} --nic {}", nic(world.dir.path(), "a"));
+    let mut protect = world.protect("a", "a", &vm.qmp, standby.addr, &flags);
+    standby.proc.wait_event("syncing");
+    signal(witness.pid(), Signal::STOP);
+    assert_eq!(protect.count("asking"), 0, "{}", protect.said());
+    protect.wait_event("asking");
+    let mut client = Client::new();
+    client.is_served(20);
+    assert_eq!(protect.count("protected"), 0, "{}", protect.said());
+    signal(witness.pid(), Signal::CONT);
+    protect.wait_event("protected");
+    client.is_served(5);
 }
 
 /// After a power cut everything boots at once.

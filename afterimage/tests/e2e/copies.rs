@@ -1,6 +1,7 @@
 //! Copies of one VM, on two hosts or on one: whose it is, is a copy's and not a host's.
 
 use crate::{
+    net::{self, Network},
     proc::{LONG, is_alive, kill, signal, until},
     takeover::fragile,
     world::{VM, World, free_addr, kill_host},
@@ -14,9 +15,10 @@ use mc_core::{
     register::{CasOutcome, Mode, Owner, Register},
 };
 use rustix::process::Signal;
+use std::path::Path;
 
-/// All of a host's processes are frozen, and its VM is taken over. The host stands by again, and takes the VM over when its owner
-/// dies; then the old processes go on.
+/// All of a host's processes are frozen, and its VM is taken over. The host stands by again, and takes the VM over when
+/// its owner dies; then the old processes go on.
 #[test]
 fn an_old_copy_is_fenced_by_a_later_one_of_its_own_host() {
     let Some((world, _witness)) = World::with_witness() else { return };
@@ -54,9 +56,7 @@ fn an_old_copy_is_fenced_by_a_later_one_of_its_own_host() {
 #[test]
 fn a_second_vm_of_the_name_does_not_end_the_first() {
     let Some((world, _witness)) = World::with_witness() else { return };
-    let mut vm = world.vm("vm", &[]);
-    let mut first = world.protect("a", "first", &vm.qmp, free_addr(), "");
-    first.wait_event("no-session");
+    let (mut vm, mut first) = world.alone();
     let held = world.register();
     let other = world.vm("other", &[]);
     let flags = format!("--run-dir {}", world.path("elsewhere").display());
@@ -97,18 +97,26 @@ fn a_takeover_is_given_up_when_the_vm_is_given_to_another_node() {
     let mut assign = World::program();
     assign.args(["witness", "assign", VM, "a", "--yes-the-others-are-stopped", "--state"]).arg(world.path("witness"));
     assert!(assign.output().unwrap().status.success());
-    // It would run the VM as soon as it can.
+    // Else it would run the VM as soon as it can.
     standby.proc.expect_end(4, &["error: web was given to another node", "Kept: the image of"]);
     assert_eq!(standby.proc.count("running"), 0, "{}", standby.proc.said());
+    let kept = standby.proc.wait_event("image-kept");
+    let ram = Path::new(kept["ram"].as_str().unwrap());
+    for path in [ram, &ram.with_extension("state"), &ram.with_extension("json")] {
+        assert!(std::fs::metadata(path).is_ok_and(|file| file.len() > 0), "{kept}: {}", path.display());
+    }
 }
 
 /// The VM runs on b since a takeover; its host has another copy since, and that one won.
 #[test]
 fn a_vm_that_was_taken_over_is_not_seen_beside_a_later_copy_of_its_host() {
+    let Some(_network) = Network::enter(&["a", "b"]) else { return };
     let Some((world, _witness)) = World::with_witness() else { return };
-    let (mut vm, mut protect, mut standby) = world.pair();
+    let (mut vm, mut protect, mut standby, mut client) = net::pair(&world);
     kill_host(&mut vm, &mut protect);
     standby.proc.wait_event("running");
+    standby.proc.wait_event("keeper-started");
+    client.is_served(5);
     let name = |text| Name::new(text).unwrap();
     let config = ArbiterConfig {
         spec: world.arbiter.parse().unwrap(),
@@ -127,4 +135,7 @@ fn a_vm_that_was_taken_over_is_not_seen_beside_a_later_copy_of_its_host() {
     let won = ask_once(&config, Ask::Cas { expect: held.generation, new, contested: false }, LONG).unwrap();
     assert_eq!(won, Answer::Cas(CasOutcome::Won(new)));
     standby.proc.expect_end(4, &["belongs to another QEMU process of this node since", "must not be seen"]);
+    // Not by its keeper, either; and its QEMU is left to the operator.
+    assert!(client.hears_nothing(), "{}", standby.proc.said());
+    standby.serial.goes_on();
 }

@@ -1,11 +1,12 @@
 //! A VM is left as it was found; and QEMU need not reach anything of ours.
 
 use crate::{
-    guest::Vm,
+    guest::{Serial, Vm},
     proc::{self, Proc, until},
     proxy,
-    world::{VM, World, free_addr},
+    world::{StandbyOptions, VM, World, free_addr, kill_host, words},
 };
+use mc_core::testing::skip;
 use serde_json::{Value, json};
 use std::{os::unix::net::UnixListener, time::Duration};
 
@@ -50,27 +51,51 @@ fn a_migration_of_the_operators_goes_on() {
 #[test]
 fn a_run_directory_that_qemu_would_not_find() {
     let Some((world, _witness)) = World::with_witness() else { return };
-    let vm = world.vm("vm", &[]);
-    let standby = world.standby("b");
+    let mut vm = world.vm("vm", &[]);
+    let addr = free_addr().to_string();
     std::fs::create_dir(world.path("here")).unwrap();
-    let mut command = World::program();
-    command.current_dir(world.path("here")).args(["protect", "--vm", VM, "--node", "a", "--run-dir", "run", "--qmp"]);
-    command.arg(&vm.qmp).args(["--to", &standby.addr.to_string(), "--arbiter", &world.arbiter, "--state-dir"]);
-    command.arg(world.path("state-a"));
-    Proc::spawn(world.dir.path(), "a", command).wait_event("protected");
+    let start = |node: &str, line: &[&str], more: &[String]| {
+        let mut command = World::program();
+        command.current_dir(world.path("here")).arg(line[0]).args(["--vm", VM, "--node", node, "--run-dir", node]);
+        command.args(["--arbiter", &world.arbiter, "--state-dir"]).arg(world.path(&format!("state-{node}")));
+        Proc::spawn(world.dir.path(), node, {
+            command.args(&line[1..]).args(more);
+            command
+        })
+    };
+    let ram = world.dir.path().display().to_string();
+    let mut standby =
+        start("b", &["standby", "--listen", &addr, "--ram-dir", &ram, "--"], &world.standby_qemu("b", None));
+    standby.wait_event("waiting");
+    let mut protect = start("a", &["protect", "--to", &addr, "--qmp", vm.qmp.to_str().unwrap()], &[]);
+    protect.wait_event("protected");
     vm.serial.goes_on();
+    is_taken_over(&mut vm, &mut protect, &mut standby, &Serial(world.path("b.serial")));
+}
+
+/// QEMU there is handed what it needs, as here.
+fn is_taken_over(vm: &mut Vm, protect: &mut Proc, standby: &mut Proc, serial: &Serial) {
+    standby.wait_event("protected");
+    kill_host(vm, protect);
+    standby.wait_event("running");
+    serial.goes_on();
+    vm.serial.assert_continued_by(serial);
 }
 
 #[test]
 fn a_qemu_of_another_user() {
     let Some((world, _witness)) = World::with_witness() else { return };
     if !rustix::process::geteuid().is_root() {
-        return println!("skipped: only root can run a QEMU as another user");
+        return skip("only root can run a QEMU as another user");
     }
-    let vm = world.vm("vm", &["-runas", "nobody"]);
-    let standby = world.standby("b");
-    world.protect("a", "a", &vm.qmp, standby.addr, "").wait_event("protected");
+    let mut vm = world.vm("vm", &["-runas", "nobody"]);
+    let mut qemu = world.standby_qemu("b", None);
+    qemu.extend(words("-runas nobody"));
+    let mut standby = world.standby_with("b", &StandbyOptions { qemu: Some(qemu), ..StandbyOptions::default() });
+    let mut protect = world.protect("a", "a", &vm.qmp, standby.addr, "");
+    protect.wait_event("protected");
     vm.serial.goes_on();
+    is_taken_over(&mut vm, &mut protect, &mut standby.proc, &standby.serial);
 }
 
 /// Today's QEMUs cannot do that any more, since they need not connect; whatever else may stop one is seen all the same.

@@ -1,6 +1,7 @@
 //! The tiny guest, and what it prints.
 
 use crate::proc::{Proc, until};
+use mc_core::testing::skip;
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -24,7 +25,7 @@ impl Machine {
         match FOUND.get_or_init(Self::prepare) {
             Ok(machine) => Some(machine),
             Err(why) => {
-                println!("skipped: {why}");
+                skip(why);
                 None
             }
         }

@@ -35,4 +35,11 @@ fn a_takeover_goes_on_where_the_last_commit_was() {
     let status = world.status("b");
     assert_eq!((&status["role"], &status["protected"]), (&"running".into(), &false.into()), "{status}");
     assert!(standby.proc.is_running());
+    // Where the VM is controlled from now on.
+    let qmp = status["qmp"].as_str().unwrap_or_else(|| panic!("{status}"));
+    assert_eq!(running["qmp"], status["qmp"], "{running}");
+    assert!(std::os::unix::net::UnixStream::connect(qmp).is_ok(), "{qmp}");
+    let (_, text, _) = world.run("b", "status --vm web");
+    assert!(text.contains(&format!("QMP            {qmp} ")), "{text}");
+    assert!(standby.proc.stderr().contains(qmp), "{}", standby.proc.said());
 }

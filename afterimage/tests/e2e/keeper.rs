@@ -1,22 +1,14 @@
 //! A VM that nobody protects keeps its network: whoever runs it may die.
 
 use crate::{
-    guest::Vm,
-    net::{Client, Network, device, nic},
+    net::{self, Client, Network, device, nic},
     proc::{Proc, is_alive, kill, signal, until},
-    world::{Standby, StandbyOptions, VM, World, free_addr, kill_host},
+    world::{StandbyOptions, VM, World, free_addr, kill_host},
 };
+use mc_core::testing::skip;
 use rustix::process::Signal;
 use serde_json::Value;
 use std::{fs, path::PathBuf};
-
-/// A standby of a VM with a NIC, on a node.
-fn standby_with(world: &World, node: &str, begins: &'static str) -> Standby {
-    let mut qemu = world.standby_qemu(node, None);
-    qemu.extend(device(world.dir.path(), node));
-    let flags = vec!["--nic".to_owned(), nic(world.dir.path(), node)];
-    world.standby_with(node, &StandbyOptions { qemu: Some(qemu), flags, begins, ..StandbyOptions::default() })
-}
 
 /// `standby` on a node where it does not belong.
 fn standby_in_vain(world: &World, node: &str) -> Proc {
@@ -25,23 +17,6 @@ fn standby_in_vain(world: &World, node: &str) -> Proc {
     command.arg("--run-dir").arg(world.run_dir(node)).arg("--state-dir").arg(world.path(&format!("state-{node}")));
     command.args(["--", "qemu-system-x86_64"]);
     Proc::spawn(world.dir.path(), "stranger", command)
-}
-
-/// The VM on node a, protected by node b; the guest's client has been served.
-fn pair(world: &World) -> (Vm, Proc, Standby, Client) {
-    let more = device(world.dir.path(), "a");
-    let vm = world.vm("vm", &more.iter().map(String::as_str).collect::<Vec<_>>());
-    let mut standby = standby_with(world, "b", "waiting");
-    let mut protect = protect(world, "a", "a", &vm.qmp, &standby);
-    protect.wait_event("protected");
-    standby.proc.wait_event("protected");
-    let mut client = Client::new();
-    client.is_served(5);
-    (vm, protect, standby, client)
-}
-
-fn protect(world: &World, node: &str, name: &str, qmp: &std::path::Path, to: &Standby) -> Proc {
-    world.protect(node, name, qmp, to.addr, &format!("--nic {}", nic(world.dir.path(), node)))
 }
 
 fn status(world: &World, node: &str, role: &str) -> Value {
@@ -57,7 +32,7 @@ fn pid(event: &Value, field: &str) -> u32 {
 fn after_a_takeover_nobodys_death_takes_the_network_along() {
     let Some(_network) = Network::enter(&["a", "b", "c"]) else { return };
     let Some((world, _witness)) = World::with_witness() else { return };
-    let (mut vm, mut host_a, mut b, mut client) = pair(&world);
+    let (mut vm, mut host_a, mut b, mut client) = net::pair(&world);
     kill_host(&mut vm, &mut host_a);
     let taken = b.proc.wait_event("running");
     let started = b.proc.wait_event("keeper-started");
@@ -77,7 +52,7 @@ fn after_a_takeover_nobodys_death_takes_the_network_along() {
     assert!(said["released_packets"].as_u64() >= Some(20), "{said}");
 
     // A new standby on this host attaches to the VM, and a keeper that dies is started again.
-    let mut again = standby_with(&world, "b", "reattached");
+    let mut again = net::standby(&world, "b", "reattached");
     assert_eq!(pid(&again.proc.wait_event("reattached"), "keeper"), pid(&started, "keeper"));
     again.proc.wait_event("register");
     let said = status(&world, "b", "standby");
@@ -88,7 +63,7 @@ fn after_a_takeover_nobodys_death_takes_the_network_along() {
     client.is_served(5);
 
     // One that is refused relieves nobody.
-    let mut c = standby_with(&world, "c", "waiting");
+    let mut c = net::standby(&world, "c", "waiting");
     let qmp = world.run_dir("b").join("web/standby.qmp");
     let wrong = format!("--nic {}", nic(world.dir.path(), "b").replace("tap-b", "tap-B"));
     world.protect("b", "no-tap", &qmp, c.addr, &wrong).expect_end(6, &["error: TAP device tap-B"]);
@@ -102,7 +77,7 @@ fn after_a_takeover_nobodys_death_takes_the_network_along() {
     client.is_served(5);
 
     // `protect` relieves both, and protects the VM to a third node.
-    let mut host_b = protect(&world, "b", "b2", &qmp, &c);
+    let mut host_b = net::protect(&world, "b", "b2", &qmp, &c);
     again.proc.expect_end(0, &[]);
     host_b.wait_event("protected");
     c.proc.wait_event("protected");
@@ -123,7 +98,7 @@ fn after_a_takeover_nobodys_death_takes_the_network_along() {
 fn a_protect_that_is_told_to_end_leaves_the_vm_its_network() {
     let Some(_network) = Network::enter(&["a", "b"]) else { return };
     let Some((world, _witness)) = World::with_witness() else { return };
-    let (vm, mut host_a, mut b, mut client) = pair(&world);
+    let (vm, mut host_a, mut b, mut client) = net::pair(&world);
     signal(host_a.pid(), Signal::TERM);
     host_a.expect_end(0, &[]);
     let started = host_a.wait_event("keeper-started");
@@ -134,7 +109,7 @@ fn a_protect_that_is_told_to_end_leaves_the_vm_its_network() {
     b.proc.wait_events("waiting", 2);
     assert_eq!(b.proc.count("suspect"), 0, "{}", b.proc.said());
 
-    let mut again = protect(&world, "a", "a2", &vm.qmp, &b);
+    let mut again = net::protect(&world, "a", "a2", &vm.qmp, &b);
     again.wait_event("protected");
     assert!(!is_alive(pid(&started, "keeper")), "its place is the data path's");
     client.is_served(5);
@@ -145,8 +120,7 @@ fn a_protect_that_is_told_to_end_leaves_the_vm_its_network() {
 fn an_attempt_that_is_made_once_and_comes_to_nothing_leaves_the_vm_its_network() {
     let Some(_network) = Network::enter(&["a", "b"]) else { return };
     let Some((world, _witness)) = World::with_witness() else { return };
-    let more = device(world.dir.path(), "a");
-    let vm = world.vm("vm", &more.iter().map(String::as_str).collect::<Vec<_>>());
+    let vm = net::vm(&world, "a");
     let flags = format!("--once --nic {}", nic(world.dir.path(), "a"));
     let mut client = Client::new();
     // Nobody is there.
@@ -180,9 +154,9 @@ fn what_ends_the_standbys_control_group_ends_neither_vm_nor_network() {
     let Some((world, _witness)) = World::with_witness() else { return };
     let more = device(world.dir.path(), "a");
     let mut vm = world.vm("vm", &more.iter().map(String::as_str).collect::<Vec<_>>());
-    let mut b = standby_with(&world, "b", "waiting");
+    let mut b = net::standby(&world, "b", "waiting");
     group.take(b.proc.pid());
-    let mut host_a = protect(&world, "a", "a", &vm.qmp, &b);
+    let mut host_a = net::protect(&world, "a", "a", &vm.qmp, &b);
     host_a.wait_event("protected");
     b.proc.wait_event("protected");
     let mut client = Client::new();
@@ -201,13 +175,13 @@ fn what_ends_the_standbys_control_group_ends_neither_vm_nor_network() {
 fn a_keeper_ends_with_its_vm_and_a_standby_waits_anew() {
     let Some(_network) = Network::enter(&["a", "b"]) else { return };
     let Some((world, _witness)) = World::with_witness() else { return };
-    let (mut vm, mut host_a, mut b, _client) = pair(&world);
+    let (mut vm, mut host_a, mut b, _client) = net::pair(&world);
     kill_host(&mut vm, &mut host_a);
     let keeper = pid(&b.proc.wait_event("keeper-started"), "keeper");
     kill(b.proc.child_with("qemu").expect("the standby's QEMU"));
     b.proc.expect_end(0, &[]);
     until("the keeper ends", || (!is_alive(keeper)).then_some(()));
-    let mut next = standby_with(&world, "b", "waiting");
+    let mut next = net::standby(&world, "b", "waiting");
     assert!(next.proc.is_running());
 }
 
@@ -215,7 +189,7 @@ fn a_keeper_ends_with_its_vm_and_a_standby_waits_anew() {
 fn an_operator_gives_a_vm_its_network_by_hand() {
     let Some(_network) = Network::enter(&["a", "b"]) else { return };
     let Some((world, _witness)) = World::with_witness() else { return };
-    let (vm, mut host_a, b, mut client) = pair(&world);
+    let (vm, mut host_a, b, mut client) = net::pair(&world);
     let line = |more: &str| {
         let nic = nic(world.dir.path(), "a");
         format!("keeper --vm {VM} --node a --nic {nic} --state-dir {} {more}", world.path("state-a").display())
@@ -243,7 +217,7 @@ fn an_operator_gives_a_vm_its_network_by_hand() {
 
     // A standby does not belong here; `protect` does.
     standby_in_vain(&world, "a").expect_end(6, &["keeps its network", "another host"]);
-    let mut next = protect(&world, "a", "a2", &vm.qmp, &b);
+    let mut next = net::protect(&world, "a", "a2", &vm.qmp, &b);
     next.wait_event("protected");
     keeper.expect_end(0, &["relieved"]);
     client.is_served(5);
@@ -258,16 +232,16 @@ impl Group {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let line = mounts.lines().find(|line| line.contains(" - cgroup2 "));
         let Some(root) = line.and_then(|line| line.split(' ').nth(4)) else {
-            println!("skipped: no cgroup2 hierarchy is mounted");
+            skip("no cgroup2 hierarchy is mounted");
             return None;
         };
         let path = PathBuf::from(root).join(format!("ai-e2e-{}", std::process::id()));
         if let Err(error) = fs::create_dir(&path) {
-            println!("skipped: {}: {error}", path.display());
+            skip(format!("{}: {error}", path.display()));
             return None;
         }
         if !path.join("cgroup.kill").exists() {
-            println!("skipped: this kernel has no cgroup.kill");
+            skip("this kernel has no cgroup.kill");
             let _ = fs::remove_dir(&path);
             return None;
         }

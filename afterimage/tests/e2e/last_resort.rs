@@ -57,13 +57,11 @@ fn the_witness_dies_and_then_the_data_path() {
 #[test]
 fn the_witness_is_away_when_protect_starts() {
     let Some((world, mut witness)) = World::with_witness() else { return };
-    let vm = world.vm("vm", &[]);
-    let mut first = world.protect("a", "first", &vm.qmp, free_addr(), "");
-    first.wait_event("no-session");
+    let (vm, mut first) = world.alone();
     signal(first.pid(), Signal::TERM);
     first.expect_end(0, &[]);
     witness.kill();
-    let mut protect = world.protect("a", "a", &vm.qmp, free_addr(), "");
+    let mut protect = world.protect("a", "again", &vm.qmp, free_addr(), "");
     world.wait_role("a", "waiting-for-arbiter");
     goes_solo(&world);
     vm.serial.goes_on();

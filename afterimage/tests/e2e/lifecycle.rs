@@ -1,4 +1,5 @@
-//! `protect` is the VM's way to its network: it stays, whatever becomes of the standby, and protects by itself when there is one.
+//! `protect` is the VM's way to its network: it stays, whatever becomes of the standby, and protects by itself when
+//! there is one.
 
 use crate::{
     proc::{Proc, is_alive, kill, signal, until},
@@ -83,6 +84,33 @@ fn a_break_that_ends_a_session_does_not_end_redundancy() {
     vm.serial.assert_sound();
 }
 
+/// Beats go both ways, and are not proven yet: what passes by itself does not wait for an operator.
+#[test]
+fn a_gap_in_the_beats_before_they_are_proven_is_tried_again_at_once() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let vm = world.vm("vm", &[]);
+    // To prove them takes five seconds, and this test is ready after two beats.
+    let slow = "--beat-interval 1s --detect-multiplier 5";
+    let options = StandbyOptions { flags: words(slow), ..StandbyOptions::default() };
+    let mut standby = world.standby_with("b", &options);
+    let mut protect = world.protect("a", "a", &vm.qmp, standby.addr, slow);
+    protect.wait_event("syncing");
+    until("beats go both ways", || (world.status("a")["beats"]["received"].as_u64()? >= 3).then_some(()));
+    signal(standby.proc.pid(), Signal::STOP);
+    let told = protect.wait_event("no-beats");
+    assert_eq!(protect.count("protected"), 0, "{}", protect.said());
+    let status = until("status says why", || {
+        let status = world.status("a");
+        (status["why_not_protected"]["why"] == told["why"]).then_some(status)
+    });
+    let next = status["why_not_protected"]["next_try_in_ms"].as_u64();
+    assert!(next.is_none_or(|ms| ms < 10_000), "what an operator must change is tried slowly: {status}");
+    signal(standby.proc.pid(), Signal::CONT);
+    protect.wait_event("protected");
+    standby.proc.wait_event("protected");
+    vm.serial.goes_on();
+}
+
 #[test]
 fn a_standby_that_ends_is_followed_by_the_next_one() {
     let Some((world, _witness)) = World::with_witness() else { return };
@@ -153,7 +181,8 @@ fn a_data_path_and_a_qemu_that_are_killed_together_are_taken_over() {
     }
 }
 
-/// The supervisor has asked for the VM, and QEMU dies before that is answered: what it wins is of use to the standby only.
+/// The supervisor has asked for the VM, and QEMU dies before that is answered: what it wins is of use to the standby
+/// only.
 #[test]
 fn a_vm_that_dies_while_it_is_asked_for_is_handed_back() {
     let Some(world) = World::new() else { return };

@@ -64,7 +64,8 @@ fn one_command_on_either_side_changes_both_directions_and_a_death_is_found_by_th
     host.iter().for_each(|pid| crate::proc::signal(*pid, rustix::process::Signal::STOP));
     let suspect = standby.proc.wait_event("suspect");
     assert_eq!(suspect["detection_ms"], advertised as f64 / 1e3, "{suspect}");
-    // What the survivor was late by itself is discounted, and adds to it: by one detection time at most, and its own stalls.
+    // What the survivor was late by itself is discounted, and adds to it: by one detection time at most, and its own
+    // stalls.
     let silent = suspect["silent_ms"].as_f64().unwrap();
     assert!((250.0..10_000.0).contains(&silent), "{suspect}");
     standby.proc.wait_event("running");
@@ -79,8 +80,8 @@ fn impossible_settings_are_refused_with_numbers_and_change_nothing() {
     let (vm, protect, _standby) = world.pair();
     let before = keepalive(&world, "a", "show");
     let set = format!("keepalive set --vm {VM}");
-    fails(&world, "a", &format!("{set} --interval 10ms --multiplier 0"), 1, &["multiplier is 0", "1 to 255"]);
-    fails(&world, "a", &format!("{set} --multiplier 1 --force"), 1, &["x 1) bears no lost beat", "2 or more"]);
+    fails(&world, "a", &format!("{set} --interval 10ms --multiplier 0"), 2, &["2 to 255"]);
+    fails(&world, "a", &format!("{set} --multiplier 1 --force"), 2, &["1 bears no lost beat", "2 to 255"]);
     fails(&world, "a", &format!("{set} --interval 50us"), 1, &["50µs", "100µs to 10s"]);
     fails(&world, "a", &format!("{set} --interval 11s"), 1, &["11s", "100µs to 10s"]);
     fails(&world, "a", &format!("{set} --interval 5m"), 1, &["300s", "100µs to 10s"]);
@@ -98,8 +99,8 @@ fn impossible_settings_are_refused_with_numbers_and_change_nothing() {
     fails(&world, "a", &format!("{set} epoch=30ms max-staging=1MiB"), 1, &["at least 2MiB", "nothing was changed"]);
     fails(&world, "a", &format!("{set} epoch=30ms epoch=40ms"), 2, &["twice"]);
     fails(&world, "a", &format!("{set} epoch=30ms window=3"), 2, &["window", "epoch=TIME"]);
-    fails(&world, "a", &format!("{set} epoch=0.5ms on-cap=unprotect"), 1, &["1 to 60000 ms"]);
-    fails(&world, "b", &format!("{set} epoch=30ms"), 1, &["no primary of web"]);
+    fails(&world, "a", &format!("{set} epoch=0.5ms on-cap=unprotect"), 1, &["1ms to 60s"]);
+    fails(&world, "b", &format!("{set} epoch=30ms"), 1, &["`set` is for the primary of web", "its standby"]);
     let status = world.status("a");
     assert_eq!((number(&status, "/epoch_us"), status["on_cap"].as_str()), (20_000, Some("throttle")), "{status}");
     assert_eq!(status["role"], "protected", "{}", protect.said());
@@ -151,7 +152,8 @@ fn what_was_set_is_saved_with_its_comments_and_shown_by_the_next_process() {
     assert_eq!(code, 0, "{stderr}");
     assert!(stdout.starts_with("web: epoch 50 ms, staging 64MiB (no more than 72MiB), on-cap grow:8MiB"), "{stdout}");
     let saved = fs::read_to_string(&file).unwrap();
-    let expected = "[protect]\n# as measured\nbeat_interval_ms = 12.5 # was 12\nepoch_ms = 50\ndetect_multiplier = 40\non_cap = \"grow:8MiB\"\n";
+    let expected = "[protect]\n# as measured\nbeat_interval_ms = 12.5 # was 12\nepoch_ms = 50\ndetect_multiplier = 40\n\
+                    on_cap = \"grow:8MiB\"\n";
     assert_eq!(saved, expected);
     let status = world.status("a");
     assert_eq!((number(&status, "/epoch_us"), number(&status, "/staging_limit_bytes")), (50_000, 72 << 20), "{status}");
@@ -234,4 +236,25 @@ fn rather_than_hold_the_vm_protection_is_given_up_through_the_arbiter() {
     vm.serial.goes_on();
     vm.serial.assert_sound();
     assert!(protect.is_running(), "it is the VM's way to its network");
+}
+
+/// Nobody could say that protection has ended: the VM waits for room, and is heard.
+#[test]
+fn while_the_arbiter_is_away_a_full_staging_ends_nothing() {
+    let Some((world, mut witness)) = World::with_witness() else { return };
+    let (vm, mut protect, _standby) = hungry(&world, "--staging 64MiB");
+    witness.kill();
+    protect.wait_event("arbiter-unreachable");
+    let (code, _, stderr) = world.run("a", &format!("set --vm {VM} max-staging=2MiB on-cap=unprotect"));
+    assert_eq!(code, 0, "{stderr}");
+    until("the VM is held, and goes on", || {
+        (number(&world.status("a"), "/counters/streamed_while_held") > 5).then_some(())
+    });
+    assert_eq!((protect.count("asking"), protect.count("gave-up")), (1, 0), "{}", protect.said());
+    vm.serial.goes_on();
+    let _witness = world.witness_again();
+    protect.wait_event("gave-up");
+    world.wait_role("a", "solo");
+    vm.serial.goes_on();
+    vm.serial.assert_sound();
 }

@@ -4,6 +4,7 @@ use crate::{
     proc::{Proc, until},
     world::{StandbyOptions, World, free_addr},
 };
+use mc_core::testing::skip;
 use serde_json::Value;
 use std::{
     fs,
@@ -29,7 +30,7 @@ fn get(address: SocketAddr, path: &str) -> String {
 fn program(name: &str) -> Option<PathBuf> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/prometheus/usr/bin").join(name);
     if !path.exists() {
-        eprintln!("skipped: no {name}; scripts/prometheus fetches it");
+        skip(format!("no {name}; scripts/prometheus fetches it"));
     }
     path.exists().then_some(path)
 }
@@ -76,7 +77,8 @@ fn a_prometheus_scrapes_both_sides() {
     let rules = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/dashboards/alerts.yml");
     let rules = rules.canonicalize().unwrap();
     let text = format!(
-        "global: {{scrape_interval: 1s}}\nrule_files: ['{}']\nscrape_configs:\n- job_name: afterimage\n  static_configs:\n  \
+        "global: {{scrape_interval: 1s}}\nrule_files: ['{}']\nscrape_configs:\n- job_name: afterimage\n  \
+         static_configs:\n  \
          - targets: ['{primary}', '{standby}']\n",
         rules.display()
     );

@@ -1,6 +1,12 @@
-//! A network for VMs: a namespace of the test's own with a bridge, a TAP device per node, and a client of the guest's service.
+//! A network for VMs: a namespace of the test's own with a bridge, a TAP device per node, and a client of the guest's
+//! service.
 
-use crate::proc::{LONG, until};
+use crate::{
+    guest::Vm,
+    proc::{LONG, Proc, until},
+    world::{Standby, StandbyOptions, World},
+};
+use mc_core::testing::skip;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::{
     fs::File,
@@ -19,10 +25,10 @@ const GUEST: &str = "10.77.0.10:7777";
 pub(crate) struct Network(String);
 
 impl Network {
-    /// A new one, with the calling thread in it, and so everything that it starts. `None`, with the reason printed, where that
-    /// cannot be.
+    /// A new one, with the calling thread in it, and so everything that it starts. `None`, with the reason printed,
+    /// where that cannot be.
     pub(crate) fn enter(nodes: &[&str]) -> Option<Self> {
-        Self::try_enter(nodes).map_err(|why| println!("skipped: {why}")).ok()
+        Self::try_enter(nodes).map_err(skip).ok()
     }
 
     fn try_enter(nodes: &[&str]) -> Result<Self, String> {
@@ -89,8 +95,39 @@ pub(crate) fn device(dir: &Path, node: &str) -> Vec<String> {
     ["-netdev", &netdev, "-device", device].map(str::to_owned).to_vec()
 }
 
-/// The guest's only client: it numbers its requests, and repeats each until it is answered. The guest refuses a number that
-/// shows that it forgot a request it had answered, or served one that was delivered by two machines.
+/// A running VM on a node, with a NIC.
+pub(crate) fn vm(world: &World, node: &str) -> Vm {
+    let more = device(world.dir.path(), node);
+    world.vm("vm", &more.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// A standby of a VM with a NIC, on a node.
+pub(crate) fn standby(world: &World, node: &str, begins: &'static str) -> Standby {
+    let mut qemu = world.standby_qemu(node, None);
+    qemu.extend(device(world.dir.path(), node));
+    let flags = vec!["--nic".to_owned(), nic(world.dir.path(), node)];
+    world.standby_with(node, &StandbyOptions { qemu: Some(qemu), flags, begins, ..StandbyOptions::default() })
+}
+
+/// `protect` of it.
+pub(crate) fn protect(world: &World, node: &str, name: &str, qmp: &Path, to: &Standby) -> Proc {
+    world.protect(node, name, qmp, to.addr, &format!("--nic {}", nic(world.dir.path(), node)))
+}
+
+/// The VM on node a, protected by node b; the guest's client has been served.
+pub(crate) fn pair(world: &World) -> (Vm, Proc, Standby, Client) {
+    let vm = vm(world, "a");
+    let mut standby = standby(world, "b", "waiting");
+    let mut protect = protect(world, "a", "a", &vm.qmp, &standby);
+    protect.wait_event("protected");
+    standby.proc.wait_event("protected");
+    let mut client = Client::new();
+    client.is_served(5);
+    (vm, protect, standby, client)
+}
+
+/// The guest's only client: it numbers its requests, and repeats each until it is answered. The guest refuses a number
+/// that shows that it forgot a request it had answered, or served one that was delivered by two machines.
 #[derive(Debug)]
 pub(crate) struct Client {
     socket: UdpSocket,

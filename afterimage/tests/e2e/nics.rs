@@ -2,17 +2,16 @@
 
 use crate::{
     guest::Vm,
-    net::{Client, Network, delete_tap, device, make_tap, nic},
+    net::{self, Client, Network, delete_tap, make_tap, nic},
     proc::{Proc, kill, signal, until},
-    world::{Standby, StandbyOptions, VM, World, free_addr},
+    world::{VM, World, free_addr, kill_host},
 };
-use rustix::process::Signal;
+use rustix::{
+    net::{Shutdown, SocketAddrUnix, getpeername, shutdown},
+    process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open},
+};
 use serde_json::Value;
-
-fn vm(world: &World) -> Vm {
-    let more = device(world.dir.path(), "a");
-    world.vm("vm", &more.iter().map(String::as_str).collect::<Vec<_>>())
-}
+use std::{fs, path::Path};
 
 /// `protect` of a VM that has no standby, and its client, which is served.
 fn alone(world: &World, vm: &Vm) -> (Proc, Client) {
@@ -23,22 +22,11 @@ fn alone(world: &World, vm: &Vm) -> (Proc, Client) {
     (protect, client)
 }
 
-fn standby(world: &World) -> Standby {
-    let mut qemu = world.standby_qemu("b", None);
-    qemu.extend(device(world.dir.path(), "b"));
-    let flags = vec!["--nic".to_owned(), nic(world.dir.path(), "b")];
-    world.standby_with("b", &StandbyOptions { qemu: Some(qemu), flags, ..StandbyOptions::default() })
-}
-
-fn status(world: &World, node: &str) -> (i32, Value) {
-    let (code, stdout, _) = world.run(node, &format!("status --vm {VM} --json"));
-    (code, serde_json::from_str(&stdout).unwrap_or_default())
-}
-
 /// Waits until a node says that something is wrong with its NICs, or that nothing is.
 fn wait_network(world: &World, node: &str, wrong: bool) -> (i32, Value) {
     until(&format!("{node}: its NICs are wrong: {wrong}"), || {
-        let (code, status) = status(world, node);
+        let (code, stdout, _) = world.run(node, &format!("status --vm {VM} --json"));
+        let status: Value = serde_json::from_str(&stdout).ok()?; // its data path may have died just now
         (status["role"].is_string() && status["network"].is_string() == wrong).then_some((code, status))
     })
 }
@@ -47,7 +35,7 @@ fn wait_network(world: &World, node: &str, wrong: bool) -> (i32, Value) {
 fn a_wrong_nic_leaves_the_network_to_whoever_has_it() {
     let Some(_network) = Network::enter(&["a"]) else { return };
     let Some((world, _witness)) = World::with_witness() else { return };
-    let vm = vm(&world);
+    let vm = net::vm(&world, "a");
     let (mut first, mut client) = alone(&world, &vm);
     let wrong = nic(world.dir.path(), "a").replace("tap-a", "tap-A");
     let mut second = world.protect("a", "a2", &vm.qmp, free_addr(), &format!("--nic {wrong}"));
@@ -65,26 +53,56 @@ fn a_wrong_nic_leaves_the_network_to_whoever_has_it() {
 }
 
 #[test]
-fn a_tap_device_that_is_made_again_is_found_on_both_sides() {
+fn a_tap_device_that_is_made_again_on_the_primary_is_found() {
     let Some(_network) = Network::enter(&["a", "b"]) else { return };
     let Some((world, _witness)) = World::with_witness() else { return };
-    let vm = vm(&world);
-    let mut standby = standby(&world);
-    let flags = format!("--nic {}", nic(world.dir.path(), "a"));
-    let mut protect = world.protect("a", "a", &vm.qmp, standby.addr, &flags);
-    protect.wait_event("protected");
-    standby.proc.wait_event("protected");
-    let mut client = Client::new();
+    let (_vm, protect, _standby, mut client) = net::pair(&world);
+    delete_tap("a");
+    let (code, told) = wait_network(&world, "a", true);
+    assert_eq!((code, &told["protected"]), (3, &true.into()), "its copy is as good as before: {told}");
+    says_which(&world, "a");
+    make_tap("a");
+    let (code, told) = wait_network(&world, "a", false);
+    assert_eq!(code, 0, "{told}");
     client.is_served(5);
-    for node in ["a", "b"] {
-        delete_tap(node);
+    assert_eq!(protect.count("nics-connected"), 1, "{}", protect.said());
+}
+
+/// Breaks a process's connection to this socket.
+fn hang_up(pid: u32, socket: &Path) {
+    let process = pidfd_open(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), PidfdFlags::empty()).unwrap();
+    let address = SocketAddrUnix::new(socket).unwrap();
+    let numbers = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().map(|entry| entry.unwrap().file_name());
+    let theirs = numbers.filter_map(|name| {
+        let number = name.to_str().unwrap().parse().unwrap();
+        pidfd_getfd(&process, number, PidfdGetfdFlags::empty()).ok()
+    });
+    let leads_there = |fd: &_| {
+        getpeername(fd).ok().flatten().is_some_and(|peer| SocketAddrUnix::try_from(peer).is_ok_and(|p| p == address))
+    };
+    let connections: Vec<_> = theirs.filter(leads_there).collect();
+    assert!(!connections.is_empty(), "{} has no connection to {}", pid, socket.display());
+    connections.iter().for_each(|fd| shutdown(fd, Shutdown::Both).unwrap());
+}
+
+/// QEMU listens all along; for a while nobody can find it.
+#[test]
+fn a_connection_that_breaks_is_made_again_on_both_sides() {
+    let Some(_network) = Network::enter(&["a", "b"]) else { return };
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (_vm, protect, standby, mut client) = net::pair(&world);
+    for (node, pid) in [("a", protect.data_path()), ("b", standby.proc.pid())] {
+        let (socket, away) = (world.path(&format!("{node}.net")), world.path(&format!("{node}.away")));
+        fs::rename(&socket, &away).unwrap();
+        hang_up(pid, &socket);
         let (code, told) = wait_network(&world, node, true);
         assert_eq!((code, &told["protected"]), (3, &true.into()), "its copy is as good as before: {told}");
         until("it says which", || {
             let (_, stdout, _) = world.run(node, &format!("status --vm {VM}"));
-            stdout.contains(&format!("NETWORK: TAP device tap-{node}")).then_some(())
+            let line = stdout.lines().find(|line| line.contains("NETWORK: "))?;
+            line.contains(socket.to_str().unwrap()).then_some(())
         });
-        make_tap(node);
+        fs::rename(&away, &socket).unwrap();
         let (code, told) = wait_network(&world, node, false);
         assert_eq!(code, 0, "{told}");
     }
@@ -92,11 +110,71 @@ fn a_tap_device_that_is_made_again_is_found_on_both_sides() {
     assert_eq!(protect.count("nics-connected"), 1, "{}", protect.said());
 }
 
+fn says_which(world: &World, node: &str) -> String {
+    until("it says which", || {
+        let (_, stdout, _) = world.run(node, &format!("status --vm {VM}"));
+        stdout.contains(&format!("NETWORK: TAP device tap-{node}")).then_some(stdout)
+    })
+}
+
+/// A VM that is taken over without it is mute: such a host does not count as a standby.
+#[test]
+fn a_standby_whose_tap_device_is_missing_protects_nothing() {
+    let Some(_network) = Network::enter(&["a", "b"]) else { return };
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (_vm, mut protect, mut standby, mut client) = net::pair(&world);
+    delete_tap("b");
+    let (code, told) = wait_network(&world, "b", true);
+    assert_eq!((code, &told["protected"]), (3, &false.into()), "{told}");
+    says_which(&world, "b");
+    let solo = world.wait_role("a", "solo");
+    let named = |text: &str| text.contains("TAP device tap-b") && text.contains("ip tuntap add dev tap-b");
+    assert!(named(&solo["why_not_protected"]["why"].to_string()), "{solo}");
+    // It waits for nobody, and tells of it all the same.
+    until("it is idle", || (world.status("b")["role"] == "idle").then_some(()));
+    world.run("a", &format!("reprotect --vm {VM}"));
+    standby.proc.wait_event("refused");
+    assert!(named(&says_which(&world, "b")) && named(&standby.proc.wait_event("refused").to_string()));
+    client.is_served(5);
+    make_tap("b");
+    world.run("a", &format!("reprotect --vm {VM}"));
+    protect.wait_events("protected", 2);
+    standby.proc.wait_events("protected", 2);
+    wait_network(&world, "b", false);
+    client.is_served(5);
+}
+
+/// It is lost in the same moment as the primary: the VM runs, and has its network when the device is there.
+#[test]
+fn a_vm_is_taken_over_without_its_tap_device() {
+    let Some(_network) = Network::enter(&["a", "b"]) else { return };
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (mut vm, mut protect, mut standby, mut client) = net::pair(&world);
+    delete_tap("b");
+    kill_host(&mut vm, &mut protect);
+    standby.proc.wait_event("running");
+    standby.serial.goes_on();
+    assert_eq!(standby.proc.count("takeover-failed"), 0, "{}", standby.proc.said());
+    // A keeper has the network, and says the same.
+    for side in ["standby", "keeper"] {
+        until(&format!("the {side} tells of it"), || {
+            let (code, stdout, _) = world.run("b", &format!("status --vm {VM} --role {side}"));
+            (code == 3 && stdout.contains("NETWORK: TAP device tap-b")).then_some(())
+        });
+    }
+    make_tap("b");
+    client.is_served(5);
+    until("it is told", || {
+        let (_, stdout, _) = world.run("b", &format!("status --vm {VM} --role standby"));
+        (!stdout.contains("NETWORK")).then_some(())
+    });
+}
+
 #[test]
 fn a_data_path_whose_tap_device_is_gone_waits_for_it() {
     let Some(_network) = Network::enter(&["a"]) else { return };
     let Some((world, _witness)) = World::with_witness() else { return };
-    let vm = vm(&world);
+    let vm = net::vm(&world, "a");
     let (mut protect, mut client) = alone(&world, &vm);
     let first = protect.data_path();
     delete_tap("a");

@@ -1,4 +1,5 @@
-//! What leaves the VM past the gate: refused by name, forced by name, and noticed when it comes while the VM is protected.
+//! What leaves the VM past the gate: refused by name, forced by name, and noticed when it comes while the VM is
+//! protected.
 
 use crate::{
     guest::Vm,
@@ -8,7 +9,7 @@ use crate::{
 use serde_json::{Value, json};
 use std::time::Duration;
 
-fn qmp(vm: &Vm, command: &str, arguments: Value) {
+pub(crate) fn qmp(vm: &Vm, command: &str, arguments: Value) {
     proc::qmp(&vm.look).execute(command, arguments, Duration::from_secs(10)).unwrap();
 }
 
@@ -79,11 +80,16 @@ fn told(protect: &Proc) -> Option<Value> {
     protect.events().into_iter().rfind(|event| event["event"] == "outputs")
 }
 
-/// A chardev that reaches other programs comes to a protected VM.
-fn a_leak_comes(world: &World, vm: &Vm, protect: &Proc, standby: &mut Proc) {
+/// A chardev that reaches other programs comes.
+pub(crate) fn leak(world: &World, vm: &Vm) {
     let addr = json!({ "type": "unix", "data": { "path": world.path("leak") } });
     let backend = json!({ "type": "socket", "data": { "addr": addr, "server": true, "wait": false } });
     qmp(vm, "chardev-add", json!({ "id": "leak", "backend": backend }));
+}
+
+/// To a protected VM.
+fn a_leak_comes(world: &World, vm: &Vm, protect: &Proc, standby: &mut Proc) {
+    leak(world, vm);
     standby.wait_events("waiting", 2);
     let status = until("the leak is why", || {
         let status = world.wait_role("a", "solo");
@@ -142,7 +148,8 @@ fn position(events: &[Value], name: &str, n: usize) -> usize {
     found.nth(n - 1).unwrap_or_else(|| panic!("{name} {n}: {events:?}")).0
 }
 
-/// A netdev without a NIC lets nothing out; but its QEMU has a section in the device state that the standby's does not know.
+/// A netdev without a NIC lets nothing out; but its QEMU has a section in the device state that the standby's does not
+/// know.
 #[test]
 fn a_change_that_the_standby_cannot_load_ends_protection_and_is_named_on_both_hosts() {
     let Some((world, _witness)) = World::with_witness() else { return };
@@ -194,9 +201,15 @@ fn a_change_is_no_end_of_protection_where_nothing_is_rehearsed() {
     let options = StandbyOptions { flags: words("--no-rehearsal"), ..StandbyOptions::default() };
     let (vm, mut protect, standby) = world.pair_with(&options);
     qmp(&vm, "object-add", json!({ "qom-type": "rng-builtin", "id": "r0" }));
-    protect.wait_event("outputs");
-    until("it is protected", || (world.status("a")["protected"] == true).then_some(()));
-    assert_eq!(standby.proc.count("rehearsed"), 0, "{}", standby.proc.said());
+    protect.wait_events("protected", 2);
+    let events = protect.events();
+    let (changed, again) = (position(&events, "outputs", 1), position(&events, "protected", 2));
+    let between = events[changed..again].iter().map(|event| &event["event"]);
+    assert!(between.clone().any(|name| name == "holding"), "the claim ended: {}", protect.said());
+    assert!(!between.clone().any(|name| name == "solo"), "protection did not: {}", protect.said());
+    let rehearsals = ["rehearsing", "rehearsed"].map(|event| standby.proc.count(event));
+    assert_eq!((rehearsals, standby.proc.count("waiting")), ([0, 0], 1), "{}", standby.proc.said());
+    assert_eq!(world.status("a")["protected"], true);
     vm.serial.goes_on();
     vm.serial.assert_sound();
 }

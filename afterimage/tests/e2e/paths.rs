@@ -1,12 +1,13 @@
 //! Which way a session goes, where there is no RDMA: TCP, and both sides say so and why; or a refusal in words.
 
 use crate::world::{StandbyOptions, World, words};
+use mc_core::testing::skip;
 use std::path::Path;
 
 fn has_rdma() -> bool {
     let has_rdma = Path::new("/sys/class/infiniband_verbs").exists();
     if has_rdma {
-        eprintln!("skipped: this host has RDMA");
+        skip("this host has RDMA");
     }
     has_rdma
 }

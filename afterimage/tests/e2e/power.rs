@@ -16,10 +16,8 @@ fn hosts_die(world: &World, (vm, protect): (&mut Vm, &mut Proc), standby: &mut S
     }
     kill_host(vm, protect);
     standby.proc.kill();
-    for file in fs::read_dir(world.dir.path()).unwrap().flatten() {
-        if file.path().extension().is_some_and(|suffix| suffix == "ram") {
-            fs::remove_file(file.path()).unwrap();
-        }
+    for file in world.vm_files() {
+        fs::remove_file(file).unwrap();
     }
 }
 
@@ -95,4 +93,57 @@ fn a_vm_that_is_booted_anew_waits_while_its_standby_takes_over() {
     assert_eq!(standby.proc.count("renouncing"), 0, "{}", standby.proc.said());
     assert_eq!(protect.count("attached"), 0, "{}", protect.said());
     standby.serial.goes_on();
+}
+
+/// His word cannot make good for a copy that the standby may have; nor is it kept, and counted for what is asked for later.
+#[test]
+fn an_operators_solo_is_not_kept_while_the_vm_waits_for_its_standby() {
+    let Some((world, mut witness)) = World::with_witness() else { return };
+    let (mut vm, mut protect, mut standby) = world.pair();
+    let before = world.register();
+    witness.kill();
+    hosts_die(&world, (&mut vm, &mut protect), &mut standby);
+    let vm = world.vm("vm", &[]);
+    let mut protect = world.protect("a", "a", &vm.qmp, standby.addr, "");
+    world.wait_role("a", "waiting-for-arbiter");
+    let solo = format!("solo --vm {VM} --yes-the-other-side-is-stopped");
+    // Once it may have counted, since nobody could say what the register holds: what this node has seen says the same.
+    until("it is refused", || {
+        let (code, _, stderr) = world.run("a", &solo);
+        (code != 0 && stderr.contains("start the standby on node b")).then_some(())
+    });
+    let _witness = world.witness_again();
+    protect.wait_event("waiting-for-standby");
+    assert_eq!((world.register(), protect.count("asking")), (before, 0), "{}", protect.said());
+    let mut standby = world.standby_at("b", standby.addr);
+    protect.wait_event("protected");
+    standby.proc.wait_event("protected");
+    vm.serial.goes_on();
+}
+
+/// The files tell of a copy that is not on record as kept: it was kept when the record could not be written.
+#[test]
+fn a_copy_that_was_kept_is_not_renounced_whatever_the_record_says() {
+    let Some((world, witness)) = World::with_witness() else { return };
+    let (mut vm, mut protect, mut standby) = world.pair();
+    let before = world.register();
+    signal(witness.pid(), Signal::STOP);
+    standby.proc.wait_event("arbiter-unreachable");
+    signal(standby.proc.pid(), Signal::TERM);
+    standby.proc.wait_event("stop-refused");
+    for pid in [protect.data_path(), protect.pid()] {
+        signal(pid, Signal::STOP);
+    }
+    kill_host(&mut vm, &mut protect);
+    signal(standby.proc.pid(), Signal::TERM);
+    standby.proc.expect_end(3, &["Kept: the image of"]);
+    let path = world.path("state-b").join(format!("{VM}.copy"));
+    let mut record: serde_json::Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    record["kept"] = serde_json::Value::Null;
+    fs::write(&path, record.to_string()).unwrap();
+    signal(witness.pid(), Signal::CONT);
+    let mut again = world.standby_at("b", standby.addr);
+    let told = again.proc.wait_event("copy-missed");
+    assert!(told["why"].as_str().unwrap().contains("it was kept in"), "{told}");
+    assert_eq!((again.proc.count("renouncing"), world.register()), (0, before), "{}", again.proc.said());
 }

@@ -18,8 +18,8 @@ use std::{
     thread::JoinHandle,
 };
 
-/// Serves one client at `listen`, until it leaves. `change` sees each command and the descriptor that comes with it, may
-/// change both, and may answer in QEMU's stead.
+/// Serves one client at `listen`, until it leaves. `change` sees each command and the descriptor that comes with it,
+/// may change both, and may answer in QEMU's stead.
 pub(crate) fn qmp(
     listen: &Path,
     qemu: &Path,

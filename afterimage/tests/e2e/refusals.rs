@@ -1,10 +1,11 @@
-//! What `protect` finds in its way: each time it ends with a code and a message that names the trouble, and the guest runs on.
+//! What `protect` finds in its way: each time it ends with a code and a message that names the trouble, and the guest
+//! runs on.
 
 use crate::{
     guest::Vm,
     proc::Proc,
     proxy,
-    world::{Standby, StandbyOptions, World, free_addr, words},
+    world::{Standby, StandbyOptions, VM, World, free_addr, words},
 };
 use mc_core::wire::session::{FRAME_LEN, FrameHeader, HELLO_LEN, Hello, Kind, encode_frame};
 use serde_json::Value;
@@ -192,7 +193,7 @@ fn a_standby_with_another_vm() {
     let cases: [(&str, StandbyOptions, &[&str]); 7] = [
         ("name", StandbyOptions { vm: "db", ..StandbyOptions::default() }, &["stands by for db, not for web"]),
         ("cpu", replace("qemu64", "qemu64,-cx16"), &["vCPU 0", "on the primary"]),
-        ("ram", replace("16392K", "32776K"), &["memory size does not match"]),
+        ("ram", replace("16392K", "32776K"), &["-m of this standby"]),
         ("vcpus", qemu(&|line| line.extend(words("-smp 2"))), &["number of vCPUs: 1 on the primary, 2 on the standby"]),
         ("machine", replace("pc", "q35"), &["pc-i440fx", "on the primary", "pc-q35", "on the standby"]),
         (
@@ -212,4 +213,33 @@ fn a_standby_with_another_vm() {
         standby.proc.wait_event("refused");
         assert_eq!(world.run("b", &format!("status --vm {}", options.vm)).0, 3, "{}", standby.proc.said());
     }
+}
+
+/// What a standby cannot do without is looked at before anybody counts on it.
+#[test]
+fn a_standby_finds_its_own_mistakes_at_once() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let good = world.standby_qemu("b", None);
+    let nic = |tap: &str, n: u32| format!("--nic {}={tap}", world.path(&format!("{n}.net")).display());
+    let ends = |name: &str, flags: &str, qemu: &[String], code: i32, says: &[&str]| {
+        let mut command = World::program();
+        command.args(["standby", "--vm", VM, "--node", "b", "--listen", &free_addr().to_string(), "--arbiter"]);
+        command
+            .arg(&world.arbiter)
+            .arg("--run-dir")
+            .arg(world.run_dir("b"))
+            .arg("--state-dir")
+            .arg(world.path("state"));
+        command.args(words(flags)).arg("--").args(qemu);
+        Proc::spawn(world.dir.path(), name, command).expect_end(code, says);
+    };
+    let ram = format!("--ram-dir {}", world.dir.path().display());
+    let none = ["qemu-system-x86-64".to_owned()];
+    ends("program", &ram, &none, 6, &["no program qemu-system-x86-64", "what to do: install it"]);
+    let missing = world.path("missing");
+    let at = missing.display().to_string();
+    ends("ram-dir", &format!("--ram-dir {at}"), &good, 6, &[&at, "No such file", "what to do: --ram-dir names"]);
+    ends("tap", &format!("{ram} {}", nic("no-such-tap", 0)), &good, 6, &["TAP device no-such-tap", "ip tuntap add"]);
+    let twice = format!("{ram} {} {}", nic("tap-x", 0), nic("tap-x", 1));
+    ends("twice", &twice, &good, 2, &["tap-x is another NIC's already", "what to do: give each"]);
 }

@@ -1,4 +1,5 @@
-//! SIGTERM and ^C: an orderly end where there can be one, a refusal with the reason where not, and the second one is obeyed.
+//! SIGTERM and ^C: an orderly end where there can be one, a refusal with the reason where not, and the second one is
+//! obeyed.
 
 use crate::{
     proc::{is_alive, signal, until},
@@ -8,14 +9,6 @@ use crate::{
 use mc_core::register::Mode;
 use rustix::process::Signal;
 use std::path::PathBuf;
-
-/// The files of this VM's RAM.
-fn ram_files(world: &World) -> Vec<PathBuf> {
-    let files = std::fs::read_dir(world.dir.path()).unwrap().map(|entry| entry.unwrap().path());
-    files
-        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("afterimage-web-")))
-        .collect()
-}
 
 /// To whom the signal goes: the supervisor, the data path, or both at once, as systemd does it.
 #[test]
@@ -68,9 +61,7 @@ fn a_primary_whose_arbiter_is_away_refuses_the_first_signal_and_obeys_the_second
 #[test]
 fn a_primary_without_a_standby_just_ends() {
     let Some((world, _witness)) = World::with_witness() else { return };
-    let vm = world.vm("vm", &[]);
-    let mut protect = world.protect("a", "a", &vm.qmp, crate::world::free_addr(), "");
-    protect.wait_event("no-session");
+    let (vm, mut protect) = world.alone();
     signal(protect.pid(), Signal::TERM);
     protect.expect_end(0, &[]);
     vm.serial.goes_on();
@@ -95,14 +86,14 @@ fn a_supervisor_that_waits_for_a_verdict_refuses_the_first_signal() {
 fn a_standby_that_is_told_to_end_gives_its_copy_up_in_order() {
     let Some((world, _witness)) = World::with_witness() else { return };
     let (vm, mut protect, mut standby) = world.pair();
-    assert_eq!(ram_files(&world).len(), 1);
+    assert_eq!(world.vm_files().len(), 1);
     let qemu = standby.proc.child_with("qemu").expect("a waiting QEMU");
     signal(standby.proc.pid(), Signal::TERM);
     standby.proc.expect_end(0, &[]);
     protect.wait_events("solo", 2);
     assert_eq!(protect.count("suspect"), 0, "it was told, and did not have to find out: {}", protect.said());
     assert_eq!(standby.proc.count("running") + standby.proc.count("asking"), 0, "{}", standby.proc.said());
-    assert!(ram_files(&world).is_empty(), "something of the VM's RAM is left: {:?}", ram_files(&world));
+    assert!(world.vm_files().is_empty(), "something of the VM's RAM is left: {:?}", world.vm_files());
     until("its QEMU is gone", || (!is_alive(qemu)).then_some(()));
     assert_eq!(world.register().mode, Mode::Solo);
     vm.serial.goes_on();
@@ -163,11 +154,11 @@ fn a_standby_that_asks_for_the_vm_refuses_the_first_signal() {
 #[test]
 fn a_standby_that_was_told_twice_asks_for_nothing_as_it_leaves() {
     let Some((mut world, _witness)) = World::with_witness() else { return };
-    let (ours, theirs) = (Way::to(&world.arbiter), Way::to(&world.arbiter));
+    let (ours, theirs) = (Way::to_witness(&world.arbiter), Way::to_witness(&world.arbiter));
     let vm = world.vm("vm", &[]);
-    world.arbiter.clone_from(&theirs.arbiter);
+    world.arbiter = theirs.arbiter();
     let mut standby = world.standby("b");
-    world.arbiter.clone_from(&ours.arbiter);
+    world.arbiter = ours.arbiter();
     let mut protect = world.protect("a", "a", &vm.qmp, standby.addr, "");
     protect.wait_event("protected");
     standby.proc.wait_event("protected");
@@ -189,4 +180,21 @@ fn a_standby_that_was_told_twice_asks_for_nothing_as_it_leaves() {
     world.wait_role("a", "solo");
     vm.serial.goes_on();
     vm.serial.assert_sound();
+}
+
+/// Its QEMU died while the arbiter was asked, and nobody has answered yet.
+#[test]
+fn a_primary_that_hands_its_vm_back_refuses_the_first_signal() {
+    let Some((world, witness)) = World::with_witness() else { return };
+    let (mut vm, mut protect, standby) = world.pair();
+    signal(witness.pid(), Signal::STOP);
+    signal(standby.proc.pid(), Signal::STOP);
+    world.wait_role("a", "claiming");
+    vm.proc.kill();
+    world.wait_role("a", "handing-back");
+    signal(protect.data_path(), Signal::TERM);
+    let told = protect.wait_event("stop-refused");
+    assert!(told["why"].as_str().is_some_and(|why| why.contains("to give the VM to its standby")), "{told}");
+    signal(protect.data_path(), Signal::TERM);
+    protect.wait_event("stop-obeyed");
 }

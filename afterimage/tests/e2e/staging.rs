@@ -2,10 +2,11 @@
 
 use crate::{
     guest::{Serial, Vm},
-    proc::{Proc, until},
+    proc::{self, Proc, until},
     world::{Standby, StandbyOptions, World, kill_host, words},
 };
 use serde_json::Value;
+use std::{fs, os::unix::fs::PermissionsExt};
 
 const PAGES: u32 = 2048;
 const SMALL: &str = "--staging 2MiB --slab 256KiB";
@@ -95,4 +96,42 @@ fn a_standby_refuses_slabs_that_its_staging_does_not_hold() {
     let mut protect = world.protect("a", "a", &vm.qmp, standby.addr, "--once --slab 1MiB");
     protect.expect_end(1, &["refused: ", "slabs of 1048576 bytes", "--staging"]);
     vm.serial.goes_on();
+}
+
+/// A rehearsal beside protection takes longer than an ACK may, and nothing is applied meanwhile: the primary waits.
+#[test]
+fn a_slow_rehearsal_holds_the_vm_and_does_not_end_protection() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (slow, script) = (world.path("slow"), world.path("qemu-slow"));
+    let text = format!(
+        "#!/bin/sh\nif [ -e {} ]; then case \" $* \" in *' -S '*) sleep 4;; esac; fi\nexec \"$@\"\n",
+        slow.display()
+    );
+    fs::write(&script, text).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o700)).unwrap();
+    let serial = Serial(world.path("vm.serial"));
+    let line = world.machine.qemu(world.dir.path(), &serial, Some(PAGES));
+    let mut vm = world.start_vm("vm", &line, serial);
+    let mut qemu = vec![script.display().to_string()];
+    qemu.extend(world.standby_qemu("b", Some(PAGES)));
+    let options = StandbyOptions { qemu: Some(qemu), flags: words("--staging 24MiB"), ..StandbyOptions::default() };
+    let mut standby = world.standby_with("b", &options);
+    let mut protect = world.protect("a", "a", &vm.qmp, standby.addr, SMALL);
+    protect.wait_event("protected");
+    standby.proc.wait_event("protected");
+    let solo = protect.count("solo");
+    fs::write(&slow, "").unwrap();
+    let change = serde_json::json!({ "qom-type": "rng-builtin", "id": "r0" });
+    proc::qmp(&vm.look).execute("object-add", change, proc::LONG).unwrap();
+    until("staging is full, and status says so", || {
+        world.status("b")["notes"].to_string().contains("staging is full: the primary waits").then_some(())
+    });
+    standby.proc.wait_events("rehearsed", 2);
+    protect.wait_events("protected", 2);
+    assert_eq!(protect.count("solo"), solo, "{}", protect.said());
+    vm.serial.goes_on();
+    kill_host(&mut vm, &mut protect);
+    standby.proc.wait_event("running");
+    standby.serial.goes_on();
+    vm.serial.assert_continued_by(&standby.serial);
 }

@@ -1,8 +1,9 @@
-//! A process that is there, beats, and does nothing else: its loop stands still, its log cannot be written, its VM does not run.
-//! Each ends as a death does, and neither side calls it protected meanwhile.
+//! A process that is there, beats, and does nothing else: its loop stands still, its log cannot be written, its VM does
+//! not run. Each ends as a death does, and neither side calls it protected meanwhile.
 
 use crate::{
     proc::{self, Proc, signal, until},
+    way::Way,
     world::{StandbyOptions, VM, World, free_addr, words},
 };
 use nix::{
@@ -17,7 +18,8 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// One thread of a process that stands still: the one that runs the loop. The others, that which beats among them, go on.
+/// One thread of a process that stands still: the one that runs the loop. The others, that which beats among them, go
+/// on.
 pub(crate) struct Frozen(Pid);
 
 impl Frozen {
@@ -43,8 +45,7 @@ fn a_primary_whose_loop_stands_still_is_taken_over_and_wakes_up_fenced() {
     standby.proc.wait_event("running");
     standby.serial.goes_on();
     // Whoever asks meanwhile is not told that all is well, or nothing.
-    let (code, stdout, stderr) = world.run("a", &format!("status --vm {VM} --json"));
-    let status: Value = serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{e}: {stdout} {stderr}"));
+    let (code, status) = world.status_code("a");
     assert_eq!((code, &status["role"], &status["protected"]), (3, &"stalled".into(), &false.into()), "{status}");
     assert!(status["stalled"].as_str().unwrap().contains("the loop has not turned for"), "{status}");
     let (code, _, stderr) = world.run("a", &format!("unprotect --vm {VM}"));
@@ -108,6 +109,26 @@ fn a_log_that_nobody_reads_stops_no_standby() {
     // It is killed with its pipe as full as before, and ends.
     signal(standby.pid(), Signal::KILL);
     world.wait_role("a", "solo");
+}
+
+/// Beats go another way, and pass.
+#[test]
+fn a_link_on_which_nothing_passes_is_given_up_though_beats_come() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let vm = world.vm("vm", &[]);
+    let mut standby = world.standby("b");
+    let way = Way::to(standby.addr);
+    let mut protect = world.protect("a", "a", &vm.qmp, way.addr, "");
+    protect.wait_event("protected");
+    standby.proc.wait_event("protected");
+    way.swallow();
+    protect.wait_events("solo", 2);
+    vm.serial.goes_on();
+    vm.serial.assert_sound();
+    assert_eq!(standby.proc.count("running"), 0, "{}", standby.proc.said());
+    way.mend();
+    protect.wait_events("protected", 2);
+    vm.serial.goes_on();
 }
 
 #[test]
@@ -184,11 +205,9 @@ fn a_qemu_that_runs_again_before_anybody_took_the_vm_goes_on() {
 fn beats_that_would_fence_a_live_host_are_refused_before_anything_is_touched() {
     let Some((world, _witness)) = World::with_witness() else { return };
     let vm = world.vm("vm", &[]);
-    let remedy = "what to do: take a ";
-    for (flags, said) in [
-        ("--beat-interval 1ms --detect-multiplier 1", "bears no lost beat"),
-        ("--beat-interval 10ms --detect-multiplier 1", "10ms (10ms x 1) bears no lost beat"),
-        ("--beat-interval 100us --detect-multiplier 3", "100µs"),
+    for (flags, said, remedy) in [
+        ("--beat-interval 10ms --detect-multiplier 1", "1 bears no lost beat", "allowed is 2 to 255"),
+        ("--beat-interval 100us --detect-multiplier 3", "100µs", "what to do: take a "),
     ] {
         world.protect("a", "a", &vm.qmp, free_addr(), flags).expect_end(2, &["error: ", said, remedy]);
         let mut command = World::program();

@@ -1,11 +1,6 @@
 //! Beats come, nothing is committed: neither side calls that protected.
 
-use crate::{
-    proc::until,
-    stalls::Frozen,
-    world::{VM, World},
-};
-use serde_json::Value;
+use crate::{proc::until, stalls::Frozen, world::World};
 use std::fs;
 
 /// The thread of a QEMU that sends checkpoints. (Its name takes `debug-threads=on`.)
@@ -14,11 +9,6 @@ fn sender(pid: u32) -> u32 {
     let named = tasks.filter(|task| fs::read_to_string(task.join("comm")).is_ok_and(|name| name.contains("migration")));
     let ids = named.filter_map(|task| task.file_name()?.to_str()?.parse().ok());
     ids.max().expect("a thread that sends checkpoints")
-}
-
-fn status(world: &World, node: &str) -> (i32, Value) {
-    let (code, stdout, stderr) = world.run(node, &format!("status --vm {VM} --json"));
-    (code, serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{e}: {stdout} {stderr}")))
 }
 
 #[test]
@@ -34,7 +24,7 @@ fn a_qemu_that_offers_no_checkpoint_is_not_called_protected() {
         [("a", "no checkpoint of the VM was captured and ACKed"), ("b", "the primary has committed nothing")]
     {
         let (code, told) = until(&format!("{node} says so"), || {
-            let (code, told) = status(&world, node);
+            let (code, told) = world.status_code(node);
             told["stalled"].is_string().then_some((code, told))
         });
         assert!(told["stalled"].as_str().unwrap().contains(words), "{told}");
@@ -43,7 +33,7 @@ fn a_qemu_that_offers_no_checkpoint_is_not_called_protected() {
     assert_eq!(protect.count("no-commits"), 1, "{}", protect.said());
     frozen.thaw();
     protect.wait_event("commits-again");
-    until("both are well again", || ["a", "b"].iter().all(|node| status(&world, node).0 == 0).then_some(()));
+    until("both are well again", || ["a", "b"].iter().all(|node| world.status_code(node).0 == 0).then_some(()));
     vm.serial.goes_on();
     vm.serial.assert_sound();
 }

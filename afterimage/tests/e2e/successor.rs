@@ -1,21 +1,14 @@
 //! What follows a data path, or a supervisor, that died: nothing that can be had again is lost with it.
 
 use crate::{
-    guest::Vm,
     proc::{Proc, is_alive, kill, signal, until},
     stalls::Frozen,
     world::{VM, World, free_addr},
 };
+use mc_core::testing::skip;
 use rustix::process::Signal;
+use serde_json::Value;
 use std::{fs, process::Command};
-
-/// `protect` of a VM that has no standby.
-fn alone(world: &World) -> (Vm, Proc) {
-    let vm = world.vm("vm", &[]);
-    let mut protect = world.protect("a", "a", &vm.qmp, free_addr(), "");
-    protect.wait_event("no-session");
-    (vm, protect)
-}
 
 /// Kills the data path; the next one.
 fn next_data_path(world: &World, protect: &mut Proc) -> u32 {
@@ -32,7 +25,7 @@ fn next_data_path(world: &World, protect: &mut Proc) -> u32 {
 #[test]
 fn a_vm_that_runs_alone_has_its_network_back_though_the_witness_is_away() {
     let Some((world, mut witness)) = World::with_witness() else { return };
-    let (vm, mut protect) = alone(&world);
+    let (vm, mut protect) = world.alone();
     witness.kill();
     protect.wait_event("arbiter-unreachable");
     next_data_path(&world, &mut protect);
@@ -69,11 +62,34 @@ fn what_the_register_says_since_is_what_the_next_one_knows() {
 #[test]
 fn what_an_operator_has_set_outlives_the_data_path() {
     let Some((world, _witness)) = World::with_witness() else { return };
-    let (_vm, mut protect) = alone(&world);
+    let (_vm, mut protect) = world.alone();
     let (code, stdout, stderr) = world.run("a", &format!("set --vm {VM} epoch=37ms"));
     assert_eq!(code, 0, "{stdout} {stderr}");
     next_data_path(&world, &mut protect);
     assert_eq!(world.status("a")["epoch_us"], 37_000);
+}
+
+#[test]
+fn what_an_operator_has_set_for_beats_outlives_the_data_path() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (vm, mut protect, mut standby) = world.pair();
+    let advertised = |line: &str| {
+        let (code, stdout, stderr) = world.run("a", &format!("keepalive {line} --vm {VM} --json"));
+        assert_eq!(code, 0, "{line}: {stdout} {stderr}");
+        let report: Value = serde_json::from_str(&stdout).unwrap();
+        report["local"]["advertised"]["interval_us"].clone()
+    };
+    // This side's only: the other one would remember as well.
+    assert_eq!(advertised("set --interval 70ms --multiplier 20 --this-side --force"), 70_000);
+    // The standby cannot ask for the VM meanwhile.
+    signal(standby.proc.pid(), Signal::STOP);
+    next_data_path(&world, &mut protect);
+    signal(standby.proc.pid(), Signal::CONT);
+    protect.wait_events("protected", 2);
+    standby.proc.wait_events("protected", 2);
+    assert_eq!(advertised("show"), 70_000);
+    vm.serial.goes_on();
+    vm.serial.assert_sound();
 }
 
 /// As a package manager does: the new file is renamed over the old one.
@@ -104,7 +120,7 @@ fn an_upgrade_of_the_program_costs_no_data_path() {
 fn a_data_path_without_supervisor_and_qemu_ends() {
     for reaped in [true, false] {
         let Some((world, _witness)) = World::with_witness() else { return };
-        let (mut vm, mut protect) = alone(&world);
+        let (mut vm, mut protect) = world.alone();
         let data_path = protect.data_path();
         kill(vm.proc.pid());
         kill(protect.pid());
@@ -120,7 +136,7 @@ fn a_data_path_without_supervisor_and_qemu_ends() {
 #[test]
 fn a_data_path_without_a_supervisor_does_not_wait_for_qemu() {
     let Some((world, _witness)) = World::with_witness() else { return };
-    let (vm, protect) = alone(&world);
+    let (vm, protect) = world.alone();
     let frozen = Frozen::main_thread(vm.proc.pid());
     kill(protect.pid());
     until("the data path has noticed", || (protect.count("supervisor-died") == 1).then_some(()));
@@ -138,13 +154,13 @@ fn a_data_path_without_a_supervisor_does_not_wait_for_qemu() {
 #[test]
 fn a_terminal_that_hangs_up_ends_both_sides_in_order() {
     if ignores_hangups() {
-        return println!("skipped: this process ignores SIGHUP (nohup), and so do its children, as they should");
+        return skip("this process ignores SIGHUP (nohup), and so do its children, as they should");
     }
     let Some((world, _witness)) = World::with_witness() else { return };
     let (vm, mut protect, mut standby) = world.pair();
     signal(standby.proc.pid(), Signal::HUP);
     standby.proc.expect_end(0, &[]);
-    assert!(crate::takeover::ram_files(&world).is_empty(), "something of the VM's RAM is left");
+    assert!(world.vm_files().is_empty(), "something of the VM's RAM is left");
     protect.wait_events("solo", 2);
     assert_eq!(protect.count("suspect"), 0, "{}", protect.said());
     signal(protect.pid(), Signal::HUP);
@@ -159,4 +175,25 @@ fn ignores_hangups() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap_or_default();
     u64::from_str_radix(ignored.trim(), 16).is_ok_and(|mask| mask & 1 == 1)
+}
+
+/// The first data path of a `protect` relieves whoever was there, and then has no place: somebody else took it.
+#[test]
+fn a_data_path_that_has_relieved_another_and_cannot_begin_is_tried_again() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (vm, mut first) = world.alone();
+    let place = fs::File::open(world.run_dir("a").join(format!("{VM}.primary.lock"))).unwrap();
+    let taken = std::thread::spawn(move || {
+        rustix::fs::flock(&place, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        place
+    });
+    let mut second = world.protect("a", "a2", &vm.qmp, free_addr(), "");
+    first.expect_end(0, &[]);
+    let place = taken.join().unwrap();
+    let died = second.wait_event("data-path-died");
+    assert!(second.is_running(), "{died} {}", second.said());
+    drop(place);
+    world.wait_role("a", "solo");
+    second.wait_event("no-session");
+    vm.serial.goes_on();
 }

@@ -26,11 +26,6 @@ pub(crate) fn fragile(world: &World) -> (StandbyOptions, PathBuf) {
     (StandbyOptions { qemu: Some(line), ..StandbyOptions::default() }, broken)
 }
 
-pub(crate) fn ram_files(world: &World) -> Vec<PathBuf> {
-    let entries = fs::read_dir(world.dir.path()).unwrap().map(|entry| entry.unwrap().path());
-    entries.filter(|path| path.extension().is_some_and(|ext| ext == "ram")).collect()
-}
-
 #[test]
 fn a_takeover_that_fails_keeps_everything_and_is_tried_until_it_succeeds() {
     let Some((world, _witness)) = World::with_witness() else { return };
@@ -40,7 +35,7 @@ fn a_takeover_that_fails_keeps_everything_and_is_tried_until_it_succeeds() {
     let mut protect = world.protect("a", "a", &vm.qmp, standby.addr, "");
     protect.wait_event("protected");
     standby.proc.wait_event("protected");
-    let files = ram_files(&world);
+    let files = world.vm_files();
     assert_eq!(files.len(), 1, "{files:?}");
     assert_eq!(fs::metadata(&files[0]).unwrap().mode() & 0o777, 0o600);
     let refused = world.run("b", &format!("image export --vm web --to {}", world.dir.path().display()));
@@ -59,7 +54,7 @@ fn a_takeover_that_fails_keeps_everything_and_is_tried_until_it_succeeds() {
     let status = world.wait_role("b", "taking-over");
     let notes = status["notes"].to_string();
     assert!(notes.contains("the takeover failed") && notes.contains("no space left on the device"), "{notes}");
-    assert_eq!(ram_files(&world), files, "the last copy");
+    assert_eq!(world.vm_files(), files, "the last copy");
     assert!(standby.proc.is_running());
 
     export(&world, &vm.serial);
@@ -68,7 +63,7 @@ fn a_takeover_that_fails_keeps_everything_and_is_tried_until_it_succeeds() {
     standby.proc.wait_event("running");
     standby.serial.goes_on();
     vm.serial.assert_continued_by(&standby.serial);
-    assert_eq!(ram_files(&world), Vec::<PathBuf>::new(), "QEMU has it mapped, its name is gone");
+    assert_eq!(world.vm_files(), Vec::<PathBuf>::new(), "QEMU has it mapped, its name is gone");
     let late = world.run("b", &format!("image export --vm web --to {}", world.dir.path().display()));
     assert!(late.0 == 1 && late.2.contains("the VM runs here"), "{late:?}");
 }
@@ -140,7 +135,7 @@ fn two_standbys_of_one_name_do_not_share_a_directory() {
     standby.proc.wait_event("running");
     standby.serial.goes_on();
     vm.serial.assert_continued_by(&standby.serial);
-    assert_eq!(ram_files(&world), Vec::<PathBuf>::new());
+    assert_eq!(world.vm_files(), Vec::<PathBuf>::new());
 }
 
 #[test]
@@ -148,15 +143,16 @@ fn a_killed_standbys_memory_is_removed_by_its_successor() {
     let Some((world, _witness)) = World::with_witness() else { return };
     let (vm, mut protect, mut standby) = world.pair();
     standby.proc.kill();
-    assert_eq!(ram_files(&world).len(), 1);
+    assert_eq!(world.vm_files().len(), 1);
     protect.wait_event("solo");
     let mut next = world.standby("b");
     next.proc.wait_event("leftover-removed");
-    assert_eq!(ram_files(&world), Vec::<PathBuf>::new());
+    assert_eq!(world.vm_files(), Vec::<PathBuf>::new());
     vm.serial.goes_on();
 }
 
-/// What stands in the way on the command line: said, and the VM is protected all the same; or refused before anything starts.
+/// What stands in the way on the command line: said, and the VM is protected all the same; or refused before anything
+/// starts.
 #[test]
 fn a_command_line_made_for_another_purpose() {
     let Some((world, _witness)) = World::with_witness() else { return };

@@ -2,12 +2,12 @@
 
 use crate::{
     proc::{is_alive, kill, signal, until},
-    takeover::{fragile, ram_files},
-    world::{VM, World},
+    takeover::fragile,
+    world::{VM, World, kill_host},
 };
 use rustix::process::Signal;
 use serde_json::Value;
-use std::fs;
+use std::{fs, path::PathBuf};
 
 #[test]
 fn a_standby_whose_qemu_does_not_start_any_more_is_given_up() {
@@ -22,17 +22,21 @@ fn a_standby_whose_qemu_does_not_start_any_more_is_given_up() {
     until("it is gone", || (!is_alive(waiting)).then_some(()));
     let told = standby.proc.wait_event("waiting-qemu-fails");
     assert!(told["why"].as_str().unwrap().contains("no space left on the device of the day"), "{told}");
-    let (code, stdout, stderr) = world.run("b", &format!("status --vm {VM} --json"));
-    let status: Value = serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{e}: {stdout} {stderr}"));
+    let (code, status) = world.status_code("b");
     assert_eq!((code, &status["protected"]), (3, &false.into()), "{status}");
     assert!(status["stalled"].as_str().is_some_and(|why| why.contains("does not start")), "{status}");
     let told = protect.wait_event("refused");
     let why = told["why"].as_str().unwrap();
     assert!(why.contains("the standby cannot run the VM") && why.contains("of the day"), "{told}");
-    assert_eq!(ram_files(&world).len(), 1, "its copy");
+    assert_eq!(world.vm_files().len(), 1, "its copy");
 
     signal(witness.pid(), Signal::CONT);
     let solo = world.wait_role("a", "solo");
+    until("it waits for nobody, and tells of it all the same", || {
+        let status = world.status("b");
+        let says = status["stalled"].as_str().is_some_and(|why| why.contains("of the day"));
+        (status["role"] == "idle" && says).then_some(())
+    });
     assert!(solo["why_not_protected"]["why"].as_str().unwrap().contains("of the day"), "{solo}");
     assert_eq!(standby.proc.count("waiting-qemu-died"), 1, "said once: {}", standby.proc.said());
     vm.serial.goes_on();
@@ -42,6 +46,7 @@ fn a_standby_whose_qemu_does_not_start_any_more_is_given_up() {
     world.run("a", &format!("reprotect --vm {VM}"));
     protect.wait_events("protected", 2);
     standby.proc.wait_events("protected", 2);
+    assert!(world.status("b")["stalled"].is_null(), "{}", standby.proc.said());
 }
 
 /// It may be handed back: it goes when another one has begun, not when another one is tried.
@@ -50,7 +55,7 @@ fn a_lost_copy_stays_until_a_new_qemu_waits() {
     let Some((world, _witness)) = World::with_witness() else { return };
     let (options, broken) = fragile(&world);
     let (vm, mut protect, mut standby) = world.pair_with(&options);
-    let copy = ram_files(&world);
+    let copy = world.vm_files();
     // Stopped for long enough, it finds that the primary has gone on alone.
     signal(standby.proc.pid(), Signal::STOP);
     protect.wait_events("solo", 2);
@@ -61,10 +66,104 @@ fn a_lost_copy_stays_until_a_new_qemu_waits() {
     // It may have been busy with its loss before.
     let tried = |event: &Value| event["event"] == "refused" && event["why"].as_str().unwrap().contains("of the day");
     until("a session is tried", || standby.proc.events().iter().any(tried).then_some(()));
-    assert_eq!(ram_files(&world), copy, "the lost copy: {}", standby.proc.said());
+    assert_eq!(world.vm_files(), copy, "the lost copy: {}", standby.proc.said());
     fs::remove_file(&broken).unwrap();
     world.run("a", &format!("reprotect --vm {VM}"));
     protect.wait_events("protected", 2);
-    assert_ne!(ram_files(&world), copy, "its room was needed");
+    assert_ne!(world.vm_files(), copy, "its room was needed");
+    assert_eq!(standby.proc.count("waiting-qemu-died"), 0, "it was put to rest: {}", standby.proc.said());
     vm.serial.goes_on();
+}
+
+/// It is there, and would not take the VM: it is not waited for, but replaced.
+#[test]
+fn a_waiting_qemu_that_a_signal_stopped_is_told_of_and_replaced() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (mut vm, mut protect, mut standby) = world.pair();
+    let waiting = standby.proc.child_with("qemu-system").expect("a waiting QEMU");
+    signal(waiting, Signal::STOP);
+    let told = until("status tells", || {
+        let (code, stdout, _) = world.run("b", &format!("status --vm {VM} --json"));
+        let status: Value = serde_json::from_str(&stdout).ok()?;
+        status["stalled"].as_str().is_some_and(|why| why.contains("a signal stopped it")).then_some((code, status))
+    });
+    assert_eq!((told.0, &told.1["protected"]), (3, &false.into()), "{}", told.1);
+    let died = standby.proc.wait_event("waiting-qemu-died");
+    assert!(died["why"].as_str().is_some_and(|why| why.contains("does not answer: a signal stopped it")), "{died}");
+    until("another one waits", || standby.proc.child_with("qemu-system").filter(|pid| *pid != waiting));
+    until("it would take the VM", || (world.status("b")["protected"] == true).then_some(()));
+    assert!(!is_alive(waiting), "it must not come back");
+    assert_eq!(world.status("a")["role"], "protected", "{}", protect.said());
+    kill_host(&mut vm, &mut protect);
+    standby.proc.wait_event("running");
+    standby.serial.goes_on();
+    vm.serial.assert_continued_by(&standby.serial);
+}
+
+/// Stopped in the same moment as the primary dies: nobody waits until somebody lets it go on.
+#[test]
+fn a_takeover_does_not_wait_for_a_qemu_that_does_not_answer() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (mut vm, mut protect, mut standby) = world.pair();
+    let waiting = standby.proc.child_with("qemu-system").expect("a waiting QEMU");
+    signal(waiting, Signal::STOP);
+    kill_host(&mut vm, &mut protect);
+    standby.proc.wait_event("running");
+    let why =
+        |event: &Value| event["why"].as_str().unwrap_or_default().contains("does not answer: a signal stopped it");
+    let told =
+        standby.proc.events().into_iter().filter(|event| event["event"] != "waiting-qemu-silent").any(|e| why(&e));
+    assert!(told, "{}", standby.proc.said());
+    assert!(!is_alive(waiting));
+    standby.serial.goes_on();
+    vm.serial.assert_continued_by(&standby.serial);
+}
+
+/// A process that a cgroup freezer holds does not even die. When it is thawed, it has died before it does anything.
+#[test]
+fn a_frozen_qemu_is_left_behind() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let Some(freezer) = Freezer::new() else { return };
+    let (mut vm, mut protect, mut standby) = world.pair();
+    let waiting = standby.proc.child_with("qemu-system").expect("a waiting QEMU");
+    freezer.freeze(waiting);
+    kill_host(&mut vm, &mut protect);
+    standby.proc.wait_event("running");
+    standby.serial.goes_on();
+    assert!(is_alive(waiting), "the kernel has not let it die");
+    vm.serial.assert_continued_by(&standby.serial);
+    drop(freezer);
+    until("it dies", || (!is_alive(waiting)).then_some(()));
+    standby.serial.goes_on();
+    vm.serial.assert_continued_by(&standby.serial);
+}
+
+/// A group of the freezer of cgroup v1, with which a frozen process does not die; with v2 it does.
+struct Freezer(PathBuf);
+
+impl Freezer {
+    /// `None`, with the reason printed, where there is none.
+    fn new() -> Option<Self> {
+        let group = PathBuf::from(format!("/sys/fs/cgroup/freezer/afterimage-test-{}", std::process::id()));
+        let made = fs::create_dir(&group).map_err(|error| println!("skipped: {}: {error}", group.display()));
+        made.ok().map(|()| Self(group))
+    }
+
+    fn freeze(&self, pid: u32) {
+        fs::write(self.0.join("cgroup.procs"), pid.to_string()).unwrap();
+        self.set("FROZEN");
+    }
+
+    fn set(&self, state: &str) {
+        let file = self.0.join("freezer.state");
+        fs::write(&file, state).unwrap();
+        until(state, || (fs::read_to_string(&file).unwrap().trim() == state).then_some(()));
+    }
+}
+
+impl Drop for Freezer {
+    fn drop(&mut self) {
+        self.set("THAWED");
+        until("the group is empty", || fs::remove_dir(&self.0).ok());
+    }
 }

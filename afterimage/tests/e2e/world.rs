@@ -151,6 +151,13 @@ impl World {
         self.standby_with(node, &StandbyOptions { addr: Some(addr), ..StandbyOptions::default() })
     }
 
+    /// The files that the standbys' VM has in memory, or left there.
+    pub(crate) fn vm_files(&self) -> Vec<PathBuf> {
+        let prefix = format!("afterimage-{VM}-");
+        let entries = std::fs::read_dir(self.dir.path()).unwrap().map(|entry| entry.unwrap().path());
+        entries.filter(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(&prefix))).collect()
+    }
+
     /// What the witness has on its disk.
     pub(crate) fn register(&self) -> Register {
         let path = self.path("witness").join(format!("{VM}.reg"));
@@ -194,8 +201,13 @@ impl World {
 
     /// `status --json` of a node.
     pub(crate) fn status(&self, node: &str) -> Value {
-        let (_, stdout, stderr) = self.run(node, &format!("status --vm {VM} --json"));
-        serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{e}: {stdout:?} {stderr}"))
+        self.status_code(node).1
+    }
+
+    /// `status --json` of a node, and its exit code.
+    pub(crate) fn status_code(&self, node: &str) -> (i32, Value) {
+        let (code, stdout, stderr) = self.run(node, &format!("status --vm {VM} --json"));
+        (code, serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{e}: {stdout:?} {stderr}")))
     }
 
     /// Waits until a node's status has this role.
@@ -207,6 +219,14 @@ impl World {
             let status: Value = serde_json::from_str(&last).ok()?;
             (status["role"] == role).then_some(status)
         })
+    }
+
+    /// `protect` on node a of a VM that has no standby.
+    pub(crate) fn alone(&self) -> (Vm, Proc) {
+        let vm = self.vm("vm", &[]);
+        let mut protect = self.protect("a", "a", &vm.qmp, free_addr(), "");
+        protect.wait_event("no-session");
+        (vm, protect)
     }
 
     /// A protected pair: the VM, `protect` on node a, a standby on node b.

@@ -7,6 +7,7 @@ use afterimage::qemu::{blocks::RamBlock, qmp::Qmp};
 use mc_core::{
     id::{BlockId, PAGE_SIZE},
     source::{CheckpointSink, NoRoom},
+    testing::skip,
 };
 use std::{
     fs,
@@ -110,7 +111,7 @@ pub fn checkpoints_possible() -> bool {
     if accel() == "kvm" {
         return true;
     }
-    eprintln!("skipped: no KVM that runs the tiny guest, and QEMU 7.2 under TCG deadlocks at its first checkpoint");
+    skip("no KVM that runs the tiny guest, and QEMU 7.2 under TCG deadlocks at its first checkpoint");
     false
 }
 

@@ -86,6 +86,8 @@ pub struct StandbyFigures {
     pub apply: Histogram,
     /// When the newest epoch was committed.
     pub last_commit_at: Option<Time>,
+    /// When the full synchronisation was.
+    pub synced_at: Option<Time>,
     /// When the primary's access was found to have ended, and all that had arrived was handled (I3).
     pub revoked_at: Option<Time>,
     /// Slabs that went through the spill file, in all sessions.
@@ -106,6 +108,8 @@ pub struct StandbyDriver<L, C> {
     revoking: bool,
     /// The image stands still.
     rehearsing: bool,
+    /// In the middle of something. It is so for ever after a panic: then the image may be of no whole epoch.
+    within: bool,
     /// What is to be said with the next NACK.
     why: String,
     errands: VecDeque<StandbyErrand>,
@@ -126,6 +130,7 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
             posted: 0,
             revoking: false,
             rehearsing: false,
+            within: false,
             why: String::new(),
             errands: VecDeque::with_capacity(16),
             figures: StandbyFigures::default(),
@@ -147,19 +152,29 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
 
     /// Feeds the machine, and does what it asks for.
     pub fn event(&mut self, event: Event) {
+        let outer = std::mem::replace(&mut self.within, true);
         let now = self.clock.now();
         self.machine.handle(now, event);
         self.act();
+        self.within = outer;
     }
 
     /// Does everything that can be done without waiting.
     pub fn pump(&mut self) {
+        let outer = std::mem::replace(&mut self.within, true);
         let now = self.clock.now();
         self.machine.handle_timeout(now);
         self.act();
         self.poll_link();
         self.store.pool.shrink(now);
         self.figures.spilled_slabs = self.store.spilled;
+        self.within = outer;
+    }
+
+    /// Whether image and machine are of the same epoch. Not after a panic in here.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        !self.within
     }
 
     /// What came of [`StandbyErrand::Rehearse`]: nothing, or why the copy could not load the image.
@@ -425,7 +440,9 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
     /// The committed epoch becomes the image. The ACK is on its way already: what is staged here is not lost by waiting.
     fn apply(&mut self, epoch: Epoch) {
         self.store.commit();
-        self.figures.last_commit_at = Some(self.clock.now());
+        let now = self.clock.now();
+        self.figures.last_commit_at = Some(now);
+        self.figures.synced_at.get_or_insert(now);
         if !self.rehearsing {
             self.apply_committed(epoch);
         }

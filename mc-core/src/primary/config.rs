@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// So long a rehearsal may take. Beside the epochs it may fill the standby's staging, and so keep the next ACK for as long.
+pub const REHEARSAL: Duration = Duration::from_secs(15);
+
 /// What does not change while a primary lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Config {
@@ -61,6 +64,8 @@ pub enum Sabotage {
     RenounceUnread,
     /// Takes every copy of its host for itself.
     CompareHosts,
+    /// Takes any rehearsal for one of the VM as it is now.
+    ProvenByAny,
     /// Takes an operator's word for a copy that lacks what the VM said as if it had all.
     DecideUnheld,
 }

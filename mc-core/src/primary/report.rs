@@ -56,6 +56,9 @@ pub enum Event {
     BeatsProven,
     /// The VM's make has changed: the standby has to show that it could load it.
     OutputsChanged,
+    /// The VM as it is now cannot be protected, but the arbiter, through which protection ends, may not be there: until it is, epochs go
+    /// on, and are not called protected, here or there. [`Event::OutputsChanged`] takes it back.
+    Unfit,
     /// The standby has shown it.
     Rehearsed {
         /// Of this generation.
@@ -114,7 +117,7 @@ pub enum Action {
     },
     /// Have the standby rehearse an epoch, this one or a later.
     AskRehearsal {
-        /// The first that will do.
+        /// The first that will do; [`Epoch::NEVER`]: none will.
         epoch: Epoch,
     },
     /// For the log: an ACK is overdue, so the standby is suspect.

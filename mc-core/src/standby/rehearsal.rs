@@ -22,8 +22,9 @@ impl Standby {
         if self.role != Role::Protecting {
             return;
         }
-        if !self.config.rehearse {
+        if !self.config.rehearse && epoch != Epoch::NEVER {
             // Its operator does without; the primary need not wait for what never comes.
+            self.rehearsal = None;
             let (generation, body) = (self.generation, Body::Rehearsed);
             return self.actions.push_back(Action::Send { generation, epoch, body });
         }
@@ -46,17 +47,31 @@ impl Standby {
                 self.discard();
             }
             (Role::Protecting, Some(Rehearsal::UnderWay(epoch))) => {
-                self.actions.push_back(Action::EndRehearsal);
                 if passed {
+                    self.actions.push_back(Action::EndRehearsal);
                     self.rehearsal = None;
                     let (generation, body) = (self.generation, Body::Rehearsed);
                     self.actions.push_back(Action::Send { generation, epoch, body });
                 } else {
-                    self.rehearsal = Some(Rehearsal::Asked(Epoch(u64::MAX))); // never proven in this session
-                    self.refuse(NackReason::Rehearsal);
+                    self.unfit();
                 }
             }
             _ => {}
         }
+    }
+
+    /// This host could not run the VM as it is. The primary ends protection through the arbiter; should that be away, epochs that it
+    /// still sends are committed and ACKed, as its output waits for that. What is here may be all that is left of the VM: whether it
+    /// can be run after all is tried when it has to be.
+    pub(super) fn unfit(&mut self) {
+        if self.role != Role::Protecting {
+            return self.refuse(NackReason::Rehearsal);
+        }
+        if matches!(self.rehearsal, Some(Rehearsal::UnderWay(_))) {
+            self.actions.push_back(Action::EndRehearsal);
+        }
+        self.rehearsal = Some(Rehearsal::Asked(Epoch::NEVER)); // until the VM changes again
+        let (generation, epoch, body) = (self.generation, self.committed.next(), Body::Nack(NackReason::Rehearsal));
+        self.actions.push_back(Action::Send { generation, epoch, body });
     }
 }

@@ -7,11 +7,15 @@
 //! | [`air`] | [`air::group`]: keepalives in one process, with loss |
 //! | [`paths`] | [`paths::TwoPaths`]: links of two paths, the first of which fails |
 //! | [`conformance`] | what a `Transport` and a `Keepalive` must do, as cases over a factory |
+//! | [`skip`] | what a machine cannot run is said, or is a failure |
 
 pub mod air;
 pub mod conformance;
 pub mod memory;
 pub mod paths;
+mod skipping;
+
+pub use skipping::skip;
 
 /// Reproducible numbers: splitmix64 (Steele, Lea, Flood 2014). Not for keys.
 #[derive(Clone, Debug)]

@@ -6,8 +6,8 @@ use crate::{
     rig::{ManualClock, SLAB, image, node},
 };
 use mc_core::{
-    driver::{Attachment, PrimaryDriver, PrimaryErrand, StandbyDriver, StandbyErrand},
-    id::{BlockId, Epoch, Generation, Incarnation, PAGE_SIZE},
+    driver::{Attachment, Clock, PrimaryDriver, PrimaryErrand, StandbyDriver, StandbyErrand},
+    id::{BlockId, Epoch, Generation, Incarnation, PAGE_SIZE, Time},
     primary::{self, Primary},
     register::{Mode, Owner, Register},
     slab::{SealedSlab, SlabMeta, SlabPool},
@@ -16,7 +16,14 @@ use mc_core::{
     transport::{Completion, Op, Transport},
     wire::control::{Body, Control, NackReason},
 };
-use std::time::Duration;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 const US: Incarnation = Incarnation(5);
 const G: Generation = Generation(2);
@@ -30,8 +37,12 @@ struct Lone {
 
 impl Lone {
     fn new() -> Self {
+        Self::that(false)
+    }
+
+    fn that(rehearses: bool) -> Self {
         let owner = Owner { node: node("b"), instance: 1 };
-        let config = standby::Config { owner, rehearse: false, sabotage: None };
+        let config = standby::Config { owner, rehearse: rehearses, sabotage: None };
         let pool = SlabPool::new(SLAB, 16 * SLAB);
         let mut driver = StandbyDriver::new(Standby::new(config), pool, None, ManualClock::default());
         let (peer, link, _) = pair(None);
@@ -81,6 +92,48 @@ fn a_slab_outside_the_image_is_refused_and_nothing_of_it_is_written() {
         let image = lone.driver.image().unwrap();
         assert!((0..2).all(|b| image.block(BlockId(b)).iter().all(|byte| *byte == 0)));
     }
+}
+
+#[test]
+fn what_was_acked_beside_a_rehearsal_is_in_the_image_when_a_later_one_is_asked_for() {
+    let mut lone = Lone::that(true);
+    lone.slab(US, 1, 0, 0);
+    lone.commit(1, 0);
+    lone.driver.rehearsed(Ok(()));
+    lone.control(US, 2, Body::Rehearse);
+    for (epoch, block) in [(2, 0), (3, 1)] {
+        lone.slab(US, epoch, block, 0);
+        lone.commit(epoch, 0);
+    }
+    let has = |lone: &Lone| lone.driver.image().unwrap().block(BlockId(1))[..PAGE_SIZE] == [7; PAGE_SIZE];
+    assert_eq!((lone.driver.machine().committed().1, has(&lone)), (Epoch(3), false), "it stands still, at epoch 2");
+    let epoch = Epoch(4);
+    lone.driver.event(standby::Event::RehearsalAsked { generation: G, epoch });
+    assert!(has(&lone));
+}
+
+/// It panics when it is told to.
+#[derive(Clone, Default)]
+struct Trap(Arc<AtomicBool>);
+
+impl Clock for Trap {
+    fn now(&self) -> Time {
+        assert!(!self.0.load(Ordering::Relaxed), "on purpose");
+        Time(0)
+    }
+}
+
+#[test]
+fn after_a_panic_nobody_knows_of_which_epoch_the_image_is() {
+    let owner = Owner { node: node("b"), instance: 1 };
+    let machine = Standby::new(standby::Config { owner, rehearse: false, sabotage: None });
+    let trap = Trap::default();
+    let mut driver = StandbyDriver::<Link, _>::new(machine, SlabPool::new(SLAB, 16 * SLAB), None, trap.clone());
+    driver.pump();
+    assert!(driver.is_whole());
+    trap.0.store(true, Ordering::Relaxed);
+    assert!(catch_unwind(AssertUnwindSafe(|| driver.pump())).is_err());
+    assert!(!driver.is_whole());
 }
 
 #[test]

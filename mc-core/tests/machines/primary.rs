@@ -538,6 +538,24 @@ fn an_ack_that_does_not_come_is_a_standby_that_is_lost() {
     assert_eq!(timeout(&mut primary, ms(9000)), []);
 }
 
+/// Its staging may be full meanwhile: the primary waits, and protection does not end.
+#[test]
+fn an_ack_is_not_late_while_the_standby_rehearses() {
+    let mut primary = protected_pair();
+    do_all(&mut primary, &[Event::OutputsChanged]);
+    capture(&mut primary, ms(0), 2);
+    assert_eq!(timeout(&mut primary, ms(16_000)), []);
+    let rehearsed = Event::Rehearsed { generation: G, epoch: Epoch(2) };
+    assert_eq!(at(&mut primary, ms(16_500), rehearsed), []);
+    assert_eq!(timeout(&mut primary, ms(18_400)), [], "now there is room again");
+    assert_eq!(timeout(&mut primary, ms(18_500)), [Action::Late, Action::CloseLink(None), claim()]);
+    // It does not take for ever.
+    let mut primary = protected_pair();
+    do_all(&mut primary, &[Event::OutputsChanged]);
+    capture(&mut primary, ms(0), 2);
+    assert_eq!(timeout(&mut primary, ms(17_000)), [Action::Late, Action::CloseLink(None), claim()]);
+}
+
 #[test]
 fn a_vm_of_another_make_is_not_protected_until_it_is_rehearsed() {
     let mut primary = protected_pair();
@@ -558,4 +576,33 @@ fn a_vm_of_another_make_is_not_protected_until_it_is_rehearsed() {
     assert_eq!(do_all(&mut primary, &[Event::OutputsChanged]), []);
     let actions = do_all(&mut primary, &[Event::Cas(Won(protected(2, "b")))]);
     assert_eq!(actions, [Action::Hold, Action::AskRehearsal { epoch: Epoch(2) }]);
+}
+
+/// Its end takes the arbiter, which may be away: output must not wait for that.
+#[test]
+fn a_vm_that_is_unfit_is_not_protected_and_its_output_flows() {
+    let refused = Event::Nack { generation: G, reason: NackReason::Rehearsal };
+    let rehearsed = |epoch| Event::Rehearsed { generation: G, epoch: Epoch(epoch) };
+    for (event, told) in [(refused, None), (Event::Unfit, Some(Action::AskRehearsal { epoch: Epoch::NEVER }))] {
+        let mut primary = protected_pair();
+        capture(&mut primary, ms(0), 2);
+        at(&mut primary, ms(1), ack(2));
+        assert!(primary.is_protected());
+        assert_eq!(do_all(&mut primary, &[event]), told.into_iter().collect::<Vec<_>>());
+        assert!(!primary.is_protected() && !primary.is_proving() && primary.role() == Role::Protected);
+        capture(&mut primary, ms(10), 3);
+        assert_eq!(at(&mut primary, ms(11), ack(3)), [Action::Release(Epoch(3))]);
+        do_all(&mut primary, &[rehearsed(3), rehearsed(u64::MAX)]);
+        assert!(!primary.is_protected(), "no rehearsal makes up for it");
+        assert_eq!(do_all(&mut primary, &[Event::OutputsChanged]), [Action::AskRehearsal { epoch: Epoch(4) }]);
+        do_all(&mut primary, &[rehearsed(4)]);
+        assert!(primary.is_protected(), "what was wrong has gone");
+        do_all(&mut primary, &[event]);
+        assert_eq!(do_all(&mut primary, &[Event::Unprotect(GoodbyeReason::Unprotected)]), [claim()]);
+    }
+    assert_eq!(do_all(&mut syncing(), &[refused]), [SOLO, Action::Solo], "nothing is held yet");
+    let mut primary = registering();
+    assert_eq!(do_all(&mut primary, &[Event::Unfit]), []);
+    let actions = do_all(&mut primary, &[Event::Cas(Won(protected(2, "b")))]);
+    assert_eq!(actions, [Action::Hold, Action::AskRehearsal { epoch: Epoch::NEVER }]);
 }

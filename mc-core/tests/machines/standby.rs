@@ -160,7 +160,6 @@ fn what_cannot_be_committed_is_refused_with_the_reason() {
         (Event::BadSlab, NackReason::Malformed),
         (Event::StagingFull, NackReason::TooLarge),
         (Event::StorageFailed, NackReason::Storage),
-        (Event::Unable, NackReason::Rehearsal),
     ] {
         let mut standby = protecting();
         do_all(&mut standby, &[slab(2, 0)]);
@@ -221,14 +220,41 @@ fn a_rehearsal_beside_the_epochs_stops_none_of_them() {
     assert!(!standby.is_unproven());
 
     do_all(&mut standby, &[ask(6), slab(6, 0), commit(6, 1)]);
-    let refused = [Action::EndRehearsal, nack(7, NackReason::Rehearsal), Action::DiscardStaged];
+    do_all(&mut standby, &[slab(7, 0)]);
+    let refused = [Action::EndRehearsal, nack(7, NackReason::Rehearsal)];
     assert_eq!(do_all(&mut standby, &[Event::Rehearsed { passed: false }]), refused);
-    assert!(standby.is_unproven(), "for good");
+    assert!(standby.is_unproven(), "until the VM changes again");
+    assert_eq!(do_all(&mut standby, &[commit(7, 1)]), epoch(7), "the primary's output waits for it");
+    assert_eq!(do_all(&mut standby, &[ask(8), slab(8, 0), commit(8, 1)])[3..], [Action::Rehearse(Epoch(8))]);
+    do_all(&mut standby, &[PASSED]);
+    assert!(!standby.is_unproven());
 
     let mut standby = entitled();
     do_all(&mut standby, &[ask(3), slab(3, 0), commit(3, 1)]);
     assert_eq!(do_all(&mut standby, &[Event::Suspect]), [Action::EndRehearsal, Action::Revoke], "the VM comes first");
     assert_eq!(do_all(&mut standby, &[PASSED]), []);
+}
+
+/// The arbiter may be away, and the primary then goes on.
+#[test]
+fn who_could_not_run_the_vm_says_so_and_goes_on() {
+    let ask = |epoch| Event::RehearsalAsked { generation: G, epoch };
+    let mut standby = entitled();
+    do_all(&mut standby, &[ask(Epoch(3)), slab(3, 0), commit(3, 1), slab(4, 0)]);
+    let told = [Action::EndRehearsal, nack(4, NackReason::Rehearsal)];
+    assert_eq!(do_all(&mut standby, &[Event::Unable]), told);
+    assert_eq!(do_all(&mut standby, &[PASSED, commit(4, 1)]), [ack(4), Action::Apply(Epoch(4))]);
+    assert!(standby.is_unproven());
+    assert_eq!(do_all(&mut syncing(), &[Event::Unable])[0], nack(1, NackReason::Rehearsal));
+
+    for rehearse in [true, false] {
+        let mut standby = Standby::new(Config { owner: owner("b"), rehearse, sabotage: None });
+        do_all(&mut standby, &[SESSION, slab(1, 0), commit(1, 1), PASSED]);
+        assert_eq!(do_all(&mut standby, &[ask(Epoch::NEVER)]), []);
+        assert!(standby.is_unproven(), "the primary says that it is for nothing");
+        do_all(&mut standby, &[ask(Epoch(2)), slab(2, 0), commit(2, 1), PASSED]);
+        assert!(!standby.is_unproven());
+    }
 }
 
 #[test]

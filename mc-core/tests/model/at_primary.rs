@@ -39,6 +39,10 @@ impl World {
         if role != Role::Solo && self.stalls < bounds.stalls {
             out.push(Happening::Primary(Event::Stalled));
         }
+        if bounds.changes > 0 && matches!(role, Role::Syncing | Role::Registering | Role::Protected) {
+            out.extend((self.changes < bounds.changes).then_some(Happening::Primary(Event::OutputsChanged)));
+            out.extend(self.unfit.is_none().then_some(Happening::Primary(Event::Unfit)));
+        }
         if bounds.trouble {
             out.push(Happening::Primary(Event::Suspect)); // the same as LinkDown, as far as this machine knows
             out.push(Happening::Primary(Event::Unprotect(control::GoodbyeReason::Unprotected)));
@@ -61,6 +65,8 @@ impl World {
             primary::Event::Captured => self.source = Source::Waiting,
             primary::Event::SourceReady => self.source = Source::Offered,
             primary::Event::SourceLost => (self.source, self.vm) = (Source::Off, None),
+            primary::Event::OutputsChanged => (self.changes, self.unfit) = (self.changes + 1, None),
+            primary::Event::Unfit => self.unfit = self.primary.as_ref().map(|primary| primary.epochs().0),
             primary::Event::Stalled => {
                 self.stalls += 1;
                 self.overtaken = self.seats.iter().any(|s| s.taken.is_some());
@@ -92,7 +98,11 @@ impl World {
             Action::BeginSync { .. } => self.source = Source::Copying,
             Action::Pause { .. } => self.source = Source::Stopped,
             Action::Hold => self.holding = true,
-            Action::Barrier(_) | Action::GaveUp | Action::Late | Action::Dead | Action::AskRehearsal { .. } => {}
+            Action::Barrier(_) | Action::GaveUp | Action::Late | Action::Dead => {}
+            Action::AskRehearsal { epoch } => {
+                let generation = self.primary.as_ref().expect("acts").generation();
+                self.send(Down::Rehearse { generation, epoch });
+            }
             Action::Resume => self.source = Source::Running,
             Action::Commit { epoch, held } => self.commit(slabs, epoch, held),
             Action::Release(epoch) => self.release(epoch),
@@ -125,6 +135,7 @@ impl World {
         self.progress += 1;
         if let Some(i) = self.link {
             self.seats[i].captures.push(self.progress);
+            self.seats[i].makes.push(self.changes);
         }
         if !self.holding {
             self.progress += 1;

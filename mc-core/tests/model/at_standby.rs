@@ -2,14 +2,17 @@
 
 use crate::{
     environment::{Happening, NOW},
-    world::{Bounds, Down, Flaw, Seat, Up, World, standby_owner},
+    world::{Bounds, Down, Flaw, Refusal, Seat, Up, World, standby_owner},
 };
 use mc_core::{
     id::{Epoch, Generation},
     machine::Machine,
     register::Mode,
     standby,
-    wire::{arbiter::Ask, control},
+    wire::{
+        arbiter::Ask,
+        control::{self, NackReason},
+    },
 };
 
 impl World {
@@ -40,6 +43,9 @@ impl World {
                 out.push(Happening::Standby(i, Event::Rehearsed { passed: true }));
                 out.extend(bounds.trouble.then_some(Happening::Standby(i, Event::Rehearsed { passed: false })));
             }
+            Role::Protecting if seat.rehearsing.is_some() => {
+                out.extend([true, false].map(|passed| Happening::Standby(i, Event::Rehearsed { passed })));
+            }
             Role::Revoking => out.push(Happening::Standby(i, Event::Revoked)),
             Role::TakingOver => out.push(Happening::Standby(i, Event::Running)),
             // Of a copy that it said to lack something it takes another word.
@@ -59,6 +65,7 @@ impl World {
                 (Event::Slab { generation, epoch, index }, Some(bit(slabs, epoch, index)))
             }
             Down::Commit { generation, epoch, held } => (Event::Commit { generation, epoch, slabs, held }, None),
+            Down::Rehearse { generation, epoch } => (Event::RehearsalAsked { generation, epoch }, None),
             Down::Goodbye => (Event::Goodbye, None),
         };
         self.tell_standby(bounds, i, event, slab);
@@ -83,7 +90,9 @@ impl World {
         let (generation, committed) = seat.machine.as_ref().expect("acts").committed();
         match action {
             Action::Stage | Action::ApplyNow => seat.kept |= slab.expect("answers a slab"),
-            Action::Drop | Action::Revoke | Action::Rehearse(_) | Action::EndRehearsal => {}
+            Action::Drop | Action::Revoke => {}
+            Action::Rehearse(epoch) => seat.rehearsing = Some(epoch),
+            Action::EndRehearsal => seat.rehearsing = None,
             Action::Send { generation, epoch, body } => self.answer(bounds, i, generation, epoch, body),
             Action::Apply(epoch) if epoch == Epoch::FULL_SYNC && !seat.forged => {
                 seat.synced = Some((generation, self.sessions));
@@ -128,11 +137,25 @@ impl World {
                 self.wrong.ack |= !self.seats[i].holds(bounds.slabs, epoch);
                 Up::Ack { generation, epoch }
             }
-            _ => Up::Nack { generation },
+            control::Body::Rehearsed => Up::Rehearsed { generation, epoch },
+            control::Body::Nack(NackReason::Rehearsal) => Up::Nack { generation, reason: Refusal::Rehearsal },
+            _ => Up::Nack { generation, reason: Refusal::Other },
         };
         if self.link == Some(i) && self.seats[i].open {
             self.outbox.insert(message);
         }
+    }
+
+    /// A throw-away copy of the VM loads the image.
+    pub(crate) fn loads(&mut self, i: usize) {
+        let seat = &mut self.seats[i];
+        let index = seat.rehearsing.map_or(0, |epoch| usize::try_from(epoch.0 - 1).unwrap());
+        seat.loaded |= seat.makes.get(index).map_or(0, |make| 1 << make);
+    }
+
+    /// Whether this standby has loaded the VM as it is, and nothing else is wrong with that.
+    pub(crate) fn is_loaded(&self, i: usize) -> bool {
+        self.unfit.is_none() && self.seats[i].loaded & (1 << self.changes) != 0
     }
 
     /// Nothing from the primary reaches this standby any more.

@@ -4,7 +4,10 @@ use crate::{
     environment::Happening,
     world::{Bounds, World},
 };
-use mc_core::{primary::Role, standby};
+use mc_core::{
+    primary::{Primary, Role},
+    standby,
+};
 use stateright::{Model, Property};
 
 /// The outside has seen nothing that the standby which runs the VM now does not hold: neither before nor after its takeover.
@@ -22,6 +25,8 @@ pub(crate) const TAKEOVER: &str = "a takeover starts from a whole epoch of the t
 pub(crate) const ONE: &str = "no copy is heard beside another, or again once it has lost the VM";
 /// See [`SURVIVOR`].
 pub(crate) const KEPT: &str = "a copy that the register named goes only when it names another owner above";
+/// See [`SURVIVOR`].
+pub(crate) const LOADED: &str = "what is called protected can be loaded as it is";
 
 impl Model for Bounds {
     type State = World;
@@ -68,6 +73,9 @@ fn never() -> Vec<Property<Bounds>> {
         Property::always(TAKEOVER, |_, w: &World| !w.wrong.takeover),
         Property::always(ONE, |_, w: &World| !w.wrong.two),
         Property::always(KEPT, |_, w: &World| !w.wrong.given_up),
+        Property::always(LOADED, |b: &Bounds, w: &World| {
+            b.changes == 0 || !is_protected(w) || w.link.is_none_or(|i| w.is_loaded(i))
+        }),
     ]
 }
 
@@ -117,6 +125,13 @@ fn seen(bounds: &Bounds) -> Vec<Property<Bounds>> {
     if bounds.trouble {
         seen.push(Property::sometimes("a VM that died is handed back", |_, w: &World| w.was_handed_back()));
     }
+    if bounds.changes > 0 {
+        seen.push(Property::sometimes("protected as it has become", |_, w: &World| w.changes > 0 && is_protected(w)));
+        let flows = |_: &Bounds, w: &World| {
+            w.unfit.is_some_and(|since| w.primary.as_ref().is_some_and(|p| p.epochs().1 > since)) && released(w)
+        };
+        seen.push(Property::sometimes("output of a VM that is unfit is released", flows));
+    }
     if bounds.beside.is_some() {
         seen.push(Property::sometimes("an old process is fenced", |_, w: &World| w.old_is_fenced));
     }
@@ -128,8 +143,13 @@ fn seen(bounds: &Bounds) -> Vec<Property<Bounds>> {
 
 /// The newest captured epoch was captured while output was held, and it is out.
 fn released_held_epoch(w: &World) -> bool {
-    w.role() == Some(Role::Protected)
-        && w.holding
-        && w.visible == w.progress
-        && w.primary.as_ref().is_some_and(|p| p.is_protected())
+    released(w) && is_protected(w)
+}
+
+fn released(w: &World) -> bool {
+    w.role() == Some(Role::Protected) && w.holding && w.visible == w.progress
+}
+
+fn is_protected(w: &World) -> bool {
+    w.primary.as_ref().is_some_and(Primary::is_protected)
 }

@@ -4,7 +4,7 @@ use crate::{
     at_standby::bit,
     register::{Answer, Looks, Step},
     world::{
-        Bounds, Down, Flaw, REFUSAL, Seat, Up, World, primary as new_primary, primary_owner, standby as new_standby,
+        Bounds, Down, Flaw, Seat, Up, World, primary as new_primary, primary_owner, standby as new_standby,
         standby_owner,
     },
 };
@@ -146,13 +146,18 @@ impl World {
             Happening::ToPrimary(Up::Ack { generation, epoch }) => {
                 self.tell_primary(bounds, primary::Event::Ack { generation, epoch });
             }
-            Happening::ToPrimary(Up::Nack { generation }) => {
-                self.tell_primary(bounds, primary::Event::Nack { generation, reason: REFUSAL });
+            Happening::ToPrimary(Up::Rehearsed { generation, epoch }) => {
+                self.tell_primary(bounds, primary::Event::Rehearsed { generation, epoch });
+            }
+            Happening::ToPrimary(Up::Nack { generation, reason }) => {
+                self.tell_primary(bounds, primary::Event::Nack { generation, reason: reason.reason() });
             }
             Happening::Primary(event) => self.primary_event(bounds, event),
             Happening::Standby(i, event) => {
-                if event == standby::Event::Revoked {
-                    self.shut(i);
+                match event {
+                    standby::Event::Revoked => self.shut(i),
+                    standby::Event::Rehearsed { passed: true } => self.loads(i),
+                    _ => {}
                 }
                 self.tell_standby(bounds, i, event, None);
             }
@@ -193,7 +198,9 @@ impl World {
         self.tell_standby(bounds, i, standby::Event::MakeRoom, None);
         let seat = &mut self.seats[i];
         (seat.open, seat.kept, seat.forged, seat.drawn) = (true, 0, false, Some(instance));
+        (seat.loaded, seat.rehearsing, self.unfit) = (0, None, None);
         seat.captures.clear();
+        seat.makes.clear();
         seat.inbox.clear();
         seat.machine.as_mut().expect("enabled").handle(NOW, standby::Event::Session { generation, instance });
         let primary = self.primary.as_mut().expect("enabled");

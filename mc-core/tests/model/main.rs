@@ -19,7 +19,7 @@ mod register;
 mod walk;
 mod world;
 
-use check::{I2, I5, KEPT, ONE, SURVIVOR, TAKEOVER, WINNER};
+use check::{I2, I5, KEPT, LOADED, ONE, SURVIVOR, TAKEOVER, WINNER};
 use environment::Happening;
 use mc_core::primary::Sabotage;
 use old::Beside;
@@ -41,6 +41,7 @@ const PAIR: Bounds = Bounds {
     rewinds: 0,
     strangers: 0,
     trouble: false,
+    changes: 0,
     walks: false,
     protected: false,
     operator: false,
@@ -99,6 +100,11 @@ fn one_session_in_which_everything_goes_wrong() {
 #[test]
 fn epochs_follow_one_another_while_the_primary_stalls() {
     exhaust(Bounds { crashes: 0, ..PROTECTED });
+}
+
+#[test]
+fn a_vm_that_changes_while_it_is_protected() {
+    explore(Bounds { changes: 2, stalls: 0, crashes: 0, ..PROTECTED }, 22);
 }
 
 #[test]
@@ -269,6 +275,11 @@ fn a_vm_that_was_visible_is_not_handed_back() {
 #[test]
 fn two_hosts_of_one_identity_split_the_brain() {
     breaks(Bounds { flaw: Some(Flaw::OneIdentity), primary_restarts: 1, crashes: 0, ..PAIR }, SURVIVOR);
+}
+
+#[test]
+fn a_rehearsal_of_the_vm_as_it_was_proves_nothing() {
+    without(Sabotage::ProvenByAny, LOADED, Bounds { changes: 2, ..PROTECTED });
 }
 
 #[test]

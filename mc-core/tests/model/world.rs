@@ -42,6 +42,8 @@ pub(crate) struct Bounds {
     /// Whether the operator may end protection, the VM may die, slabs may be damaged, rehearsals may fail, and either staging may
     /// overflow (the primary gives protection up then).
     pub(crate) trouble: bool,
+    /// How often the VM's make changes; if at all, it may be found unfit, too, and each rehearsal may fail.
+    pub(crate) changes: u8,
     /// Whether every state is tried for what it leads to: see `walk.rs`. Only with one standby.
     pub(crate) walks: bool,
     /// Whether the world begins with a VM that is protected already.
@@ -78,6 +80,7 @@ pub(crate) enum Flaw {
 pub(crate) enum Down {
     Slab { generation: Generation, epoch: Epoch, index: u32 },
     Commit { generation: Generation, epoch: Epoch, held: bool },
+    Rehearse { generation: Generation, epoch: Epoch },
     Goodbye,
 }
 
@@ -85,7 +88,24 @@ pub(crate) enum Down {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Up {
     Ack { generation: Generation, epoch: Epoch },
-    Nack { generation: Generation },
+    Rehearsed { generation: Generation, epoch: Epoch },
+    Nack { generation: Generation, reason: Refusal },
+}
+
+/// Why; [`Refusal::Other`] stands for all that end a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Refusal {
+    Rehearsal,
+    Other,
+}
+
+impl Refusal {
+    pub(crate) fn reason(self) -> NackReason {
+        match self {
+            Self::Rehearsal => NackReason::Rehearsal,
+            Self::Other => NackReason::OutOfOrder,
+        }
+    }
 }
 
 /// The QEMU under the primary, as the checkpoint source shows it.
@@ -118,6 +138,12 @@ pub(crate) struct Seat {
     pub(crate) inbox: BTreeSet<Down>,
     /// Ghost: the VM's progress in each epoch of this session.
     pub(crate) captures: Vec<u8>,
+    /// Ghost: the VM's make in each of them.
+    pub(crate) makes: Vec<u8>,
+    /// Ghost: the makes that were loaded here in this session, one bit each.
+    pub(crate) loaded: u8,
+    /// Of the epoch that a throw-away copy of the VM loads.
+    pub(crate) rehearsing: Option<Epoch>,
     /// Ghost: slabs it kept in this session, one bit each; an independent account of staging.
     pub(crate) kept: u32,
     /// Ghost: the generation and the session in which it committed epoch 1.
@@ -169,6 +195,10 @@ pub(crate) struct World {
     pub(crate) stalls: u8,
     pub(crate) primary_restarts: u8,
     pub(crate) strangers: u8,
+    /// How often the VM's make has changed: that is its make.
+    pub(crate) changes: u8,
+    /// Ghost: the VM was found unfit as this epoch was the newest, and has not changed since.
+    pub(crate) unfit: Option<Epoch>,
     /// Ghost: what the VM has done at the primary. Every captured epoch and every step into the open adds one.
     pub(crate) progress: u8,
     /// Ghost: the VM's output is held.
@@ -226,6 +256,9 @@ fn seat(bounds: &Bounds, i: usize) -> Seat {
         open: false,
         inbox: BTreeSet::new(),
         captures: Vec::new(),
+        makes: Vec::new(),
+        loaded: 0,
+        rehearsing: None,
         kept: 0,
         synced: None,
         forged: false,
@@ -265,6 +298,8 @@ impl World {
             stalls: 0,
             primary_restarts: 0,
             strangers: 0,
+            changes: 0,
+            unfit: None,
             progress: 0,
             holding: false,
             visible: 0,
@@ -317,6 +352,3 @@ impl Seat {
         self.machine.as_ref().map(Standby::role)
     }
 }
-
-/// The refusal that stands for all.
-pub(crate) const REFUSAL: NackReason = NackReason::OutOfOrder;

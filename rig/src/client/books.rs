@@ -1,8 +1,8 @@
 //! What a sequence of replies proves.
 //!
-//! Both guests count requests in RAM. If a reply was let out before the state that it came from was safe, the count goes
-//! back after a takeover; if two copies of the VM served requests, or one served a request twice, numbers are missing in
-//! between. A client that is alone with the counter sees either at once.
+//! Both guests count requests in RAM. If a reply was let out before the state that it came from was safe, the count
+//! goes back after a takeover; if two copies of the VM served requests, or one served a request twice, numbers are
+//! missing in between. A client that is alone with the counter sees either at once.
 
 /// A kind of lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

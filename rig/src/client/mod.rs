@@ -39,8 +39,8 @@ pub struct Plan {
     pub address: SocketAddr,
     /// Requests under way at a time (TCP only).
     pub pipeline: usize,
-    /// The longest pause between a reply and the next request; the pauses are spread evenly from 0 to this. Without them
-    /// a client falls into step with the epochs, and sees only the worst of the delay.
+    /// The longest pause between a reply and the next request; the pauses are spread evenly from 0 to this. Without
+    /// them a client falls into step with the epochs, and sees only the worst of the delay.
     pub think: Duration,
     /// Silence after which the guest is given up.
     pub patience: Duration,
@@ -104,8 +104,9 @@ impl Summary {
     #[must_use]
     pub fn to_json(&self) -> Value {
         json!({
-            "replies": self.replies, "writes": self.writes, "lost": self.lost, "duplicated": self.duplicated, "corrupt": self.corrupt,
-            "same_connection": self.same_connection, "stuck": self.stuck, "longest_gap_ms": self.longest_gap_ms,
+            "replies": self.replies, "writes": self.writes, "lost": self.lost, "duplicated": self.duplicated,
+            "corrupt": self.corrupt, "same_connection": self.same_connection, "stuck": self.stuck,
+            "longest_gap_ms": self.longest_gap_ms,
         })
     }
 

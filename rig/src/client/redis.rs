@@ -1,8 +1,9 @@
-//! One TCP connection to a Redis, for the whole run. A request is two writes: `RPUSH LIST seq` and `INCR COUNTER`. Neither can
-//! be done twice, or be forgotten, without the list or the counter showing it; the list is read back at the end.
+//! One TCP connection to a Redis, for the whole run. A request is two writes: `RPUSH LIST seq` and `INCR COUNTER`.
+//! Neither can be done twice, or be forgotten, without the list or the counter showing it; the list is read back at the
+//! end.
 //!
-//! Replies are RESP 2 (redis.io, "Redis serialization protocol specification"): `:N\r\n`, `-ERROR\r\n`, arrays of bulk strings.
-//! They carry no number of their own: they come in the order of the requests.
+//! Replies are RESP 2 (redis.io, "Redis serialization protocol specification"): `:N\r\n`, `-ERROR\r\n`, arrays of bulk
+//! strings. They carry no number of their own: they come in the order of the requests.
 
 use super::{
     Diary, Plan, Stop,
@@ -118,8 +119,8 @@ impl Client {
     }
 }
 
-/// What a list proves in which 1 to `acked` must be, each once. (What the counter showed already is counted again here: both are
-/// acknowledged writes.)
+/// What a list proves in which 1 to `acked` must be, each once. (What the counter showed already is counted again here:
+/// both are acknowledged writes.)
 fn audit(list: &[u64], acked: u64) -> Vec<Finding> {
     let mut sorted = list.to_vec();
     sorted.sort_unstable();

@@ -33,7 +33,8 @@ fn ask(plan: &Plan, socket: &UdpSocket, books: &mut DatagramBooks, diary: &mut D
     let request = Message { seq, ..Message::default() }.encode();
     let asked = Instant::now();
     while asked.elapsed() < plan.patience {
-        // While a host is dead its address cannot be resolved, and the kernel says so: no more than another lost packet.
+        // While a host is dead its address cannot be resolved, and the kernel says so: no more than another lost
+        // packet.
         let _ = socket.send(&request);
         let sent = Instant::now();
         while sent.elapsed() < plan.repeat_after {

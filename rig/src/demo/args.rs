@@ -25,8 +25,8 @@ pub struct DemoArgs {
     /// KVM or TCG; by default KVM if it boots this guest here, else TCG
     #[arg(long, value_parser = parse_accel, default_value = "auto")]
     pub accel: AccelChoice,
-    /// Number of runs, each with everything new but the hosts. A run that is spoilt (a side suspects the other before anything
-    /// is done, on a machine that is too busy) is told, counted apart, and repeated
+    /// Number of runs, each with everything new but the hosts. A run that is spoilt (a side suspects the other before
+    /// anything is done, on a machine that is too busy) is told, counted apart, and repeated
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub repeat: u32,
     /// Keep so many processors busy meanwhile
@@ -47,8 +47,8 @@ pub struct DemoArgs {
     /// How beats travel: ud, udp or both [default: the program's; cut-rdma: both]
     #[arg(long)]
     pub keepalive: Option<String>,
-    /// How long RDMA waits for an answer: 4.096 us x 2^N, seven times [default: the program's; lab: 18, which makes 7.5 s,
-    /// so that beats decide]
+    /// How long RDMA waits for an answer: 4.096 us x 2^N, seven times [default: the program's; lab: 18, which makes 7.5
+    /// s, so that beats decide]
     #[arg(long)]
     pub rdma_timeout: Option<u8>,
     /// Cap of the staging memory of each side [default: the program's]

@@ -75,8 +75,8 @@ impl Stage {
         self.settings.scenario = scenario;
     }
 
-    /// Plays the scenario until a round is not spoilt, a few times at most: the last outcome, and what spoilt those before it.
-    /// `live` as in [`Stage::play`].
+    /// Plays the scenario until a round is not spoilt, a few times at most: the last outcome, and what spoilt those
+    /// before it. `live` as in [`Stage::play`].
     ///
     /// # Errors
     /// As [`Stage::play`].
@@ -92,8 +92,8 @@ impl Stage {
         }
     }
 
-    /// Plays the scenario once, with everything new but the hosts. A round that breaks is an outcome too. `live`: events
-    /// are narrated as they come; else only those of a round that did not pass are, at its end.
+    /// Plays the scenario once, with everything new but the hosts. A round that breaks is an outcome too. `live`:
+    /// events are narrated as they come; else only those of a round that did not pass are, at its end.
     ///
     /// # Errors
     /// Somebody interrupted the rig, or the hosts cannot be made ready for another round.

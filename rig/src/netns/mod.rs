@@ -266,10 +266,11 @@ impl Topology {
         Ok(hosts)
     }
 
-    /// Waits until the kernel has noticed all carriers, and the bridges forward: it does both in its own time, and drops
-    /// what comes before.
+    /// Waits until the kernel has noticed all carriers, and the bridges forward: it does both in its own time, and
+    /// drops what comes before.
     fn settle(&self) -> Result<()> {
-        let forwarding = "[ $(cat /sys/class/net/$l/operstate) = up ] && [ $(cat /sys/class/net/$l/brport/state 2>/dev/null || echo 3) = 3 ]";
+        let forwarding = "[ $(cat /sys/class/net/$l/operstate) = up ] && \
+                          [ $(cat /sys/class/net/$l/brport/state 2>/dev/null || echo 3) = 3 ]";
         let seconds = PATIENCE.as_secs().to_string();
         for (host, links) in [(&self.client, "pri sby"), (&self.primary, "lan rep"), (&self.standby, "lan rep")] {
             let script = format!("for l in {links}; do until {forwarding}; do sleep 0.01; done; done");
@@ -348,7 +349,7 @@ impl hosts::Topology for Topology {
     }
 
     fn patience(&self) -> Duration {
-        Duration::from_secs(60)
+        Duration::from_secs(180)
     }
 }
 

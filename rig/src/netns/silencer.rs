@@ -22,7 +22,8 @@ impl Silencer {
         Ok(Self { tc: tc.spawn().context("tc")?, devices })
     }
 
-    /// From here on nothing leaves by these devices. No carrier is lost and no error is seen: the worst kind of silence.
+    /// From here on nothing leaves by these devices. No carrier is lost and no error is seen: the worst kind of
+    /// silence.
     pub(super) fn fire(&mut self) -> Result<()> {
         let mut input = self.tc.stdin.take().context("tc's standard input is gone")?;
         for device in self.devices {

@@ -14,7 +14,7 @@ use std::{
 };
 
 /// How long the guest may be silent before the client gives it up: longer than anything that is waited for meanwhile.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// The client, running or not. Dropped: killed.
 #[derive(Debug)]

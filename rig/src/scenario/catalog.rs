@@ -10,7 +10,8 @@ pub enum Scenario {
     KillPrimary,
     /// The replication link falls silent, both hosts live. One of them goes on, the other is fenced.
     CutLink,
-    /// RDMA stops working on the replication link, all else goes on. Checkpoints go over TCP from there on, and none is lost.
+    /// RDMA stops working on the replication link, all else goes on. Checkpoints go over TCP from there on, and none is
+    /// lost.
     CutRdma,
     /// Everything on the primary host stops, and goes on after the takeover. It gets no packet out, and is fenced.
     FreezePrimary,
@@ -18,7 +19,8 @@ pub enum Scenario {
     KillStandby,
     /// The witness dies and comes back. Protection goes on; failover is impossible meanwhile, and that is said.
     KillWitness,
-    /// The data path of the primary's sidecar dies. One side goes on, the other is fenced; the VM is never left stopped.
+    /// The data path of the primary's sidecar dies. One side goes on, the other is fenced; the VM is never left
+    /// stopped.
     KillSidecar,
     /// The data path and the VM die together, the supervisor lives. The standby takes over.
     KillSidecarAndVm,
@@ -32,15 +34,18 @@ pub enum Scenario {
     StopStandbyLoop,
     /// `protect` is asked to end (SIGTERM). The VM runs on, its network intact.
     SigtermPrimary,
-    /// `standby` is asked to end (SIGTERM). The primary goes on solo, and protects itself when there is a standby again.
+    /// `standby` is asked to end (SIGTERM). The primary goes on solo, and protects itself when there is a standby
+    /// again.
     SigtermStandby,
-    /// `protect` begins without a standby: the VM is served, and protected by itself when there is one; then its host dies.
+    /// `protect` begins without a standby: the VM is served, and protected by itself when there is one; then its host
+    /// dies.
     NoStandbyYet,
     /// Datagrams to the standby get lost from the beginning: protection is not registered, and the port is named.
     MuteBeats,
     /// A VM with a second NIC that nobody holds: it is refused, and left as it was.
     UngatedNic,
-    /// The witness forgets everything; later the link is cut. Both copies are kept until an operator accepts it; then one goes on.
+    /// The witness forgets everything; later the link is cut. Both copies are kept until an operator accepts it; then
+    /// one goes on.
     ForgetWitness,
     /// After a takeover the witness is set back to before it, and the old primary thaws. It gets nothing.
     RewindWitness,

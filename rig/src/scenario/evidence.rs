@@ -1,13 +1,13 @@
 //! What was observed after a fault, and the verdict.
 //!
-//! The sidecars' own words decide nothing in favour of them: a survivor must also execute according to QEMU and be heard
-//! by the client; a loser must also not execute, and have let no frame out.
+//! The sidecars' own words decide nothing in favour of them: a survivor must also execute according to QEMU and be
+//! heard by the client; a loser must also not execute, and have let no frame out.
 //!
-//! On a machine that is busy with other things a side may suspect the other though nothing was done to it yet, and rightly so:
-//! it was silent for longer than is allowed. Such a round proves nothing about its scenario, so it neither passes nor fails:
-//! it is *spoilt*, if nothing unsafe was seen, and told and counted as such. The machine must have been late then by the rig's
-//! own clock ([`crate::metronome`]): a suspicion on a calm machine excuses nothing. Nothing else does, and no verdict rests on
-//! how long something took.
+//! On a machine that is busy with other things a side may suspect the other though nothing was done to it yet, and
+//! rightly so: it was silent for longer than is allowed. Such a round proves nothing about its scenario, so it neither
+//! passes nor fails: it is *spoilt*, if nothing unsafe was seen, and told and counted as such. The machine must have
+//! been late then by the rig's own clock ([`crate::metronome`]): a suspicion on a calm machine excuses nothing. Nothing
+//! else does, and no verdict rests on how long something took.
 
 use super::{
     Scenario,

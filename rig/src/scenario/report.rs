@@ -142,8 +142,9 @@ impl Outcome {
             json!({
                 "survivor": evidence.survivor.map(name_of),
                 "replies_before": before, "replies_after": after,
-                "writes": summary.writes, "lost": summary.lost, "duplicated": summary.duplicated, "corrupt": summary.corrupt,
-                "same_connection": summary.same_connection, "longest_gap_ms": round(summary.longest_gap_ms),
+                "writes": summary.writes, "lost": summary.lost, "duplicated": summary.duplicated,
+                "corrupt": summary.corrupt, "same_connection": summary.same_connection,
+                "longest_gap_ms": round(summary.longest_gap_ms),
                 "pause_us": status::pause_us(&evidence.status), "hold_us": status::hold_us(&evidence.status),
                 "epochs": status::epoch(&evidence.status),
                 "transport": status::transport(&evidence.status), "keepalive": status::keepalive(&evidence.status),

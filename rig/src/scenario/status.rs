@@ -68,12 +68,14 @@ pub fn keepalive(status: &Value) -> Option<&str> {
     status.pointer("/keepalive")?.as_str()
 }
 
-/// `{device, timeout, retry, gives_up_ms}`: after how long RDMA itself reports a peer that is gone, as it is set. Null without.
+/// `{device, timeout, retry, gives_up_ms}`: after how long RDMA itself reports a peer that is gone, as it is set. Null
+/// without.
 #[must_use]
 pub fn rdma(status: &Value) -> Value {
     let number = |name: &str| u32::try_from(status.pointer("/rdma")?.get(name)?.as_u64()?).ok();
     let Some((timeout, retry)) = number("timeout").zip(number("retry")) else { return Value::Null };
-    // The local ACK timeout is 4.096 us * 2^timeout (InfiniBand specification 9.7.6.1.3), for the first try and each other.
+    // The local ACK timeout is 4.096 us * 2^timeout (InfiniBand specification 9.7.6.1.3), for the first try and each
+    // other.
     let gives_up_ms = 4.096e-3 * f64::from(timeout).exp2() * f64::from(retry + 1);
     json!({ "device": status["rdma"]["device"], "timeout": timeout, "retry": retry, "gives_up_ms": round(gives_up_ms) })
 }

@@ -26,8 +26,8 @@ pub struct Suspicion {
     pub allowed_ms: f64,
 }
 
-/// How long before and after a suspicion the machine's lateness may have been, ms: the event is written after the suspicion, by a
-/// process that is late as well.
+/// How long before and after a suspicion the machine's lateness may have been, ms: the event is written after the
+/// suspicion, by a process that is late as well.
 const AROUND_MS: f64 = 500.0;
 
 impl Suspicion {
@@ -50,8 +50,8 @@ impl Suspicion {
     }
 }
 
-/// What the machine's load explains among the events, in words: suspicions of a side that heard nothing for longer than it
-/// allows, while the machine was late. `undue` chooses among them.
+/// What the machine's load explains among the events, in words: suspicions of a side that heard nothing for longer than
+/// it allows, while the machine was late. `undue` chooses among them.
 #[must_use]
 pub fn excuses(events: &[Entry], undue: impl Fn(&Suspicion) -> bool) -> Vec<String> {
     honest_suspicions(events).iter().filter(|s| undue(s)).filter_map(|s| s.excuse(metronome::worst)).collect()

@@ -105,8 +105,8 @@ impl Watch {
         Ok(())
     }
 
-    /// The loser says that it gave up: a primary that it is fenced, and ends with 4; a standby that it discarded its copy, or
-    /// that it lost and keeps the copy for now.
+    /// The loser says that it gave up: a primary that it is fenced, and ends with 4; a standby that it discarded its
+    /// copy, or that it lost and keeps the copy for now.
     pub(super) fn await_fenced(&mut self, round: &mut Round<'_>) -> Result<()> {
         let loser = if self.survivor == Some(Place::Primary) { "standby" } else { "protect" };
         let says_so = |e: &Entry| e.source == loser && matches!(e.event.as_str(), "fenced" | "discarded");
@@ -179,7 +179,8 @@ impl Watch {
         Ok(())
     }
 
-    /// For a while nothing happens to the VM: nobody changes a role, and the client is answered by who served it before.
+    /// For a while nothing happens to the VM: nobody changes a role, and the client is answered by who served it
+    /// before.
     pub(super) fn nothing_happens(&mut self, round: &mut Round<'_>, when: &str) -> Result<()> {
         let mark = round.timeline.mark();
         pass(WHILE)?;
@@ -193,7 +194,8 @@ impl Watch {
         Ok(())
     }
 
-    /// For a while nobody serves, and nobody gives its copy up. (Output that nobody has a right to let out is a violation.)
+    /// For a while nobody serves, and nobody gives its copy up. (Output that nobody has a right to let out is a
+    /// violation.)
     pub(super) fn both_are_kept(&mut self, round: &Round<'_>) -> Result<()> {
         let (primary, standby) = (round.topology.host(Place::Primary), round.topology.host(Place::Standby));
         let first = (primary.frames_out()?, standby.frames_out()?);
@@ -244,7 +246,9 @@ impl Watch {
         let survivor = self.survivor;
         let side = |place: Place, source: &str, frames_out: u64| -> Result<Side> {
             let patience = if survivor == Some(place) { SEEN_RUNNING } else { Duration::ZERO };
-            let said = |event: &str| events.iter().any(|e| e.is(source, event));
+            // Of a host that lost its power only what its last process said counts: the one before was killed bit by bit.
+            let begun = events.iter().rposition(|e| self.earlier.is_some() && e.is(source, "attached")).unwrap_or(0);
+            let said = |event: &str| events[begun..].iter().any(|e| e.is(source, event));
             let fenced = said("fenced") || said("discarded") || place == Place::Standby && self.has_lost;
             Ok(Side { executes: round.executes(place, patience)?, frames_out, fenced })
         };

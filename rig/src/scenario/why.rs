@@ -1,8 +1,9 @@
 //! Whether `afterimage why` tells what the rig saw: on the host that went on, and on the one that did not.
 //!
-//! A story is wrong if its outcome is not the scenario's, if it names another winner, generation or epoch than the events and
-//! the status that the rig kept itself, or if it says that output of the loser was let out. A missing one is wrong too. What
-//! dies at once may tell anything of its last moment, for its processes die one after another, or nothing: but not that it won.
+//! A story is wrong if its outcome is not the scenario's, if it names another winner, generation or epoch than the
+//! events and the status that the rig kept itself, or if it says that output of the loser was let out. A missing one is
+//! wrong too. What dies at once may tell anything of its last moment, for its processes die one after another, or
+//! nothing: but not that it won.
 
 use super::{Scenario, evidence::Evidence, round::Round};
 use crate::{hosts::Place, timeline::poll};
@@ -107,8 +108,8 @@ impl Story<'_> {
         self.facts.pointer(pointer)?.as_f64()
     }
 
-    /// Who suspected, when, after how long. (When the silence began is not looked at: the event is written a moment after the
-    /// suspicion, and that moment is as long as the machine is busy.)
+    /// Who suspected, when, after how long. (When the silence began is not looked at: the event is written a moment
+    /// after the suspicion, and that moment is as long as the machine is busy.)
     fn suspicion(&self) -> Option<String> {
         let mut said = self.evidence.events.iter().filter(|e| e.is(self.source(), "suspect")).peekable();
         said.peek()?;

@@ -3,6 +3,7 @@
 mod failover;
 
 use mc_core::testing::conformance::{Fabric, KeepaliveFabric, run_all, run_all_keepalive};
+use mc_core::testing::skip;
 use rustix::io::ioctl_fionread;
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
@@ -75,7 +76,7 @@ fn tcp_conforms_with_buffers_smaller_than_a_slab() {
 #[test]
 fn tcp_conforms_over_ipv6() {
     if TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_err() {
-        eprintln!("skipped: this machine has no IPv6 loopback");
+        skip("this machine has no IPv6 loopback");
         return;
     }
     run_all(&mut Loopback::new(Ipv6Addr::LOCALHOST, None));

@@ -159,13 +159,14 @@ pub(super) fn takes_value(name: &str) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mc_core::testing::skip;
     use std::process::Command;
 
     /// Against the QEMU that is here, if there is one: each option of its `-help` that is followed by a blank and a word.
     #[test]
     fn qemu_agrees() {
         let Ok(help) = Command::new("qemu-system-x86_64").arg("-help").output() else {
-            println!("skipped: no qemu-system-x86_64");
+            skip("no qemu-system-x86_64");
             return;
         };
         let help = String::from_utf8_lossy(&help.stdout).into_owned();

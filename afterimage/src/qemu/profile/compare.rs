@@ -1,6 +1,7 @@
 //! How two VMs differ.
 
 use super::{Cpu, Device, Profile};
+use crate::config::size_text;
 use std::collections::BTreeMap;
 
 /// Blocks that QEMU fills from fw_cfg and resizes by itself when it loads a VM.
@@ -12,6 +13,9 @@ impl Profile {
     pub fn mismatches(&self, standby: &Self) -> Vec<String> {
         let mut lines = Vec::new();
         differ(&mut lines, "machine type", &self.machine, &standby.machine);
+        if !lines.is_empty() {
+            return lines; // another machine has other devices: that is all there is to say
+        }
         self.compare_cpus(standby, &mut lines);
         self.compare_devices(standby, &mut lines);
         self.compare_blocks(standby, &mut lines);
@@ -56,8 +60,10 @@ impl Profile {
                 None => lines.push(format!("RAM block {:?}: on the primary only", block.name)),
                 Some(other) if block.name.starts_with(RESIZABLE) || other.used_length == block.used_length => {}
                 Some(other) => lines.push(format!(
-                    "RAM block {:?}: {} bytes on the primary, {} on the standby",
-                    block.name, block.used_length, other.used_length
+                    "RAM block {:?}: {} on the primary, {} on the standby",
+                    block.name,
+                    size_text(block.used_length),
+                    size_text(other.used_length)
                 )),
             }
         }
@@ -106,5 +112,32 @@ fn compare_properties(ours: &Device, theirs: &Device, all: bool, lines: &mut Vec
             continue;
         };
         differ(lines, &format!("device {}: {name}", ours.place), here, there);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::qemu::blocks::RamBlock;
+
+    fn profile(machine: &str, device: &str, ram: u64) -> Profile {
+        Profile {
+            qemu_version: "7.2.22".into(),
+            machine: machine.into(),
+            accel: "kvm".into(),
+            cpus: Vec::new(),
+            devices: vec![Device { place: device.into(), properties: BTreeMap::new() }],
+            blocks: vec![RamBlock { name: "pc.ram".into(), used_length: ram }],
+            unheld: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn another_machine_is_all_there_is_to_say() {
+        let ours = profile("pc-i440fx-7.2", "main-system-bus/i440FX-pcihost", 2 << 30);
+        let said = ours.mismatches(&profile("pc-q35-7.2", "main-system-bus/q35-pcihost", 1 << 30));
+        assert_eq!(said, ["machine type: pc-i440fx-7.2 on the primary, pc-q35-7.2 on the standby"]);
+        let said = ours.mismatches(&profile("pc-i440fx-7.2", "main-system-bus/i440FX-pcihost", 1 << 30));
+        assert_eq!(said, ["RAM block \"pc.ram\": 2GiB on the primary, 1GiB on the standby"]);
     }
 }

@@ -73,6 +73,12 @@ pub fn find_instance(instance: u64) -> io::Result<Option<u32>> {
     Ok(None)
 }
 
+/// Whether a signal has stopped the process with this pid.
+#[must_use]
+pub fn is_stopped(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| state(&stat) == Some("T"))
+}
+
 /// Field 3 of proc(5)'s `stat`.
 fn state(stat: &str) -> Option<&str> {
     stat.rsplit_once(')')?.1.split_ascii_whitespace().next()

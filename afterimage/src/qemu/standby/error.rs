@@ -72,6 +72,9 @@ pub enum StandbyError {
         /// The end of what it said.
         stderr: String,
     },
+    /// It is there, and does nothing.
+    #[error("the QEMU that waits here {0}; it was killed, and another one is started in its place")]
+    Silent(String),
     /// The guest ran for a moment, and was ended.
     #[error("the VM ran for a moment and was ended, so its memory is not that of the last commit any more: {0}")]
     Spoiled(Box<Self>),

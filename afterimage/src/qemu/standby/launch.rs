@@ -21,6 +21,8 @@ use std::{
 
 /// For QEMU to answer on QMP after it was started. Slow hosts under emulation need seconds.
 pub(super) const START: Duration = Duration::from_secs(20);
+/// For a QEMU that was killed to be gone.
+const KILLED: Duration = Duration::from_secs(2);
 /// Bytes of QEMU's stderr in an error.
 const STDERR_TAIL: u64 = 2000;
 
@@ -35,9 +37,21 @@ impl Drop for Starting {
     }
 }
 
-pub(super) fn end(child: &mut Child) -> io::Result<()> {
+/// Kills it, and waits for its end, but not for ever: one that a cgroup freezer holds dies when it is thawed. True: it is gone.
+///
+/// False, and it never runs again all the same: SIGKILL is pending on each of its threads, and none comes back to user mode, or
+/// enters the guest, before it has died of that. So what it has mapped is not written by it any more, and another one may be started
+/// over the same RAM image. What it holds (a port, a lock) it holds until then.
+pub(super) fn end(child: &mut Child) -> io::Result<bool> {
     child.kill()?;
-    child.wait().map(drop)
+    let deadline = Instant::now() + KILLED;
+    loop {
+        match child.try_wait()? {
+            Some(_) => return Ok(true),
+            None if Instant::now() >= deadline => return Ok(false),
+            None => thread::sleep(STEP),
+        }
+    }
 }
 
 /// The RAM image must be there, and have the main memory's size.

@@ -16,6 +16,7 @@
 //! Until it is disowned the QEMU dies with the `StandbyVm`, and with our process, whose end of the stream it waits for; from the
 //! takeover on it outlives us.
 
+mod answers;
 mod error;
 mod isolate;
 mod launch;
@@ -24,6 +25,7 @@ mod memory;
 mod rehearsal;
 mod room;
 
+pub use answers::Look;
 pub use error::StandbyError;
 pub use isolate::NotIsolated;
 pub use rehearsal::{DEADLINE, Rehearsal, RehearsalConfig, RehearsalError, Rehearsed};
@@ -36,6 +38,7 @@ use super::{
     stale::remove_stale,
     stream::StandbyStream,
 };
+use answers::ANSWER;
 use launch::{START, Starting, end, qmp_path, stderr_tail};
 use line::Line;
 use memory::MainRam;
@@ -51,8 +54,6 @@ use std::{
 
 /// For each command.
 const TIMEOUT: Duration = Duration::from_secs(15);
-/// From the stream's last byte to the VM running.
-const RESUME: Duration = Duration::from_secs(20);
 /// For QEMU to take the next piece of the stream.
 const WRITE: Duration = Duration::from_secs(5);
 const STEP: Duration = Duration::from_millis(2);
@@ -111,6 +112,9 @@ pub struct StandbyVm {
     qmp: Qmp,
     /// Our end of the stream that it waits for; none once it was used.
     incoming: Option<UnixStream>,
+    /// The question that it has not answered yet, and since when.
+    asked: Option<(u64, Instant)>,
+    killed: bool,
     disowned: bool,
 }
 
@@ -129,7 +133,8 @@ impl StandbyVm {
         let ended = || starting.0.as_mut().and_then(|child| child.try_wait().ok().flatten());
         let qmp = launch::connect(&config.run_dir, Instant::now() + START, ended)?;
         let child = starting.0.take().expect("taken here only");
-        let mut vm = Self { config, notes: line.notes, child, qmp, incoming: None, disowned: false };
+        let mut vm =
+            Self { config, notes: line.notes, child, qmp, incoming: None, asked: None, killed: false, disowned: false };
         vm.receive()?;
         Ok(vm)
     }
@@ -173,7 +178,7 @@ impl StandbyVm {
             return Err(self.give_up(error));
         }
         let sent = begun.elapsed();
-        if let Err(error) = self.qmp.wait_event("RESUME", RESUME) {
+        if let Err(error) = self.wait_resume() {
             self.runs_all_the_same(error)?;
         }
         self.disown();
@@ -183,7 +188,7 @@ impl StandbyVm {
     /// No RESUME came.
     fn runs_all_the_same(&mut self, error: QmpError) -> Result<(), StandbyError> {
         let error = self.qmp_error(error);
-        let state = self.qmp.execute("query-status", serde_json::Value::Null, TIMEOUT);
+        let state = self.qmp.execute("query-status", serde_json::Value::Null, ANSWER);
         if state.is_ok_and(|state| state["running"] == true) {
             return Ok(());
         }
@@ -194,10 +199,12 @@ impl StandbyVm {
     /// This one is ended, and then has said all that it had to say (RESUME is sent before a vCPU runs, softmmu/cpus.c
     /// `vm_prepare_start`).
     fn give_up(&mut self, error: StandbyError) -> StandbyError {
-        if let Err(error) = self.kill() {
-            return error;
+        // Killed and not gone, it does not say more than it has said.
+        match self.kill() {
+            Ok(true) => drop(self.qmp.wait_closed(TIMEOUT)),
+            Ok(false) => drop(self.qmp.poll_events()),
+            Err(error) => return error,
         }
-        let _ = self.qmp.wait_closed(TIMEOUT);
         match self.qmp.take_events().iter().any(|event| event.name == "RESUME") {
             true => StandbyError::Spoiled(Box::new(error)),
             false => error,
@@ -212,7 +219,7 @@ impl StandbyVm {
 
     /// Whether its QEMU still runs.
     pub fn is_alive(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
+        !self.killed && matches!(self.child.try_wait(), Ok(None))
     }
 
     /// Kills QEMU, if it still runs, and starts it again over the same RAM image.
@@ -221,9 +228,18 @@ impl StandbyVm {
         Self::launch(self.config.clone())
     }
 
-    /// Kills QEMU. It is gone when this returns.
-    pub fn kill(&mut self) -> Result<(), StandbyError> {
-        end(&mut self.child).map_err(|source| StandbyError::io("killing", Path::new("QEMU"), source))
+    /// Kills QEMU. True: it is gone. False: it dies as soon as the kernel lets it, and never runs again.
+    pub fn kill(&mut self) -> Result<bool, StandbyError> {
+        if self.killed {
+            return Ok(!matches!(self.child.try_wait(), Ok(None)));
+        }
+        let gone = end(&mut self.child).map_err(|source| StandbyError::io("killing", Path::new("QEMU"), source))?;
+        self.killed = true;
+        if !gone {
+            // It still listens there, and answers nobody.
+            let _ = std::fs::remove_file(self.qmp_path());
+        }
+        Ok(gone)
     }
 
     /// QEMU's pid.
@@ -282,7 +298,7 @@ impl StandbyVm {
 impl Drop for StandbyVm {
     fn drop(&mut self) {
         if !self.disowned {
-            let _ = end(&mut self.child);
+            let _ = self.kill();
         }
     }
 }

@@ -46,7 +46,8 @@ use std::{
 };
 
 /// For all of a rehearsal.
-pub const DEADLINE: Duration = Duration::from_secs(15);
+pub const DEADLINE: Duration = mc_core::primary::REHEARSAL;
+
 /// What is rehearsed, all of it copied: the standby goes on meanwhile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RehearsalConfig {

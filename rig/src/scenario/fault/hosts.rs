@@ -3,7 +3,7 @@
 use crate::{
     hosts::Place,
     netns, process,
-    scenario::{round::Round, status, watch::Watch},
+    scenario::{round::Round, status, suspicion::Spoilt, watch::Watch},
     timeline::{pass, poll},
 };
 use anyhow::Result;
@@ -71,26 +71,31 @@ pub(super) const TRIES: u32 = 100;
 /// Between two tries.
 pub(super) const STEP: Duration = Duration::from_millis(3);
 
-/// Everything on the primary host stops. No frame of its VM is due from here on: a loop that wakes up knows how long it was away
-/// (docs/adr/0003). One that is stopped within a turn may be about to let out what was ACKed; so it is stopped between two.
+/// Everything on the primary host stops. No frame of its VM is due from here on: a loop that wakes up knows how long it
+/// was away (docs/adr/0003). One that is stopped within a turn may be about to let out what was ACKed; so it is stopped
+/// between two. Where that cannot be had, a frame after the thaw would prove nothing.
 pub(super) fn freeze(watch: &mut Watch, round: &Round<'_>) -> Result<()> {
     watch.strike(round, "primary host freezes");
     watch.due(round, "protect");
     watch.due(round, "standby");
     let primary = round.topology.host(Place::Primary);
     let data_path = round.protect.as_ref().and_then(|protect| netns::data_path(protect.pid()).ok());
-    primary.freeze()?;
     for _ in 0..TRIES {
+        primary.freeze()?;
         // (Of a host whose processes are not this machine's nobody can tell.)
         if data_path.is_none_or(process::waits) {
-            break;
+            watch.last_due_frame = Some(primary.frames_out()?);
+            return Ok(());
         }
         primary.thaw()?;
         pass(STEP)?;
-        primary.freeze()?;
     }
-    watch.last_due_frame = Some(primary.frames_out()?);
-    Ok(())
+    Err(never_waits("the data path's main thread"))
+}
+
+/// A thread could not be stopped between two turns of its loop, however often that was tried.
+pub(super) fn never_waits(thread: &str) -> anyhow::Error {
+    Spoilt { reasons: vec![format!("{thread} was not found between two turns of its loop in {TRIES} stops")] }.into()
 }
 
 pub(super) fn thaw(watch: &mut Watch, round: &mut Round<'_>) -> Result<()> {
@@ -111,4 +116,16 @@ pub(super) fn kill_standby(watch: &mut Watch, round: &mut Round<'_>) -> Result<(
         watch.complain(format!("the VM was not protected again: {error:#}"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stop_that_cannot_be_had_spoils_the_round_and_says_why() {
+        let error = never_waits("thread 7");
+        let spoilt = error.downcast_ref::<Spoilt>().expect("no failure of the product's");
+        assert_eq!(spoilt.reasons, ["thread 7 was not found between two turns of its loop in 100 stops"]);
+    }
 }

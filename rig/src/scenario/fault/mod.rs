@@ -30,11 +30,12 @@ use anyhow::Result;
 use serde_json::Value;
 use std::time::Duration;
 
-/// Does it, from a round whose VM runs. Also gives what both sidecars use of a core while no client asks, if that is measured.
+/// Does it, from a round whose VM runs. Also gives what both sidecars use of a core while no client asks, if that is
+/// measured.
 ///
 /// # Errors
-/// The rig could not do its part; [`Spoilt`] if that is because a side suspected the other before anything was done. What the
-/// product did wrong is in the evidence.
+/// The rig could not do its part; [`Spoilt`] if that is because a side suspected the other before anything was done.
+/// What the product did wrong is in the evidence.
 pub fn run(round: &mut Round<'_>) -> Result<(Evidence, Option<f64>)> {
     let begun = round.timeline.mark();
     let done = if round.settings.scenario.begins_protected() { protected(round) } else { beginning::run(round) };
@@ -99,11 +100,17 @@ fn inflict(watch: &mut Watch, round: &mut Round<'_>) -> Result<()> {
     }
 }
 
-/// Why the rig could not do its part: the machine's load, if a side suspected the other honestly and nothing is unsafe.
+/// Why the rig could not do its part: the machine's load, if a side suspected the other honestly, or the rig says so
+/// itself; and only if nothing is unsafe.
 fn explain(round: &Round<'_>, begun: Mark, error: anyhow::Error) -> anyhow::Error {
-    let excuses = excuses(&round.timeline.since(begun), |_| true);
     let executes = |place| round.executes(place, Duration::ZERO).unwrap_or(true);
     let is_safe = !(executes(Place::Primary) && executes(Place::Standby)) && round.guest_complaints().is_empty();
+    match (error.is::<Spoilt>(), is_safe) {
+        (true, true) => return error,
+        (true, false) => return anyhow::anyhow!("{error:#}; and two copies may run, or the guest complains"),
+        (false, _) => {}
+    }
+    let excuses = excuses(&round.timeline.since(begun), |_| true);
     if excuses.is_empty() || !is_safe {
         return error;
     }

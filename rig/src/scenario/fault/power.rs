@@ -20,8 +20,8 @@ const ORDERS: [[Place; 3]; 6] = [
 /// Between two of them.
 const GAP: Duration = Duration::from_secs(1);
 
-/// Six power cuts. What is on disks outlives them: what the witness and the nodes remember. The rest is gone: every process, the
-/// VM, the image, the sockets.
+/// Six power cuts. What is on disks outlives them: what the witness and the nodes remember. The rest is gone: every
+/// process, the VM, the image, the sockets.
 pub(super) fn cut(watch: &mut Watch, round: &mut Round<'_>) -> Result<()> {
     for (number, order) in ORDERS.iter().enumerate() {
         let earlier = round.client().stop()?.unwrap_or_default();
@@ -42,8 +42,8 @@ fn fall(watch: &mut Watch, round: &mut Round<'_>) -> Result<()> {
     watch.strike(round, "power fails");
     watch.due(round, "protect");
     watch.due(round, "standby");
-    // At once; but one follows the other here, and a witness that lived for those milliseconds could give the VM to a standby that
-    // dies before it runs it. That an operator has to decide (docs/adr/0012).
+    // At once; but one follows the other here, and a witness that lived for those milliseconds could give the VM to a
+    // standby that dies before it runs it. That an operator has to decide (docs/adr/0012).
     round.witness.kill();
     let [primary, standby] = blows;
     primary()?;

@@ -12,7 +12,7 @@ use crate::{
     },
     timeline::{pass, poll},
 };
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
 fn supervisor(round: &Round<'_>) -> Result<u32> {
@@ -122,7 +122,7 @@ fn hold_between_turns(round: &Round<'_>, place: Place, thread: u32) -> Result<Pr
         drop(holder);
         pass(hosts::STEP)?;
     }
-    bail!("thread {thread} never waits for anything")
+    Err(hosts::never_waits(&format!("thread {thread}")))
 }
 
 /// A process's first thread has the process's id.
