@@ -83,14 +83,16 @@ pub enum Command {
     Why(WhyArgs),
     /// On the standby: take the VM over
     ///
-    /// With --arbiter manual, or once the witness has been away for 3 s, your word decides. Else the witness does, and a primary that is
-    /// well is stopped: a switchover. While the primary's beats arrive the word has to name it: --although-it-beats NODE.
+    /// With --arbiter manual, or once the witness has been away for 3 s, your word decides. Else the witness does: a primary that is
+    /// well asks it too, and may win. While the primary's beats arrive the word has to name it: --although-it-beats NODE. Waits for
+    /// the outcome: 0 the VM runs here, 4 the other side won, 3 nothing is decided yet.
     #[command(after_long_help = help("afterimage takeover --vm web --yes-the-other-side-is-stopped"))]
     Takeover(OperatorArgs),
     /// On the primary: go on without the standby
     ///
     /// With --arbiter manual, or once the witness has been away for 3 s, your word decides. While the standby's beats arrive the word has
-    /// to name it: --although-it-beats NODE.
+    /// to name it: --although-it-beats NODE. Waits for the outcome: 0 the VM runs on alone, 4 the other side won, 3 nothing is
+    /// decided yet.
     #[command(after_long_help = help("afterimage solo --vm web --yes-the-other-side-is-stopped"))]
     Solo(OperatorArgs),
     /// Accept another witness than the one that this node knows, for one VM; run it on both hosts, once the old witness is
@@ -102,7 +104,7 @@ pub enum Command {
     Unprotect(UnprotectArgs),
     /// On the primary: look for a standby again after `unprotect`, or at once instead of after a pause
     #[command(after_long_help = help("afterimage reprotect --vm web"))]
-    Reprotect(UnprotectArgs),
+    Reprotect(ReprotectArgs),
     /// Look after the VM that a standby holds
     Image {
         /// What to do with it.
@@ -484,9 +486,23 @@ pub struct ExportArgs {
     pub run_dir: PathBuf,
 }
 
-/// `afterimage unprotect`, `afterimage reprotect`.
+/// `afterimage unprotect`
 #[derive(Debug, Args)]
 pub struct UnprotectArgs {
+    /// The VM
+    #[arg(long, value_name = "NAME")]
+    pub vm: Name,
+    /// Where the control sockets are
+    #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
+    pub run_dir: PathBuf,
+    /// Do not wait for what comes of it: exit with 0 once the order was taken
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+/// `afterimage reprotect`
+#[derive(Debug, Args)]
+pub struct ReprotectArgs {
     /// The VM
     #[arg(long, value_name = "NAME")]
     pub vm: Name,
@@ -512,4 +528,7 @@ pub struct OperatorArgs {
     /// is known that its VM does not run although its `afterimage` does
     #[arg(long, value_name = "NODE")]
     pub although_it_beats: Option<Name>,
+    /// Do not wait for what comes of it: exit with 0 once the order was taken
+    #[arg(long)]
+    pub no_wait: bool,
 }

@@ -4,6 +4,7 @@
 //! check` prints what is itself a configuration file.
 
 mod file;
+mod look;
 mod near;
 mod on_cap;
 mod paths;
@@ -11,6 +12,7 @@ mod resolve;
 mod time;
 mod units;
 
+pub(crate) use look::twice;
 pub use on_cap::OnCapWish;
 pub use paths::{KeepaliveWish, PathArgs, PathsConfig, TransportWish};
 pub(crate) use resolve::hostname;

@@ -134,8 +134,8 @@ pub enum Predecessor {
     Kept,
 }
 
-/// If a process on this node runs the VM solo, has it make way. Its gate was the VM's network: the caller must stay even
-/// if no standby is found.
+/// If a process on this node runs the VM solo, has it make way; and one whose supervisor is dead, which ends protection first. Its gate
+/// was the VM's network: the caller must stay even if no standby is found.
 ///
 /// # Errors
 /// It does not: the VM is protected there.
@@ -145,6 +145,9 @@ pub fn ask_to_make_way(run_dir: &Path, vm: Name) -> Result<Predecessor> {
         tell_predecessor(&primary, vm, Request::Handover)?;
         wait_until_gone(&primary)?;
     } else if tell_predecessor(&primary, vm, Request::MakeWay)? {
+        // Where it was protected, that ends first.
+        await_its_end_of_protection(&primary)?;
+        tell_predecessor(&primary, vm, Request::MakeWay)?;
         return Ok(Predecessor::MadeWay);
     }
     let standby = socket_path(run_dir, vm, Side::Standby);
@@ -183,6 +186,21 @@ fn is_waiting(path: &Path) -> bool {
     matches!(status, Ok(Response::Status(status)) if status.role == WAITING)
 }
 
+/// Waits while who was told to make way ends protection through the arbiter.
+fn await_its_end_of_protection(path: &Path) -> Result<()> {
+    let start = Instant::now();
+    while let Ok(Response::Status(status)) = ask(path, Request::Status, PATIENCE) {
+        if !matches!(status.role.as_str(), "registering" | "holding" | "protected" | "claiming") {
+            break;
+        }
+        let what =
+            format!("the process at {} was to end protection, and has not: it is {}", path.display(), status.role);
+        anyhow::ensure!(start.elapsed() < PATIENCE * 5, what);
+        std::thread::sleep(STEP);
+    }
+    Ok(())
+}
+
 /// False: nobody is there (any more).
 fn tell_predecessor(path: &Path, vm: Name, request: Request) -> Result<bool> {
     match ask(path, request, PATIENCE) {
@@ -194,6 +212,9 @@ fn tell_predecessor(path: &Path, vm: Name, request: Request) -> Result<bool> {
         Ok(Response::Refused { message, .. }) => {
             let what = format!("another afterimage on this node has {vm}: {message}");
             Err(ExitError::new(Code::Failed, what).into())
+        }
+        Ok(Response::Away { message, remedy }) => {
+            Err(ExitError::new(Code::Prerequisite, message).remedy(remedy).into())
         }
         Ok(other) => anyhow::bail!("{} answered with {other:?}", path.display()),
     }

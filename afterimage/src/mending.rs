@@ -12,6 +12,9 @@ use std::{os::fd::BorrowedFd, time::Duration};
 /// From one attempt to get something back to the next: at first, and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
+/// Between two looks while all works: that a TAP device is down is not noticed otherwise.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// What was lost, and when it is tried again.
 #[derive(Debug)]
 pub struct Mending {
@@ -31,6 +34,9 @@ impl Mending {
 
     /// Something failed.
     pub fn lost(&mut self, now: Time, why: String) {
+        if self.trouble.is_none() {
+            self.at = Some(now);
+        }
         self.told(why);
         self.at.get_or_insert(now);
     }
@@ -75,7 +81,7 @@ impl Mending {
         let ours = |connection: BorrowedFd<'_>| qemu.is_none_or(|pid| peer(connection) == Some(pid));
         match gate.mend(specs, ours) {
             Ok(()) => {
-                (self.at, self.pause) = (None, RETRY.0);
+                (self.at, self.pause) = (Some(now.after(LOOK)), RETRY.0);
                 if self.trouble.take().is_some() {
                     self.times += 1;
                     tracing::info!("all NICs are connected again");

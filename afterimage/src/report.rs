@@ -9,7 +9,7 @@ use crate::{
     keepalive::BeatHandle,
     metrics::Snapshot,
     paths::Watch,
-    status::{ArbiterStatus, Beats, Status},
+    status::{ArbiterStatus, Beats, Status, WhyNot},
 };
 use mc_core::{
     gate::GateStats,
@@ -95,24 +95,58 @@ pub fn arbiter_field(arbiter: &ArbiterClient) -> Value {
     })
 }
 
+/// What the arbiter's absence means where it is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stance {
+    /// The VM is protected.
+    Protects,
+    /// A primary whose standby fell silent.
+    Claims,
+    /// A standby whose primary fell silent.
+    TakesOver,
+    /// Nothing is protected here.
+    Idle,
+}
+
+impl Stance {
+    fn unreachable(self) -> &'static str {
+        match self {
+            Self::Protects => "the arbiter cannot be reached: protection goes on, failover is impossible",
+            Self::Claims => {
+                "this host cannot reach the arbiter: the standby may have taken the VM over. Output stays held; look at the other \
+                 host first"
+            }
+            Self::TakesOver => "the arbiter cannot be reached: the takeover waits for it",
+            Self::Idle => "the arbiter cannot be reached: nothing can be protected here until it is",
+        }
+    }
+}
+
 /// Tells how the arbiter is, once per change. Its loss stops nothing but failover; that must be heard.
 #[derive(Debug, Default)]
 pub struct ArbiterWatch {
-    /// Whether it was unreachable, and why a failover was impossible although it was not.
-    told: (bool, Option<String>),
+    /// What it meant that it was unreachable, and why a failover was impossible although it was not.
+    told: (Option<Stance>, Option<String>),
 }
 
 impl ArbiterWatch {
     /// Looks at it.
-    pub fn look(&mut self, health: &Health) {
+    pub fn look(&mut self, health: &Health, stance: Stance) {
         if !health.reachable && health.last_error.is_none() {
             return; // before its first try it is neither
         }
         let unable = health.failover_possible().err().filter(|_| health.reachable);
-        let now = (!health.reachable, unable);
+        let now = ((!health.reachable).then_some(stance), unable);
         let before = std::mem::replace(&mut self.told, now.clone());
-        if now.0 != before.0 {
-            reachable(health);
+        match now.0 {
+            Some(stance) if before.0.is_none() => unreachable(health, stance),
+            // The same absence, and it means something else now.
+            Some(Stance::Claims) if before.0 != now.0 => tracing::warn!("{}", Stance::Claims.unreachable()),
+            None if before.0.is_some() => {
+                tracing::info!("the arbiter can be reached");
+                emit("arbiter-reachable", json!({}));
+            }
+            _ => {}
         }
         match now.1 {
             why if why == before.1 => {}
@@ -126,15 +160,44 @@ impl ArbiterWatch {
     }
 }
 
-fn reachable(health: &Health) {
-    if health.reachable {
-        tracing::info!("the arbiter can be reached");
-        emit("arbiter-reachable", json!({}));
-    } else {
-        let why = health.last_error.as_deref().unwrap_or("no answer");
-        tracing::warn!(why, "the arbiter cannot be reached: protection goes on, failover is impossible");
-        emit("arbiter-unreachable", json!({ "why": why }));
+fn unreachable(health: &Health, stance: Stance) {
+    let why = health.last_error.as_deref().unwrap_or("no answer");
+    tracing::warn!(why, "{}", stance.unreachable());
+    emit("arbiter-unreachable", json!({ "why": why }));
+}
+
+/// Of a primary whose role is claiming: what is held, why, and the way out. What a host that is cut off cannot know, it does not
+/// say: whether a failover is possible.
+pub fn fill_claim(status: &mut Status, cause: &str, since_ms: u64) {
+    const LOOK: &str =
+        "look at the other host first, by `afterimage status` there: the standby may have taken the VM over";
+    let solo = format!("`afterimage solo --vm {} --yes-the-other-side-is-stopped`", status.vm);
+    let arbiter = &mut status.arbiter;
+    let error = arbiter.last_error.as_ref().map_or_else(String::new, |error| format!(" ({error})"));
+    let why = match arbiter.reachable {
+        true => format!("{cause}, and the arbiter has not said whose the VM is{error}"),
+        false => {
+            format!("{cause}, and this host cannot reach the arbiter{error}: the standby may have taken the VM over")
+        }
+    };
+    let what_to_do = format!("{LOOK}. Only once that host is stopped for certain: {solo}");
+    if !arbiter.reachable {
+        (arbiter.failover_impossible, arbiter.remedy) = (None, Some(LOOK.to_owned()));
     }
+    status.why_not_protected = Some(WhyNot {
+        why: format!("{why}. Output is held: the VM has no network"),
+        since_ms,
+        times: 1,
+        next_try_in_ms: None,
+        what_to_do: Some(what_to_do),
+    });
+}
+
+/// Milliseconds since 1970.
+#[must_use]
+pub fn unix_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 fn unfit(why: &str, health: &Health) {

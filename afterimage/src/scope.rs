@@ -13,10 +13,10 @@
 //! Either way the child's pid is the program's, and it has a process group of its own, so that a ^C at our terminal is not
 //! meant for it. Nothing forks twice: an orphan is adopted by init, whatever its parent was.
 
+use crate::sys::child::in_its_own_session;
 use std::{
     ffi::{OsStr, OsString},
     fmt, fs, io,
-    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -123,7 +123,7 @@ impl Scope {
             }
             Means::Cgroup(_) | Means::Group(_) => Command::new(program),
         };
-        command.process_group(0);
+        in_its_own_session(&mut command);
         command
     }
 

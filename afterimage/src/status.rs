@@ -4,17 +4,18 @@ mod control;
 mod find;
 mod gather;
 mod operator;
+mod outcome;
 mod table;
 mod text;
 mod watch;
 
 pub use control::{ControlError, ControlSocket, Handler, Request, Response, ask, socket_path};
-pub(crate) use find::{find, nobody};
-pub(crate) use gather::{NoAnswer, as_json, ask_all, whose};
+pub(crate) use find::{find, left, nobody};
+pub(crate) use gather::{NoAnswer, as_json, ask_all, ask_one, whose};
 pub use operator::operate;
 
 use crate::{
-    cli::{ExportArgs, Side, StatusArgs, UnprotectArgs},
+    cli::{ExportArgs, ReprotectArgs, Side, StatusArgs, UnprotectArgs},
     control::EXPORT_PATIENCE,
     exit::{Code, ExitError},
     keepalive::PathStats,
@@ -52,7 +53,8 @@ pub struct Status {
     /// "disputed", "taking-over", "running"; of both "stalled", if the process is there and its loop does not answer. Of a process
     /// that cannot be asked, "gone" (it died, and left its socket) or "does-not-answer", with no more than why among the notes.
     pub role: String,
-    /// Whether the death of the other host would cost nothing now.
+    /// Whether output waits until the standby has what it was sent from: a takeover would lose nothing. It does not say that there
+    /// would be a takeover: that is the arbiter's to allow, see `arbiter.failover_impossible` and `arbiter.fault`.
     pub protected: bool,
     /// Why this side does not do its work though its process is there: its loop stands still, or the VM's QEMU does not run it.
     pub stalled: Option<String>,
@@ -62,6 +64,8 @@ pub struct Status {
     pub vm: String,
     /// This host.
     pub node: String,
+    /// The process of the VM's QEMU that runs the VM here, as far as this side knows.
+    pub qemu: Option<u32>,
     /// The other one, and where; empty without one.
     pub peer: String,
     /// "rdma", "tcp", or that and why it is not RDMA any more: "tcp (fell back from RDMA: …; 1 times)". Empty without a session.
@@ -122,7 +126,7 @@ pub struct Status {
     pub beats: Beats,
     /// The arbiter's health.
     pub arbiter: ArbiterStatus,
-    /// Of a primary: why it is not protected, as far as it looks for a standby.
+    /// Why the VM is not protected, as far as this side knows; of a primary with role claiming also that its output is held.
     pub why_not_protected: Option<WhyNot>,
     /// Of a VM that was taken over: its QEMU's QMP socket on this host, for `protect --qmp`.
     pub qmp: Option<String>,
@@ -197,7 +201,8 @@ pub struct ArbiterStatus {
     pub fault: Option<String>,
     /// Since the witness last proved that it can store, ms.
     pub probe_age_ms: Option<u64>,
-    /// Why a failover would not find an arbiter that can decide; none if it would.
+    /// Why a failover would not find an arbiter that can decide; none if it would, or if this host, cut off from both others, cannot
+    /// know.
     pub failover_impossible: Option<String>,
     /// What to do about that.
     pub remedy: Option<String>,
@@ -213,8 +218,10 @@ pub struct WhyNot {
     pub since_ms: u64,
     /// How often it was met.
     pub times: u64,
-    /// When the next attempt begins, ms from now; none: it waits for an operator.
+    /// When the next attempt begins, ms from now; none: it waits for an operator, or for what `what_to_do` says.
     pub next_try_in_ms: Option<u64>,
+    /// What an operator should do, where that is more than to wait.
+    pub what_to_do: Option<String>,
 }
 
 /// What a takeover took. µs since the suspicion.
@@ -238,10 +245,17 @@ impl Status {
         match (self.role.as_str(), self.protected && self.stalled.is_none()) {
             ("fenced", _) => Code::Fenced,
             (_, true) if self.network.is_some() => Code::Degraded,
-            (_, true) if self.arbiter.fault.is_some() || self.arbiter.failover_impossible.is_some() => Code::Degraded,
+            (_, true) if self.no_failover().is_some() => Code::Degraded,
             (_, true) if self.unheld() == 0 => Code::Done,
             _ => Code::Degraded,
         }
+    }
+
+    /// Of a protected VM: why nobody could take it over now.
+    #[must_use]
+    pub fn no_failover(&self) -> Option<&str> {
+        let arbiter = &self.arbiter;
+        arbiter.failover_impossible.as_deref().or(arbiter.fault.as_deref()).filter(|_| self.protected)
     }
 
     /// How many outputs nothing holds: if the VM is protected, it is so but for these.
@@ -256,7 +270,7 @@ pub(crate) fn sockets(args: &StatusArgs) -> Result<Vec<PathBuf>, ExitError> {
     let dir = &args.run_dir;
     if let Some(vm) = args.vm {
         let wanted: &[Side] = args.role.as_ref().map_or(&find::SIDES, std::slice::from_ref);
-        find(dir, vm, wanted, "status")?;
+        left(dir, vm, wanted, "status")?;
     }
     let entries = std::fs::read_dir(dir).map_err(|_| nobody(None, dir))?;
     let wanted = |path: &PathBuf| {
@@ -278,29 +292,31 @@ pub fn show(args: &StatusArgs) -> anyhow::Result<Code> {
         return watch::run(args, interval);
     }
     let statuses = gather::statuses(&sockets(args)?);
-    let codes = statuses.iter().map(Status::code);
+    let codes = statuses.iter().filter(|s| !gather::is_left_over(s, &statuses)).map(Status::code);
     let worst = codes.max_by_key(|code| *code as u8).unwrap_or(Code::Done);
-    let out = if args.json { as_json(&statuses, args.vm.is_some())? } else { for_people(&statuses) };
+    let out = if args.json { as_json(&statuses, args.vm.is_some())? } else { for_people(&statuses, args.vm.is_some()) };
     match io::stdout().write_all(out.as_bytes()) {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e.into()),
         _ => Ok(worst),
     }
 }
 
-fn for_people(statuses: &[Status]) -> String {
+/// All there is of the processes of one VM, that was `named` or is the only one; of several VMs a table.
+fn for_people(statuses: &[Status], named: bool) -> String {
     match statuses {
         [one] => text::render(one),
+        several if named => several.iter().map(text::render).collect::<Vec<_>>().join("\n"),
         several => table::render(several),
     }
 }
 
 /// The command `unprotect`.
 pub fn unprotect(args: &UnprotectArgs) -> anyhow::Result<Code> {
-    tell(&args.run_dir, args.vm, Side::Primary, &Request::Unprotect)
+    order((&args.run_dir, args.vm, args.no_wait), Side::Primary, &Request::Unprotect)
 }
 
 /// The command `reprotect`.
-pub fn reprotect(args: &UnprotectArgs) -> anyhow::Result<Code> {
+pub fn reprotect(args: &ReprotectArgs) -> anyhow::Result<Code> {
     tell(&args.run_dir, args.vm, Side::Primary, &Request::Protect)
 }
 
@@ -314,19 +330,36 @@ pub fn export(args: &ExportArgs) -> anyhow::Result<Code> {
 }
 
 fn tell(run_dir: &Path, vm: Name, side: Side, request: &Request) -> anyhow::Result<Code> {
-    let patience = if matches!(request, Request::Export { .. }) { EXPORT_PATIENCE } else { PATIENCE };
     let (path, _) = find(run_dir, vm, &[side], request.word())?;
-    match ask(&path, request.clone(), patience)? {
-        Response::Done { message } => {
-            let _ = writeln!(io::stdout(), "{message}");
-            Ok(Code::Done)
-        }
+    let _ = writeln!(io::stdout(), "{}", say(&path, request)?);
+    Ok(Code::Done)
+}
+
+/// Gives an order that somebody else decides, and waits for what comes of it unless `no_wait`.
+fn order((run_dir, vm, no_wait): (&Path, Name, bool), side: Side, request: &Request) -> anyhow::Result<Code> {
+    let (path, _) = find(run_dir, vm, &[side], request.word())?;
+    // Once it has lost, a standby has no other side any more.
+    let peer = match ask(&path, Request::Status, PATIENCE) {
+        Ok(Response::Status(status)) => status.peer.split(' ').next().unwrap_or_default().to_owned(),
+        _ => String::new(),
+    };
+    let taken = say(&path, request)?;
+    let told = if no_wait { taken } else { outcome::wait(&path, request, (&vm.to_string(), &peer))? };
+    let _ = writeln!(io::stdout(), "{told}");
+    Ok(Code::Done)
+}
+
+/// What the process behind a socket says to a request that it can do or refuse.
+fn say(path: &Path, request: &Request) -> Result<String, ExitError> {
+    let patience = if matches!(request, Request::Export { .. }) { EXPORT_PATIENCE } else { PATIENCE };
+    match ask_one(path, request.clone(), patience)? {
+        Response::Done { message } => Ok(message),
         Response::Refused { message, remedy } => {
             let refused = ExitError::new(Code::Failed, message);
-            Err(remedy.into_iter().fold(refused, |e: ExitError, r: String| e.remedy(r)).into())
+            Err(remedy.into_iter().fold(refused, |e: ExitError, r: String| e.remedy(r)))
         }
-        Response::Away { message, remedy } => Err(ExitError::new(Code::Prerequisite, message).remedy(remedy).into()),
-        other => anyhow::bail!("{} answered {request:?} with {other:?}", side.as_str()),
+        Response::Away { message, remedy } => Err(ExitError::new(Code::Prerequisite, message).remedy(remedy)),
+        other => Err(ExitError::new(Code::Failed, format!("{} answered {request:?} with {other:?}", path.display()))),
     }
 }
 
@@ -335,6 +368,16 @@ fn side_of(file_name: &str) -> Option<(Name, Side)> {
     let (vm, side) = file_name.strip_suffix(".sock")?.rsplit_once('.')?;
     let side = [Side::Primary, Side::Standby, Side::Keeper].into_iter().find(|s| s.as_str() == side)?;
     Some((Name::new(vm).ok()?, side))
+}
+
+/// Every control socket in a run directory, with its VM.
+pub(crate) fn sockets_in(run_dir: &Path) -> Vec<(PathBuf, Name)> {
+    let entries = std::fs::read_dir(run_dir).into_iter().flatten();
+    let named = |path: PathBuf| {
+        let (vm, _) = path.file_name().and_then(|name| name.to_str()).and_then(side_of)?;
+        Some((path, vm))
+    };
+    entries.filter_map(|entry| named(entry.ok()?.path())).collect()
 }
 
 /// Whose control socket it is.

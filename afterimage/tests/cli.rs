@@ -263,6 +263,12 @@ fn a_wrong_file_is_refused_with_its_key_name_and_line() {
         ("[protect]\nwindow = 0\n", 2, "1 to 64"),
         ("[standby]\nnics = ['/run/web.net']\n", 2, "SOCKET=TAP"),
         ("[standby]\nqemu = []\n", 2, "QEMU"),
+        ("[standby]\nvm = 'web'\nqemu = ['qemu-system-x86_64 -m 2G']\n", 3, "each word is an element of its own"),
+        ("[standby]\nqemu = ['qemu', '-loadvm', 'x']\n", 2, "leave it out"),
+        ("[standby]\nnics = ['/a=tap0', '/b=tap0']\n", 2, "tap0 is another NIC's already"),
+        ("[protect]\nnics = ['/a=tap0', '/a=tap1']\n", 2, "/a is another NIC's already"),
+        ("[protect]\nrejoin = true\n", 2, "needs a section [standby]"),
+        ("[protect]\nvm = 'web'\nrejoin = true\n[standby]\nvm = 'db'\n", 5, "this one stands by for db"),
         ("[standby]\ntransport = 'ib'\n", 2, "`rdma`, `tcp`, `auto`"),
         ("[protect]\ntransport = 'tcp'\nkeepalive = 'ud'\n", 3, "need RDMA"),
         ("[protect]\nrdma_gid_index = 256\n", 2, "256"),
@@ -277,6 +283,9 @@ fn a_wrong_file_is_refused_with_its_key_name_and_line() {
         assert_eq!(code, 2, "{text}: {stderr}");
         assert!(stderr.contains(&format!("{path}:{line}")) && stderr.contains(what), "{text}: {stderr}");
     }
+    let standby = file("[standby]\nvm = 'web'\n");
+    let (code, _, stderr) = run(&["protect", "--config", standby.path().to_str().unwrap()]);
+    assert!(code == 2 && stderr.contains("has no section [protect], only [standby]: nothing of it counts"), "{stderr}");
     let (code, _, stderr) = run(&["config", "check", "/nonexistent.toml"]);
     assert!(code == 2 && stderr.contains("/nonexistent.toml"), "{code} {stderr}");
     let binary = file("");

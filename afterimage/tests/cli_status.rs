@@ -119,7 +119,7 @@ fn the_operators_words_reach_their_side() {
     let dir = tempfile::tempdir().unwrap();
     let _standby = serve(dir.path(), "web", Side::Standby, "claiming", false);
     let yes = "--yes-the-other-side-is-stopped";
-    let (code, stdout, stderr) = run(dir.path(), &["takeover", "--vm", "web", yes]);
+    let (code, stdout, stderr) = run(dir.path(), &["takeover", "--vm", "web", yes, "--no-wait"]);
     assert_eq!((code, stdout.as_str()), (0, "taking over\n"), "{stderr}");
     let (code, _, stderr) = run(dir.path(), &["solo", "--vm", "web", yes]);
     assert!(
@@ -174,7 +174,8 @@ fn standby_of(dir: &Path, ago_ms: u64, witness: bool) -> (ControlSocket, Arc<Ato
     let counted = Arc::clone(&told);
     let handler: Handler = Arc::new(move |request| match request {
         Request::Status => {
-            let mut status = status("web", "protecting", true);
+            let role = if counted.load(Ordering::Relaxed) == 0 { "protecting" } else { "running" };
+            let mut status = status("web", role, true);
             status.peer = "host-a at 10.0.0.1:7410".into();
             (status.beats.detection_time_us, status.beats.last_heard_ago_ms) = (50_000, Some(ago_ms));
             status.arbiter.reachable = true;
@@ -216,6 +217,97 @@ fn who_beats_is_not_believed_to_be_stopped() {
     let (_socket, told) = standby_of(dir.path(), 50, false);
     assert_eq!(run(dir.path(), &takeover).0, 0, "silent for as long as that");
     assert_eq!(told.load(Ordering::Relaxed), 1);
+}
+
+/// A side that is `first` until it is told something, and `then` what came of it.
+fn decides(dir: &Path, side: Side, first: &'static str, then: &'static str) -> ControlSocket {
+    let (told, asked) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let handler: Handler = Arc::new(move |request| match request {
+        Request::Status => {
+            let decided = told.load(Ordering::Relaxed) > 0 && asked.fetch_add(1, Ordering::Relaxed) > 2;
+            let mut status = status("web", if decided { then } else { first }, false);
+            status.generation = 5;
+            if !decided {
+                status.peer = "host-a at 10.0.0.1:7410".into();
+            }
+            Response::Status(Box::new(status))
+        }
+        _ => {
+            told.fetch_add(1, Ordering::Relaxed);
+            Response::Done { message: "begun".into() }
+        }
+    });
+    ControlSocket::spawn(&socket_path(dir, name("web"), side), handler).unwrap()
+}
+
+/// A command, to which side, its role before and after; the exit code and some words.
+type OrderCase<'a> = (&'a [&'a str], Side, [&'static str; 2], i32, &'a str);
+
+#[test]
+fn an_order_ends_with_what_came_of_it() {
+    let yes = "--yes-the-other-side-is-stopped";
+    let takeover: &[&str] = &["takeover", "--vm", "web", yes];
+    let solo: &[&str] = &["solo", "--vm", "web", yes];
+    let unprotect: &[&str] = &["unprotect", "--vm", "web"];
+    let (standby, primary) = (Side::Standby, Side::Primary);
+    let cases: [OrderCase<'_>; 6] = [
+        (takeover, standby, ["claiming", "running"], 0, "web runs here now (g5)\n"),
+        (takeover, standby, ["claiming", "idle"], 4, "not taken over: host-a won web; this standby is idle"),
+        (takeover, standby, ["revoking", "lost"], 4, "not taken over: host-a won web; this standby is lost"),
+        (solo, primary, ["claiming", "solo"], 0, "web runs here alone (g5), unprotected\n"),
+        (unprotect, primary, ["claiming", "solo"], 0, "web runs here alone (g5), unprotected\n"),
+        (unprotect, primary, ["claiming", "fenced"], 4, "web does not go on here: host-a won it"),
+    ];
+    for (args, side, [first, then], wanted, words) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        let _socket = decides(dir.path(), side, first, then);
+        let (code, stdout, stderr) = run(dir.path(), args);
+        assert_eq!(code, wanted, "{args:?} {then}: {stdout}{stderr}");
+        assert!((stdout + &stderr).contains(words), "{args:?} {then}: {stderr}");
+        let (code, stdout, _) = run(dir.path(), &[args, &["--no-wait"]].concat());
+        assert_eq!((code, stdout.as_str()), (0, "begun\n"));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let _socket = decides(dir.path(), Side::Standby, "claiming", "claiming");
+    let (code, _, stderr) = run(dir.path(), takeover);
+    assert!(code == 3 && stderr.contains("not decided yet: web is claiming here"), "{code} {stderr}");
+    assert!(stderr.contains("the order stands\n  what to do: "), "{stderr}");
+}
+
+/// What a process left of itself is beside its successor on this host: the successor is told, and nothing is wrong.
+#[test]
+fn a_dead_socket_hides_no_living_process_of_the_same_vm() {
+    let dir = tempfile::tempdir().unwrap();
+    let dead = socket_path(dir.path(), name("web"), Side::Primary);
+    drop(UnixListener::bind(&dead).unwrap());
+    let yes = "--yes-the-other-side-is-stopped";
+    for args in [&["solo", "--vm", "web", yes][..], &["unprotect", "--vm", "web"], &["set", "--vm", "web", "epoch=5ms"]]
+    {
+        let (code, _, stderr) = run(dir.path(), args);
+        assert!(code == 1 && stderr.contains("the primary of web does not run any more"), "{stderr}");
+        assert!(stderr.contains("what to do: `afterimage why --vm web`"), "{stderr}");
+    }
+    let _standby = serve(dir.path(), "web", Side::Standby, "protecting", true);
+    let (code, _, stderr) = run(dir.path(), &["solo", "--vm", "web", yes]);
+    assert!(code == 1 && stderr.contains("what runs on this host is its standby"), "{stderr}");
+    let (_, _, stderr) = run(dir.path(), &["keepalive", "set", "--vm", "web", "--interval", "5ms"]);
+    assert!(stderr.contains("not in this test"), "the standby was asked: {stderr}");
+    let (code, stdout, _) = run(dir.path(), &["status"]);
+    assert_eq!(code, 0, "{stdout}");
+    let left = format!("left over from before the failover, and harms nobody: `rm {}`", dead.display());
+    assert!(stdout.contains(&left) && !stdout.contains("start it again"), "{stdout}");
+}
+
+#[test]
+fn all_processes_of_a_named_vm_are_shown_in_full() {
+    let dir = tempfile::tempdir().unwrap();
+    let _keeper = serve(dir.path(), "web", Side::Keeper, "keeping", false);
+    let _standby = serve(dir.path(), "web", Side::Standby, "running", false);
+    let (code, stdout, _) = run(dir.path(), &["status", "--vm", "web"]);
+    assert_eq!(code, 3, "{stdout}");
+    let heads = stdout.lines().filter(|line| line.starts_with("web on alpha ("));
+    assert_eq!(heads.count(), 2, "{stdout}");
+    assert!(stdout.contains("running, NOT PROTECTED") && !stdout.contains("TROUBLE"), "{stdout}");
 }
 
 #[test]

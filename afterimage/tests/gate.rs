@@ -9,7 +9,11 @@ use mc_core::{
     id::{Epoch, Time},
 };
 use rustix::event::PollFlags;
-use std::{io, os::unix::net::UnixDatagram, time::Duration};
+use std::{
+    io,
+    os::unix::net::{UnixDatagram, UnixStream},
+    time::Duration,
+};
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -31,6 +35,26 @@ fn output_leaves_with_its_epoch_and_not_before() {
     let held = gate.hold_histogram();
     assert_eq!(held.count(), 1);
     assert_eq!(held.sum(), Duration::from_millis(3));
+}
+
+#[test]
+fn a_socket_that_others_wait_at_is_said_to_be_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("n0.net");
+    let listener =
+        rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM, None).unwrap();
+    rustix::net::bind(&listener, &rustix::net::SocketAddrUnix::new(&path).unwrap()).unwrap();
+    rustix::net::listen(&listener, 0).unwrap();
+    let _waits = UnixStream::connect(&path).unwrap();
+    let port = Box::new(DatagramPort::new(UnixDatagram::pair().unwrap().0));
+    let mut gate = NicGate::with_ports(vec![(path.clone(), port)], Options::default()).unwrap();
+    let error = gate.connect(Duration::ZERO).unwrap_err();
+    assert!(error.is_prerequisite());
+    let named = format!(
+        "another process is connected to it, or waits to be; end that first. `ss -xp | grep {}`",
+        path.display()
+    );
+    assert!(error.to_string().contains(&named), "{error}");
 }
 
 #[test]

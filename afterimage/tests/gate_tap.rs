@@ -172,8 +172,10 @@ fn a_link_that_is_down_loses_frames_and_a_deleted_device_is_reported() {
 
         // Made again, it is another device: the gate is joined to it, and the NIC never noticed.
         assert!(ip("tuntap add dev tap0 mode tap"));
-        gate.mend_ports(&specs).unwrap();
+        let down = gate.mend_ports(&specs).unwrap_err();
+        assert!(!down.is_missing_tap() && down.to_string().contains("ip link set tap0 up"), "{down}");
         assert!(ip("link set tap0 up"));
+        gate.mend_ports(&specs).unwrap();
         qemu.send(&udp_frame(9, b"out again"));
         gate.poll().unwrap();
         assert_eq!(gate.stats().released_packets, 2);
@@ -191,6 +193,9 @@ fn devices_that_cannot_be_opened_are_named_with_a_remedy() {
         assert!(said("tap9").contains("TAP device tap9: ") && said("tap9").contains("ip tuntap add dev tap9 mode tap"));
         assert!(!ip("link show tap9"), "not created behind the operator's back");
         assert!(said("lo").contains("must be a single-queue TAP"), "{}", said("lo"));
+        assert!(TapPort::is_up("tap0").unwrap_err().to_string().contains("ip link set tap0 up"));
+        assert!(ip("link set tap0 up"));
+        TapPort::is_up("tap0").unwrap();
         let _first = TapPort::open("tap0").unwrap();
         assert!(said("tap0").contains("another process has it open"), "{}", said("tap0"));
     });
@@ -248,6 +253,9 @@ fn what_was_lost_comes_back_but_not_from_a_stranger() {
         qemu.accept();
         assert!(gate.nics().all(|nic| nic.connected && !nic.port_works), "one does not wait for the other");
         assert!(ip("tuntap add dev tap0 mode tap"));
+        assert!(gate.mend(&specs, |_| true).unwrap_err().to_string().contains("ip link set tap0 up"));
+        assert!(gate.nics().all(|nic| nic.port_works), "it is joined to the device that is down");
+        assert!(ip("link set tap0 up"));
         gate.mend(&specs, |_| true).unwrap();
         assert!(gate.nics().all(|nic| nic.connected && nic.port_works));
         qemu.hang_up();

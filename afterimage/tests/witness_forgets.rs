@@ -206,6 +206,9 @@ fn another_witness_is_not_believed_until_both_accept_it_and_then_it_learns_what_
     assert!(!listed.contains("vm:"), "{listed}");
     let (code, said) = run(&["accept-witness", "--vm", "vm", "--state-dir", w.a.path().to_str().unwrap()]);
     assert!(code == 0 && said.contains("accepted, once"), "{said}");
+    let (code, said) = run(&["accept-witness", "--vm", "nope", "--state-dir", w.a.path().to_str().unwrap()]);
+    assert!(code == 6 && said.contains("has no nope.seen") && said.contains("--state-dir is where"), "{said}");
+    assert!(!w.a.path().join("nope.seen").exists(), "no permission stays");
     assert_eq!(fault(&a), Fault::Behind { seen: pair(), held: None }, "a process that runs takes it up");
     accept_witness(w.b.path(), name("vm")).unwrap();
     hear(&b, "the swap", |answer| *answer == Answer::Cas(CasOutcome::Won(solo(3, "b"))));

@@ -17,6 +17,8 @@ pub struct Health {
     pub last_error: Option<String>,
     /// Why it cannot be believed.
     pub fault: Option<Fault>,
+    /// What `last_error` says is this host's own trouble, not the arbiter's: its name service, its disk.
+    pub own_trouble: bool,
     /// The witness that this node knows; [`WitnessId::NONE`] before the first, and with `manual`.
     pub witness: WitnessId,
     /// What the last answer said of the witness; `None` before the first, and with `manual`.
@@ -30,10 +32,8 @@ pub struct Told {
     pub boot: u64,
     /// Whether it tries swaps of this VM's register.
     pub standing: Standing,
-    /// Milliseconds since it last stored something for a test; `None`: it never could.
+    /// Milliseconds since it last stored something for a test, when it said so; `None`: it never could.
     pub probe_age_ms: Option<u32>,
-    /// When it said so.
-    pub at: Instant,
 }
 
 impl Told {
@@ -57,10 +57,12 @@ impl Health {
         if !self.reachable {
             return Err(format!("the arbiter cannot be reached: {}", self.last_error.as_deref().unwrap_or("not yet")));
         }
+        if let Some(why) = self.last_error.as_ref().filter(|_| self.own_trouble) {
+            return Err(why.clone());
+        }
         let Some(told) = self.told else { return Ok(()) };
-        // An answer that is old says nothing of now.
-        let since = u32::try_from(told.at.elapsed().as_millis()).unwrap_or(u32::MAX);
-        match (told.standing, told.probe_age_ms.map(|age| age.saturating_add(since))) {
+        // The age as the witness told it. What has passed since is a matter of who was silent: see `worker::Turns`.
+        match (told.standing, told.probe_age_ms) {
             (Standing::Waiting, _) => {
                 Err("the witness has started, and waits for what the VM's nodes have seen".to_owned())
             }
@@ -85,6 +87,9 @@ impl Health {
                  leads to the wrong one",
             ),
             (Some(Fault::Behind { .. } | Fault::Contradicts { .. }), _) => Some(ASSIGN),
+            (None, _) if self.own_trouble => {
+                Some("look at this host's name service, and at the disk of its --state-dir")
+            }
             (None, _) if !self.reachable => Some("look at the witness, and at the network to it"),
             (None, Some(Standing::Waiting | Standing::Disputed)) => Some(ASSIGN),
             (None, _) => self
@@ -101,9 +106,8 @@ mod tests {
 
     fn health(standing: Standing, probe_age_ms: Option<u32>) -> Health {
         let now = Instant::now();
-        let told = Told { boot: 1, standing, probe_age_ms, at: now };
-        let witness = WitnessId([1; 16]);
-        Health { reachable: true, since: now, last_error: None, fault: None, witness, told: Some(told) }
+        let (told, witness) = (Some(Told { boot: 1, standing, probe_age_ms }), WitnessId([1; 16]));
+        Health { reachable: true, since: now, last_error: None, fault: None, own_trouble: false, witness, told }
     }
 
     #[test]
@@ -120,6 +124,8 @@ mod tests {
         no(health(Standing::Waiting, Some(1)), "waits", "witness assign");
         no(health(Standing::Disputed, Some(1)), "does not hold", "witness assign");
         no(Health { reachable: false, last_error: Some("refused".into()), ..good.clone() }, "refused", "network");
+        let own = Health { own_trouble: true, last_error: Some("cannot keep".into()), ..good.clone() };
+        no(own, "cannot keep", "this host's");
         let fault = Fault::Foreign { known: WitnessId([1; 16]), found: WitnessId([2; 16]) };
         no(Health { fault: Some(fault), ..good }, "another witness", "accept-witness");
     }

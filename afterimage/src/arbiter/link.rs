@@ -104,12 +104,7 @@ impl Link {
         let heard = self.memory.hear(&answer, connection.opened.take())?;
         let heard = heard.ok_or_else(|| format!("{address}: an answer of a witness process that is gone"))?;
         self.connection = Some(connection);
-        self.told = Some(Told {
-            boot: answer.boot,
-            standing: answer.standing,
-            probe_age_ms: answer.probe_age_ms,
-            at: Instant::now(),
-        });
+        self.told = Some(Told { boot: answer.boot, standing: answer.standing, probe_age_ms: answer.probe_age_ms });
         Ok(Said { answer, heard, counted: answer.boot == asker.boot })
     }
 
@@ -215,7 +210,7 @@ fn round_trip(mut stream: &TcpStream, request: &Request) -> io::Result<[u8; ANSW
 }
 
 fn kept_nothing(error: &MemoryError) -> Attempt {
-    Attempt::Refused(format!("this node cannot keep what it sees, and acts on nothing that it could not: {error}"))
+    Attempt::NotKept(format!("this node cannot keep what it sees, and acts on nothing that it could not: {error}"))
 }
 
 impl Backend for Link {

@@ -96,6 +96,15 @@ impl Remembered {
     }
 }
 
+fn file_of(dir: &Path, vm: Name) -> PathBuf {
+    dir.join(format!("{vm}.seen"))
+}
+
+/// Whether there is a VM's file. Nothing is made.
+pub(super) fn is_kept(dir: &Path, vm: Name) -> bool {
+    file_of(dir, vm).exists()
+}
+
 /// One VM's file.
 #[derive(Debug)]
 pub(super) struct Memory {
@@ -169,7 +178,7 @@ impl Memory {
     }
 
     fn path(&self) -> PathBuf {
-        self.dir.join(format!("{}.seen", self.vm))
+        file_of(&self.dir, self.vm)
     }
 
     fn damaged(&self, why: impl Into<String>) -> MemoryError {

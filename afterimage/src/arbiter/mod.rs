@@ -24,7 +24,10 @@ pub use memory::MemoryError;
 pub(crate) use spec::serde_as_text;
 pub use spec::{ArbiterSpec, ArbiterSpecError, HostPort, HostPortError};
 
-use crate::wake::Wake;
+use crate::{
+    exit::{Code, ExitError},
+    wake::Wake,
+};
 use mc_core::{
     id::{Generation, Name, Node},
     register::{CasOutcome, Register},
@@ -241,6 +244,17 @@ pub fn ask_once(config: &ArbiterConfig, ask: Ask, timeout: Duration) -> Result<A
 
 /// An operator accepts whichever witness answers next about this VM, here and in every process of this node that runs. What
 /// was seen of its register stays seen.
-pub fn accept_witness(state_dir: &Path, vm: Name) -> Result<(), MemoryError> {
-    memory::Memory::open(state_dir, vm, false)?.accept_any_witness()
+///
+/// # Errors
+/// This node has seen nothing of the VM there: whoever came first would have been accepted anyway, and a permission would stay.
+pub fn accept_witness(state_dir: &Path, vm: Name) -> anyhow::Result<()> {
+    if !memory::is_kept(state_dir, vm) {
+        let dir = state_dir.display();
+        let what =
+            format!("this node has seen nothing of a witness for {vm}: {dir} has no {vm}.seen; nothing was changed");
+        let remedy = "--state-dir is where `protect` and `standby` keep their journal, and what they have seen of the witness \
+                      (/var/lib/afterimage, if they were not told otherwise): name the one of this VM; and --vm as they name it";
+        return Err(ExitError::new(Code::Prerequisite, what).remedy(remedy).into());
+    }
+    Ok(memory::Memory::open(state_dir, vm, false)?.accept_any_witness()?)
 }

@@ -44,6 +44,8 @@ pub(super) enum Attempt {
     Fault(Fault),
     /// Reached, but it could not answer. Try again.
     Refused(String),
+    /// This node cannot keep what it hears, and acts on nothing that it could not keep. Try again.
+    NotKept(String),
     /// Not reached. Try again.
     Unreachable(String),
     /// Nobody but the operator can answer.
@@ -60,6 +62,43 @@ const OPERATOR_AFTER: Duration = Duration::from_secs(3);
 
 /// A try that has not ended for so long does not end by itself: the name service, or the disk of `--state-dir`, hangs.
 const HUNG: Duration = Duration::from_secs(5);
+
+/// Its owner looks more often than this, unless this process was away: stopped by a signal, starved, suspended.
+const AWAY: Duration = Duration::from_millis(2_500);
+
+/// When the worker got on, and when its owner looked at it.
+///
+/// A process that was away finds its last answer old, and nobody but itself has been silent. So what has passed counts from its
+/// return at the earliest: the worker asks first.
+#[derive(Clone, Copy, Debug)]
+struct Turns {
+    /// Since when the worker tries; `None`: it does not.
+    trying_since: Option<Instant>,
+    /// When its last try ended; `None` if it need not try by itself.
+    tried: Option<Instant>,
+    looked: Instant,
+    /// When this process was there again.
+    back: Instant,
+}
+
+impl Turns {
+    fn new(now: Instant, by_itself: bool) -> Self {
+        Self { trying_since: None, tried: by_itself.then_some(now), looked: now, back: now }
+    }
+
+    fn ended(&mut self, now: Instant) {
+        (self.trying_since, self.tried) = (None, self.tried.map(|_| now));
+    }
+
+    /// The owner looks. Since when the worker has not got on, if that is too long.
+    fn look(&mut self, now: Instant) -> Option<Instant> {
+        if now.duration_since(std::mem::replace(&mut self.looked, now)) >= AWAY {
+            self.back = now;
+        }
+        let since = self.trying_since.or(self.tried)?.max(self.back);
+        (now.duration_since(since) >= HUNG).then_some(since)
+    }
+}
 
 /// What the worker and its owner share.
 #[derive(Debug)]
@@ -79,8 +118,7 @@ struct State {
     health: Health,
     /// What this node has seen.
     seen: Option<Register>,
-    /// Since when the worker tries; `None`: it does not.
-    trying_since: Option<Instant>,
+    turns: Turns,
     /// Since when no try was answered.
     unable_since: Option<Instant>,
     /// The first ask waits for the operator …
@@ -93,13 +131,14 @@ struct State {
 impl Shared {
     pub(super) fn new(wake: Arc<Wake>, by_operator: bool, backend: &dyn Backend) -> Self {
         let (since, witness) = (Instant::now(), backend.witness());
-        let health = Health { reachable: false, since, last_error: None, fault: None, witness, told: None };
+        let (last_error, fault, told) = (None, None, None);
+        let health = Health { reachable: false, since, last_error, fault, own_trouble: false, witness, told };
         let state = State {
             asks: VecDeque::new(),
             answers: VecDeque::new(),
             health,
             seen: backend.seen(),
-            trying_since: None,
+            turns: Turns::new(since, backend.check_every().is_some()),
             unable_since: None,
             parked: false,
             decided: false,
@@ -127,18 +166,16 @@ impl Shared {
     }
 
     pub(super) fn health(&self) -> Health {
-        let state = self.state.lock();
-        let hung = state.trying_since.filter(|since| since.elapsed() >= HUNG);
-        let mut health = state.health.clone();
-        if let Some(since) = hung {
-            let why = format!(
-                "this node has waited for {} s for its name service or for the disk of --state-dir",
-                since.elapsed().as_secs()
-            );
-            let reachable_until = if health.reachable { since } else { health.since };
-            health = Health { reachable: false, since: reachable_until, last_error: Some(why), ..health };
-        }
-        health
+        let mut state = self.state.lock();
+        let stuck = state.turns.look(Instant::now());
+        let health = state.health.clone();
+        let Some(since) = stuck else { return health };
+        let why = format!(
+            "this node has waited for {} s for its name service or for the disk of --state-dir",
+            since.elapsed().as_secs()
+        );
+        let since = if health.reachable { since } else { health.since };
+        Health { reachable: false, since, last_error: Some(why), own_trouble: true, ..health }
     }
 
     pub(super) fn seen(&self) -> Option<Register> {
@@ -175,11 +212,11 @@ impl Shared {
             }
             let first = self.due(&state);
             if first.is_some() && (now >= not_before) {
-                state.trying_since = Some(now);
+                state.turns.trying_since = Some(now);
                 return Some((first, state.decided));
             }
             if first.is_none() && !state.parked && check_at.is_some_and(|at| now >= at) {
-                state.trying_since = Some(now);
+                state.turns.trying_since = Some(now);
                 return Some((None, false));
             }
             let until = if first.is_some() { Some(not_before) } else { check_at.filter(|_| !state.parked) };
@@ -201,11 +238,12 @@ impl Shared {
     fn book(&self, asked: Option<&Ask>, attempt: Attempt, backend: &dyn Backend, vm: Name) {
         let mut state = self.state.lock();
         let before = state.health.clone();
-        state.trying_since = None;
+        state.turns.ended(Instant::now());
         (state.health.witness, state.health.told, state.seen) = (backend.witness(), backend.told(), backend.seen());
         if !matches!(attempt, Attempt::Answer(_) | Attempt::Decided(_)) {
             state.unable_since.get_or_insert(Instant::now());
         }
+        state.health.own_trouble = matches!(attempt, Attempt::NotKept(_));
         match attempt {
             Attempt::Answer(answer) => {
                 state.answered(asked, answer);
@@ -219,7 +257,7 @@ impl Shared {
                 }
                 state.health.is(true, Some(fault.to_string()), Some(fault));
             }
-            Attempt::Refused(why) => state.health.is(true, Some(why), None),
+            Attempt::Refused(why) | Attempt::NotKept(why) => state.health.is(true, Some(why), None),
             Attempt::Unreachable(why) => {
                 let fault = state.health.fault; // as long as nothing better was heard
                 state.health.is(false, Some(why), fault);
@@ -290,5 +328,31 @@ pub(super) fn run(shared: &Shared, mut backend: Box<dyn Backend>, vm: Name) {
         }
         shared.book(ask.as_ref(), attempt, &*backend, vm);
         check_at = backend.check_every().map(|every| Instant::now() + every);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_was_away_blames_nobody_before_it_has_asked_again() {
+        let start = Instant::now();
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        let mut turns = Turns::new(start, true);
+        turns.ended(at(1_000));
+        assert_eq!(turns.look(at(1_100)), None);
+        // Stopped for 6.5 s, in the middle of a try or between two.
+        assert_eq!(turns.look(at(7_600)), None);
+        turns.trying_since = Some(at(1_050));
+        assert_eq!(turns.look(at(7_700)), None);
+        turns.ended(at(7_710));
+        assert_eq!(turns.look(at(7_720)), None);
+        // A worker that hangs while its owner is there is told all the same.
+        turns.trying_since = Some(at(8_000));
+        let mut looks = (8..14).map(|s| turns.look(at(s * 1_000)));
+        assert_eq!(looks.find_map(|stuck| stuck), Some(at(8_000)));
+        let mut manual = Turns::new(start, false);
+        assert!((0..20).all(|s| manual.look(at(s * 1_000)).is_none()), "nobody has to be asked");
     }
 }

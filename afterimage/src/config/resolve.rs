@@ -3,7 +3,7 @@
 use super::{
     ConfigError, OnCapWish, ProtectConfig, StandbyConfig, WitnessConfig,
     file::{ProtectSection, Sections, Setting, Source, StandbySection, WitnessSection, load, parse},
-    least_commit_deadline, paths,
+    least_commit_deadline, look, paths,
     time::time_text,
     units::{Kib, LEAST_MULTIPLIER, MULTIPLIERS, Mib, Millis, size_text},
 };
@@ -399,6 +399,9 @@ macro_rules! resolve {
             /// From the command line, and the file that it names.
             pub fn resolve(args: $args) -> Result<Self, ConfigError> {
                 let (file, sections) = load(args.config.as_deref())?;
+                if let Some(note) = look::has_nothing_for(stringify!($command), &file, &sections) {
+                    tracing::warn!("{note}");
+                }
                 let mut resolver = Resolver::new(stringify!($command), &file);
                 $command(&mut resolver, args, sections.$command.unwrap_or_default())
             }
@@ -418,6 +421,7 @@ macro_rules! resolve {
 
         fn checked(path: &Path, (file, sections): (Source, Sections)) -> Result<String, ConfigError> {
             let mut out = format!("# {}\n", path.display());
+            let closer = look::closer(&file, &sections);
             $(if let Some(section) = sections.$command {
                 let mut resolver = Resolver::new(stringify!($command), &file);
                 match $command(&mut resolver, $args::default(), section) {
@@ -425,7 +429,7 @@ macro_rules! resolve {
                     Err(wrong) => return Err(wrong),
                 }
             })*
-            Ok(out)
+            closer.map(|()| out)
         }
     };
 }

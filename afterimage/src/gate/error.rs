@@ -7,7 +7,7 @@ use std::{io, path::Path, path::PathBuf};
 /// Why the gate refused or failed. Every message names the NIC by its socket, or the TAP device.
 #[derive(Debug, thiserror::Error)]
 pub enum GateError {
-    /// The TAP device could not be opened.
+    /// The TAP device could not be opened, or is down.
     #[error("TAP device {name}: {source}; {remedy}")]
     Tap {
         /// The device.
@@ -28,6 +28,13 @@ pub enum GateError {
         /// The last attempt's error.
         source: io::Error,
     },
+    /// QEMU serves one connection at a time, and others wait for their turn.
+    #[error(
+        "NIC {}: another process is connected to it, or waits to be; end that first. `ss -xp | grep {}` shows QEMU's end, and the \
+         number of the other one; `ss -xp | grep NUMBER` shows the process",
+        .0.display(), .0.display()
+    )]
+    Occupied(PathBuf),
     /// Another process than the VM's QEMU listens on a NIC's socket.
     #[error("NIC {}: it is served by another process than this VM's QEMU", .0.display())]
     Stranger(PathBuf),
@@ -97,6 +104,7 @@ impl GateError {
                 "a name has 1 to {} bytes, and the device must be a single-queue TAP: ip tuntap add dev {name} mode tap",
                 crate::sys::tap::NAME_MAX
             ),
+            _ if source.kind() == io::ErrorKind::NetworkDown => format!("set it up with: ip link set {name} up"),
             _ => format!(
                 "make it with: ip tuntap add dev {name} mode tap && ip link set {name} up (needs CAP_NET_ADMIN and /dev/net/tun)"
             ),
@@ -118,7 +126,7 @@ impl GateError {
     /// Whether something must be set up before a new attempt can work (exit code 6), as against a failure while running.
     #[must_use]
     pub fn is_prerequisite(&self) -> bool {
-        matches!(self, Self::Tap { .. } | Self::Connect { .. })
+        matches!(self, Self::Tap { .. } | Self::Connect { .. } | Self::Occupied(_))
     }
 }
 
@@ -129,6 +137,7 @@ impl From<GateError> for io::Error {
             | GateError::Connect { source, .. }
             | GateError::Socket { source, .. }
             | GateError::Port { source, .. } => source.kind(),
+            GateError::Occupied(_) => io::ErrorKind::ResourceBusy,
             GateError::Closed(_) => io::ErrorKind::UnexpectedEof,
             GateError::Stranger(_) => io::ErrorKind::ConnectionRefused,
             GateError::Framing { .. } => io::ErrorKind::InvalidData,

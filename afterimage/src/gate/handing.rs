@@ -36,7 +36,7 @@ impl NicGate {
         Self::of(nics.collect(), options)
     }
 
-    /// Whether a TAP device of each NIC is there. One that was deleted, and made again, is another one: the NIC is joined to that.
+    /// Whether a TAP device of each NIC is there, and up. One that was deleted, and made again, is another one: the NIC is joined to that.
     ///
     /// # Errors
     /// The first device that cannot be had; the other NICs were looked at too.
@@ -47,6 +47,7 @@ impl NicGate {
                 let opened = TapPort::open(&spec.tap).map(|port| nic.replace_port(Box::new(port)));
                 outcome = outcome.and(opened);
             }
+            outcome = outcome.and(nic.check_up(&spec.tap));
         }
         outcome
     }
@@ -77,7 +78,7 @@ impl NicGate {
     /// failed; `specs` are the NICs in their order. A connection that `is_ours` denies is closed again.
     ///
     /// # Errors
-    /// The first failure; the other NICs were tried too.
+    /// The first failure, or a TAP device that is down; the other NICs were tried too.
     pub fn mend(&mut self, specs: &[NicSpec], is_ours: impl Fn(BorrowedFd<'_>) -> bool) -> Result<(), GateError> {
         self.not_shut()?;
         let mut outcome = Ok(());
@@ -94,6 +95,7 @@ impl NicGate {
                 let opened = TapPort::open(&spec.tap).map(|port| nic.replace_port(Box::new(port)));
                 outcome = outcome.and(opened);
             }
+            outcome = outcome.and(nic.check_up(&spec.tap));
         }
         outcome
     }

@@ -171,6 +171,7 @@ impl NicGate {
     pub fn new(specs: Vec<NicSpec>, options: Options) -> Result<Self, GateError> {
         let mut ports: Vec<(PathBuf, Box<dyn Port>)> = Vec::with_capacity(specs.len());
         for NicSpec { socket, tap } in specs {
+            TapPort::is_up(&tap)?;
             ports.push((socket, Box::new(TapPort::open(&tap)?)));
         }
         Self::with_ports(ports, options)
@@ -183,7 +184,7 @@ impl NicGate {
     /// As theirs.
     pub fn check(specs: &[NicSpec]) -> Result<(), GateError> {
         for NicSpec { socket, tap } in specs {
-            TapPort::exists(tap)?;
+            TapPort::is_up(tap)?;
             let found = std::fs::metadata(socket).map(|file| file.file_type().is_socket());
             let wrong = match found {
                 Ok(true) => continue,

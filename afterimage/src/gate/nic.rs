@@ -101,6 +101,12 @@ impl Nic {
         checked.map_err(|source| GateError::Port { path: self.path.clone(), source })
     }
 
+    /// Whether the device `tap` behind the port is up. A port that failed is another matter.
+    pub(super) fn check_up(&self, tap: &str) -> Result<(), GateError> {
+        let checked = self.port.as_ref().map_or(Ok(()), |port| port.check_up());
+        checked.map_err(|source| GateError::tap(tap, source))
+    }
+
     /// In the place of one that failed, or is not there any more.
     pub(super) fn replace_port(&mut self, port: Box<dyn Port>) {
         self.port = Some(port);
@@ -117,6 +123,7 @@ impl Nic {
             match self.connect_once() {
                 Ok(stream) => self.stream = Some(stream),
                 Err(error) if Instant::now() < deadline && may_heal(error) => std::thread::sleep(CONNECT_PAUSE),
+                Err(Errno::AGAIN) => return Err(GateError::Occupied(self.path.clone())),
                 Err(error) => return Err(GateError::Connect { path: self.path.clone(), source: error.into() }),
             }
         }

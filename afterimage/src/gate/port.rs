@@ -27,6 +27,11 @@ pub trait Port: fmt::Debug + Send {
     fn check(&self) -> io::Result<()> {
         Ok(())
     }
+
+    /// Whether what is behind it is there, and takes frames.
+    fn check_up(&self) -> io::Result<()> {
+        self.check()
+    }
 }
 
 /// Whether `error` means that the port cannot take this frame now, though it may take others later: link down (EIO from a
@@ -54,12 +59,12 @@ impl TapPort {
         Ok(Self { fd })
     }
 
-    /// Whether there is such a device; it is not opened.
+    /// Whether there is such a device, and it is up; it is not opened.
     ///
     /// # Errors
     /// [`GateError::Tap`], which names the device and the remedy.
-    pub fn exists(name: &str) -> Result<(), GateError> {
-        tap::exists(name).map_err(|source| GateError::tap(name, source))
+    pub fn is_up(name: &str) -> Result<(), GateError> {
+        tap::check_up(name).map_err(|source| GateError::tap(name, source))
     }
 
     /// Opens it, for another part of this program, or for another process.
@@ -94,6 +99,10 @@ impl Port for TapPort {
 
     fn check(&self) -> io::Result<()> {
         tap::check_attached(&self.fd)
+    }
+
+    fn check_up(&self) -> io::Result<()> {
+        tap::check_attached_up(&self.fd)
     }
 }
 

@@ -25,6 +25,13 @@ use std::{os::fd::AsFd, time::Duration};
 /// The longest sleep.
 const LONGEST: Duration = Duration::from_secs(1);
 
+/// Why a keeper stays.
+const STAYS: &str =
+    "the VM's network passes through this process, and its end takes it along; `afterimage protect` relieves it";
+/// What it means that it does not.
+const OBEYED: &str =
+    "told again to end, although the VM's network passes through this process: the VM runs on, without a network";
+
 /// The loop's state.
 #[derive(Debug)]
 pub(super) struct Pump {
@@ -37,7 +44,9 @@ pub(super) struct Pump {
     control: Control,
     signals: Signals,
     mending: Mending,
-    ending: Option<&'static str>,
+    /// Why a signal was refused.
+    stays: Option<&'static str>,
+    ending: Option<(Code, &'static str)>,
 }
 
 impl Pump {
@@ -50,18 +59,35 @@ impl Pump {
         control: Control,
         signals: Signals,
     ) -> Self {
-        Self { args, node, nics, gate, vm, control, signals, mending: Mending::new(Clock.now()), ending: None }
+        Self {
+            args,
+            node,
+            nics,
+            gate,
+            vm,
+            control,
+            signals,
+            mending: Mending::new(Clock.now()),
+            stays: None,
+            ending: None,
+        }
     }
 
     pub(super) fn run(mut self) -> Result<Code> {
-        while self.ending.is_none() {
+        let (code, why) = loop {
             self.turn()?;
-        }
+            if let Some(ending) = self.ending {
+                break ending;
+            }
+        };
         self.gate.shut();
-        let why = self.ending.unwrap_or_default();
-        tracing::info!(vm = %self.args.vm, "{why}");
-        emit("ended", json!({ "vm": self.args.vm, "why": why }));
-        Ok(Code::Done)
+        emit("ended", json!({ "vm": self.args.vm, "code": code as u8, "why": why }));
+        if code == Code::Done {
+            tracing::info!(vm = %self.args.vm, "{why}");
+            return Ok(code);
+        }
+        let remedy = "`afterimage protect` on this host, or `afterimage standby`, gives the VM its network again";
+        Err(ExitError::new(code, why).remedy(remedy).into())
     }
 
     fn turn(&mut self) -> Result<()> {
@@ -78,17 +104,28 @@ impl Pump {
             self.mending.lost(now, error.to_string());
         }
         if self.vm.as_ref().is_some_and(Watched::has_ended) {
-            self.ending = Some("the VM's QEMU ended");
+            self.ending = Some((Code::Done, "the VM's QEMU ended"));
             return Ok(());
         }
         self.mend(now)?;
         self.hear_control();
-        if self.signals.take() > 0 {
-            self.ending = Some(
-                "told to end by a signal: the VM has no network until `afterimage protect` or `standby` is started",
-            );
-        }
+        self.hear_signals();
         Ok(())
+    }
+
+    /// Its end would take the VM's network along: the first signal is refused. A successor asks at the control socket.
+    fn hear_signals(&mut self) {
+        for _ in 0..self.signals.take() {
+            emit("signal", json!({ "role": "keeping" }));
+            if self.stays.is_some() {
+                emit("stop-obeyed", json!({ "why": STAYS }));
+                self.ending = self.ending.or(Some((Code::Degraded, OBEYED)));
+                continue;
+            }
+            tracing::error!(why = STAYS, "a signal to end was refused, and the next one is obeyed");
+            emit("stop-refused", json!({ "why": STAYS }));
+            self.stays = Some(STAYS);
+        }
     }
 
     /// Tries to get back what was lost.
@@ -114,7 +151,7 @@ impl Pump {
                 Request::Handover => {
                     // Its successor opens the same devices as soon as it has heard this.
                     self.gate.shut();
-                    self.ending = Some("relieved");
+                    self.ending = Some((Code::Done, "relieved"));
                     done("leaving")
                 }
                 _ => refused(
@@ -128,7 +165,8 @@ impl Pump {
     fn status(&self) -> Status {
         let process =
             self.vm.as_ref().map_or_else(|| "of an unknown process".to_owned(), |vm| format!("process {}", vm.pid()));
-        let notes = vec![
+        let refused = self.stays.map(|why| format!("a signal to end was refused: {why}. Another one is obeyed"));
+        let notes = [
             format!(
                 "nobody protects the VM (QEMU {process}): this process passes its packets on until `afterimage protect` relieves it"
             ),
@@ -136,12 +174,14 @@ impl Pump {
              this host's, `afterimage protect` asks"
                 .to_owned(),
         ];
+        let notes = notes.into_iter().chain(refused).collect();
         let mut status = Status {
             schema: SCHEMA,
             side: "keeper".into(),
             role: "keeping".into(),
             vm: self.args.vm.to_string(),
             node: self.node.to_string(),
+            qemu: self.vm.as_ref().map(Watched::pid),
             generation: self.args.generation,
             notes,
             ..Status::default()

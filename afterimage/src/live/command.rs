@@ -2,20 +2,24 @@
 
 use super::{
     SCHEMA,
-    keepalive::{KeepaliveReport, Wanted},
+    keepalive::{KeepaliveReport, Wanted, wished},
     save::{Edit, Entry, edit, number},
     settings::{Settings, SettingsReport},
     text,
 };
 use crate::{
+    beats::Wish,
     cli::{KeepaliveSetArgs, KeepaliveShowArgs, SetArgs, Side, StatusArgs},
     exit::{Code, ExitError},
     keepalive::Offer,
-    status::{NoAnswer, Request, Response, as_json as all_as_json, ask, ask_all, find, side, sockets, whose},
-    tune::{self, Support, Verdict},
+    status::{
+        NoAnswer, Request, Response, as_json as all_as_json, ask, ask_all, ask_one, find, left, side, sockets, whose,
+    },
+    tune::{self, Assessment, Support, Verdict},
     tuner::frequency,
 };
 use anyhow::{Result, bail};
+use mc_core::id::Name;
 use std::{
     io::{self, Write},
     path::{Path, PathBuf},
@@ -27,6 +31,8 @@ use std::{
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a change may take to settle: many of the longest beats that it has to wait for, within these bounds.
 const SETTLE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
+/// So much of a session may say something of its silences.
+const ENOUGH: Duration = Duration::from_secs(60);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -47,7 +53,7 @@ fn refused(message: String, remedy: Option<String>) -> anyhow::Error {
 }
 
 fn report(path: &Path, request: Request) -> Result<KeepaliveReport> {
-    match ask(path, request, PATIENCE)? {
+    match ask_one(path, request, PATIENCE)? {
         Response::Keepalive(report) => Ok(*report),
         Response::Refused { message, remedy } => Err(refused(message, remedy)),
         other => bail!("{} answered a question about its keepalive with {other:?}", path.display()),
@@ -59,7 +65,7 @@ pub fn show(args: &KeepaliveShowArgs) -> Result<Code> {
     let KeepaliveShowArgs { vm, role, run_dir, json } = args;
     let which = StatusArgs { vm: *vm, role: *role, run_dir: run_dir.clone(), json: *json, watch: None };
     if let Some(vm) = vm {
-        find(run_dir, *vm, role.as_ref().map_or(&PAIR[..], std::slice::from_ref), "keepalive show")?;
+        left(run_dir, *vm, role.as_ref().map_or(&PAIR[..], std::slice::from_ref), "keepalive show")?;
     }
     // Without a word about it, keepers are not meant: they have no beats.
     let keeper = |path: &PathBuf| role.is_none() && side(path) == Some(Side::Keeper);
@@ -129,7 +135,6 @@ pub fn change(args: &KeepaliveSetArgs) -> Result<Code> {
     let wanted = args.role.as_ref().map_or(&PAIR[..], std::slice::from_ref);
     let (path, side) = find(&args.run_dir, args.vm, wanted, "keepalive set")?;
     let before = report(&path, Request::Keepalive)?;
-    let edit = prepare(args.save.as_ref(), before.config_file.as_deref(), side, &entries(args))?;
     let us = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
     let wanted = Wanted {
         interval_us: args.interval.map(us),
@@ -138,7 +143,15 @@ pub fn change(args: &KeepaliveSetArgs) -> Result<Code> {
         this_side: args.this_side,
         force: args.force,
     };
-    let tail = tail(&path, &before, &wanted);
+    let wish = wished(&before.local.advertised, &wanted);
+    let edit = prepare(args.save.as_ref(), before.config_file.as_deref(), side, &entries(wish))?;
+    let doubt = doubt(&path, &before, wish);
+    if let Some(seen) =
+        doubt.as_ref().and_then(|doubt| doubt.too_little).filter(|_| !args.force && wish.parameters().is_ok())
+    {
+        return Err(says_nothing_yet(seen, args.vm));
+    }
+    let tail = doubt.map(|doubt| doubt.words);
     let ordered = report(&path, Request::KeepaliveSet(wanted))?;
     let mut after = settle(&path, &before)?;
     after.warnings.splice(0..0, ordered.warnings.into_iter().chain(tail));
@@ -150,39 +163,62 @@ pub fn change(args: &KeepaliveSetArgs) -> Result<Code> {
     Ok(Code::Done)
 }
 
-fn entries(args: &KeepaliveSetArgs) -> Vec<Entry> {
+/// What was asked for, and what stays: what the next session begins with is what is in force now.
+fn entries(wish: Wish) -> Vec<Entry> {
     let us = |d: Duration| number(u64::try_from(d.as_micros()).unwrap_or(u64::MAX), 1000);
-    let mut entries: Vec<Entry> = Vec::new();
-    entries.extend(args.interval.map(|interval| ("beat_interval_ms", Some(us(interval)))));
-    // Without a wish of its own it follows the interval.
-    if args.interval.is_some() || args.min_rx.is_some() {
-        entries.push(("beat_min_rx_ms", args.min_rx.map(us)));
-    }
-    entries.extend(args.multiplier.map(|k| ("detect_multiplier", Some(i64::from(k).into()))));
-    entries
+    vec![
+        ("beat_interval_ms", Some(us(wish.interval))),
+        // Without a wish of its own it follows the interval.
+        ("beat_min_rx_ms", wish.min_rx.map(us)),
+        ("detect_multiplier", Some(i64::from(wish.multiplier).into())),
+    ]
+}
+
+/// Why a wish may suspect a live peer.
+#[derive(Clone, Debug, PartialEq)]
+struct Doubt {
+    words: String,
+    /// After so short a session, in seconds, that it takes --force.
+    too_little: Option<f64>,
 }
 
 /// What the tuner says of the wish, from what this session has measured so far; nothing if that carries it. Here and not in
 /// the process, whose loop must not wait for statistics.
-fn tail(path: &Path, before: &KeepaliveReport, wanted: &Wanted) -> Option<String> {
+fn doubt(path: &Path, before: &KeepaliveReport, wish: Wish) -> Option<Doubt> {
     let Ok(Response::Measured(measured)) = ask(path, Request::Measured, PATIENCE) else { return None };
+    let found = tune::assess(&measured, wish.interval, wish.multiplier);
     let own = before.local.advertised;
-    let interval = Duration::from_micros(wanted.interval_us.unwrap_or(own.interval_us.into()));
-    let multiplier = wanted.multiplier.unwrap_or(own.multiplier);
-    let found = tune::assess(&measured, interval, multiplier);
+    let now = Duration::from_micros(own.interval_us.into()) * u32::from(own.multiplier);
+    let shortens = wish.interval * u32::from(wish.multiplier) < now;
+    doubted(&found, shortens, &before.vm)
+}
+
+fn doubted(found: &Assessment, shortens: bool, vm: &str) -> Option<Doubt> {
     if found.usual_verdict() == Verdict::Carries {
         return None;
     }
-    let (seen, more) = (found.observed_s, "`afterimage keepalive tune --from live` has the table");
-    if found.support == Support::Untold {
-        return Some(format!(
-            "{seen:.0} s of beats as they were cannot tell whether a live peer keeps to this: {more}"
-        ));
-    }
-    let (low, high) = (frequency(found.false_per_s.low), frequency(found.false_per_s.high));
-    Some(format!(
-        "by {seen:.0} s of this session's beats, a live peer would be suspected {low} to {high} (95 %): {more}"
-    ))
+    let seen = found.observed_s;
+    let more = format!("`afterimage keepalive tune --from live --vm {vm}` has the table");
+    let words = if found.support == Support::Untold {
+        format!("{seen:.0} s of beats as they were cannot tell whether a live peer keeps to this: {more}")
+    } else {
+        let (low, high) = (frequency(found.false_per_s.low), frequency(found.false_per_s.high));
+        format!("by {seen:.0} s of this session's beats, a live peer would be suspected {low} to {high} (95 %): {more}")
+    };
+    // Who bears more than before risks nothing by not knowing.
+    let too_little = (shortens && seen < ENOUGH.as_secs_f64()).then_some(seen);
+    Some(Doubt { words, too_little })
+}
+
+fn says_nothing_yet(seen: f64, vm: Name) -> anyhow::Error {
+    let what = format!(
+        "{seen:.0} s of session say nothing yet of how often so short a detection time would suspect a live peer; nothing was changed"
+    );
+    let remedy = format!(
+        "wait until there are {} s of it (`afterimage keepalive tune --from live --vm {vm}` tells what they say), or --force",
+        ENOUGH.as_secs()
+    );
+    refused(what, Some(remedy))
 }
 
 /// Waits until both sides have settled.
@@ -248,7 +284,7 @@ fn told(after: &KeepaliveReport, this_side: bool, saved: Option<&str>) -> String
 pub fn set(args: &SetArgs) -> Result<Code> {
     let settings = Settings::new(&args.settings).map_err(ExitError::usage)?;
     let (path, side) = find(&args.run_dir, args.vm, &[Side::Primary], "set")?;
-    let ask = |settings| match ask(&path, Request::Set(settings), PATIENCE)? {
+    let ask = |settings| match ask_one(&path, Request::Set(settings), PATIENCE)? {
         Response::Settings(report) => Ok(*report),
         Response::Refused { message, remedy } => Err(refused(message, remedy)),
         other => bail!("{} answered `set` with {other:?}", path.display()),
@@ -276,4 +312,37 @@ pub fn set(args: &SetArgs) -> Result<Code> {
     print(&out)?;
     saved?;
     Ok(Code::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keepalive::Measured;
+
+    #[test]
+    fn what_stays_is_saved_beside_what_was_asked_for() {
+        let own = Offer { interval_us: 20_000, min_rx_us: 20_000, multiplier: 10 };
+        let saved = |wanted: Wanted| {
+            let entry = |(key, value): Entry| format!("{key} {}", value.map_or("-".to_owned(), |v| v.to_string()));
+            entries(wished(&own, &wanted)).into_iter().map(entry).collect::<Vec<_>>()
+        };
+        let interval = Wanted { interval_us: Some(25_000), ..Wanted::default() };
+        assert_eq!(saved(interval), ["beat_interval_ms 25", "beat_min_rx_ms -", "detect_multiplier 10"]);
+        let multiplier = Wanted { multiplier: Some(7), ..Wanted::default() };
+        assert_eq!(saved(multiplier), ["beat_interval_ms 20", "beat_min_rx_ms -", "detect_multiplier 7"]);
+        let min_rx = Wanted { min_rx_us: Some(30_000), ..Wanted::default() };
+        assert_eq!(saved(min_rx), ["beat_interval_ms 20", "beat_min_rx_ms 30", "detect_multiplier 10"]);
+    }
+
+    #[test]
+    fn a_shorter_detection_time_after_a_short_session_takes_force() {
+        let mut found = tune::assess(&Measured::default(), Duration::from_millis(5), 3);
+        found.observed_s = 2.0;
+        let doubt = doubted(&found, true, "web").unwrap();
+        assert_eq!(doubt.too_little, Some(2.0));
+        assert!(doubt.words.contains("`afterimage keepalive tune --from live --vm web`"), "{}", doubt.words);
+        assert_eq!(doubted(&found, false, "web").unwrap().too_little, None, "it bears more than before");
+        found.observed_s = 60.0;
+        assert_eq!(doubted(&found, true, "web").unwrap().too_little, None);
+    }
 }

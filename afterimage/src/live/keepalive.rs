@@ -257,7 +257,8 @@ fn words(offer: &Offer) -> String {
     format!("{} us x {}", offer.interval_us, offer.multiplier)
 }
 
-fn wished(own: &Offer, wanted: &Wanted) -> Wish {
+/// What of a side's parameters an operator's wish leaves, and what it changes.
+pub(super) fn wished(own: &Offer, wanted: &Wanted) -> Wish {
     let now = Duration::from_micros(own.interval_us.into());
     let interval = wanted.interval_us.map_or(now, Duration::from_micros);
     // A bound that was never wished for itself follows the interval.

@@ -238,7 +238,7 @@ impl Snapshot {
         w.gauge(
             "afterimage_protected",
             "Whether the death of the other host would cost nothing now",
-            yes(s.protected),
+            yes(s.protected && s.no_failover().is_none()),
         )?;
         w.gauge(
             "afterimage_stalled",

@@ -17,7 +17,7 @@ use super::{
     channel::Brief,
     commanded::{Condition, Qemu},
     own::standby_of,
-    waiting::{Heard, Waiting, What},
+    waiting::{CLAIMING, Heard, Waiting, What},
 };
 use crate::{arbiter::Ask, clock::Clock, events::emit, report, signals::Signals, stalls::Swap};
 use anyhow::{Result, bail};
@@ -63,7 +63,7 @@ pub(super) enum Verdict {
 /// `proven`: the generation in which the data path had said that the VM is protected.
 pub(super) fn claim(brief: &Brief, proven: Option<Generation>, qemu: &mut Qemu, signals: &Signals) -> Result<Verdict> {
     let what = What {
-        role: "claiming",
+        role: CLAIMING,
         generation: brief.register.generation,
         note: "the data path died; the VM waits for the arbiter's verdict",
         busy: "the data path died, and the arbiter has not answered yet whose the VM is",

@@ -5,6 +5,7 @@ use crate::{
     control::{ControlRequest, done, refused},
     events::{self, emit},
     exit,
+    gate::Mode,
     metrics::{Buckets, Scrapes, Snapshot},
     narration, report,
     status::{Request, Response, SCHEMA, Status},
@@ -33,6 +34,12 @@ pub(super) fn answer(path: &mut DataPath, asked: ControlRequest) {
             Ok(()) => done("making way"),
             Err(error) => refused(&exit::words(&error)),
         },
+        // Nobody but a new supervisor could command it: protection ends in order, and then it makes way.
+        (Request::MakeWay, Role::Registering | Role::Protected | Role::Claiming)
+            if !path.supervisor.is_supervised() =>
+        {
+            return path.order(Wanted::Unprotect(asked));
+        }
         (Request::Handover | Request::MakeWay, role) => {
             refused(&format!("it is {} there; `afterimage unprotect` ends that", word(role)))
         }
@@ -96,6 +103,7 @@ pub(super) fn status(path: &mut DataPath) -> Status {
     let config = &path.brief.config;
     let stalled = path.stalled();
     let machine = path.driver.machine();
+    let role = machine.role();
     let (captured, acked) = machine.epochs();
     let figures = path.driver.figures();
     let (run, sooner) = machine.pacing();
@@ -108,6 +116,7 @@ pub(super) fn status(path: &mut DataPath) -> Status {
         stalled,
         vm: config.vm.to_string(),
         node: config.node.to_string(),
+        qemu: (!path.is_vm_gone()).then_some(path.brief.qemu_pid),
         peer: path.peer.clone().unwrap_or_default(),
         generation: machine.generation().0,
         epoch: captured.0,
@@ -118,7 +127,7 @@ pub(super) fn status(path: &mut DataPath) -> Status {
         pause_us: figures.pause.percentiles(),
         commit_us: figures.commit.percentiles(),
         notes: notes(path),
-        outputs: path.outputs.status(),
+        outputs: path.outputs.status(path.driver.gate.mode() != Mode::Open),
         why_not_protected: path.why_not(),
         ..Status::default()
     };
@@ -133,6 +142,10 @@ pub(super) fn status(path: &mut DataPath) -> Status {
     report::fill_gate(&mut status, path.driver.gate.stats(), &path.driver.gate);
     report::fill_staging(&mut status, path.driver.pool_stats());
     report::fill_arbiter(&mut status, &path.arbiter);
+    if role == Role::Claiming {
+        let cause = path.trouble.as_ref().map_or("the session with the standby has ended", |trouble| &trouble.why);
+        report::fill_claim(&mut status, cause, path.role_since_ms);
+    }
     path.watch.fill(&mut status);
     if let Some(beats) = &path.beats {
         report::fill_beats(&mut status, beats);
@@ -140,13 +153,18 @@ pub(super) fn status(path: &mut DataPath) -> Status {
     status
 }
 
+/// What it means that the data path goes on alone.
+const ORPHANED: &str = "the supervisor died, and this data path goes on without it: nobody starts another one if it dies too. Start \
+                        `afterimage protect` again as it was: protection ends for a moment, and there is a supervisor again";
+
 /// What the operator should know.
 fn notes(path: &DataPath) -> Vec<String> {
     let proving = "the VM has changed: it is not called protected until the standby has proven that it can load it";
     let proving = path.driver.machine().is_proving().then(|| proving.to_owned());
     let standing = path.notes.iter().cloned().chain(path.outputs.notes());
     let metrics = path.scrapes.as_ref().and_then(Scrapes::note);
-    standing.chain(proving).chain(path.stop.note()).chain(metrics).collect()
+    let orphaned = (!path.supervisor.is_supervised()).then(|| ORPHANED.to_owned());
+    standing.chain(orphaned).chain(proving).chain(path.stop.note()).chain(metrics).collect()
 }
 
 /// What metrics are made of.

@@ -109,6 +109,8 @@ pub(super) struct DataPath {
     /// Those that the driver had noticed, this session, when the turn before began.
     stalls_before: u64,
     role: (Role, bool),
+    /// Since when it has been so, ms since 1970.
+    pub(super) role_since_ms: u64,
     arbiter_watch: report::ArbiterWatch,
     /// What the register holds, as this process heard last.
     pub(super) held: Option<Register>,
@@ -123,13 +125,6 @@ pub(super) struct DataPath {
     /// To end with, once the register says (solo, self) and QEMU was told so.
     pub(super) end_when_solo: Option<(Code, String)>,
     pub(super) ending: Option<(Code, String)>,
-}
-
-/// Milliseconds since 1970.
-pub(super) fn unix_ms() -> u64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// Runs the data path; `stdin` is the channel to the supervisor.
@@ -244,6 +239,7 @@ impl DataPath {
             stalls: Stalls::default(),
             stalls_before: 0,
             role: (Role::Solo, false),
+            role_since_ms: report::unix_ms(),
             arbiter_watch: report::ArbiterWatch::default(),
             held: None,
             suspected: false,
@@ -281,7 +277,7 @@ impl DataPath {
         self.keep_a_lookout();
         self.mind_the_vm();
         self.hear_arbiter();
-        self.mind_the_cap()?;
+        self.mind_the_settings()?;
         self.refuse_late_orders();
         self.prove_beats();
         self.hear_beats();
@@ -425,7 +421,12 @@ impl DataPath {
                 }
             }
         }
-        self.arbiter_watch.look(&self.arbiter.health());
+        let stance = match self.driver.machine().role() {
+            Role::Registering | Role::Protected => report::Stance::Protects,
+            Role::Claiming => report::Stance::Claims,
+            _ => report::Stance::Idle,
+        };
+        self.arbiter_watch.look(&self.arbiter.health(), stance);
     }
 
     fn hear_beats(&mut self) {
@@ -460,6 +461,7 @@ impl DataPath {
         let machine = self.driver.machine();
         let role = (machine.role(), machine.is_protected());
         if role != std::mem::replace(&mut self.role, role) {
+            self.role_since_ms = report::unix_ms();
             super::commands::report_role(self);
             if role.1 {
                 self.protected_since.get_or_insert(self.clock.now());

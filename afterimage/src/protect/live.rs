@@ -75,8 +75,9 @@ impl DataPath {
         }
     }
 
-    /// The arbiter may have come, or gone.
-    pub(super) fn mind_the_cap(&mut self) -> Result<()> {
+    /// The arbiter may have come, or gone; beats and epochs may have another length, by whoever's wish.
+    pub(super) fn mind_the_settings(&mut self) -> Result<()> {
+        self.driver.set_commit_deadline(self.brief.config.commit_deadline(self.watch.has_rdma()));
         let on_cap = self.on_cap();
         if self.driver.machine().on_cap() != on_cap {
             self.driver.set_cap(usize::try_from(self.brief.config.staging_bytes)?, on_cap);

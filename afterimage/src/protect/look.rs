@@ -2,7 +2,7 @@
 
 use super::{
     channel::ToSupervisor,
-    data_path::{DataPath, unix_ms},
+    data_path::DataPath,
     seek::{Kind, Trouble},
     session::{self, Found},
     unfit::Unfit,
@@ -13,6 +13,7 @@ use crate::{
     inbox::Inbox,
     keepalive::Watched,
     qemu::colo::ColoSource,
+    report,
     status::WhyNot,
 };
 use anyhow::Result;
@@ -94,7 +95,7 @@ impl DataPath {
     fn no_session(&mut self, trouble: &Trouble) {
         let trouble = &self.once(trouble.clone());
         let before = self.seek.reason().map(|reason| json!({ "why": reason.why, "times": reason.times }));
-        if self.seek.failed((self.clock.now(), unix_ms()), trouble, chance()) {
+        if self.seek.failed((self.clock.now(), report::unix_ms()), trouble, chance()) {
             let (why, slow) = (&trouble.why, trouble.kind != Kind::Passing);
             tracing::warn!(why, slow, "no session with a standby: the VM runs on, unprotected, with its network");
             emit("no-session", json!({ "why": why, "slow": slow, "before": before }));
@@ -115,7 +116,7 @@ impl DataPath {
         let trouble = unfit.or(trouble).unwrap_or_else(|| Trouble::passing("the session with the standby ended"));
         let protected = self.protected_since.take().map(|since| self.clock.now().since(since));
         let trouble = self.once(trouble);
-        self.seek.lost((self.clock.now(), unix_ms()), &trouble, protected, chance());
+        self.seek.lost((self.clock.now(), report::unix_ms()), &trouble, protected, chance());
     }
 
     /// A successor prepares itself: this process goes on as the VM's way to its network, and nothing else.
@@ -149,6 +150,7 @@ impl DataPath {
             since_ms: reason.since_ms,
             times: reason.times,
             next_try_in_ms: next.or(under_way),
+            what_to_do: None,
         })
     }
 }

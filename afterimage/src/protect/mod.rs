@@ -8,6 +8,7 @@
 //! | [`own`], [`waiting`] | waits for the arbiter before anything begins, and answers meanwhile |
 //! | [`claim`] | what the supervisor does when the data path died: asks QEMU and the arbiter |
 //! | [`alone`] | when it need not ask the arbiter |
+//! | [`namesake`] | no second name for a VM of this host |
 //! | [`stop`] | an orderly end, by a signal |
 //! | [`rejoin`] | what a fenced primary becomes, with `--rejoin` |
 //! | [`data_path`] | the process that works: the loop around `mc_core`'s primary |
@@ -38,6 +39,7 @@ mod left;
 mod live;
 mod look;
 mod lookout;
+mod namesake;
 mod nics;
 mod orders;
 mod outputs;
@@ -134,7 +136,9 @@ struct Looked {
 }
 
 fn look(config: &ProtectConfig) -> Result<Looked> {
-    let mut qmp = Qmp::connect(&config.qmp, Duration::from_secs(5)).map_err(no_qmp)?;
+    let connected = Qmp::connect(&config.qmp, Duration::from_secs(5));
+    let mut qmp = connected.map_err(|error| namesake::explain(config, &error).unwrap_or_else(|| no_qmp(error)))?;
+    namesake::refuse(config, qmp.peer_pid()?)?;
     let found = qemu::look(&mut qmp).map_err(not_to_be_protected)?;
     let profile = Profile::query(&mut qmp)?;
     let outputs = inventory::take(&mut qmp, &config.nic_sockets())?;

@@ -83,7 +83,11 @@ pub(super) fn listener(gate: &NicGate, brief: &Brief) -> u32 {
 impl DataPath {
     /// The gate had trouble: a NIC was lost, or a barrier or a release failed.
     pub(super) fn gate_failed(&mut self, why: String) {
-        tracing::error!(%why, "gate; its output stays held");
+        if self.is_vm_gone() || self.stop.is_ending() {
+            tracing::info!(%why, "a NIC's connection has ended, as the VM or this process does");
+        } else {
+            tracing::error!(%why, "the gate has trouble; its output stays held");
+        }
         emit("gate-failed", json!({ "why": why }));
         if self.driver.gate.nics().any(|nic| !nic.connected || !nic.port_works) {
             self.mending.lost(self.clock.now(), why);

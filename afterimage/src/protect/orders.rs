@@ -124,7 +124,7 @@ impl DataPath {
         if protect {
             self.seek.wanted(self.clock.now());
         } else {
-            self.seek.unwanted(super::data_path::unix_ms(), STOPPED);
+            self.seek.unwanted(crate::report::unix_ms(), STOPPED);
             self.sessions = None;
         }
         let said = self.supervisor.say(&super::channel::ToSupervisor::Wanted { protect });

@@ -9,7 +9,7 @@ use super::{channel::ToSupervisor, data_path::DataPath, seek::Trouble};
 use crate::{
     events::emit,
     exit::{Code, ExitError},
-    qemu::inventory::{Changed, Forced, Inventory, Output},
+    qemu::inventory::{Changed, Class, Forced, Inventory, Output},
     status::OutputStatus,
 };
 use anyhow::Result;
@@ -19,6 +19,9 @@ use mc_core::{
     wire::control::GoodbyeReason,
 };
 use serde_json::json;
+
+/// What becomes of an output that the gate would hold, while it passes everything.
+const FLOWS: &str = "held while the VM is protected; it leaves at once now";
 
 /// The VM's outputs as they are known.
 #[derive(Debug)]
@@ -57,8 +60,14 @@ impl Outputs {
         (!open.is_empty()).then(|| format!("the VM has an output that nobody holds: {told}"))
     }
 
-    pub(super) fn status(&self) -> Vec<OutputStatus> {
-        self.inventory.outputs.iter().map(OutputStatus::from).collect()
+    /// `holds`: the gate does.
+    pub(super) fn status(&self, holds: bool) -> Vec<OutputStatus> {
+        let one = |output: &Output| {
+            let status = OutputStatus::from(output);
+            let flows = !holds && output.class == Class::Held;
+            if flows { OutputStatus { why: FLOWS.to_owned(), ..status } } else { status }
+        };
+        self.inventory.outputs.iter().map(one).collect()
     }
 
     /// What the operator should know of them.

@@ -36,6 +36,7 @@ use crate::{
     program,
     qemu::qmp::{Qmp, QmpError, has_ended},
     signals::Signals,
+    sys::child::in_its_own_session,
 };
 use anyhow::{Context, Result};
 use mc_core::id::{Generation, Time};
@@ -43,7 +44,7 @@ use serde_json::json;
 use std::{
     os::{
         fd::{AsFd, OwnedFd},
-        unix::{net::UnixStream, process::CommandExt},
+        unix::net::UnixStream,
     },
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -492,13 +493,11 @@ impl DataPathProcess {
 
     fn spawn(brief: &Brief) -> Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
-        let process = Command::new(program::own())
-            .arg("data-path")
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            // A ^C at our terminal is the supervisor's to hear.
-            .process_group(0)
-            .spawn()
-            .context("starting the data path")?;
+        let mut command = Command::new(program::own());
+        command.arg("data-path").stdin(Stdio::from(OwnedFd::from(theirs)));
+        // A ^C at our terminal is the supervisor's to hear.
+        in_its_own_session(&mut command);
+        let process = command.spawn().context("starting the data path")?;
         let mut channel = Channel::new(ours)?;
         channel.say(&ToDataPath::Begin(Box::new(brief.clone())))?;
         Ok(Self { process, channel })

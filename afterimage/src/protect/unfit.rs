@@ -4,13 +4,11 @@
 //! VM's output, and what the standby has is none the worse for it. Epochs go on, neither side calls the VM protected, and when the
 //! arbiter answers protection ends; unless what was wrong has gone by then.
 
-use super::{
-    data_path::{DataPath, unix_ms},
-    seek::Trouble,
-};
+use super::{data_path::DataPath, seek::Trouble};
 use crate::{
     arbiter::{ArbiterSpec, Ask},
     events::emit,
+    report,
     status::WhyNot,
 };
 use mc_core::{
@@ -30,7 +28,7 @@ impl DataPath {
     /// Protection has to end, as soon as the arbiter is there.
     pub(super) fn is_unfit(&mut self, why: String) {
         emit("unfit", json!({ "why": why }));
-        self.unfit = Some(Unfit { why, since_ms: unix_ms() });
+        self.unfit = Some(Unfit { why, since_ms: report::unix_ms() });
         self.arbiter.ask(Ask::Read);
     }
 
@@ -64,7 +62,7 @@ impl DataPath {
             spec => format!("Protection is ended as soon as the arbiter {spec} answers"),
         };
         let why = format!("{why}. {end}; until then output leaves as before");
-        Some(WhyNot { why, since_ms: *since_ms, times: 1, next_try_in_ms: None })
+        Some(WhyNot { why, since_ms: *since_ms, times: 1, next_try_in_ms: None, what_to_do: None })
     }
 }
 

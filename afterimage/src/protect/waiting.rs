@@ -24,6 +24,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// The role of a supervisor whose data path died.
+pub(super) const CLAIMING: &str = "claiming";
 /// The longest sleep.
 const GLANCE: Duration = Duration::from_secs(1);
 
@@ -73,6 +75,7 @@ pub(super) struct Waiting<'a> {
     pub(super) notes: Vec<String>,
     watch: report::ArbiterWatch,
     trouble: Option<String>,
+    since_ms: u64,
 }
 
 impl<'a> Waiting<'a> {
@@ -88,8 +91,8 @@ impl<'a> Waiting<'a> {
         let listen = || Control::listen(&config.run_dir, config.vm, config.node, Side::Primary);
         let control = serve.then(listen).transpose()?;
         let (decided, notes, watch) = (false, Vec::new(), report::ArbiterWatch::default());
-        let (undecidable, trouble) = (None, None);
-        Ok(Self { config, arbiter, signals, control, what, decided, undecidable, notes, watch, trouble })
+        let (undecidable, trouble, since_ms) = (None, None, report::unix_ms());
+        Ok(Self { config, arbiter, signals, control, what, decided, undecidable, notes, watch, trouble, since_ms })
     }
 
     /// Asks; the answer comes in time. What an operator has decided is contested: else it would not be an operator's to decide.
@@ -155,7 +158,7 @@ impl<'a> Waiting<'a> {
     fn tell_health(&mut self) {
         let health = self.arbiter.health();
         if health.reachable {
-            self.watch.look(&health); // an answer that cannot be believed, or would not come to a swap
+            self.watch.look(&health, report::Stance::Idle); // an answer that cannot be believed, or would not come to a swap
         }
         if health.last_error.is_none() || health.last_error == self.trouble {
             return;
@@ -207,6 +210,9 @@ impl<'a> Waiting<'a> {
             ..Status::default()
         };
         report::fill_arbiter(&mut status, &self.arbiter);
+        if self.what.role == CLAIMING {
+            report::fill_claim(&mut status, "the data path died", self.since_ms);
+        }
         status
     }
 }

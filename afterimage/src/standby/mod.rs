@@ -42,17 +42,23 @@ mod task;
 mod vm;
 mod vouch;
 mod waiting;
+mod why_not;
 
 use crate::{
     beats,
+    cli::Side,
     config::StandbyConfig,
     events::{self, Who},
     exit::{Code, ExitError},
-    keeper, paths,
+    keeper,
+    mending::peer,
+    paths,
     qemu::standby::check_command,
     scope,
+    status::socket_path,
 };
 use anyhow::{Context, Result};
+use std::os::{fd::AsFd, unix::net::UnixStream};
 
 /// How a refusal begins that passes by itself.
 pub(crate) const BUSY: &str = "this standby is busy";
@@ -65,7 +71,9 @@ pub fn run(config: StandbyConfig) -> Result<Code> {
     check_command(&config.qemu).map_err(ExitError::usage)?;
     beats::check(&config.wish())?;
     needs::check_names(&config.nics)?;
+    needs::check_sockets(&config)?;
     std::fs::create_dir_all(&config.run_dir).with_context(|| format!("run directory {}", config.run_dir.display()))?;
+    refuse_beside_another(&config)?; // before anything is written into that one's journal
     // Asked now, and not when a takeover waits for the answer.
     let _ = scope::Means::here();
     let who = Who { vm: config.vm, side: "standby", node: config.node, process: "standby" };
@@ -76,6 +84,20 @@ pub fn run(config: StandbyConfig) -> Result<Code> {
     refuse_beside_a_keeper(&config)?;
     needs::check_program(&config)?;
     node::Node::new(config)?.run()
+}
+
+/// One that waits has its QEMU's control socket: it is to be found before that is taken for one that was left over.
+fn refuse_beside_another(config: &StandbyConfig) -> Result<()> {
+    let path = socket_path(&config.run_dir, config.vm, Side::Standby);
+    let Ok(stream) = UnixStream::connect(path) else { return Ok(()) };
+    let process = peer(stream.as_fd()).map_or_else(String::new, |pid| format!(" (process {pid})"));
+    let what = format!("another standby of {} runs here{process}", config.vm);
+    let remedy = format!(
+        "a VM has one standby: leave that one, or end it first (`afterimage status --vm {0}` tells of it); if they are of two VMs, \
+         give this one another --vm",
+        config.vm
+    );
+    Err(ExitError::new(Code::Prerequisite, what).remedy(remedy).into())
 }
 
 /// A VM whose network is kept here, and which is none that a standby took over, was left here by `protect`.

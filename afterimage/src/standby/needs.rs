@@ -1,11 +1,11 @@
 //! What a standby cannot do without. Looked at when it is started: found at the first session, or at a takeover, it is too late.
 
 use crate::{
-    config::{NicSpec, StandbyConfig},
+    config::{NicSpec, StandbyConfig, twice},
     exit::{Code, ExitError},
+    qemu::argv::{CommandLine, Item, Params},
 };
 use std::{
-    collections::HashSet,
     env,
     ffi::OsStr,
     fs,
@@ -18,16 +18,42 @@ use std::{
 /// # Errors
 /// Exit code 2.
 pub(super) fn check_names(nics: &[NicSpec]) -> Result<(), ExitError> {
-    let mut seen = HashSet::new();
-    for nic in nics {
-        for name in [&nic.socket.display().to_string(), &nic.tap] {
-            if !seen.insert(name.clone()) {
-                let what = format!("--nic {nic}: {name} is another NIC's already");
-                return Err(ExitError::usage(what).remedy("give each --nic a socket and a TAP device of its own"));
-            }
-        }
+    let Some((nic, name)) = twice(nics) else { return Ok(()) };
+    let what = format!("--nic {nic}: {name} is another NIC's already");
+    Err(ExitError::usage(what).remedy("give each --nic a socket and a TAP device of its own"))
+}
+
+/// A NIC's socket is one that the VM's QEMU listens on. Of a program that is no QEMU by name, and of options in a file, nobody knows.
+///
+/// # Errors
+/// Exit code 2.
+pub(super) fn check_sockets(config: &StandbyConfig) -> Result<(), ExitError> {
+    let line = CommandLine::parse(&config.qemu);
+    let is_qemu = line.program.last().is_some_and(|program| {
+        Path::new(program).file_name().is_some_and(|name| name.to_string_lossy().starts_with("qemu"))
+    });
+    if !is_qemu || line.named("readconfig").next().is_some() {
+        return Ok(());
     }
-    Ok(())
+    let sockets: Vec<_> = line.named("netdev").filter_map(socket).map(|path| absolute(Path::new(&path))).collect();
+    let Some(nic) = config.nics.iter().find(|nic| !sockets.contains(&absolute(&nic.socket))) else { return Ok(()) };
+    let what = format!("--nic {nic}: no -netdev of the standby's QEMU command has that socket");
+    let remedy = format!(
+        "give QEMU, after the `--`: -netdev stream,id=n0,server=on,addr.type=unix,addr.path={}",
+        nic.socket.display()
+    );
+    Err(ExitError::usage(what).remedy(remedy))
+}
+
+/// Where a `-netdev stream` listens; in JSON its address may be an object of its own.
+fn socket(netdev: &Item) -> Option<String> {
+    let params = netdev.params()?;
+    params.get("addr.path").or_else(|| Params::parse(&params.get("addr")?).get("path"))
+}
+
+/// Without a look at the disk: QEMU has not made its socket yet.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 /// The program that the VM is started with.
@@ -40,7 +66,12 @@ pub(super) fn check_program(config: &StandbyConfig) -> Result<(), ExitError> {
         return Ok(());
     }
     let what = format!("the standby's QEMU command: there is no program {program} here that this user may run");
-    let remedy = "install it (Debian: qemu-system-x86), or name it with its path, after the `--`";
+    let remedy = match program.contains(' ') {
+        true => {
+            "each word is an argument, and in a file an element, of its own: qemu = [\"qemu-system-x86_64\", \"-m\", \"2G\"]"
+        }
+        false => "install it (Debian: qemu-system-x86), or name it with its path, after the `--`",
+    };
     Err(ExitError::new(Code::Prerequisite, what).remedy(remedy))
 }
 
@@ -56,6 +87,8 @@ fn find(program: &str, path: Option<&OsStr>) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::{Cli, Command};
+    use clap::Parser;
 
     #[test]
     fn a_program_is_found_as_the_kernel_finds_it() {
@@ -70,6 +103,33 @@ mod tests {
         assert_eq!(find(&good.display().to_string(), None), Some(good));
         assert_eq!((find("bad", path), find("none", path), find("good", None)), (None, None, None));
         assert_eq!(find(&dir.path().display().to_string(), path), None, "a directory");
+    }
+
+    #[test]
+    fn a_socket_is_one_of_the_commands() {
+        let config = |program: &str, options: &[&str]| {
+            let mut words =
+                vec!["afterimage", "standby", "--vm", "web", "--arbiter", "manual", "--listen", "127.0.0.1:0"];
+            words.extend(["--nic", "/run/n0.net=t0", "--", program]);
+            words.extend(options);
+            let Command::Standby(args) = Cli::try_parse_from(words).unwrap().command else { panic!("another command") };
+            StandbyConfig::resolve(args).unwrap()
+        };
+        let stream = |path: &str| format!("stream,id=n0,server=on,addr.type=unix,addr.path={path}");
+        let qemu = "/usr/bin/qemu-system-x86_64";
+        let json = r#"{"type":"stream","id":"n0","server":true,"addr":{"type":"unix","path":"/run/n0.net"}}"#;
+        for right in [&stream("/run/n0.net"), json] {
+            check_sockets(&config(qemu, &["-netdev", right])).unwrap();
+        }
+        let error = check_sockets(&config(qemu, &["-netdev", &stream("/run/other.net")])).unwrap_err();
+        assert!(
+            error.code == Code::Usage && error.message.starts_with("--nic /run/n0.net=t0: no -netdev"),
+            "{error:?}"
+        );
+        assert!(error.remedy.unwrap().ends_with("addr.path=/run/n0.net"));
+        // Whose options nobody can see.
+        check_sockets(&config("/usr/local/bin/web", &[])).unwrap();
+        check_sockets(&config(qemu, &["-readconfig", "web.cfg"])).unwrap();
     }
 
     #[test]

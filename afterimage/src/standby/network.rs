@@ -16,7 +16,7 @@ use std::{os::fd::AsFd, time::Duration};
 
 /// From one attempt to start a keeper to the next: at first, and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// Between two looks whether the TAP devices are there.
+/// Between two looks whether the TAP devices are there, and up.
 const TAPS: Duration = Duration::from_secs(1);
 
 /// See the module.
@@ -30,7 +30,7 @@ pub(super) struct Network {
     try_at: Time,
     pause: Duration,
     trouble: Option<String>,
-    /// The TAP device that is not there.
+    /// The TAP device that is not there, or down.
     missing: Option<String>,
     taps_at: Time,
 }
@@ -102,12 +102,12 @@ impl Network {
         }
     }
 
-    /// A NIC whose TAP device is missing has no network. Whoever has the packets opens it as soon as it is there.
+    /// A NIC whose TAP device is missing, or down, has no network. Whoever has the packets opens it as soon as it is there.
     fn look_for_taps(&mut self) {
         let Some(charge) = &self.charge else { return };
         let found = match &mut self.gate {
             Some(gate) => gate.mend_ports(&report::nics(&charge.nics)),
-            None => charge.nics.iter().try_for_each(|nic| TapPort::exists(&nic.tap)),
+            None => charge.nics.iter().try_for_each(|nic| TapPort::is_up(&nic.tap)),
         };
         let missing = found.err().map(|error| error.to_string());
         if let Some(why) = missing.as_ref().filter(|why| self.missing.as_ref() != Some(why)) {

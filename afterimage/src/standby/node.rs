@@ -110,6 +110,8 @@ pub(super) struct Node {
     pub(super) control: Control,
     pub(super) scrapes: Option<Scrapes>,
     role: Role,
+    /// Since when it has had that role, ms since 1970.
+    pub(super) role_since_ms: u64,
     pub(super) suspected_at: Option<Time>,
     pub(super) swap: Swap,
     pub(super) checked_vm_at: Time,
@@ -183,6 +185,7 @@ impl Node {
             control: Control::listen(&config.run_dir, config.vm, config.node, Side::Standby)?,
             scrapes: Scrapes::serve(config.metrics, IfTaken::Refuse)?,
             role: Role::Idle,
+            role_since_ms: report::unix_ms(),
             suspected_at: None,
             swap: Swap::default(),
             checked_vm_at: clock.now(),
@@ -284,8 +287,8 @@ impl Node {
                     self.look_whether_missed(held.as_ref());
                     self.leave_hears();
                 }
+                // What the register said before stays said: as on the primary, the copy is as good as before.
                 Answer::Fault(_) => {
-                    self.registered = false;
                     self.driver.event(Event::ArbiterFault);
                 }
                 Answer::Cas(outcome) => {
@@ -298,7 +301,12 @@ impl Node {
                 emit("lost", report::with(json!({ "register": held }), standing(self)));
             }
         }
-        self.arbiter_watch.look(&self.arbiter.health());
+        let stance = match self.driver.machine().role() {
+            Role::Protecting => report::Stance::Protects,
+            Role::Revoking | Role::Claiming => report::Stance::TakesOver,
+            _ => report::Stance::Idle,
+        };
+        self.arbiter_watch.look(&self.arbiter.health(), stance);
     }
 
     /// With `manual` an operator is the register: what it would say, were this copy to be asked for, is up to the swap.
@@ -397,8 +405,13 @@ impl Node {
     }
 
     fn link_lost(&mut self, why: &str) {
-        tracing::warn!(why, "link lost");
         let machine = self.driver.machine();
+        // After a goodbye, or a suspicion that was told, it is how a session ends.
+        if machine.was_left() || self.suspected_at.is_some() {
+            tracing::info!(why, "the session's link is closed");
+        } else {
+            tracing::warn!(why, "link lost");
+        }
         // After a goodbye nobody is suspect.
         if machine.role() != Role::Idle && !machine.was_left() && self.suspected_at.is_none() {
             self.suspected_at = Some(self.clock.now());
@@ -498,7 +511,9 @@ impl Node {
     fn report_role(&mut self) {
         let role = self.driver.machine().role();
         if role != std::mem::replace(&mut self.role, role) {
-            tracing::info!(?role, "role");
+            self.role_since_ms = report::unix_ms();
+            let after = if self.driver.machine().was_left() { "role, after the primary's goodbye" } else { "role" };
+            tracing::info!(role = word(role), "{after}");
             if matches!(role, Role::Idle | Role::Lost) {
                 let keeps = role == Role::Lost; // the copy that was lost, until its room is needed
                 emit(

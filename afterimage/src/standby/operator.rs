@@ -4,7 +4,7 @@
 //! or not to be believed for a while (docs/adr/0008). It is given once, and kept: it counts when that time has come. An arbiter
 //! that is away does not even say what the register holds, so then the swap is asked for without having read it.
 
-use super::node::Node;
+use super::{node::Node, why_not};
 use crate::{
     control::{done, refused},
     status::Response,
@@ -16,7 +16,8 @@ impl Node {
     pub(super) fn operator_takeover(&mut self) -> Response {
         let role = self.driver.machine().role();
         if !matches!(role, Role::Protecting | Role::Revoking | Role::Claiming | Role::Disputed) {
-            return refused(&format!("nothing to take over: this standby is {role:?}"));
+            let (message, remedy) = why_not::nothing_to_take(role);
+            return Response::Refused { message, remedy: Some(remedy) };
         }
         self.operator_wants_it = true;
         self.suspected_at.get_or_insert(self.clock.now());

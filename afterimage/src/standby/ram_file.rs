@@ -20,6 +20,7 @@ use serde_json::json;
 use std::{
     fs::{self, File},
     io,
+    os::fd::AsRawFd,
     path::{Path, PathBuf},
 };
 
@@ -167,6 +168,13 @@ impl RamFile {
         files::check(&self.file).with_context(what)?;
         anyhow::ensure!(files::names(&self.path, &self.file).with_context(what)?, "{}: it was replaced", what());
         Ok(())
+    }
+
+    /// What a QEMU opens: our file by its name, or, where somebody removed or replaced that, by our descriptor of it.
+    pub(super) fn for_qemu(&self) -> PathBuf {
+        let Err(error) = self.check() else { return self.path.clone() };
+        tracing::warn!(error = %format!("{error:#}"), "QEMU is handed the RAM file by its descriptor");
+        PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()))
     }
 
     /// QEMU has it mapped, or nobody wants it: its name has served.

@@ -1,6 +1,6 @@
 //! The standby's status.
 
-use super::node::Node;
+use super::{node::Node, why_not::why_not};
 use crate::{
     events,
     metrics::{Buckets, Snapshot},
@@ -10,7 +10,7 @@ use crate::{
 use mc_core::{gate::OutputGate, id::Time, standby::Role};
 use serde_json::json;
 
-const UNPROVEN: &str =
+pub(super) const UNPROVEN: &str =
     "the VM has changed, or cannot be protected as it is: `afterimage status` on the primary's host says which";
 
 pub(super) fn word(role: Role) -> &'static str {
@@ -79,6 +79,7 @@ pub(super) fn status(node: &Node) -> Status {
         last_ack_epoch: committed.0,
         apply_us: figures.apply.percentiles(),
         takeover: node.takeover,
+        why_not_protected: why_not(node),
         notes: report::standing_notes().into_iter().chain(node.leave.note()).chain(node.missed.clone()).collect(),
         ..Status::default()
     };

@@ -1,7 +1,7 @@
 //! The VM runs here: after the takeover, and again when `standby` is started on a host whose VM was taken over before.
 //!
 //! ```text
-//!   Node ── took over ──> ┌─────────┐ ── its QEMU ends ─────────────> exit 0
+//!   Node ── took over ──> ┌─────────┐ ── its QEMU ends ─────────────> exit 0, or 1 if it died
 //!                         │ Running │ ── `protect` asks for the VM ──> exit 0; the keeper goes on until `protect` opens its gate
 //!   `standby` finds the   └─────────┘ ── the register names another ─> the keeper is relieved, exit 4
 //!   VM running ─────────────> ^
@@ -34,6 +34,7 @@ use crate::{
     keeper::{self, Charge},
     live::Session,
     metrics::{IfTaken, Scrapes, Snapshot},
+    protect::vm_health::Watcher,
     qemu::qmp::{Watched, find_instance},
     report,
     signals::Signals,
@@ -61,7 +62,6 @@ fn owner(register: &Register, us: &Owner) -> String {
     }
 }
 
-const QEMU_ENDED: &str = "the VM's QEMU ended";
 /// How often a register that does not name this VM is read again.
 const READ_AGAIN: Duration = Duration::from_secs(1);
 
@@ -98,6 +98,7 @@ impl Desk {
 struct Running {
     desk: Desk,
     vm: Watched,
+    health: Watcher,
     network: Network,
     /// What was known when this began.
     base: Snapshot,
@@ -142,12 +143,23 @@ pub(super) fn after_takeover(mut node: Node) -> Result<Code> {
     network.look();
     // The image, staging, the control connection to QEMU. To unmap a large image takes a while: packets have their keeper by now.
     drop((driver, vm, last_copy));
-    let Some(qemu) = qemu else {
-        emit("ended", json!({ "why": QEMU_ENDED }));
-        return Ok(Code::Done);
-    };
+    let Some(qemu) = qemu else { return vm_gone(&config) };
     let desk = Desk { config, this, arbiter, control, scrapes, listener, signals };
     Running::new(desk, qemu, network, base).run()
+}
+
+/// The VM's QEMU has ended. In order it takes its control socket along (its guest shut down, or it was told to end); one that dies
+/// leaves it behind. So a process that did not start it can tell, too.
+fn vm_gone(config: &StandbyConfig) -> Result<Code> {
+    let orderly = !qmp_path(config).exists();
+    emit("vm-gone", json!({ "orderly": orderly }));
+    if orderly {
+        emit("ended", json!({ "code": Code::Done as u8, "why": "the VM is gone" }));
+        return Ok(Code::Done);
+    }
+    let said = config.run_dir.join(config.vm.to_string()).join("standby.stderr");
+    let remedy = format!("what it said last is in {}; start the VM anew from its disks", said.display());
+    Err(ExitError::new(Code::Failed, "the VM's QEMU died, and no standby had it").remedy(remedy).into())
 }
 
 /// What is left to do for a VM that an earlier process took over.
@@ -160,6 +172,7 @@ impl Running {
         let since = Clock.now();
         Self {
             desk,
+            health: Watcher::new(vm.pid(), vm.instance()),
             vm,
             network,
             base,
@@ -194,6 +207,9 @@ impl Running {
     fn run(mut self) -> Result<Code> {
         loop {
             self.turn()?;
+            if self.vm.has_ended() {
+                return vm_gone(&self.desk.config);
+            }
             match self.ending {
                 Some(Code::Done) => return Ok(Code::Done),
                 Some(code) => {
@@ -211,10 +227,9 @@ impl Running {
         self.sleep()?;
         self.network.look();
         if self.vm.has_ended() {
-            emit("ended", json!({ "why": QEMU_ENDED }));
-            self.ending = Some(Code::Done);
             return Ok(());
         }
+        self.health.look(Clock.now());
         self.ask_for_register();
         self.hear_arbiter()?;
         self.hear_signals();
@@ -277,7 +292,7 @@ impl Running {
                 self.hear_register(held)?;
             }
         }
-        self.arbiter_watch.look(&self.desk.arbiter.health());
+        self.arbiter_watch.look(&self.desk.arbiter.health(), report::Stance::Idle);
         Ok(())
     }
 
@@ -390,7 +405,9 @@ impl Running {
             report::fill_gate(&mut status, gate.stats(), gate);
         }
         status.qmp = Some(qmp_path(&self.desk.config).display().to_string());
+        status.qemu = Some(self.vm.pid());
         status.network = self.network.missing().map(str::to_owned);
+        status.stalled = self.health.health().why().map(str::to_owned);
         status.notes.extend(self.network.note());
         status.notes.extend(self.desk.scrapes.as_ref().and_then(Scrapes::note));
         let stays = self.stays.as_ref();

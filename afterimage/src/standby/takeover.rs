@@ -160,7 +160,7 @@ impl Node {
 
     fn try_attempt(&mut self) -> Result<()> {
         self.mend_gate();
-        let mut lent = self.vm.as_mut().context("a waiting VM")?.lend()?;
+        let mut lent = self.vm.as_mut().context("a waiting VM")?.lend();
         if lent.is_alive() {
             return self.feed(lent);
         }

@@ -153,7 +153,7 @@ impl WaitingVm {
 
     /// A QEMU that died is started again over the same RAM file; one that does nothing is killed first.
     pub(super) fn restart(&mut self) -> Result<()> {
-        self.ram.check()?;
+        self.launch.ram_file = self.ram.for_qemu();
         let vm = start_again(self.vm.take(), &self.launch)?;
         (self.vm, self.rests) = (Some(vm), false);
         Ok(())
@@ -165,9 +165,9 @@ impl WaitingVm {
     }
 
     /// What a takeover on a thread of its own needs; [`WaitingVm::give_back`] what comes of it.
-    pub(super) fn lend(&mut self) -> Result<Lent> {
-        self.ram.check()?;
-        Ok(Lent { vm: self.vm.take(), launch: self.launch.clone() })
+    pub(super) fn lend(&mut self) -> Lent {
+        self.launch.ram_file = self.ram.for_qemu();
+        Lent { vm: self.vm.take(), launch: self.launch.clone() }
     }
 
     pub(super) fn give_back(&mut self, lent: Lent) {
@@ -188,12 +188,11 @@ impl WaitingVm {
     /// Proves on a thread of its own that this image can be loaded here. Until it has ended, nothing may be applied to the
     /// image.
     pub(super) fn rehearse(&self, image: &Image) -> Result<Rehearsal> {
-        self.ram.check()?;
         let VmState { machine, blocks, shared, others, device } = self.state(image);
         let config = RehearsalConfig {
             argv: self.launch.argv.clone(),
             dir: self.launch.run_dir.join("rehearsal"),
-            ram_file: self.ram.path().to_owned(),
+            ram_file: self.ram.for_qemu(),
             machine,
             blocks,
             shared,

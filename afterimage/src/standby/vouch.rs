@@ -115,17 +115,17 @@ impl Node {
     fn screen(&mut self, offer: &Offer) -> Result<Profile, Refusal> {
         let role = self.driver.machine().role();
         let hello = &offer.hello;
-        if !matches!(role, Role::Idle | Role::Lost) {
-            return refusal("busy", format!("{BUSY} ({role:?})"));
-        }
-        if self.callers.waiting.is_some() {
-            return refusal("busy", format!("{BUSY}: it asks the arbiter about another primary; try again"));
-        }
         if hello.vm != self.config.vm {
             return refusal(
                 "another VM",
                 format!("this standby stands by for {}, not for {}", self.config.vm, hello.vm),
             );
+        }
+        if !matches!(role, Role::Idle | Role::Lost) {
+            return refusal("busy", format!("{BUSY} ({})", super::report::word(role)));
+        }
+        if self.callers.waiting.is_some() {
+            return refusal("busy", format!("{BUSY}: it asks the arbiter about another primary; try again"));
         }
         if let Err(error) = self.gate.mend_ports(&report::nics(&self.config.nics)) {
             return refusal("network", format!("a NIC of the VM would not work on the standby's host: {error}"));

@@ -19,10 +19,10 @@ const QEMU_START: Duration = Duration::from_secs(10);
 const NO_COMMIT: Duration = Duration::from_secs(5);
 const TIMES: u32 = 10;
 
-/// A TAP device that is missing for so long is not being made again at this moment.
+/// A TAP device that is missing, or down, for so long is not being mended at this moment.
 const NO_TAP: Duration = Duration::from_secs(2);
 
-/// A TAP device is missing.
+/// A TAP device is missing, or down.
 #[derive(Debug)]
 pub(super) struct NoTap {
     why: String,
@@ -113,8 +113,8 @@ impl Node {
         vm.owner(this)
     }
 
-    /// A VM that is taken over without its TAP device is mute. So this host counts as one that cannot run it while one is missing: that
-    /// is said at once, and to the primary unless the device is back in a moment.
+    /// A VM that is taken over without its TAP device is mute, and so it is while the device is down. So this host counts as one that
+    /// cannot run it meanwhile: that is said at once, and to the primary unless the device is back in a moment.
     fn look_after_taps(&mut self, now: Time) {
         let Err(error) = self.gate.mend_ports(&report::nics(&self.config.nics)) else {
             if self.no_tap.take().is_some() && self.vm.is_none() {
@@ -168,7 +168,21 @@ impl Node {
         unable.or(silent).or(no_tap).or(unstartable).or_else(|| self.uncommitted())
     }
 
+    /// Whether this host could run the VM now, as far as the primary was told of it.
+    pub(super) fn would_run(&self) -> Result<(), String> {
+        if let Some(why) = self.revival.unable() {
+            return Err(format!("the QEMU that waits there died, and does not start again: {why}"));
+        }
+        match &self.no_tap {
+            Some(missing) => Err(format!("there, {}", missing.why)),
+            None => Ok(()),
+        }
+    }
+
     fn uncommitted(&self) -> Option<String> {
+        if self.rehearsal.is_some() {
+            return None; // who waits here is the primary
+        }
         let machine = self.driver.machine();
         let figures = self.driver.figures();
         let last = figures.last_commit_at.filter(|_| machine.role() == Role::Protecting)?;

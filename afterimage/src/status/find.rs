@@ -1,26 +1,51 @@
 //! Which process of a VM a command is for; and the one way to say that there is none.
 
-use super::socket_path;
+use super::{gather, socket_path};
 use crate::{
     cli::Side,
     exit::{Code, ExitError},
 };
 use mc_core::id::Name;
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 /// What may run here for a VM.
 pub(super) const SIDES: [Side; 3] = [Side::Primary, Side::Standby, Side::Keeper];
 
-/// The control socket of the first of the `wanted` sides that runs here for `vm`; `command` is what wants it.
+/// Whether somebody listens at a control socket: a process that died left its socket behind. Never waits.
+pub(super) fn is_served(path: &Path) -> bool {
+    match gather::connect_now(path) {
+        Ok(_) => true,
+        Err(error) => !matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound),
+    }
+}
+
+/// The control socket of the first of the `wanted` sides that lives here for `vm`; `command` is what wants it.
 ///
 /// # Errors
-/// There is none: another side runs here, or nothing does.
+/// There is none: another side runs here, or the wanted one died, or nothing runs.
 pub(crate) fn find(run_dir: &Path, vm: Name, wanted: &[Side], command: &str) -> Result<(PathBuf, Side), ExitError> {
-    let there = |side: &Side| socket_path(run_dir, vm, *side).exists();
-    if let Some(side) = wanted.iter().copied().find(there) {
+    let lives = |side: &Side| is_served(&socket_path(run_dir, vm, *side));
+    if let Some(side) = wanted.iter().copied().find(lives) {
         return Ok((socket_path(run_dir, vm, side), side));
     }
-    let Some(here) = SIDES.into_iter().find(there) else { return Err(nobody(Some(vm), run_dir)) };
+    let Some(here) = SIDES.into_iter().find(lives) else {
+        return Err(dead(run_dir, vm, wanted).unwrap_or_else(|| nobody(Some(vm), run_dir)));
+    };
+    Err(another(here, vm, wanted, command))
+}
+
+/// The same, for who shows what was left of a process that died, too.
+pub(crate) fn left(run_dir: &Path, vm: Name, wanted: &[Side], command: &str) -> Result<(), ExitError> {
+    match wanted.iter().any(|side| socket_path(run_dir, vm, *side).exists()) {
+        true => Ok(()),
+        false => find(run_dir, vm, wanted, command).map(drop),
+    }
+}
+
+fn another(here: Side, vm: Name, wanted: &[Side], command: &str) -> ExitError {
     let of = wanted.iter().map(|side| side.as_str()).collect::<Vec<_>>().join(" or the ");
     let what = format!("`{command}` is for the {of} of {vm}; what runs on this host is its {}", here.as_str());
     let remedy = match here {
@@ -29,7 +54,23 @@ pub(crate) fn find(run_dir: &Path, vm: Name, wanted: &[Side], command: &str) -> 
             "run it on the other host of the pair; `afterimage status` shows what runs on a host"
         }
     };
-    Err(ExitError::new(Code::Failed, what).remedy(remedy))
+    ExitError::new(Code::Failed, what).remedy(remedy)
+}
+
+/// A wanted side that left its socket.
+fn dead(run_dir: &Path, vm: Name, wanted: &[Side]) -> Option<ExitError> {
+    let side = wanted.iter().copied().find(|side| socket_path(run_dir, vm, *side).exists())?;
+    let path = socket_path(run_dir, vm, side);
+    let what = format!(
+        "the {} of {vm} does not run any more: its process has ended, and left {}",
+        side.as_str(),
+        path.display()
+    );
+    let command = if side == Side::Primary { "protect" } else { side.as_str() };
+    let remedy = format!(
+        "`afterimage why --vm {vm}` tells how it ended; start `afterimage {command}` again if it is to come back"
+    );
+    Some(ExitError::new(Code::Failed, what).remedy(remedy))
 }
 
 /// Nothing runs here: for that VM, or for any.

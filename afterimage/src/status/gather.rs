@@ -4,13 +4,15 @@
 //! process that died: `gone`. A process that is there and says nothing by the deadline `does-not-answer`.
 
 use super::{ControlError, PATIENCE, Request, Response, SCHEMA, Status, ask, side_of};
+use crate::exit::{Code, ExitError};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
 use std::{
     io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::mpsc::channel,
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// The role of a process that died, and left its socket.
@@ -54,6 +56,18 @@ pub(crate) fn ask_all(paths: &[PathBuf], request: &Request) -> Vec<Asked> {
     paths.iter().zip(answers).map(|(path, answer)| (path.clone(), judged(path, answer))).collect()
 }
 
+/// Asks one process.
+///
+/// # Errors
+/// It did not answer: why, and what to do.
+pub(crate) fn ask_one(path: &Path, request: Request, patience: Duration) -> Result<Response, ExitError> {
+    ask(path, request, patience).map_err(|error| {
+        let why = no_answer(path, &error).why;
+        let (what, remedy) = why.split_once("; ").unwrap_or((&why, "`afterimage status` shows what runs here"));
+        ExitError::new(Code::Failed, format!("{}: {what}", path.display())).remedy(remedy)
+    })
+}
+
 fn no_answer(path: &Path, error: &ControlError) -> NoAnswer {
     match error {
         ControlError::Io { source, .. } => match source.kind() {
@@ -80,12 +94,17 @@ fn mute(path: &Path) -> NoAnswer {
     NoAnswer { role: MUTE, why: format!("{process} is there, and did not answer within {PATIENCE:?}; {remedy}") }
 }
 
-/// Who listens at a socket. Never waits.
-fn listener(path: &Path) -> io::Result<i32> {
+/// Connects, or says at once why not.
+pub(super) fn connect_now(path: &Path) -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     connect(&socket, &SocketAddrUnix::new(path)?)?;
-    Ok(sockopt::socket_peercred(&socket)?.pid.as_raw_nonzero().get())
+    Ok(socket)
+}
+
+/// Who listens at a socket.
+fn listener(path: &Path) -> io::Result<i32> {
+    Ok(sockopt::socket_peercred(&connect_now(path)?)?.pid.as_raw_nonzero().get())
 }
 
 /// The state of a process, as proc(5) has it: the letter after the name, which may hold anything.
@@ -108,7 +127,21 @@ pub(super) fn statuses(paths: &[PathBuf]) -> Vec<Status> {
         Ok(other) => silent(&path, MUTE, format!("it answered a status request with {other:?}")),
         Err(NoAnswer { role, why }) => silent(&path, role, why),
     };
-    ask_all(paths, &Request::Status).into_iter().map(one).collect()
+    let mut all: Vec<Status> = ask_all(paths, &Request::Status).into_iter().map(one).collect();
+    let over: Vec<bool> = all.iter().map(|status| is_left_over(status, &all)).collect();
+    for ((status, path), over) in all.iter_mut().zip(paths).zip(over) {
+        if over {
+            let why = "its process has ended; its socket is left over from before the failover, and harms nobody";
+            status.notes = vec![format!("{why}: `rm {}`", path.display())];
+        }
+    }
+    all
+}
+
+/// Whether it is what a process left that another one of the same VM has followed on this host: nothing is wrong with that.
+pub(super) fn is_left_over(status: &Status, all: &[Status]) -> bool {
+    let follows = |other: &Status| other.vm == status.vm && other.is_told() && other.side != "keeper";
+    status.role == GONE && all.iter().any(follows)
 }
 
 fn silent(path: &Path, role: &str, why: String) -> Status {

@@ -1,6 +1,6 @@
 //! `takeover` and `solo`: an operator says that the other side is stopped. Its beats may say otherwise.
 
-use super::{PATIENCE, Request, Response, Status, ask, find, tell};
+use super::{PATIENCE, Request, Response, Status, ask, find, order};
 use crate::{
     cli::{OperatorArgs, Side},
     exit::{Code, ExitError},
@@ -31,7 +31,7 @@ pub fn operate(args: &OperatorArgs, request: &Request) -> anyhow::Result<Code> {
             return Err(ExitError::usage(what).remedy(remedy).into());
         }
     }
-    tell(&args.run_dir, args.vm, side, request)
+    order((&args.run_dir, args.vm, args.no_wait), side, request)
 }
 
 /// The other side, if it beats: was heard within a detection time, and again within another. Of one that has just died the last beat
@@ -86,8 +86,8 @@ impl Beating {
         }
         let remedy = if *decided_by_arbiter {
             format!(
-                "the witness decides, and the {other} may be stopped, well or not: if that is what you want, \
-                 `afterimage {word} --vm {vm} --although-it-beats {node}`"
+                "the witness decides: {node} asks it too, and either side may win and go on, the other one stops. If that is what you \
+                 want, `afterimage {word} --vm {vm} --although-it-beats {node}`; it says who won"
             )
         } else {
             format!(

@@ -36,10 +36,11 @@ fn row(s: &Status) -> [String; COLUMNS] {
         s.vm.clone(),
         s.side.clone(),
         shown(&s.role).to_owned(),
-        match (s.protected, s.unheld()) {
-            (true, 0) => "yes".to_owned(),
-            (true, unheld) => format!("yes, {unheld} unheld"),
-            (false, _) => "NO".to_owned(),
+        match (s.protected, s.no_failover(), s.unheld()) {
+            (true, Some(_), _) => "no failover".to_owned(),
+            (true, None, 0) => "yes".to_owned(),
+            (true, None, unheld) => format!("yes, {unheld} unheld"),
+            (false, ..) => "NO".to_owned(),
         },
         or_dash(trouble(s), there),
         or_dash(peer, there),
@@ -113,6 +114,6 @@ mod tests {
         (web.stalled, web.network) = (Some("QEMU is stopped".into()), Some("tap0 is gone".into()));
         (web.arbiter.reachable, web.arbiter.failover_impossible) = (true, Some("its disk is full".into()));
         let text = render(&[web]);
-        assert!(text.contains("stalled, network") && text.contains("NO FAILOVER"), "{text}");
+        assert!(text.contains("no failover  stalled, network") && text.contains("NO FAILOVER"), "{text}");
     }
 }

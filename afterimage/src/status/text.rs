@@ -48,8 +48,7 @@ pub(super) fn render(s: &Status) -> String {
     if let Some(line) = s.silence() {
         return line;
     }
-    let protected = if s.protected { "protected" } else { "NOT PROTECTED" };
-    let mut out = Lines(format!("{} on {} ({}): {}, {protected}{}\n", s.vm, s.node, s.side, s.role, exceptions(s)));
+    let mut out = Lines(format!("{} on {} ({}): {}, {}\n", s.vm, s.node, s.side, s.role, verdict(s)));
     if let Some(why) = &s.stalled {
         out.group(&format!("STALLED: {why}"));
     }
@@ -63,7 +62,7 @@ pub(super) fn render(s: &Status) -> String {
     }
     if let Some(why) = &s.why_not_protected {
         out.group("not protected");
-        why_not(&mut out, why);
+        why_not(&mut out, s, why);
     }
     if s.side != "standby" {
         output(&mut out, s);
@@ -90,6 +89,16 @@ pub(super) fn render(s: &Status) -> String {
         s.notes.iter().for_each(|note| out.0.push_str(&format!("    {note}\n")));
     }
     out.0
+}
+
+/// Whether it is protected, and what that is worth now.
+fn verdict(s: &Status) -> String {
+    match (s.protected, s.no_failover(), exceptions(s)) {
+        (false, ..) => "NOT PROTECTED".to_owned(),
+        (true, None, exceptions) => format!("protected{exceptions}"),
+        (true, Some(why), exceptions) if exceptions.is_empty() => format!("but NO FAILOVER: {why}"),
+        (true, Some(why), exceptions) => format!("protected{exceptions}, and NO FAILOVER: {why}"),
+    }
 }
 
 /// What a protected VM is protected but for.
@@ -124,11 +133,17 @@ fn pair(out: &mut Lines, s: &Status) {
     out.line("epoch", format!("{}, {age}", s.epoch));
 }
 
-fn why_not(out: &mut Lines, w: &WhyNot) {
+fn why_not(out: &mut Lines, s: &Status, w: &WhyNot) {
     let since = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(w.since_ms)).unwrap_or(SystemTime::UNIX_EPOCH);
     out.line("because", &w.why);
     let times = if w.times > 1 { format!(", met {} times", w.times) } else { String::new() };
     out.line("since", format!("{}{times}", humantime::format_rfc3339_seconds(since)));
+    if let Some(todo) = &w.what_to_do {
+        return out.line("what to do", todo);
+    }
+    if s.side == "standby" {
+        return; // it waits for others
+    }
     out.line(
         "next try",
         w.next_try_in_ms.map_or_else(
@@ -186,7 +201,14 @@ fn beats(out: &mut Lines, s: &Status) {
 fn arbiter(out: &mut Lines, s: &Status) {
     out.group("arbiter");
     out.line("spec", &s.arbiter.spec);
-    out.line("reachable", if s.arbiter.reachable { "yes" } else { "NO: there is no failover until it is" });
+    out.line(
+        "reachable",
+        match s.arbiter.reachable {
+            true => "yes",
+            false if is_cut_off(s) => "NO, from this host: the standby may have taken the VM over",
+            false => "NO: there is no failover until it is",
+        },
+    );
     let more = [
         ("FAILOVER IMPOSSIBLE", &s.arbiter.failover_impossible),
         ("what to do", &s.arbiter.remedy),
@@ -199,6 +221,11 @@ fn arbiter(out: &mut Lines, s: &Status) {
     if let Some(ms) = s.arbiter.probe_age_ms {
         out.line("stored a test", format!("{ms} ms before its last answer"));
     }
+}
+
+/// A primary that knows of neither of the others.
+fn is_cut_off(s: &Status) -> bool {
+    s.side == "primary" && s.role == "claiming"
 }
 
 #[cfg(test)]
@@ -228,7 +255,7 @@ mod tests {
         assert!(!text.contains("next try"), "{text}");
         let why = "cannot connect to 10.0.1.2:7410: Connection refused (os error 111)".to_owned();
         status.why_not_protected =
-            Some(WhyNot { why, since_ms: 1_764_000_000_000, times: 3, next_try_in_ms: Some(4_900) });
+            Some(WhyNot { why, since_ms: 1_764_000_000_000, times: 3, next_try_in_ms: Some(4_900), what_to_do: None });
         let text = render(&status);
         assert!(text.contains("    because        cannot connect to 10.0.1.2:7410"), "{text}");
         assert!(
@@ -259,5 +286,40 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("d1             harmless disk: because"), "{text}");
+    }
+
+    #[test]
+    fn protected_without_a_failover_is_in_the_first_line_of_both_sides() {
+        for (side, role) in [("primary", "protected"), ("standby", "protecting")] {
+            let mut status = Status { vm: "web".into(), node: "a".into(), side: side.into(), ..Status::default() };
+            (status.role, status.protected) = (role.into(), true);
+            status.arbiter.failover_impossible = Some("the arbiter cannot be reached: refused".into());
+            let first = format!("web on a ({side}): {role}, but NO FAILOVER: the arbiter cannot be reached: refused\n");
+            assert!(render(&status).starts_with(&first), "{}", render(&status));
+        }
+    }
+
+    #[test]
+    fn a_primary_that_is_cut_off_says_what_it_does_not_know() {
+        let mut status = Status { vm: "web".into(), node: "a".into(), side: "primary".into(), ..Status::default() };
+        status.role = "claiming".into();
+        status.arbiter.failover_impossible = Some("the arbiter cannot be reached: refused".into());
+        status.arbiter.last_error = Some("refused".into());
+        crate::report::fill_claim(&mut status, "the standby was silent for too long", 1_764_000_000_000);
+        let text = render(&status);
+        for words in [
+            "claiming, NOT PROTECTED\n",
+            "the standby was silent for too long, and this host cannot reach the arbiter (refused): the standby may have taken \
+             the VM over. Output is held: the VM has no network\n",
+            "since          2025-11-24T16:00:00Z\n",
+            "what to do     look at the other host first",
+            "afterimage solo --vm web --yes-the-other-side-is-stopped`",
+            "NO, from this host: the standby may have taken the VM over",
+        ] {
+            assert!(text.contains(words), "{words:?} is not in {text}");
+        }
+        for words in ["no failover", "FAILOVER IMPOSSIBLE", "next try", "look at the witness"] {
+            assert!(!text.contains(words), "{words:?} is in {text}");
+        }
     }
 }

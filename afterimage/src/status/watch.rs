@@ -30,7 +30,7 @@ pub(super) fn run(args: &StatusArgs, interval: Duration) -> anyhow::Result<Code>
         let statuses = watch.look(args);
         let out = match (args.json, redraws) {
             (true, _) => lines_of_json(&statuses)?,
-            (false, true) => format!("{REDRAW}{}\n{}", head(args, interval), for_people(&statuses)),
+            (false, true) => format!("{REDRAW}{}\n{}", head(args, interval), for_people(&statuses, args.vm.is_some())),
             (false, false) => watch.changes(&statuses),
         };
         let mut stdout = io::stdout().lock();
@@ -93,7 +93,11 @@ fn line(s: &Status) -> String {
     if !s.is_told() {
         return line + &s.notes.first().map_or_else(String::new, |why| format!(" ({why})"));
     }
-    line.push_str(if s.protected { ", protected" } else { ", NOT PROTECTED" });
+    line.push_str(match (s.protected, s.no_failover()) {
+        (false, _) => ", NOT PROTECTED",
+        (true, None) => ", protected",
+        (true, Some(_)) => ", but NO FAILOVER",
+    });
     line.push_str(&format!(", generation {}", s.generation));
     for (word, why) in [("STALLED", &s.stalled), ("NETWORK", &s.network)] {
         line.extend(why.iter().map(|why| format!(", {word}: {why}")));
@@ -126,6 +130,8 @@ mod tests {
         assert!(watch.changes(std::slice::from_ref(&status)).contains("protected, protected"));
         status.network = Some("tap0 is gone".into());
         assert!(watch.changes(std::slice::from_ref(&status)).contains(", NETWORK: tap0 is gone"));
+        status.arbiter.failover_impossible = Some("the arbiter cannot be reached".into());
+        assert!(watch.changes(std::slice::from_ref(&status)).contains("protected, but NO FAILOVER, generation"));
         status.arbiter.reachable = false;
         assert!(watch.changes(std::slice::from_ref(&status)).contains("UNREACHABLE"));
         (status.role, status.notes) = ("gone".into(), vec!["connection refused".into()]);

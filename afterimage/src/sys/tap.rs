@@ -51,7 +51,7 @@ pub fn exists(name: &str) -> io::Result<()> {
     let any = rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::DGRAM, None)?;
     match rustix::net::netdevice::name_to_index(&any, name) {
         Ok(_) => Ok(()),
-        Err(Errno::NODEV) => Err(io::ErrorKind::NotFound.into()),
+        Err(Errno::NODEV) => Err(io::Error::new(io::ErrorKind::NotFound, "it does not exist")),
         Err(e) => Err(e.into()),
     }
 }
@@ -68,11 +68,47 @@ fn attach(fd: &OwnedFd, mut request: libc::ifreq) -> io::Result<()> {
 /// # Errors
 /// `EBADFD` when it is gone.
 pub fn check_attached(fd: &OwnedFd) -> io::Result<()> {
+    attached(fd).map(drop)
+}
+
+/// Whether the device behind an open TAP descriptor is up.
+///
+/// # Errors
+/// As [`check_attached`]'s and [`check_up`]'s.
+pub fn check_attached_up(fd: &OwnedFd) -> io::Result<()> {
+    is_up(attached(fd)?)
+}
+
+/// Whether the namespace has an interface `name`, and an operator has set it up (`IFF_UP`): one that is down passes no frame.
+///
+/// # Errors
+/// `NotFound` when it has none; `NetworkDown` when it is down.
+pub fn check_up(name: &str) -> io::Result<()> {
+    exists(name)?;
+    is_up(request(name)?)
+}
+
+/// The request that names the device behind an open TAP descriptor, under whatever name it has by now.
+fn attached(fd: &OwnedFd) -> io::Result<libc::ifreq> {
     let mut found = request("any")?;
     // SAFETY: TUNGETIFF writes one `ifreq`, which `found` is, alive and exclusively ours for the call; `fd` is open for as
     // long as it is borrowed.
     let rc = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNGETIFF, &raw mut found) };
-    check(rc)
+    check(rc).map(|()| found)
+}
+
+fn is_up(mut request: libc::ifreq) -> io::Result<()> {
+    let any = rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::DGRAM, None)?;
+    // SAFETY: SIOCGIFFLAGS reads and writes one `ifreq`, which `request` is, alive and exclusively ours for the call; `any` is
+    // open until the end of this function.
+    let rc = unsafe { libc::ioctl(any.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) };
+    check(rc)?;
+    // SAFETY: SIOCGIFFLAGS has written this member of the union.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    match libc::c_int::from(flags) & libc::IFF_UP {
+        0 => Err(io::Error::new(io::ErrorKind::NetworkDown, "it is there, but it is down")),
+        _ => Ok(()),
+    }
 }
 
 fn no_offloads(fd: &OwnedFd) -> io::Result<()> {
@@ -99,6 +135,7 @@ mod tests {
     #[test]
     fn an_interface_that_does_not_exist_is_not_created() {
         assert_eq!(open("no-such-tap0").unwrap_err().kind(), io::ErrorKind::NotFound);
-        assert!(exists("no-such-tap0").is_err());
+        assert_eq!(exists("no-such-tap0").unwrap_err().to_string(), "it does not exist");
+        assert_eq!(check_up("no-such-tap0").unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }

@@ -247,8 +247,10 @@ fn host(entry: &Entry) -> Option<&str> {
 
 fn begin(vm: &str, side: &str, trigger: &Entry, before: &[Entry]) -> Incident {
     let mut before = before.to_vec();
-    let decided_late = matches!(trigger.event.as_str(), "suspect" | "link-lost" | "asking");
-    let led_to_it = |e: &Entry| decided_late && e.event == "stalled" && trigger.after_ms(e) < PRELUDE_MS;
+    // What was said of others by a process that had been away itself.
+    let accuses =
+        matches!(trigger.event.as_str(), "suspect" | "link-lost" | "asking" | "arbiter-unreachable" | "arbiter-fault");
+    let led_to_it = |e: &Entry| accuses && e.event == "stalled" && trigger.after_ms(e) < PRELUDE_MS;
     let mut entries: Vec<Entry> = before.iter().filter(|e| led_to_it(e)).cloned().collect();
     before.retain(|e| !led_to_it(e));
     let node = host(trigger).or_else(|| before.iter().rev().find_map(host)).unwrap_or("an unknown host").to_owned();

@@ -253,7 +253,8 @@ fn a_lost_standby_an_arbiters_fault_and_a_keeper_have_stories() {
         json!({ "event": "arbiter-fault", "at_ms": 20_000.0, "why": "its disk is full", "remedy": "make room" });
     let mended = json!({ "event": "arbiter-mended", "at_ms": 21_500.0 });
     let unloadable = json!({ "event": "rehearsal-failed", "at_ms": 40_000.0, "why": "Unknown savevm section" });
-    journal(dir.path(), "standby", &[suspect, asking, lost, keeps, fault, mended, unloadable]);
+    let away = json!({ "event": "stalled", "at_ms": 19_900.0, "away_ms": 6500.0 });
+    journal(dir.path(), "standby", &[suspect, asking, lost, keeps, away, fault, mended, unloadable]);
     let keeping = json!({ "event": "keeping", "at_ms": 50_000.0, "nics": 2, "handed_over": 2 });
     let nic = json!({ "event": "nic-lost", "at_ms": 51_000.0, "why": "tap0 is gone" });
     let exit = json!({ "event": "exit", "at_ms": 60_000.0, "code": 0, "why": "the VM has ended" });
@@ -263,13 +264,30 @@ fn a_lost_standby_an_arbiters_fault_and_a_keeper_have_stories() {
     assert_eq!(kinds, [Kind::LostSwap, Kind::ArbiterFault, Kind::Unloadable, Kind::KeptNetwork]);
     let stories = [
         "the register holds generation 3 (host-a, alone). This standby keeps its copy until a new session needs the room, and lets nothing out.",
-        "a failover was impossible: its disk is full. What to do: make room. It was as it should be 1500.0 ms later.",
+        "a failover was impossible: its disk is full. What to do: make room. It was as it should be 1500.0 ms later. \
+         This process had been away for 6500.0 ms.",
         "this host's QEMU could not load the VM: Unknown savevm section.",
         "A keeper passed the packets of 2 NICs, which were handed over by the process before it. A NIC was lost: tap0 is gone.",
     ];
     for (told, words) in report.incidents.iter().zip(stories) {
         assert!(told.story.join(" ").contains(words), "{words:?} is not in {:?}", told.story);
     }
+}
+
+#[test]
+fn a_vm_that_died_where_it_was_taken_over_has_a_story() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut events = takeover(1000.0).to_vec();
+    events.push(json!({ "event": "vm-gone", "at_ms": 9_000.0, "orderly": false }));
+    events.push(
+        json!({ "event": "exit", "at_ms": 9_001.0, "code": 1, "why": "the VM's QEMU died, and no standby had it" }),
+    );
+    journal(dir.path(), "standby", &events);
+    let report = told(dir.path());
+    let kinds: Vec<Kind> = report.incidents.iter().map(|t| t.kind).collect();
+    assert_eq!(kinds, [Kind::TookOver, Kind::VmGone]);
+    let story = report.incidents[1].story.join(" ");
+    assert!(story.contains("The VM's QEMU died. It ended with exit code 1: the VM's QEMU died"), "{story}");
 }
 
 #[test]

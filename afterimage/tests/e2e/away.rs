@@ -49,7 +49,7 @@ fn protection_is_not_ended_while_the_arbiter_is_away() {
     let _witness = world.witness_again();
     protect.wait_event("arbiter-reachable");
     let (code, stdout, stderr) = world.run("a", &unprotect);
-    assert_eq!((code, stdout.as_str()), (0, "ending protection through the arbiter\n"), "{stderr}");
+    assert!(code == 0 && stdout.starts_with("web runs here alone (g3), unprotected"), "{code} {stdout} {stderr}");
     world.wait_role("a", "solo");
     standby.proc.wait_events("waiting", 2);
     vm.serial.goes_on();

@@ -26,7 +26,8 @@ fn protection_that_is_ended_leaves_a_solo_vm_and_a_standby_that_waits() {
     let Some((world, _witness)) = World::with_witness() else { return };
     let (vm, mut protect, mut standby) = world.pair();
     let (code, stdout, stderr) = world.run("a", &format!("unprotect --vm {VM}"));
-    assert_eq!((code, stdout.as_str()), (0, "ending protection through the arbiter\n"), "{stderr}");
+    let expected = "web runs here alone (g3), unprotected; no standby is looked for until `afterimage reprotect`\n";
+    assert_eq!((code, stdout.as_str()), (0, expected), "{stderr}");
     world.wait_role("a", "solo");
     standby.proc.wait_events("waiting", 2);
     assert_eq!(standby.proc.count("running"), 0, "{}", standby.proc.said());

@@ -179,10 +179,79 @@ fn a_keeper_ends_with_its_vm_and_a_standby_waits_anew() {
     kill_host(&mut vm, &mut host_a);
     let keeper = pid(&b.proc.wait_event("keeper-started"), "keeper");
     kill(b.proc.child_with("qemu").expect("the standby's QEMU"));
-    b.proc.expect_end(0, &[]);
+    b.proc.expect_end(1, &["error: the VM's QEMU died", "what to do", "standby.stderr"]);
+    assert_eq!(b.proc.wait_event("vm-gone")["orderly"], false);
+    assert!(b.proc.wait_event("exit")["why"].to_string().contains("the VM's QEMU died"), "{}", b.proc.said());
     until("the keeper ends", || (!is_alive(keeper)).then_some(()));
     let mut next = net::standby(&world, "b", "waiting");
     assert!(next.proc.is_running());
+}
+
+/// Whoever tells of the VM need not have started its QEMU.
+#[test]
+fn a_vm_that_was_taken_over_and_shuts_down_is_no_failure() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (mut vm, mut host_a, mut b) = world.pair();
+    kill_host(&mut vm, &mut host_a);
+    b.proc.wait_event("running");
+    let qemu = b.proc.child_with("qemu").expect("the standby's QEMU");
+    b.proc.kill();
+    let mut next = world.standby_with("b", &StandbyOptions { begins: "reattached", ..StandbyOptions::default() });
+    signal(qemu, Signal::TERM);
+    next.proc.expect_end(0, &[]);
+    assert_eq!(next.proc.wait_event("vm-gone")["orderly"], true);
+}
+
+#[test]
+fn a_keeper_refuses_the_first_signal_and_obeys_the_second() {
+    let Some(_network) = Network::enter(&["a"]) else { return };
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let vm = net::vm(&world, "a");
+    let flags = format!("--nic {}", nic(world.dir.path(), "a"));
+    let mut protect = world.protect("a", "a", &vm.qmp, free_addr(), &flags);
+    world.wait_role("a", "solo");
+    let mut client = Client::new();
+    client.is_served(5);
+    signal(protect.pid(), Signal::TERM);
+    protect.expect_end(0, &[]);
+    let keeper = pid(&protect.wait_event("keeper-started"), "keeper");
+
+    signal(keeper, Signal::TERM);
+    until("it says that it stays", || {
+        let said = status(&world, "a", "keeper");
+        said["notes"].to_string().contains("a signal to end was refused").then_some(())
+    });
+    client.is_served(5);
+    signal(keeper, Signal::TERM);
+    until("the keeper ends", || (!is_alive(keeper)).then_some(()));
+    assert!(client.hears_nothing(), "it took the network along");
+    let journal = fs::read_to_string(world.path("state-a").join(format!("{VM}.keeper.journal"))).unwrap();
+    assert!(journal.contains("stop-refused") && journal.contains("stop-obeyed") && journal.contains("\"code\":3"));
+}
+
+/// The register decides about names: a slip in one must not go round it.
+#[test]
+fn a_vm_has_no_second_name_on_its_host() {
+    let Some(_network) = Network::enter(&["a"]) else { return };
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let vm = net::vm(&world, "a");
+    let flags = format!("--nic {}", nic(world.dir.path(), "a"));
+    let mut protect = world.protect("a", "a", &vm.qmp, free_addr(), &flags);
+    world.wait_role("a", "solo");
+    let mut client = Client::new();
+    let another = || {
+        let mut command = World::program();
+        command.args(["protect", "--vm", "other", "--node", "a", "--to", &free_addr().to_string(), "--once"]);
+        command.args(["--arbiter", &world.arbiter]).args(crate::world::words(&flags)).arg("--qmp").arg(&vm.qmp);
+        command.arg("--run-dir").arg(world.run_dir("a")).arg("--state-dir").arg(world.path("state-a"));
+        Proc::spawn(world.dir.path(), "other", command)
+    };
+    another().expect_end(6, &["is the VM web on this host, by its primary", "what to do: name it with --vm web"]);
+    client.is_served(5);
+    signal(protect.pid(), Signal::TERM);
+    protect.expect_end(0, &[]);
+    another().expect_end(6, &["is the VM web on this host, by its keeper", "what to do: name it with --vm web"]);
+    client.is_served(5);
 }
 
 #[test]

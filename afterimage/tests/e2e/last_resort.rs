@@ -29,7 +29,7 @@ fn the_witness_dies_and_then_the_primary() {
     world.wait_role("b", "claiming");
     assert_eq!(standby.proc.count("asking"), 0, "it waits for a read: {}", standby.proc.said());
     let (code, stdout, stderr) = world.run("b", &format!("takeover --vm {VM} {YES}"));
-    assert!(code == 0 && stdout.starts_with("taking over"), "{code} {stdout} {stderr}");
+    assert!(code == 0 && stdout.starts_with("web runs here now (g"), "{code} {stdout} {stderr}");
     standby.proc.wait_event("running");
     standby.serial.goes_on();
     vm.serial.assert_continued_by(&standby.serial);

@@ -115,7 +115,7 @@ fn a_second_operator_is_told_that_a_change_is_under_way() {
     keepalive(&world, "a", "set --interval 100ms --multiplier 200 --force");
     crate::proc::signal(standby.proc.pid(), rustix::process::Signal::STOP);
     let first = World::program()
-        .args(words(&format!("keepalive set --vm {VM} --interval 90ms --run-dir")))
+        .args(words(&format!("keepalive set --vm {VM} --interval 90ms --force --run-dir")))
         .arg(world.run_dir("a"))
         .stdout(std::process::Stdio::null())
         .spawn();

@@ -22,6 +22,7 @@ mod metrics;
 mod misc;
 mod net;
 mod nics;
+mod no_failover;
 mod outputs;
 mod paths;
 mod power;

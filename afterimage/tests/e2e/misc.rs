@@ -52,7 +52,8 @@ fn standby(world: &World, name: &str, flags: &[&str]) -> Proc {
 
 fn standby_of(mut command: Command, world: &World, name: &str, flags: &[&str]) -> Proc {
     command.args(["standby", "--vm", VM, "--node", "b", "--arbiter", "manual"]).args(flags);
-    command.arg("--state-dir").arg(world.path("state")).arg("--").args(world.standby_qemu("b", None));
+    command.arg("--state-dir").arg(world.path("state")).arg("--ram-dir").arg(world.dir.path());
+    command.arg("--").args(world.standby_qemu("b", None));
     Proc::spawn(world.dir.path(), name, command)
 }
 
@@ -77,7 +78,7 @@ fn a_standby_that_cannot_start() {
 
     let first = world.standby_with("b", &StandbyOptions::default());
     let flags = ["--listen", &free, "--run-dir", &text(&world.run_dir("b"))];
-    standby(&world, "twice", &flags).expect_end(1, &["error: ", "web.standby.sock", "another"]);
+    standby(&world, "twice", &flags).expect_end(6, &["error: another standby of web runs here (process", "what to do"]);
     drop(first);
 }
 

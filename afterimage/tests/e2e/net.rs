@@ -61,6 +61,11 @@ pub(crate) fn make_tap(node: &str) {
     ip(&format!("link set {} master br0 up", tap(node))).unwrap();
 }
 
+/// Sets it "up" or "down".
+pub(crate) fn set_tap(node: &str, state: &str) {
+    ip(&format!("link set {} {state}", tap(node))).unwrap();
+}
+
 impl Drop for Network {
     fn drop(&mut self) {
         let _ = ip(&format!("netns del {}", self.0));

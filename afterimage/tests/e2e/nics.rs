@@ -2,7 +2,7 @@
 
 use crate::{
     guest::Vm,
-    net::{self, Client, Network, delete_tap, make_tap, nic},
+    net::{self, Client, Network, delete_tap, make_tap, nic, set_tap},
     proc::{Proc, kill, signal, until},
     world::{VM, World, free_addr, kill_host},
 };
@@ -141,6 +141,47 @@ fn a_standby_whose_tap_device_is_missing_protects_nothing() {
     protect.wait_events("protected", 2);
     standby.proc.wait_events("protected", 2);
     wait_network(&world, "b", false);
+    client.is_served(5);
+}
+
+/// It passes no frame, and the kernel tells nobody who has it open.
+#[test]
+fn a_tap_device_that_is_down_counts_as_one_that_is_missing() {
+    let Some(_network) = Network::enter(&["a", "b"]) else { return };
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (mut vm, mut protect, mut standby, mut client) = net::pair(&world);
+    set_tap("a", "down");
+    let (code, told) = wait_network(&world, "a", true);
+    assert_eq!((code, &told["protected"]), (3, &true.into()), "its copy is as good as before: {told}");
+    assert!(says_which(&world, "a").contains("ip link set tap-a up"));
+    set_tap("a", "up");
+    assert_eq!(wait_network(&world, "a", false).0, 0);
+
+    set_tap("b", "down");
+    let (code, told) = wait_network(&world, "b", true);
+    assert_eq!((code, &told["protected"]), (3, &false.into()), "{told}");
+    assert!(says_which(&world, "b").contains("ip link set tap-b up"));
+    let solo = world.wait_role("a", "solo");
+    assert!(solo["why_not_protected"]["why"].to_string().contains("ip link set tap-b up"), "{solo}");
+    client.is_served(5);
+    until("it is idle", || (world.status("b")["role"] == "idle").then_some(()));
+    set_tap("b", "up");
+    world.run("a", &format!("reprotect --vm {VM}"));
+    protect.wait_events("protected", 2);
+    standby.proc.wait_events("protected", 2);
+    wait_network(&world, "b", false);
+
+    // In the moment of the takeover.
+    set_tap("b", "down");
+    kill_host(&mut vm, &mut protect);
+    standby.proc.wait_event("running");
+    for side in ["standby", "keeper"] {
+        until(&format!("the {side} tells of it"), || {
+            let (code, stdout, _) = world.run("b", &format!("status --vm {VM} --role {side}"));
+            (code == 3 && stdout.contains("ip link set tap-b up")).then_some(())
+        });
+    }
+    set_tap("b", "up");
     client.is_served(5);
 }
 

@@ -201,12 +201,13 @@ fn a_change_is_no_end_of_protection_where_nothing_is_rehearsed() {
     let options = StandbyOptions { flags: words("--no-rehearsal"), ..StandbyOptions::default() };
     let (vm, mut protect, standby) = world.pair_with(&options);
     qmp(&vm, "object-add", json!({ "qom-type": "rng-builtin", "id": "r0" }));
-    protect.wait_events("protected", 2);
-    let events = protect.events();
-    let (changed, again) = (position(&events, "outputs", 1), position(&events, "protected", 2));
-    let between = events[changed..again].iter().map(|event| &event["event"]);
-    assert!(between.clone().any(|name| name == "holding"), "the claim ended: {}", protect.said());
-    assert!(!between.clone().any(|name| name == "solo"), "protection did not: {}", protect.said());
+    protect.wait_event("outputs");
+    // The claim ends; the standby's answer may come so soon that nobody sees it.
+    until("it is claimed again", || {
+        let status = world.status("a");
+        (status["protected"] == true && !status["notes"].to_string().contains("the VM has changed")).then_some(())
+    });
+    assert_eq!(protect.count("solo"), 1, "protection did not end: {}", protect.said());
     let rehearsals = ["rehearsing", "rehearsed"].map(|event| standby.proc.count(event));
     assert_eq!((rehearsals, standby.proc.count("waiting")), ([0, 0], 1), "{}", standby.proc.said());
     assert_eq!(world.status("a")["protected"], true);

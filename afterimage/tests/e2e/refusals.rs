@@ -220,6 +220,8 @@ fn a_standby_with_another_vm() {
 fn a_standby_finds_its_own_mistakes_at_once() {
     let Some((world, _witness)) = World::with_witness() else { return };
     let good = world.standby_qemu("b", None);
+    let netdev = format!("stream,id=n0,server=on,addr.type=unix,addr.path={}", world.path("0.net").display());
+    let with_nic: Vec<_> = good.iter().cloned().chain(["-netdev".to_owned(), netdev]).collect();
     let nic = |tap: &str, n: u32| format!("--nic {}={tap}", world.path(&format!("{n}.net")).display());
     let ends = |name: &str, flags: &str, qemu: &[String], code: i32, says: &[&str]| {
         let mut command = World::program();
@@ -239,7 +241,15 @@ fn a_standby_finds_its_own_mistakes_at_once() {
     let missing = world.path("missing");
     let at = missing.display().to_string();
     ends("ram-dir", &format!("--ram-dir {at}"), &good, 6, &[&at, "No such file", "what to do: --ram-dir names"]);
-    ends("tap", &format!("{ram} {}", nic("no-such-tap", 0)), &good, 6, &["TAP device no-such-tap", "ip tuntap add"]);
+    let lone = format!("{ram} {}", nic("tap-x", 7));
+    ends("socket", &lone, &good, 2, &["no -netdev of the standby's QEMU command", "what to do: give QEMU"]);
+    ends(
+        "tap",
+        &format!("{ram} {}", nic("no-such-tap", 0)),
+        &with_nic,
+        6,
+        &["TAP device no-such-tap", "ip tuntap add"],
+    );
     let twice = format!("{ram} {} {}", nic("tap-x", 0), nic("tap-x", 1));
     ends("twice", &twice, &good, 2, &["tap-x is another NIC's already", "what to do: give each"]);
 }

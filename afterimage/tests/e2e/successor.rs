@@ -197,3 +197,21 @@ fn a_data_path_that_has_relieved_another_and_cannot_begin_is_tried_again() {
     second.wait_event("no-session");
     vm.serial.goes_on();
 }
+
+/// As a service manager does it. Nobody could command the data path that is left.
+#[test]
+fn a_protect_whose_supervisor_died_is_followed_by_the_next_one() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (vm, protect, mut standby) = world.pair();
+    kill(protect.pid());
+    until("it is said", || world.status("a")["notes"].to_string().contains("the supervisor died").then_some(()));
+    assert_eq!(world.status("a")["protected"], true);
+    let mut next = world.protect("a", "a2", &vm.qmp, standby.addr, "");
+    next.wait_event("protected");
+    standby.proc.wait_events("protected", 2);
+    let notes = world.status("a")["notes"].to_string();
+    assert!(!notes.contains("the supervisor died"), "{notes}");
+    assert_eq!(standby.proc.count("asking"), 0, "{}", standby.proc.said());
+    vm.serial.goes_on();
+    vm.serial.assert_sound();
+}

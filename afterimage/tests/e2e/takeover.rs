@@ -129,6 +129,13 @@ fn two_standbys_of_one_name_do_not_share_a_directory() {
     second.arg("--").args(world.standby_qemu("c", None));
     let mut second = Proc::spawn(world.dir.path(), "c", second);
     second.expect_end(6, &["error: another standby of web uses", "what to do", "--ram-dir"]);
+    // On the same host, with the same directories.
+    let mut third = World::program();
+    third.args(["standby", "--vm", "web", "--node", "b", "--arbiter", &world.arbiter, "--listen", "127.0.0.1:0"]);
+    third.arg("--run-dir").arg(world.run_dir("b")).arg("--state-dir").arg(world.path("state3"));
+    third.arg("--").args(world.standby_qemu("b", None));
+    let named = format!("error: another standby of web runs here (process {})", standby.proc.pid());
+    Proc::spawn(world.dir.path(), "third", third).expect_end(6, &[&named, "what to do"]);
     // The first is unharmed.
     assert_eq!(world.status("b")["protected"], true);
     kill_host(&mut vm, &mut protect);

@@ -3,11 +3,11 @@
 use crate::{
     proc::{is_alive, kill, signal, until},
     takeover::fragile,
-    world::{VM, World, kill_host},
+    world::{StandbyOptions, VM, World, kill_host},
 };
 use rustix::process::Signal;
 use serde_json::Value;
-use std::{fs, path::PathBuf};
+use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf};
 
 #[test]
 fn a_standby_whose_qemu_does_not_start_any_more_is_given_up() {
@@ -136,6 +136,73 @@ fn a_frozen_qemu_is_left_behind() {
     until("it dies", || (!is_alive(waiting)).then_some(()));
     standby.serial.goes_on();
     vm.serial.assert_continued_by(&standby.serial);
+}
+
+/// Stopped, it is the stopped member of a process group; what the kernel does with those whose parent dies must not reach it.
+#[test]
+fn a_vm_that_stands_still_outlives_who_took_it_over() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let (mut vm, mut protect, mut standby) = world.pair();
+    kill_host(&mut vm, &mut protect);
+    standby.proc.wait_event("running");
+    let qemu = standby.proc.child_with("qemu-system").expect("the VM's QEMU");
+    signal(qemu, Signal::STOP);
+    until("status tells", || {
+        let (code, stdout, _) = world.run("b", &format!("status --vm {VM} --role standby --json"));
+        let status: Value = serde_json::from_str(&stdout).ok()?;
+        (code == 3 && status["stalled"].as_str()?.contains("a signal stopped its QEMU")).then_some(())
+    });
+    signal(standby.proc.pid(), Signal::TERM);
+    standby.proc.expect_end(0, &[]);
+    assert!(is_alive(qemu));
+    signal(qemu, Signal::CONT);
+    standby.serial.goes_on();
+    vm.serial.assert_continued_by(&standby.serial);
+    kill(qemu);
+}
+
+/// Somebody tidies up. The waiting QEMU has it mapped, and another one can still be handed it.
+#[test]
+fn a_ram_file_that_lost_its_name_is_taken_over_all_the_same() {
+    for replaced in [false, true] {
+        let Some((world, _witness)) = World::with_witness() else { return };
+        let (mut vm, mut protect, mut standby) = world.pair();
+        for path in world.vm_files() {
+            fs::remove_file(&path).unwrap();
+            if replaced {
+                fs::write(&path, "not a VM").unwrap();
+            }
+        }
+        // One that has to be started anew, too.
+        let waiting = standby.proc.child_with("qemu-system").expect("a waiting QEMU");
+        kill(waiting);
+        standby.proc.wait_event("waiting-qemu-died");
+        until("another one waits", || standby.proc.child_with("qemu-system").filter(|pid| *pid != waiting));
+        until("it would take the VM", || (world.status("b")["protected"] == true).then_some(()));
+        kill_host(&mut vm, &mut protect);
+        standby.proc.wait_event("running");
+        assert_eq!(standby.proc.count("takeover-failed"), 0, "{}", standby.proc.said());
+        standby.serial.goes_on();
+        vm.serial.assert_continued_by(&standby.serial);
+    }
+}
+
+/// Nobody could end its QEMU, or know it again.
+#[test]
+fn a_wrapper_that_does_not_become_qemu_is_refused() {
+    let Some((world, _witness)) = World::with_witness() else { return };
+    let script = world.path("wrapper");
+    fs::write(&script, "#!/bin/sh\n\"$@\"\n").unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o700)).unwrap();
+    let mut line = vec![script.display().to_string()];
+    line.extend(world.standby_qemu("b", None));
+    let vm = world.vm("vm", &[]);
+    let standby = world.standby_with("b", &StandbyOptions { qemu: Some(line), ..StandbyOptions::default() });
+    let mut protect = world.protect("a", "a", &vm.qmp, standby.addr, "");
+    let refused = protect.wait_event("no-session");
+    assert!(refused["why"].as_str().is_some_and(|why| why.contains("a wrapper has to `exec` it")), "{refused}");
+    assert_eq!(standby.proc.count("protected"), 0);
+    vm.serial.goes_on();
 }
 
 /// A group of the freezer of cgroup v1, with which a frozen process does not die; with v2 it does.

@@ -3,6 +3,7 @@
 use crate::{
     away::output_flows,
     guest::Vm,
+    net::{self, Network, delete_tap},
     outputs::{leak, qmp},
     proc::{Proc, until},
     world::{Standby, VM, World},
@@ -96,4 +97,24 @@ fn a_rehearsal_that_fails_holds_no_output_while_the_arbiter_is_away() {
     assert!(solo["why_not_protected"]["why"].as_str().unwrap().contains("slirp"), "{solo}");
     vm.serial.goes_on();
     vm.serial.assert_sound();
+}
+
+/// A rehearsal has a QEMU and TAP devices of its own: that it passes says nothing of a NIC that the VM would not have there.
+#[test]
+fn a_change_of_the_vm_makes_no_standby_able() {
+    let Some(_network) = Network::enter(&["a", "b"]) else { return };
+    let Some((world, mut witness)) = World::with_witness() else { return };
+    let (vm, mut protect, mut standby, mut client) = net::pair(&world);
+    witness.kill();
+    protect.wait_event("arbiter-unreachable");
+    delete_tap("b");
+    is_unfit(&world, &protect, "TAP device tap-b");
+    qmp(&vm, "chardev-add", json!({ "id": "nul", "backend": { "type": "null", "data": {} } }));
+    standby.proc.wait_event("rehearsal-failed");
+    is_unfit(&world, &protect, "TAP device tap-b");
+    client.is_served(5);
+    let _witness = world.witness_again();
+    protect.wait_event("gave-up");
+    world.wait_role("a", "solo");
+    client.is_served(5);
 }

@@ -13,22 +13,29 @@ pub use process::{Watched, boot_id, find_instance, has_ended, instance_id, is_st
 
 use crate::pass;
 use asked::Asked;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
+};
 use serde_json::{Value, json};
 use std::{
     collections::VecDeque,
     io::{self, Read, Write},
     os::{
-        fd::{AsFd, BorrowedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
     path::{Path, PathBuf},
+    thread,
     time::{Duration, Instant},
 };
 
 /// Events kept at most; then the oldest is dropped.
 const MAX_EVENTS: usize = 4096;
 const READ_SIZE: usize = 64 << 10;
+/// Between two attempts to find a place in the queue of those who want to talk to QEMU.
+const KNOCK: Duration = Duration::from_millis(10);
 
 /// Why talking to QEMU failed.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +64,8 @@ pub enum QmpError {
         path: PathBuf,
         /// How long was waited.
         after: Duration,
+        /// The process that listens there, if it can be told.
+        listener: Option<u32>,
     },
     /// No answer in time.
     #[error("QEMU did not answer {what} within {after:?}")]
@@ -113,12 +122,30 @@ pub struct Qmp {
     greeting: Value,
 }
 
+/// Connects, or says [`Errno::AGAIN`] while QEMU's queue is full: a blocking connect would wait there for ever.
+fn knock(path: &Path) -> Result<OwnedFd, Errno> {
+    let address = SocketAddrUnix::new(path)?;
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &address)?;
+    Ok(socket)
+}
+
 impl Qmp {
-    /// Connects, checks the greeting, and leaves QMP's negotiation mode.
+    /// Connects, checks the greeting, and leaves QMP's negotiation mode; all of it within `timeout`.
     pub fn connect(path: &Path, timeout: Duration) -> Result<Self, QmpError> {
+        let deadline = Instant::now() + timeout;
         let at = |source| QmpError::Connect { path: path.to_owned(), source };
-        let stream = UnixStream::connect(path).map_err(at)?;
-        stream.set_nonblocking(true).map_err(at)?;
+        let stream = loop {
+            match knock(path) {
+                Ok(stream) => break UnixStream::from(stream),
+                Err(Errno::AGAIN) if Instant::now() < deadline => thread::sleep(KNOCK),
+                Err(Errno::AGAIN) => {
+                    return Err(QmpError::Busy { path: path.to_owned(), after: timeout, listener: None });
+                }
+                Err(error) => return Err(at(error.into())),
+            }
+        };
         let mut qmp = Self {
             stream,
             lines: Lines::default(),
@@ -130,7 +157,7 @@ impl Qmp {
             greeting: Value::Null,
         };
         qmp.greet(path, timeout)?;
-        qmp.execute("qmp_capabilities", Value::Null, timeout)?;
+        qmp.execute("qmp_capabilities", Value::Null, deadline.saturating_duration_since(Instant::now()))?;
         Ok(qmp)
     }
 
@@ -143,7 +170,7 @@ impl Qmp {
             }
             Ok(Some(other)) => Err(not(format!("expected QMP's greeting, found {other:?}"))),
             Ok(None) if self.lines.unfinished().is_empty() => {
-                Err(QmpError::Busy { path: path.to_owned(), after: timeout })
+                Err(QmpError::Busy { path: path.to_owned(), after: timeout, listener: self.peer_pid().ok() })
             }
             Ok(None) => Err(not(format!("it greets with {:?}", self.lines.unfinished()))),
             Err(QmpError::Closed) => Err(not("it closed the connection without a greeting".into())),

@@ -72,6 +72,23 @@ pub enum StandbyError {
         /// The end of what it said.
         stderr: String,
     },
+    /// It does not even start.
+    #[error("the QEMU that was started (process {pid}) does not answer: a signal stopped it")]
+    Stopped {
+        /// Its pid.
+        pid: u32,
+    },
+    /// The command does not become QEMU.
+    #[error(
+        "the standby's QEMU command (process {started}) is not QEMU itself, which is process {qemu}: a wrapper has to `exec` it, or nobody \
+         could end it, or know it again"
+    )]
+    Wrapped {
+        /// What was started.
+        started: u32,
+        /// Who answers.
+        qemu: u32,
+    },
     /// It is there, and does nothing.
     #[error("the QEMU that waits here {0}; it was killed, and another one is started in its place")]
     Silent(String),

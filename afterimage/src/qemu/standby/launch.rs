@@ -5,14 +5,15 @@ use crate::{
     qemu::{
         argv::{CommandLine, Item, escaped},
         blocks,
-        qmp::{Qmp, QmpError},
+        qmp::{Qmp, QmpError, is_stopped},
     },
     scope::Scope,
+    sys::child::in_its_own_session,
 };
 use std::{
     fs::{File, OpenOptions},
     io::{self, Read, Seek, SeekFrom},
-    os::unix::{fs::OpenOptionsExt, process::CommandExt},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     thread,
@@ -23,6 +24,8 @@ use std::{
 pub(super) const START: Duration = Duration::from_secs(20);
 /// For a QEMU that was killed to be gone.
 const KILLED: Duration = Duration::from_secs(2);
+/// A QEMU that a signal has stopped for so long while it starts is not waited for.
+const STOPPED: Duration = Duration::from_secs(2);
 /// Bytes of QEMU's stderr in an error.
 const STDERR_TAIL: u64 = 2000;
 
@@ -59,7 +62,9 @@ pub(super) fn check_ram_file(config: &StandbyConfig) -> Result<(), StandbyError>
     let (path, expected) = (&config.ram_file, config.main_ram.used_length);
     let valid = blocks::check(std::slice::from_ref(&config.main_ram));
     valid.map_err(|error| StandbyError::Feed(error.into()))?;
-    let open = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(path);
+    // A descriptor of ours in /proc is a link by nature; elsewhere nobody shall lead us to another file.
+    let follow = if path.starts_with("/proc") { 0 } else { libc::O_NOFOLLOW };
+    let open = OpenOptions::new().read(true).write(true).custom_flags(follow).open(path);
     let file = open.map_err(|error| StandbyError::io("opening", path, error))?;
     let found = file.metadata().map_err(|error| StandbyError::io("reading", path, error))?.len();
     if found == expected { Ok(()) } else { Err(StandbyError::RamFile { path: path.clone(), found, expected }) }
@@ -94,10 +99,13 @@ pub(super) fn spawn(
     let stdout = stderr.try_clone().map_err(|error| StandbyError::io("opening", &stderr_file, error))?;
     let words = line.words();
     let scope = outlives.map(|vm| Scope::new(vm, "qemu"));
-    let mut command = scope.as_ref().map_or_else(|| Command::new(&words[0]), |scope| scope.command(&words[0]));
+    let apart = || {
+        let mut command = Command::new(&words[0]);
+        in_its_own_session(&mut command);
+        command
+    };
+    let mut command = scope.as_ref().map_or_else(apart, |scope| scope.command(&words[0]));
     command.args(&words[1..]).stdin(stdin).stdout(stdout).stderr(stderr);
-    // A ^C at our terminal is not meant for a VM that has taken over.
-    command.process_group(0);
     prepare(&mut command);
     let started = match &scope {
         Some(scope) => scope.spawn(&mut command),
@@ -106,18 +114,36 @@ pub(super) fn spawn(
     started.map_err(|error| StandbyError::io("starting", Path::new(&words[0]), error))
 }
 
-/// Waits until the QEMU of `dir` answers; `ended` tells of its end.
+/// The QEMU that answers must be the process that was started: that one is watched, and killed when it has to be.
+fn same_process(qmp: Qmp, pid: Option<u32>) -> Result<Qmp, StandbyError> {
+    match (qmp.peer_pid(), pid) {
+        (Ok(qemu), Some(started)) if qemu != started => Err(StandbyError::Wrapped { started, qemu }),
+        _ => Ok(qmp),
+    }
+}
+
+/// Waits until the QEMU of `dir`, process `pid`, answers; `ended` tells of its end.
 pub(super) fn connect(
     dir: &Path,
+    pid: Option<u32>,
     deadline: Instant,
     mut ended: impl FnMut() -> Option<ExitStatus>,
 ) -> Result<Qmp, StandbyError> {
+    let mut stopped = None;
     loop {
         if let Some(status) = ended() {
             return Err(StandbyError::exited(status, stderr_tail(dir)));
         }
-        match Qmp::connect(&qmp_path(dir), deadline.saturating_duration_since(Instant::now())) {
-            Ok(qmp) => return Ok(qmp),
+        match (pid.is_some_and(is_stopped), stopped) {
+            (false, _) => stopped = None,
+            (true, Some(since)) if Instant::now() >= since + STOPPED => {
+                return Err(StandbyError::Stopped { pid: pid.unwrap_or_default() });
+            }
+            (true, _) => stopped = stopped.or(Some(Instant::now())),
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        match Qmp::connect(&qmp_path(dir), left.min(STOPPED)) {
+            Ok(qmp) => return same_process(qmp, pid),
             Err(QmpError::Connect { .. }) if Instant::now() < deadline => thread::sleep(STEP),
             // QEMU refuses its options after it has opened its sockets: what it said is the better error.
             Err(QmpError::Closed | QmpError::NotQmp { .. } | QmpError::Busy { .. }) if Instant::now() < deadline => {

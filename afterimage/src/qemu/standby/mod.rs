@@ -130,8 +130,9 @@ impl StandbyVm {
         let child = launch::spawn(&command, &config.run_dir, Some(&vm), Stdio::null(), |_| {})?;
         // From here on `Drop` cleans up.
         let mut starting = Starting(Some(child));
+        let pid = starting.0.as_ref().map(Child::id);
         let ended = || starting.0.as_mut().and_then(|child| child.try_wait().ok().flatten());
-        let qmp = launch::connect(&config.run_dir, Instant::now() + START, ended)?;
+        let qmp = launch::connect(&config.run_dir, pid, Instant::now() + START, ended)?;
         let child = starting.0.take().expect("taken here only");
         let mut vm =
             Self { config, notes: line.notes, child, qmp, incoming: None, asked: None, killed: false, disowned: false };

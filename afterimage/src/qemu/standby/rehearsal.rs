@@ -32,8 +32,8 @@ use crate::{
 use mc_core::id::BlockId;
 use serde_json::{Value, json};
 use std::{
-    fs, io,
-    io::BufWriter,
+    fs,
+    io::{self, BufWriter, Write},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::{fs::DirBuilderExt, net::UnixStream},
@@ -223,7 +223,7 @@ fn rehearse(config: &RehearsalConfig, stage: &Stage) -> Result<Rehearsed, Rehear
     let line = command(config)?;
     stage.enter(|| launch::spawn(&line, dir, None, OwnedFd::from(theirs).into(), ends_with_this_thread))?;
     let act = Act { dir, stage, deadline, patience: config.deadline };
-    let mut qmp = connect(dir, deadline, || stage.ended()).map_err(|error| act.failed_start(error))?;
+    let mut qmp = connect(dir, stage.pid(), deadline, || stage.ended()).map_err(|error| act.failed_start(error))?;
     act.listen(&mut qmp)?;
     // QEMU may refuse in the middle, and close: what it said is the better error.
     let written = act.write(&feed.stream(config), ours);
@@ -294,8 +294,7 @@ impl Act<'_> {
     }
 
     fn write(&self, feed: &StandbyStream<'_>, to: UnixStream) -> io::Result<()> {
-        to.set_write_timeout(Some(self.left().max(STEP)))?;
-        feed.write(BufWriter::with_capacity(256 << 10, to))
+        feed.write(BufWriter::with_capacity(256 << 10, Until { to, deadline: self.deadline }))
     }
 
     fn wait(&self, qmp: &mut Qmp, written: &io::Result<()>) -> Result<(), RehearsalError> {
@@ -337,6 +336,27 @@ impl Act<'_> {
     }
 }
 
+/// What QEMU does not read in time is not written.
+struct Until {
+    to: UnixStream,
+    deadline: Instant,
+}
+
+impl Write for Until {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.to.set_write_timeout(Some(left))?;
+        self.to.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -354,6 +374,17 @@ pub(super) mod tests {
             device: vec![4, 0],
             deadline: DEADLINE,
         }
+    }
+
+    #[test]
+    fn what_is_not_read_in_time_is_given_up_at_once() {
+        let (to, _unread) = UnixStream::pair().unwrap();
+        let deadline = Instant::now() + Duration::from_millis(20);
+        let mut writer = BufWriter::with_capacity(2 << 20, Until { to, deadline });
+        writer.write_all(&[0; 1 << 20]).unwrap();
+        writer.flush().unwrap_err();
+        assert!(Instant::now() >= deadline);
+        assert_eq!(writer.flush().unwrap_err().kind(), io::ErrorKind::TimedOut, "nor when it is dropped");
     }
 
     #[test]

@@ -1,0 +1,45 @@
+//! A VM has one name: the register decides about names, and a slip in `--vm` must not go round it.
+//!
+//! Whoever has a VM on this host under another name says at its control socket which QEMU that is. Only what uses the same run directory
+//! is found, and only while it runs: that is a guard against a slip, and no more.
+
+use crate::{
+    config::ProtectConfig,
+    exit::{Code, ExitError},
+    qemu::qmp::QmpError,
+    status::{Request, Response, Status, ask_all, sockets_in},
+};
+use mc_core::id::Name;
+
+/// Looks whether this QEMU process is another VM's by name.
+///
+/// # Errors
+/// It is: exit code 6, with that name.
+pub(super) fn refuse(config: &ProtectConfig, qemu: u32) -> Result<(), ExitError> {
+    let others = sockets_in(&config.run_dir).into_iter().filter(|(_, vm)| *vm != config.vm);
+    let paths: Vec<_> = others.map(|(path, _)| path).collect();
+    let answers = ask_all(&paths, &Request::Status);
+    let mut told = answers.into_iter().filter_map(|(_, answer)| match answer {
+        Ok(Response::Status(status)) => Some(*status),
+        _ => None,
+    });
+    told.find(|status| status.qemu == Some(qemu)).map_or(Ok(()), |status| Err(refused(&status, config.vm, qemu)))
+}
+
+/// The QMP socket has another client. Is it one that has the QEMU behind it as another VM?
+pub(super) fn explain(config: &ProtectConfig, error: &QmpError) -> Option<anyhow::Error> {
+    match error {
+        QmpError::Busy { listener: Some(qemu), .. } => Some(refuse(config, *qemu).err()?.into()),
+        _ => None,
+    }
+}
+
+fn refused(status: &Status, asked: Name, qemu: u32) -> ExitError {
+    let (vm, side) = (&status.vm, &status.side);
+    let what =
+        format!("this QEMU, process {qemu}, is the VM {vm} on this host, by its {side}; it is not {asked} as well");
+    let remedy = format!(
+        "name it with --vm {vm}; if it really is to have another name, end what has it as {vm} first: `afterimage status --vm {vm}`"
+    );
+    ExitError::new(Code::Prerequisite, what).remedy(remedy)
+}
