@@ -1,7 +1,7 @@
 //! The command line.
 
 use crate::{
-    epoch::{Engine, guest::GuestArgs, track::Track, workload::Workload},
+    epoch::{Engine, Track, guest::GuestArgs, workload::Workload},
     link::{Network, Poll, Port, RcKnobs},
     qemu::QemuArgs,
     takeover::TakeoverArgs,

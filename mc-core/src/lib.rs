@@ -33,7 +33,7 @@
 //!
 //! # The map
 //!
-//! [`id`] has the vocabulary's numbers, [`seen`] what a node remembers of the register, [`histogram`] the one way in which times are counted, [`wire`] every byte, [`slab`] and [`staging`] the memory, [`capture`] who copies
+//! [`id`] has the vocabulary's numbers, [`seen`] what a node remembers of the register, [`histogram`] the one way in which times are counted, [`wire`] every byte, [`slab`] and [`staging`] the memory, [`capture`] the trait of who copies
 //! into it, [`transport`], [`source`] and [`gate`] the traits that the outside implements, [`failover`] a transport made of
 //! two, `testing` (a feature) an in-memory transport and the suite that every transport must pass.
 

@@ -1,4 +1,4 @@
-//! Checkpoints over RC, beats over UD, local copies by RDMA: what [`mc_core::transport`] asks for, on RDMA devices.
+//! Checkpoints over RC, beats over UD: what [`mc_core::transport`] asks for, on RDMA devices.
 //!
 //! | file | what |
 //! |---|---|
@@ -6,7 +6,6 @@
 //! | [`cm`] | links that rdma_cm makes, where addresses allow it; else endpoints over the control connection |
 //! | [`ud`] | [`ud::UdKeepalive`], the [`mc_core::transport::Keepalive`]: beats as datagrams, to each member or to a group |
 //! | [`device`] | which devices there are, which one to use and why, what it can do |
-//! | [`local`] | [`local::LocalCopy`], a [`mc_core::capture::CaptureEngine`]: checkpoints by RDMA WRITE on one host |
 //! | [`mr`] | guest RAM and other large memory, registered in chunks |
 //! | [`memlock`] | what is registered, against the limit on locked memory |
 //! | [`error`] | what goes wrong, with peer, queue pair, work request, times and a hint |
@@ -17,10 +16,9 @@ pub mod cm;
 pub mod device;
 pub mod error;
 pub mod ffi;
-pub mod local;
 pub mod memlock;
 pub mod mr;
-mod patience;
+pub mod patience;
 pub mod rc;
 pub mod types;
 pub mod ud;

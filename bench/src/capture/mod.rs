@@ -23,13 +23,14 @@ use crate::{
     yard::{Yardsticks, perftest::Devices},
 };
 use anyhow::{Context, Result};
-use hands::Threads;
+use capture::{
+    memcpy::Memcpy,
+    parallel::{Options, Parallel, Stores},
+    rdma::{self, LocalCopy},
+    threads::{self, Threads},
+};
 use mc_core::{
-    capture::{
-        CaptureEngine, Run,
-        memcpy::Memcpy,
-        parallel::{Options, Parallel, Stores},
-    },
+    capture::{CaptureEngine, Run},
     histogram::Histogram,
     id::PAGE_SIZE,
 };
@@ -39,10 +40,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use transport_rdma::{
-    device::DeviceError,
-    local::{self, LocalCopy},
-};
+use transport_rdma::device::DeviceError;
 
 /// Of memcpy's time, for scattered pages.
 const BOUND: f64 = 0.65;
@@ -166,7 +164,7 @@ fn entries(args: &CaptureArgs, stand: &Stand, port: &Result<Port>) -> Result<(Ve
     let blocks = || Arc::clone(stand.blocks());
     let mut entries = vec![Entry::new(YARDSTICK, Box::new(Memcpy::new(blocks())))];
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let most = args.threads.unwrap_or(processors.min(hands::MOST));
+    let most = args.threads.unwrap_or(processors.min(threads::MOST));
     let parallel = |threads: usize, stores, checksum| -> Result<Box<dyn CaptureEngine>> {
         Ok(Box::new(Parallel::new(blocks(), Threads::new(threads - 1)?, Options { stores, checksum })))
     };
@@ -195,9 +193,9 @@ fn remedy(error: &anyhow::Error) -> String {
 }
 
 fn by_device(args: &CaptureArgs, port: &Port, stand: &Stand) -> Result<Box<dyn CaptureEngine>> {
-    let default = local::Options::default();
+    let default = rdma::Options::default();
     let gather = args.gather.unwrap_or(default.gather);
-    let options = local::Options { gid_index: port.gid_index, gather, ..default };
+    let options = rdma::Options { gid_index: port.gid_index, gather, ..default };
     Ok(Box::new(LocalCopy::new(&port.open()?.context, stand.blocks(), &options)?))
 }
 

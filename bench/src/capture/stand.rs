@@ -191,7 +191,8 @@ fn guest_ram(bytes: usize) -> Result<SharedRam> {
 mod tests {
     use super::*;
     use crate::capture::pattern::Pattern;
-    use mc_core::capture::{CaptureError, memcpy::Memcpy, parallel};
+    use ::capture::{memcpy::Memcpy, parallel};
+    use mc_core::capture::CaptureError;
 
     /// Copies, and spoils a byte.
     #[derive(Debug)]
@@ -232,8 +233,9 @@ mod tests {
     fn engines_that_are_right_get_times_and_one_that_lies_none() {
         let mut stand = Stand::new(1 << 20, 64 << 10, 40).unwrap();
         let mut plain = Memcpy::new(Arc::clone(stand.blocks()));
-        let hands = parallel::Alone::default();
-        let mut past_caches = parallel::Parallel::new(Arc::clone(stand.blocks()), hands, parallel::Options::default());
+        let workers = parallel::CallerOnly::default();
+        let mut past_caches =
+            parallel::Parallel::new(Arc::clone(stand.blocks()), workers, parallel::Options::default());
         let mut liar = Liar(Memcpy::new(Arc::clone(stand.blocks())), vec![]);
         for pattern in Pattern::ALL {
             let runs = pattern.runs(40, stand.ram_pages(), 1);

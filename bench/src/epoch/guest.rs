@@ -13,8 +13,9 @@ use super::{
     clock::now_ns,
     workload::{Work, Workload},
 };
-use crate::sys::{shared_word, watch_writes};
+use crate::sys::shared_word;
 use anyhow::{Context, Result, bail};
+use capture::track::watch_writes;
 use clap::Args;
 use mc_core::{id::PAGE_SIZE, ram::SharedRam};
 use memmap2::{MmapOptions, MmapRaw};

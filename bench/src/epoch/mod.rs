@@ -13,7 +13,7 @@
 //! | file | what |
 //! |---|---|
 //! | [`workload`], [`guest`] | the guest |
-//! | [`track`], [`source`] | which pages it wrote; checkpoints of them |
+//! | [`source`] | checkpoints of it |
 //! | [`gate`] | holds its messages |
 //! | [`session`] | the primary's side of a run |
 //! | [`standby`] | the standby's |
@@ -27,7 +27,6 @@ pub mod guest;
 pub mod session;
 pub mod source;
 pub mod standby;
-pub mod track;
 pub mod workload;
 
 use crate::{
@@ -40,17 +39,19 @@ use crate::{
     units,
 };
 use anyhow::{Context, Result};
+use capture::{
+    memcpy::Memcpy,
+    parallel::{Options, Parallel},
+    rdma::{self, LocalCopy},
+    spare::WithSpare,
+    threads::Threads,
+    track::{Mapped, TrackError, Tracker, Way},
+};
 use clap::ValueEnum;
 use figures::Case;
 use guest::{Guest, GuestSpec};
-use hands::Threads;
 use mc_core::{
-    capture::{
-        CaptureEngine,
-        memcpy::Memcpy,
-        parallel::{Options, Parallel},
-        spare::WithSpare,
-    },
+    capture::CaptureEngine,
     id::{Name, Node, NodeId, PAGE_SIZE},
     ram::SharedRam,
 };
@@ -61,13 +62,36 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use track::{Track, Tracker};
-use transport_rdma::local::{self, LocalCopy};
 
 /// A run that fails is taken again so often; that it failed is reported.
 const TRIES: u32 = 2;
 /// The first moments, alone and protected, are not measured.
 const WARM_UP: Duration = Duration::from_millis(100);
+
+/// How dirty pages are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Track {
+    /// The first of the others that this kernel has
+    Auto,
+    /// PAGEMAP_SCAN
+    Scan,
+    /// Soft-dirty bits
+    SoftDirty,
+    /// Comparing with a copy
+    Compare,
+}
+
+impl Track {
+    fn tracker(self, guest: &Guest, ram: &SharedRam) -> Result<Tracker, TrackError> {
+        let mapped = Mapped { pid: guest.pid(), start: guest.address(), watched: guest.watched() };
+        match self {
+            Self::Auto => Tracker::best(mapped, ram),
+            Self::Scan => Tracker::new(mapped, ram, Way::Scan),
+            Self::SoftDirty => Tracker::new(mapped, ram, Way::SoftDirty),
+            Self::Compare => Tracker::new(mapped, ram, Way::Compare),
+        }
+    }
+}
 
 /// Who copies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -159,9 +183,9 @@ impl Bench<'_> {
         let unprotected = guest.run_for(time)?;
         guest.pause()?;
         let blocks: Arc<[SharedRam]> = Arc::new([guest.ram()?]);
-        let tracker = Tracker::new(&guest, &blocks[0], args.track)?;
+        let tracker = args.track.tracker(&guest, &blocks[0])?;
         let engine = self.engine(&blocks)?;
-        (self.tracked, self.engine) = (tracker.name(), engine.name());
+        (self.tracked, self.engine) = (tracker.way().name(), engine.name());
         let link = LinkSpec {
             ports: self.ports.clone(),
             knobs: args.place.knobs(),
@@ -200,7 +224,7 @@ impl Bench<'_> {
             Engine::Rdma => {
                 let place = &self.args.place;
                 let port = Port::find(&place.device, place.gid_index)?;
-                let options = local::Options { gid_index: port.gid_index, ..local::Options::default() };
+                let options = rdma::Options { gid_index: port.gid_index, ..rdma::Options::default() };
                 let device = LocalCopy::new(&port.open()?.context, blocks, &options)?;
                 Ok(Box::new(WithSpare::new(Box::new(device), memcpy())))
             }

@@ -1,6 +1,7 @@
 //! The guest as a source of checkpoints: stop it, ask which pages it wrote, have a capture engine copy them.
 
-use super::{clock::now_ns, guest::Guest, track::Tracker};
+use super::{clock::now_ns, guest::Guest};
+use capture::track::Tracker;
 use mc_core::{
     capture::{CaptureEngine, CaptureError, Run, Runs},
     histogram::Histogram,

@@ -4,12 +4,10 @@ use super::{
     LocalCopy, LocalError, Options,
     measure::{Figure, MeasureError, Pattern, measure, scratch},
 };
-use crate::ffi::Context;
-use mc_core::{
-    capture::{CaptureEngine, memcpy::Memcpy, spare::WithSpare},
-    ram::SharedRam,
-};
+use crate::{memcpy::Memcpy, spare::WithSpare};
+use mc_core::{capture::CaptureEngine, ram::SharedRam};
 use std::{fmt, str::FromStr, sync::Arc};
+use transport_rdma::ffi::Context;
 
 /// What was asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -2,11 +2,12 @@
 //!
 //! (The one `unsafe` of the tests: an allocator cannot be counted without being one.)
 
+use capture::{
+    parallel::{Options, Parallel},
+    threads::Threads,
+};
 use mc_core::{
-    capture::{
-        Run, Runs,
-        parallel::{Options, Parallel},
-    },
+    capture::{Run, Runs},
     id::{BlockId, Epoch, Generation, Incarnation, PAGE_SIZE},
     ram::SharedRam,
     slab::SlabPool,
@@ -45,8 +46,8 @@ static ALLOCATOR: Counting = Counting;
 #[test]
 fn a_warm_capture_allocates_nothing_on_any_thread() {
     let blocks: Arc<[SharedRam]> = Arc::new([SharedRam::anonymous(2048 * PAGE_SIZE).unwrap()]);
-    let hands = hands::Threads::new(2).unwrap();
-    let mut engine = Parallel::new(Arc::clone(&blocks), hands, Options::default());
+    let threads = Threads::new(2).unwrap();
+    let mut engine = Parallel::new(Arc::clone(&blocks), threads, Options::default());
     let mut staging = Staging::new(SlabPool::new(16 * PAGE_SIZE, 100 * 16 * PAGE_SIZE));
     staging.begin(Incarnation(1), Generation(1));
     let runs: Vec<Run> =

@@ -6,16 +6,16 @@
 //! ```
 
 use super::{LocalError, Options};
-use crate::{
-    error::{WorkFailure, ack_timeout},
-    ffi::{CHAIN, Context, Cq, Domain, Qp, status_words},
-    patience::patiently,
-    types::{PORT, Piece, QpSizes, RcPath, Request, Work},
-};
 use std::{
     io,
     sync::Arc,
     time::{Duration, Instant},
+};
+use transport_rdma::{
+    error::{WorkFailure, ack_timeout},
+    ffi::{CHAIN, Context, Cq, Domain, Qp, status_words},
+    patience::patiently,
+    types::{PORT, Piece, QpSizes, RcPath, Request, Work},
 };
 
 /// The pair.

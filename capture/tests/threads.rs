@@ -1,11 +1,12 @@
 //! Real threads: whatever they do at once, slabs come out as from one thread.
 
+use capture::{
+    memcpy::Memcpy,
+    parallel::{Options, Parallel, Stores},
+    threads::Threads,
+};
 use mc_core::{
-    capture::{
-        CaptureEngine, CaptureError, Run, Runs,
-        memcpy::Memcpy,
-        parallel::{Options, Parallel, Stores},
-    },
+    capture::{CaptureEngine, CaptureError, Run, Runs},
     id::{BlockId, Generation, Incarnation, PAGE_SIZE},
     ram::SharedRam,
     slab::SlabPool,
@@ -72,9 +73,9 @@ proptest! {
         let blocks = guest();
         let mut memcpy = Memcpy::new(Arc::clone(&blocks));
         let stores = if streaming { Stores::Streaming } else { Stores::Cached };
-        let hands = hands::Threads::new(threads).unwrap();
+        let workers = Threads::new(threads).unwrap();
         let mut parallel =
-            Parallel::new(Arc::clone(&blocks), hands, Options { stores, ..Options::default() });
+            Parallel::new(Arc::clone(&blocks), workers, Options { stores, ..Options::default() });
         for runs in &epochs {
             prop_assert_eq!(captured(&mut parallel, slabs, runs), captured(&mut memcpy, slabs, runs));
         }
@@ -86,10 +87,10 @@ fn threads_that_sleep_are_woken() {
     let blocks = guest();
     let runs: Vec<Run> = (0..PAGES).map(|p| Run { block: BlockId(0), offset: p * 4096, pages: 1 }).step_by(2).collect();
     let wanted = captured(&mut Memcpy::new(Arc::clone(&blocks)), 80, &runs);
-    let mut engine = Parallel::new(Arc::clone(&blocks), hands::Threads::new(3).unwrap(), Options::default());
+    let mut engine = Parallel::new(Arc::clone(&blocks), capture::threads::Threads::new(3).unwrap(), Options::default());
     assert_eq!(engine.threads(), 4);
     for _ in 0..20 {
-        thread::sleep(2 * hands::SPIN + Duration::from_millis(1));
+        thread::sleep(2 * capture::threads::SPIN + Duration::from_millis(1));
         assert_eq!(captured(&mut engine, 80, &runs), wanted);
     }
 }
@@ -97,7 +98,7 @@ fn threads_that_sleep_are_woken() {
 #[test]
 fn an_engine_can_be_aborted_and_used_again() {
     let blocks = guest();
-    let mut engine = Parallel::new(Arc::clone(&blocks), hands::Threads::new(2).unwrap(), Options::default());
+    let mut engine = Parallel::new(Arc::clone(&blocks), capture::threads::Threads::new(2).unwrap(), Options::default());
     let mut pool = SlabPool::new(SLAB, 16 * SLAB);
     for _ in 0..20 {
         for first in 0..16_u64 {

@@ -1,4 +1,4 @@
-//! Threads for the parallel capture engine ([`mc_core::capture::parallel`]): the core knows none, so they live here.
+//! Threads that copy for the parallel engine ([`crate::parallel`]).
 //!
 //! ```text
 //!          ┌── a job ──> run ──> done ──┐
@@ -11,9 +11,7 @@
 //! wake-up costs as long as some twenty pages do. Once the VM runs they sleep: none of its time goes to them. Jobs are whole
 //! slabs, some dozens in a checkpoint; one lock is enough.
 
-#![forbid(unsafe_code)]
-
-use mc_core::capture::parallel::{Hands, Job};
+use crate::parallel::{Job, Workers};
 use std::{
     collections::VecDeque,
     io,
@@ -101,7 +99,7 @@ impl Drop for Threads {
     }
 }
 
-impl Hands for Threads {
+impl Workers for Threads {
     fn count(&self) -> usize {
         self.threads.len()
     }

@@ -5,8 +5,11 @@
 //! Main ──error of prepare, submit, poll──> abort ──its slabs──> Memcpy (for good)
 //! ```
 
-use super::{CaptureEngine, CaptureError, Run, memcpy::Memcpy};
-use crate::slab::{FreeSlab, SlabWriter};
+use crate::memcpy::Memcpy;
+use mc_core::{
+    capture::{CaptureEngine, CaptureError, Run},
+    slab::{FreeSlab, SlabWriter},
+};
 
 /// An engine, and what steps in for it.
 #[derive(Debug)]

@@ -1,13 +1,13 @@
 //! Capture engines: whatever copies, slabs come out byte for byte as if every page had been handed over by itself; and an
 //! engine that fails while the VM is paused costs neither the checkpoint nor a slab.
 
+use capture::{
+    memcpy::{self, Memcpy},
+    parallel::{CallerOnly, Job, Options, Parallel, Stores, Workers},
+    spare::WithSpare,
+};
 use mc_core::{
-    capture::{
-        CaptureEngine, CaptureError, Run, Runs, memcpy,
-        memcpy::Memcpy,
-        parallel::{Alone, Hands, Job, Options, Parallel, Stores},
-        spare::WithSpare,
-    },
+    capture::{CaptureEngine, CaptureError, Run, Runs},
     id::{BlockId, Epoch, Generation, Incarnation, PAGE_SIZE},
     ram::SharedRam,
     slab::{SlabPool, SlabWriter},
@@ -148,7 +148,7 @@ impl CaptureEngine for Slow {
     }
 }
 
-/// Hands that do jobs in any order, late, and give the `fails_at`th back undone, as a thread does that panics.
+/// Workers that do jobs in any order, late, and give the `fails_at`th back undone, as a thread does that panics.
 #[derive(Debug)]
 struct Shuffled {
     rng: Rng,
@@ -167,7 +167,7 @@ impl Shuffled {
     }
 }
 
-impl Hands for Shuffled {
+impl Workers for Shuffled {
     fn count(&self) -> usize {
         1
     }
@@ -225,8 +225,8 @@ proptest! {
         prop_assert_eq!(&captured(&mut Slow::new(&blocks, u32::MAX), slabs, &runs, &device), &wanted);
         let mut breaks = WithSpare::new(Box::new(Slow::new(&blocks, fails_at)), spare());
         prop_assert_eq!(&captured(&mut breaks, slabs, &runs, &device), &wanted);
-        let parallel = |hands| Parallel::new(Arc::clone(&blocks), hands, options);
-        let mut alone = Parallel::new(Arc::clone(&blocks), Alone::default(), options);
+        let parallel = |workers| Parallel::new(Arc::clone(&blocks), workers, options);
+        let mut alone = Parallel::new(Arc::clone(&blocks), CallerOnly::default(), options);
         prop_assert_eq!(&captured(&mut alone, slabs, &runs, &device), &wanted);
         prop_assert_eq!(&captured(&mut parallel(Shuffled::new(seed, u32::MAX)), slabs, &runs, &device), &wanted);
         let mut breaks = WithSpare::new(Box::new(parallel(Shuffled::new(seed, fails_at % 20 + 1))), spare());

@@ -10,18 +10,19 @@ use super::{
     pair::{Pair, Planned},
     plan::{Cursor, Locate, Shape, Write, next_write},
 };
-use crate::{
+use crate::memcpy;
+use mc_core::{
+    capture::{CaptureEngine, CaptureError, Run},
+    ram::SharedRam,
+    slab::{Attachment, FreeSlab, Place, SlabWriter},
+};
+use std::{collections::VecDeque, io, sync::Arc, time::Instant};
+use transport_rdma::{
     ffi::{CHAIN, Context, Region},
     memlock,
     mr::{MrError, RegisteredMemory},
     types::{Access, Piece},
 };
-use mc_core::{
-    capture::{CaptureEngine, CaptureError, Run, memcpy},
-    ram::SharedRam,
-    slab::{Attachment, FreeSlab, Place, SlabWriter},
-};
-use std::{collections::VecDeque, io, sync::Arc, time::Instant};
 
 /// The name in messages, figures and flags.
 pub const NAME: &str = "local-rdma";

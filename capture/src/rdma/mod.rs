@@ -28,12 +28,12 @@ pub use choose::{Choice, Wanted, choose};
 pub use engine::LocalCopy;
 pub use measure::{Figure, Pattern, measure, scratch};
 
-use crate::{
+use std::{io, time::Duration};
+use transport_rdma::{
     error::WorkFailure,
     mr::{MrError, RegisterOptions},
     types::PostError,
 };
-use std::{io, time::Duration};
 
 /// How to copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +44,7 @@ pub struct Options {
     pub write_bytes: u32,
     /// Writes outstanding.
     pub depth: u32,
-    /// Writes that are posted with one doorbell; at most [`crate::ffi::CHAIN`].
+    /// Writes that are posted with one doorbell; at most [`transport_rdma::ffi::CHAIN`].
     pub chain: u32,
     /// Every so many writes there is a completion.
     pub signal_every: u32,

@@ -1,7 +1,7 @@
 //! The plain engine: the processor copies, page run by page run, when a slab is submitted.
 
-use super::{CaptureEngine, CaptureError, Run};
-use crate::{
+use mc_core::{
+    capture::{CaptureEngine, CaptureError, Run},
     ram::SharedRam,
     slab::{Place, SlabWriter},
 };
@@ -29,7 +29,7 @@ pub fn covers(blocks: &[SharedRam], run: &Run) -> bool {
 }
 
 /// Fills one place.
-pub(super) fn copy(blocks: &[SharedRam], place: &Place, to: &mut [u8]) {
+pub(crate) fn copy(blocks: &[SharedRam], place: &Place, to: &mut [u8]) {
     let offset = usize::try_from(place.offset).expect("inside a mapping, so it fits");
     blocks[usize::from(place.block.0)].read(offset, to);
 }

@@ -1,19 +1,23 @@
 //! The engine for scattered pages: several threads, each with a slab of its own, copying past the caches.
 //!
 //! ```text
-//!                    ┌──────────── hands: threads that somebody lends ────────────┐
+//!                    ┌──────────── workers: threads that somebody lends ────────────┐
 //! submit ──give──> waiting ──(a thread is free)──> Job::run: copy, checksum ──> done ──poll──> in order
 //!                    └──steal──> Job::run on the caller's thread, while it waits ───^
 //! ```
 //!
 //! The core knows no threads. It says what a [`Job`] is, which owns its slab and can be run by whoever has it, and what
-//! [`Hands`] do with one; the crate `hands` has the threads. A job is a whole slab: a piece of work that needs no lock, and
+//! [`Workers`] do with one; the crate `workers` has the threads. A job is a whole slab: a piece of work that needs no lock, and
 //! whose checksum can be had where its bytes are. The caller works too, so that an epoch of one slab wakes nobody.
 //!
 //! A job that fails (it panicked) comes back with its places unfilled, which makes the engine fail; no slab is lost.
 
-use super::{CaptureEngine, CaptureError, Run, memcpy};
-use crate::{ram::SharedRam, slab::SlabWriter};
+use crate::memcpy;
+use mc_core::{
+    capture::{CaptureEngine, CaptureError, Run},
+    ram::SharedRam,
+    slab::SlabWriter,
+};
 use std::{collections::VecDeque, fmt::Debug, sync::Arc};
 
 /// In messages and figures.
@@ -70,11 +74,11 @@ impl Job {
 }
 
 /// Threads that somebody lends. Jobs may be run in any order. Warm, nothing here may allocate.
-pub trait Hands: Debug + Send {
+pub trait Workers: Debug + Send {
     /// How many there are, the caller's own thread not counted.
     fn count(&self) -> usize;
 
-    /// Takes a job. The last one that nobody has begun may stay so until it is taken back, or somebody [waits](Hands::wait).
+    /// Takes a job. The last one that nobody has begun may stay so until it is taken back, or somebody [waits](Workers::wait).
     fn give(&mut self, job: Job);
 
     /// Gives back a job that nobody has begun, the oldest one, for the caller to run.
@@ -87,7 +91,7 @@ pub trait Hands: Debug + Send {
     fn wait(&mut self);
 }
 
-impl<H: Hands + ?Sized> Hands for Box<H> {
+impl<H: Workers + ?Sized> Workers for Box<H> {
     fn count(&self) -> usize {
         (**self).count()
     }
@@ -109,13 +113,13 @@ impl<H: Hands + ?Sized> Hands for Box<H> {
     }
 }
 
-/// No hands but the caller's own.
+/// No workers but the caller's own.
 #[derive(Debug, Default)]
-pub struct Alone {
+pub struct CallerOnly {
     waiting: VecDeque<Job>,
 }
 
-impl Hands for Alone {
+impl Workers for CallerOnly {
     fn count(&self) -> usize {
         0
     }
@@ -139,27 +143,27 @@ impl Hands for Alone {
 #[derive(Debug)]
 pub struct Parallel<H> {
     blocks: Arc<[SharedRam]>,
-    hands: H,
+    workers: H,
     options: Options,
     /// Of the slab at the front of `slabs`.
     first: u64,
-    /// In order of submission: those that have come back from the hands, and gaps for those that have not.
+    /// In order of submission: those that have come back from the workers, and gaps for those that have not.
     slabs: VecDeque<Option<SlabWriter>>,
     /// A job came back that was not done.
     failed: bool,
 }
 
-impl<H: Hands> Parallel<H> {
+impl<H: Workers> Parallel<H> {
     /// Blocks in the order of the profile.
     #[must_use]
-    pub fn new(blocks: Arc<[SharedRam]>, hands: H, options: Options) -> Self {
-        Self { blocks, hands, options, first: 0, slabs: VecDeque::with_capacity(64), failed: false }
+    pub fn new(blocks: Arc<[SharedRam]>, workers: H, options: Options) -> Self {
+        Self { blocks, workers, options, first: 0, slabs: VecDeque::with_capacity(64), failed: false }
     }
 
     /// Threads that copy, the caller's own among them.
     #[must_use]
     pub fn threads(&self) -> usize {
-        self.hands.count() + 1
+        self.workers.count() + 1
     }
 
     fn keep(&mut self, job: Job) {
@@ -170,13 +174,13 @@ impl<H: Hands> Parallel<H> {
     }
 
     fn collect(&mut self) {
-        while let Some(job) = self.hands.done() {
+        while let Some(job) = self.workers.done() {
             self.keep(job);
         }
     }
 }
 
-impl<H: Hands> CaptureEngine for Parallel<H> {
+impl<H: Workers> CaptureEngine for Parallel<H> {
     fn name(&self) -> &'static str {
         NAME
     }
@@ -188,7 +192,7 @@ impl<H: Hands> CaptureEngine for Parallel<H> {
     fn submit(&mut self, slab: SlabWriter) -> Result<(), CaptureError> {
         let number = self.first + self.slabs.len() as u64;
         self.slabs.push_back(None);
-        self.hands.give(Job { number, slab, blocks: Arc::clone(&self.blocks), options: self.options });
+        self.workers.give(Job { number, slab, blocks: Arc::clone(&self.blocks), options: self.options });
         Ok(())
     }
 
@@ -204,12 +208,12 @@ impl<H: Hands> CaptureEngine for Parallel<H> {
     }
 
     fn idle(&mut self) {
-        match self.hands.steal() {
+        match self.workers.steal() {
             Some(mut job) => {
                 job.run();
                 self.keep(job);
             }
-            None => self.hands.wait(),
+            None => self.workers.wait(),
         }
     }
 
@@ -218,11 +222,11 @@ impl<H: Hands> CaptureEngine for Parallel<H> {
     }
 
     fn abort(&mut self) -> Result<Vec<SlabWriter>, CaptureError> {
-        while let Some(job) = self.hands.steal() {
+        while let Some(job) = self.workers.steal() {
             self.keep(job);
         }
         while self.slabs.iter().any(Option::is_none) {
-            self.hands.wait();
+            self.workers.wait();
             self.collect();
         }
         self.failed = false;

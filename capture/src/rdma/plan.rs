@@ -11,8 +11,8 @@
 //! A write goes to contiguous memory. So that it can gather scattered pages nevertheless, it gathers the headers between
 //! them too, from where they are: the device writes onto them what they are already.
 
-use crate::types::Piece;
 use mc_core::{slab::Place, wire::slab::RECORD_LEN};
+use transport_rdma::types::Piece;
 
 /// More than so many bytes between two places are not worth a piece: a few records of zero pages.
 const BRIDGE: usize = 4 * RECORD_LEN;

@@ -10,17 +10,7 @@
 //! and from submission to completion that is the engine. Slabs come out byte for byte as [`SlabWriter::page`] would have
 //! filled them, whatever the engine.
 //!
-//! | engine | copies by |
-//! |---|---|
-//! | [`memcpy::Memcpy`] | the processor, one thread |
-//! | [`parallel::Parallel`] | the processor, several threads, past the caches |
-//! | [`spare::WithSpare`] | another engine, and by `memcpy` from its first failure on |
-//!
-//! `transport-rdma` has one more, by local RDMA writes.
-
-pub mod memcpy;
-pub mod parallel;
-pub mod spare;
+//! The engines, and what finds dirty pages, are a crate of their own (`capture`): they need threads, a device, a kernel.
 
 use crate::{
     id::{BlockId, PAGE_SIZE},

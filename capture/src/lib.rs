@@ -1,0 +1,25 @@
+//! How dirty pages get from guest RAM into staging slabs while the VM is paused, and how one knows which pages those are.
+//!
+//! ```text
+//! VM paused ──track──> runs of dirty pages ──a mc_core::capture::CaptureEngine──> slabs, as they go on the wire
+//! ```
+//!
+//! | engine | copies by |
+//! |---|---|
+//! | [`memcpy::Memcpy`] | the processor, one thread |
+//! | [`parallel::Parallel`] | the processor, several threads ([`threads`]), past the caches |
+//! | [`rdma::LocalCopy`] (feature `rdma`) | the device, by local RDMA writes |
+//! | [`spare::WithSpare`] | another engine, and by `memcpy` from its first failure on |
+//!
+//! Slabs come out byte for byte the same, whatever the engine. [`track`] asks the kernel which pages a process has written;
+//! its `kernel.rs` is this crate's only `unsafe`.
+
+#![deny(unsafe_code)]
+
+pub mod memcpy;
+pub mod parallel;
+#[cfg(feature = "rdma")]
+pub mod rdma;
+pub mod spare;
+pub mod threads;
+pub mod track;
