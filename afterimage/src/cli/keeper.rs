@@ -25,7 +25,7 @@ pub struct KeeperArgs {
     #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
     pub run_dir: PathBuf,
     /// Where its journal is kept
-    #[arg(long, value_name = "DIR", default_value = crate::journal::STATE_DIR)]
+    #[arg(long, value_name = "DIR", default_value = node::journal::STATE_DIR)]
     pub state_dir: PathBuf,
     /// By hand: confirms that the VM cannot be running on another host. Were it running, two copies would answer the same
     /// clients, and nothing could merge them again

@@ -1,7 +1,8 @@
 //! What a data path or a standby hands out, and each metric that comes of it.
 
 use super::Buckets;
-use crate::{keepalive::BeatStats, status::Status};
+use crate::status::Status;
+use node::keepalive::BeatStats;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, NoLabelSet},
@@ -333,7 +334,7 @@ impl Snapshot {
         w.gauge(
             "afterimage_suspect",
             "Whether the other side is suspect",
-            yes(b.verdict == crate::keepalive::Verdict::Suspect),
+            yes(b.verdict == node::keepalive::Verdict::Suspect),
         )?;
         w.histogram("afterimage_beat_gap", "Between two beats of the other side", &self.gap)?;
         w.histogram(
@@ -352,7 +353,7 @@ impl Snapshot {
             &silence,
         )?;
         let paths = &self.status.beat_paths;
-        let of = |get: fn(&crate::keepalive::PathStats) -> u64| -> Vec<(&str, u64)> {
+        let of = |get: fn(&node::keepalive::PathStats) -> u64| -> Vec<(&str, u64)> {
             paths.iter().map(|path| (path.name.as_str(), get(path))).collect()
         };
         w.counters("afterimage_path_sent", "Beats that left by this path; with two paths", "path", &of(|p| p.sent))?;
