@@ -9,6 +9,7 @@ use mc_core::{
     wire::{VERSION, beat::BeatKey, session::Hello},
 };
 use node::{
+    events::BeatsWish,
     beats::{self, Wish},
     exit, identity,
     inbox::{self, Inbox},
@@ -34,8 +35,8 @@ pub(super) struct Found {
     pub(super) incarnation: Incarnation,
     pub(super) standby: Owner,
     pub(super) peer: SocketAddr,
-    /// How the standby beats: as an event's field.
-    pub(super) beats: serde_json::Value,
+    /// How the standby beats.
+    pub(super) beats: BeatsWish,
     route: Route,
     key: BeatKey,
 }

@@ -25,8 +25,8 @@ mod tests;
 mod writer;
 
 pub use line_writer::LineWriter;
-pub use reader::{Entry, Journal, Skipped, parse, read};
-pub use roles::{Journals, is_of_roles, roles_path};
+pub use reader::{Journal, Skipped, parse, read};
+pub use roles::{Journals, roles_path};
 pub use writer::Writer;
 
 use mc_core::id::Name;
