@@ -75,7 +75,7 @@ pub struct DemoArgs {
     /// The program under test [default: `afterimage` next to this one]
     #[arg(long)]
     pub afterimage: Option<PathBuf>,
-    /// What scripts/guests built [default: guests/build of this checkout]
+    /// What scripts/guests built [default: testing/guests/build of this checkout]
     #[arg(long)]
     pub guests: Option<PathBuf>,
     /// Keep logs and files of all runs; those of a failed run are always kept

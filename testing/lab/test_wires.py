@@ -1,4 +1,4 @@
-"""Tests of the wires, which need no VM: python3 -m unittest lab.test_wires"""
+"""Tests of the wires, which need no VM: (cd testing && python3 -m unittest lab.test_wires)"""
 
 from __future__ import annotations
 

@@ -130,12 +130,28 @@ fn program(given: Option<&PathBuf>, name: &str) -> Result<PathBuf> {
     path.canonicalize().with_context(|| path.display().to_string())
 }
 
+/// Where scripts/guests builds, below the checkout.
+const GUESTS: &str = "testing/guests";
+
+/// What scripts/guests built: of the checkout that this program lies in, else of the one that it runs in.
+fn guests(args: &DemoArgs) -> Result<PathBuf> {
+    if let Some(given) = &args.guests {
+        return Ok(given.clone());
+    }
+    let own = std::env::current_exe().context("own path")?;
+    let here = std::env::current_dir().context("current directory")?;
+    let checkout = own.ancestors().chain(here.ancestors()).find(|dir| dir.join(GUESTS).is_dir());
+    let build = checkout.map(|dir| dir.join(GUESTS).join("build"));
+    build.ok_or_else(|| {
+        let what = format!("no directory above {} or {} has {GUESTS}", own.display(), here.display());
+        Missing::error(what, "Run it inside of a checkout, or say where the guests are: --guests DIR")
+    })
+}
+
 fn settings(args: &DemoArgs, work: &Path, ram: &Path) -> Result<Settings> {
     let afterimage = program(args.afterimage.as_ref(), "afterimage")?;
     let rig = program(None, "rig")?;
-    let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
-    let guests = args.guests.clone().unwrap_or_else(|| checkout.join("guests/build"));
-    let images = Images::find(&guests, args.guest)?;
+    let images = Images::find(&guests(args)?, args.guest)?;
     let (hosts, lab) = (args.hosts(), args.hosts() == Hosts::Lab);
     let scenarios = args.scenarios();
     let first = *scenarios.first().context("these hosts can play no scenario")?;

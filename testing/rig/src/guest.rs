@@ -1,6 +1,6 @@
 //! The guests: QEMU's command lines, and which accelerator boots which guest on this machine.
 //!
-//! `guests/README.md` says what they do. Under TCG QEMU 7.2 needs two work-arounds as a primary: a RAM size that is no
+//! `testing/guests/README.md` says what they do. Under TCG QEMU 7.2 needs two work-arounds as a primary: a RAM size that is no
 //! multiple of 256 KiB (used always; it does no harm), and a preload library.
 
 use crate::{
@@ -181,7 +181,7 @@ struct Memory {
 const TINY_BASE_KIB: u32 = 2048;
 /// Of the tiny guest, if nothing else was asked for. (Never a multiple of 256 KiB; see above.)
 const TINY_RAM_KIB: u32 = 16_392;
-/// Offsets of the tiny guest's parameters in its program: `guests/README.md`.
+/// Offsets of the tiny guest's parameters in its program: `testing/guests/README.md`.
 const TINY_PAGES_AT: usize = 0x10;
 const TINY_FILL_AT: usize = 0x20;
 

@@ -34,7 +34,7 @@
 rom:
         /*
          * Parameters. A test patches these bytes in a copy of tiny.bin; the
-         * offsets are an interface (guests/README.md), do not move them.
+         * offsets are an interface (testing/guests/README.md), do not move them.
          */
         .ascii  "TINYGUEST 1"
         .org    0x10

@@ -80,7 +80,7 @@ fn parse(line: &str) -> Option<(u64, u64)> {
     Some((seq.parse().ok().filter(|s| *s > 0)?, n.parse().ok()?))
 }
 
-/// The tiny guest's message, request and reply (`guests/README.md`): `AIQ1` and five little-endian u32.
+/// The tiny guest's message, request and reply (`testing/guests/README.md`): `AIQ1` and five little-endian u32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Message {
     /// Number of the request.

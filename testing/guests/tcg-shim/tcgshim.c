@@ -52,7 +52,7 @@
  * frequent. Fine for a test, no good for anything else.
  *
  * The other defect of TCG in 7.2, losing dirty pages in the fast path of the
- * bitmap synchronisation, is avoided on QEMU's command line: guests/README.md.
+ * bitmap synchronisation, is avoided on QEMU's command line: testing/guests/README.md.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>

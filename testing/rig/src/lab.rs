@@ -40,7 +40,7 @@ pub fn is_here() -> bool {
     std::env::var_os("LAB_SOCK").is_some() && std::env::var_os("LAB_LAN").is_some()
 }
 
-/// A verb of the lab, as its program would send it (`lab/server.py`), but at once: starting that program would delay
+/// A verb of the lab, as its program would send it (`testing/lab/server.py`), but at once: starting that program would delay
 /// the fault by a tenth of a second. Gives what the lab says.
 fn verb(words: &[&str]) -> Result<String> {
     let path = std::env::var_os("LAB_SOCK").context("LAB_SOCK is not set")?;

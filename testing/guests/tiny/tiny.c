@@ -28,7 +28,7 @@ extern const volatile u32 param_fill;
 
 /*
  * Everything the guest remembers, at RAM address 0x600 (tiny.ld). The first
- * words are an interface for tests, see guests/README.md. tiny.S knows the
+ * words are an interface for tests, see testing/guests/README.md. tiny.S knows the
  * offsets of tick_due and nic_due.
  */
 struct state {
@@ -412,7 +412,7 @@ static int answer_arp(u8 *frame, u32 length)
 
 /*
  * A request of the counter service: turn it into the reply, in place, same
- * length. Returns 1 if it was one. The layout is in guests/README.md.
+ * length. Returns 1 if it was one. The layout is in testing/guests/README.md.
  *
  * Swapping the addresses leaves the IPv4 header checksum right; the UDP checksum
  * becomes 0, "not used".

@@ -1,4 +1,4 @@
-"""Tests of the command line, the verbs and what is booted; no VM: python3 -m unittest lab.test_lab"""
+"""Tests of the command line, the verbs and what is booted; no VM: (cd testing && python3 -m unittest lab.test_lab)"""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lab.relay import Relay
 from lab.vm import job_script
 
 FRAME = bytes(60)
-ENTRY = Path(__file__).resolve().parent.parent / "scripts" / "lab"
+ENTRY = Path(__file__).resolve().parents[2] / "scripts" / "lab"
 
 
 class CommandLine(unittest.TestCase):

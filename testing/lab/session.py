@@ -148,7 +148,7 @@ class Session:
         """`lab pair`: the command on this machine, with `lab` in its PATH."""
         programs = self.run / "bin"
         programs.mkdir()
-        (programs / "lab").symlink_to(Path(__file__).resolve().parent.parent / "scripts" / "lab")
+        (programs / "lab").symlink_to(Path(__file__).resolve().parents[2] / "scripts" / "lab")
         environment = {
             **os.environ, "LAB_SOCK": str(self.run / "lab.sock"), "LAB_OUT": str(self.out),
             "LAB_A": PAIR["a"], "LAB_B": PAIR["b"], "PATH": f"{programs}:{os.environ.get('PATH', '')}"}
