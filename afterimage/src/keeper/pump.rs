@@ -7,7 +7,7 @@ use crate::{
     events::emit,
     exit::{Code, ExitError},
     gate::{GateError, NicGate, NicSpec},
-    inbox::{readable, wait},
+    inbox::{self, readable, wait},
     mending::Mending,
     qemu::qmp::Watched,
     report,
@@ -95,7 +95,7 @@ impl Pump {
             let mut fds = Vec::with_capacity(8);
             fds.extend([readable(self.control.as_fd()), readable(self.signals.as_fd())]);
             fds.extend(self.vm.as_ref().map(|vm| readable(vm.as_fd())));
-            fds.extend(self.gate.wait_fds());
+            inbox::gate(&mut fds, &self.gate);
             wait(&mut fds, Clock.now(), self.mending.deadline(), LONGEST)?;
         }
         let now = Clock.now();
