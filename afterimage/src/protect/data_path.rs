@@ -283,7 +283,6 @@ impl DataPath {
         self.prove_beats();
         self.hear_beats();
         self.look_for_standby();
-        self.driver.gate.tick(self.clock.now());
         self.driver.pump();
         self.mend_nics();
         self.notice_standstill();
@@ -313,7 +312,7 @@ impl DataPath {
         fds.extend(self.scrapes.as_ref().map(|s| readable(s.as_fd())));
         fds.extend(self.beats.as_ref().map(|b| readable(b.wait_fd())));
         fds.extend(self.sessions.as_ref().map(|s| readable(s.as_fd())));
-        fds.extend(self.driver.gate.wait_fds());
+        inbox::gate(&mut fds, &self.driver.gate);
         let orders = self.orders.iter().map(|order| order.until);
         let until =
             self.driver.deadline().into_iter().chain(self.next_look()).chain(self.mend_at()).chain(orders).min();

@@ -271,7 +271,7 @@ impl Node {
         fds.push(readable(self.signals.as_fd()));
         fds.extend(self.scrapes.as_ref().map(|s| readable(s.as_fd())));
         fds.extend(self.beats.as_ref().map(|b| readable(b.wait_fd())));
-        fds.extend(self.gate.wait_fds());
+        inbox::gate(&mut fds, &self.gate);
         fds.extend(self.attempt_fd().map(readable));
         fds.extend(self.rehearsal.as_ref().map(|rehearsal| readable(rehearsal.as_fd())));
         fds.extend(self.export.as_ref().map(|export| readable(export.task.as_fd())));

@@ -5,7 +5,7 @@ use capture::track::Tracker;
 use mc_core::{
     capture::{CaptureEngine, CaptureError, Run, Runs},
     histogram::Histogram,
-    id::{BlockId, PAGE_SIZE},
+    id::{BlockId, PAGE_SIZE, Time},
     ram::SharedRam,
     source::{CheckpointSink, CheckpointSource, SourceError, SourceEvent},
 };
@@ -101,12 +101,6 @@ impl Source {
     /// Forgets its figures so far.
     pub fn reset(&mut self) {
         (self.figures, self.first) = (SourceFigures::default(), now_ns());
-    }
-
-    /// Whether it has something to say at once.
-    #[must_use]
-    pub fn has_news(&self) -> bool {
-        self.state == State::Running && !self.ended
     }
 
     /// The next checkpoint is the last.
@@ -221,5 +215,9 @@ impl CheckpointSource for Source {
 
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
         None
+    }
+
+    fn deadline(&self) -> Option<Time> {
+        (self.state == State::Running && !self.ended).then_some(Time(0))
     }
 }

@@ -178,6 +178,7 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
     /// Does everything that can be done without waiting.
     pub fn pump(&mut self) {
         let now = self.clock.now();
+        self.gate.tick(now);
         self.machine.handle_timeout(now);
         self.act();
         if let Err(error) = self.gate.poll() {
@@ -202,7 +203,8 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
     /// When to pump at the latest, if nothing else happens.
     #[must_use]
     pub fn deadline(&self) -> Option<Time> {
-        self.machine.deadline()
+        let source = self.source.as_ref().and_then(CheckpointSource::deadline);
+        [self.machine.deadline(), self.gate.deadline(), source].into_iter().flatten().min()
     }
 
     /// The machine, to look at.
