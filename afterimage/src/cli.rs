@@ -11,14 +11,16 @@ pub use pair::{KeepaliveSetArgs, KeepaliveShowArgs};
 pub use set::SetArgs;
 
 use crate::{
-    address::{LocalAddr, parse_address},
-    arbiter::{ArbiterSpec, HostPort},
     config::{NicSpec, OnCapWish, PathArgs, parse_duration, parse_listen, parse_multiplier, parse_size},
-    exit::CODES,
     witness::NodeSpec,
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mc_core::id::Name;
+use node::{
+    address::{LocalAddr, parse_address},
+    arbiter::{ArbiterSpec, HostPort},
+    exit::CODES,
+};
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 /// The heading of flags without a default.
@@ -200,7 +202,7 @@ pub enum WitnessCommand {
     #[command(after_long_help = help("afterimage witness list --json"))]
     List {
         /// The --state of the running witness
-        #[arg(long, value_name = "DIR", default_value = crate::journal::STATE_DIR)]
+        #[arg(long, value_name = "DIR", default_value = node::journal::STATE_DIR)]
         state: PathBuf,
         /// One JSON object instead of text
         #[arg(long)]
@@ -214,7 +216,7 @@ pub enum WitnessCommand {
         /// The node: NAME, if the witness knows one of that name, or NAME=ID
         node: NodeSpec,
         /// The --state of the running witness
-        #[arg(long, value_name = "DIR", default_value = crate::journal::STATE_DIR)]
+        #[arg(long, value_name = "DIR", default_value = node::journal::STATE_DIR)]
         state: PathBuf,
         /// Confirm that the VM runs on no other host: you checked that the host is off, or that its QEMU is killed. If it ran
         /// there, two copies would answer the same clients, and nothing could merge them again
@@ -227,7 +229,7 @@ pub enum WitnessCommand {
         /// The VM
         vm: Name,
         /// The --state of the running witness
-        #[arg(long, value_name = "DIR", default_value = crate::journal::STATE_DIR)]
+        #[arg(long, value_name = "DIR", default_value = node::journal::STATE_DIR)]
         state: PathBuf,
     },
 }
@@ -239,7 +241,7 @@ pub struct AcceptWitnessArgs {
     #[arg(long, value_name = "NAME")]
     pub vm: Name,
     /// The --state-dir of its `protect` or `standby`
-    #[arg(long, value_name = "DIR", default_value = crate::journal::STATE_DIR)]
+    #[arg(long, value_name = "DIR", default_value = node::journal::STATE_DIR)]
     pub state_dir: PathBuf,
 }
 
@@ -468,7 +470,7 @@ pub struct WhyArgs {
     #[arg(long)]
     pub json: bool,
     /// Directory of the journals
-    #[arg(long, value_name = "DIR", default_value = crate::journal::STATE_DIR)]
+    #[arg(long, value_name = "DIR", default_value = node::journal::STATE_DIR)]
     pub state_dir: PathBuf,
 }
 

@@ -2,16 +2,18 @@
 
 use crate::{
     cli::Side,
-    clock::Clock,
-    events::emit,
-    exit::{Code, ExitError},
-    inbox::{self, Inbox},
     keeper,
-    progress::Progress,
     status::{ControlError, ControlSocket, RUNNING, Request, Response, SCHEMA, Status, WAITING, ask, socket_path},
 };
 use anyhow::Result;
 use mc_core::id::Name;
+use node::{
+    clock::Clock,
+    events::emit,
+    exit::{Code, ExitError},
+    inbox::{self, Inbox},
+    progress::Progress,
+};
 use serde_json::json;
 use std::{
     os::{

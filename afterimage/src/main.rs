@@ -1,14 +1,16 @@
 //! The `afterimage` binary: reads the command line, runs the command, and turns what comes of it into an exit code.
 
 use afterimage::{
-    arbiter,
     cli::{Cli, Command, ConfigCommand, ImageCommand, KeepaliveCommand, RdmaCommand},
     config::{self, ProtectConfig, StandbyConfig, WitnessConfig},
-    events,
-    exit::{self, Code, ExitError},
-    keeper, live, narration, probe, protect, rdma, standby, status, tuner, why, witness,
+    keeper, live, probe, protect, standby, status, tuner, why, witness,
 };
 use clap::Parser;
+use node::{
+    arbiter, events,
+    exit::{self, Code, ExitError},
+    narration, rdma,
+};
 use std::{io::Write, process::ExitCode, time::Duration};
 
 /// What a process that ends has to say gets so long to be written, each way: stdout, journal, stderr.

@@ -17,12 +17,13 @@ pub use operator::operate;
 use crate::{
     cli::{ExportArgs, ReprotectArgs, Side, StatusArgs, UnprotectArgs},
     control::EXPORT_PATIENCE,
+};
+use mc_core::{histogram::Percentiles, id::Name};
+use node::{
     exit::{Code, ExitError},
     keepalive::PathStats,
     paths::RdmaInfo,
-    qemu::inventory::Output,
 };
-use mc_core::{histogram::Percentiles, id::Name};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -30,6 +31,7 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
+use vmm_qemu::inventory::Output;
 
 /// The version of [`Status`] as JSON. Fields may be added under the same number; a reader ignores those it does not know.
 pub const SCHEMA: u32 = 1;

@@ -1,7 +1,8 @@
 //! A journal and the stories from it: never a panic; every line is an event or is named.
 #![no_main]
 
-use afterimage::{journal, why};
+use afterimage::why;
+use node::journal;
 use libfuzzer_sys::fuzz_target;
 use std::path::Path;
 

@@ -4,5 +4,5 @@
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    let _ = afterimage::qemu::stream::fuzz::run(bytes);
+    let _ = vmm_qemu::stream::fuzz::run(bytes);
 });

@@ -1,13 +1,13 @@
 //! The command line of `afterimage keepalive …`.
 
 use super::{KeepaliveSetArgs, KeepaliveShowArgs, Side, help};
-use crate::{
-    address::{LocalAddr, parse_address},
-    arbiter::HostPort,
-    config::{PathArgs, parse_duration, parse_multiplier},
-};
+use crate::config::{PathArgs, parse_duration, parse_multiplier};
 use clap::{ArgGroup, Args, Subcommand};
 use mc_core::id::Name;
+use node::{
+    address::{LocalAddr, parse_address},
+    arbiter::HostPort,
+};
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 /// `afterimage keepalive …`

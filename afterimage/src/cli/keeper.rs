@@ -25,7 +25,7 @@ pub struct KeeperArgs {
     #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
     pub run_dir: PathBuf,
     /// Directory for the journal
-    #[arg(long, value_name = "DIR", default_value = crate::journal::STATE_DIR)]
+    #[arg(long, value_name = "DIR", default_value = node::journal::STATE_DIR)]
     pub state_dir: PathBuf,
     /// Needed when started by hand: confirm that the VM runs on no other host. If it ran there, two copies would answer the
     /// same clients, and nothing could merge them again

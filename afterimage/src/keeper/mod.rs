@@ -2,8 +2,8 @@
 //!
 //! A VM's packets leave its host through our gate only. While `protect` runs, that is the data path's. After a takeover, and
 //! after an orderly end of `protect`, nobody protects the VM, and its network must not depend on a process that is restarted,
-//! upgraded, or killed with its unit. So a small process keeps it, in a scope of its own ([`crate::scope`]): it passes packets
-//! between the NICs' sockets and their TAP devices ([`crate::gate`], open), and does nothing else. It holds no copy of the VM,
+//! upgraded, or killed with its unit. So a small process keeps it, in a scope of its own ([`node::scope`]): it passes packets
+//! between the NICs' sockets and their TAP devices ([`vmm_qemu::gate`], open), and does nothing else. It holds no copy of the VM,
 //! asks no arbiter, decides nothing; whoever wants its place asks for it ([`relieve`]).
 //!
 //! | file | |
@@ -29,18 +29,17 @@ use crate::{
     cli::{KeeperArgs, Side},
     config,
     control::Control,
-    events::{self, Who, emit},
-    exit::{Code, ExitError},
-    gate::{GateError, HELD_LIMIT_MIN, Mode, NicGate, NicParts, NicSpec, Options, TapPort},
-    mending::peer,
-    qemu::qmp::Watched,
     report,
-    signals::Signals,
     status::socket_path,
 };
 use anyhow::{Context, Result};
 use luggage::{FromKeeper, Luggage, ToKeeper};
 use mc_core::id::Name;
+use node::{
+    events::{self, Who, emit},
+    exit::{Code, ExitError},
+    signals::Signals,
+};
 use serde_json::json;
 use std::{
     os::{
@@ -48,6 +47,11 @@ use std::{
         unix::net::UnixStream,
     },
     time::{Duration, Instant},
+};
+use vmm_qemu::{
+    gate::{GateError, HELD_LIMIT_MIN, Mode, NicGate, NicParts, NicSpec, Options, TapPort},
+    mending::peer,
+    qmp::Watched,
 };
 
 /// For the starter to say "go".

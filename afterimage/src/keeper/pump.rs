@@ -2,16 +2,8 @@
 
 use crate::{
     cli::KeeperArgs,
-    clock::Clock,
     control::{Control, done, refused},
-    events::emit,
-    exit::{Code, ExitError},
-    gate::{GateError, NicGate, NicSpec},
-    inbox::{readable, wait},
-    mending::Mending,
-    qemu::qmp::Watched,
     report,
-    signals::Signals,
     status::{Request, Response, SCHEMA, Status},
 };
 use anyhow::Result;
@@ -19,8 +11,20 @@ use mc_core::{
     gate::OutputGate,
     id::{Name, Time},
 };
+use node::{
+    clock::Clock,
+    events::emit,
+    exit::{Code, ExitError},
+    inbox::{readable, wait},
+    signals::Signals,
+};
 use serde_json::json;
 use std::{os::fd::AsFd, time::Duration};
+use vmm_qemu::{
+    gate::{GateError, NicGate, NicSpec},
+    mending::Mending,
+    qmp::Watched,
+};
 
 /// The longest sleep.
 const LONGEST: Duration = Duration::from_secs(1);

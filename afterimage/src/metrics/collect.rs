@@ -1,7 +1,8 @@
 //! The figures that a data path or a standby gives to the metrics endpoint, and the metrics made of them.
 
 use super::Buckets;
-use crate::{keepalive::BeatStats, status::Status};
+use crate::status::Status;
+use node::keepalive::BeatStats;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, NoLabelSet},
@@ -382,7 +383,7 @@ impl Snapshot {
         w.gauge(
             "afterimage_suspect",
             "1 if this side suspects the other one",
-            yes(b.verdict == crate::keepalive::Verdict::Suspect),
+            yes(b.verdict == node::keepalive::Verdict::Suspect),
         )?;
         w.histogram("afterimage_beat_gap", "Time between two beats received from the other side", &self.gap)?;
         w.histogram(
@@ -401,7 +402,7 @@ impl Snapshot {
             &silence,
         )?;
         let paths = &self.status.beat_paths;
-        let of = |get: fn(&crate::keepalive::PathStats) -> u64| -> Vec<(&str, u64)> {
+        let of = |get: fn(&node::keepalive::PathStats) -> u64| -> Vec<(&str, u64)> {
             paths.iter().map(|path| (path.name.as_str(), get(path))).collect()
         };
         w.counters(

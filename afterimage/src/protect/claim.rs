@@ -19,7 +19,7 @@ use super::{
     own::standby_of,
     waiting::{CLAIMING, Heard, Waiting, What},
 };
-use crate::{arbiter::Ask, clock::Clock, events::emit, report, signals::Signals, stalls::Swap};
+use crate::report;
 use anyhow::{Result, bail};
 use mc_core::{
     claim::{self, Action, Event},
@@ -27,6 +27,7 @@ use mc_core::{
     machine::Machine,
     register::{CasOutcome, Mode, Owner, Register},
 };
+use node::{arbiter::Ask, clock::Clock, events::emit, signals::Signals, stalls::Swap};
 use serde_json::json;
 use std::time::{Duration, Instant};
 

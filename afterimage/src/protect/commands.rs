@@ -3,15 +3,17 @@
 use super::{data_path::DataPath, live, orders::Wanted};
 use crate::{
     control::{ControlRequest, done, refused},
-    events::{self, emit},
-    exit,
-    gate::Mode,
     metrics::{Buckets, Scrapes, Snapshot},
-    narration, report,
+    report,
     status::{Request, Response, SCHEMA, Status},
 };
 use mc_core::{gate::OutputGate, id::Epoch, primary::Role};
+use node::{
+    events::{self, emit},
+    exit, narration,
+};
 use serde_json::json;
+use vmm_qemu::gate::Mode;
 
 /// Answers it, now or once the arbiter has said a word.
 pub(super) fn answer(path: &mut DataPath, asked: ControlRequest) {
@@ -25,7 +27,7 @@ pub(super) fn answer(path: &mut DataPath, asked: ControlRequest) {
     let needs_arbiter = matches!(role, Role::Registering | Role::Protected | Role::Claiming);
     let response = match (request, role) {
         (Request::Status, _) => Response::Status(Box::new(status(path))),
-        (Request::Measured, _) => path.watch.measured(path.beats.as_ref()),
+        (Request::Measured, _) => report::measured(&path.watch, path.beats.as_ref()),
         (Request::Handover, Role::Solo) => {
             path.leave();
             done("leaving")
@@ -146,7 +148,7 @@ pub(super) fn status(path: &mut DataPath) -> Status {
         let cause = path.trouble.as_ref().map_or("the session with the standby has ended", |trouble| &trouble.why);
         report::fill_claim(&mut status, cause, path.role_since_ms);
     }
-    path.watch.fill(&mut status);
+    report::fill_paths(&mut status, &path.watch);
     if let Some(beats) = &path.beats {
         report::fill_beats(&mut status, beats);
     }

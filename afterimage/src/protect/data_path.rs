@@ -20,23 +20,10 @@ use super::{
     yielding::Parked,
 };
 use crate::{
-    arbiter::{Answer, ArbiterClient},
-    clock::{Clock, WatchedClock},
     control::{self, Control},
-    events::emit,
-    exit::{self, Code},
-    gate::NicGate,
-    inbox::{self, Inbox, readable, wait},
-    keepalive::{BeatHandle, Verdict},
     keeper,
-    mending::Mending,
     metrics::{IfTaken, Scrapes},
-    paths::Watch,
-    progress::Progress,
-    qemu::colo::ColoSource,
-    report, scope,
-    signals::Signals,
-    stalls::{Stalls, Swap},
+    report,
 };
 use anyhow::{Context, Result};
 use mc_core::{
@@ -49,11 +36,25 @@ use mc_core::{
     staging::Staging,
     wire::control::GoodbyeReason,
 };
+use node::{
+    arbiter::{Answer, ArbiterClient},
+    clock::{Clock, WatchedClock},
+    events::emit,
+    exit::{self, Code},
+    inbox::{self, Inbox, readable, wait},
+    keepalive::{BeatHandle, Verdict},
+    paths::Watch,
+    progress::Progress,
+    scope,
+    signals::Signals,
+    stalls::{Stalls, Swap},
+};
 use serde_json::json;
 use std::{
     os::{fd::AsFd, unix::net::UnixStream},
     time::Duration,
 };
+use vmm_qemu::{colo::ColoSource, gate::NicGate, mending::Mending};
 
 /// The stall limit while nobody stands by: nobody could declare this side dead. And the longest sleep.
 const WITHOUT_BEATS: Duration = Duration::from_millis(100);

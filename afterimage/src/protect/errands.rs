@@ -1,10 +1,12 @@
 //! What the primary's driver asks of the data path.
 
 use super::{channel::ToSupervisor, commands, data_path::DataPath, seek::Trouble};
-use crate::{arbiter::Ask, config, events::emit, exit::Code, qemu::colo::ColoSource, report};
+use crate::{config, report};
 use anyhow::Result;
 use mc_core::{driver::PrimaryErrand, id::Generation, primary::Role, register::Register, wire::control::NackReason};
+use node::{arbiter::Ask, events::emit, exit::Code};
 use serde_json::json;
+use vmm_qemu::colo::ColoSource;
 
 impl DataPath {
     pub(super) fn run_errands(&mut self) -> Result<()> {

@@ -117,7 +117,7 @@ impl Hands {
     fn orphaned(&mut self) {
         if std::mem::take(&mut self.supervised) {
             tracing::warn!("the supervisor died; this data path goes on without it");
-            crate::events::emit("supervisor-died", serde_json::json!({}));
+            node::events::emit("supervisor-died", serde_json::json!({}));
         }
         match understudy::take_the_part(self.qmp.clone(), self.process, self.nics.clone()) {
             Ok((channel, thread)) => (self.channel, self.understudy) = (Some(channel), Some(thread)),

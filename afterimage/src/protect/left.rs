@@ -1,8 +1,8 @@
 //! Whether QEMU has left its checkpoints, as the data path hears it: until then the VM may stand still, and no session begins.
 
 use super::data_path::DataPath;
-use crate::events::emit;
 use mc_core::id::Time;
+use node::events::emit;
 use serde_json::json;
 use std::time::Duration;
 

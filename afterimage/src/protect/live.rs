@@ -2,16 +2,14 @@
 
 use super::{channel::ToSupervisor, commands::status, data_path::DataPath};
 use crate::{
-    arbiter::ArbiterSpec,
     config::OnCapWish,
     control::refused,
-    events::emit,
     live::{self, KeepaliveReport, Session, Settings, SettingsReport, Wanted},
-    paths,
     status::Response,
 };
 use anyhow::Result;
 use mc_core::primary::OnCap;
+use node::{arbiter::ArbiterSpec, events::emit, paths};
 use serde_json::json;
 use std::time::Duration;
 

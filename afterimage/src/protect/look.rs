@@ -7,24 +7,23 @@ use super::{
     session::{self, Found},
     unfit::Unfit,
 };
-use crate::{
-    events::emit,
-    exit::{self, Code},
-    inbox::Inbox,
-    keepalive::Watched,
-    qemu::colo::ColoSource,
-    report,
-    status::WhyNot,
-};
+use crate::{report, status::WhyNot};
 use anyhow::Result;
 use mc_core::{
     id::Time,
     primary::{Event, Role},
     wire::control::GoodbyeReason,
 };
+use node::{
+    events::emit,
+    exit::{self, Code},
+    inbox::Inbox,
+    keepalive::Watched,
+};
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde_json::json;
 use std::time::Duration;
+use vmm_qemu::colo::ColoSource;
 
 /// A successor that way was made for, and that has not come after this, does not come. For a data path without a supervisor.
 const SUCCESSOR: Duration = Duration::from_secs(10);

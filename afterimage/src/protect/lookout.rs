@@ -6,10 +6,11 @@
 //! the standby. Only whether the VM was shut down is for the other to say, who is given a moment for that.
 
 use super::data_path::DataPath;
-use crate::{events::emit, qemu::qmp::has_ended};
 use mc_core::{id::Time, primary::Event};
+use node::events::emit;
 use serde_json::json;
 use std::time::Duration;
+use vmm_qemu::qmp::has_ended;
 
 /// A sign of life comes once a second; after so long without one nobody is there.
 const SILENT: Duration = Duration::from_secs(5);

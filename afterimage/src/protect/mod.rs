@@ -58,27 +58,30 @@ mod waiting;
 mod yielding;
 
 use crate::{
-    beats,
     config::{ProtectConfig, next_standby},
     control::{self, Predecessor},
-    events::{self, Who, emit},
-    exit::{self, Code, ExitError},
-    identity, metrics, paths,
-    qemu::{
-        control::{self as qemu, ControlError, Found},
-        inventory,
-        profile::Profile,
-        qmp::{Qmp, QmpError, instance_id},
-    },
+    metrics,
     report::{self, ms},
-    signals::Signals,
 };
 use anyhow::{Context, Result};
 use channel::Brief;
 use mc_core::register::{Owner, Register};
+use node::{
+    beats,
+    events::{self, Who, emit},
+    exit::{self, Code, ExitError},
+    identity, paths,
+    signals::Signals,
+};
 use own::{Owned, own_the_vm};
 use serde_json::json;
 use std::time::Duration;
+use vmm_qemu::{
+    control::{self as qemu, ControlError, Found},
+    inventory,
+    profile::Profile,
+    qmp::{Qmp, QmpError, instance_id},
+};
 
 /// Runs until the VM is gone, fenced, handed over, or a signal ends it. Returns the exit code; after a fence with `--rejoin` it does
 /// not return, but becomes the standby.

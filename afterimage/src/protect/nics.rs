@@ -4,17 +4,19 @@
 //! with what there is, and mends the rest.
 
 use super::{channel::Brief, data_path::DataPath};
-use crate::{
-    config::ProtectConfig,
-    events::emit,
-    exit::{Code, ExitError},
-    gate::{GateError, Mode, NicGate, Options},
-    keeper, mending, report,
-};
+use crate::{config::ProtectConfig, keeper, report};
 use anyhow::Result;
 use mc_core::id::Time;
+use node::{
+    events::emit,
+    exit::{Code, ExitError},
+};
 use serde_json::json;
 use std::time::{Duration, Instant};
+use vmm_qemu::{
+    gate::{GateError, Mode, NicGate, Options},
+    mending,
+};
 
 /// For the TAP devices to be let go by whoever had them, and between two looks.
 const TAPS: Duration = Duration::from_secs(2);

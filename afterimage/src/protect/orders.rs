@@ -5,15 +5,17 @@
 
 use super::{commands::word, data_path::DataPath, seek::Trouble};
 use crate::{
-    arbiter::{ArbiterSpec, Ask, Health},
     control::{ControlRequest, done},
-    events::emit,
     status::Response,
 };
 use mc_core::{
     id::Time,
     primary::{Event, Role},
     wire::control::GoodbyeReason,
+};
+use node::{
+    arbiter::{ArbiterSpec, Ask, Health},
+    events::emit,
 };
 use serde_json::json;
 use std::time::Duration;

@@ -6,19 +6,19 @@
 //! | is another one | the standby rehearses; until that has passed the VM is not called protected | the next session begins with it |
 
 use super::{channel::ToSupervisor, data_path::DataPath, seek::Trouble};
-use crate::{
-    events::emit,
-    exit::{Code, ExitError},
-    qemu::inventory::{Changed, Class, Forced, Inventory, Output},
-    status::OutputStatus,
-};
+use crate::status::OutputStatus;
 use anyhow::Result;
 use mc_core::{
     id::Epoch,
     primary::{Event, Role},
     wire::control::GoodbyeReason,
 };
+use node::{
+    events::emit,
+    exit::{Code, ExitError},
+};
 use serde_json::json;
+use vmm_qemu::inventory::{Changed, Class, Forced, Inventory, Output};
 
 /// What becomes of an output that the gate would hold, while it passes everything.
 const FLOWS: &str = "held while the VM is protected; it leaves at once now";
@@ -171,7 +171,7 @@ impl Sizes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::qemu::inventory::Class;
+    use vmm_qemu::inventory::Class;
 
     fn output(name: &str, unheld: bool) -> Output {
         let class = match unheld {

@@ -1,16 +1,7 @@
 //! At the start: makes the register say (solo, self), or explains why it cannot.
 
 use super::waiting::{Heard, Waiting, What};
-use crate::{
-    arbiter::Ask,
-    config::ProtectConfig,
-    events::emit,
-    exit::{Code, ExitError},
-    keeper,
-    qemu::qmp::find_instance,
-    signals::Signals,
-    status::WAITING,
-};
+use crate::{config::ProtectConfig, keeper, status::WAITING};
 use anyhow::{Context, Result};
 use mc_core::{
     claim::{Action, Claim, Event, Verdict},
@@ -18,8 +9,15 @@ use mc_core::{
     machine::Machine,
     register::{Mode, Owner, Register},
 };
+use node::{
+    arbiter::Ask,
+    events::emit,
+    exit::{Code, ExitError},
+    signals::Signals,
+};
 use serde_json::json;
 use std::time::{Duration, Instant};
+use vmm_qemu::qmp::find_instance;
 
 /// How long the arbiter may take to answer where nobody can wait for it.
 const PATIENCE: Duration = Duration::from_secs(3);

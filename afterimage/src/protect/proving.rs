@@ -2,15 +2,15 @@
 //! would take the VM from a live host, or never.
 
 use super::{data_path::DataPath, seek::Trouble};
-use crate::{
-    events::emit,
-    exit::Code,
-    keepalive::{BeatHandle, Verdict},
-};
 use mc_core::{
     id::Epoch,
     primary::{Event, Role},
     wire::control::GoodbyeReason,
+};
+use node::{
+    events::emit,
+    exit::Code,
+    keepalive::{BeatHandle, Verdict},
 };
 use serde_json::json;
 use std::time::Duration;

@@ -1,20 +1,20 @@
 //! `--rejoin`: a primary that was fenced becomes the next standby, so that the VM, which runs on the other host now, is protected
 //! again as soon as that host looks for a standby here.
 
-use crate::{
-    config::StandbyConfig,
+use crate::config::StandbyConfig;
+use anyhow::Result;
+use node::{
     events::{self, emit},
     exit::{Code, ExitError, words},
     program,
-    qemu::qmp::has_ended,
 };
-use anyhow::Result;
 use serde_json::json;
 use std::{
     os::unix::process::CommandExt,
     process::Command,
     time::{Duration, Instant},
 };
+use vmm_qemu::qmp::has_ended;
 
 /// For the fenced QEMU to end: it was told to.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -1,20 +1,19 @@
 //! Finding the standby: connects and shakes hands on a thread of its own, so that the solo VM's packets flow meanwhile.
 
 use super::{channel::Brief, seek::Trouble};
-use crate::{
-    beats::{self, Wish},
-    exit, identity,
-    inbox::{self, Inbox},
-    keepalive::{BeatHandle, Watched},
-    paths::{self, Link, Ours, Report, Route},
-    qemu::profile::Profile,
-    standby,
-};
+use crate::standby;
 use anyhow::{Context, Result};
 use mc_core::{
     id::{Generation, Incarnation, WitnessId},
     register::Owner,
     wire::{VERSION, beat::BeatKey, session::Hello},
+};
+use node::{
+    beats::{self, Wish},
+    exit, identity,
+    inbox::{self, Inbox},
+    keepalive::{BeatHandle, Watched},
+    paths::{self, Link, Ours, Report, Route},
 };
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::{
@@ -22,6 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 use transport_tcp::session::{SessionError, SessionOptions};
+use vmm_qemu::profile::Profile;
 
 /// How long a standby may take to start its QEMU and answer.
 const HANDSHAKE: Duration = Duration::from_secs(30);

@@ -2,8 +2,9 @@
 //! looks at its outputs.
 
 use super::data_path::DataPath;
-use crate::{events::emit, report};
+use crate::report;
 use mc_core::id::Time;
+use node::events::emit;
 use serde_json::json;
 
 impl DataPath {

@@ -13,16 +13,16 @@
 //! failover that nobody asked for.
 
 use super::{channel::ToSupervisor, data_path::DataPath, orders::Wanted};
-use crate::{
-    events::emit,
-    exit::{self, Code},
-    keeper::{self, Charge},
-};
+use crate::keeper::{self, Charge};
 use anyhow::Result;
 use mc_core::{
     id::Time,
     primary::{Event, Role},
     wire::control::GoodbyeReason,
+};
+use node::{
+    events::emit,
+    exit::{self, Code},
 };
 use serde_json::json;
 use std::time::Duration;

@@ -28,18 +28,17 @@ use super::{
     seek::Seek,
     vm_health::Health,
 };
-use crate::{
-    control,
+use crate::control;
+use anyhow::{Context, Result};
+use mc_core::id::{Generation, Time};
+use node::{
     events::emit,
     exit::{self, Code, ExitError},
     inbox::{readable, wait},
     program,
-    qemu::qmp::{Qmp, QmpError, has_ended},
     signals::Signals,
     sys::child::in_its_own_session,
 };
-use anyhow::{Context, Result};
-use mc_core::id::{Generation, Time};
 use serde_json::json;
 use std::{
     os::{
@@ -49,6 +48,7 @@ use std::{
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
+use vmm_qemu::qmp::{Qmp, QmpError, has_ended};
 
 /// How often QEMU is asked how its VM is.
 const LOOK: Duration = Duration::from_secs(1);

@@ -5,15 +5,14 @@
 //! arbiter answers protection ends; unless what was wrong has gone by then.
 
 use super::{data_path::DataPath, seek::Trouble};
-use crate::{
-    arbiter::{ArbiterSpec, Ask},
-    events::emit,
-    report,
-    status::WhyNot,
-};
+use crate::{report, status::WhyNot};
 use mc_core::{
     primary::{Event, Role},
     wire::control::GoodbyeReason,
+};
+use node::{
+    arbiter::{ArbiterSpec, Ask},
+    events::emit,
 };
 use serde_json::json;
 

@@ -12,10 +12,10 @@
 //! *Yields*: the primary sends no beats and asks for nothing that another node may want, so that the standby, which can run the
 //! VM, wins the arbitration. Its gate holds meanwhile. Should QEMU run again before anybody took the VM, it goes on.
 
-use crate::qemu::qmp::instance_id;
 use mc_core::id::Time;
 use serde::{Deserialize, Serialize};
 use std::{fs, time::Duration};
+use vmm_qemu::qmp::instance_id;
 
 /// Between two looks at the process.
 const LOOK: Duration = Duration::from_millis(250);

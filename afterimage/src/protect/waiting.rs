@@ -3,20 +3,22 @@
 
 use super::commanded::Qemu;
 use crate::{
-    arbiter::{Answer, ArbiterClient, ArbiterSpec, Ask},
     cli::Side,
     config::ProtectConfig,
     control::{Control, ControlRequest, done, refused},
-    events::emit,
-    inbox::{readable, wait},
     report,
-    signals::Signals,
     status::{Request, Response, SCHEMA, Status},
 };
 use anyhow::Result;
 use mc_core::{
     id::{Generation, Node, Time},
     register::{CasOutcome, Register},
+};
+use node::{
+    arbiter::{Answer, ArbiterClient, ArbiterSpec, Ask},
+    events::emit,
+    inbox::{readable, wait},
+    signals::Signals,
 };
 use serde_json::json;
 use std::{

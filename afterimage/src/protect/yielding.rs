@@ -3,12 +3,12 @@
 //! standby has won, and asks after all when its VM runs again before anybody took it.
 
 use super::{data_path::DataPath, vm_health::Health};
-use crate::{arbiter::Ask, events::emit};
 use mc_core::{
     id::{Generation, Time},
     primary::{Event, Role},
     register::Register,
 };
+use node::{arbiter::Ask, events::emit};
 use serde_json::json;
 use std::time::Duration;
 

@@ -1,12 +1,12 @@
 //! A takeover that is not over yet, of a VM that is another copy's since: an operator gave it to another node, when this one could
 //! not run it. What was started here ends, and this process with it.
 
-use super::{node::Node, takeover::Attempt, task::Task};
-use crate::{
+use super::{main_loop::Node, takeover::Attempt, task::Task};
+use mc_core::gate::OutputGate;
+use node::{
     events::emit,
     exit::{self, Code, ExitError},
 };
-use mc_core::gate::OutputGate;
 use serde_json::json;
 use std::time::Duration;
 

@@ -3,16 +3,14 @@
 //! Only while the image stands still: the primary is gone, and the VM is not running here yet. A takeover calls an export off;
 //! one that has failed is not tried again while an export is under way.
 
-use super::{node::Node, state::VmState, task::Task};
+use super::{main_loop::Node, state::VmState, task::Task};
 use crate::{
     control::{ControlRequest, done, refused},
-    events::emit,
-    exit, files,
-    qemu::{argv::quoted, standby::stock_command},
     status::Response,
 };
 use anyhow::{Context, Result};
 use mc_core::{ram::SharedRam, standby::Role};
+use node::{events::emit, exit, files};
 use serde_json::json;
 use std::{
     fs::File,
@@ -23,6 +21,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
 };
+use vmm_qemu::{argv::quoted, standby::stock_command};
 
 /// The export ends nothing.
 const STILL_TRIES: &str =

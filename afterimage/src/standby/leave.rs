@@ -13,17 +13,17 @@
 //! that died in the same moment is taken over. What was refused once is obeyed the second time: the image is kept then, and its path
 //! said. Who leaves asks for nothing any more.
 
-use super::node::Node;
-use crate::{
-    arbiter::{ArbiterSpec, Ask},
-    events::emit,
-    exit::{self, Code},
-};
+use super::main_loop::Node;
 use anyhow::Result;
 use mc_core::{
     id::{Generation, Time},
     register::{Owner, Register},
     standby::{Event, Role},
+};
+use node::{
+    arbiter::{ArbiterSpec, Ask},
+    events::emit,
+    exit::{self, Code},
 };
 use serde_json::json;
 use std::time::Duration;

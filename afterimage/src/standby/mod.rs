@@ -25,9 +25,9 @@ mod abandon;
 mod export;
 mod last_copy;
 mod leave;
+mod main_loop;
 mod needs;
 mod network;
-mod node;
 mod offer;
 mod operator;
 mod ram_file;
@@ -44,21 +44,16 @@ mod vouch;
 mod waiting;
 mod why_not;
 
-use crate::{
+use crate::{cli::Side, config::StandbyConfig, keeper, status::socket_path};
+use anyhow::{Context, Result};
+use node::{
     beats,
-    cli::Side,
-    config::StandbyConfig,
     events::{self, Who},
     exit::{Code, ExitError},
-    keeper,
-    mending::peer,
-    paths,
-    qemu::standby::check_command,
-    scope,
-    status::socket_path,
+    paths, scope,
 };
-use anyhow::{Context, Result};
 use std::os::{fd::AsFd, unix::net::UnixStream};
+use vmm_qemu::{mending::peer, standby::check_command};
 
 /// How a refusal begins that passes by itself.
 pub(crate) const BUSY: &str = "this standby is busy";
@@ -83,7 +78,7 @@ pub fn run(config: StandbyConfig) -> Result<Code> {
     }
     refuse_beside_a_keeper(&config)?;
     needs::check_program(&config)?;
-    node::Node::new(config)?.run()
+    main_loop::Node::new(config)?.run()
 }
 
 /// One that waits has its QEMU's control socket: it is to be found before that is taken for one that was left over.

@@ -1,18 +1,15 @@
 //! The network of the VM that runs here: a keeper has it, and is started again if it dies.
 
 use crate::{
-    clock::Clock,
-    events::emit,
-    exit,
-    gate::{NicGate, TapPort},
-    inbox::readable,
     keeper::{self, Charge, Keeper},
     report,
 };
 use mc_core::{gate::OutputGate, id::Time};
+use node::{clock::Clock, events::emit, exit, inbox::readable};
 use rustix::event::PollFd;
 use serde_json::json;
 use std::{os::fd::AsFd, time::Duration};
+use vmm_qemu::gate::{NicGate, TapPort};
 
 /// From one attempt to start a keeper to the next: at first, and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));

@@ -1,21 +1,11 @@
 //! A primary that wants to be protected, and what a session with it begins with.
 
 use super::{
-    node::{NIC_PATIENCE, Node},
+    main_loop::{NIC_PATIENCE, Node},
     revival::Revival,
     vm::WaitingVm,
 };
-use crate::{
-    beats,
-    clock::WatchedClock,
-    config::StandbyConfig,
-    events::emit,
-    exit, files,
-    keepalive::Watched,
-    paths::{self, Answer, Route},
-    qemu::profile::Profile,
-    report,
-};
+use crate::{config::StandbyConfig, report};
 use anyhow::{Context, Result};
 use mc_core::{
     driver::{Attachment, SpillFile, StandbyDriver},
@@ -25,10 +15,19 @@ use mc_core::{
     standby::{Config, Event, Standby},
     wire::session::Hello,
 };
+use node::{
+    beats,
+    clock::WatchedClock,
+    events::emit,
+    exit, files,
+    keepalive::Watched,
+    paths::{self, Answer, Route},
+};
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde_json::json;
 use std::time::Duration;
 use transport_tcp::{reach::at_port, session::Offer};
+use vmm_qemu::profile::Profile;
 
 /// All that can go wrong before the answer has not.
 struct Prepared {

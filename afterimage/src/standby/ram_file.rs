@@ -9,13 +9,13 @@
 //! A file is made anew or not used at all, is of mode 0600, and is removed by the process that made it, unless QEMU has it by
 //! then or it is kept. What a process that was killed left behind, its successor removes: the lock is free.
 
-use crate::{
+use anyhow::{Context, Result};
+use mc_core::id::Name;
+use node::{
     events::emit,
     exit::{Code, ExitError},
     files,
 };
-use anyhow::{Context, Result};
-use mc_core::id::Name;
 use serde_json::json;
 use std::{
     fs::{self, File},
@@ -222,7 +222,7 @@ impl Drop for RamFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exit;
+    use node::exit;
     use std::{
         io::{Read, Write},
         os::unix::fs::{MetadataExt, symlink},

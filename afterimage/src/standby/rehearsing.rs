@@ -1,9 +1,11 @@
 //! Has the image loaded by a QEMU that is thrown away, and tells what came of it.
 
-use super::node::Node;
-use crate::{events::emit, exit, qemu::standby::Rehearsal, report};
+use super::main_loop::Node;
+use crate::report;
 use mc_core::id::Epoch;
+use node::{events::emit, exit};
 use serde_json::json;
+use vmm_qemu::standby::Rehearsal;
 
 impl Node {
     /// The image stands still until the outcome is heard.

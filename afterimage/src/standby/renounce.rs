@@ -3,13 +3,13 @@
 //! Where it is certain that the copy is no more (see [`super::last_copy`]), the machine renounces: the register then says that the
 //! primary is alone, and a VM that was booted anew there may run. Else an operator decides, and is told why.
 
-use super::node::Node;
-use crate::{arbiter::Ask, events::emit};
+use super::main_loop::Node;
 use mc_core::{
     id::Generation,
     register::{CasOutcome, Mode, Owner, Register},
     standby::Role,
 };
+use node::{arbiter::Ask, events::emit};
 use serde_json::json;
 
 impl Node {

@@ -1,13 +1,13 @@
 //! The standby's status.
 
-use super::{node::Node, why_not::why_not};
+use super::{main_loop::Node, why_not::why_not};
 use crate::{
-    events,
     metrics::{Buckets, Snapshot},
-    narration, report,
+    report,
     status::{OutputStatus, RUNNING, SCHEMA, Status},
 };
 use mc_core::{gate::OutputGate, id::Time, standby::Role};
+use node::{events, narration};
 use serde_json::json;
 
 pub(super) const UNPROVEN: &str =
@@ -105,7 +105,7 @@ pub(super) fn status(node: &Node) -> Status {
     report::fill_gate(&mut status, node.gate.stats(), &node.gate);
     report::fill_staging(&mut status, node.driver.pool_stats());
     report::fill_arbiter(&mut status, &node.arbiter);
-    node.watch.fill(&mut status);
+    report::fill_paths(&mut status, &node.watch);
     if let Some(beats) = &node.beats {
         report::fill_beats(&mut status, beats);
     }

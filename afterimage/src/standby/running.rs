@@ -16,28 +16,20 @@
 //! there already was started by somebody who knew.
 
 use super::{
+    main_loop::{Node, VM_CHECK},
     network::Network,
-    node::{Node, VM_CHECK},
     report::snapshot,
     vm::earlier,
 };
 use crate::{
-    arbiter::{Answer, ArbiterClient, Ask},
     cli::Side,
-    clock::Clock,
     config::StandbyConfig,
     control::{Control, done, refused},
-    events::emit,
-    exit::{Code, ExitError, cannot_listen},
-    identity,
-    inbox::{readable, wait},
     keeper::{self, Charge},
     live::Session,
     metrics::{IfTaken, Scrapes, Snapshot},
     protect::vm_health::Watcher,
-    qemu::qmp::{Watched, find_instance},
     report,
-    signals::Signals,
     status::{RUNNING, Request, Response, SCHEMA, Status, socket_path},
 };
 use anyhow::{Context, Result};
@@ -46,6 +38,15 @@ use mc_core::{
     id::{self, Time},
     register::{Mode, Owner, Register},
 };
+use node::{
+    arbiter::{Answer, ArbiterClient, Ask},
+    clock::Clock,
+    events::emit,
+    exit::{Code, ExitError, cannot_listen},
+    identity,
+    inbox::{readable, wait},
+    signals::Signals,
+};
 use serde_json::json;
 use std::{
     os::{fd::AsFd, unix::net::UnixStream},
@@ -53,6 +54,7 @@ use std::{
     time::Duration,
 };
 use transport_tcp::session::{Listener, SessionOptions};
+use vmm_qemu::qmp::{Watched, find_instance};
 
 /// The owner, in words.
 fn owner(register: &Register, us: &Owner) -> String {

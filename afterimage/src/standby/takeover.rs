@@ -11,27 +11,24 @@
 //! QEMU is started and fed on a thread: the loop goes on pumping the gate and answering its operator.
 
 use super::{
-    node::{NIC_PATIENCE, Node},
+    main_loop::{NIC_PATIENCE, Node},
     task::Task,
     vm::Lent,
 };
-use crate::{
-    events::emit,
-    exit,
-    qemu::standby::{StandbyError, TakeoverTimes},
-    report,
-};
+use crate::report;
 use anyhow::{Context, Result};
 use mc_core::{
     gate::OutputGate,
     id::{Epoch, Generation, Time},
     standby::Event,
 };
+use node::{events::emit, exit};
 use serde_json::json;
 use std::{
     os::fd::{AsFd, BorrowedFd},
     time::Duration,
 };
+use vmm_qemu::standby::{StandbyError, TakeoverTimes};
 
 /// Between two attempts at most.
 const LONGEST: Duration = Duration::from_secs(30);

@@ -6,21 +6,19 @@
 //!            └─ refused                              └─ no word: refused  └─ another's: refused
 //! ```
 
-use super::{BUSY, NOTHING_STARTED, node::Node, vm::WaitingVm};
-use crate::{
-    arbiter::{ArbiterSpec, Ask},
-    events::emit,
-    exit, identity,
-    qemu::{blocks, profile::Profile},
-    repeated::{Repeated, and_more},
-    report,
-    room::Room,
-};
+use super::{BUSY, NOTHING_STARTED, main_loop::Node, vm::WaitingVm};
+use crate::{report, room::Room};
 use mc_core::{
     id::{self, Time},
     register::{Mode, Owner, Register},
     standby::Role,
     wire::session::Hello,
+};
+use node::{
+    arbiter::{ArbiterSpec, Ask},
+    events::emit,
+    exit, identity,
+    repeated::{Repeated, and_more},
 };
 use serde_json::json;
 use std::{
@@ -29,6 +27,7 @@ use std::{
     time::{Duration, Instant},
 };
 use transport_tcp::session::{Offer, SessionError};
+use vmm_qemu::{blocks, profile::Profile};
 
 /// How long the arbiter may take to say what the register holds.
 const PATIENCE: Duration = Duration::from_secs(3);

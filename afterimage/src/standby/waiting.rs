@@ -1,16 +1,18 @@
 //! The QEMU that waits is looked after: one that died is started again, and a host that cannot do that says so, to its operator and
 //! to the primary. One that is there and does nothing is as good as dead. Its NICs come back, too.
 
-use super::node::{NIC_PATIENCE, Node, VM_CHECK};
-use crate::{events::emit, exit, qemu::standby::Look, report};
+use super::main_loop::{NIC_PATIENCE, Node, VM_CHECK};
+use crate::report;
 use anyhow::Result;
 use mc_core::{
     id::{Epoch, Time},
     register::Owner,
     standby::Role,
 };
+use node::{events::emit, exit};
 use serde_json::json;
 use std::time::Duration;
+use vmm_qemu::standby::Look;
 
 /// How long starting a QEMU may take before this loop counts as standing still.
 const QEMU_START: Duration = Duration::from_secs(10);

@@ -2,16 +2,18 @@
 
 use super::Status;
 use crate::{
-    accepting::accept_until,
     cli::Side,
-    files,
-    keepalive::Measured,
     live::{KeepaliveReport, Settings, SettingsReport, Wanted},
-    repeated::{Repeated, and_more},
-    wake::Wake,
     witness::{WitnessReport, WitnessRequest},
 };
 use mc_core::id::Name;
+use node::{
+    accepting::accept_until,
+    files,
+    keepalive::Measured,
+    repeated::{Repeated, and_more},
+    wake::Wake,
+};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType,
     sockopt::{Timeout, set_socket_timeout},

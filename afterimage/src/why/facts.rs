@@ -1,7 +1,7 @@
 //! What was known at the time, in numbers: the machine's half of a story.
 
 use super::incident::Incident;
-use crate::journal::Entry;
+use node::journal::Entry;
 use serde::Serialize;
 use serde_json::{Value, json};
 

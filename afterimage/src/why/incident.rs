@@ -9,7 +9,7 @@
 //!      └── what else happens is remembered: "protected by whom, since when", and told with the next incident
 //! ```
 
-use crate::journal::Entry;
+use node::journal::Entry;
 use serde::Serialize;
 
 /// What comes so long after the outcome belongs to it no more, ms.

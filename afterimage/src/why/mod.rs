@@ -21,10 +21,12 @@ pub use incident::{Incident, Kind, incidents};
 use crate::{
     cli::{Side, WhyArgs},
     config::parse_ago,
+};
+use mc_core::id::Name;
+use node::{
     exit::{Code, ExitError},
     journal::{self, Entry, Journal, Skipped},
 };
-use mc_core::id::Name;
 use order::Boots;
 use serde::Serialize;
 use std::{

@@ -1,6 +1,6 @@
 //! What came before what on this host: by boot and the time since, not by a wall clock that somebody may set.
 
-use crate::journal::Entry;
+use node::journal::Entry;
 use std::collections::HashSet;
 
 /// Boots that are told apart in one journal: what is in there may be anything.

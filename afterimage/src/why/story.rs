@@ -4,7 +4,7 @@ use super::{
     facts::{self, Facts},
     incident::{Incident, Kind},
 };
-use crate::repeated::and_more;
+use node::repeated::and_more;
 use serde_json::Value;
 
 /// What happened, in a few words: the headline.
