@@ -78,6 +78,9 @@ pub struct DemoArgs {
     /// What scripts/guests built [default: testing/guests/build of this checkout]
     #[arg(long)]
     pub guests: Option<PathBuf>,
+    /// Draw the takeover of a single run into this file, as an SVG
+    #[arg(long, value_name = "FILE")]
+    pub picture: Option<PathBuf>,
     /// Keep logs and files of all runs; those of a failed run are always kept
     #[arg(long)]
     pub keep: bool,

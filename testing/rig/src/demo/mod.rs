@@ -2,6 +2,7 @@
 
 mod args;
 mod busy;
+mod picture;
 pub mod stage;
 mod summary;
 
@@ -14,10 +15,11 @@ use crate::{
         report::{Outcome, SCHEMA},
     },
 };
-use anyhow::Result;
+use anyhow::{Context, Result};
 use busy::Busy;
 use serde_json::{Value, json};
 use stage::Stage;
+use std::path::Path;
 use summary::Summary;
 
 /// Runs it. True: passed. Whatever happens, the last line of output is JSON.
@@ -52,6 +54,7 @@ fn try_run(args: &DemoArgs) -> Result<bool> {
         let (outcome, spoilt) = stage.play_fairly(number, single)?;
         if single {
             print_single(&outcome);
+            draw(args.picture.as_deref(), &outcome)?;
         } else {
             println!("{}", round_line(number, &outcome));
         }
@@ -59,6 +62,15 @@ fn try_run(args: &DemoArgs) -> Result<bool> {
     }
     println!("{}", summary.json(&stage.settings, &args.scenario_names(), args.busy));
     Ok(summary.passed())
+}
+
+/// Draws the takeover, if there was one and a picture is wanted.
+fn draw(file: Option<&Path>, outcome: &Outcome) -> Result<()> {
+    if let Some((file, svg)) = file.zip(picture::takeover(&outcome.json)) {
+        std::fs::write(file, svg).with_context(|| format!("cannot write {}", file.display()))?;
+        eprintln!("the takeover as a picture: {}", file.display());
+    }
+    Ok(())
 }
 
 fn print_single(outcome: &Outcome) {

@@ -11,6 +11,7 @@
 //! | [`evidence`] | what was observed, and the verdict: a pure function, so that it has tests of its own |
 //! | [`suspicion`] | what the machine's load explains, and what not |
 //! | [`report`] | numbers and JSON |
+//! | `moments` | the moments of a takeover, for the report |
 //! | [`status`] | what the rig reads from `afterimage status --json` |
 //! | [`why`] | whether `afterimage why` tells what the rig saw |
 
@@ -19,6 +20,7 @@ pub mod catalog;
 pub mod evidence;
 pub mod fault;
 mod lines;
+mod moments;
 pub mod report;
 pub mod round;
 pub mod status;

@@ -3,6 +3,7 @@
 use super::{
     Settings,
     evidence::{Evidence, Verdict},
+    moments::moments,
     status,
     suspicion::Spoilt,
 };
@@ -153,6 +154,7 @@ impl Outcome {
                 "latency_us": protected.to_json(), "baseline_us": baseline.to_json(),
                 "added_delay_us": added(&protected, baseline),
                 "idle_cpu_percent": idle_cpu_percent.map(round),
+                "takeover": moments(evidence),
             }),
         );
         let stuck = evidence.summary.as_ref().is_none_or(|s| s.stuck);
