@@ -13,8 +13,8 @@ use crate::{
 };
 use mc_core::{
     gate::GateStats,
-    id::{Generation, Time, WitnessId},
-    register::{CasOutcome, Register},
+    id::{Time, WitnessId},
+    register::{CasOutcome, Swap},
     slab::PoolStats,
 };
 use serde_json::{Value, json};
@@ -31,7 +31,7 @@ pub fn outcome(outcome: &CasOutcome) -> Value {
 
 /// A swap that the arbiter is asked for, as an event's fields.
 #[must_use]
-pub fn asked(expect: Generation, new: &Register, contested: bool) -> Value {
+pub fn asked(Swap { expect, new, contested }: &Swap) -> Value {
     json!({ "expect": expect, "new": new, "contested": contested })
 }
 

@@ -36,7 +36,7 @@ use crate::{
     qemu::colo::ColoSource,
     report, scope,
     signals::Signals,
-    stalls::{Stalls, Swap},
+    stalls::{Stalls, Swaps},
 };
 use anyhow::{Context, Result};
 use mc_core::{
@@ -116,7 +116,7 @@ pub(super) struct DataPath {
     pub(super) held: Option<Register>,
     pub(super) suspected: bool,
     /// The swap that is being asked for.
-    pub(super) swap: Swap,
+    pub(super) swaps: Swaps,
     pub(super) operator_wants_solo: bool,
     /// Its guest or its operator shut it down; its QEMU is gone soon.
     vm_shut_down: bool,
@@ -243,7 +243,7 @@ impl DataPath {
             arbiter_watch: report::ArbiterWatch::default(),
             held: None,
             suspected: false,
-            swap: Swap::default(),
+            swaps: Swaps::default(),
             operator_wants_solo: false,
             vm_shut_down: false,
             vm_died: false,
@@ -415,7 +415,7 @@ impl DataPath {
                 }
                 Answer::Fault(_) => {} // told below; the machine waits for a register that it can believe
                 Answer::Cas(outcome) => {
-                    emit("cas", self.swap.answered(self.clock.now(), &outcome));
+                    emit("cas", self.swaps.answered(self.clock.now(), &outcome));
                     self.driver.event(Event::Cas(outcome));
                 }
             }
