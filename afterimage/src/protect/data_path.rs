@@ -47,7 +47,7 @@ use node::{
     progress::Progress,
     scope,
     signals::Signals,
-    stalls::{Stalls, Swap},
+    stalls::{Stalls, Swaps},
 };
 use serde_json::json;
 use std::{
@@ -117,7 +117,7 @@ pub(super) struct DataPath {
     pub(super) held: Option<Register>,
     pub(super) suspected: bool,
     /// The swap that is being asked for.
-    pub(super) swap: Swap,
+    pub(super) swaps: Swaps,
     pub(super) operator_wants_solo: bool,
     /// Its guest or its operator shut it down; its QEMU is gone soon.
     vm_shut_down: bool,
@@ -244,7 +244,7 @@ impl DataPath {
             arbiter_watch: report::ArbiterWatch::default(),
             held: None,
             suspected: false,
-            swap: Swap::default(),
+            swaps: Swaps::default(),
             operator_wants_solo: false,
             vm_shut_down: false,
             vm_died: false,
@@ -416,7 +416,7 @@ impl DataPath {
                 }
                 Answer::Fault(_) => {} // told below; the machine waits for a register that it can believe
                 Answer::Cas(outcome) => {
-                    emit("cas", self.swap.answered(self.clock.now(), &outcome));
+                    emit("cas", self.swaps.answered(self.clock.now(), &outcome));
                     self.driver.event(Event::Cas(outcome));
                 }
             }
