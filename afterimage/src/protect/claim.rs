@@ -24,14 +24,14 @@ use mc_core::{
     claim::{self, Action, Event},
     id::{Generation, Name, Time},
     machine::Machine,
-    register::{CasOutcome, Mode, Owner, Register},
+    register::{CasOutcome, Mode, Owner, Register, Swap},
 };
 use node::{
     arbiter::Ask,
     clock::Clock,
     events::{Asking, Event as Told, HandBack, RegisterRead, Role, emit},
     signals::Signals,
-    stalls::Swap,
+    stalls::Swaps,
 };
 use std::time::{Duration, Instant};
 
@@ -76,9 +76,9 @@ pub(super) fn claim(brief: &Brief, proven: Option<Generation>, qemu: &mut Qemu, 
     };
     let owner = brief.register.owner;
     let waiting = Waiting::new(&brief.config, owner.node, signals, what, true)?;
-    let (machine, swap) = (claim::Claim::new(owner), Swap::default());
+    let (machine, swaps) = (claim::Claim::new(owner), Swaps::default());
     let began_with = brief.register;
-    Claim { owner, proven, waiting, qemu, machine, began_with, held: None, swap, signals: 0 }.run()
+    Claim { owner, proven, waiting, qemu, machine, began_with, held: None, swaps, signals: 0 }.run()
 }
 
 struct Claim<'a> {
@@ -91,7 +91,7 @@ struct Claim<'a> {
     began_with: Register,
     /// What the register held when it was judged last.
     held: Option<Register>,
-    swap: Swap,
+    swaps: Swaps,
     signals: u32,
 }
 
@@ -105,9 +105,9 @@ impl Claim<'_> {
                 }
                 // Never of this machine: see `refuse_others`.
                 Some(Action::LookFor { .. }) => Some(Verdict::Theirs),
-                Some(Action::Cas { expect, new, contested }) => match self.await_qemu()? {
+                Some(Action::Cas(swap)) => match self.await_qemu()? {
                     Qemus::Answers => {
-                        self.ask_for(expect, new, contested);
+                        self.ask_for(swap);
                         None
                     }
                     Qemus::RegisterChanged(held) => {
@@ -125,10 +125,10 @@ impl Claim<'_> {
         }
     }
 
-    fn ask_for(&mut self, expect: Generation, new: Register, contested: bool) {
-        emit(Told::Asking(Asking { expect, new, contested, standing: None }));
-        self.swap.asked(Clock.now());
-        self.waiting.ask(Ask::Cas { expect, new, contested });
+    fn ask_for(&mut self, swap: Swap) {
+        emit(Told::Asking(Asking { swap, standing: None }));
+        self.swaps.asked(Clock.now());
+        self.waiting.ask(Ask::Cas(swap));
     }
 
     fn hear(&mut self) -> Result<Option<Verdict>> {
@@ -140,7 +140,7 @@ impl Claim<'_> {
             Heard::Read(_) if self.machine.is_asking() => None, // its swap's answer says more
             Heard::Read(held) => self.judge(held)?,
             Heard::Cas(outcome) => {
-                emit(Told::Cas(self.swap.answered(Clock.now(), &outcome)));
+                emit(Told::Cas(self.swaps.answered(Clock.now(), &outcome)));
                 match outcome {
                     CasOutcome::Won(register) => {
                         self.machine.handle(Time(0), Event::Cas(outcome));
@@ -247,16 +247,17 @@ impl Claim<'_> {
             )));
         }
         // Just that copy: the standby may have been started anew, and have another.
-        let new = Register { generation: register.generation.next(), owner: standby, mode: Mode::Solo };
+        let swap = Swap::new(register.generation, standby, Mode::Solo);
         let why = "the VM died before its gate opened here; its standby holds the last commit";
         tracing::error!(standby = %name, generation = register.generation.0, "{why}");
-        emit(Told::HandBack(Box::new(HandBack { register: *register, new, standby: name, why: why.to_owned() })));
-        self.ask_for(register.generation, new, false);
+        let (register, why) = (*register, why.to_owned());
+        emit(Told::HandBack(Box::new(HandBack { register, new: swap.new, standby: name, why })));
+        self.ask_for(swap);
         let until = Instant::now() + HAND_BACK;
         loop {
             match self.waiting.hear(None, Some(until))? {
                 Heard::Cas(outcome) => {
-                    emit(Told::Cas(self.swap.answered(Clock.now(), &outcome)));
+                    emit(Told::Cas(self.swaps.answered(Clock.now(), &outcome)));
                     return Ok(match (outcome, condition) {
                         (CasOutcome::Won(_), Condition::Silent) => Verdict::Silent { standby: name },
                         (CasOutcome::Won(_), _) => Verdict::VmGone { orderly: false, standby: Some(name) },

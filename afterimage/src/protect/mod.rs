@@ -60,8 +60,7 @@ mod yielding;
 use crate::{
     config::{ProtectConfig, next_standby},
     control::{self, Predecessor},
-    metrics,
-    report,
+    metrics, report,
 };
 use anyhow::{Context, Result};
 use channel::Brief;

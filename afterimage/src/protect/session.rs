@@ -9,8 +9,8 @@ use mc_core::{
     wire::{VERSION, beat::BeatKey, session::Hello},
 };
 use node::{
-    events::BeatsWish,
     beats::{self, Wish},
+    events::BeatsWish,
     exit, identity,
     inbox::{self, Inbox},
     keepalive::{BeatHandle, Watched},

@@ -221,8 +221,8 @@ impl Drop for RamFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
     use node::exit;
+    use serde_json::json;
     use std::{
         io::{Read, Write},
         os::unix::fs::{MetadataExt, symlink},

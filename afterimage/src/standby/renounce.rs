@@ -6,7 +6,7 @@
 use super::main_loop::Node;
 use mc_core::{
     id::Generation,
-    register::{CasOutcome, Mode, Owner, Register},
+    register::{CasOutcome, Mode, Owner, Register, Swap},
     standby::Role,
 };
 use node::{
@@ -15,7 +15,8 @@ use node::{
 };
 
 impl Node {
-    pub(super) fn renounce(&mut self, expect: Generation, new: Register) {
+    pub(super) fn renounce(&mut self, swap: Swap) {
+        let Swap { expect, new, .. } = swap;
         let owner = new.owner.node;
         tracing::warn!(
             generation = expect.0,
@@ -23,8 +24,8 @@ impl Node {
         );
         emit(Event::Renouncing(Box::new(Renouncing { vm: self.config.vm, expect, new })));
         (self.renounces, self.unrenounced) = (Some(expect), None);
-        self.swap.asked(self.clock.now());
-        self.arbiter.ask(Ask::Cas { expect, new, contested: false });
+        self.swaps.asked(self.clock.now());
+        self.arbiter.ask(Ask::Cas(swap));
     }
 
     /// What came of it, if that was asked for.

@@ -6,8 +6,8 @@ use mc_core::{
     register::Register,
 };
 use node::events::{
-    ArbiterState, BeatsWish, Epochs, Event, Exit, Outcome, OutputFigures, Process, QemuTimes, Record, Standing, Suspect,
-    Takeover,
+    ArbiterState, BeatsWish, Epochs, Event, Exit, Outcome, OutputFigures, Process, QemuTimes, Record, Standing,
+    Suspect, Takeover,
 };
 use serde::Serialize;
 
@@ -165,10 +165,10 @@ fn swap(incident: &Incident) -> Option<Swap> {
     let answer = incident.swap().filter(|(answered, _)| answered.after_ms(record) >= 0.0).map(|(_, answer)| answer);
     Some(Swap {
         asked_at_ms: record.at_ms,
-        before: register_before(incident, asking.expect),
-        expect: asking.expect,
+        before: register_before(incident, asking.swap.expect),
+        expect: asking.swap.expect,
         holds: answer.and_then(|answer| answer.register),
-        new: asking.new,
+        new: asking.swap.new,
         outcome: answer.map(|answer| answer.outcome),
         took_ms: answer.and_then(|answer| answer.took_ms),
     })

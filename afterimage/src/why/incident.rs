@@ -95,7 +95,7 @@ fn is_trigger(record: &Record) -> bool {
         Event::Operator(Operator { request, .. }) | Event::OperatorRefused(OperatorRefused { request, .. }) => {
             *request != Order::Handover
         }
-        Event::Asking(asking) => asking.contested,
+        Event::Asking(asking) => asking.swap.contested,
         _ => false,
     }
 }
@@ -264,10 +264,7 @@ pub fn incidents(vm: &str, side: &str, records: Vec<Record>) -> Vec<Incident> {
 
 /// A trigger after the outcome is news, unless the outcome itself brought it about.
 fn starts_another(incident: &Incident, record: &Record) -> bool {
-    let echo = matches!(
-        record.event,
-        Event::LinkLost(_) | Event::Fenced(_) | Event::Asking(_) | Event::SupervisorDied
-    );
+    let echo = matches!(record.event, Event::LinkLost(_) | Event::Fenced(_) | Event::Asking(_) | Event::SupervisorDied);
     is_trigger(record) && !(echo && record.after_ms(incident.last()) < 1_000.0)
 }
 
@@ -276,10 +273,13 @@ fn begin(vm: &str, side: &str, trigger: &Record, before: &[Record]) -> Incident 
     // What was said of others by a process that had been away itself.
     let accuses = matches!(
         trigger.event,
-        Event::Suspect(_) | Event::LinkLost(_) | Event::Asking(_) | Event::ArbiterUnreachable(_) | Event::ArbiterFault(_)
+        Event::Suspect(_)
+            | Event::LinkLost(_)
+            | Event::Asking(_)
+            | Event::ArbiterUnreachable(_)
+            | Event::ArbiterFault(_)
     );
-    let led_to_it =
-        |e: &Record| accuses && matches!(e.event, Event::Stalled(_)) && trigger.after_ms(e) < PRELUDE_MS;
+    let led_to_it = |e: &Record| accuses && matches!(e.event, Event::Stalled(_)) && trigger.after_ms(e) < PRELUDE_MS;
     let mut records: Vec<Record> = before.iter().filter(|e| led_to_it(e)).cloned().collect();
     before.retain(|e| !led_to_it(e));
     let who = trigger.who.or_else(|| before.iter().rev().find_map(|record| record.who));

@@ -75,7 +75,10 @@ fn cause(incident: &Incident) -> Vec<String> {
 fn happening(incident: &Incident, record: &Record) -> Option<String> {
     Some(match &record.event {
         Event::DataPathDied(died) => {
-            format!("The data path of this host's sidecar died ({}); the VM may have stood still, its output held.", died.how)
+            format!(
+                "The data path of this host's sidecar died ({}); the VM may have stood still, its output held.",
+                died.how
+            )
         }
         Event::SupervisorDied => "The supervisor died; the data path went on without it.".to_owned(),
         Event::Operator(order) => format!("An operator asked for `{}`.", order.request.as_str()),

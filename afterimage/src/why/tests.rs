@@ -233,11 +233,7 @@ fn a_clock_that_is_set_back_does_not_turn_stories_round() {
     events.extend(in_boot("one", 0.0, &[started(50_000.0)]));
     // The wall clock is behind by hours now, and in the next boot by a little more.
     events.extend(in_boot("one", 0.0, &[fell_back(60_000.0)]));
-    events.extend(in_boot(
-        "two",
-        -500.0,
-        &[vec![started(700.0)], vec![suspect(900.0)]].concat(),
-    ));
+    events.extend(in_boot("two", -500.0, &[vec![started(700.0)], vec![suspect(900.0)]].concat()));
     journal(dir.path(), "standby", &events);
     journal(dir.path(), "primary", &in_boot("two", 5e6, &[fell_back(800.0)]));
     let report = told(dir.path());

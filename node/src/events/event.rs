@@ -1,12 +1,14 @@
 //! All events, each with its name and when it is told. `docs/EVENTS.md` has the same as a table.
 
 use super::{
-    link::{EpochRefused, FellBack, KeepaliveSet, NoSession, Rejoining, Refused, Set, Syncing, Transport},
+    link::{EpochRefused, FellBack, KeepaliveSet, NoSession, Refused, Rejoining, Set, Syncing, Transport},
     operator::{Ended, Exit, Operator, OperatorRefused, Signal},
     output::{GateOutputs, KeeperEnded, KeeperStarted, Keeping},
     role::{Goodbye, RoleChange, Standing, Started, Waiting, WaitingForArbiter},
     suspicion::{Stalled, Suspect},
-    swap::{Answered, Asking, CopyMissed, Fenced, HandBack, Lost, RegisterRead, Renouncing, WaitingForStandby, Yielding},
+    swap::{
+        Answered, Asking, CopyMissed, Fenced, HandBack, Lost, RegisterRead, Renouncing, WaitingForStandby, Yielding,
+    },
     vm::{
         Abandoned, Attached, DataPathDied, Discarded, Exported, HealthChanged, ImageFound, ImageKept, LeftoverRemoved,
         QemuCommandChanged, Reattached, Rehearsed, Rehearsing, Running, SourceBroken, TakeoverFailed, VmGone,

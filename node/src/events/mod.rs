@@ -32,7 +32,8 @@ mod witness;
 
 pub use event::Event;
 pub use link::{
-    BeatsWish, Before, EpochRefused, FellBack, KeepaliveSet, Nack, NoSession, Refused, Rejoining, Set, Syncing, Transport,
+    BeatsWish, Before, EpochRefused, FellBack, KeepaliveSet, Nack, NoSession, Refused, Rejoining, Set, Syncing,
+    Transport,
 };
 pub use operator::{Ended, Exit, Operator, OperatorRefused, Order, Signal};
 pub use output::{GateOutputs, KeeperEnded, KeeperStarted, Keeping, OutputFigures};
@@ -42,7 +43,8 @@ pub use role::{
 };
 pub use suspicion::{OwnLate, PathSilence, Silence, Stalled, Suspect};
 pub use swap::{
-    Answered, Asking, CopyMissed, Fenced, HandBack, Lost, Outcome, RegisterRead, Renouncing, WaitingForStandby, Yielding,
+    Answered, Asking, CopyMissed, Fenced, HandBack, Lost, Outcome, RegisterRead, Renouncing, WaitingForStandby,
+    Yielding,
 };
 pub use vm::{
     Abandoned, Attached, DataPathDied, Discarded, Exported, HealthChanged, ImageFound, ImageKept, LeftoverRemoved,

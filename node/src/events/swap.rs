@@ -3,19 +3,16 @@
 use super::Standing;
 use mc_core::{
     id::{Generation, Name},
-    register::{CasOutcome, Register},
+    register::{CasOutcome, Register, Swap},
 };
 use serde::{Deserialize, Serialize};
 
 /// A swap that the arbiter is asked for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Asking {
-    /// The generation that the register must hold.
-    pub expect: Generation,
-    /// What it shall hold.
-    pub new: Register,
-    /// Whether the other side may want it as well.
-    pub contested: bool,
+    /// What is expected, what shall be there, and whether another node may want the VM too.
+    #[serde(flatten)]
+    pub swap: Swap,
     /// How things stood; absent from a supervisor.
     #[serde(flatten)]
     pub standing: Option<Standing>,

@@ -74,7 +74,11 @@ fn every_event_and_field_is_in_the_manual() {
         let name = fields["event"].as_str().unwrap();
         let row = rows.iter().find(|row| row.starts_with(&format!("| `{name}` ")));
         let row = row.unwrap_or_else(|| panic!("docs/EVENTS.md has no row for {name}"));
-        assert_eq!(row.starts_with(&format!("| `{name}` | r |")), read(&fields).is_of_roles(), "journal of roles: {name}");
+        assert_eq!(
+            row.starts_with(&format!("| `{name}` | r |")),
+            read(&fields).is_of_roles(),
+            "journal of roles: {name}"
+        );
         let standing = ["role", "epochs", "output", "arbiter", "registered", "revoked_ago_ms"];
         let is_told = |field: &str| {
             let stands = row.contains("*standing*") && standing.contains(&field);

@@ -64,7 +64,11 @@ mod tests {
         let (vm, patience) = (Name::new("web").unwrap(), Duration::from_secs(60));
         let journals = Journals::spawn(dir.path(), vm, "standby").unwrap();
         let put = |event: &Event, pad: usize| {
-            let line = format!("{{\"schema\":1,\"event\":\"{}\",\"at_ms\":1,\"why\":\"{}\"}}\n", event.name(), "x".repeat(pad));
+            let line = format!(
+                "{{\"schema\":1,\"event\":\"{}\",\"at_ms\":1,\"why\":\"{}\"}}\n",
+                event.name(),
+                "x".repeat(pad)
+            );
             journals.put(event, line);
         };
         put(&Event::GaveUp("an operator's word".into()), 10);
@@ -77,7 +81,9 @@ mod tests {
             }
         }
         assert!(journals.flush(patience) && journals.lost() == 0);
-        let events = |path: &Path| read(path).unwrap().records.into_iter().map(|e| e.event.name().to_owned()).collect::<Vec<_>>();
+        let events = |path: &Path| {
+            read(path).unwrap().records.into_iter().map(|e| e.event.name().to_owned()).collect::<Vec<_>>()
+        };
         assert!(!events(&path(dir.path(), vm, "standby")).contains(&"gave-up".to_owned()), "it was pushed out there");
         assert_eq!(events(&roles_path(dir.path(), vm, "standby")), ["gave-up"]);
     }
