@@ -37,7 +37,7 @@ use mc_core::{
     wire::control::GoodbyeReason,
 };
 use node::{
-    arbiter::{Answer, ArbiterClient},
+    arbiter::{Answer, ArbiterClient, ArbiterWatch, Stance},
     clock::{Clock, WatchedClock, unix_ms},
     events::{Event as Told, Process, RoleChange, SourceBroken, Suspect, VmGone, emit},
     exit::{self, Code},
@@ -111,7 +111,7 @@ pub(super) struct DataPath {
     role: (Role, bool),
     /// Since when it has been so, ms since 1970.
     pub(super) role_since_ms: u64,
-    arbiter_watch: report::ArbiterWatch,
+    arbiter_watch: ArbiterWatch,
     /// What the register holds, as this process heard last.
     pub(super) held: Option<Register>,
     pub(super) suspected: bool,
@@ -240,7 +240,7 @@ impl DataPath {
             stalls_before: 0,
             role: (Role::Solo, false),
             role_since_ms: unix_ms(),
-            arbiter_watch: report::ArbiterWatch::default(),
+            arbiter_watch: ArbiterWatch::default(),
             held: None,
             suspected: false,
             swaps: Swaps::default(),
@@ -422,9 +422,9 @@ impl DataPath {
             }
         }
         let stance = match self.driver.machine().role() {
-            Role::Registering | Role::Protected => report::Stance::Protects,
-            Role::Claiming => report::Stance::Claims,
-            _ => report::Stance::Idle,
+            Role::Registering | Role::Protected => Stance::Protects,
+            Role::Claiming => Stance::Claims,
+            _ => Stance::Idle,
         };
         self.arbiter_watch.look(&self.arbiter.health(), stance);
     }

@@ -39,7 +39,7 @@ use mc_core::{
     register::{Mode, Owner, Register},
 };
 use node::{
-    arbiter::{Answer, ArbiterClient, Ask},
+    arbiter::{Answer, ArbiterClient, Ask, ArbiterWatch, Stance},
     clock::Clock,
     events::{Ended, Event, Fenced, Operator, Reattached, Refused, RegisterRead, Role, Signal, VmGone, emit},
     exit::{Code, ExitError, cannot_listen},
@@ -105,7 +105,7 @@ struct Running {
     base: Snapshot,
     since: Time,
     read_at: Option<Time>,
-    arbiter_watch: report::ArbiterWatch,
+    arbiter_watch: ArbiterWatch,
     ending: Option<Code>,
     /// Why a signal was refused.
     stays: Option<String>,
@@ -179,7 +179,7 @@ impl Running {
             base,
             since,
             read_at: None,
-            arbiter_watch: report::ArbiterWatch::default(),
+            arbiter_watch: ArbiterWatch::default(),
             ending: None,
             stays: None,
         }
@@ -294,7 +294,7 @@ impl Running {
                 self.hear_register(held)?;
             }
         }
-        self.arbiter_watch.look(&self.desk.arbiter.health(), report::Stance::Idle);
+        self.arbiter_watch.look(&self.desk.arbiter.health(), Stance::Idle);
         Ok(())
     }
 

@@ -17,11 +17,13 @@ mod link;
 mod manual;
 mod memory;
 mod spec;
+mod watch;
 mod worker;
 
 pub use health::{Health, Told};
 pub use memory::MemoryError;
 pub use spec::{ArbiterSpec, ArbiterSpecError, HostPort, HostPortError};
+pub use watch::{ArbiterWatch, Stance};
 
 use crate::{
     exit::{Code, ExitError},
