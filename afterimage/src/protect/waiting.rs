@@ -15,7 +15,7 @@ use mc_core::{
     register::{CasOutcome, Register, Swap},
 };
 use node::{
-    arbiter::{Answer, ArbiterClient, ArbiterSpec, Ask, ArbiterWatch, Stance},
+    arbiter::{Answer, ArbiterClient, ArbiterSpec, ArbiterWatch, Ask, Stance},
     clock::unix_ms,
     events::{Event, Operator, Order, Role, WaitingForArbiter, emit},
     inbox::{readable, wait},

@@ -34,7 +34,7 @@ use mc_core::{
     transport::Transport,
 };
 use node::{
-    arbiter::{Answer, ArbiterClient, ArbiterSpec, Ask, ArbiterWatch, Stance},
+    arbiter::{Answer, ArbiterClient, ArbiterSpec, ArbiterWatch, Ask, Stance},
     clock::{Clock, WatchedClock, unix_ms},
     events::{self, Event as Told, Operator, QemuTimes, RoleChange, Started, Suspect, Takeover, Waiting, emit},
     exit::{Code, ExitError, cannot_listen},

@@ -39,7 +39,7 @@ use mc_core::{
     register::{Mode, Owner, Register},
 };
 use node::{
-    arbiter::{Answer, ArbiterClient, Ask, ArbiterWatch, Stance},
+    arbiter::{Answer, ArbiterClient, ArbiterWatch, Ask, Stance},
     clock::Clock,
     events::{Ended, Event, Fenced, Operator, Reattached, Refused, RegisterRead, Role, Signal, VmGone, emit},
     exit::{Code, ExitError, cannot_listen},

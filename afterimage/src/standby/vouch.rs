@@ -6,7 +6,7 @@
 //!            └─ refused                              └─ no word: refused  └─ another's: refused
 //! ```
 
-use super::{BUSY, NOTHING_STARTED, main_loop::Node, vm::WaitingVm};
+use super::{main_loop::Node, vm::WaitingVm};
 use crate::{report, room::Room};
 use mc_core::{
     id::{self, Time},
@@ -18,6 +18,7 @@ use node::{
     arbiter::{ArbiterSpec, Ask},
     events::{Event as Told, Refused, emit},
     exit, identity,
+    primary::session::{BUSY, NOTHING_STARTED},
     repeated::{Repeated, and_more},
 };
 use std::{

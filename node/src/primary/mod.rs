@@ -33,7 +33,7 @@ pub use vm::PrimaryVm;
 use crate::{
     arbiter::{ArbiterClient, Ask, Stance},
     clock::{WatchedClock, unix_ms},
-    events::{Asking, Epochs, Event, Standing, emit, ms},
+    events::{self as told, Asking, Epochs, Event, RoleChange, Standing, emit, ms},
     host::Host,
     inbox::Inbox,
     keepalive::BeatHandle,
@@ -104,8 +104,8 @@ pub struct Begin {
 impl<S: CheckpointSource, G: OutputGate> Primary<S, G> {
     /// The VM runs solo, behind `gate`.
     #[must_use]
-    pub fn new(begin: Begin, gate: G, arbiter: ArbiterClient) -> Self {
-        let Begin { machine, register, slab_bytes, staging: (cap, on_cap), patience, protect } = begin;
+    pub fn new(begin: &Begin, gate: G, arbiter: ArbiterClient) -> Self {
+        let &Begin { machine, register, slab_bytes, staging: (cap, on_cap), patience, protect } = begin;
         let host = Host::new(arbiter);
         let pool = SlabPool::new(slab_bytes, cap);
         let machine = Machine::new(machine, register);
@@ -235,6 +235,29 @@ impl<S: CheckpointSource, G: OutputGate> Primary<S, G> {
         let trouble = self.trouble.take().unwrap_or_else(|| Trouble::passing("the session with the standby ended"));
         let protected = self.protected_since.take().map(|since| self.host.now().since(since));
         (trouble, protected)
+    }
+
+    /// An event for every change of role that a watcher cares about.
+    fn tell_role(&self) {
+        let machine = self.driver.machine();
+        let (captured, acked) = machine.epochs();
+        let event: Option<fn(RoleChange) -> Event> = match machine.role() {
+            Role::Solo => Some(Event::Solo),
+            Role::Registering => Some(Event::Registering),
+            // Registered is not protected yet: the standby has to have an epoch whose output was held.
+            Role::Protected if !machine.is_protected() => Some(Event::Holding),
+            Role::Protected => Some(Event::Protected),
+            Role::Claiming => Some(Event::Claiming),
+            // These have events of their own, with more to say.
+            Role::Syncing | Role::Fenced | Role::Ended | Role::HandingBack => None,
+        };
+        let holding = machine.role() == Role::Protected && !machine.is_protected();
+        let role = if holding { "holding" } else { told::Role::from(machine.role()).as_str() };
+        tracing::info!(role, generation = machine.generation().0, epoch = captured.0, "role");
+        if let Some(event) = event {
+            let (epoch, acked, standing) = (Some(captured), Some(acked), Some(self.standing()));
+            emit(event(RoleChange { vm: None, generation: machine.generation(), epoch, acked, standing }));
+        }
     }
 
     /// Whether the role is another one than in the turn before.

@@ -4,7 +4,7 @@
 use super::{Primary, Trouble};
 use crate::{
     beats::Wish,
-    events::{Event as Told, emit},
+    events::{Event as Told, Suspect, WhyNow, emit},
     keepalive::{BeatHandle, Verdict},
 };
 use mc_core::{
@@ -68,6 +68,9 @@ impl<S: CheckpointSource, G: OutputGate> Primary<S, G> {
     /// The link is gone. A standby that never heard this side ends its session by itself, and says so on its host only: here its
     /// beats tell. (What ended long before the standby's patience did proves nothing about them.) Returns what they tell.
     pub fn link_lost(&mut self, why: &str) -> Option<String> {
+        tracing::warn!(why, "link lost");
+        let standing = Some(self.standing());
+        emit(Told::LinkLost(WhyNow { why: why.to_owned(), standing }));
         let host = &self.host;
         let never = |beats: &&BeatHandle| {
             beats.proof().echoed == 0 && host.now().since(beats.started()) >= beats.startup_limit() / 2
@@ -79,5 +82,14 @@ impl<S: CheckpointSource, G: OutputGate> Primary<S, G> {
             self.because(Trouble::passing(format!("the link to the standby broke: {why}")));
         }
         unproven
+    }
+
+    /// An ACK is overdue: the machine asks the arbiter.
+    pub fn late(&mut self) {
+        let why = "no epoch was ACKed in time, though beats may come";
+        tracing::error!(why, "the standby is suspect");
+        let standing = Some(self.standing());
+        emit(Told::Suspect(Box::new(Suspect { why: why.to_owned(), standing, ..Suspect::default() })));
+        self.because(Trouble::passing("the standby ACKed no epoch in time"));
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     address::LocalAddr,
     arbiter::{Answer, ArbiterClient, ArbiterConfig, ArbiterSpec, Ask, HostPort},
     beats::Wish,
-    events::{Event as Told, Fenced, WhyNow, emit},
+    events::{Event as Told, Fenced, emit},
     identity,
     paths::PathsConfig,
 };
@@ -141,7 +141,7 @@ impl<V: PrimaryVm> Runner<V> {
             patience: Duration::ZERO,
             protect: true,
         };
-        Ok(Self { primary: Primary::new(begin, gate, arbiter), settings, vm, owner, end: None })
+        Ok(Self { primary: Primary::new(&begin, gate, arbiter), settings, vm, owner, end: None })
     }
 
     /// Until the VM is gone, or another node's.
@@ -261,8 +261,6 @@ impl<V: PrimaryVm> PrimaryLoop for Runner<V> {
             }
             PrimaryErrand::End => self.end = Some(End::VmGone),
             PrimaryErrand::LinkLost(why) => {
-                let standing = Some(self.primary.standing());
-                emit(Told::LinkLost(WhyNow { why: why.clone(), standing }));
                 if let Some(unproven) = self.primary.link_lost(&why) {
                     self.no_beats(unproven);
                 }
@@ -276,7 +274,7 @@ impl<V: PrimaryVm> PrimaryLoop for Runner<V> {
                 self.primary
                     .because(Trouble::lasting(format!("the standby refused a checkpoint ({reason:?}): {words}")));
             }
-            PrimaryErrand::Late => self.primary.because(Trouble::passing("the standby ACKed no epoch in time")),
+            PrimaryErrand::Late => self.primary.late(),
             PrimaryErrand::GaveUp => self.primary.because(Trouble::lasting("a checkpoint was larger than staging")),
             PrimaryErrand::HandsBack => {}
         }

@@ -174,6 +174,7 @@ pub trait PrimaryLoop {
         self.run_errands()?;
         self.answer()?;
         if self.primary_mut().has_new_role() {
+            self.primary().tell_role();
             self.new_role();
         }
         Ok(())
