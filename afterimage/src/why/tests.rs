@@ -253,7 +253,7 @@ fn a_clock_that_is_set_back_does_not_turn_stories_round() {
     events.extend(in_boot("one", -700.0, &takeover(1000.0)[2..]));
     journal(dir.path(), "primary", &events);
     let text = render(&look(dir.path(), None, None, None).unwrap());
-    assert!(text.contains("+9.5 ms  primary     running  epoch=54"), "{text}");
+    assert!(text.contains("+9.5 ms  data-path   running  epoch=54"), "{text}");
 }
 
 #[test]
