@@ -204,7 +204,7 @@ impl Session {
         self.driver.pump();
         while let Some(errand) = self.driver.errand() {
             match errand {
-                PrimaryErrand::Cas { new, .. } => self.driver.event(Event::Cas(CasOutcome::Won(new))),
+                PrimaryErrand::Cas(swap) => self.driver.event(Event::Cas(CasOutcome::Won(swap.new))),
                 PrimaryErrand::StartSource => {}
                 other => bail!("protection was lost: {other:?}"),
             }
