@@ -14,7 +14,10 @@ use anyhow::{Context, Result};
 use mc_core::{
     id::{Generation, Incarnation, WitnessId},
     register::Owner,
-    wire::{VERSION, beat::BeatKey, session::Hello},
+    wire::{
+        beat::BeatKey,
+        session::{Hello, Purpose, VERSIONS},
+    },
 };
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::{
@@ -142,13 +145,13 @@ fn hello(brief: &Brief, generation: Generation, beat_port: u16) -> Result<Hello>
     getrandom(&mut key, GetRandomFlags::empty())?;
     let interval_us = beats::interval_us(config.beat_interval)?;
     Ok(Hello {
-        versions: (VERSION, VERSION),
+        versions: VERSIONS,
         slab_size: u32::try_from(config.slab_bytes).context("slab size")?,
         staging_slabs: u32::try_from(config.staging_bytes / config.slab_bytes).context("staging size")?,
         rdma: false,
         incarnation: Incarnation(u64::from_le_bytes(incarnation)),
         generation,
-        vm: config.vm,
+        purpose: Purpose::Protect(config.vm),
         node: brief.register.owner.node,
         witness: WitnessId::NONE,
         instance: brief.register.owner.instance,
