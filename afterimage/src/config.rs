@@ -9,29 +9,28 @@ mod near;
 mod on_cap;
 mod paths;
 mod resolve;
-mod time;
 mod units;
 
 pub(crate) use look::twice;
+pub use node::paths::{KeepaliveWish, PathsConfig, TransportWish};
+pub use node::units::{parse_ago, parse_duration, parse_size, size_text, time_text};
 pub use on_cap::OnCapWish;
-pub use paths::{KeepaliveWish, PathArgs, PathsConfig, TransportWish};
+pub use paths::PathArgs;
 pub(crate) use resolve::hostname;
 pub use resolve::{check, check_text, next_standby};
-pub use time::{parse_ago, parse_duration, time_text};
-pub(crate) use units::size_text;
-pub use units::{NicSpec, parse_listen, parse_multiplier, parse_size};
+pub use units::{NicSpec, parse_listen, parse_multiplier};
 
-use crate::{
+use mc_core::id::{Name, Node};
+use node::{
     address::LocalAddr,
     arbiter::{ArbiterConfig, ArbiterSpec, HostPort},
     beats::Wish,
     exit::ExitError,
-    qemu::inventory::Forced,
 };
-use mc_core::id::{Name, Node};
 use serde::{Deserialize, Serialize};
 use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 use units::{Kib, Mib, Millis};
+use vmm_qemu::inventory::Forced;
 
 /// `afterimage witness`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

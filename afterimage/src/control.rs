@@ -2,17 +2,18 @@
 
 use crate::{
     cli::Side,
-    clock::Clock,
-    events::emit,
-    exit::{Code, ExitError},
-    inbox::{self, Inbox},
     keeper,
-    progress::Progress,
     status::{ControlError, ControlSocket, RUNNING, Request, Response, SCHEMA, Status, WAITING, ask, socket_path},
 };
 use anyhow::Result;
 use mc_core::id::Name;
-use serde_json::json;
+use node::{
+    clock::Clock,
+    events::{Event, OperatorRefused, emit},
+    exit::{Code, ExitError},
+    inbox::{self, Inbox},
+    progress::Progress,
+};
 use std::{
     os::{
         fd::{AsFd, BorrowedFd},
@@ -42,8 +43,8 @@ pub struct ControlRequest {
 impl ControlRequest {
     /// Answers it. Who asked may have gone. That an order was refused belongs into the journal, as the order does.
     pub fn reply(self, response: Response) {
-        if let (true, Response::Refused { message, .. }) = (self.request.decides(), &response) {
-            emit("operator-refused", json!({ "request": self.request, "why": message }));
+        if let (Some(request), Response::Refused { message, .. }) = (self.request.decision(), &response) {
+            emit(Event::OperatorRefused(OperatorRefused { request, role: None, why: message.clone() }));
         }
         let _ = self.reply.send(response);
     }

@@ -1,14 +1,17 @@
 //! The `afterimage` binary: reads the command line, runs the command, and turns what comes of it into an exit code.
 
 use afterimage::{
-    arbiter,
     cli::{Cli, Command, ConfigCommand, ImageCommand, KeepaliveCommand, RdmaCommand},
     config::{self, ProtectConfig, StandbyConfig, WitnessConfig},
-    events,
-    exit::{self, Code, ExitError},
-    keeper, live, narration, probe, protect, rdma, standby, status, tuner, why, witness,
+    keeper, live, probe, protect, standby, status, tuner, why, witness,
 };
 use clap::Parser;
+use node::{
+    arbiter,
+    events::{self, Event, Exit},
+    exit::{self, Code, ExitError},
+    narration, rdma,
+};
 use std::{io::Write, process::ExitCode, time::Duration};
 
 /// What a process that ends has to say gets so long to be written, each way: stdout, journal, stderr.
@@ -39,7 +42,7 @@ fn say_how(ended: &anyhow::Result<Code>) {
             Ok(code) => (*code, None),
             Err(error) => (exit::explain(error).0, Some(exit::words(error))),
         };
-        events::emit("exit", serde_json::json!({ "code": code as u8, "why": why }));
+        events::emit(Event::Exit(Exit { code: code as u8, why }));
     }
     events::flush(LAST_WORDS);
 }

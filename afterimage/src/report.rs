@@ -1,99 +1,24 @@
 //! What both sides report in the same words.
 
 use crate::{
-    arbiter::{ArbiterClient, Health},
-    clock::Clock,
     config,
-    events::emit,
-    gate,
-    keepalive::BeatHandle,
+    control::refused,
     metrics::Snapshot,
-    paths::Watch,
-    status::{ArbiterStatus, Beats, Status, WhyNot},
+    status::{ArbiterStatus, Beats, Response, Status, WhyNot},
 };
 use mc_core::{
     gate::GateStats,
     id::{Time, WitnessId},
-    register::{CasOutcome, Swap},
     slab::PoolStats,
 };
-use serde_json::{Value, json};
-use std::time::Duration;
-
-/// A swap's outcome, as an event's fields.
-#[must_use]
-pub fn outcome(outcome: &CasOutcome) -> Value {
-    match outcome {
-        CasOutcome::Won(register) => json!({ "outcome": "won", "register": register }),
-        CasOutcome::Lost(held) => json!({ "outcome": "lost", "register": held }),
-    }
-}
-
-/// A swap that the arbiter is asked for, as an event's fields.
-#[must_use]
-pub fn asked(Swap { expect, new, contested }: &Swap) -> Value {
-    json!({ "expect": expect, "new": new, "contested": contested })
-}
-
-/// ms, to the microsecond.
-#[must_use]
-pub fn ms(duration: Duration) -> f64 {
-    (duration.as_secs_f64() * 1e6).round() / 1e3
-}
-
-/// A suspicion raised by the beats, as an event's fields: how long by which path, what was allowed, and how late this side
-/// was itself.
-#[must_use]
-pub fn suspicion(beats: &BeatHandle, watch: &Watch, now: Time) -> Value {
-    let (times, worst, received) = beats.lateness();
-    let mut fields = json!({
-        "why": if beats.is_running() { "missed beats" } else { "the thread that hears beats has died" },
-        "paths": watch.heard(beats, now),
-        "own_late": { "times": times, "max_ms": ms(worst) },
-        "received": received,
-    });
-    let proof = beats.proof();
-    if proof.heard == 0 || proof.echoed == 0 {
-        // They never worked: no host has died, the network drops them.
-        fields["unproven"] = json!(watch.unproven(beats, "the other side", now));
-    }
-    if let Some(report) = beats.suspicion() {
-        fields["silent_ms"] = json!(ms(report.silent_for));
-        fields["missed"] = json!(report.missed);
-        fields["detection_ms"] = json!(ms(report.detection_time));
-        // In force when it fell silent: an operator may have changed what the session began with.
-        fields["interval_ms"] = json!(beats.negotiation().0.receive.map(ms));
-    }
-    fields
-}
-
-/// Adds all fields of `more`.
-#[must_use]
-pub fn with(mut fields: Value, more: Value) -> Value {
-    if let (Value::Object(fields), Value::Object(more)) = (&mut fields, more) {
-        fields.extend(more);
-    }
-    fields
-}
-
-/// What the gate holds, let out and dropped so far, as an event's field.
-#[must_use]
-pub fn output(stats: GateStats) -> Value {
-    json!({
-        "held": stats.held_packets, "held_bytes": stats.held_bytes, "released": stats.released_packets,
-        "dropped": stats.dropped_packets,
-    })
-}
-
-/// How the arbiter is, as an event's field.
-#[must_use]
-pub fn arbiter_field(arbiter: &ArbiterClient) -> Value {
-    let health = arbiter.health();
-    json!({
-        "spec": arbiter.spec().to_string(), "reachable": health.reachable, "last_error": health.last_error,
-        "fault": health.fault, "failover_impossible": health.failover_possible().err(),
-    })
-}
+use node::{
+    arbiter::{ArbiterClient, Health},
+    clock::Clock,
+    events::{ArbiterFault, Event, emit},
+    keepalive::{BeatHandle, PathsReader},
+    paths::Watch,
+};
+use vmm_qemu::gate;
 
 /// What the arbiter's absence means where it is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,7 +69,7 @@ impl ArbiterWatch {
             Some(Stance::Claims) if before.0 != now.0 => tracing::warn!("{}", Stance::Claims.unreachable()),
             None if before.0.is_some() => {
                 tracing::info!("the arbiter can be reached");
-                emit("arbiter-reachable", json!({}));
+                emit(Event::ArbiterReachable);
             }
             _ => {}
         }
@@ -153,7 +78,7 @@ impl ArbiterWatch {
             Some(why) => unfit(&why, health),
             None if health.reachable => {
                 tracing::info!("the arbiter is as it should be again: failover is possible");
-                emit("arbiter-mended", json!({}));
+                emit(Event::ArbiterMended);
             }
             None => {}
         }
@@ -163,7 +88,7 @@ impl ArbiterWatch {
 fn unreachable(health: &Health, stance: Stance) {
     let why = health.last_error.as_deref().unwrap_or("no answer");
     tracing::warn!(why, "{}", stance.unreachable());
-    emit("arbiter-unreachable", json!({ "why": why }));
+    emit(Event::ArbiterUnreachable(why.into()));
 }
 
 /// Of a primary whose role is claiming: what is held, why, and the way out. What a host that is cut off cannot know, it does not
@@ -193,17 +118,11 @@ pub fn fill_claim(status: &mut Status, cause: &str, since_ms: u64) {
     });
 }
 
-/// Milliseconds since 1970.
-#[must_use]
-pub fn unix_ms() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
-}
-
 fn unfit(why: &str, health: &Health) {
     let remedy = health.remedy();
     tracing::error!(why, remedy, "the arbiter answers, but a failover is impossible");
-    emit("arbiter-fault", json!({ "why": why, "remedy": remedy, "fault": health.fault }));
+    let (why, remedy) = (why.to_owned(), remedy.map(str::to_owned));
+    emit(Event::ArbiterFault(Box::new(ArbiterFault { why, remedy, fault: health.fault })));
 }
 
 /// What is true of every protected VM, and an operator might not expect.
@@ -276,4 +195,28 @@ pub fn fill_beats(status: &mut Status, beats: &BeatHandle) {
     };
     status.counters.insert("beats_withheld".into(), stats.withheld);
     status.notes.extend(beats.notes().iter().cloned());
+}
+
+/// The answer to who asks for the measurements of a session's beats.
+#[must_use]
+pub fn measured(watch: &Watch, beats: Option<&BeatHandle>) -> Response {
+    let measured = watch.report().zip(beats).and_then(|(report, beats)| report.measured(beats));
+    measured.map_or_else(
+        || refused("there is no session whose beats could be measured: the VM is not protected"),
+        |measured| Response::Measured(Box::new(measured)),
+    )
+}
+
+/// Fills in which way the session goes.
+pub fn fill_paths(status: &mut Status, watch: &Watch) {
+    status.counters.insert("fallbacks".into(), watch.fallbacks());
+    let Some(report) = watch.report() else { return };
+    status.transport = match watch.fell_back() {
+        None => report.transport.to_owned(),
+        Some(why) => format!("tcp (fell back from RDMA: {why}; {} times)", watch.fallbacks()),
+    };
+    status.transport_why.clone_from(&report.why);
+    status.rdma.clone_from(&report.rdma);
+    status.keepalive = report.keepalive.to_owned();
+    status.beat_paths = report.beat_paths.as_ref().map(PathsReader::stats).unwrap_or_default();
 }

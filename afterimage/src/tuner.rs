@@ -1,7 +1,7 @@
 //! `afterimage keepalive tune`: what each setting would do, from a probe file or a running session; and which to use.
 //!
 //! Everything that was measured counts: each phase, and what either end heard. A setting is judged by the worst of them. The statistics
-//! are [`crate::tune`]'s.
+//! are [`node::tune`]'s.
 
 mod text;
 
@@ -9,13 +9,15 @@ pub(crate) use text::frequency;
 
 use crate::{
     cli::{Frequency, TuneArgs},
-    exit::{Code, ExitError},
-    keepalive::Measured,
     probe::{self, ProbeFile},
-    tune::{Assessment, Limit, Model, Support, Verdict},
 };
 use anyhow::Result;
 use mc_core::detector::{MAX_INTERVAL, MIN_INTERVAL};
+use node::{
+    exit::{Code, ExitError},
+    keepalive::Measured,
+    tune::{Assessment, Limit, Model, Support, Verdict},
+};
 use serde::Serialize;
 use std::{io::Write, time::Duration};
 
@@ -316,7 +318,7 @@ fn warnings(views: &[View<'_>], measured: Duration) -> Vec<String> {
                  said",
                 view.name,
                 m.excess.count(),
-                crate::tune::FEWEST
+                node::tune::FEWEST
             ));
         }
         if m.unrecorded > 0 {
@@ -375,7 +377,7 @@ fn limits(view: &View<'_>, a: &Assessment) -> Vec<String> {
 fn fit(view: &View<'_>) -> Fit {
     let (m, model) = (view.measured, &view.model);
     let tail =
-        |t: &crate::tune::Tail| FitTail { threshold_s: t.threshold, scale_s: t.scale, shape: t.shape, over: t.over };
+        |t: &node::tune::Tail| FitTail { threshold_s: t.threshold, scale_s: t.scale, shape: t.shape, over: t.over };
     Fit {
         view: view.name.clone(),
         observed_s: m.observed().as_secs_f64(),

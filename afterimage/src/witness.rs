@@ -23,17 +23,19 @@ pub use operator::{NodeSpec, RegisterReport, WitnessReport, WitnessRequest, oper
 pub use store::OpenError;
 
 use crate::{
-    arbiter::file::StoreError,
     config::WitnessConfig,
-    exit::{Code, ExitError, listen_remedy},
     metrics,
     status::{ControlError, ControlSocket},
-    wake::Wake,
 };
 use clients::{Clients, MAX_CLIENTS};
 use mc_core::{
     arbiter::{Arbiter, Limits},
     id::Name,
+};
+use node::{
+    arbiter::file::StoreError,
+    exit::{Code, ExitError, listen_remedy},
+    wake::Wake,
 };
 use registrar::{Input, Me, Registrar};
 use rustix::{

@@ -1,7 +1,6 @@
 //! Callers that are too many, that say nothing, or that are not whom they say: at everything that accepts connections.
 
 use afterimage::{
-    arbiter::{Answer, ArbiterClient, ArbiterConfig, Ask},
     status::{Request, Response, ask},
     witness::Witness,
 };
@@ -14,6 +13,7 @@ use mc_core::{
         session::{Hello, Purpose, VERSIONS},
     },
 };
+use node::arbiter::{Answer, ArbiterClient, ArbiterConfig, Ask};
 use serde_json::{Value, json};
 use std::{
     fs::{self, File},

@@ -1,11 +1,11 @@
 //! The endpoint, docs/METRICS.md, the dashboard and the alert rules name the same metrics.
 
 use afterimage::{
-    keepalive::{BeatStats, PathStats},
     metrics::{Snapshot, Witness, openmetrics, plain},
     status::{ArbiterStatus, Status, Takeover},
 };
 use mc_core::testing::skip;
+use node::keepalive::{BeatStats, PathStats};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,

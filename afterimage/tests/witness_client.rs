@@ -2,15 +2,13 @@
 
 mod witness_common;
 
-use afterimage::{
-    arbiter::{Answer, ArbiterClient, ArbiterConfig, ArbiterError, ArbiterSpec, Ask, ask_once},
-    witness::Witness,
-};
+use afterimage::witness::Witness;
 use mc_core::{
     id::{Generation, WitnessId},
     register::{CasOutcome, Register, Swap},
     wire::arbiter::{self as wire, ANSWER_LEN, Outcome, REQUEST_LEN, Refusal, Request, Standing},
 };
+use node::arbiter::{Answer, ArbiterClient, ArbiterConfig, ArbiterError, ArbiterSpec, Ask, ask_once};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::{
     io::{Read, Write},

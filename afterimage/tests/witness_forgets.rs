@@ -2,13 +2,13 @@
 
 mod witness_common;
 
-use afterimage::arbiter::{Answer, ArbiterClient, ArbiterConfig, Ask, accept_witness, ask_once};
 use mc_core::{
     id::Generation,
     register::{CasOutcome, Register, Swap},
     seen::Fault,
     wire::arbiter as wire,
 };
+use node::arbiter::{Answer, ArbiterClient, ArbiterConfig, Ask, accept_witness, ask_once};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::{
     fs,

@@ -1,6 +1,6 @@
 //! Sizes and times of the command line, with their unit.
 
-pub use afterimage::config::parse_duration as parse_time;
+pub use node::units::parse_duration as parse_time;
 use std::time::Duration;
 
 /// The largest size that any option takes: 1 GiB.

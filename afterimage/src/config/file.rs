@@ -2,14 +2,15 @@
 
 use super::{
     ConfigError, OnCapWish, near,
-    paths::{KeepaliveWish, PathSettings, TransportWish},
+    paths::PathSettings,
     units::{Kib, Mib, Millis, NicSpec},
 };
-use crate::{
+use mc_core::id::Name;
+use node::paths::{KeepaliveWish, TransportWish};
+use node::{
     address::{Listen, LocalAddr},
     arbiter::{ArbiterSpec, HostPort},
 };
-use mc_core::id::Name;
 use serde::Deserialize;
 use std::{
     fs::File,

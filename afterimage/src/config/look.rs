@@ -4,8 +4,8 @@ use super::{
     ConfigError, NicSpec,
     file::{Sections, Setting, Source},
 };
-use crate::qemu::standby::check_command;
 use std::collections::HashSet;
+use vmm_qemu::standby::check_command;
 
 /// Looks at everything that `protect` and `standby` would refuse at their start.
 ///

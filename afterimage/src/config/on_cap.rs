@@ -1,8 +1,8 @@
 //! What a full staging means: `throttle`, `grow:SIZE`, `unprotect`.
 
-use super::units::{parse_size, size_text};
-use crate::arbiter::serde_as_text;
 use mc_core::primary::OnCap;
+use node::serde_as_text;
+use node::units::{parse_size, size_text};
 use std::{fmt, str::FromStr};
 
 /// As flags, files and `afterimage set` write it.

@@ -4,17 +4,15 @@ use super::{
     ConfigError, OnCapWish, ProtectConfig, StandbyConfig, WitnessConfig,
     file::{ProtectSection, Sections, Setting, Source, StandbySection, WitnessSection, load, parse},
     least_commit_deadline, look, paths,
-    time::time_text,
-    units::{Kib, LEAST_MULTIPLIER, MULTIPLIERS, Mib, Millis, size_text},
+    units::{Kib, LEAST_MULTIPLIER, MULTIPLIERS, Mib, Millis},
 };
-use crate::{
-    address::Listen,
-    cli::{ProtectArgs, StandbyArgs, WitnessArgs},
-};
+use crate::cli::{ProtectArgs, StandbyArgs, WitnessArgs};
 use mc_core::{
     detector::{MAX_INTERVAL, MIN_INTERVAL},
     id::Name,
 };
+use node::address::Listen;
+use node::units::{size_text, time_text};
 use serde::Serialize;
 use std::{
     fmt,
@@ -265,7 +263,7 @@ fn protect(r: &mut Resolver<'_>, args: ProtectArgs, mut s: ProtectSection) -> Re
     let window = r.or("window", args.window, s.window, 2);
     let held = r.or("held_limit_mib", args.held_limit.map(Mib), s.held_limit_mib, Mib(64 << 20));
     let run_dir = r.or("run_dir", args.run_dir, s.run_dir, RUN_DIR.into());
-    let state_dir = r.or("state_dir", args.state_dir, s.state_dir, crate::journal::STATE_DIR.into());
+    let state_dir = r.or("state_dir", args.state_dir, s.state_dir, node::journal::STATE_DIR.into());
     let metrics = r.optional("metrics", args.metrics.map(Listen), s.metrics).map(|listen| listen.0);
     let bind = r.optional("bind", args.bind, s.bind);
     let force = args.force_writable_disks.then_some(true);
@@ -336,7 +334,7 @@ fn standby(r: &mut Resolver<'_>, args: StandbyArgs, mut s: StandbySection) -> Re
     let detect_multiplier = r.or("detect_multiplier", args.detect_multiplier, s.detect_multiplier, MULTIPLIER);
     let stall_after = r.optional("stall_after_ms", args.stall_after.map(Millis), s.stall_after_ms);
     let run_dir = r.or("run_dir", args.run_dir, s.run_dir, RUN_DIR.into());
-    let state_dir = r.or("state_dir", args.state_dir, s.state_dir, crate::journal::STATE_DIR.into());
+    let state_dir = r.or("state_dir", args.state_dir, s.state_dir, node::journal::STATE_DIR.into());
     let metrics = r.optional("metrics", args.metrics.map(Listen), s.metrics).map(|listen| listen.0);
     let paths = paths::resolve(r, args.paths, path_settings, staging.0)?;
     let qemu = r.need("qemu", "-- QEMU ARGS...", some(args.qemu), s.qemu);

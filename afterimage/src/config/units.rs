@@ -1,7 +1,11 @@
 //! Durations, sizes and NICs: as flags with their unit ("20ms", "64MiB"), in files with the unit in the key (`epoch_ms`).
 
-use super::time::{from_micros, parse_duration};
-use crate::{address::parse_address, arbiter::serde_as_text};
+use node::{
+    address::parse_address,
+    serde_as_text,
+    units::{from_micros, parse_duration, whole},
+};
+
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{Error, Visitor},
@@ -14,35 +18,10 @@ use std::{
     time::Duration,
 };
 
-/// The largest size that any setting takes, bytes: 1 TiB.
-const LARGEST: u64 = 1 << 40;
-
-fn split(text: &str) -> (Option<f64>, &str) {
-    let at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
-    let plain = text[..at].bytes().all(|b| b.is_ascii_digit() || b == b'.');
-    (text[..at].parse().ok().filter(|_| plain), &text[at..])
-}
-
 /// Reads "10.0.0.2:9180", or "9180", which is that port on loopback.
 pub fn parse_listen(text: &str) -> Result<SocketAddr, String> {
     let port = text.parse().map(|port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
     port.or_else(|_| parse_address(text)).map_err(|why| format!("{why}, or a port alone for loopback"))
-}
-
-/// Reads "256KiB", "64MiB", "1GiB". Bytes.
-pub fn parse_size(text: &str) -> Result<u64, String> {
-    let error =
-        || format!("invalid size {text:?}: allowed is a number and KiB, MiB or GiB, such as 64MiB, up to 1024GiB");
-    let (Some(number), unit) = split(text) else {
-        return Err(error());
-    };
-    let shift = match unit {
-        "KiB" => 10,
-        "MiB" => 20,
-        "GiB" => 30,
-        _ => return Err(error()),
-    };
-    whole(number * f64::from(1u32 << shift)).ok_or_else(error)
 }
 
 /// What a detection time may be multiplied by, and why not by less.
@@ -55,25 +34,6 @@ pub(super) const LEAST_MULTIPLIER: u8 = 2;
 pub fn parse_multiplier(text: &str) -> Result<u8, String> {
     let multiplier = text.parse().ok().filter(|multiplier| *multiplier >= LEAST_MULTIPLIER);
     multiplier.ok_or_else(|| format!("invalid multiplier {text:?}: allowed is {MULTIPLIERS}"))
-}
-
-/// As [`parse_size`] reads it: in the largest unit that comes out whole.
-pub(crate) fn size_text(bytes: u64) -> String {
-    let (n, unit) = match bytes {
-        b if b.is_multiple_of(1 << 30) => (b as f64 / f64::from(1 << 30), "GiB"),
-        b if b.is_multiple_of(1 << 20) => (b as f64 / f64::from(1 << 20), "MiB"),
-        b => (b as f64 / 1024.0, "KiB"),
-    };
-    format!("{n}{unit}")
-}
-
-/// A whole number of bytes, more than zero, at most [`LARGEST`]. A thousandth of a byte is forgiven: readers of JSON need not
-/// return the last bit of a fraction.
-fn whole(bytes: f64) -> Option<u64> {
-    let rounded = bytes.round();
-    let ok = (1.0..=LARGEST as f64).contains(&rounded) && (bytes - rounded).abs() < 1e-3;
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be whole and in range")]
-    ok.then_some(rounded as u64)
 }
 
 /// `n` as an integer if it is one: "20", not "20.0".
@@ -196,16 +156,6 @@ serde_as_text!(NicSpec);
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes() {
-        for (text, bytes) in [("256KiB", 256 << 10), ("64MiB", 64 << 20), ("1.5KiB", 1536), ("1024GiB", 1 << 40)] {
-            assert_eq!(parse_size(text), Ok(bytes), "{text}");
-        }
-        for text in ["", "64", "64MB", "64M", "MiB", "0MiB", "-1MiB", "1025GiB", "0.0001KiB", "64 MiB"] {
-            assert!(parse_size(text).unwrap_err().contains("KiB, MiB or GiB"), "{text}");
-        }
-    }
 
     #[test]
     fn a_port_alone_is_on_loopback() {

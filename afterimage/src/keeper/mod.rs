@@ -2,8 +2,8 @@
 //!
 //! A VM's packets leave its host through our gate only. While `protect` runs, that is the data path's. After a takeover, and
 //! after an orderly end of `protect`, nobody protects the VM, and its network must not depend on a process that is restarted,
-//! upgraded, or killed with its unit. So a small process keeps it, in a scope of its own ([`crate::scope`]): it passes packets
-//! between the NICs' sockets and their TAP devices ([`crate::gate`], open), and does nothing else. It holds no copy of the VM,
+//! upgraded, or killed with its unit. So a small process keeps it, in a scope of its own ([`node::scope`]): it passes packets
+//! between the NICs' sockets and their TAP devices ([`vmm_qemu::gate`], open), and does nothing else. It holds no copy of the VM,
 //! asks no arbiter, decides nothing; whoever wants its place asks for it ([`relieve`]).
 //!
 //! | file | |
@@ -29,25 +29,28 @@ use crate::{
     cli::{KeeperArgs, Side},
     config,
     control::Control,
-    events::{self, Who, emit},
-    exit::{Code, ExitError},
-    gate::{GateError, HELD_LIMIT_MIN, Mode, NicGate, NicParts, NicSpec, Options, TapPort},
-    mending::peer,
-    qemu::qmp::Watched,
     report,
-    signals::Signals,
     status::socket_path,
 };
 use anyhow::{Context, Result};
 use luggage::{FromKeeper, Luggage, ToKeeper};
 use mc_core::id::Name;
-use serde_json::json;
+use node::{
+    events::{self, Event, Keeping, Process, emit},
+    exit::{Code, ExitError},
+    signals::Signals,
+};
 use std::{
     os::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixStream,
     },
     time::{Duration, Instant},
+};
+use vmm_qemu::{
+    gate::{GateError, HELD_LIMIT_MIN, Mode, NicGate, NicParts, NicSpec, Options, TapPort},
+    mending::peer,
+    qmp::Watched,
 };
 
 /// For the starter to say "go".
@@ -58,8 +61,8 @@ const NIC_PATIENCE: Duration = Duration::from_secs(2);
 /// Passes packets until it is relieved, told to end, or the VM's QEMU ends.
 pub fn run(args: KeeperArgs) -> Result<Code> {
     let node = args.node.map_or_else(config::hostname, Ok).map_err(ExitError::from)?;
-    let who = Who { vm: args.vm, side: Side::Keeper.as_str(), node, process: "keeper" };
-    events::record(who, &args.state_dir).context("threads for events")?;
+    let record = events::record(args.vm, events::Side::Keeper, node, Process::Keeper, &args.state_dir);
+    record.context("threads for events")?;
     // Before the place is taken: from here on nothing that a starter counts on is lost by a signal.
     let signals = Signals::catch().context("catching signals")?;
     let starter = match args.yes_the_other_side_is_stopped {
@@ -82,10 +85,8 @@ pub fn run(args: KeeperArgs) -> Result<Code> {
         starter.say(&FromKeeper::Keeping, &[]).context("the starter went away")?;
     }
     let qemu = vm.as_ref().map(Watched::pid);
-    emit(
-        "keeping",
-        json!({ "vm": args.vm, "generation": args.generation, "qemu": qemu, "nics": nics.len(), "handed_over": handed }),
-    );
+    let (vm_name, generation) = (args.vm, args.generation);
+    emit(Event::Keeping(Keeping { vm: vm_name, generation, qemu, nics: nics.len(), handed_over: handed }));
     pump::Pump::new(args, node, nics, gate, vm, control, signals).run()
 }
 

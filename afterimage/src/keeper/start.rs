@@ -7,18 +7,18 @@ use super::{
 use crate::{
     cli::Side,
     config::{NicSpec, ProtectConfig, StandbyConfig},
-    exit::{Code, ExitError},
-    gate::NicGate,
-    inbox::{self, readable, wait},
-    program,
-    qemu::qmp::Watched,
-    scope::Scope,
     status::{Request, Response, ask, socket_path},
 };
 use anyhow::{Context, Result};
 use mc_core::{
     gate::OutputGate,
     id::{Generation, Name, Time},
+};
+use node::{
+    exit::{Code, ExitError},
+    inbox::{self, readable, wait},
+    program,
+    scope::Scope,
 };
 use rustix::net::sockopt::socket_peercred;
 use std::{
@@ -32,6 +32,7 @@ use std::{
     process::{Child, Stdio},
     time::{Duration, Instant},
 };
+use vmm_qemu::{gate::NicGate, qmp::Watched};
 
 /// For a new keeper to take its place, and then to begin.
 const START: Duration = Duration::from_secs(20);

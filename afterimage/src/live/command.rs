@@ -8,18 +8,20 @@ use super::{
     text,
 };
 use crate::{
-    beats::Wish,
     cli::{KeepaliveSetArgs, KeepaliveShowArgs, SetArgs, Side, StatusArgs},
-    exit::{Code, ExitError},
-    keepalive::Offer,
     status::{
         NoAnswer, Request, Response, as_json as all_as_json, ask, ask_all, ask_one, find, left, side, sockets, whose,
     },
-    tune::{self, Assessment, Support, Verdict},
     tuner::frequency,
 };
 use anyhow::{Result, bail};
 use mc_core::id::Name;
+use node::{
+    beats::Wish,
+    exit::{Code, ExitError},
+    keepalive::Offer,
+    tune::{self, Assessment, Support, Verdict},
+};
 use std::{
     io::{self, Write},
     path::{Path, PathBuf},
@@ -317,7 +319,7 @@ pub fn set(args: &SetArgs) -> Result<Code> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keepalive::Measured;
+    use node::keepalive::Measured;
 
     #[test]
     fn what_stays_is_saved_beside_what_was_asked_for() {

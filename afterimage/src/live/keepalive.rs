@@ -1,16 +1,16 @@
 //! What is in force between two sides, and what of an operator's wish is refused, with the numbers that say why.
 
 use super::SCHEMA;
-use crate::{
+use crate::status::Status;
+use mc_core::{detector::Parameters, histogram::Percentiles, id::Time};
+use node::{
     beats::Wish,
     clock::Clock,
     keepalive::{
         BeatHandle, Negotiation, Offer, PathStats,
         fit::{self, Unfit},
     },
-    status::Status,
 };
-use mc_core::{detector::Parameters, histogram::Percentiles, id::Time};
 use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, time::Duration};
 

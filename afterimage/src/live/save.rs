@@ -9,11 +9,8 @@
 //! whole new text beside it until that is on the disk.
 
 use super::endings;
-use crate::{
-    cli::Side,
-    config,
-    exit::{Code, ExitError},
-};
+use crate::{cli::Side, config};
+use node::exit::{Code, ExitError};
 use std::{
     fs::{self, File, Metadata, OpenOptions},
     io::{self, Write},

@@ -1,7 +1,7 @@
 //! What is in force, for a reader: in the manner of `show bfd peers` of FRR.
 
 use super::keepalive::KeepaliveReport;
-use crate::keepalive::Offer;
+use node::keepalive::Offer;
 
 /// µs as a person reads them, to the µs.
 pub(super) fn micros(us: u64) -> String {

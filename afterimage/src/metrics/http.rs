@@ -2,7 +2,7 @@
 //! httparse reads the head. Whoever talks slowly, or too much, costs a thread of ours for seconds, and the loop nothing.
 
 use super::text::plain;
-use crate::{
+use node::{
     accepting::accept_until,
     exit::{Code, ExitError},
     repeated::{Repeated, and_more},

@@ -9,22 +9,19 @@
 //! The loop that holds a VM's output does no more for a scrape than for a `status`, and that not oftener than [`FRESH`]: how
 //! many ask, and how slowly they read, is nothing to it. Histograms are the ones that `status` reads; nothing is recorded twice.
 
-mod buckets;
 mod collect;
 mod http;
 mod text;
 mod witness;
 
-pub use buckets::{BOUNDS, Buckets};
 pub use collect::Snapshot;
 pub use http::{Content, IfTaken, Server, look};
+pub use node::keepalive::{BOUNDS, Buckets};
 pub use text::{openmetrics, plain};
 pub use witness::{Witness, WitnessCounters};
 
-use crate::{
-    inbox::{self, Inbox, Outbox},
-    status::Status,
-};
+use crate::status::Status;
+use node::inbox::{self, Inbox, Outbox};
 use parking_lot::Mutex;
 use std::{
     net::SocketAddr,

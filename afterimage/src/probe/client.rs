@@ -10,12 +10,8 @@ use super::{
     view::View,
 };
 use crate::{
-    beats::{self, Wish},
     cli::{ProbeArgs, Side},
     config::{PathsConfig, parse_size},
-    exit::{self, Code, ExitError},
-    keepalive::{BeatHandle, Measured},
-    paths::{self, Link, Ours, Report},
     status::{Request, Response, ask, find},
 };
 use anyhow::{Context, Result, bail, ensure};
@@ -28,6 +24,12 @@ use mc_core::{
         control::{Body, Control, GoodbyeReason},
         session::{Hello, Purpose, VERSIONS},
     },
+};
+use node::{
+    beats::{self, Wish},
+    exit::{self, Code, ExitError},
+    keepalive::{BeatHandle, Measured},
+    paths::{self, Link, Ours, Report},
 };
 use rustix::rand::{GetRandomFlags, getrandom};
 use signal_hook::consts::{SIGINT, SIGTERM};

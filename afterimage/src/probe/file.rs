@@ -1,7 +1,7 @@
 //! The probe file: JSON, `"schema": 1`, `"kind": "keepalive-probe"`. Histograms as [`mc_core::histogram`] writes them (ns), losses as
-//! [`crate::keepalive::LossRuns`] does.
+//! [`node::keepalive::LossRuns`] does.
 
-use crate::keepalive::{Measured, at_most};
+use node::keepalive::{Measured, at_most};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::{
     fs::File,

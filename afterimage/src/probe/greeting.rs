@@ -1,8 +1,8 @@
 //! What the two ends say in the place of a VM's profile.
 
-use crate::keepalive::Measured;
 use anyhow::{Result, bail};
 use mc_core::id::Name;
+use node::keepalive::Measured;
 use serde::{Deserialize, Serialize};
 
 /// Of the JSON in the profile's place.

@@ -20,9 +20,9 @@ const DEAD: Duration = Duration::from_secs(2);
 
 /// Sleeps until the link has something to do, at most so long.
 pub(super) fn rest(link: &(impl Transport + ?Sized), most: Duration) {
-    let Some(fd) = crate::inbox::link(link) else { return std::thread::sleep(most) };
+    let Some(fd) = node::inbox::link(link) else { return std::thread::sleep(most) };
     // An error or a signal is as good as readiness: the link is polled next.
-    let _ = crate::inbox::wait(&mut [fd], mc_core::id::Time(0), None, most);
+    let _ = node::inbox::wait(&mut [fd], mc_core::id::Time(0), None, most);
 }
 
 /// The sending end.

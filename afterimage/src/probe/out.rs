@@ -1,7 +1,7 @@
 //! Where a probe file goes: opened before anything is measured, because an hour later is late to find out that it cannot be
 //! written.
 
-use crate::exit::ExitError;
+use node::exit::ExitError;
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},

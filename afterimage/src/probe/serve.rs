@@ -5,20 +5,19 @@ use super::{
     greeting::{self, Answer, Ask, Greeting},
     load::{self, Sink},
 };
-use crate::{
-    beats::{self, Wish},
-    cli::ServeArgs,
-    clock::Clock,
-    config::PathsConfig,
-    exit::{self, Code, ExitError, cannot_listen},
-    keepalive::{BeatHandle, Measured, Verdict},
-    paths::{self, Route},
-    repeated::{Repeated, and_more},
-};
+use crate::{cli::ServeArgs, config::PathsConfig};
 use anyhow::{Context, Result, bail};
 use mc_core::{
     id::{Incarnation, Node, NodeId},
     wire::session::{Hello, MAX_PROFILE, Purpose},
+};
+use node::{
+    beats::{self, Wish},
+    clock::Clock,
+    exit::{self, Code, ExitError, cannot_listen},
+    keepalive::{BeatHandle, Measured, Verdict},
+    paths::{self, Route},
+    repeated::{Repeated, and_more},
 };
 use parking_lot::Mutex;
 use signal_hook::consts::{SIGINT, SIGTERM};

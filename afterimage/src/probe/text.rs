@@ -1,8 +1,8 @@
 //! What a probe found, for people.
 
 use super::file::{Phase, ProbeFile};
-use crate::keepalive::{LossRuns, Measured};
 use mc_core::histogram::Histogram;
+use node::keepalive::{LossRuns, Measured};
 use std::{fmt::Write, time::Duration};
 
 /// A time with three digits and its unit.

@@ -1,7 +1,7 @@
 //! What a probe shows while it measures: on a terminal one line that is drawn anew, elsewhere a line every ten seconds.
 
 use super::text::time;
-use crate::keepalive::Measured;
+use node::keepalive::Measured;
 use std::{
     fmt::Write as _,
     io::{IsTerminal, Write},

@@ -1,15 +1,9 @@
 //! What supervisor and data path say to each other: lines of JSON over a socket pair.
 
 use super::vm_health::Health;
-use crate::{
-    config::ProtectConfig,
-    pass,
-    qemu::{
-        inventory::{Changed, Inventory},
-        profile::Profile,
-    },
-};
+use crate::config::ProtectConfig;
 use mc_core::{id::Generation, register::Register};
+use node::pass;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     collections::VecDeque,
@@ -19,6 +13,10 @@ use std::{
         unix::net::UnixStream,
     },
     time::{Duration, Instant},
+};
+use vmm_qemu::{
+    inventory::{Changed, Inventory},
+    profile::Profile,
 };
 
 /// All that a data path must know to begin.

@@ -4,17 +4,17 @@ use super::{
     channel::{ToDataPath, ToSupervisor},
     vm_health::Health,
 };
-use crate::qemu::{
-    control::{self, Before, ControlError, MigrationState},
-    inventory::Watcher,
-    qmp::{Qmp, QmpError, kill_instance},
-};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     time::Duration,
+};
+use vmm_qemu::{
+    control::{self, Before, ControlError, MigrationState},
+    inventory::Watcher,
+    qmp::{Qmp, QmpError, kill_instance},
 };
 
 /// How soon a QEMU that is well says how its VM is.

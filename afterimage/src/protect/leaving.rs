@@ -5,7 +5,7 @@ use super::{
     channel::ToDataPath,
     commanded::{Qemu, Task},
 };
-use crate::exit;
+use node::exit;
 use std::time::{Duration, Instant};
 
 /// From one attempt to the next: at first, and at most.

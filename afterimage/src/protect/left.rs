@@ -1,9 +1,8 @@
 //! Whether QEMU has left its checkpoints, as the data path hears it: until then the VM may stand still, and no session begins.
 
 use super::data_path::DataPath;
-use crate::events::emit;
 use mc_core::id::Time;
-use serde_json::json;
+use node::events::{Event, emit};
 use std::time::Duration;
 
 /// QEMU leaves within milliseconds; after so long without a word it is said.
@@ -44,7 +43,7 @@ impl DataPath {
         match error {
             Some(why) => {
                 if self.left.why.as_ref() != Some(&why) {
-                    emit("not-left", json!({ "why": why }));
+                    emit(Event::NotLeft(why.as_str().into()));
                 }
                 self.left.told_at.get_or_insert(self.clock.now());
                 self.left.why = Some(why);
@@ -53,7 +52,7 @@ impl DataPath {
                 let failed = std::mem::take(&mut self.left).why.is_some();
                 if failed {
                     tracing::warn!("QEMU has left its checkpoint; the VM runs");
-                    emit("left", json!({}));
+                    emit(Event::Left);
                 }
             }
         }

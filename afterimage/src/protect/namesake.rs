@@ -5,11 +5,11 @@
 
 use crate::{
     config::ProtectConfig,
-    exit::{Code, ExitError},
-    qemu::qmp::QmpError,
     status::{Request, Response, Status, ask_all, sockets_in},
 };
 use mc_core::id::Name;
+use node::exit::{Code, ExitError};
+use vmm_qemu::qmp::QmpError;
 
 /// Looks whether this QEMU process is another VM's by name.
 ///

@@ -4,17 +4,18 @@
 //! with what there is, and mends the rest.
 
 use super::{channel::Brief, data_path::DataPath};
-use crate::{
-    config::ProtectConfig,
-    events::emit,
-    exit::{Code, ExitError},
-    gate::{GateError, Mode, NicGate, Options},
-    keeper, mending, report,
-};
+use crate::{config::ProtectConfig, keeper, report};
 use anyhow::Result;
 use mc_core::id::Time;
-use serde_json::json;
+use node::{
+    events::{Event, emit},
+    exit::{Code, ExitError},
+};
 use std::time::{Duration, Instant};
+use vmm_qemu::{
+    gate::{GateError, Mode, NicGate, Options},
+    mending,
+};
 
 /// For the TAP devices to be let go by whoever had them, and between two looks.
 const TAPS: Duration = Duration::from_secs(2);
@@ -88,7 +89,7 @@ impl DataPath {
         } else {
             tracing::error!(%why, "the gate has trouble; its output stays held");
         }
-        emit("gate-failed", json!({ "why": why }));
+        emit(Event::GateFailed(why.as_str().into()));
         if self.driver.gate.nics().any(|nic| !nic.connected || !nic.port_works) {
             self.mending.lost(self.clock.now(), why);
         } else if !self.notes.contains(&why) {

@@ -6,19 +6,18 @@
 //! | is another one | the standby rehearses; until that has passed the VM is not called protected | the next session begins with it |
 
 use super::{channel::ToSupervisor, data_path::DataPath, seek::Trouble};
-use crate::{
-    events::emit,
-    exit::{Code, ExitError},
-    qemu::inventory::{Changed, Class, Forced, Inventory, Output},
-    status::OutputStatus,
-};
+use crate::status::OutputStatus;
 use anyhow::Result;
 use mc_core::{
     id::Epoch,
     primary::{Event, Role},
     wire::control::GoodbyeReason,
 };
-use serde_json::json;
+use node::{
+    events::{Event as Told, GateOutputs, emit},
+    exit::{Code, ExitError},
+};
+use vmm_qemu::inventory::{Changed, Class, Forced, Inventory, Output};
 
 /// What becomes of an output that the gate would hold, while it passes everything.
 const FLOWS: &str = "held while the VM is protected; it leaves at once now";
@@ -116,8 +115,8 @@ impl DataPath {
             self.sessions = None; // of the VM as it was
         }
         let Some((came, went)) = news else { return };
-        let unheld: Vec<_> = self.outputs.inventory.unheld().map(|output| &output.name).collect();
-        emit("outputs", json!({ "unheld": unheld, "came": came, "went": went }));
+        let unheld = self.outputs.inventory.unheld().map(|output| output.name.clone()).collect();
+        emit(Told::Outputs(GateOutputs { unheld, came, went }));
         match self.outputs.left_open() {
             Some(why) => self.give_up_open(why),
             None => self.may_be_fit(),
@@ -132,7 +131,7 @@ impl DataPath {
             self.driver.event(Event::Unfit);
             self.is_unfit(why);
         } else if protecting {
-            emit("gave-up", json!({ "why": why }));
+            emit(Told::GaveUp(why.as_str().into()));
             self.because(Trouble::lasting(why));
             self.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
         }
@@ -171,7 +170,7 @@ impl Sizes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::qemu::inventory::Class;
+    use vmm_qemu::inventory::Class;
 
     fn output(name: &str, unheld: bool) -> Output {
         let class = match unheld {

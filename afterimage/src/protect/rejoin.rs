@@ -1,20 +1,19 @@
 //! `--rejoin`: a primary that was fenced becomes the next standby, so that the VM, which runs on the other host now, is protected
 //! again as soon as that host looks for a standby here.
 
-use crate::{
-    config::StandbyConfig,
-    events::{self, emit},
+use crate::config::StandbyConfig;
+use anyhow::Result;
+use node::{
+    events::{self, Event, Rejoining, emit},
     exit::{Code, ExitError, words},
     program,
-    qemu::qmp::has_ended,
 };
-use anyhow::Result;
-use serde_json::json;
 use std::{
     os::unix::process::CommandExt,
     process::Command,
     time::{Duration, Instant},
 };
+use vmm_qemu::qmp::has_ended;
 
 /// For the fenced QEMU to end: it was told to.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -31,7 +30,7 @@ pub(super) fn stand_by(next: &StandbyConfig, qemu: (u32, u64), fenced: anyhow::E
     }
     let Some(file) = &next.config_file else { return Err(fenced) };
     tracing::warn!(why, "fenced; standing by for {} now, at {}", next.vm, next.listen);
-    emit("rejoining", json!({ "vm": next.vm, "listen": next.listen, "why": why }));
+    emit(Event::Rejoining(Rejoining { vm: next.vm, listen: next.listen, why: why.clone() }));
     events::flush(Duration::from_secs(1));
     let program = program::own();
     let error = Command::new(&program).args(["standby", "--config"]).arg(file).exec();

@@ -1,15 +1,7 @@
 //! Finding the standby: connects and shakes hands on a thread of its own, so that the solo VM's packets flow meanwhile.
 
 use super::{channel::Brief, seek::Trouble};
-use crate::{
-    beats::{self, Wish},
-    exit, identity,
-    inbox::{self, Inbox},
-    keepalive::{BeatHandle, Watched},
-    paths::{self, Link, Ours, Report, Route},
-    qemu::profile::Profile,
-    standby,
-};
+use crate::standby;
 use anyhow::{Context, Result};
 use mc_core::{
     id::{Generation, Incarnation, WitnessId},
@@ -19,12 +11,21 @@ use mc_core::{
         session::{Hello, Purpose, VERSIONS},
     },
 };
+use node::{
+    beats::{self, Wish},
+    events::BeatsWish,
+    exit, identity,
+    inbox::{self, Inbox},
+    keepalive::{BeatHandle, Watched},
+    paths::{self, Link, Ours, Report, Route},
+};
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::{
     net::SocketAddr,
     time::{Duration, Instant},
 };
 use transport_tcp::session::{SessionError, SessionOptions};
+use vmm_qemu::profile::Profile;
 
 /// How long a standby may take to start its QEMU and answer.
 const HANDSHAKE: Duration = Duration::from_secs(30);
@@ -37,8 +38,8 @@ pub(super) struct Found {
     pub(super) incarnation: Incarnation,
     pub(super) standby: Owner,
     pub(super) peer: SocketAddr,
-    /// How the standby beats: as an event's field.
-    pub(super) beats: serde_json::Value,
+    /// How the standby beats.
+    pub(super) beats: BeatsWish,
     route: Route,
     key: BeatKey,
 }

@@ -7,13 +7,12 @@ use super::{
     leaving::Leaving,
     vm_health::Health,
 };
-use crate::{
-    exit,
-    inbox::{readable, wait},
-    qemu::qmp::{has_ended, kill_instance},
-};
 use anyhow::Result;
 use mc_core::id::Time;
+use node::{
+    exit,
+    inbox::{readable, wait},
+};
 use std::{
     io,
     os::{fd::AsFd, unix::net::UnixStream},
@@ -21,6 +20,7 @@ use std::{
     thread::JoinHandle,
     time::{Duration, Instant},
 };
+use vmm_qemu::qmp::{has_ended, kill_instance};
 
 /// Between two looks at the VM, and between two attempts to reach QEMU.
 const LOOK: Duration = Duration::from_secs(1);

@@ -3,17 +3,17 @@
 //! Only while the image stands still: the primary is gone, and the VM is not running here yet. A takeover calls an export off;
 //! one that has failed is not tried again while an export is under way.
 
-use super::{node::Node, state::VmState, task::Task};
+use super::{main_loop::Node, state::VmState, task::Task};
 use crate::{
     control::{ControlRequest, done, refused},
-    events::emit,
-    exit, files,
-    qemu::{argv::quoted, standby::stock_command},
     status::Response,
 };
 use anyhow::{Context, Result};
 use mc_core::{ram::SharedRam, standby::Role};
-use serde_json::json;
+use node::{
+    events::{self, Event, emit},
+    exit, files,
+};
 use std::{
     fs::File,
     io::{self, BufWriter, Write},
@@ -23,6 +23,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
 };
+use vmm_qemu::{argv::quoted, standby::stock_command};
 
 /// The export ends nothing.
 const STILL_TRIES: &str =
@@ -111,9 +112,10 @@ impl Node {
         let Some(export) = self.export.take() else { return };
         let response = match result.map_err(anyhow::Error::from).and_then(|outcome| outcome) {
             Ok(Exported { stream, command, bytes }) => {
-                emit("exported", json!({ "stream": stream, "command": command, "bytes": bytes }));
-                let (stream, command) = (stream.display(), command.display());
-                done(&format!("wrote {stream} ({bytes} bytes); how to run it is in {command}. {STILL_TRIES}"))
+                let (text, how) = (stream.display(), command.display());
+                let text = format!("wrote {text} ({bytes} bytes); how to run it is in {how}. {STILL_TRIES}");
+                emit(Event::Exported(events::Exported { stream, command, bytes }));
+                done(&text)
             }
             Err(error) => refused(&format!("the export failed: {}", exit::words(&error))),
         };

@@ -11,14 +11,13 @@
 //! | kept as files | nobody knows: they may lie on a disk that is not mounted yet |
 //! | written in another file than this one: a backup, a copy of the directory | nobody knows |
 
-use crate::{
-    exit::{Code, ExitError},
-    files,
-    qemu::qmp::boot_id,
-    room,
-};
+use crate::room;
 use anyhow::{Context, Result};
 use mc_core::id::Name;
+use node::{
+    exit::{Code, ExitError},
+    files,
+};
 use serde::{Deserialize, Serialize};
 use std::{
     fs::File,
@@ -27,6 +26,7 @@ use std::{
     path::{Path, PathBuf},
     time::UNIX_EPOCH,
 };
+use vmm_qemu::qmp::boot_id;
 
 /// Bytes of a file at most.
 const LONGEST: u64 = 8192;
@@ -143,7 +143,7 @@ impl LastCopy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exit;
+    use node::exit;
     use std::fs;
 
     fn open(dir: &Path) -> LastCopy {

@@ -25,9 +25,9 @@ mod abandon;
 mod export;
 mod last_copy;
 mod leave;
+mod main_loop;
 mod needs;
 mod network;
-mod node;
 mod offer;
 mod operator;
 mod ram_file;
@@ -44,21 +44,16 @@ mod vouch;
 mod waiting;
 mod why_not;
 
-use crate::{
-    beats,
-    cli::Side,
-    config::StandbyConfig,
-    events::{self, Who},
-    exit::{Code, ExitError},
-    keeper,
-    mending::peer,
-    paths,
-    qemu::standby::check_command,
-    scope,
-    status::socket_path,
-};
+use crate::{cli::Side, config::StandbyConfig, keeper, status::socket_path};
 use anyhow::{Context, Result};
+use node::{
+    beats,
+    events::{self, Process},
+    exit::{Code, ExitError},
+    paths, scope,
+};
 use std::os::{fd::AsFd, unix::net::UnixStream};
+use vmm_qemu::{mending::peer, standby::check_command};
 
 /// How a refusal begins that passes by itself.
 pub(crate) const BUSY: &str = "this standby is busy";
@@ -76,14 +71,14 @@ pub fn run(config: StandbyConfig) -> Result<Code> {
     refuse_beside_another(&config)?; // before anything is written into that one's journal
     // Asked now, and not when a takeover waits for the answer.
     let _ = scope::Means::here();
-    let who = Who { vm: config.vm, side: "standby", node: config.node, process: "standby" };
-    events::record(who, &config.state_dir).context("threads for events")?;
+    let record = events::record(config.vm, events::Side::Standby, config.node, Process::Standby, &config.state_dir);
+    record.context("threads for events")?;
     if let Some(vm) = running::find(&config)? {
         return running::after_restart(config, vm);
     }
     refuse_beside_a_keeper(&config)?;
     needs::check_program(&config)?;
-    node::Node::new(config)?.run()
+    main_loop::Node::new(config)?.run()
 }
 
 /// One that waits has its QEMU's control socket: it is to be found before that is taken for one that was left over.

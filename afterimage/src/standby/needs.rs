@@ -1,10 +1,7 @@
 //! What a standby cannot do without. Looked at when it is started: found at the first session, or at a takeover, it is too late.
 
-use crate::{
-    config::{NicSpec, StandbyConfig, twice},
-    exit::{Code, ExitError},
-    qemu::argv::{CommandLine, Item, Params},
-};
+use crate::config::{NicSpec, StandbyConfig, twice};
+use node::exit::{Code, ExitError};
 use std::{
     env,
     ffi::OsStr,
@@ -12,6 +9,7 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
+use vmm_qemu::argv::{CommandLine, Item, Params};
 
 /// One NIC for each socket, and for each TAP device: a second one would never be connected.
 ///

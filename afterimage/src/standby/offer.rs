@@ -1,21 +1,11 @@
 //! A primary that wants to be protected, and what a session with it begins with.
 
 use super::{
-    node::{NIC_PATIENCE, Node},
+    main_loop::{NIC_PATIENCE, Node},
     revival::Revival,
     vm::WaitingVm,
 };
-use crate::{
-    beats,
-    clock::WatchedClock,
-    config::StandbyConfig,
-    events::emit,
-    exit, files,
-    keepalive::Watched,
-    paths::{self, Answer, Route},
-    qemu::profile::Profile,
-    report,
-};
+use crate::config::StandbyConfig;
 use anyhow::{Context, Result};
 use mc_core::{
     driver::{Attachment, SpillFile, StandbyDriver},
@@ -25,10 +15,18 @@ use mc_core::{
     standby::{Config, Event, Standby},
     wire::session::Hello,
 };
+use node::{
+    beats,
+    clock::WatchedClock,
+    events::{Event as Told, QemuCommandChanged, Syncing, emit},
+    exit, files,
+    keepalive::Watched,
+    paths::{self, Answer, Route},
+};
 use rustix::rand::{GetRandomFlags, getrandom};
-use serde_json::json;
 use std::time::Duration;
 use transport_tcp::{reach::at_port, session::Offer};
+use vmm_qemu::profile::Profile;
 
 /// All that can go wrong before the answer has not.
 struct Prepared {
@@ -94,7 +92,7 @@ impl Node {
         let image = vm.image()?;
         if !vm.notes().is_empty() {
             tracing::warn!(notes = ?vm.notes(), "the standby's QEMU command was changed");
-            emit("qemu-command-changed", json!({ "notes": vm.notes() }));
+            emit(Told::QemuCommandChanged(QemuCommandChanged { notes: vm.notes().to_vec() }));
         }
         self.gate.connect(NIC_PATIENCE)?;
         Ok(Prepared { answer, vm, profile, image })
@@ -127,12 +125,14 @@ impl Node {
         self.instance = hello.instance;
         self.primary = Some(Owner { node: theirs.node, instance: theirs.instance });
         self.peer = Some(format!("{} at {peer}", theirs.node));
-        let generation = theirs.generation;
-        let beats = json!({ "interval_ms": report::ms(wish.interval), "multiplier": wish.multiplier });
-        emit(
-            "syncing",
-            json!({ "primary": theirs.node, "peer": peer, "generation": generation, "peer_beats": beats::told(&theirs), "beats": beats }),
-        );
+        emit(Told::Syncing(Syncing {
+            standby: None,
+            primary: Some(theirs.node),
+            peer: Some(peer),
+            generation: Some(theirs.generation),
+            peer_beats: Some(beats::told(&theirs)),
+            beats: Some(wish.told()),
+        }));
         self.watch.begin(way);
         let (incarnation, instance) = (theirs.incarnation, hello.instance);
         self.driver.attach(Attachment { link, incarnation, generation: theirs.generation, instance, image });

@@ -4,7 +4,7 @@
 //! or not to be believed for a while (docs/adr/0008). It is given once, and kept: it counts when that time has come. An arbiter
 //! that is away does not even say what the register holds, so then the swap is asked for without having read it.
 
-use super::{node::Node, why_not};
+use super::{main_loop::Node, why_not};
 use crate::{
     control::{done, refused},
     status::Response,

@@ -3,14 +3,16 @@
 //! Where it is certain that the copy is no more (see [`super::last_copy`]), the machine renounces: the register then says that the
 //! primary is alone, and a VM that was booted anew there may run. Else an operator decides, and is told why.
 
-use super::node::Node;
-use crate::{arbiter::Ask, events::emit};
+use super::main_loop::Node;
 use mc_core::{
     id::Generation,
     register::{CasOutcome, Mode, Owner, Register, Swap},
     standby::Role,
 };
-use serde_json::json;
+use node::{
+    arbiter::Ask,
+    events::{CopyMissed, Event, Renouncing, emit},
+};
 
 impl Node {
     pub(super) fn renounce(&mut self, swap: Swap) {
@@ -20,7 +22,7 @@ impl Node {
             generation = expect.0,
             "the register names this standby, whose copy was lost with its memory: telling the arbiter that {owner} is alone"
         );
-        emit("renouncing", json!({ "vm": self.config.vm, "expect": expect, "new": new }));
+        emit(Event::Renouncing(Box::new(Renouncing { vm: self.config.vm, expect, new })));
         (self.renounces, self.unrenounced) = (Some(expect), None);
         self.swaps.asked(self.clock.now());
         self.arbiter.ask(Ask::Cas(swap));
@@ -41,9 +43,9 @@ impl Node {
             false => self.why_missed(&r.owner),
         });
         if why.is_some() && why != self.missed {
-            let why = why.as_deref().unwrap_or_default();
+            let why = why.clone().unwrap_or_default();
             tracing::error!("{why}");
-            emit("copy-missed", json!({ "vm": self.config.vm, "register": held, "why": why }));
+            emit(Event::CopyMissed(Box::new(CopyMissed { vm: self.config.vm, register: held.copied(), why })));
         }
         self.missed = why;
     }

@@ -1,10 +1,5 @@
 //! All of a VM but its main memory, copied out of the image: for a takeover, a rehearsal, an export, each on a thread of its own.
 
-use crate::qemu::{
-    blocks::RamBlock,
-    profile::Profile,
-    stream::{Emitter, StandbyStream},
-};
 use mc_core::{
     id::{BlockId, PAGE_SIZE},
     image::Image,
@@ -13,6 +8,11 @@ use mc_core::{
 use std::{
     io::{self, Write},
     sync::atomic::{AtomicBool, Ordering},
+};
+use vmm_qemu::{
+    blocks::RamBlock,
+    profile::Profile,
+    stream::{Emitter, StandbyStream},
 };
 
 /// Bytes of the main memory that are read at a time.
@@ -105,7 +105,7 @@ fn pages<W: Write>(emitter: &mut Emitter<'_, W>, block: BlockId, from: u64, cont
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::qemu::stream::fuzz;
+    use vmm_qemu::stream::fuzz;
 
     #[test]
     fn a_write_that_is_called_off_ends() {

@@ -1,6 +1,6 @@
 //! Work that would hold the loop up, on a thread of its own; the loop hears of its end as it hears of everything else.
 
-use crate::inbox::{Inbox, inbox};
+use node::inbox::{Inbox, inbox};
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd},

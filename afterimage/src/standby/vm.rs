@@ -1,20 +1,7 @@
 //! The VM that waits: a stock QEMU over a shared RAM file, the image that writes into the same file, and the takeover.
 
 use super::{ram_file::RamFile, state::VmState};
-use crate::{
-    config::{StandbyConfig, size_text},
-    qemu::{
-        argv::quoted,
-        blocks,
-        control::run_state,
-        profile::Profile,
-        qmp::{Qmp, QmpError, Watched, instance_id, kill_instance},
-        standby::{
-            DEADLINE, Look, Rehearsal, RehearsalConfig, StandbyConfig as VmConfig, StandbyError, StandbyVm,
-            TakeoverTimes, stock_command,
-        },
-    },
-};
+use crate::config::{StandbyConfig, size_text};
 use anyhow::{Context, Result};
 use mc_core::{
     id::{BlockId, Epoch, Generation, Node},
@@ -29,6 +16,17 @@ use std::{
     path::{Path, PathBuf},
     sync::atomic::AtomicBool,
     time::{Duration, Instant},
+};
+use vmm_qemu::{
+    argv::quoted,
+    blocks,
+    control::run_state,
+    profile::Profile,
+    qmp::{Qmp, QmpError, Watched, instance_id, kill_instance},
+    standby::{
+        DEADLINE, Look, Rehearsal, RehearsalConfig, StandbyConfig as VmConfig, StandbyError, StandbyVm, TakeoverTimes,
+        stock_command,
+    },
 };
 
 /// What QEMU says of a -m that is not the size of the image.

@@ -6,29 +6,27 @@
 //!            └─ refused                              └─ no word: refused  └─ another's: refused
 //! ```
 
-use super::{BUSY, NOTHING_STARTED, node::Node, vm::WaitingVm};
-use crate::{
-    arbiter::{ArbiterSpec, Ask},
-    events::emit,
-    exit, identity,
-    qemu::{blocks, profile::Profile},
-    repeated::{Repeated, and_more},
-    report,
-    room::Room,
-};
+use super::{BUSY, NOTHING_STARTED, main_loop::Node, vm::WaitingVm};
+use crate::{report, room::Room};
 use mc_core::{
     id::{self, Time},
     register::{Mode, Owner, Register},
     standby::Role,
     wire::session::{Hello, Purpose},
 };
-use serde_json::json;
+use node::{
+    arbiter::{ArbiterSpec, Ask},
+    events::{Event as Told, Refused, emit},
+    exit, identity,
+    repeated::{Repeated, and_more},
+};
 use std::{
     net::SocketAddr,
     path::Path,
     time::{Duration, Instant},
 };
 use transport_tcp::session::{Offer, SessionError};
+use vmm_qemu::{blocks, profile::Profile};
 
 /// How long the arbiter may take to say what the register holds.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -209,7 +207,8 @@ impl Node {
         let Refusal { kind, why } = refusal;
         if let Some(more) = self.callers.refused.say(kind, Instant::now()) {
             tracing::warn!(%node, %peer, why, "refused{}", and_more(more));
-            emit("refused", json!({ "peer": peer, "primary": node, "why": why, "more": more }));
+            let (primary, peer, more) = (Some(node), Some(peer), Some(more));
+            emit(Told::Refused(Refused { why: why.clone(), primary, peer, more, callers: None }));
         }
     }
 
@@ -225,7 +224,8 @@ impl Node {
         let now = Instant::now();
         while let Some((kind, more)) = self.callers.refused.overdue(now) {
             tracing::warn!(kind, "refused {more} more callers");
-            emit("refused", json!({ "why": format!("{more} more callers: {kind}"), "callers": more }));
+            let why = format!("{more} more callers: {kind}");
+            emit(Told::Refused(Refused { why, callers: Some(more), ..Refused::default() }));
         }
         while let Some((kind, more)) = self.callers.strangers.overdue(now) {
             tracing::warn!(kind, "turned {more} more callers away");

@@ -1,16 +1,20 @@
 //! The QEMU that waits is looked after: one that died is started again, and a host that cannot do that says so, to its operator and
 //! to the primary. One that is there and does nothing is as good as dead. Its NICs come back, too.
 
-use super::node::{NIC_PATIENCE, Node, VM_CHECK};
-use crate::{events::emit, exit, qemu::standby::Look, report};
+use super::main_loop::{NIC_PATIENCE, Node, VM_CHECK};
+use crate::report;
 use anyhow::Result;
 use mc_core::{
     id::{Epoch, Time},
     register::Owner,
     standby::Role,
 };
-use serde_json::json;
+use node::{
+    events::{Event, Unexplained, emit},
+    exit,
+};
 use std::time::Duration;
+use vmm_qemu::standby::Look;
 
 /// How long starting a QEMU may take before this loop counts as standing still.
 const QEMU_START: Duration = Duration::from_secs(10);
@@ -58,7 +62,7 @@ impl Node {
         let (due, news) = self.revival.found_dead(now);
         if news && !rests {
             tracing::warn!(why = silent, "the waiting QEMU died; starting it again over the same RAM file");
-            emit("waiting-qemu-died", json!({ "why": silent }));
+            emit(Event::WaitingQemuDied(Unexplained { why: silent.cloned() }));
         }
         if due {
             self.revive();
@@ -69,7 +73,7 @@ impl Node {
     fn tell_silent(&mut self, why: String) {
         if self.silent.is_none() {
             tracing::warn!("the QEMU that waits here {why}");
-            emit("waiting-qemu-silent", json!({ "why": why }));
+            emit(Event::WaitingQemuSilent(why.as_str().into()));
         }
         self.silent = Some(why);
     }
@@ -83,7 +87,7 @@ impl Node {
             Ok(owner) => {
                 if self.revival.unable().is_some() {
                     tracing::info!("the waiting QEMU starts again");
-                    emit("waiting-qemu-starts", json!({}));
+                    emit(Event::WaitingQemuStarts);
                 }
                 self.revival.succeeded(now);
                 self.silent = None;
@@ -99,7 +103,7 @@ impl Node {
                 tracing::warn!(why, "the waiting QEMU does not start");
                 if self.revival.failed(now, why.clone()) {
                     tracing::error!(why, "this host cannot run the VM: the primary is told, and goes on alone");
-                    emit("waiting-qemu-fails", json!({ "why": why }));
+                    emit(Event::WaitingQemuFails(why.as_str().into()));
                     self.driver.unable(format!("the QEMU that waits there died, and does not start again: {why}"));
                 }
             }

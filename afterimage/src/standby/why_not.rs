@@ -1,7 +1,7 @@
 //! Why this standby's copy does not protect the VM, and what to do: for the status.
 
 use super::{
-    node::Node,
+    main_loop::Node,
     report::{UNPROVEN, word},
 };
 use crate::status::WhyNot;

@@ -1,11 +1,9 @@
 //! Which process of a VM a command is for; and the one way to say that there is none.
 
 use super::{gather, socket_path};
-use crate::{
-    cli::Side,
-    exit::{Code, ExitError},
-};
+use crate::cli::Side;
 use mc_core::id::Name;
+use node::exit::{Code, ExitError};
 use std::{
     io,
     path::{Path, PathBuf},

@@ -4,7 +4,7 @@
 //! process that died: `gone`. A process that is there and says nothing by the deadline `does-not-answer`.
 
 use super::{ControlError, PATIENCE, Request, Response, SCHEMA, Status, ask, side_of};
-use crate::exit::{Code, ExitError};
+use node::exit::{Code, ExitError};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
 use std::{
     io,

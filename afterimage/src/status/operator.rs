@@ -1,10 +1,8 @@
 //! `takeover` and `solo`: an operator says that the other side is stopped. Its beats may say otherwise.
 
 use super::{PATIENCE, Request, Response, Status, ask, find, order};
-use crate::{
-    cli::{OperatorArgs, Side},
-    exit::{Code, ExitError},
-};
+use crate::cli::{OperatorArgs, Side};
+use node::exit::{Code, ExitError};
 use std::{path::Path, time::Duration};
 
 /// Whoever asks does not wait for longer; a longer silence is a matter of seconds, and may be asked for again.

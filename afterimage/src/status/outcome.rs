@@ -2,7 +2,7 @@
 //! nothing has changed for a while.
 
 use super::{PATIENCE, RUNNING, Request, Response, Status, ask};
-use crate::exit::{Code, ExitError};
+use node::exit::{Code, ExitError};
 use std::{
     path::Path,
     thread,

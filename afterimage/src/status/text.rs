@@ -231,7 +231,8 @@ fn is_cut_off(s: &Status) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{exit::Code, status::OutputStatus};
+    use crate::status::OutputStatus;
+    use node::exit::Code;
 
     #[test]
     fn says_what_matters_first() {

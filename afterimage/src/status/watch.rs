@@ -10,7 +10,8 @@
 //! answer`, and the others beside it as ever.
 
 use super::{Status, for_people, gather, sockets};
-use crate::{cli::StatusArgs, exit::Code};
+use crate::cli::StatusArgs;
+use node::exit::Code;
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{self, IsTerminal, Write},

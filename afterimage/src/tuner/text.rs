@@ -3,7 +3,7 @@
 pub(super) use crate::probe::time;
 
 use super::{Fit, Outcome, Row};
-use crate::tune::{Assessment, Limit, Support, Verdict};
+use node::tune::{Assessment, Limit, Support, Verdict};
 use std::{fmt::Write, time::Duration};
 
 const HOUR: f64 = 3600.0;

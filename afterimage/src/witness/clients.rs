@@ -5,11 +5,9 @@
 //! that no crowd of them keeps the nodes out; and a newcomer, which is a stranger at first, gets the place of the one that has
 //! been idle for longest.
 
-use crate::{
-    metrics::{Witness, WitnessCounters},
-    repeated::Repeated,
-};
+use crate::metrics::{Witness, WitnessCounters};
 use mc_core::wire::arbiter::Answer;
+use node::repeated::Repeated;
 use parking_lot::Mutex;
 use std::{
     collections::BTreeMap,

@@ -5,13 +5,13 @@ use super::registrar::Input;
 use crate::{
     cli::WitnessCommand,
     control::refused,
-    exit::{Code, ExitError},
     status::{ControlError, ControlSocket, Request, Response, ask},
 };
 use mc_core::{
     id::{Name, NodeId, WitnessId},
     register::{Mode, Register},
 };
+use node::exit::{Code, ExitError};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::{

@@ -6,7 +6,6 @@ use super::{
     storage::{Probe, Work},
 };
 use crate::{
-    arbiter::file::StoreError,
     control::{done, refused},
     metrics::WitnessCounters,
     status::Response,
@@ -18,6 +17,7 @@ use mc_core::{
     register::Register,
     wire::arbiter::{Answer, Outcome, Refusal, Request, Standing},
 };
+use node::arbiter::file::StoreError;
 use std::{
     collections::BTreeMap,
     net::SocketAddr,

@@ -14,12 +14,12 @@ use super::{
     clients::{Client, Clients, MAX_CLIENTS},
     registrar::Input,
 };
-use crate::{
+use mc_core::wire::arbiter::{REQUEST_LEN, Request};
+use node::{
     accepting::{accept_until, is_shortage},
     repeated::and_more,
     wake::Wake,
 };
-use mc_core::wire::arbiter::{REQUEST_LEN, Request};
 use std::{
     io::{self, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},

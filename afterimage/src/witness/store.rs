@@ -6,11 +6,11 @@
 //! and the other VMs of the witness keep their failover. The file stays where it is, so that a restart finds it as damaged as
 //! before, until what was mended replaces it.
 
-use crate::arbiter::file::{self, LoadError, StoreError};
 use mc_core::{
     id::{Name, NameError, WitnessId},
     register::Register,
 };
+use node::arbiter::file::{self, LoadError, StoreError};
 use rustix::{
     fs::{FlockOperation, flock},
     rand::{GetRandomFlags, getrandom},

@@ -6,13 +6,13 @@ use crate::{
     takeover::fragile,
     world::{VM, World, free_addr, kill_host},
 };
-use afterimage::{
-    arbiter::{Answer, ArbiterConfig, Ask, ask_once},
-    identity,
-};
 use mc_core::{
     id::Name,
     register::{CasOutcome, Mode, Owner, Register, Swap},
+};
+use node::{
+    arbiter::{Answer, ArbiterConfig, Ask, ask_once},
+    identity,
 };
 use rustix::process::Signal;
 use std::path::Path;

@@ -5,11 +5,11 @@ use crate::{
     proc::{Proc, is_alive, kill, signal, until},
     world::{StandbyOptions, VM, World, free_addr, words},
 };
-use afterimage::arbiter::file;
 use mc_core::{
     id::Name,
     register::{Mode, Owner},
 };
+use node::arbiter::file;
 use rustix::process::Signal;
 use std::{fs, time::Duration};
 

@@ -1,6 +1,5 @@
 //! Child processes: their events, their last words, and their end. All of them die with the test that started them.
 
-use afterimage::qemu::qmp::Qmp;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::{
@@ -9,6 +8,7 @@ use std::{
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
+use vmm_qemu::qmp::Qmp;
 
 /// Longer than anything here takes; only a hang takes as long.
 pub(crate) const LONG: Duration = Duration::from_secs(60);

@@ -1,11 +1,11 @@
 //! What the register says before `protect` starts.
 
 use crate::world::{VM, World, free_addr};
-use afterimage::{arbiter::file, identity};
 use mc_core::{
     id::{Generation, Name, Node, NodeId},
     register::{Mode, Owner, Register},
 };
+use node::{arbiter::file, identity};
 
 /// Stands for the identity of the node that the test runs.
 const THIS: u8 = 0;

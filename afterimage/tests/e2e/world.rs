@@ -4,8 +4,8 @@ use crate::{
     guest::{Machine, Serial, Vm},
     proc::{self, Proc, until},
 };
-use afterimage::arbiter::file;
 use mc_core::{id::Name, register::Register};
+use node::arbiter::file;
 use serde_json::Value;
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},

@@ -22,10 +22,10 @@ use crate::{
     side::Side,
     sys, units,
 };
-use afterimage::{clock::Clock, keepalive::Verdict};
 use anyhow::{Result, bail};
 use dice::Dice;
 use mc_core::{histogram::Histogram, id::Time};
+use node::{clock::Clock, keepalive::Verdict};
 use pair::Pair;
 use std::{
     sync::atomic::Ordering,

@@ -13,16 +13,16 @@ use crate::{
     beating::{Address, End},
     link::Port,
 };
-use afterimage::{
-    clock::Clock,
-    keepalive::{BeatHandle, BeatThread, Verdict},
-};
 use anyhow::{Context, Result, ensure};
 use mc_core::{
     detector::{Config, Parameters},
     id::Incarnation,
     transport::Keepalive,
     wire::beat::BeatKey,
+};
+use node::{
+    clock::Clock,
+    keepalive::{BeatHandle, BeatThread, Verdict},
 };
 use serde::{Deserialize, Serialize};
 use std::{

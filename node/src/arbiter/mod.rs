@@ -1,0 +1,246 @@
+//! A node's side of the register: asks the arbiter, and keeps asking until it is answered.
+//!
+//! ```text
+//! data path ──ask──> queue ──> worker thread ──> a witness over TCP        (link.rs)
+//!     ^                            │         │   └ what this node has seen: compared, and kept (memory.rs)
+//!     │                            │         └─> the operator, and a file  (manual.rs)
+//!     └── take_answer <── answers <┘  the event descriptor is readable when there is an answer, or the health changed
+//! ```
+//!
+//! Asks are answered in order, each exactly once. A witness is read once a second besides, and that is told like an answer to
+//! a question. What cannot be believed ([`mc_core::seen`]) is no answer: it is told once, and asked again. A swap is resent until it is answered; that is safe, since an arbiter whose
+//! register holds what is asked for says "won". The data path never waits: it sleeps on the descriptor among its others.
+
+pub mod file;
+mod health;
+mod link;
+mod manual;
+mod memory;
+mod spec;
+mod worker;
+
+pub use health::{Health, Told};
+pub use memory::MemoryError;
+pub use spec::{ArbiterSpec, ArbiterSpecError, HostPort, HostPortError};
+
+use crate::{
+    exit::{Code, ExitError},
+    wake::Wake,
+};
+use mc_core::{
+    id::{Name, Node},
+    register::{CasOutcome, Register},
+    seen::Fault,
+};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use worker::{Backend, Shared};
+
+/// A question to the arbiter.
+pub use mc_core::wire::arbiter::Ask;
+
+/// The arbiter's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// To [`Ask::Read`].
+    Read(Option<Register>),
+    /// To [`Ask::Cas`].
+    Cas(CasOutcome),
+    /// To no question: the arbiter says what cannot be believed. Questions stay open.
+    Fault(Fault),
+}
+
+impl Answer {
+    /// What the register holds, as far as the answer says.
+    #[must_use]
+    pub fn held(&self) -> Option<Register> {
+        match self {
+            Self::Read(held) | Self::Cas(CasOutcome::Lost(held)) => *held,
+            Self::Cas(CasOutcome::Won(register)) => Some(*register),
+            Self::Fault(_) => None,
+        }
+    }
+}
+
+/// Who asks which arbiter about which VM.
+#[derive(Clone, Debug)]
+pub struct ArbiterConfig {
+    /// Which arbiter.
+    pub spec: ArbiterSpec,
+    /// Which VM.
+    pub vm: Name,
+    /// This node.
+    pub node: Node,
+    /// Where `manual` keeps its register.
+    pub run_dir: PathBuf,
+    /// Where a node keeps what it has seen of a witness's register.
+    pub state_dir: PathBuf,
+    /// The next witness that answers may be another one than the one known so far.
+    pub accept_witness: bool,
+}
+
+/// Why the arbiter cannot be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ArbiterError {
+    /// No thread or event descriptor.
+    #[error("arbiter: {doing}: {source}")]
+    System {
+        /// What was tried.
+        doing: &'static str,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// What this node has seen is not known, or cannot be kept.
+    #[error("arbiter: {0}")]
+    Memory(#[from] MemoryError),
+    /// No answer in time. A swap may have taken place nevertheless.
+    #[error("arbiter {spec}: no answer in {timeout:?}: {why}")]
+    Unanswered {
+        /// Which arbiter.
+        spec: ArbiterSpec,
+        /// How long we waited.
+        timeout: Duration,
+        /// What the last try said.
+        why: String,
+    },
+}
+
+/// Asks one VM's register at one arbiter. Dropping it gives up what is not answered yet.
+#[derive(Debug)]
+pub struct ArbiterClient {
+    spec: ArbiterSpec,
+    shared: Arc<Shared>,
+}
+
+impl ArbiterClient {
+    /// Starts the worker thread. A witness is connected to at once, and read once a second while there is nothing else to ask.
+    pub fn spawn(config: &ArbiterConfig) -> Result<Self, ArbiterError> {
+        let system = |doing| move |source| ArbiterError::System { doing, source };
+        let wake = Wake::new().map_err(system("making an event descriptor"))?;
+        let (spec, vm) = (config.spec.clone(), config.vm);
+        let backend: Box<dyn Backend> = match &spec {
+            ArbiterSpec::Witness(address) => Box::new(link::Link::new(address.clone(), config)?),
+            ArbiterSpec::Manual => Box::new(manual::Manual::new(&config.run_dir, vm)),
+        };
+        let shared = Arc::new(Shared::new(wake, spec == ArbiterSpec::Manual, &*backend));
+        let worker = Arc::clone(&shared);
+        std::thread::Builder::new()
+            .name("arbiter".into())
+            .spawn(move || worker::run(&worker, backend, vm))
+            .map_err(system("starting a thread"))?;
+        Ok(Self { spec, shared })
+    }
+
+    /// Which arbiter.
+    #[must_use]
+    pub fn spec(&self) -> &ArbiterSpec {
+        &self.spec
+    }
+
+    /// Queues a question. One that equals a question still unanswered is joined with it: both get one answer.
+    pub fn ask(&self, ask: Ask) {
+        self.shared.ask(ask);
+    }
+
+    /// The next answer. When there is none, the descriptor becomes unreadable until the next answer or change of health: so
+    /// take answers until `None`, then look at [`ArbiterClient::health`].
+    #[must_use]
+    pub fn take_answer(&self) -> Option<Answer> {
+        self.shared.take_answer()
+    }
+
+    /// How the arbiter is.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.shared.health()
+    }
+
+    /// The highest register of the VM that this node has seen, as far as this process knows; `None` with `manual`. Only an operator
+    /// may go on from there without the arbiter's word.
+    #[must_use]
+    pub fn seen(&self) -> Option<Register> {
+        self.shared.seen()
+    }
+
+    /// The operator has made sure that the other side is stopped, and says that this node goes on. Answers the contested swap
+    /// that was asked for; false if there is none, or if there is a witness that can answer: its own word is for `manual`, and
+    /// for a witness that has been unreachable, unable or not to be believed for 3 s. Then it is kept as if that witness had
+    /// said so, which learns it from this node later.
+    pub fn operator_decides(&self) -> bool {
+        self.shared.operator_decides()
+    }
+
+    /// Whether [`ArbiterClient::operator_decides`] would be heard, were a contested swap asked for now.
+    #[must_use]
+    pub fn operator_may_decide(&self) -> bool {
+        self.shared.operator_may_decide()
+    }
+
+    /// Waits for the answer to a question like `ask`, at most until `deadline`.
+    fn wait_answer(&self, ask: &Ask, deadline: Instant) -> io::Result<Option<Answer>> {
+        loop {
+            match (self.take_answer(), ask) {
+                (Some(answer @ Answer::Read(_)), Ask::Read) | (Some(answer @ Answer::Cas(_)), Ask::Cas(_)) => {
+                    return Ok(Some(answer));
+                }
+                (Some(_), _) => continue, // a check, or a fault, which may pass
+                (None, _) => {}
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            let left = Timespec::try_from(left).map_err(io::Error::other)?;
+            match poll(&mut [PollFd::new(self, PollFlags::IN)], Some(&left)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+}
+
+impl AsFd for ArbiterClient {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shared.wake.as_fd()
+    }
+}
+
+impl Drop for ArbiterClient {
+    fn drop(&mut self) {
+        self.shared.stop();
+    }
+}
+
+/// Asks one question and waits, for start-up checks: retries until `timeout`.
+pub fn ask_once(config: &ArbiterConfig, ask: Ask, timeout: Duration) -> Result<Answer, ArbiterError> {
+    let client = ArbiterClient::spawn(config)?;
+    client.ask(ask);
+    let answer = client.wait_answer(&ask, Instant::now() + timeout);
+    answer.map_err(|source| ArbiterError::System { doing: "waiting for an answer", source })?.ok_or_else(|| {
+        let why = client.health().last_error.unwrap_or_else(|| "the first try is still under way".to_owned());
+        ArbiterError::Unanswered { spec: config.spec.clone(), timeout, why }
+    })
+}
+
+/// An operator accepts whichever witness answers next about this VM, here and in every process of this node that runs. What
+/// was seen of its register stays seen.
+///
+/// # Errors
+/// This node has seen nothing of the VM there: whoever came first would have been accepted anyway, and a permission would stay.
+pub fn accept_witness(state_dir: &Path, vm: Name) -> anyhow::Result<()> {
+    if !memory::is_kept(state_dir, vm) {
+        let dir = state_dir.display();
+        let what =
+            format!("this node has seen nothing of a witness for {vm}: {dir} has no {vm}.seen; nothing was changed");
+        let remedy = "--state-dir is where `protect` and `standby` keep their journal, and what they have seen of the witness \
+                      (/var/lib/afterimage, if they were not told otherwise): name the one of this VM; and --vm as they name it";
+        return Err(ExitError::new(Code::Prerequisite, what).remedy(remedy).into());
+    }
+    Ok(memory::Memory::open(state_dir, vm, false)?.accept_any_witness()?)
+}
