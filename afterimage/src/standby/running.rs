@@ -350,14 +350,14 @@ impl Running {
         match self.desk.listener.accept(Duration::ZERO) {
             Ok(None) => {}
             Ok(Some(offer)) => {
-                let (vm, node, peer) = (offer.hello.vm, offer.hello.node, offer.peer_addr);
+                let (purpose, node, peer) = (offer.hello.purpose, offer.hello.node, offer.peer_addr);
                 let qmp = qmp_path(&self.desk.config);
                 let why = format!(
                     "this node runs a VM that it took over, {}: protect that one (--qmp {}), or end it",
                     self.desk.config.vm,
                     qmp.display()
                 );
-                tracing::warn!(%vm, %node, %peer, why, "refused");
+                tracing::warn!(%purpose, %node, %peer, why, "refused");
                 let (primary, peer) = (Some(node), Some(peer));
                 emit(Event::Refused(Refused { why: why.clone(), primary, peer, ..Refused::default() }));
                 if let Err(error) = offer.refuse(&why) {

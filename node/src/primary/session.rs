@@ -15,7 +15,10 @@ use anyhow::{Context, Result};
 use mc_core::{
     id::{Generation, Incarnation, Name, WitnessId},
     register::Owner,
-    wire::{VERSION, beat::BeatKey, session::Hello},
+    wire::{
+        beat::BeatKey,
+        session::{Hello, Purpose, VERSIONS},
+    },
 };
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::{
@@ -187,13 +190,13 @@ fn hello(terms: &Terms, beat_port: u16) -> Result<Hello> {
     getrandom(&mut key, GetRandomFlags::empty())?;
     let beats = &terms.beats;
     Ok(Hello {
-        versions: (VERSION, VERSION),
+        versions: VERSIONS,
         slab_size: u32::try_from(terms.slab_bytes).context("slab size")?,
         staging_slabs: u32::try_from(terms.staging_bytes / terms.slab_bytes).context("staging size")?,
         rdma: false,
         incarnation: Incarnation(u64::from_le_bytes(incarnation)),
         generation: terms.generation,
-        vm: terms.vm,
+        purpose: Purpose::Protect(terms.vm),
         node: terms.owner.node,
         witness: terms.witness,
         instance: terms.owner.instance,
