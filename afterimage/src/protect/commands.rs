@@ -197,19 +197,19 @@ pub(super) fn standing(path: &DataPath) -> Standing {
 pub(super) fn report_role(path: &DataPath) {
     let machine = path.driver.machine();
     let (captured, acked): (Epoch, Epoch) = machine.epochs();
-    let (event, role): (Option<fn(RoleChange) -> Event>, _) = match machine.role() {
-        Role::Solo => (Some(Event::Solo), "solo"),
-        Role::Registering => (Some(Event::Registering), "registering"),
-        // Registered is not protected yet: the standby has to have an epoch whose output was held.
-        Role::Protected if !machine.is_protected() => (Some(Event::Holding), "holding"),
-        Role::Protected => (Some(Event::Protected), "protected"),
-        Role::Claiming => (Some(Event::Claiming), "claiming"),
-        // These have events of their own, with more to say.
-        role @ (Role::Syncing | Role::Fenced | Role::Ended | Role::HandingBack) => (None, word(role)),
-    };
+    let is_holding = machine.role() == Role::Protected && !machine.is_protected();
+    let role = if is_holding { "holding" } else { word(machine.role()) };
     tracing::info!(role, generation = machine.generation().0, epoch = captured.0, "role");
-    if let Some(event) = event {
-        let (epoch, acked, standing) = (Some(captured), Some(acked), Some(standing(path)));
-        emit(event(RoleChange { vm: None, generation: machine.generation(), epoch, acked, standing }));
-    }
+    let (epoch, acked, standing) = (Some(captured), Some(acked), Some(standing(path)));
+    let change = RoleChange { vm: None, generation: machine.generation(), epoch, acked, standing };
+    emit(match machine.role() {
+        Role::Solo => Event::Solo(change),
+        Role::Registering => Event::Registering(change),
+        // Registered is not protected yet: the standby has to have an epoch whose output was held.
+        Role::Protected if is_holding => Event::Holding(change),
+        Role::Protected => Event::Protected(change),
+        Role::Claiming => Event::Claiming(change),
+        // These have events of their own, with more to say.
+        Role::Syncing | Role::Fenced | Role::Ended | Role::HandingBack => return,
+    });
 }

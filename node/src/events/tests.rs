@@ -48,7 +48,10 @@ fn a_record_is_read_as_it_was_written() {
         let again = Record::parse(line.trim_end()).unwrap();
         let name = record.event.name();
         assert_eq!((again.who, again.at_ms, again.boot_ms), (record.who, record.at_ms, record.boot_ms), "{name}");
-        assert_eq!((again.boot.as_str(), again.event.name(), as_line(&again.whole(again.short()))), ("b00", name, line));
+        assert_eq!(
+            (again.boot.as_str(), again.event.name(), as_line(&again.whole(again.short()))),
+            ("b00", name, line)
+        );
     }
 }
 
