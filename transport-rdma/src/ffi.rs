@@ -1,12 +1,10 @@
-//! Safe, owned handles over libibverbs (ibv_*(3)) and librdmacm (rdma_*(3)): the crate's only `unsafe`.
+//! Safe, owned handles over libibverbs (ibv_*(3)): the crate's only `unsafe`.
 //!
 //! ```text
 //!   Context ──> Domain (PD) ──> Region (MR)          one Domain per peer and incarnation
 //!      │           ├──────────> Qp ──> posts, state changes
 //!      │           └──────────> Address (AH)
 //!      └──> Channel ──> Cq
-//!
-//!   CmId (with its event channel)       on a device of librdmacm's own; queue pairs stay ours
 //! ```
 //!
 //! | file | what |
@@ -14,7 +12,6 @@
 //! | `ffi.rs` | devices, domains, completion queues |
 //! | `ffi/region.rs` | memory: registered, deregistered, looked at |
 //! | `ffi/queue.rs` | queue pairs: states, what is posted; addresses of datagrams |
-//! | `ffi/cm.rs` | the connection manager |
 //!
 //! Every handle keeps what it was made from alive, so nothing is freed under a user's feet, in whatever order they are
 //! dropped. What can fail on the way out is a method that says so ([`Qp::destroy`], [`Region::deregister`]): a fence needs
@@ -41,11 +38,9 @@ use std::{
     },
 };
 
-mod cm;
 mod queue;
 mod region;
 
-pub use cm::{CmEvent, CmId, CmOffer};
 pub use queue::{CHAIN, Qp};
 pub use region::{Region, is_resident, touch};
 

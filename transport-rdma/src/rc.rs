@@ -37,10 +37,9 @@ mod send;
 pub use link::{Breaker, RdmaLink};
 
 use crate::{
-    cm::Tie,
     error::RdmaError,
     ffi::{Channel, Context, Cq, Domain, Qp},
-    types::{Gid, PORT, Patience, QpSizes},
+    types::{Gid, PORT, QpSizes},
 };
 use mc_core::{
     id::Incarnation,
@@ -204,8 +203,6 @@ struct Parts {
     send_cq: Arc<Cq>,
     receive_cq: Arc<Cq>,
     queues: Vec<Arc<Qp>>,
-    /// If rdma_cm has connected them. It goes last: the peer learns of it when nothing of its access is left.
-    tie: Option<Tie>,
 }
 
 impl Prepared {
@@ -243,7 +240,7 @@ impl Prepared {
             incarnation,
         };
         let place = place.clone();
-        let parts = Parts { place, options, domain, channel, send_cq, receive_cq, queues, tie: None };
+        let parts = Parts { place, options, domain, channel, send_cq, receive_cq, queues };
         Ok(Self { parts, receiver, endpoint })
     }
 
@@ -296,25 +293,6 @@ impl Prepared {
             retry: options.retry,
             rnr_retry: options.rnr_retry,
         }
-    }
-
-    pub(crate) fn place(&self) -> &Place {
-        &self.parts.place
-    }
-
-    pub(crate) fn queues(&self) -> &[Arc<Qp>] {
-        &self.parts.queues
-    }
-
-    pub(crate) fn patience(&self) -> Patience {
-        let Parts { place, options, .. } = &self.parts;
-        Patience { timeout: options.timeout_code(place), retry: options.retry, rnr_retry: options.rnr_retry }
-    }
-
-    /// The link, when rdma_cm has connected the queue pair.
-    pub(crate) fn connected(mut self, tie: Tie, theirs: &Endpoint, peer: String, speaks_first: bool) -> RdmaLink {
-        self.parts.tie = Some(tie);
-        RdmaLink::new(self.parts, self.receiver, theirs, peer, speaks_first)
     }
 }
 

@@ -104,20 +104,6 @@ impl RdmaLink {
         self.sender.is_settled()
     }
 
-    /// Whether the peer's process has ended the connection, or has ended, or our device is gone: what rdma_cm knows, of a link
-    /// that it has made ([`crate::cm`]). What had arrived before is still to be polled for; the link itself ends when it is told
-    /// ([`Transport::revoke`]) or when the device finds out. False of other links.
-    #[must_use]
-    pub fn hung_up(&mut self) -> bool {
-        self.parts.tie.as_mut().is_some_and(crate::cm::Tie::hung_up)
-    }
-
-    /// Readable when [`RdmaLink::hung_up`] has news; `None` for a link that rdma_cm has not made.
-    #[must_use]
-    pub fn hangup_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.parts.tie.as_ref().map(AsFd::as_fd)
-    }
-
     /// For tests: breaks the link from outside, as a device that fails does.
     #[doc(hidden)]
     #[must_use]
