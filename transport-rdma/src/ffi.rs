@@ -10,6 +10,7 @@
 //! | file | what |
 //! |---|---|
 //! | `ffi.rs` | devices, domains, completion queues |
+//! | `ffi/library.rs` | the verbs themselves, from a library that is opened when it is wanted |
 //! | `ffi/region.rs` | memory: registered, deregistered, looked at |
 //! | `ffi/queue.rs` | queue pairs: states, what is posted; addresses of datagrams |
 //!
@@ -38,9 +39,11 @@ use std::{
     },
 };
 
+mod library;
 mod queue;
 mod region;
 
+pub use library::{LibraryError, open as open_library};
 pub use queue::{CHAIN, Qp};
 pub use region::{Region, is_resident, touch};
 
@@ -116,7 +119,7 @@ impl Context {
     /// Opens the device of that name.
     ///
     /// # Errors
-    /// `ENOSYS`: the kernel has no RDMA; not found: no such device; otherwise what the driver says.
+    /// `ENOSYS`: the kernel has no RDMA, or the host no library ([`open_library`] tells them apart); not found: no such device; otherwise what the driver says.
     pub fn open(name: &str) -> io::Result<Arc<Self>> {
         let wanted = CString::new(name).map_err(io::Error::other)?;
         let mut count = 0;

@@ -1,9 +1,7 @@
 //! Queue pairs: their states, what is posted on them, and where datagrams go.
 
 use super::{Address, Cq, Domain, Region, check, made};
-use crate::types::{
-    Access, Gid, PORT, Piece, PostError, QpSizes, RcPath, Request, Work, mtu_code,
-};
+use crate::types::{Access, Gid, PORT, Piece, PostError, QpSizes, RcPath, Request, Work, mtu_code};
 use rdma_sys as sys;
 use std::{
     ffi::c_int,
