@@ -125,6 +125,7 @@ impl Queue {
         self.counts
     }
 
+    #[cfg(feature = "group")]
     pub(super) fn multicast(&self, group: Gid, join: bool) -> io::Result<()> {
         self.qp.multicast(group, join)
     }
