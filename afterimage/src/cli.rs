@@ -39,7 +39,7 @@ Results go to stdout, narration to stderr (AFTERIMAGE_LOG=debug for more).";
 #[derive(Debug, Parser)]
 #[command(name = "afterimage", version, after_help = AFTER, after_long_help = format!("{AFTER}\n\n{CODES}"))]
 pub struct Cli {
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -60,7 +60,7 @@ pub enum Command {
         /// Without a command: the daemon.
         #[command(flatten)]
         args: WitnessArgs,
-        /// To a running witness, on its host
+        /// Ask or tell a running witness, on its host
         #[command(subcommand)]
         command: Option<WitnessCommand>,
     },
@@ -77,64 +77,64 @@ pub enum Command {
          \x20     -- qemu-system-x86_64 -machine pc -m 128 -cpu qemu64 -nographic"
     ))]
     Standby(StandbyArgs),
-    /// Show how the VMs of this host are doing; exits with 3 if one is not protected
+    /// Show the state of the VMs on this host; exits with 3 if one is not protected
     #[command(after_long_help = help("afterimage status --vm web --json"))]
     Status(StatusArgs),
-    /// Tell why roles changed on this host: every failover, fencing, refusal and fall-back, from the journals of its VMs
+    /// Explain why roles changed on this host: every failover, fencing, refusal and fall-back, from the VMs' journals
     #[command(after_long_help = help("afterimage why --vm web --last 1"))]
     Why(WhyArgs),
     /// On the standby: take the VM over
     ///
-    /// With --arbiter manual, or once the witness has been away for 3 s, your word decides. Else the witness does: a primary that is
-    /// well asks it too, and may win. While the primary's beats arrive the word has to name it: --although-it-beats NODE. Waits for
-    /// the outcome: 0 the VM runs here, 4 the other side won, 3 nothing is decided yet.
+    /// With --arbiter manual, or once the witness has been away for 3 s, you decide. Otherwise the witness decides: a healthy
+    /// primary asks it too, and may win. While the primary's beats still arrive, name it: --although-it-beats NODE. Waits for
+    /// the outcome; exit codes: 0 the VM runs here, 4 the other side won, 3 nothing is decided yet.
     #[command(after_long_help = help("afterimage takeover --vm web --yes-the-other-side-is-stopped"))]
     Takeover(OperatorArgs),
     /// On the primary: go on without the standby
     ///
-    /// With --arbiter manual, or once the witness has been away for 3 s, your word decides. While the standby's beats arrive the word has
-    /// to name it: --although-it-beats NODE. Waits for the outcome: 0 the VM runs on alone, 4 the other side won, 3 nothing is
-    /// decided yet.
+    /// With --arbiter manual, or once the witness has been away for 3 s, you decide. While the standby's beats still arrive,
+    /// name it: --although-it-beats NODE. Waits for the outcome; exit codes: 0 the VM runs on alone, 4 the other side won, 3
+    /// nothing is decided yet.
     #[command(after_long_help = help("afterimage solo --vm web --yes-the-other-side-is-stopped"))]
     Solo(OperatorArgs),
-    /// Accept another witness than the one that this node knows, for one VM; run it on both hosts, once the old witness is
-    /// gone for good
+    /// Accept a new witness for one VM, in place of the one that this node knows; run it on both hosts, once the old witness
+    /// is gone for good
     #[command(after_long_help = help("afterimage accept-witness --vm web"))]
     AcceptWitness(AcceptWitnessArgs),
-    /// On the primary: end protection through the arbiter; the VM runs on alone, its network intact
+    /// On the primary: end protection, with the arbiter's consent; the VM runs on, its network intact
     #[command(after_long_help = help("afterimage unprotect --vm web"))]
     Unprotect(UnprotectArgs),
-    /// On the primary: look for a standby again after `unprotect`, or at once instead of after a pause
+    /// On the primary: look for a standby again after `unprotect`, or now instead of at the next try
     #[command(after_long_help = help("afterimage reprotect --vm web"))]
     Reprotect(ReprotectArgs),
-    /// Look after the VM that a standby holds
+    /// Export the VM that a standby holds
     Image {
         /// What to do with it.
         #[command(subcommand)]
         command: ImageCommand,
     },
-    /// Measure and tune the failure detector; change a running pair's, and look at it
+    /// Measure and tune the failure detector; show and change that of a running pair
     Keepalive {
         /// What to do.
         #[command(subcommand)]
         command: KeepaliveCommand,
     },
-    /// On the primary: change a running pair's epoch, its staging, and what a full staging means
+    /// On the primary: change the epoch, the staging, and the policy for full staging of a running pair
     #[command(after_long_help = help("afterimage set --vm web epoch=50ms max-staging=128MiB on-cap=grow:64MiB --save"))]
     Set(SetArgs),
-    /// Look at configuration files
+    /// Check configuration files
     Config {
         /// What to do with it.
         #[command(subcommand)]
         command: ConfigCommand,
     },
-    /// Look at this host's RDMA devices
+    /// Show this host's RDMA devices
     Rdma {
         /// What to do with them.
         #[command(subcommand)]
         command: RdmaCommand,
     },
-    /// The part of `protect` that moves checkpoints. Started by its supervisor.
+    /// The part of `protect` that moves checkpoints; `protect` starts it
     #[command(hide = true)]
     DataPath,
     /// Pass packets between a VM that nobody protects and its network. Started by `standby` and `protect`
@@ -157,7 +157,7 @@ pub enum ImageCommand {
 /// `afterimage config …`
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
-    /// Check a file, and print what it amounts to: every value, and where it comes from
+    /// Check a file, and print every setting with its value and where that comes from
     #[command(after_long_help = help("afterimage config check /etc/afterimage.toml"))]
     Check {
         /// The TOML file, with sections `[witness]`, `[protect]`, `[standby]`
@@ -180,17 +180,17 @@ pub enum RdmaCommand {
 /// `afterimage witness`
 #[derive(Debug, Default, Args)]
 pub struct WitnessArgs {
-    /// Where to listen [default: 127.0.0.1:7400]
+    /// Address to listen at [default: 127.0.0.1:7400]
     #[arg(long, value_name = "ADDR:PORT", value_parser = parse_address)]
     pub listen: Option<SocketAddr>,
-    /// The directory of its identity and its registers, a small file per VM; made if its parent exists. Keep it: a witness that
-    /// forgot is another witness, and has to ask the nodes
+    /// Directory for its identity and its registers, a small file per VM; created if its parent exists. Keep it: a witness
+    /// that lost it counts as another witness, and must ask the nodes
     #[arg(long, value_name = "DIR", help_heading = REQUIRED)]
     pub state: Option<PathBuf>,
-    /// Where to serve metrics for Prometheus; a port alone means on loopback [default: nowhere]
+    /// Address to serve Prometheus metrics at; a port alone means loopback [default: not served]
     #[arg(long, value_name = "ADDR:PORT", value_parser = parse_listen)]
     pub metrics: Option<SocketAddr>,
-    /// A TOML file; its section `[witness]` holds what no flag says
+    /// TOML file; a flag wins over its section `[witness]`
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 }
@@ -198,7 +198,7 @@ pub struct WitnessArgs {
 /// `afterimage witness …`, to a running witness
 #[derive(Debug, Subcommand)]
 pub enum WitnessCommand {
-    /// Show the VMs that it knows: what their registers hold, and whose word is waited for
+    /// Show the VMs that it knows: what their registers hold, and which nodes it still waits for
     #[command(after_long_help = help("afterimage witness list --json"))]
     List {
         /// The --state of the running witness
@@ -208,7 +208,7 @@ pub enum WitnessCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Give a VM to a node, whatever anybody has seen: when nodes disagree, or one will never come back
+    /// Give a VM to a node, whatever the nodes say: when they disagree, or one will never come back
     #[command(after_long_help = help("afterimage witness assign web host-b --yes-the-others-are-stopped"))]
     Assign {
         /// The VM
@@ -218,12 +218,12 @@ pub enum WitnessCommand {
         /// The --state of the running witness
         #[arg(long, value_name = "DIR", default_value = node::journal::STATE_DIR)]
         state: PathBuf,
-        /// Confirms that the VM can run on no other host: powered off, or its QEMU killed, and looked at. Were it running, two
-        /// copies would answer the same clients, and nothing could merge them again
+        /// Confirm that the VM runs on no other host: you checked that the host is off, or that its QEMU is killed. If it ran
+        /// there, two copies would answer the same clients, and nothing could merge them again
         #[arg(long)]
         yes_the_others_are_stopped: bool,
     },
-    /// Remove a VM that is no more; refused while its nodes still tell of it
+    /// Remove a VM that no longer exists; refused while its nodes still report it
     #[command(after_long_help = help("afterimage witness forget web"))]
     Forget {
         /// The VM
@@ -260,84 +260,84 @@ pub struct ProtectArgs {
     /// The standby
     #[arg(long, value_name = "HOST:PORT", help_heading = REQUIRED)]
     pub to: Option<HostPort>,
-    /// Who arbitrates: witness://HOST:PORT, or manual (an operator does)
+    /// The arbiter: witness://HOST:PORT, or manual (an operator decides)
     #[arg(long, value_name = "SPEC", help_heading = REQUIRED)]
     pub arbiter: Option<ArbiterSpec>,
-    /// Accept another witness than the one that this node knows, once: when the old one is gone for good. While it runs:
-    /// `afterimage accept-witness`
+    /// Accept, once, a new witness in place of the one that this node knows: when the old one is gone for good. For a process
+    /// that runs already: `afterimage accept-witness`
     #[arg(long)]
     pub accept_witness: bool,
-    /// From one checkpoint to the next, at least: what the VM sends waits about this long; 1ms to 60s [default: 20ms]
+    /// Shortest time from one checkpoint to the next; the VM's output waits for about this long; 1ms to 60s [default: 20ms]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub epoch: Option<Duration>,
     /// A NIC of the VM: the unix socket of its `-netdev stream`, and the TAP device to connect it to. Once per NIC, in order
     #[arg(long = "nic", value_name = "SOCKET=TAP")]
     pub nics: Vec<NicSpec>,
-    /// How often to tell the other side that this one lives [default: 10ms]
+    /// Time between two beats to the other side [default: 10ms]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub beat_interval: Option<Duration>,
-    /// Never hear the other side more often than this [default: --beat-interval]
+    /// Shortest interval at which this side is willing to receive beats [default: --beat-interval]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub beat_min_rx: Option<Duration>,
-    /// After this many missed beats the other side is suspect; 2 to 255 [default: 5]
+    /// Missed beats after which the other side is suspected; 2 to 255 [default: 5]
     #[arg(long, value_name = "N", value_parser = parse_multiplier)]
     pub detect_multiplier: Option<u8>,
-    /// When this side's own loop has made no progress for so long its beats stop, so that the other side may go on; 500ms to
+    /// Stop this side's beats when its own loop has made no progress for this long, so that the other side may go on; 500ms to
     /// 600s [default: four times the detection time, at least 1s]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub stall_after: Option<Duration>,
-    /// How long a checkpoint may wait for the standby's ACK: then the standby is suspect, whatever its beats say; at least the detection
-    /// time and two epochs, at most 600s. A link that falls back from RDMA has longer [default: ten detection times or ten
-    /// epochs, at least 2s]
+    /// Longest time that a checkpoint may wait for the standby's ACK; after that the standby is suspected, whatever its beats
+    /// say. At least the detection time and two epochs, at most 600s; longer while a link falls back from RDMA [default: ten
+    /// detection times or ten epochs, at least 2s]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub commit_deadline: Option<Duration>,
-    /// Memory for checkpoints on their way, never exceeded [default: 64MiB]
+    /// Most memory that checkpoints on their way may take [default: 64MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub staging: Option<u64>,
-    /// What to do about a checkpoint that is larger: throttle (the VM is held while it is sent), grow:SIZE (so much memory
-    /// more, then the VM is held), unprotect (the VM is not held: protection is given up) [default: throttle]
+    /// What to do with a checkpoint that does not fit into staging: throttle (pause the VM while it is sent), grow:SIZE (take
+    /// up to SIZE more memory, then throttle), unprotect (give protection up, rather than pause the VM) [default: throttle]
     #[arg(long, value_name = "POLICY")]
     pub on_cap: Option<OnCapWish>,
-    /// The unit that staging is divided into; 256KiB to 16MiB [default: 1MiB]
+    /// Size of one slab, the unit of staging; 256KiB to 16MiB [default: 1MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub slab: Option<u64>,
-    /// Checkpoints that may be on their way at once; 1 to 64 [default: 2]
+    /// Checkpoints that may be on their way at the same time; 1 to 64 [default: 2]
     #[arg(long, value_name = "N")]
     pub window: Option<u64>,
-    /// Output that may be held; what the VM sends beyond that is dropped, as by a full queue [default: 64MiB]
+    /// Most output that may be held; what the VM sends beyond that is dropped, as by a full queue [default: 64MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub held_limit: Option<u64>,
-    /// Where sockets and locks live [default: /run/afterimage]
+    /// Directory for sockets and locks [default: /run/afterimage]
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
-    /// Where its journal is kept, for `afterimage why` [default: /var/lib/afterimage]
+    /// Directory for the journal, which `afterimage why` reads [default: /var/lib/afterimage]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
-    /// Where to serve metrics for Prometheus; a port alone means on loopback [default: nowhere]
+    /// Address to serve Prometheus metrics at; a port alone means loopback [default: not served]
     #[arg(long, value_name = "ADDR:PORT", value_parser = parse_listen)]
     pub metrics: Option<SocketAddr>,
-    /// The local address of the connection to the standby and of its beats [default: the one that the route uses]
+    /// Local address for the connection to the standby and for beats [default: the route's]
     #[arg(long, value_name = "IP")]
     pub bind: Option<LocalAddr>,
-    /// Protect the VM although nothing holds these outputs of it (netdevs, disks, chardevs, devices, by the names that a
-    /// refusal tells): what leaves by them may be taken back by a takeover, and `status` exits with 3
+    /// Protect the VM although these outputs of it are not held (netdevs, disks, chardevs, devices, by the names in the
+    /// refusal): a takeover may take back what left by them, and `status` exits with 3
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     pub unheld: Vec<String>,
-    /// The same as --unheld with every disk that the VM can write to
+    /// Like --unheld with every disk that the VM can write to
     #[arg(long)]
     pub force_writable_disks: bool,
-    /// End when no standby is found within 10 s, when the standby refuses, or when the arbiter cannot be reached at the start. Without it
-    /// `protect` stays, being the VM's way to its network, and looks for a standby again and again
+    /// End if no standby is found within 10 s, if the standby refuses, or if the arbiter cannot be reached at the start. Without
+    /// this flag `protect` stays, because the VM's network passes through it, and keeps looking for a standby
     #[arg(long)]
     pub once: bool,
-    /// When this host was fenced (the standby runs the VM), stand by for the VM here, as the section `[standby]` of --config
-    /// says
+    /// After this host was fenced (the standby runs the VM), become the VM's standby, with the section `[standby]` of
+    /// --config
     #[arg(long)]
     pub rejoin: bool,
     /// Which way checkpoints and beats go.
     #[command(flatten)]
     pub paths: PathArgs,
-    /// A TOML file; its section `[protect]` holds what no flag says
+    /// TOML file; a flag wins over its section `[protect]`
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 }
@@ -351,59 +351,59 @@ pub struct StandbyArgs {
     /// This host's name in the register [default: its hostname]
     #[arg(long, value_name = "NAME")]
     pub node: Option<Name>,
-    /// Where to wait for the primary [default: 127.0.0.1:7410]
+    /// Address to listen at for the primary [default: 127.0.0.1:7410]
     #[arg(long, value_name = "ADDR:PORT", value_parser = parse_address)]
     pub listen: Option<SocketAddr>,
-    /// Who arbitrates: witness://HOST:PORT, or manual (an operator does)
+    /// The arbiter: witness://HOST:PORT, or manual (an operator decides)
     #[arg(long, value_name = "SPEC", help_heading = REQUIRED)]
     pub arbiter: Option<ArbiterSpec>,
-    /// Accept another witness than the one that this node knows, once: when the old one is gone for good. While it runs:
-    /// `afterimage accept-witness`
+    /// Accept, once, a new witness in place of the one that this node knows: when the old one is gone for good. For a process
+    /// that runs already: `afterimage accept-witness`
     #[arg(long)]
     pub accept_witness: bool,
     /// A NIC of the VM: the unix socket of its `-netdev stream`, and the TAP device to connect it to. Once per NIC, in order
     #[arg(long = "nic", value_name = "SOCKET=TAP")]
     pub nics: Vec<NicSpec>,
-    /// Where the file lies that is the VM's RAM: a tmpfs [default: /dev/shm]
+    /// Directory for the file that is the VM's RAM; use a tmpfs [default: /dev/shm]
     #[arg(long, value_name = "DIR")]
     pub ram_dir: Option<PathBuf>,
-    /// A file for what is larger than staging, the first full synchronisation above all. Without it, a checkpoint that does
-    /// not fit ends the protection. It has no name while it is in use: a file of this name is left alone
+    /// File for what does not fit into staging, above all the full synchronisation. Without it, a checkpoint that does not fit
+    /// ends protection. The file is unlinked while it is in use; an existing file of this name is left alone
     #[arg(long, value_name = "FILE")]
     pub spill: Option<PathBuf>,
-    /// Call a VM protected although nobody has tried whether its state can be loaded here. (Otherwise the first state, and
-    /// the first after each change of the VM's devices, is loaded into a QEMU that is thrown away.)
+    /// Call a VM protected without a rehearsal, that is without having loaded its state here. (A rehearsal loads the first
+    /// state, and the first after each change of the VM's devices, into a QEMU that is thrown away.)
     #[arg(long)]
     pub no_rehearsal: bool,
-    /// Memory for checkpoints that are not committed yet, never exceeded [default: 64MiB]
+    /// Most memory that checkpoints may take before they are committed [default: 64MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub staging: Option<u64>,
-    /// How often to tell the other side that this one lives [default: 10ms]
+    /// Time between two beats to the other side [default: 10ms]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub beat_interval: Option<Duration>,
-    /// Never hear the other side more often than this [default: --beat-interval]
+    /// Shortest interval at which this side is willing to receive beats [default: --beat-interval]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub beat_min_rx: Option<Duration>,
-    /// After this many missed beats the other side is suspect; 2 to 255 [default: 5]
+    /// Missed beats after which the other side is suspected; 2 to 255 [default: 5]
     #[arg(long, value_name = "N", value_parser = parse_multiplier)]
     pub detect_multiplier: Option<u8>,
-    /// When this side's own loop has made no progress for so long its beats stop, so that the other side may go on; 500ms to
+    /// Stop this side's beats when its own loop has made no progress for this long, so that the other side may go on; 500ms to
     /// 600s [default: four times the detection time, at least 1s]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub stall_after: Option<Duration>,
-    /// Where sockets and locks live [default: /run/afterimage]
+    /// Directory for sockets and locks [default: /run/afterimage]
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
-    /// Where its journal is kept, for `afterimage why` [default: /var/lib/afterimage]
+    /// Directory for the journal, which `afterimage why` reads [default: /var/lib/afterimage]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
-    /// Where to serve metrics for Prometheus; a port alone means on loopback [default: nowhere]
+    /// Address to serve Prometheus metrics at; a port alone means loopback [default: not served]
     #[arg(long, value_name = "ADDR:PORT", value_parser = parse_listen)]
     pub metrics: Option<SocketAddr>,
     /// Which way checkpoints and beats go.
     #[command(flatten)]
     pub paths: PathArgs,
-    /// A TOML file; its section `[standby]` holds what no flag says
+    /// TOML file; a flag wins over its section `[standby]`
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// QEMU and its arguments, as on the primary
@@ -418,7 +418,7 @@ pub enum Side {
     Primary,
     /// Where `afterimage standby` runs
     Standby,
-    /// What passes packets while nobody protects the VM
+    /// The process that passes packets while nobody protects the VM
     Keeper,
 }
 
@@ -443,13 +443,13 @@ pub struct StatusArgs {
     /// Only this side
     #[arg(long, value_enum)]
     pub role: Option<Side>,
-    /// Where the control sockets are
+    /// Directory of the control sockets
     #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
     pub run_dir: PathBuf,
     /// JSON instead of text: an array, or with --vm and a single process one object
     #[arg(long)]
     pub json: bool,
-    /// Again and again: redrawn on a terminal, else a line for each change; with --json, an object per VM and line
+    /// Repeat: redraw on a terminal, else print a line for each change; with --json, an object per VM and line
     #[arg(long, value_name = "INTERVAL", num_args = 0..=1, default_missing_value = "1s", value_parser = parse_duration)]
     pub watch: Option<Duration>,
 }
@@ -463,13 +463,13 @@ pub struct WhyArgs {
     /// Only the newest N incidents
     #[arg(long, value_name = "N", conflicts_with = "since")]
     pub last: Option<usize>,
-    /// Only incidents since then: "10m", "2h" or "3d" ago, or a time in UTC such as "2026-11-25 22:31:00"
+    /// Only incidents since this time: "10m", "2h" or "3d" ago, or in UTC, such as "2026-11-25 22:31:00"
     #[arg(long, value_name = "TIME")]
     pub since: Option<String>,
     /// One JSON object instead of text
     #[arg(long)]
     pub json: bool,
-    /// Where the journals are
+    /// Directory of the journals
     #[arg(long, value_name = "DIR", default_value = node::journal::STATE_DIR)]
     pub state_dir: PathBuf,
 }
@@ -480,10 +480,10 @@ pub struct ExportArgs {
     /// The VM
     #[arg(long, value_name = "NAME")]
     pub vm: Name,
-    /// The directory for NAME.vmstate and NAME.txt, as the standby's process sees it. Neither may be there yet
+    /// Directory for NAME.vmstate and NAME.txt, as the standby's process sees it. Neither file may exist yet
     #[arg(long, value_name = "DIR")]
     pub to: PathBuf,
-    /// Where the control sockets are
+    /// Directory of the control sockets
     #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
     pub run_dir: PathBuf,
 }
@@ -494,10 +494,10 @@ pub struct UnprotectArgs {
     /// The VM
     #[arg(long, value_name = "NAME")]
     pub vm: Name,
-    /// Where the control sockets are
+    /// Directory of the control sockets
     #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
     pub run_dir: PathBuf,
-    /// Do not wait for what comes of it: exit with 0 once the order was taken
+    /// Do not wait for the outcome: exit with 0 once the order is accepted
     #[arg(long)]
     pub no_wait: bool,
 }
@@ -508,7 +508,7 @@ pub struct ReprotectArgs {
     /// The VM
     #[arg(long, value_name = "NAME")]
     pub vm: Name,
-    /// Where the control sockets are
+    /// Directory of the control sockets
     #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
     pub run_dir: PathBuf,
 }
@@ -519,18 +519,18 @@ pub struct OperatorArgs {
     /// The VM
     #[arg(long, value_name = "NAME")]
     pub vm: Name,
-    /// Where the control sockets are
+    /// Directory of the control sockets
     #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
     pub run_dir: PathBuf,
-    /// Confirms that the VM cannot be running on the other host: powered off, or its QEMU killed, and looked at. Were it
-    /// running, two copies would answer the same clients, and nothing could merge them again
+    /// Confirm that the VM does not run on the other host: you checked that the host is off, or that its QEMU is killed. If it
+    /// ran there, two copies would answer the same clients, and nothing could merge them again
     #[arg(long)]
     pub yes_the_other_side_is_stopped: bool,
-    /// The same where beats of the other host still arrive: names that host. For a switchover, which the witness decides; or because it
-    /// is known that its VM does not run although its `afterimage` does
+    /// Needed while beats of the other host still arrive; names that host. For a switchover, which the witness decides; or when
+    /// you know that its VM does not run although its `afterimage` does
     #[arg(long, value_name = "NODE")]
     pub although_it_beats: Option<Name>,
-    /// Do not wait for what comes of it: exit with 0 once the order was taken
+    /// Do not wait for the outcome: exit with 0 once the order is accepted
     #[arg(long)]
     pub no_wait: bool,
 }

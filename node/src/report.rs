@@ -2,8 +2,8 @@
 
 use crate::{keepalive::BeatHandle, paths::Watch};
 use mc_core::{
-    id::{Generation, Time},
-    register::{CasOutcome, Register},
+    id::Time,
+    register::{CasOutcome, Swap},
 };
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -19,7 +19,7 @@ pub fn outcome(outcome: &CasOutcome) -> Value {
 
 /// A swap that the arbiter is asked for, as an event's fields.
 #[must_use]
-pub fn asked(expect: Generation, new: &Register, contested: bool) -> Value {
+pub fn asked(Swap { expect, new, contested }: &Swap) -> Value {
     json!({ "expect": expect, "new": new, "contested": contested })
 }
 

@@ -31,14 +31,14 @@ impl Stalls {
     }
 }
 
-/// A swap that the arbiter was asked for.
+/// The swaps that the arbiter was asked for: how long the newest takes, and how many were won and lost.
 #[derive(Debug, Default)]
-pub struct Swap {
+pub struct Swaps {
     asked_at: Option<Time>,
     answered: (u64, u64),
 }
 
-impl Swap {
+impl Swaps {
     /// It is asked now.
     pub fn asked(&mut self, now: Time) {
         self.asked_at = Some(now);

@@ -15,7 +15,7 @@ use node::{
     clock::Clock,
     events::emit,
     exit::{Code, ExitError},
-    inbox::{readable, wait},
+    inbox::{self, readable, wait},
     signals::Signals,
 };
 use serde_json::json;
@@ -99,7 +99,7 @@ impl Pump {
             let mut fds = Vec::with_capacity(8);
             fds.extend([readable(self.control.as_fd()), readable(self.signals.as_fd())]);
             fds.extend(self.vm.as_ref().map(|vm| readable(vm.as_fd())));
-            fds.extend(self.gate.wait_fds());
+            inbox::gate(&mut fds, &self.gate);
             wait(&mut fds, Clock.now(), self.mending.deadline(), LONGEST)?;
         }
         let now = Clock.now();

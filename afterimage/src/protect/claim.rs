@@ -25,9 +25,9 @@ use mc_core::{
     claim::{self, Action, Event},
     id::{Generation, Name, Time},
     machine::Machine,
-    register::{CasOutcome, Mode, Owner, Register},
+    register::{CasOutcome, Mode, Owner, Register, Swap},
 };
-use node::{arbiter::Ask, clock::Clock, events::emit, signals::Signals, stalls::Swap};
+use node::{arbiter::Ask, clock::Clock, events::emit, signals::Signals, stalls::Swaps};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
@@ -72,9 +72,9 @@ pub(super) fn claim(brief: &Brief, proven: Option<Generation>, qemu: &mut Qemu, 
     };
     let owner = brief.register.owner;
     let waiting = Waiting::new(&brief.config, owner.node, signals, what, true)?;
-    let (machine, swap) = (claim::Claim::new(owner), Swap::default());
+    let (machine, swaps) = (claim::Claim::new(owner), Swaps::default());
     let began_with = brief.register;
-    Claim { owner, proven, waiting, qemu, machine, began_with, held: None, swap, signals: 0 }.run()
+    Claim { owner, proven, waiting, qemu, machine, began_with, held: None, swaps, signals: 0 }.run()
 }
 
 struct Claim<'a> {
@@ -87,7 +87,7 @@ struct Claim<'a> {
     began_with: Register,
     /// What the register held when it was judged last.
     held: Option<Register>,
-    swap: Swap,
+    swaps: Swaps,
     signals: u32,
 }
 
@@ -101,9 +101,9 @@ impl Claim<'_> {
                 }
                 // Never of this machine: see `refuse_others`.
                 Some(Action::LookFor { .. }) => Some(Verdict::Theirs),
-                Some(Action::Cas { expect, new, contested }) => match self.await_qemu()? {
+                Some(Action::Cas(swap)) => match self.await_qemu()? {
                     Qemus::Answers => {
-                        self.ask_for(expect, new, contested);
+                        self.ask_for(swap);
                         None
                     }
                     Qemus::RegisterChanged(held) => {
@@ -121,10 +121,10 @@ impl Claim<'_> {
         }
     }
 
-    fn ask_for(&mut self, expect: Generation, new: Register, contested: bool) {
-        emit("asking", report::asked(expect, &new, contested));
-        self.swap.asked(Clock.now());
-        self.waiting.ask(Ask::Cas { expect, new, contested });
+    fn ask_for(&mut self, swap: Swap) {
+        emit("asking", report::asked(&swap));
+        self.swaps.asked(Clock.now());
+        self.waiting.ask(Ask::Cas(swap));
     }
 
     fn hear(&mut self) -> Result<Option<Verdict>> {
@@ -136,7 +136,7 @@ impl Claim<'_> {
             Heard::Read(_) if self.machine.is_asking() => None, // its swap's answer says more
             Heard::Read(held) => self.judge(held)?,
             Heard::Cas(outcome) => {
-                emit("cas", self.swap.answered(Clock.now(), &outcome));
+                emit("cas", self.swaps.answered(Clock.now(), &outcome));
                 match outcome {
                     CasOutcome::Won(register) => {
                         self.machine.handle(Time(0), Event::Cas(outcome));
@@ -243,16 +243,16 @@ impl Claim<'_> {
             )));
         }
         // Just that copy: the standby may have been started anew, and have another.
-        let new = Register { generation: register.generation.next(), owner: standby, mode: Mode::Solo };
+        let swap = Swap::new(register.generation, standby, Mode::Solo);
         let why = "the VM died before its gate opened here; its standby holds the last commit";
         tracing::error!(standby = %name, generation = register.generation.0, "{why}");
-        emit("hand-back", json!({ "register": register, "new": new, "standby": name, "why": why }));
-        self.ask_for(register.generation, new, false);
+        emit("hand-back", json!({ "register": register, "new": swap.new, "standby": name, "why": why }));
+        self.ask_for(swap);
         let until = Instant::now() + HAND_BACK;
         loop {
             match self.waiting.hear(None, Some(until))? {
                 Heard::Cas(outcome) => {
-                    emit("cas", self.swap.answered(Clock.now(), &outcome));
+                    emit("cas", self.swaps.answered(Clock.now(), &outcome));
                     return Ok(match (outcome, condition) {
                         (CasOutcome::Won(_), Condition::Silent) => Verdict::Silent { standby: name },
                         (CasOutcome::Won(_), _) => Verdict::VmGone { orderly: false, standby: Some(name) },

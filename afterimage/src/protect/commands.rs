@@ -178,7 +178,7 @@ pub(super) fn snapshot(path: &mut DataPath) -> Snapshot {
         pause: Buckets::from(&figures.pause),
         commit: Buckets::from(&figures.commit),
         hold: Buckets::from(path.driver.gate.hold_histogram()),
-        swaps: path.swap.counts(),
+        swaps: path.swaps.counts(),
         journal_lost: events::journal_lost(),
         narration_lost: narration::lost(),
         ..Snapshot::default()

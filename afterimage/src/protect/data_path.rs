@@ -47,7 +47,7 @@ use node::{
     progress::Progress,
     scope,
     signals::Signals,
-    stalls::{Stalls, Swap},
+    stalls::{Stalls, Swaps},
 };
 use serde_json::json;
 use std::{
@@ -117,7 +117,7 @@ pub(super) struct DataPath {
     pub(super) held: Option<Register>,
     pub(super) suspected: bool,
     /// The swap that is being asked for.
-    pub(super) swap: Swap,
+    pub(super) swaps: Swaps,
     pub(super) operator_wants_solo: bool,
     /// Its guest or its operator shut it down; its QEMU is gone soon.
     vm_shut_down: bool,
@@ -244,7 +244,7 @@ impl DataPath {
             arbiter_watch: report::ArbiterWatch::default(),
             held: None,
             suspected: false,
-            swap: Swap::default(),
+            swaps: Swaps::default(),
             operator_wants_solo: false,
             vm_shut_down: false,
             vm_died: false,
@@ -283,7 +283,6 @@ impl DataPath {
         self.prove_beats();
         self.hear_beats();
         self.look_for_standby();
-        self.driver.gate.tick(self.clock.now());
         self.driver.pump();
         self.mend_nics();
         self.notice_standstill();
@@ -313,7 +312,7 @@ impl DataPath {
         fds.extend(self.scrapes.as_ref().map(|s| readable(s.as_fd())));
         fds.extend(self.beats.as_ref().map(|b| readable(b.wait_fd())));
         fds.extend(self.sessions.as_ref().map(|s| readable(s.as_fd())));
-        fds.extend(self.driver.gate.wait_fds());
+        inbox::gate(&mut fds, &self.driver.gate);
         let orders = self.orders.iter().map(|order| order.until);
         let until =
             self.driver.deadline().into_iter().chain(self.next_look()).chain(self.mend_at()).chain(orders).min();
@@ -417,7 +416,7 @@ impl DataPath {
                 }
                 Answer::Fault(_) => {} // told below; the machine waits for a register that it can believe
                 Answer::Cas(outcome) => {
-                    emit("cas", self.swap.answered(self.clock.now(), &outcome));
+                    emit("cas", self.swaps.answered(self.clock.now(), &outcome));
                     self.driver.event(Event::Cas(outcome));
                 }
             }

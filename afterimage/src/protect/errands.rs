@@ -3,7 +3,7 @@
 use super::{channel::ToSupervisor, commands, data_path::DataPath, seek::Trouble};
 use crate::{config, report};
 use anyhow::Result;
-use mc_core::{driver::PrimaryErrand, id::Generation, primary::Role, register::Register, wire::control::NackReason};
+use mc_core::{driver::PrimaryErrand, primary::Role, register::Swap, wire::control::NackReason};
 use node::{arbiter::Ask, events::emit, exit::Code};
 use serde_json::json;
 use vmm_qemu::colo::ColoSource;
@@ -12,8 +12,8 @@ impl DataPath {
     pub(super) fn run_errands(&mut self) -> Result<()> {
         while let Some(errand) = self.driver.errand() {
             match errand {
-                PrimaryErrand::Cas { expect, new, contested } if contested && self.yields() => self.park(expect, new),
-                PrimaryErrand::Cas { expect, new, contested } => self.ask_for(expect, new, contested),
+                PrimaryErrand::Cas(swap) if swap.contested && self.yields() => self.park(swap),
+                PrimaryErrand::Cas(swap) => self.ask_for(swap),
                 PrimaryErrand::StartSource => {
                     let stream = self.driver.source_mut().and_then(ColoSource::far_end);
                     self.supervisor.say_with(&ToSupervisor::StartSource, stream)?;
@@ -45,10 +45,10 @@ impl DataPath {
         Ok(())
     }
 
-    pub(super) fn ask_for(&mut self, expect: Generation, new: Register, contested: bool) {
-        self.swap.asked(self.clock.now());
-        self.arbiter.ask(Ask::Cas { expect, new, contested });
-        emit("asking", report::with(report::asked(expect, &new, contested), commands::standing(self)));
+    pub(super) fn ask_for(&mut self, swap: Swap) {
+        self.swaps.asked(self.clock.now());
+        self.arbiter.ask(Ask::Cas(swap));
+        emit("asking", report::with(report::asked(&swap), commands::standing(self)));
         if std::mem::take(&mut self.operator_wants_solo) {
             self.arbiter.operator_decides();
         }

@@ -50,7 +50,7 @@ pub(super) fn own_the_vm(config: &ProtectConfig, owner: Owner, signals: &Signals
         while let Some(action) = claim.poll_action() {
             let ask = match action {
                 Action::ReadRegister => Ask::Read,
-                Action::Cas { expect, new, contested } => Ask::Cas { expect, new, contested },
+                Action::Cas(swap) => Ask::Cas(swap),
                 Action::LookFor { instance } => {
                     let lives =
                         find_instance(instance).context("looking for the VM's other QEMU among the processes")?;

@@ -12,7 +12,7 @@ use crate::{
 use anyhow::Result;
 use mc_core::{
     id::{Generation, Node, Time},
-    register::{CasOutcome, Register},
+    register::{CasOutcome, Register, Swap},
 };
 use node::{
     arbiter::{Answer, ArbiterClient, ArbiterSpec, Ask},
@@ -100,8 +100,8 @@ impl<'a> Waiting<'a> {
     /// Asks; the answer comes in time. What an operator has decided is contested: else it would not be an operator's to decide.
     pub(super) fn ask(&self, ask: Ask) {
         match ask {
-            Ask::Cas { expect, new, contested } => {
-                self.arbiter.ask(Ask::Cas { expect, new, contested: contested || self.decided });
+            Ask::Cas(swap) => {
+                self.arbiter.ask(Ask::Cas(Swap { contested: swap.contested || self.decided, ..swap }));
             }
             Ask::Read => self.arbiter.ask(ask),
         }

@@ -16,8 +16,8 @@
 use super::main_loop::Node;
 use anyhow::Result;
 use mc_core::{
-    id::{Generation, Time},
-    register::{Owner, Register},
+    id::Time,
+    register::{Owner, Swap},
     standby::{Event, Role},
 };
 use node::{
@@ -61,7 +61,7 @@ pub(super) struct Leave {
     /// The next refusal is none: it is obeyed.
     last: bool,
     /// The swap that the machine wants, while the primary has its head start.
-    deferred: Option<(Generation, Register)>,
+    deferred: Option<Swap>,
 }
 
 impl Leave {
@@ -140,10 +140,10 @@ impl Node {
     }
 
     /// The machine wants to ask for the VM. True if it has to wait.
-    pub(super) fn defers(&mut self, expect: Generation, new: Register) -> bool {
+    pub(super) fn defers(&mut self, swap: Swap) -> bool {
         let defers = matches!(self.leave.state, State::GaveUp { .. });
         if defers {
-            self.leave.deferred = Some((expect, new));
+            self.leave.deferred = Some(swap);
         }
         defers
     }
@@ -182,14 +182,14 @@ impl Node {
                 self.ending = Some(Code::Done);
             }
             State::GaveUp { since, .. } if now.since(*since) > HEAD_START => {
-                if let Some((expect, new)) = self.leave.deferred.take() {
+                if let Some(swap) = self.leave.deferred.take() {
                     self.refuse_to_leave(match self.leave.last {
                         true => "the primary does not go on alone, and this may be the VM's last copy",
                         false => "the primary does not go on alone: this standby asks for the VM",
                     });
                     // Told twice, it leaves: a VM that it wins now would run nowhere.
                     if self.ending.is_none() {
-                        self.claim(expect, new);
+                        self.claim(swap);
                     }
                 }
             }

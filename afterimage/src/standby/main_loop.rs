@@ -28,7 +28,7 @@ use mc_core::{
     driver::{StandbyDriver, StandbyErrand},
     gate::OutputGate,
     id::{self, Epoch, Generation, Time},
-    register::{Mode as RegisterMode, Owner, Register},
+    register::{Mode as RegisterMode, Owner, Register, Swap},
     slab::SlabPool,
     standby::{Config, Event, Role, Standby},
     transport::Transport,
@@ -44,7 +44,7 @@ use node::{
     paths::{Link, Watch},
     progress::Progress,
     signals::Signals,
-    stalls::Swap,
+    stalls::Swaps,
 };
 use serde_json::json;
 use std::{
@@ -117,7 +117,7 @@ pub(super) struct Node {
     /// Since when it has had that role, ms since 1970.
     pub(super) role_since_ms: u64,
     pub(super) suspected_at: Option<Time>,
-    pub(super) swap: Swap,
+    pub(super) swaps: Swaps,
     pub(super) checked_vm_at: Time,
     /// Attempts to start a QEMU that died, NICs that were lost.
     pub(super) revival: Revival,
@@ -191,7 +191,7 @@ impl Node {
             role: Role::Idle,
             role_since_ms: report::unix_ms(),
             suspected_at: None,
-            swap: Swap::default(),
+            swaps: Swaps::default(),
             checked_vm_at: clock.now(),
             revival: Revival::default(),
             silent: None,
@@ -271,7 +271,7 @@ impl Node {
         fds.push(readable(self.signals.as_fd()));
         fds.extend(self.scrapes.as_ref().map(|s| readable(s.as_fd())));
         fds.extend(self.beats.as_ref().map(|b| readable(b.wait_fd())));
-        fds.extend(self.gate.wait_fds());
+        inbox::gate(&mut fds, &self.gate);
         fds.extend(self.attempt_fd().map(readable));
         fds.extend(self.rehearsal.as_ref().map(|rehearsal| readable(rehearsal.as_fd())));
         fds.extend(self.export.as_ref().map(|export| readable(export.task.as_fd())));
@@ -296,7 +296,7 @@ impl Node {
                     self.driver.event(Event::ArbiterFault);
                 }
                 Answer::Cas(outcome) => {
-                    emit("cas", self.swap.answered(self.clock.now(), &outcome));
+                    emit("cas", self.swaps.answered(self.clock.now(), &outcome));
                     self.hear_renounced(&outcome);
                     self.driver.event(Event::Cas(outcome));
                 }
@@ -377,9 +377,9 @@ impl Node {
         while let Some(errand) = self.driver.errand() {
             match errand {
                 StandbyErrand::ReadRegister => self.read_register(),
-                StandbyErrand::Cas { expect, new } if self.defers(expect, new) => {}
-                StandbyErrand::Cas { expect, new } => self.claim(expect, new),
-                StandbyErrand::Renounce { expect, new } => self.renounce(expect, new),
+                StandbyErrand::Cas(swap) if self.defers(swap) => {}
+                StandbyErrand::Cas(swap) => self.claim(swap),
+                StandbyErrand::Renounce(swap) => self.renounce(swap),
                 StandbyErrand::TakeOver { generation, epoch } => self.take_over(generation, epoch)?,
                 StandbyErrand::Rehearse(epoch) => self.begin_rehearsal(epoch),
                 StandbyErrand::EndRehearsal => self.rehearsal = None,
@@ -399,10 +399,10 @@ impl Node {
         Ok(())
     }
 
-    pub(super) fn claim(&mut self, expect: Generation, new: Register) {
-        self.swap.asked(self.clock.now());
-        self.arbiter.ask(Ask::Cas { expect, new, contested: true });
-        emit("asking", report::with(report::asked(expect, &new, true), standing(self)));
+    pub(super) fn claim(&mut self, swap: Swap) {
+        self.swaps.asked(self.clock.now());
+        self.arbiter.ask(Ask::Cas(swap));
+        emit("asking", report::with(report::asked(&swap), standing(self)));
         if self.operator_wants_it {
             self.arbiter.operator_decides();
         }

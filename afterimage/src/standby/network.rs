@@ -5,7 +5,12 @@ use crate::{
     report,
 };
 use mc_core::{gate::OutputGate, id::Time};
-use node::{clock::Clock, events::emit, exit, inbox::readable};
+use node::{
+    clock::Clock,
+    events::emit,
+    exit,
+    inbox::{self, readable},
+};
 use rustix::event::PollFd;
 use serde_json::json;
 use std::{os::fd::AsFd, time::Duration};
@@ -62,9 +67,11 @@ impl Network {
     }
 
     /// What to wait for before the next look.
-    pub(super) fn wait_fds(&self) -> impl Iterator<Item = PollFd<'_>> {
-        let packets = self.gate.iter().flat_map(NicGate::wait_fds);
-        packets.chain(self.keeper.iter().map(|keeper| readable(keeper.as_fd())))
+    pub(super) fn wait_fds<'a>(&'a self, fds: &mut Vec<PollFd<'a>>) {
+        if let Some(gate) = &self.gate {
+            inbox::gate(fds, gate);
+        }
+        fds.extend(self.keeper.iter().map(|keeper| readable(keeper.as_fd())));
     }
 
     /// When to look again at the latest.

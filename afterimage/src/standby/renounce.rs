@@ -6,14 +6,15 @@
 use super::main_loop::Node;
 use mc_core::{
     id::Generation,
-    register::{CasOutcome, Mode, Owner, Register},
+    register::{CasOutcome, Mode, Owner, Register, Swap},
     standby::Role,
 };
 use node::{arbiter::Ask, events::emit};
 use serde_json::json;
 
 impl Node {
-    pub(super) fn renounce(&mut self, expect: Generation, new: Register) {
+    pub(super) fn renounce(&mut self, swap: Swap) {
+        let Swap { expect, new, .. } = swap;
         let owner = new.owner.node;
         tracing::warn!(
             generation = expect.0,
@@ -21,8 +22,8 @@ impl Node {
         );
         emit("renouncing", json!({ "vm": self.config.vm, "expect": expect, "new": new }));
         (self.renounces, self.unrenounced) = (Some(expect), None);
-        self.swap.asked(self.clock.now());
-        self.arbiter.ask(Ask::Cas { expect, new, contested: false });
+        self.swaps.asked(self.clock.now());
+        self.arbiter.ask(Ask::Cas(swap));
     }
 
     /// What came of it, if that was asked for.

@@ -49,7 +49,7 @@ pub(super) fn snapshot(node: &Node) -> Snapshot {
     let mut snapshot = Snapshot {
         status: status(node),
         apply: Buckets::from(&node.driver.figures().apply),
-        swaps: node.swap.counts(),
+        swaps: node.swaps.counts(),
         journal_lost: events::journal_lost(),
         narration_lost: narration::lost(),
         ..Snapshot::default()

@@ -248,7 +248,7 @@ impl Running {
                 .map(readable),
         );
         fds.extend(desk.scrapes.as_ref().map(|s| readable(s.as_fd())));
-        fds.extend(self.network.wait_fds());
+        self.network.wait_fds(&mut fds);
         let until = self.network.deadline().into_iter().chain(self.read_at).min();
         wait(&mut fds, Clock.now(), until, VM_CHECK)?;
         Ok(())
