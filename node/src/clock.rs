@@ -25,12 +25,6 @@ impl Clock {
     }
 }
 
-impl mc_core::driver::Clock for Clock {
-    fn now(&self) -> Time {
-        (*self).now()
-    }
-}
-
 /// The same, and every reading is a sign that the loop gets on. For a driver, which reads its clock all along a long capture
 /// (`mc_core::driver`): what takes long and works is told from what stands still.
 #[derive(Clone, Debug)]

@@ -33,13 +33,17 @@ mod fence;
 mod link;
 mod receive;
 mod send;
+#[cfg(feature = "testing")]
+mod testing;
 
-pub use link::{Breaker, RdmaLink};
+pub use link::RdmaLink;
+#[cfg(feature = "testing")]
+pub use testing::Breaker;
 
 use crate::{
     error::RdmaError,
     ffi::{Channel, Context, Cq, Domain, Qp},
-    types::{Gid, PORT, QpSizes},
+    types::{Gid, QpSizes},
 };
 use mc_core::{
     id::Incarnation,
@@ -69,35 +73,6 @@ pub struct Place {
 }
 
 impl Place {
-    /// The device of that name, its first port, with that entry of its GID table (or the first).
-    ///
-    /// # Errors
-    /// No such device, port down, no such entry.
-    pub fn of(device: &str, gid_index: Option<u8>) -> Result<Self, RdmaError> {
-        let failed = |doing| move |source| RdmaError::Device { device: device.to_owned(), doing, source };
-        let context = Context::open(device).map_err(failed("opening it"))?;
-        let port = context.port(PORT).map_err(failed("asking for its port"))?;
-        if !port.active {
-            let source = io::Error::new(io::ErrorKind::NetworkDown, "port 1 is down");
-            return Err(failed("looking at its port")(source));
-        }
-        let gid_index = gid_index.unwrap_or(0);
-        let gid = context.gid(PORT, gid_index).map_err(failed("reading its GID table"))?;
-        if port.ethernet && gid == [0; 16] {
-            let source = io::Error::new(io::ErrorKind::NotFound, format!("GID index {gid_index} is empty"));
-            return Err(failed("reading its GID table")(source));
-        }
-        Ok(Self {
-            context,
-            gid_index,
-            gid,
-            lid: port.lid,
-            mtu: port.mtu,
-            mbit: port.mbit,
-            software: is_software(device),
-        })
-    }
-
     fn failed(&self, doing: &'static str) -> impl FnOnce(io::Error) -> RdmaError {
         let device = self.context.name().to_owned();
         move |source| RdmaError::Device { device, doing, source }

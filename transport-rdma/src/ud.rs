@@ -7,7 +7,7 @@
 //!
 //! # What counts as loss
 //!
-//! As over UDP: a beat that cannot leave is lost and counted ([`UdKeepalive::counts`]), not an error, whether the queue is full,
+//! As over UDP: a beat that cannot leave is lost and counted, not an error, whether the queue is full,
 //! or the queue pair failed and is not ready again yet ([`queue`] draws that). A member that is gone is nothing at all: a
 //! datagram has no answer. An address that cannot be resolved is an error of [`UdKeepalive::add_member`].
 
@@ -167,6 +167,7 @@ impl UdKeepalive {
     }
 
     /// What was lost, and how often the queue pair had to be made ready again.
+    #[cfg(feature = "testing")]
     #[must_use]
     pub fn counts(&self) -> UdCounts {
         self.queue.counts()

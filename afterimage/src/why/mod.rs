@@ -25,7 +25,7 @@ use crate::{
 use mc_core::id::Name;
 use node::{
     exit::{Code, ExitError},
-    journal::{self, Entry, Journal, Skipped},
+    journal::{self, Entry, Skipped},
 };
 use order::Boots;
 use serde::Serialize;
@@ -130,9 +130,10 @@ pub fn look(dir: &Path, vm: Option<Name>, since_ms: Option<f64>, last: Option<us
 }
 
 /// The text that one journal comes to, by itself: for the fuzz target.
+#[cfg(feature = "testing")]
 #[must_use]
-pub fn told(journal: Journal, vm: &str, side: &str) -> String {
-    let Journal { mut entries, skipped, more_skipped } = journal;
+pub fn told(journal: journal::Journal, vm: &str, side: &str) -> String {
+    let journal::Journal { mut entries, skipped, more_skipped } = journal;
     let mut boots = Boots::default();
     boots.learn(&entries);
     entries.sort_by(|a, b| boots.compare(a, b));

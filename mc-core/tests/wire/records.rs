@@ -1,8 +1,8 @@
 //! Round trips, and damage: each record refuses every flipped bit and every truncation.
 
-use crate::{KEY, answer, beat, control, endpoint, hello, offer, rdma_message, register, request, slab_header, stored};
+use crate::{KEY, answer, beat, control, endpoint, hello, rdma_message, register, request, slab_header, stored};
 use mc_core::{
-    id::{Generation, Incarnation, Name},
+    id::{Generation, Name},
     register::{Mode, Register, Swap},
     wire::{
         WireError,

@@ -25,7 +25,9 @@ mod tests;
 mod writer;
 
 pub use line_writer::LineWriter;
-pub use reader::{Entry, Journal, Skipped, parse, read};
+#[cfg(feature = "testing")]
+pub use reader::parse;
+pub use reader::{Entry, Journal, Skipped, read};
 pub use roles::{Journals, is_of_roles, roles_path};
 pub use writer::Writer;
 

@@ -121,6 +121,7 @@ impl Queue {
         self.options.qkey
     }
 
+    #[cfg(feature = "testing")]
     pub(super) fn counts(&self) -> UdCounts {
         self.counts
     }
