@@ -25,6 +25,13 @@ impl Clock {
     }
 }
 
+/// Milliseconds since 1970, by the clock that somebody may set.
+#[must_use]
+pub fn unix_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
 /// The same, and every reading is a sign that the loop gets on. For a driver, which reads its clock all along a long capture
 /// (`mc_core::driver`): what takes long and works is told from what stands still.
 #[derive(Clone, Debug)]

@@ -2,13 +2,15 @@
 //!
 //! | module | |
 //! |---|---|
+//! | [`primary`] | the loop of the host where the VM runs; [`host`]: the half that the standby has as well |
+//! | [`gate`] | an output gate for a VM of this process |
 //! | [`paths`] | RDMA or TCP, RDMA datagrams or UDP: agreed on per session |
 //! | [`keepalive`], [`beats`] | the beat thread |
 //! | [`tune`] | what a failure detector's setting would do, from what was measured of beats |
 //! | [`arbiter`] | a node's side of the register |
 //! | [`identity`], [`address`] | which node this is; addresses as operators write them |
 //! | [`rdma`] | this host's RDMA devices |
-//! | [`events`], [`journal`], [`report`], [`stalls`] | what happens: for scripts, and kept |
+//! | [`events`], [`journal`], [`stalls`] | what happens: for scripts, and kept |
 //! | [`narration`] | the log: it never makes anybody wait |
 //! | [`exit`] | an error, what to do about it, and how a program ends |
 //! | [`clock`], [`progress`], [`wake`], [`inbox`], [`signals`] | time, and whether a loop gets on; waking and waiting |
@@ -28,6 +30,8 @@ pub mod clock;
 pub mod events;
 pub mod exit;
 pub mod files;
+pub mod gate;
+pub mod host;
 pub mod identity;
 pub mod inbox;
 pub mod journal;
@@ -35,11 +39,11 @@ pub mod keepalive;
 pub mod narration;
 pub mod pass;
 pub mod paths;
+pub mod primary;
 pub mod program;
 pub mod progress;
 pub mod rdma;
 pub mod repeated;
-pub mod report;
 pub mod scope;
 pub mod signals;
 pub mod stalls;

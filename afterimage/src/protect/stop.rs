@@ -21,10 +21,9 @@ use mc_core::{
     wire::control::GoodbyeReason,
 };
 use node::{
-    events::emit,
+    events::{Event as Told, KeeperStarted, Signal, emit},
     exit::{self, Code},
 };
-use serde_json::json;
 use std::time::Duration;
 
 /// An orderly end that has taken so long is cut short by another signal.
@@ -92,7 +91,7 @@ pub(super) fn note(why: &str) -> String {
 /// A refused signal, as an event and in the log.
 pub(super) fn tell_refused(why: &str) {
     tracing::error!(why, "a signal to end was refused, and the next one is obeyed: it closes the VM's gate");
-    emit("stop-refused", json!({ "why": why }));
+    emit(Told::StopRefused(why.into()));
 }
 
 /// What it means that a second signal was obeyed.
@@ -119,9 +118,9 @@ impl DataPath {
         if !self.stop.counts(heard) {
             return;
         }
-        let role = super::commands::word(self.driver.machine().role());
-        emit("signal", json!({ "times": self.stop.acted, "role": role }));
-        let now = self.clock.now();
+        let role = self.run.driver.machine().role().into();
+        emit(Told::Signal(Signal { role, times: Some(self.stop.acted) }));
+        let now = self.run.host.now();
         match &self.stop.state {
             State::Ending(since) if now.since(*since) < PATIENCE => tracing::info!("ending already"),
             State::Ending(_) => self.obey("an orderly end was under way, and took too long"),
@@ -131,8 +130,9 @@ impl DataPath {
     }
 
     fn try_to_stop(&mut self, last: bool) {
-        (self.stop.state, self.stop.last, self.sessions) = (State::Ending(self.clock.now()), last, None);
-        match self.driver.machine().role() {
+        (self.stop.state, self.stop.last) = (State::Ending(self.run.host.now()), last);
+        self.run.look_no_more();
+        match self.run.driver.machine().role() {
             Role::Solo | Role::Syncing => self.stop_now(),
             // As soon as the arbiter answers.
             Role::HandingBack => self.refuse_stop(
@@ -145,9 +145,9 @@ impl DataPath {
 
     /// The arbiter is there, or is not needed: ends the session, if there is one, and then this process.
     pub(super) fn stop_now(&mut self) {
-        match self.driver.machine().role() {
+        match self.run.driver.machine().role() {
             Role::Solo => self.leave_network(),
-            _ => self.driver.event(Event::Unprotect(GoodbyeReason::Unprotected)), // comes back here as Solo
+            _ => self.run.driver.event(Event::Unprotect(GoodbyeReason::Unprotected)), // comes back here as Solo
         }
     }
 
@@ -171,19 +171,19 @@ impl DataPath {
                 let note =
                     format!("stays, though --once was said: the VM's network has nobody else to keep it: {error}");
                 tracing::error!(why = note);
-                emit("stop-refused", json!({ "why": note }));
+                emit(Told::StopRefused(note.as_str().into()));
                 self.notes.push(note);
             }
         }
     }
 
     fn hand_network_over(&mut self) -> Result<&'static str> {
-        let generation = self.driver.machine().register().generation;
+        let generation = self.run.driver.machine().register().generation;
         let charge = Charge::of_primary(&self.brief.config, generation);
-        let Some(keeper) = keeper::take_network(&charge, Some(&mut self.driver.gate))? else {
+        let Some(keeper) = keeper::take_network(&charge, Some(&mut self.run.driver.gate))? else {
             return Ok("the VM runs on, unprotected");
         };
-        emit("keeper-started", json!({ "keeper": keeper.pid(), "generation": generation, "handed_over": true }));
+        emit(Told::KeeperStarted(KeeperStarted { keeper: keeper.pid(), generation, handed_over: true }));
         Ok("the VM runs on, unprotected, and its network keeper has its network")
     }
 
@@ -198,7 +198,7 @@ impl DataPath {
 
     fn obey(&mut self, why: &str) {
         let why = obeyed(why);
-        emit("stop-obeyed", json!({ "why": why }));
+        emit(Told::StopObeyed(why.as_str().into()));
         self.ending = Some((Code::Degraded, why));
     }
 }

@@ -48,17 +48,12 @@ use crate::{cli::Side, config::StandbyConfig, keeper, status::socket_path};
 use anyhow::{Context, Result};
 use node::{
     beats,
-    events::{self, Who},
+    events::{self, Process},
     exit::{Code, ExitError},
     paths, scope,
 };
 use std::os::{fd::AsFd, unix::net::UnixStream};
 use vmm_qemu::{mending::peer, standby::check_command};
-
-/// How a refusal begins that passes by itself.
-pub(crate) const BUSY: &str = "this standby is busy";
-/// And one that waits for the arbiter's word, or for another word of it.
-pub(crate) const NOTHING_STARTED: &str = "nothing is started";
 
 /// Runs until the VM that it took over is gone, or handed over. Returns the exit code.
 pub fn run(config: StandbyConfig) -> Result<Code> {
@@ -71,8 +66,8 @@ pub fn run(config: StandbyConfig) -> Result<Code> {
     refuse_beside_another(&config)?; // before anything is written into that one's journal
     // Asked now, and not when a takeover waits for the answer.
     let _ = scope::Means::here();
-    let who = Who { vm: config.vm, side: "standby", node: config.node, process: "standby" };
-    events::record(who, &config.state_dir).context("threads for events")?;
+    let record = events::record(config.vm, events::Side::Standby, config.node, Process::Standby, &config.state_dir);
+    record.context("threads for events")?;
     if let Some(vm) = running::find(&config)? {
         return running::after_restart(config, vm);
     }

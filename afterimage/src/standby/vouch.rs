@@ -6,21 +6,21 @@
 //!            └─ refused                              └─ no word: refused  └─ another's: refused
 //! ```
 
-use super::{BUSY, NOTHING_STARTED, main_loop::Node, vm::WaitingVm};
+use super::{main_loop::Node, vm::WaitingVm};
 use crate::{report, room::Room};
 use mc_core::{
     id::{self, Time},
     register::{Mode, Owner, Register},
     standby::Role,
-    wire::session::Hello,
+    wire::session::{Hello, Purpose},
 };
 use node::{
     arbiter::{ArbiterSpec, Ask},
-    events::emit,
+    events::{Event as Told, Refused, emit},
     exit, identity,
+    primary::session::{BUSY, NOTHING_STARTED},
     repeated::{Repeated, and_more},
 };
-use serde_json::json;
 use std::{
     net::SocketAddr,
     path::Path,
@@ -68,7 +68,7 @@ struct Waiting {
 /// alone, in the generation before.
 fn vouches(held: Option<&Register>, hello: &Hello) -> Result<(), Refusal> {
     let nothing = format!("{NOTHING_STARTED} for a primary that the register does not vouch for");
-    let (vm, node) = (hello.vm, hello.node);
+    let (vm, node) = (hello.purpose, hello.node);
     let Some(held) = held else {
         return refusal("register", format!("{nothing}: it knows no {vm}"));
     };
@@ -114,10 +114,10 @@ impl Node {
     fn screen(&mut self, offer: &Offer) -> Result<Profile, Refusal> {
         let role = self.driver.machine().role();
         let hello = &offer.hello;
-        if hello.vm != self.config.vm {
+        if hello.purpose != Purpose::Protect(self.config.vm) {
             return refusal(
                 "another VM",
-                format!("this standby stands by for {}, not for {}", self.config.vm, hello.vm),
+                format!("this standby stands by for {}, not for {}", self.config.vm, hello.purpose),
             );
         }
         if !matches!(role, Role::Idle | Role::Lost) {
@@ -208,7 +208,8 @@ impl Node {
         let Refusal { kind, why } = refusal;
         if let Some(more) = self.callers.refused.say(kind, Instant::now()) {
             tracing::warn!(%node, %peer, why, "refused{}", and_more(more));
-            emit("refused", json!({ "peer": peer, "primary": node, "why": why, "more": more }));
+            let (primary, peer, more) = (Some(node), Some(peer), Some(more));
+            emit(Told::Refused(Refused { why: why.clone(), primary, peer, more, callers: None }));
         }
     }
 
@@ -224,7 +225,8 @@ impl Node {
         let now = Instant::now();
         while let Some((kind, more)) = self.callers.refused.overdue(now) {
             tracing::warn!(kind, "refused {more} more callers");
-            emit("refused", json!({ "why": format!("{more} more callers: {kind}"), "callers": more }));
+            let why = format!("{more} more callers: {kind}");
+            emit(Told::Refused(Refused { why, callers: Some(more), ..Refused::default() }));
         }
         while let Some((kind, more)) = self.callers.strangers.overdue(now) {
             tracing::warn!(kind, "turned {more} more callers away");
@@ -237,7 +239,7 @@ mod tests {
     use super::*;
     use mc_core::{
         id::{Generation, Incarnation, Name, NodeId, WitnessId},
-        wire::{VERSION, beat::BeatKey},
+        wire::{beat::BeatKey, session::VERSIONS},
     };
 
     fn node(text: &str) -> id::Node {
@@ -246,13 +248,13 @@ mod tests {
 
     fn hello(generation: u64) -> Hello {
         Hello {
-            versions: (VERSION, VERSION),
+            versions: VERSIONS,
             slab_size: 1 << 20,
             staging_slabs: 2,
             rdma: false,
             incarnation: Incarnation(1),
             generation: Generation(generation),
-            vm: Name::new("web").unwrap(),
+            purpose: Purpose::Protect(Name::new("web").unwrap()),
             node: node("a"),
             witness: WitnessId::NONE,
             instance: 1,

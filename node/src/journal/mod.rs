@@ -18,6 +18,7 @@
 //! | the process, or the host, dies in mid-line | whoever opens the file next ends the torn line; readers name and skip it |
 
 mod line_writer;
+mod page;
 mod reader;
 mod roles;
 #[cfg(test)]
@@ -25,10 +26,11 @@ mod tests;
 mod writer;
 
 pub use line_writer::LineWriter;
+pub use page::{Cursor, CursorError, Page, page};
 #[cfg(feature = "testing")]
 pub use reader::parse;
-pub use reader::{Entry, Journal, Skipped, read};
-pub use roles::{Journals, is_of_roles, roles_path};
+pub use reader::{Journal, Skipped, read};
+pub use roles::{Journals, roles_path};
 pub use writer::Writer;
 
 use mc_core::id::Name;
