@@ -1,30 +1,23 @@
 //! The command line. What a flag leaves open, the file and then the defaults decide: see [`crate::config`].
 
+mod guess;
 mod keepalive;
 mod keeper;
 mod pair;
 mod set;
 
+pub use crate::config::{ProtectArgs, StandbyArgs, WitnessArgs};
+pub use guess::parse;
 pub use keepalive::{Frequency, KeepaliveCommand, ProbeArgs, ServeArgs, TuneArgs};
 pub use keeper::KeeperArgs;
 pub use pair::{KeepaliveSetArgs, KeepaliveShowArgs};
 pub use set::SetArgs;
 
-use crate::{
-    config::{NicSpec, OnCapWish, PathArgs, parse_duration, parse_listen, parse_multiplier, parse_size},
-    witness::NodeSpec,
-};
+use crate::{config::parse_duration, witness::NodeSpec};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mc_core::id::Name;
-use node::{
-    address::{LocalAddr, parse_address},
-    arbiter::{ArbiterSpec, HostPort},
-    exit::CODES,
-};
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
-
-/// The heading of flags without a default.
-const REQUIRED: &str = "Required, here or in the file of --config";
+use node::exit::CODES;
+use std::{path::PathBuf, time::Duration};
 
 const AFTER: &str = "\
 Everything listens on loopback unless told otherwise. The link between the hosts is trusted for now: neither authenticated \
@@ -120,7 +113,7 @@ pub enum Command {
         command: KeepaliveCommand,
     },
     /// On the primary: change a running pair's epoch, its staging, and what a full staging means
-    #[command(after_long_help = help("afterimage set --vm web epoch=50ms max-staging=128MiB on-cap=grow:64MiB --save"))]
+    #[command(after_long_help = help("afterimage set --vm web epoch=50ms staging=128MiB on_cap=grow:64MiB --save"))]
     Set(SetArgs),
     /// Look at configuration files
     Config {
@@ -163,6 +156,9 @@ pub enum ConfigCommand {
         /// The TOML file, with sections `[witness]`, `[protect]`, `[standby]`
         file: PathBuf,
     },
+    /// Print docs/SETTINGS.md: every setting of every command
+    #[command(hide = true)]
+    Settings,
 }
 
 /// `afterimage rdma …`
@@ -175,24 +171,6 @@ pub enum RdmaCommand {
         #[arg(long)]
         json: bool,
     },
-}
-
-/// `afterimage witness`
-#[derive(Debug, Default, Args)]
-pub struct WitnessArgs {
-    /// Where to listen [default: 127.0.0.1:7400]
-    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_address)]
-    pub listen: Option<SocketAddr>,
-    /// The directory of its identity and its registers, a small file per VM; made if its parent exists. Keep it: a witness that
-    /// forgot is another witness, and has to ask the nodes
-    #[arg(long, value_name = "DIR", help_heading = REQUIRED)]
-    pub state: Option<PathBuf>,
-    /// Where to serve metrics for Prometheus; a port alone means on loopback [default: nowhere]
-    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_listen)]
-    pub metrics: Option<SocketAddr>,
-    /// A TOML file; its section `[witness]` holds what no flag says
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
 }
 
 /// `afterimage witness …`, to a running witness
@@ -243,172 +221,6 @@ pub struct AcceptWitnessArgs {
     /// The --state-dir of its `protect` or `standby`
     #[arg(long, value_name = "DIR", default_value = node::journal::STATE_DIR)]
     pub state_dir: PathBuf,
-}
-
-/// `afterimage protect`
-#[derive(Debug, Default, Args)]
-pub struct ProtectArgs {
-    /// The VM's name: the same on both hosts and at the arbiter; 1 to 47 bytes
-    #[arg(long, value_name = "NAME", help_heading = REQUIRED)]
-    pub vm: Option<Name>,
-    /// This host's name in the register [default: its hostname]
-    #[arg(long, value_name = "NAME")]
-    pub node: Option<Name>,
-    /// The QMP socket of the running QEMU
-    #[arg(long, value_name = "SOCKET", help_heading = REQUIRED)]
-    pub qmp: Option<PathBuf>,
-    /// The standby
-    #[arg(long, value_name = "HOST:PORT", help_heading = REQUIRED)]
-    pub to: Option<HostPort>,
-    /// Who arbitrates: witness://HOST:PORT, or manual (an operator does)
-    #[arg(long, value_name = "SPEC", help_heading = REQUIRED)]
-    pub arbiter: Option<ArbiterSpec>,
-    /// Accept another witness than the one that this node knows, once: when the old one is gone for good. While it runs:
-    /// `afterimage accept-witness`
-    #[arg(long)]
-    pub accept_witness: bool,
-    /// From one checkpoint to the next, at least: what the VM sends waits about this long; 1ms to 60s [default: 20ms]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    pub epoch: Option<Duration>,
-    /// A NIC of the VM: the unix socket of its `-netdev stream`, and the TAP device to connect it to. Once per NIC, in order
-    #[arg(long = "nic", value_name = "SOCKET=TAP")]
-    pub nics: Vec<NicSpec>,
-    /// How often to tell the other side that this one lives [default: 10ms]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    pub beat_interval: Option<Duration>,
-    /// Never hear the other side more often than this [default: --beat-interval]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    pub beat_min_rx: Option<Duration>,
-    /// After this many missed beats the other side is suspect; 2 to 255 [default: 5]
-    #[arg(long, value_name = "N", value_parser = parse_multiplier)]
-    pub detect_multiplier: Option<u8>,
-    /// When this side's own loop has made no progress for so long its beats stop, so that the other side may go on; 500ms to
-    /// 600s [default: four times the detection time, at least 1s]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    pub stall_after: Option<Duration>,
-    /// How long a checkpoint may wait for the standby's ACK: then the standby is suspect, whatever its beats say; at least the detection
-    /// time and two epochs, at most 600s. A link that falls back from RDMA has longer [default: ten detection times or ten
-    /// epochs, at least 2s]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    pub commit_deadline: Option<Duration>,
-    /// Memory for checkpoints on their way, never exceeded [default: 64MiB]
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    pub staging: Option<u64>,
-    /// What to do about a checkpoint that is larger: throttle (the VM is held while it is sent), grow:SIZE (so much memory
-    /// more, then the VM is held), unprotect (the VM is not held: protection is given up) [default: throttle]
-    #[arg(long, value_name = "POLICY")]
-    pub on_cap: Option<OnCapWish>,
-    /// The unit that staging is divided into; 256KiB to 16MiB [default: 1MiB]
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    pub slab: Option<u64>,
-    /// Checkpoints that may be on their way at once; 1 to 64 [default: 2]
-    #[arg(long, value_name = "N")]
-    pub window: Option<u64>,
-    /// Output that may be held; what the VM sends beyond that is dropped, as by a full queue [default: 64MiB]
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    pub held_limit: Option<u64>,
-    /// Where sockets and locks live [default: /run/afterimage]
-    #[arg(long, value_name = "DIR")]
-    pub run_dir: Option<PathBuf>,
-    /// Where its journal is kept, for `afterimage why` [default: /var/lib/afterimage]
-    #[arg(long, value_name = "DIR")]
-    pub state_dir: Option<PathBuf>,
-    /// Where to serve metrics for Prometheus; a port alone means on loopback [default: nowhere]
-    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_listen)]
-    pub metrics: Option<SocketAddr>,
-    /// The local address of the connection to the standby and of its beats [default: the one that the route uses]
-    #[arg(long, value_name = "IP")]
-    pub bind: Option<LocalAddr>,
-    /// Protect the VM although nothing holds these outputs of it (netdevs, disks, chardevs, devices, by the names that a
-    /// refusal tells): what leaves by them may be taken back by a takeover, and `status` exits with 3
-    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
-    pub unheld: Vec<String>,
-    /// The same as --unheld with every disk that the VM can write to
-    #[arg(long)]
-    pub force_writable_disks: bool,
-    /// End when no standby is found within 10 s, when the standby refuses, or when the arbiter cannot be reached at the start. Without it
-    /// `protect` stays, being the VM's way to its network, and looks for a standby again and again
-    #[arg(long)]
-    pub once: bool,
-    /// When this host was fenced (the standby runs the VM), stand by for the VM here, as the section `[standby]` of --config
-    /// says
-    #[arg(long)]
-    pub rejoin: bool,
-    /// Which way checkpoints and beats go.
-    #[command(flatten)]
-    pub paths: PathArgs,
-    /// A TOML file; its section `[protect]` holds what no flag says
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-}
-
-/// `afterimage standby`
-#[derive(Debug, Default, Args)]
-pub struct StandbyArgs {
-    /// The VM's name: the same on both hosts and at the arbiter; 1 to 47 bytes
-    #[arg(long, value_name = "NAME", help_heading = REQUIRED)]
-    pub vm: Option<Name>,
-    /// This host's name in the register [default: its hostname]
-    #[arg(long, value_name = "NAME")]
-    pub node: Option<Name>,
-    /// Where to wait for the primary [default: 127.0.0.1:7410]
-    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_address)]
-    pub listen: Option<SocketAddr>,
-    /// Who arbitrates: witness://HOST:PORT, or manual (an operator does)
-    #[arg(long, value_name = "SPEC", help_heading = REQUIRED)]
-    pub arbiter: Option<ArbiterSpec>,
-    /// Accept another witness than the one that this node knows, once: when the old one is gone for good. While it runs:
-    /// `afterimage accept-witness`
-    #[arg(long)]
-    pub accept_witness: bool,
-    /// A NIC of the VM: the unix socket of its `-netdev stream`, and the TAP device to connect it to. Once per NIC, in order
-    #[arg(long = "nic", value_name = "SOCKET=TAP")]
-    pub nics: Vec<NicSpec>,
-    /// Where the file lies that is the VM's RAM: a tmpfs [default: /dev/shm]
-    #[arg(long, value_name = "DIR")]
-    pub ram_dir: Option<PathBuf>,
-    /// A file for what is larger than staging, the first full synchronisation above all. Without it, a checkpoint that does
-    /// not fit ends the protection. It has no name while it is in use: a file of this name is left alone
-    #[arg(long, value_name = "FILE")]
-    pub spill: Option<PathBuf>,
-    /// Call a VM protected although nobody has tried whether its state can be loaded here. (Otherwise the first state, and
-    /// the first after each change of the VM's devices, is loaded into a QEMU that is thrown away.)
-    #[arg(long)]
-    pub no_rehearsal: bool,
-    /// Memory for checkpoints that are not committed yet, never exceeded [default: 64MiB]
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    pub staging: Option<u64>,
-    /// How often to tell the other side that this one lives [default: 10ms]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    pub beat_interval: Option<Duration>,
-    /// Never hear the other side more often than this [default: --beat-interval]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    pub beat_min_rx: Option<Duration>,
-    /// After this many missed beats the other side is suspect; 2 to 255 [default: 5]
-    #[arg(long, value_name = "N", value_parser = parse_multiplier)]
-    pub detect_multiplier: Option<u8>,
-    /// When this side's own loop has made no progress for so long its beats stop, so that the other side may go on; 500ms to
-    /// 600s [default: four times the detection time, at least 1s]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    pub stall_after: Option<Duration>,
-    /// Where sockets and locks live [default: /run/afterimage]
-    #[arg(long, value_name = "DIR")]
-    pub run_dir: Option<PathBuf>,
-    /// Where its journal is kept, for `afterimage why` [default: /var/lib/afterimage]
-    #[arg(long, value_name = "DIR")]
-    pub state_dir: Option<PathBuf>,
-    /// Where to serve metrics for Prometheus; a port alone means on loopback [default: nowhere]
-    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_listen)]
-    pub metrics: Option<SocketAddr>,
-    /// Which way checkpoints and beats go.
-    #[command(flatten)]
-    pub paths: PathArgs,
-    /// A TOML file; its section `[standby]` holds what no flag says
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// QEMU and its arguments, as on the primary
-    #[arg(last = true, value_name = "QEMU ARGS", help_heading = REQUIRED)]
-    pub qemu: Vec<String>,
 }
 
 /// Which side of a VM.
