@@ -32,7 +32,7 @@ Results go to stdout, narration to stderr (AFTERIMAGE_LOG=debug for more).";
 #[derive(Debug, Parser)]
 #[command(name = "afterimage", version, after_help = AFTER, after_long_help = format!("{AFTER}\n\n{CODES}"))]
 pub struct Cli {
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -53,7 +53,7 @@ pub enum Command {
         /// Without a command: the daemon.
         #[command(flatten)]
         args: WitnessArgs,
-        /// To a running witness, on its host
+        /// Ask or tell a running witness, on its host
         #[command(subcommand)]
         command: Option<WitnessCommand>,
     },
@@ -70,64 +70,64 @@ pub enum Command {
          \x20     -- qemu-system-x86_64 -machine pc -m 128 -cpu qemu64 -nographic"
     ))]
     Standby(StandbyArgs),
-    /// Show how the VMs of this host are doing; exits with 3 if one is not protected
+    /// Show the state of the VMs on this host; exits with 3 if one is not protected
     #[command(after_long_help = help("afterimage status --vm web --json"))]
     Status(StatusArgs),
-    /// Tell why roles changed on this host: every failover, fencing, refusal and fall-back, from the journals of its VMs
+    /// Explain why roles changed on this host: every failover, fencing, refusal and fall-back, from the VMs' journals
     #[command(after_long_help = help("afterimage why --vm web --last 1"))]
     Why(WhyArgs),
     /// On the standby: take the VM over
     ///
-    /// With --arbiter manual, or once the witness has been away for 3 s, your word decides. Else the witness does: a primary that is
-    /// well asks it too, and may win. While the primary's beats arrive the word has to name it: --although-it-beats NODE. Waits for
-    /// the outcome: 0 the VM runs here, 4 the other side won, 3 nothing is decided yet.
+    /// With --arbiter manual, or once the witness has been away for 3 s, you decide. Otherwise the witness decides: a healthy
+    /// primary asks it too, and may win. While the primary's beats still arrive, name it: --although-it-beats NODE. Waits for
+    /// the outcome; exit codes: 0 the VM runs here, 4 the other side won, 3 nothing is decided yet.
     #[command(after_long_help = help("afterimage takeover --vm web --yes-the-other-side-is-stopped"))]
     Takeover(OperatorArgs),
     /// On the primary: go on without the standby
     ///
-    /// With --arbiter manual, or once the witness has been away for 3 s, your word decides. While the standby's beats arrive the word has
-    /// to name it: --although-it-beats NODE. Waits for the outcome: 0 the VM runs on alone, 4 the other side won, 3 nothing is
-    /// decided yet.
+    /// With --arbiter manual, or once the witness has been away for 3 s, you decide. While the standby's beats still arrive,
+    /// name it: --although-it-beats NODE. Waits for the outcome; exit codes: 0 the VM runs on alone, 4 the other side won, 3
+    /// nothing is decided yet.
     #[command(after_long_help = help("afterimage solo --vm web --yes-the-other-side-is-stopped"))]
     Solo(OperatorArgs),
-    /// Accept another witness than the one that this node knows, for one VM; run it on both hosts, once the old witness is
-    /// gone for good
+    /// Accept a new witness for one VM, in place of the one that this node knows; run it on both hosts, once the old witness
+    /// is gone for good
     #[command(after_long_help = help("afterimage accept-witness --vm web"))]
     AcceptWitness(AcceptWitnessArgs),
-    /// On the primary: end protection through the arbiter; the VM runs on alone, its network intact
+    /// On the primary: end protection, with the arbiter's consent; the VM runs on, its network intact
     #[command(after_long_help = help("afterimage unprotect --vm web"))]
     Unprotect(UnprotectArgs),
-    /// On the primary: look for a standby again after `unprotect`, or at once instead of after a pause
+    /// On the primary: look for a standby again after `unprotect`, or now instead of at the next try
     #[command(after_long_help = help("afterimage reprotect --vm web"))]
     Reprotect(ReprotectArgs),
-    /// Look after the VM that a standby holds
+    /// Export the VM that a standby holds
     Image {
         /// What to do with it.
         #[command(subcommand)]
         command: ImageCommand,
     },
-    /// Measure and tune the failure detector; change a running pair's, and look at it
+    /// Measure and tune the failure detector; show and change that of a running pair
     Keepalive {
         /// What to do.
         #[command(subcommand)]
         command: KeepaliveCommand,
     },
-    /// On the primary: change a running pair's epoch, its staging, and what a full staging means
+    /// On the primary: change the epoch, the staging, and the policy for full staging of a running pair
     #[command(after_long_help = help("afterimage set --vm web epoch=50ms staging=128MiB on_cap=grow:64MiB --save"))]
     Set(SetArgs),
-    /// Look at configuration files
+    /// Check configuration files
     Config {
         /// What to do with it.
         #[command(subcommand)]
         command: ConfigCommand,
     },
-    /// Look at this host's RDMA devices
+    /// Show this host's RDMA devices
     Rdma {
         /// What to do with them.
         #[command(subcommand)]
         command: RdmaCommand,
     },
-    /// The part of `protect` that moves checkpoints. Started by its supervisor.
+    /// The part of `protect` that moves checkpoints; `protect` starts it
     #[command(hide = true)]
     DataPath,
     /// Pass packets between a VM that nobody protects and its network. Started by `standby` and `protect`
@@ -150,7 +150,7 @@ pub enum ImageCommand {
 /// `afterimage config …`
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
-    /// Check a file, and print what it amounts to: every value, and where it comes from
+    /// Check a file, and print every setting with its value and where that comes from
     #[command(after_long_help = help("afterimage config check /etc/afterimage.toml"))]
     Check {
         /// The TOML file, with sections `[witness]`, `[protect]`, `[standby]`
@@ -176,7 +176,7 @@ pub enum RdmaCommand {
 /// `afterimage witness …`, to a running witness
 #[derive(Debug, Subcommand)]
 pub enum WitnessCommand {
-    /// Show the VMs that it knows: what their registers hold, and whose word is waited for
+    /// Show the VMs that it knows: what their registers hold, and which nodes it still waits for
     #[command(after_long_help = help("afterimage witness list --json"))]
     List {
         /// The --state of the running witness
@@ -186,7 +186,7 @@ pub enum WitnessCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Give a VM to a node, whatever anybody has seen: when nodes disagree, or one will never come back
+    /// Give a VM to a node, whatever the nodes say: when they disagree, or one will never come back
     #[command(after_long_help = help("afterimage witness assign web host-b --yes-the-others-are-stopped"))]
     Assign {
         /// The VM
@@ -196,12 +196,12 @@ pub enum WitnessCommand {
         /// The --state of the running witness
         #[arg(long, value_name = "DIR", default_value = node::journal::STATE_DIR)]
         state: PathBuf,
-        /// Confirms that the VM can run on no other host: powered off, or its QEMU killed, and looked at. Were it running, two
-        /// copies would answer the same clients, and nothing could merge them again
+        /// Confirm that the VM runs on no other host: you checked that the host is off, or that its QEMU is killed. If it ran
+        /// there, two copies would answer the same clients, and nothing could merge them again
         #[arg(long)]
         yes_the_others_are_stopped: bool,
     },
-    /// Remove a VM that is no more; refused while its nodes still tell of it
+    /// Remove a VM that no longer exists; refused while its nodes still report it
     #[command(after_long_help = help("afterimage witness forget web"))]
     Forget {
         /// The VM
@@ -230,7 +230,7 @@ pub enum Side {
     Primary,
     /// Where `afterimage standby` runs
     Standby,
-    /// What passes packets while nobody protects the VM
+    /// The process that passes packets while nobody protects the VM
     Keeper,
 }
 
@@ -255,13 +255,13 @@ pub struct StatusArgs {
     /// Only this side
     #[arg(long, value_enum)]
     pub role: Option<Side>,
-    /// Where the control sockets are
+    /// Directory of the control sockets
     #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
     pub run_dir: PathBuf,
     /// JSON instead of text: an array, or with --vm and a single process one object
     #[arg(long)]
     pub json: bool,
-    /// Again and again: redrawn on a terminal, else a line for each change; with --json, an object per VM and line
+    /// Repeat: redraw on a terminal, else print a line for each change; with --json, an object per VM and line
     #[arg(long, value_name = "INTERVAL", num_args = 0..=1, default_missing_value = "1s", value_parser = parse_duration)]
     pub watch: Option<Duration>,
 }
@@ -275,13 +275,13 @@ pub struct WhyArgs {
     /// Only the newest N incidents
     #[arg(long, value_name = "N", conflicts_with = "since")]
     pub last: Option<usize>,
-    /// Only incidents since then: "10m", "2h" or "3d" ago, or a time in UTC such as "2026-11-25 22:31:00"
+    /// Only incidents since this time: "10m", "2h" or "3d" ago, or in UTC, such as "2026-11-25 22:31:00"
     #[arg(long, value_name = "TIME")]
     pub since: Option<String>,
     /// One JSON object instead of text
     #[arg(long)]
     pub json: bool,
-    /// Where the journals are
+    /// Directory of the journals
     #[arg(long, value_name = "DIR", default_value = node::journal::STATE_DIR)]
     pub state_dir: PathBuf,
 }
@@ -292,10 +292,10 @@ pub struct ExportArgs {
     /// The VM
     #[arg(long, value_name = "NAME")]
     pub vm: Name,
-    /// The directory for NAME.vmstate and NAME.txt, as the standby's process sees it. Neither may be there yet
+    /// Directory for NAME.vmstate and NAME.txt, as the standby's process sees it. Neither file may exist yet
     #[arg(long, value_name = "DIR")]
     pub to: PathBuf,
-    /// Where the control sockets are
+    /// Directory of the control sockets
     #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
     pub run_dir: PathBuf,
 }
@@ -306,10 +306,10 @@ pub struct UnprotectArgs {
     /// The VM
     #[arg(long, value_name = "NAME")]
     pub vm: Name,
-    /// Where the control sockets are
+    /// Directory of the control sockets
     #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
     pub run_dir: PathBuf,
-    /// Do not wait for what comes of it: exit with 0 once the order was taken
+    /// Do not wait for the outcome: exit with 0 once the order is accepted
     #[arg(long)]
     pub no_wait: bool,
 }
@@ -320,7 +320,7 @@ pub struct ReprotectArgs {
     /// The VM
     #[arg(long, value_name = "NAME")]
     pub vm: Name,
-    /// Where the control sockets are
+    /// Directory of the control sockets
     #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
     pub run_dir: PathBuf,
 }
@@ -331,18 +331,18 @@ pub struct OperatorArgs {
     /// The VM
     #[arg(long, value_name = "NAME")]
     pub vm: Name,
-    /// Where the control sockets are
+    /// Directory of the control sockets
     #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
     pub run_dir: PathBuf,
-    /// Confirms that the VM cannot be running on the other host: powered off, or its QEMU killed, and looked at. Were it
-    /// running, two copies would answer the same clients, and nothing could merge them again
+    /// Confirm that the VM does not run on the other host: you checked that the host is off, or that its QEMU is killed. If it
+    /// ran there, two copies would answer the same clients, and nothing could merge them again
     #[arg(long)]
     pub yes_the_other_side_is_stopped: bool,
-    /// The same where beats of the other host still arrive: names that host. For a switchover, which the witness decides; or because it
-    /// is known that its VM does not run although its `afterimage` does
+    /// Needed while beats of the other host still arrive; names that host. For a switchover, which the witness decides; or when
+    /// you know that its VM does not run although its `afterimage` does
     #[arg(long, value_name = "NODE")]
     pub although_it_beats: Option<Name>,
-    /// Do not wait for what comes of it: exit with 0 once the order was taken
+    /// Do not wait for the outcome: exit with 0 once the order is accepted
     #[arg(long)]
     pub no_wait: bool,
 }

@@ -6,7 +6,8 @@ use afterimage::{
     keeper, live, probe, protect, standby, status, tuner, why, witness,
 };
 use node::{
-    arbiter, events,
+    arbiter,
+    events::{self, Event, Exit},
     exit::{self, Code, ExitError},
     narration, rdma,
 };
@@ -40,7 +41,7 @@ fn say_how(ended: &anyhow::Result<Code>) {
             Ok(code) => (*code, None),
             Err(error) => (exit::explain(error).0, Some(exit::words(error))),
         };
-        events::emit("exit", serde_json::json!({ "code": code as u8, "why": why }));
+        events::emit(Event::Exit(Exit { code: code as u8, why }));
     }
     events::flush(LAST_WORDS);
 }

@@ -6,7 +6,7 @@ use afterimage::{
 };
 use mc_core::{
     id::{Generation, Incarnation, Name, Node, NodeId, WitnessId},
-    register::{CasOutcome, Mode, Owner, Register},
+    register::{CasOutcome, Mode, Owner, Register, Swap},
     wire::{
         VERSION,
         arbiter::{self as wire, ANSWER_LEN, Asker, Request as WireRequest},
@@ -266,7 +266,7 @@ fn witness(dir: &Path, register: Option<Register>) -> (Witness, String, WitnessI
     });
     let client = client.unwrap();
     if let Some(new) = register {
-        client.ask(Ask::Cas { expect: Generation(0), new, contested: false });
+        client.ask(Ask::Cas(Swap { expect: Generation(0), new, contested: false }));
         let won = Answer::Cas(CasOutcome::Won(new));
         until("the swap", || client.take_answer().filter(|answer| *answer == won));
     }

@@ -406,14 +406,14 @@ fn metrics_that_cannot_be_served_end_a_command_at_its_start() {
     }
 }
 
-/// What README shows is what the program says.
+/// What docs/CLI.md shows is what the program says.
 #[test]
-fn readme_shows_the_help_and_the_status_as_they_are() {
-    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap();
+fn the_manual_shows_the_help_and_the_status_as_they_are() {
+    let manual = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/CLI.md")).unwrap();
     let flat = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     let help = flat(&run(&["--help"]).1);
-    assert!(flat(&readme).contains(&help), "README's list of commands is not `afterimage --help`: {help}");
-    let (_, json) = readme.split_once("    {\n      \"schema\": 1,").unwrap();
+    assert!(flat(&manual).contains(&help), "docs/CLI.md does not show `afterimage --help` as it is: {help}");
+    let (_, json) = manual.split_once("    {\n      \"schema\": 1,").unwrap();
     let json = format!("{{\"schema\": 1,{}", json.split_once("\n    }\n").unwrap().0) + "}";
     let shown: Value = serde_json::from_str(&json).unwrap();
     let status = serde_json::to_value(Status::default()).unwrap();

@@ -4,7 +4,7 @@ mod witness_common;
 
 use mc_core::{
     id::Generation,
-    register::{Owner, Register, generation_of},
+    register::{Owner, Register, Swap, generation_of},
     testing::skip,
     wire::arbiter::{ANSWER_LEN, Answer, Ask, Asker, Outcome, REQUEST_LEN, Request},
 };
@@ -25,7 +25,7 @@ fn register(generation: u64, instance: u64) -> Register {
 }
 
 fn cas(expect: u64, instance: u64) -> Ask {
-    Ask::Cas { expect: Generation(expect), new: register(expect + 1, instance) }
+    Ask::Cas(Swap { expect: Generation(expect), new: register(expect + 1, instance), contested: false })
 }
 
 fn won(generation: u64, instance: u64) -> Option<(Outcome, Option<Register>)> {

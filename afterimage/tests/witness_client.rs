@@ -5,7 +5,7 @@ mod witness_common;
 use afterimage::witness::Witness;
 use mc_core::{
     id::{Generation, WitnessId},
-    register::{CasOutcome, Register},
+    register::{CasOutcome, Register, Swap},
     wire::arbiter::{self as wire, ANSWER_LEN, Outcome, REQUEST_LEN, Refusal, Request, Standing},
 };
 use node::arbiter::{Answer, ArbiterClient, ArbiterConfig, ArbiterError, ArbiterSpec, Ask, ask_once};
@@ -21,7 +21,7 @@ use witness_common::{name, node, solo};
 const LONG: Duration = Duration::from_secs(60);
 
 fn cas(expect: u64, node: &str, contested: bool) -> Ask {
-    Ask::Cas { expect: Generation(expect), new: solo(expect + 1, node), contested }
+    Ask::Cas(Swap { expect: Generation(expect), new: solo(expect + 1, node), contested })
 }
 
 fn won(generation: u64, node: &str) -> Answer {
@@ -234,7 +234,7 @@ fn the_same_swap_is_sent_again_after_hang_ups_garbage_and_failures() {
     let (seen, requests) = std::sync::mpsc::channel();
     let address = impostor(move |_, request| {
         let answer = |outcome, held| Some(says(request, outcome, held).encode().to_vec());
-        let wire::Ask::Cas { new, .. } = request.ask else { return answer(Outcome::Holds, None) };
+        let wire::Ask::Cas(Swap { new, .. }) = request.ask else { return answer(Outcome::Holds, None) };
         if request.asker.boot != 5 {
             return answer(Outcome::Refused(Refusal::StaleBoot), None);
         }

@@ -4,7 +4,7 @@ mod witness_common;
 
 use mc_core::{
     id::Generation,
-    register::{CasOutcome, Register},
+    register::{CasOutcome, Register, Swap},
     seen::Fault,
     wire::arbiter as wire,
 };
@@ -92,7 +92,7 @@ fn hear(client: &ArbiterClient, what: &str, mut wanted: impl FnMut(&Answer) -> b
 }
 
 fn contested(new: Register) -> Ask {
-    Ask::Cas { expect: Generation(new.generation.0 - 1), new, contested: true }
+    Ask::Cas(Swap { expect: Generation(new.generation.0 - 1), new, contested: true })
 }
 
 fn swap(client: &ArbiterClient, new: Register) -> CasOutcome {

@@ -11,7 +11,7 @@
 //! | [`rdma::LocalCopy`] (feature `rdma`) | the device, by local RDMA writes |
 //! | [`spare::WithSpare`] | another engine, and by `memcpy` from its first failure on |
 //!
-//! Slabs come out byte for byte the same, whatever the engine. [`track`] asks the kernel which pages a process has written;
+//! [`source::MemorySource`] puts a guest, a tracker and an engine together. Slabs come out byte for byte the same, whatever the engine. [`track`] asks the kernel which pages a process has written;
 //! its `kernel.rs` is this crate's only `unsafe`.
 
 #![deny(unsafe_code)]
@@ -20,6 +20,7 @@ pub mod memcpy;
 pub mod parallel;
 #[cfg(feature = "rdma")]
 pub mod rdma;
+pub mod source;
 pub mod spare;
 pub mod threads;
 pub mod track;

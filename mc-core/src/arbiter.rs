@@ -35,7 +35,7 @@ mod standing;
 use crate::{
     id::{Generation, Name, Node, NodeId, Time},
     machine::Machine,
-    register::{Mode, Owner, Register, generation_of},
+    register::{Mode, Owner, Register, Swap, generation_of},
     wire::arbiter::{Ask, Outcome, Refusal, Request, Standing},
 };
 use standing::Told;
@@ -270,7 +270,7 @@ impl Arbiter {
         }
         match request.ask {
             Ask::Read => self.reply(from, request, Outcome::Holds),
-            Ask::Cas { expect, new } => self.swap(from, request, expect, new),
+            Ask::Cas(swap) => self.swap(from, request, swap),
         }
     }
 
@@ -284,7 +284,7 @@ impl Arbiter {
         }
     }
 
-    fn swap(&mut self, from: u64, request: Request, expect: Generation, new: Register) {
+    fn swap(&mut self, from: u64, request: Request, Swap { expect, new, .. }: Swap) {
         let (vm, asker) = (request.vm, request.asker);
         let current = self.registers.get(&vm).copied();
         let entitled = match &current {

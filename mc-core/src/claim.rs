@@ -23,7 +23,7 @@
 use crate::{
     id::Time,
     machine::Machine,
-    register::{CasOutcome, Mode, Owner, Register, generation_of},
+    register::{CasOutcome, Mode, Owner, Register, Swap, generation_of},
 };
 use std::collections::VecDeque;
 
@@ -52,14 +52,7 @@ pub enum Action {
         instance: u64,
     },
     /// Ask the arbiter for the VM.
-    Cas {
-        /// If it still has this generation (0: none) …
-        expect: crate::id::Generation,
-        /// … hold this.
-        new: Register,
-        /// Whether another node may want it too.
-        contested: bool,
-    },
+    Cas(Swap),
 }
 
 /// Whose the VM is.
@@ -129,11 +122,10 @@ impl Claim {
     }
 
     fn ask(&mut self, held: Option<Register>) {
-        let expect = generation_of(held.as_ref());
-        let new = Register { generation: expect.next(), owner: self.owner, mode: Mode::Solo };
         let contested = held.is_some_and(|held| held.mode != Mode::Solo);
+        let swap = Swap { contested, ..Swap::new(generation_of(held.as_ref()), self.owner, Mode::Solo) };
         self.asking = true;
-        self.actions.push_back(Action::Cas { expect, new, contested });
+        self.actions.push_back(Action::Cas(swap));
     }
 
     fn looked(&mut self, lives: bool) {

@@ -1,11 +1,18 @@
 //! Output commit: what the VM sends to the outside waits here until its epoch is committed.
 
-use crate::id::Epoch;
-use std::io;
+use crate::id::{Epoch, Time};
+use std::{io, os::fd::BorrowedFd};
+
+mod several;
+
+pub use several::Gates;
 
 /// Holds what the VM sends. **Fail-closed (I6)**: an error, or the death of the process, keeps or drops output, and never
 /// releases it. Inbound traffic is not held: the outside may know more than the VM, never the reverse.
 pub trait OutputGate {
+    /// The time of the calls that follow. The driver says it before each round of them.
+    fn tick(&mut self, _now: Time) {}
+
     /// Moves traffic: from the VM into the open batch (or straight out when [`OutputGate::open`]), from the outside to the VM.
     fn poll(&mut self) -> io::Result<()>;
 
@@ -26,6 +33,67 @@ pub trait OutputGate {
 
     /// The figures.
     fn stats(&self) -> GateStats;
+
+    /// What to wait for before the next [`OutputGate::poll`], one descriptor a call of `each`.
+    fn wait_fds<'a>(&'a self, _each: &mut dyn FnMut(WaitFd<'a>)) {}
+
+    /// When to poll at the latest, though none of its descriptors is ready; `None` for never.
+    fn deadline(&self) -> Option<Time> {
+        None
+    }
+}
+
+/// A descriptor to wait for. Errors and a hang-up count as well, whatever else is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct WaitFd<'a> {
+    /// Which.
+    pub fd: BorrowedFd<'a>,
+    /// Until there is something to read.
+    pub read: bool,
+    /// Until there is room to write.
+    pub write: bool,
+}
+
+impl<G: OutputGate + ?Sized> OutputGate for Box<G> {
+    fn tick(&mut self, now: Time) {
+        (**self).tick(now);
+    }
+
+    fn poll(&mut self) -> io::Result<()> {
+        (**self).poll()
+    }
+
+    fn hold(&mut self) {
+        (**self).hold();
+    }
+
+    fn barrier(&mut self, epoch: Epoch) -> io::Result<()> {
+        (**self).barrier(epoch)
+    }
+
+    fn release(&mut self, epoch: Epoch) -> io::Result<()> {
+        (**self).release(epoch)
+    }
+
+    fn open(&mut self) -> io::Result<()> {
+        (**self).open()
+    }
+
+    fn shut(&mut self) {
+        (**self).shut();
+    }
+
+    fn stats(&self) -> GateStats {
+        (**self).stats()
+    }
+
+    fn wait_fds<'a>(&'a self, each: &mut dyn FnMut(WaitFd<'a>)) {
+        (**self).wait_fds(each);
+    }
+
+    fn deadline(&self) -> Option<Time> {
+        (**self).deadline()
+    }
 }
 
 /// A gate's figures.
@@ -41,4 +109,16 @@ pub struct GateStats {
     pub dropped_packets: u64,
     /// Packets delivered to the VM so far.
     pub inbound_packets: u64,
+}
+
+impl std::iter::Sum for GateStats {
+    fn sum<I: Iterator<Item = Self>>(stats: I) -> Self {
+        stats.fold(Self::default(), |sum, next| Self {
+            held_packets: sum.held_packets + next.held_packets,
+            held_bytes: sum.held_bytes + next.held_bytes,
+            released_packets: sum.released_packets + next.released_packets,
+            dropped_packets: sum.dropped_packets + next.dropped_packets,
+            inbound_packets: sum.inbound_packets + next.inbound_packets,
+        })
+    }
 }

@@ -51,7 +51,7 @@ pub use report::{Action, Event, Role};
 use crate::{
     id::{Epoch, Generation, Time},
     machine::Machine,
-    register::{CasOutcome, Mode, Owner, Register},
+    register::{CasOutcome, Mode, Owner, Register, Swap},
     wire::control::GoodbyeReason,
 };
 use pace::Pace;
@@ -288,13 +288,9 @@ impl Primary {
         else {
             return;
         };
-        let new = Register {
-            generation: self.register.generation.next(),
-            owner: self.owner(),
-            mode: Mode::Protected { standby },
-        };
         self.role = Role::Registering;
-        self.actions.push_back(Action::Cas { expect: self.register.generation, new, contested: false });
+        let swap = Swap::new(self.register.generation, self.owner(), Mode::Protected { standby });
+        self.actions.push_back(Action::Cas(swap));
     }
 
     /// The register names the standby. What the VM says from here on waits for ACKs.

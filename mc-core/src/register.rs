@@ -87,6 +87,32 @@ pub fn generation_of(register: Option<&Register>) -> Generation {
     register.map_or(Generation(0), |r| r.generation)
 }
 
+/// A compare-and-swap, as a node asks for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub struct Swap {
+    /// If the register still has this generation (0: it is vacant) …
+    pub expect: Generation,
+    /// … hold this, of generation `expect + 1`.
+    pub new: Register,
+    /// Whether another node may want the VM too, since somebody suspects somebody. It is never on the wire: only an arbiter
+    /// that is an operator must be asked then.
+    pub contested: bool,
+}
+
+impl Swap {
+    /// One that no other node can want.
+    #[must_use]
+    pub fn new(expect: Generation, owner: Owner, mode: Mode) -> Self {
+        Self { expect, new: Register { generation: expect.next(), owner, mode }, contested: false }
+    }
+
+    /// One that another node may want too.
+    #[must_use]
+    pub fn contested(expect: Generation, owner: Owner, mode: Mode) -> Self {
+        Self { contested: true, ..Self::new(expect, owner, mode) }
+    }
+}
+
 /// What the arbiter said to a compare-and-swap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CasOutcome {

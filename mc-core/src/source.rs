@@ -2,7 +2,7 @@
 
 use crate::{
     capture::{CaptureEngine, CaptureError, Runs},
-    id::{BlockId, PAGE_SIZE},
+    id::{BlockId, PAGE_SIZE, Time},
 };
 use std::{io, os::fd::BorrowedFd};
 
@@ -25,8 +25,14 @@ pub trait CheckpointSource {
     /// Lets the VM run on. Only after [`SourceEvent::Captured`], and only once the gate's barrier stands.
     fn resume(&mut self) -> Result<(), SourceError>;
 
-    /// Readable when `poll` may have something to do; `None` before `begin`.
+    /// Readable when `poll` may have something to do; `None` before `begin`, and for a source that has no descriptor.
     fn wait_fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// When `poll` has something to do though no descriptor says so; a time that has passed, such as `Time(0)`, means now.
+    /// `None`: never, or not before the driver's next call. After [`SourceEvent::NoRoom`] the driver polls by itself.
+    fn deadline(&self) -> Option<Time> {
+        None
+    }
 }
 
 /// What a source has to say.

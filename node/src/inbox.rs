@@ -2,7 +2,11 @@
 //! other threads put values into.
 
 use crate::wake::Wake;
-use mc_core::{id::Time, transport::Transport};
+use mc_core::{
+    gate::{OutputGate, WaitFd},
+    id::Time,
+    transport::Transport,
+};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use std::{
     io,
@@ -33,6 +37,16 @@ pub fn link(link: &(impl Transport + ?Sized)) -> Option<PollFd<'_>> {
     flags.set(PollFlags::IN, link.wants_read());
     flags.set(PollFlags::OUT, link.wants_write());
     link.wait_fd().map(|fd| PollFd::from_borrowed_fd(fd, flags))
+}
+
+/// The entries of a gate.
+pub fn gate<'a>(fds: &mut Vec<PollFd<'a>>, gate: &'a impl OutputGate) {
+    gate.wait_fds(&mut |WaitFd { fd, read, write }| {
+        let mut flags = PollFlags::empty();
+        flags.set(PollFlags::IN, read);
+        flags.set(PollFlags::OUT, write);
+        fds.push(PollFd::from_borrowed_fd(fd, flags));
+    });
 }
 
 /// Hands values from other threads to a loop that sleeps in [`wait`].

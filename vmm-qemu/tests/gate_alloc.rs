@@ -3,7 +3,7 @@
 
 mod gate_common;
 
-use gate_common::{Qemu, frame};
+use gate_common::{Qemu, frame, waits};
 use mc_core::{
     gate::OutputGate,
     id::{Epoch, Time},
@@ -74,7 +74,7 @@ fn a_warm_gate_allocates_nothing() {
     let mut epoch = |e: u64| {
         gate.tick(Time(e * 1_000_000));
         qemu.raw(&bytes[..14_000]);
-        assert_eq!(gate.wait_fds().count(), 1);
+        assert_eq!(waits(&gate), 1);
         gate.poll().unwrap();
         qemu.raw(&bytes[14_000..]);
         gate.barrier(Epoch(e)).unwrap();

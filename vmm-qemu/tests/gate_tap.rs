@@ -2,7 +2,7 @@
 
 mod gate_common;
 
-use gate_common::Qemu;
+use gate_common::{Qemu, waits};
 use mc_core::{gate::OutputGate, id::Epoch, testing::skip};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::{
@@ -139,7 +139,7 @@ fn frames_cross_a_tap_device_both_ways() {
         });
         assert!(is_whole_udp_to_guest(&frame), "checksum left to an offload that nobody does: {frame:02x?}");
         assert!(gate.stats().inbound_packets > 0);
-        assert_eq!(gate.wait_fds().count(), 2);
+        assert_eq!(waits(&gate), 2);
     });
 }
 
@@ -168,7 +168,7 @@ fn a_link_that_is_down_loses_frames_and_a_deleted_device_is_reported() {
         let error = gate.poll().unwrap_err();
         assert!(error.to_string().contains("the port behind NIC"), "{error}");
         gate.poll().unwrap();
-        assert_eq!(gate.wait_fds().count(), 1, "a dead device would wake us for ever");
+        assert_eq!(waits(&gate), 1, "a dead device would wake us for ever");
 
         // Made again, it is another device: the gate is joined to it, and the NIC never noticed.
         assert!(ip("tuntap add dev tap0 mode tap"));

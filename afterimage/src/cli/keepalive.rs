@@ -13,16 +13,16 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 /// `afterimage keepalive …`
 #[derive(Debug, Subcommand)]
 pub enum KeepaliveCommand {
-    /// Measure beats to another host, idle and beside bulk; or read what a running session has measured
+    /// Measure beats to another host, idle and under load; or read what a running session has measured
     #[command(after_long_help = help("afterimage keepalive probe --peer 10.0.0.2:7500 --for 60s --load --out probe.json"))]
     Probe(ProbeArgs),
-    /// Be the other host of a probe, until SIGTERM
+    /// Answer probes of another host, until SIGTERM
     #[command(after_long_help = help("afterimage keepalive serve --listen 10.0.0.2:7500"))]
     Serve(ServeArgs),
-    /// From what was measured: what each interval and multiplier would do, and which to use; exits with 5 if none will do
+    /// Compute from a measurement what each interval and multiplier would do, and recommend one; exits with 5 if none fits
     #[command(after_long_help = help("afterimage keepalive tune --from probe.json --detect-within 50ms"))]
     Tune(TuneArgs),
-    /// Change how often a running pair beats, and after how many missed beats a side is suspect: on both sides, at once
+    /// Change a running pair's beat interval and detect multiplier, on both sides at once
     #[command(after_long_help = help("afterimage keepalive set --vm web --interval 5ms --multiplier 3 --save"))]
     Set(KeepaliveSetArgs),
     /// Show what a running pair has agreed on; exits with 3 if the other side is not heard
@@ -37,34 +37,34 @@ pub struct ProbeArgs {
     /// Where `afterimage keepalive serve` listens
     #[arg(long, value_name = "HOST:PORT")]
     pub peer: Option<HostPort>,
-    /// Instead: the VM whose running session is asked, on this host, for what its beats have measured
+    /// Instead of --peer: read the measurements of this VM's running session on this host
     #[arg(long, value_name = "NAME")]
     pub vm: Option<Name>,
     /// With --vm: which side [default: the one that runs here]
     #[arg(long, value_enum, requires = "vm")]
     pub role: Option<Side>,
-    /// With --vm: where the control sockets are
+    /// With --vm: directory of the control sockets
     #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
     pub run_dir: PathBuf,
-    /// Between two beats
+    /// Time between two beats
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "10ms")]
     pub interval: Duration,
-    /// How long each phase takes
+    /// Duration of each phase
     #[arg(long = "for", value_name = "TIME", value_parser = parse_duration, default_value = "60s")]
     pub duration: Duration,
-    /// A second phase, beside checkpoints of this size as fast as they go [default size: 16MiB]
+    /// Add a second phase, with checkpoints of this size sent as fast as the link takes them [default size: 16MiB]
     #[arg(long, value_name = "SIZE", num_args = 0..=1, default_missing_value = "16MiB")]
     pub load: Option<String>,
-    /// The local address of the connection to the peer and of its beats [default: the one that the route uses]
+    /// Local address for the connection to the peer and for beats [default: the route's]
     #[arg(long, value_name = "IP")]
     pub bind: Option<LocalAddr>,
     /// Which way checkpoints and beats go.
     #[command(flatten)]
     pub paths: PathArgs,
-    /// Write the probe file here
+    /// Write the measurements into this probe file
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
-    /// The probe file on stdout instead of text
+    /// Print the probe file on stdout instead of text
     #[arg(long)]
     pub json: bool,
 }
@@ -72,7 +72,7 @@ pub struct ProbeArgs {
 /// `afterimage keepalive serve`
 #[derive(Clone, Debug, Args)]
 pub struct ServeArgs {
-    /// Where to listen
+    /// Address to listen at
     #[arg(long, value_name = "ADDR:PORT", value_parser = parse_address, default_value = "127.0.0.1:7500")]
     pub listen: SocketAddr,
     /// Which way checkpoints and beats go.
@@ -90,16 +90,16 @@ pub struct TuneArgs {
     /// With --from live: the VM
     #[arg(long, value_name = "NAME")]
     pub vm: Option<Name>,
-    /// With --from live: where the control sockets are
+    /// With --from live: directory of the control sockets
     #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
     pub run_dir: PathBuf,
-    /// A death is to be suspected within this, 99 times of 100
+    /// Suspect a dead peer within this time, in 99 of 100 cases
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub detect_within: Option<Duration>,
-    /// A live peer is to be suspected at most so often: 1/year, 2/month, 1/day, 3/hour
+    /// Suspect a live peer at most this often: 1/year, 2/month, 1/day, 3/hour
     #[arg(long, value_name = "N/PERIOD", value_parser = parse_frequency)]
     pub false_failovers: Option<Frequency>,
-    /// Only this setting: interval=5ms,k=3
+    /// Assess only this setting: interval=5ms,k=3
     #[arg(long, value_name = "SETTING", value_parser = parse_setting, conflicts_with_all = ["detect_within", "false_failovers"])]
     pub what_if: Option<(Duration, u8)>,
     /// One JSON object instead of text

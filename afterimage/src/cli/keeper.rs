@@ -15,20 +15,20 @@ pub struct KeeperArgs {
     /// This host's name [default: its hostname]
     #[arg(long, value_name = "NAME")]
     pub node: Option<Name>,
-    /// The register's generation, to show it
+    /// Generation of the register, only to show it
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub generation: u64,
     /// A NIC of the VM: the unix socket of its `-netdev stream`, and the TAP device to connect it to. Once per NIC, in order
     #[arg(long = "nic", value_name = "SOCKET=TAP", required = true)]
     pub nics: Vec<NicSpec>,
-    /// Where sockets and locks live
+    /// Directory for sockets and locks
     #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
     pub run_dir: PathBuf,
-    /// Where its journal is kept
+    /// Directory for the journal
     #[arg(long, value_name = "DIR", default_value = node::journal::STATE_DIR)]
     pub state_dir: PathBuf,
-    /// By hand: confirms that the VM cannot be running on another host. Were it running, two copies would answer the same
-    /// clients, and nothing could merge them again
+    /// Needed when started by hand: confirm that the VM runs on no other host. If it ran there, two copies would answer the
+    /// same clients, and nothing could merge them again
     #[arg(long)]
     pub yes_the_other_side_is_stopped: bool,
 }

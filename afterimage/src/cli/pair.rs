@@ -16,25 +16,25 @@ pub struct KeepaliveSetArgs {
     /// The side to tell [default: whichever runs on this host]
     #[arg(long, value_enum)]
     pub role: Option<Side>,
-    /// From one beat to the next, both ways; 100us to 10s
+    /// Time between two beats, both ways; 100us to 10s
     #[arg(long, value_name = "TIME", value_parser = parse_beat_interval)]
     pub interval: Option<Duration>,
-    /// After so many missed beats a side is suspect; 2 to 255
+    /// Missed beats after which a side is suspected; 2 to 255
     #[arg(long, value_name = "K", value_parser = parse_multiplier)]
     pub multiplier: Option<u8>,
-    /// Never receive more often than this, both ways [default: --interval]
+    /// Shortest interval at which beats are received, both ways [default: --interval]
     #[arg(long, value_name = "TIME", value_parser = parse_beat_interval)]
     pub min_rx: Option<Duration>,
-    /// Change this side's parameters only: of each direction the slower wish is in force
+    /// Change only this side's parameters; in each direction the slower of the two sides' wishes is in force
     #[arg(long)]
     pub this_side: bool,
-    /// Although silences seen in this session would have been taken for the other side's death
+    /// Change them even if the live peer was silent for longer in this session than the new detection time
     #[arg(long)]
     pub force: bool,
-    /// Write them into the configuration file that the process was started with, or into FILE, too
+    /// Also write them into the configuration file that the process was started with, or into FILE
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
     pub save: Option<Option<PathBuf>>,
-    /// Where the control sockets are
+    /// Directory of the control sockets
     #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
     pub run_dir: PathBuf,
     /// A JSON object instead of text
@@ -51,7 +51,7 @@ pub struct KeepaliveShowArgs {
     /// Only this side
     #[arg(long, value_enum)]
     pub role: Option<Side>,
-    /// Where the control sockets are
+    /// Directory of the control sockets
     #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
     pub run_dir: PathBuf,
     /// JSON instead of text: an array, or with --vm and a single process one object

@@ -31,7 +31,7 @@ pub type PathArgs = Given<PROBE>;
 /// `--config` of a command that has a section.
 fn config(on: u8) -> Option<Arg> {
     let (section, _) = SECTIONS.into_iter().find(|(_, bit)| *bit == on)?;
-    let help = format!("A TOML file; its section `[{section}]` holds what no flag says");
+    let help = format!("TOML file; a flag wins over its section `[{section}]`");
     Some(Arg::new("config").long("config").value_name("FILE").value_parser(value_parser!(PathBuf)).help(help))
 }
 

@@ -27,79 +27,78 @@ pub(super) static SETTINGS: &[Setting] = &[
     setting(PAIR, "node", "NAME", Text(text::<Name>), Follows("its hostname"),
         "This host's name in the register"),
     setting(WITNESS, "listen", "ADDR:PORT", Text(text::<Listen>), Is("127.0.0.1:7400"),
-        "Where to listen"),
+        "Address to listen at"),
     setting(WITNESS, "state", "DIR", Text(any), Needed(node::journal::STATE_DIR),
-        "The directory of its identity and its registers, a small file per VM; made if its parent exists. Keep it: a witness that \
-         forgot is another witness, and has to ask the nodes"),
+        "Directory for its identity and its registers, a small file per VM; created if its parent exists. Keep it: a witness that \
+         lost it counts as another witness, and must ask the nodes"),
     setting(PROTECT, "qmp", "SOCKET", Text(any), Needed("/run/web.qmp"),
         "The QMP socket of the running QEMU"),
     setting(PROTECT, "to", "HOST:PORT", Text(text::<HostPort>), Needed("10.0.1.2:7410"),
         "The standby"),
     setting(STANDBY, "listen", "ADDR:PORT", Text(text::<Listen>), Is("127.0.0.1:7410"),
-        "Where to wait for the primary"),
+        "Address to listen at for the primary"),
     setting(PAIR, "arbiter", "SPEC", Text(text::<ArbiterSpec>), Needed("manual"),
-        "Who arbitrates: witness://HOST:PORT, or manual (an operator does)"),
+        "The arbiter: witness://HOST:PORT, or manual (an operator decides)"),
     Setting { once: true, ..setting(PAIR, "accept_witness", "", Switch, Nothing,
-        "Accept another witness than the one that this node knows, once: when the old one is gone for good. While it runs: \
-         `afterimage accept-witness`") },
+        "Accept, once, a new witness in place of the one that this node knows: when the old one is gone for good. For a process \
+         that runs already: `afterimage accept-witness`") },
     setting(PROTECT, "epoch", "TIME", Time("1ms", "60s"), Is("20ms"),
-        "From one checkpoint to the next, at least: what the VM sends waits about this long").was("epoch_ms", MS).live(),
+        "Shortest time from one checkpoint to the next; the VM's output waits for about this long").was("epoch_ms", MS).live(),
     Setting { each: Some("nic"), ..setting(PAIR, "nics", "SOCKET=TAP", List(text::<NicSpec>, None), Nothing,
         "A NIC of the VM: the unix socket of its `-netdev stream`, and the TAP device to connect it to. Once per NIC, in order") },
     setting(STANDBY, "ram_dir", "DIR", Text(any), Is("/dev/shm"),
-        "Where the file lies that is the VM's RAM: a tmpfs"),
+        "Directory for the file that is the VM's RAM; use a tmpfs"),
     setting(STANDBY, "spill", "FILE", Text(any), Nothing,
-        "A file for what is larger than staging, the first full synchronisation above all. Without it, a checkpoint that does \
-         not fit ends the protection. It has no name while it is in use: a file of this name is left alone"),
+        "File for what does not fit into staging, above all the full synchronisation. Without it, a checkpoint that does not fit \
+         ends protection. The file is unlinked while it is in use; an existing file of this name is left alone"),
     setting(STANDBY, "no_rehearsal", "", Switch, Nothing,
-        "Call a VM protected although nobody has tried whether its state can be loaded here. (Otherwise the first state, and \
-         the first after each change of the VM's devices, is loaded into a QEMU that is thrown away.)"),
+        "Call a VM protected without a rehearsal, that is without having loaded its state here. (A rehearsal loads the first \
+         state, and the first after each change of the VM's devices, into a QEMU that is thrown away.)"),
     setting(PAIR, "beat_interval", "TIME", Time("100us", "10s"), Is("10ms"),
-        "How often to tell the other side that this one lives").was("beat_interval_ms", MS),
+        "Time between two beats to the other side").was("beat_interval_ms", MS),
     setting(PAIR, "beat_min_rx", "TIME", Time("100us", "10s"), Follows("--beat-interval"),
-        "Never hear the other side more often than this").was("beat_min_rx_ms", MS),
+        "Shortest interval at which this side is willing to receive beats").was("beat_min_rx_ms", MS),
     setting(PAIR, "detect_multiplier", "N", Number(2, 255), Is("5"),
-        "After this many missed beats the other side is suspect")
+        "Missed beats after which the other side is suspected")
         .note("1 bears no lost beat: the first that is lost, or late, would be a death"),
     setting(PAIR, "stall_after", "TIME", Time("500ms", "600s"), Follows("four times the detection time, at least 1s"),
-        "When this side's own loop has made no progress for so long its beats stop, so that the other side may go on")
+        "Stop this side's beats when its own loop has made no progress for this long, so that the other side may go on")
         .was("stall_after_ms", MS),
     setting(PROTECT, "commit_deadline", "TIME", Time("1ms", "600s"), Follows("ten detection times or ten epochs, at least 2s"),
-        "How long a checkpoint may wait for the standby's ACK: then the standby is suspect, whatever its beats say; at least the \
-         detection time and two epochs. A link that falls back from RDMA has longer")
+        "Longest time that a checkpoint may wait for the standby's ACK; after that the standby is suspected, whatever its beats \
+         say. At least the detection time and two epochs; longer while a link falls back from RDMA")
         .was("commit_deadline_ms", MS),
     setting(PROTECT, "staging", "SIZE", Size("512KiB", "1024GiB"), Is("64MiB"),
-        "Memory for checkpoints on their way, never exceeded, and at least two slabs").was("staging_mib", MIB).live(),
+        "Most memory that checkpoints on their way may take; at least two slabs").was("staging_mib", MIB).live(),
     setting(STANDBY, "staging", "SIZE", Size("512KiB", "1024GiB"), Is("64MiB"),
-        "Memory for checkpoints that are not committed yet, never exceeded").was("staging_mib", MIB),
+        "Most memory that checkpoints may take before they are committed").was("staging_mib", MIB),
     setting(PROTECT, "on_cap", "POLICY", Text(text::<OnCapWish>), Is("throttle"),
-        "What to do about a checkpoint that is larger: throttle (the VM is held while it is sent), grow:SIZE (so much memory \
-         more, then the VM is held), unprotect (the VM is not held: protection is given up)").live(),
+        "What to do with a checkpoint that does not fit into staging: throttle (pause the VM while it is sent), grow:SIZE (take \
+         up to SIZE more memory, then throttle), unprotect (give protection up, rather than pause the VM)").live(),
     setting(PROTECT, "slab", "SIZE", Size("256KiB", "16MiB"), Is("1MiB"),
-        "The unit that staging is divided into, whole pages of 4KiB").was("slab_kib", KIB),
+        "Size of one slab, the unit of staging; whole pages of 4KiB").was("slab_kib", KIB),
     setting(PROTECT, "window", "N", Number(1, 64), Is("2"),
-        "Checkpoints that may be on their way at once"),
+        "Checkpoints that may be on their way at the same time"),
     setting(PROTECT, "held_limit", "SIZE", Size("1KiB", "1024GiB"), Is("64MiB"),
-        "Output that may be held; what the VM sends beyond that is dropped, as by a full queue").was("held_limit_mib", MIB),
+        "Most output that may be held; what the VM sends beyond that is dropped, as by a full queue").was("held_limit_mib", MIB),
     setting(PAIR, "run_dir", "DIR", Text(any), Is("/run/afterimage"),
-        "Where sockets and locks live"),
+        "Directory for sockets and locks"),
     setting(PAIR, "state_dir", "DIR", Text(any), Is(node::journal::STATE_DIR),
-        "Where its journal is kept, for `afterimage why`"),
-    setting(ALL, "metrics", "ADDR:PORT", Text(listener), Follows("nowhere"),
-        "Where to serve metrics for Prometheus; a port alone means on loopback"),
-    setting(PROTECT, "bind", "IP", Text(text::<LocalAddr>), Follows("the one that the route uses"),
-        "The local address of the connection to the standby and of its beats"),
+        "Directory for the journal, which `afterimage why` reads"),
+    setting(ALL, "metrics", "ADDR:PORT", Text(listener), Follows("not served"),
+        "Address to serve Prometheus metrics at; a port alone means loopback"),
+    setting(PROTECT, "bind", "IP", Text(text::<LocalAddr>), Follows("the route's"),
+        "Local address for the connection to the standby and for beats"),
     setting(PROTECT, "unheld", "NAME,...", List(any, Some(',')), Nothing,
-        "Protect the VM although nothing holds these outputs of it (netdevs, disks, chardevs, devices, by the names that a \
-         refusal tells): what leaves by them may be taken back by a takeover, and `status` exits with 3"),
+        "Protect the VM although these outputs of it are not held (netdevs, disks, chardevs, devices, by the names in the \
+         refusal): a takeover may take back what left by them, and `status` exits with 3"),
     setting(PROTECT, "force_writable_disks", "", Switch, Nothing,
-        "The same as --unheld with every disk that the VM can write to"),
+        "Like --unheld with every disk that the VM can write to"),
     setting(PROTECT, "once", "", Switch, Nothing,
-        "End when no standby is found within 10 s, when the standby refuses, or when the arbiter cannot be reached at the start. \
-         Without it `protect` stays, being the VM's way to its network, and looks for a standby again and again"),
+        "End if no standby is found within 10 s, if the standby refuses, or if the arbiter cannot be reached at the start. Without \
+         this flag `protect` stays, because the VM's network passes through it, and keeps looking for a standby"),
     setting(PROTECT, "rejoin", "", Switch, Nothing,
-        "When this host was fenced (the standby runs the VM), stand by for the VM here, as the section `[standby]` of --config \
-         says"),
+        "After this host was fenced (the standby runs the VM), become the VM's standby, with the section `[standby]` of --config"),
     setting(STANDBY, "qemu", "QEMU ARGS", List(any, None), Needed("qemu-system-x86_64"),
         "QEMU and its arguments, as on the primary"),
     setting(BOTH, "transport", "KIND", Word(&["rdma", "tcp", "auto"]), Is("auto"),

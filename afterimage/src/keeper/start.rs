@@ -16,7 +16,7 @@ use mc_core::{
 };
 use node::{
     exit::{Code, ExitError},
-    inbox::{readable, wait},
+    inbox::{self, readable, wait},
     program,
     scope::Scope,
 };
@@ -213,7 +213,9 @@ impl Starting {
         let deadline = Instant::now() + START;
         loop {
             let mut fds = vec![readable(self.luggage.as_fd())];
-            fds.extend(gate.iter().flat_map(|gate| gate.wait_fds()));
+            if let Some(gate) = &gate {
+                inbox::gate(&mut fds, &**gate);
+            }
             wait(&mut fds, Time(0), None, Duration::from_millis(100))?;
             let said = !fds[0].revents().is_empty();
             drop(fds);

@@ -1,4 +1,4 @@
-//! What a data path or a standby hands out, and each metric that comes of it.
+//! The figures that a data path or a standby gives to the metrics endpoint, and the metrics made of them.
 
 use super::Buckets;
 use crate::status::Status;
@@ -171,7 +171,7 @@ impl Writer<'_, '_> {
     }
 
     pub(super) fn build(&mut self) -> Result<(), Error> {
-        self.info("afterimage_build", "The program", &[("version", env!("CARGO_PKG_VERSION"))])
+        self.info("afterimage_build", "The version of afterimage that runs", &[("version", env!("CARGO_PKG_VERSION"))])
     }
 }
 
@@ -210,22 +210,31 @@ impl Collector for Snapshot {
         self.beats(w)?;
         w.gauge(
             "afterimage_arbiter_reachable",
-            "Whether the arbiter answers: without it there is no failover",
+            "1 if the arbiter answers; without it there is no failover",
             yes(s.arbiter.reachable),
         )?;
         w.gauge(
             "afterimage_arbiter_fault",
-            "Whether the arbiter answers what cannot be believed, or would not decide: there is no failover then either",
+            "1 if the arbiter answers, but cannot be believed or would not decide; then there is no failover",
             yes(s.arbiter.reachable && s.arbiter.failover_impossible.is_some()),
         )?;
         if let Some(ms) = s.arbiter.probe_age_ms {
-            let help = "Since the witness last proved that it can store";
+            let help = "Time since the witness last proved that it can store";
             w.seconds("afterimage_arbiter_probe_age", help, float(ms) / 1e3)?;
         }
         let (won, lost) = self.swaps;
-        w.counters("afterimage_swaps", "Swaps that the arbiter answered", "outcome", &[("won", won), ("lost", lost)])?;
-        w.counter("afterimage_journal_lost_lines", "Events that the journal of this process lost", self.journal_lost)?;
-        let help = "Lines of its log that this process's stderr did not take";
+        w.counters(
+            "afterimage_swaps",
+            "Swaps of the register that this process asked for, by outcome",
+            "outcome",
+            &[("won", won), ("lost", lost)],
+        )?;
+        w.counter(
+            "afterimage_journal_lost_lines",
+            "Events that this process could not write to its journal",
+            self.journal_lost,
+        )?;
+        let help = "Lines of this process's log that were lost because stderr was not read";
         w.counter("afterimage_narration_lost_lines", help, self.narration_lost)
     }
 }
@@ -235,39 +244,47 @@ impl Snapshot {
         let s = &self.status;
         let roles = ROLES.iter().find(|(side, _)| *side == s.side).map_or(&[][..], |(_, roles)| *roles);
         let roles: Vec<(&str, f64)> = roles.iter().map(|role| (*role, yes(*role == s.role))).collect();
-        w.gauges("afterimage_role", "1 for the role that this side has", None, "role", &roles)?;
+        w.gauges("afterimage_role", "1 for the role that this side has, 0 for the others", None, "role", &roles)?;
         w.gauge(
             "afterimage_protected",
-            "Whether the death of the other host would cost nothing now",
+            "1 if a takeover now would lose nothing: output is held for the standby, and the arbiter allows a takeover",
             yes(s.protected && s.no_failover().is_none()),
         )?;
         w.gauge(
             "afterimage_stalled",
-            "Whether this side's loop stands still, or its VM's QEMU does not run it",
+            "1 if this side does not do its work: its loop stands still, its VM does not run, or nothing is committed",
             yes(s.stalled.is_some()),
         )?;
         w.gauge(
             "afterimage_network_trouble",
-            "Whether one of the VM's NICs has lost its TAP device or its connection to QEMU",
+            "1 if a NIC of the VM has lost its TAP device or its connection to QEMU",
             yes(s.network.is_some()),
         )?;
         w.gauge(
             "afterimage_unheld_outputs",
-            "Outputs of the VM that nothing holds: if it is protected, it is so but for these",
+            "Outputs of the VM that are not held, so that a takeover may take back what left by them",
             f64::from(u32::try_from(s.unheld()).unwrap_or(u32::MAX)),
         )?;
-        w.gauge("afterimage_generation", "The register's generation, as far as this side knows", float(s.generation))?;
+        w.gauge(
+            "afterimage_generation",
+            "Generation of the VM's register at the arbiter, as far as this side knows",
+            float(s.generation),
+        )?;
         if !s.peer.is_empty() {
             let transport = s.transport.split(' ').next().unwrap_or("");
             let labels = [("peer", s.peer.as_str()), ("transport", transport), ("keepalive", s.keepalive.as_str())];
-            w.info("afterimage_session", "The session with the other host", &labels)?;
+            w.info(
+                "afterimage_session",
+                "The session between primary and standby: the other host, and how checkpoints and beats go",
+                &labels,
+            )?;
         }
         w.counter("afterimage_fallbacks", "Sessions that fell back from RDMA to TCP", count(s, "fallbacks"))?;
         if let Some(t) = &s.takeover {
             let phases =
                 [("silence", t.silence_us), ("revoked", t.revoked_us), ("won", t.won_us), ("running", t.running_us)];
             let phases = phases.map(|(phase, us)| (phase, seconds(us)));
-            let help = "The takeover: silence before the suspicion, and since it until revoked, won, running";
+            let help = "How long the takeover took: silence before the suspicion; then the time since it until access was revoked, the swap was won, the VM ran";
             w.gauges("afterimage_takeover", help, Some(&Unit::Seconds), "phase", &phases)?;
         }
         Ok(())
@@ -275,79 +292,111 @@ impl Snapshot {
 
     fn output(&self, w: &mut Writer<'_, '_>) -> Result<(), Error> {
         let s = &self.status;
-        w.gauge("afterimage_held_packets", "Packets held now", float(s.held_packets))?;
-        w.bytes("afterimage_held", "Bytes of packets held now", s.held_bytes)?;
-        w.counter("afterimage_released_packets", "Packets let out", s.released_packets)?;
+        w.gauge("afterimage_held_packets", "Packets of the VM that wait for an ACK", float(s.held_packets))?;
+        w.bytes("afterimage_held", "Bytes of the VM's packets that wait for an ACK", s.held_bytes)?;
+        w.counter(
+            "afterimage_released_packets",
+            "Packets of the VM that were sent to the network",
+            s.released_packets,
+        )?;
         w.counter(
             "afterimage_dropped_packets",
-            "Packets dropped: fenced, or over the limit of held bytes",
+            "Packets of the VM that were dropped: it was fenced, or more was held than the limit allows",
             s.dropped_packets,
         )
     }
 
     fn checkpoints(&self, w: &mut Writer<'_, '_>) -> Result<(), Error> {
         let s = &self.status;
-        w.counter(
-            "afterimage_epochs",
-            "Epochs of this session: captured on the primary, committed on the standby",
-            s.epoch,
-        )?;
-        w.counter("afterimage_acked_epochs", "Epochs of this session that were ACKed", s.last_ack_epoch)?;
+        w.counter("afterimage_epochs", "Epochs of this session: captured (primary) or committed (standby)", s.epoch)?;
+        w.counter("afterimage_acked_epochs", "Epochs of this session that the standby has ACKed", s.last_ack_epoch)?;
         if let Some(ms) = s.last_ack_age_ms {
-            w.seconds("afterimage_last_ack_age", "Since the newest ACK", float(ms) / 1e3)?;
+            w.seconds(
+                "afterimage_last_ack_age",
+                "Time since the newest ACK (primary) or commit (standby)",
+                float(ms) / 1e3,
+            )?;
         }
-        w.bytes("afterimage_staging_used", "Staging in use", s.staging_used_bytes)?;
-        w.bytes("afterimage_staging_live", "Staging allocated", s.staging_live_bytes)?;
-        w.bytes("afterimage_staging_cap", "What staging never exceeds", s.staging_cap_bytes)?;
-        w.counter("afterimage_staging_cap_hits", "Times that staging had no room", s.staging_cap_hits)?;
+        w.bytes("afterimage_staging_used", "Bytes of staging that hold checkpoints", s.staging_used_bytes)?;
+        w.bytes("afterimage_staging_live", "Bytes of staging that are allocated", s.staging_live_bytes)?;
+        w.bytes("afterimage_staging_cap", "Bytes that staging never exceeds", s.staging_cap_bytes)?;
+        w.counter("afterimage_staging_cap_hits", "How often staging had no room for what came", s.staging_cap_hits)?;
         if s.side == "standby" {
-            w.counter("afterimage_spilled_slabs", "Slabs that went through the spill file", count(s, "spilled_slabs"))?;
-            w.histogram("afterimage_apply", "Applying a committed epoch to the image", &self.apply)?;
+            w.counter(
+                "afterimage_spilled_slabs",
+                "Slabs that went through the standby's spill file because staging was full",
+                count(s, "spilled_slabs"),
+            )?;
+            w.histogram("afterimage_apply", "Time to apply a committed epoch to the standby's image", &self.apply)?;
             return Ok(());
         }
-        let help = "Pages captured in this session, the full synchronisation not counted";
+        let help = "Guest pages captured in this session, without the full synchronisation";
         w.counter("afterimage_captured_pages", help, count(s, "pages"))?;
-        w.counter("afterimage_sent_bytes", "Bytes sent likewise", count(s, "bytes"))?;
-        let help = "Checkpoints sent with the VM stopped, since staging was too small";
+        w.counter(
+            "afterimage_sent_bytes",
+            "Bytes of checkpoints sent in this session, without the full synchronisation",
+            count(s, "bytes"),
+        )?;
+        let help = "Checkpoints that were sent while the VM stood still, because they did not fit into staging";
         w.counter("afterimage_streamed_while_held", help, count(s, "streamed_while_held"))?;
-        w.histogram("afterimage_pause", "How long the VM stood still for a checkpoint", &self.pause)?;
-        w.histogram("afterimage_commit", "From the end of a pause to the ACK", &self.commit)?;
-        w.histogram("afterimage_hold", "How long a packet was held", &self.hold)
+        w.histogram("afterimage_pause", "Time for which the VM stood still for a checkpoint", &self.pause)?;
+        w.histogram("afterimage_commit", "Time from the end of a checkpoint's pause to its ACK", &self.commit)?;
+        w.histogram("afterimage_hold", "Time for which a packet of the VM was held", &self.hold)
     }
 
     fn beats(&self, w: &mut Writer<'_, '_>) -> Result<(), Error> {
         let Some(b) = &self.beats else { return Ok(()) };
-        w.counter("afterimage_beats_sent", "Beats that left", b.sent)?;
-        w.counter("afterimage_beats_received", "New beats of the other side", b.received)?;
-        w.counter("afterimage_beats_missed", "Times that a beat was overdue, own lateness discounted", b.missed)?;
-        w.counter("afterimage_beats_rejected", "Datagrams that are no beat of this session", b.rejected)?;
-        let help = "Beats that did not leave: this side's loop stood still, or its VM did not run";
+        w.counter("afterimage_beats_sent", "Beats sent to the other side in this session", b.sent)?;
+        w.counter(
+            "afterimage_beats_received",
+            "Beats received from the other side in this session, without repetitions",
+            b.received,
+        )?;
+        w.counter(
+            "afterimage_beats_missed",
+            "How often a beat of the other side was overdue, this side's own lateness discounted",
+            b.missed,
+        )?;
+        w.counter(
+            "afterimage_beats_rejected",
+            "Datagrams at the port for beats that are not a beat of this session",
+            b.rejected,
+        )?;
+        let help = "Beats that were not sent because this side's loop stood still or its VM did not run";
         w.counter("afterimage_beats_withheld", help, b.withheld)?;
-        w.counter("afterimage_beats_late", "Times that the thread of the beats was late itself", b.self_late)?;
-        w.seconds("afterimage_beats_late_max", "The worst of them", seconds(b.max_self_late_us))?;
+        w.counter("afterimage_beats_late", "How often this side's beat thread woke late", b.self_late)?;
+        w.seconds(
+            "afterimage_beats_late_max",
+            "Longest lateness of this side's beat thread in this session",
+            seconds(b.max_self_late_us),
+        )?;
         w.seconds(
             "afterimage_beats_interval",
-            "How often a beat is sent, before jitter",
+            "Interval at which this side sends beats, before jitter",
             seconds(b.transmit_interval_us),
         )?;
-        w.seconds("afterimage_detection", "Silence that makes the other side suspect", seconds(b.detection_time_us))?;
+        w.seconds(
+            "afterimage_detection",
+            "Silence after which this side suspects the other one",
+            seconds(b.detection_time_us),
+        )?;
         w.gauge(
             "afterimage_suspect",
-            "Whether the other side is suspect",
+            "1 if this side suspects the other one",
             yes(b.verdict == node::keepalive::Verdict::Suspect),
         )?;
-        w.histogram("afterimage_beat_gap", "Between two beats of the other side", &self.gap)?;
+        w.histogram("afterimage_beat_gap", "Time between two beats received from the other side", &self.gap)?;
         w.histogram(
             "afterimage_beat_round_trip",
-            "A beat there and back, less what the other side waited",
+            "Round-trip time of a beat, without the time that the other side waited",
             &self.round_trip,
         )?;
-        let help = "How late the thread of the beats woke for what was due";
+        let help = "How late this side's beat thread woke";
         w.histogram("afterimage_beat_lateness", help, &self.lateness)?;
         let silence: Vec<(&str, f64)> = self.silence_seconds.iter().map(|(path, s)| (path.as_str(), *s)).collect();
         w.gauges(
             "afterimage_path_silence",
-            "Since a beat was heard by this path",
+            "Time since a beat arrived by this path",
             Some(&Unit::Seconds),
             "path",
             &silence,
@@ -356,18 +405,28 @@ impl Snapshot {
         let of = |get: fn(&node::keepalive::PathStats) -> u64| -> Vec<(&str, u64)> {
             paths.iter().map(|path| (path.name.as_str(), get(path))).collect()
         };
-        w.counters("afterimage_path_sent", "Beats that left by this path; with two paths", "path", &of(|p| p.sent))?;
-        w.counters("afterimage_path_heard", "Beats heard by this path; with two paths", "path", &of(|p| p.heard))?;
+        w.counters(
+            "afterimage_path_sent",
+            "Beats sent by this path; only where beats go by two paths",
+            "path",
+            &of(|p| p.sent),
+        )?;
+        w.counters(
+            "afterimage_path_heard",
+            "Beats received by this path; only where beats go by two paths",
+            "path",
+            &of(|p| p.heard),
+        )?;
         w.counters(
             "afterimage_path_first",
-            "Beats heard by this path first; with two paths",
+            "Beats that arrived by this path first; only where beats go by two paths",
             "path",
             &of(|p| p.first),
         )?;
         let errors = of(|p| p.send_errors + p.receive_errors);
         w.counters(
             "afterimage_path_errors",
-            "Sends and receives of this path that failed; with two paths",
+            "Failed sends and receives of this path; only where beats go by two paths",
             "path",
             &errors,
         )

@@ -52,10 +52,18 @@ impl Collector for Witness {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
         let w = &mut Writer { encoder: &mut encoder, labels: Vec::new() };
         w.build()?;
-        w.gauge("afterimage_witness_registers", "Registers that are not vacant", float(self.registers))?;
-        w.gauge("afterimage_witness_connections", "Connections that are open", float(self.connections))?;
+        w.gauge(
+            "afterimage_witness_registers",
+            "Registers that this witness holds, one per VM; vacant ones are not counted",
+            float(self.registers),
+        )?;
+        w.gauge(
+            "afterimage_witness_connections",
+            "Connections of nodes that are open at this witness",
+            float(self.connections),
+        )?;
         let [read, won, lost, failed, refused] = self.answers;
         let answers = [("read", read), ("won", won), ("lost", lost), ("failed", failed), ("refused", refused)];
-        w.counters("afterimage_witness_answers", "Answers to nodes, by what they say", "answer", &answers)
+        w.counters("afterimage_witness_answers", "Answers of this witness to nodes, by outcome", "answer", &answers)
     }
 }

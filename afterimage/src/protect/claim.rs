@@ -17,18 +17,22 @@ use super::{
     channel::Brief,
     commanded::{Condition, Qemu},
     own::standby_of,
-    waiting::{CLAIMING, Heard, Waiting, What},
+    waiting::{Heard, Waiting, What},
 };
-use crate::report;
 use anyhow::{Result, bail};
 use mc_core::{
     claim::{self, Action, Event},
     id::{Generation, Name, Time},
     machine::Machine,
-    register::{CasOutcome, Mode, Owner, Register},
+    register::{CasOutcome, Mode, Owner, Register, Swap},
 };
-use node::{arbiter::Ask, clock::Clock, events::emit, signals::Signals, stalls::Swap};
-use serde_json::json;
+use node::{
+    arbiter::Ask,
+    clock::Clock,
+    events::{Asking, Event as Told, HandBack, RegisterRead, Role, emit},
+    signals::Signals,
+    stalls::Swaps,
+};
 use std::time::{Duration, Instant};
 
 /// QEMU must answer twice, this far apart: a host's processes do not die at the same instant.
@@ -64,7 +68,7 @@ pub(super) enum Verdict {
 /// `proven`: the generation in which the data path had said that the VM is protected.
 pub(super) fn claim(brief: &Brief, proven: Option<Generation>, qemu: &mut Qemu, signals: &Signals) -> Result<Verdict> {
     let what = What {
-        role: CLAIMING,
+        role: Role::Claiming,
         generation: brief.register.generation,
         note: "the data path died; the VM waits for the arbiter's verdict",
         busy: "the data path died, and the arbiter has not answered yet whose the VM is",
@@ -72,9 +76,9 @@ pub(super) fn claim(brief: &Brief, proven: Option<Generation>, qemu: &mut Qemu, 
     };
     let owner = brief.register.owner;
     let waiting = Waiting::new(&brief.config, owner.node, signals, what, true)?;
-    let (machine, swap) = (claim::Claim::new(owner), Swap::default());
+    let (machine, swaps) = (claim::Claim::new(owner), Swaps::default());
     let began_with = brief.register;
-    Claim { owner, proven, waiting, qemu, machine, began_with, held: None, swap, signals: 0 }.run()
+    Claim { owner, proven, waiting, qemu, machine, began_with, held: None, swaps, signals: 0 }.run()
 }
 
 struct Claim<'a> {
@@ -87,7 +91,7 @@ struct Claim<'a> {
     began_with: Register,
     /// What the register held when it was judged last.
     held: Option<Register>,
-    swap: Swap,
+    swaps: Swaps,
     signals: u32,
 }
 
@@ -101,9 +105,9 @@ impl Claim<'_> {
                 }
                 // Never of this machine: see `refuse_others`.
                 Some(Action::LookFor { .. }) => Some(Verdict::Theirs),
-                Some(Action::Cas { expect, new, contested }) => match self.await_qemu()? {
+                Some(Action::Cas(swap)) => match self.await_qemu()? {
                     Qemus::Answers => {
-                        self.ask_for(expect, new, contested);
+                        self.ask_for(swap);
                         None
                     }
                     Qemus::RegisterChanged(held) => {
@@ -121,10 +125,10 @@ impl Claim<'_> {
         }
     }
 
-    fn ask_for(&mut self, expect: Generation, new: Register, contested: bool) {
-        emit("asking", report::asked(expect, &new, contested));
-        self.swap.asked(Clock.now());
-        self.waiting.ask(Ask::Cas { expect, new, contested });
+    fn ask_for(&mut self, swap: Swap) {
+        emit(Told::Asking(Asking { swap, standing: None }));
+        self.swaps.asked(Clock.now());
+        self.waiting.ask(Ask::Cas(swap));
     }
 
     fn hear(&mut self) -> Result<Option<Verdict>> {
@@ -136,7 +140,7 @@ impl Claim<'_> {
             Heard::Read(_) if self.machine.is_asking() => None, // its swap's answer says more
             Heard::Read(held) => self.judge(held)?,
             Heard::Cas(outcome) => {
-                emit("cas", self.swap.answered(Clock.now(), &outcome));
+                emit(Told::Cas(self.swaps.answered(Clock.now(), &outcome)));
                 match outcome {
                     CasOutcome::Won(register) => {
                         self.machine.handle(Time(0), Event::Cas(outcome));
@@ -161,7 +165,7 @@ impl Claim<'_> {
     }
 
     fn judge(&mut self, held: Option<Register>) -> Result<Option<Verdict>> {
-        emit("register", json!({ "register": held }));
+        emit(Told::Register(RegisterRead { register: held }));
         if let Some(verdict) = self.refuse_others(held)? {
             return Ok(Some(verdict));
         }
@@ -243,16 +247,17 @@ impl Claim<'_> {
             )));
         }
         // Just that copy: the standby may have been started anew, and have another.
-        let new = Register { generation: register.generation.next(), owner: standby, mode: Mode::Solo };
+        let swap = Swap::new(register.generation, standby, Mode::Solo);
         let why = "the VM died before its gate opened here; its standby holds the last commit";
         tracing::error!(standby = %name, generation = register.generation.0, "{why}");
-        emit("hand-back", json!({ "register": register, "new": new, "standby": name, "why": why }));
-        self.ask_for(register.generation, new, false);
+        let (register, why) = (*register, why.to_owned());
+        emit(Told::HandBack(Box::new(HandBack { register, new: swap.new, standby: name, why })));
+        self.ask_for(swap);
         let until = Instant::now() + HAND_BACK;
         loop {
             match self.waiting.hear(None, Some(until))? {
                 Heard::Cas(outcome) => {
-                    emit("cas", self.swap.answered(Clock.now(), &outcome));
+                    emit(Told::Cas(self.swaps.answered(Clock.now(), &outcome)));
                     return Ok(match (outcome, condition) {
                         (CasOutcome::Won(_), Condition::Silent) => Verdict::Silent { standby: name },
                         (CasOutcome::Won(_), _) => Verdict::VmGone { orderly: false, standby: Some(name) },
@@ -276,7 +281,7 @@ impl Claim<'_> {
         if self.waiting.notes.is_empty() {
             let why = "QEMU does not answer its control connection: nothing is asked for it, and nothing is killed";
             tracing::error!("{why}");
-            emit("qemu-silent", json!({ "why": why }));
+            emit(Told::QemuSilent(why.into()));
             self.waiting.notes.push(why.to_owned());
         }
     }

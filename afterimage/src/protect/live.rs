@@ -9,8 +9,11 @@ use crate::{
 };
 use anyhow::Result;
 use mc_core::primary::OnCap;
-use node::{arbiter::ArbiterSpec, events::emit, paths};
-use serde_json::json;
+use node::{
+    arbiter::ArbiterSpec,
+    events::{Event, Set, emit},
+    paths,
+};
 
 fn session(path: &mut DataPath) -> Session<'_> {
     let status = status(path);
@@ -26,7 +29,7 @@ pub(super) fn keepalive(path: &mut DataPath) -> Response {
 pub(super) fn keepalive_set(path: &mut DataPath, wanted: &Wanted) -> Response {
     match session(path).change(wanted) {
         Ok((wish, warnings)) => {
-            emit("keepalive-set", json!({ "interval_us": wish.interval.as_micros(), "multiplier": wish.multiplier }));
+            emit(Event::KeepaliveSet(wish.into()));
             path.brief.config.set_wish(wish);
             tell_supervisor(path);
             Response::Keepalive(Box::new(KeepaliveReport { warnings, ..session(path).report() }))
@@ -56,7 +59,8 @@ pub(super) fn set(path: &mut DataPath, settings: &Settings) -> Response {
     tell_supervisor(path);
     let report = report(path);
     if changed {
-        emit("set", json!({ "epoch_us": report.epoch_us, "max_staging_bytes": staging, "on_cap": report.on_cap }));
+        let (epoch_us, on_cap) = (report.epoch_us, report.on_cap.clone());
+        emit(Event::Set(Set { epoch_us, max_staging_bytes: staging, on_cap }));
     }
     Response::Settings(Box::new(report))
 }

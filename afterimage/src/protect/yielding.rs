@@ -4,12 +4,14 @@
 
 use super::{data_path::DataPath, vm_health::Health};
 use mc_core::{
-    id::{Generation, Time},
+    id::Time,
     primary::{Event, Role},
-    register::Register,
+    register::{Register, Swap},
 };
-use node::{arbiter::Ask, events::emit};
-use serde_json::json;
+use node::{
+    arbiter::Ask,
+    events::{Event as Told, HealthChanged, Yielding, emit},
+};
 use std::time::Duration;
 
 /// Between two readings of the register.
@@ -18,8 +20,7 @@ const READ: Duration = Duration::from_secs(1);
 /// A swap that is not asked for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Parked {
-    pub(super) expect: Generation,
-    pub(super) new: Register,
+    pub(super) swap: Swap,
     pub(super) read_at: Time,
 }
 
@@ -31,7 +32,7 @@ impl DataPath {
         let health = self.vm.look(now).clone();
         if health != before {
             tracing::warn!(why = health.why().unwrap_or("it runs"), "the VM");
-            emit("vm-health", json!({ "health": health }));
+            emit(Told::VmHealth(HealthChanged { health: health.into() }));
         }
         let yields = self.yields();
         if let Some(beats) = &self.beats {
@@ -51,9 +52,9 @@ impl DataPath {
     }
 
     /// Does not ask for a VM that would not run here.
-    pub(super) fn park(&mut self, expect: Generation, new: Register) {
-        emit("yielding", json!({ "why": self.vm.health().why(), "expect": expect }));
-        self.parked = Some(Parked { expect, new, read_at: self.clock.now() });
+    pub(super) fn park(&mut self, swap: Swap) {
+        emit(Told::Yielding(Yielding { why: self.vm.health().why().map(str::to_owned), expect: swap.expect }));
+        self.parked = Some(Parked { swap, read_at: self.clock.now() });
         self.arbiter.ask(Ask::Read);
     }
 
@@ -66,9 +67,9 @@ impl DataPath {
 
     /// It runs again, or an operator decides: asks after all.
     pub(super) fn ask_parked(&mut self) {
-        let Some(Parked { expect, new, .. }) = self.parked.take() else { return };
+        let Some(Parked { swap, .. }) = self.parked.take() else { return };
         if self.driver.machine().role() == Role::Claiming {
-            self.ask_for(expect, new, true);
+            self.ask_for(swap);
         }
     }
 

@@ -16,16 +16,15 @@
 use super::main_loop::Node;
 use anyhow::Result;
 use mc_core::{
-    id::{Generation, Time},
-    register::{Owner, Register},
+    id::Time,
+    register::{Owner, Swap},
     standby::{Event, Role},
 };
 use node::{
     arbiter::{ArbiterSpec, Ask},
-    events::emit,
+    events::{Event as Told, Goodbye, ImageKept, Signal, emit},
     exit::{self, Code},
 };
-use serde_json::json;
 use std::time::Duration;
 
 /// For the arbiter to say a word.
@@ -61,7 +60,7 @@ pub(super) struct Leave {
     /// The next refusal is none: it is obeyed.
     last: bool,
     /// The swap that the machine wants, while the primary has its head start.
-    deferred: Option<(Generation, Register)>,
+    deferred: Option<Swap>,
 }
 
 impl Leave {
@@ -82,8 +81,8 @@ impl Leave {
 impl Node {
     pub(super) fn hear_signals(&mut self) {
         for _ in 0..self.signals.take() {
-            let role = super::report::word(self.driver.machine().role());
-            emit("signal", json!({ "role": role }));
+            let role = self.driver.machine().role().into();
+            emit(Told::Signal(Signal { role, times: None }));
             let now = self.clock.now();
             match &self.leave.state {
                 State::Asks { since, .. } | State::GaveUp { since, .. } if now.since(*since) < PATIENCE => {
@@ -133,17 +132,17 @@ impl Node {
     /// Ends the session. The primary sees that at once, and goes on alone through the arbiter.
     fn give_up(&mut self) {
         let now = self.clock.now();
-        emit("goodbye", json!({ "role": super::report::word(self.driver.machine().role()) }));
+        emit(Told::Goodbye(Goodbye { role: self.driver.machine().role().into() }));
         self.suspected_at = Some(now); // nobody is: whatever falls silent now does so with a reason
         self.leave.state = State::GaveUp { since: now, look_at: now };
         self.driver.event(Event::Suspect);
     }
 
     /// The machine wants to ask for the VM. True if it has to wait.
-    pub(super) fn defers(&mut self, expect: Generation, new: Register) -> bool {
+    pub(super) fn defers(&mut self, swap: Swap) -> bool {
         let defers = matches!(self.leave.state, State::GaveUp { .. });
         if defers {
-            self.leave.deferred = Some((expect, new));
+            self.leave.deferred = Some(swap);
         }
         defers
     }
@@ -182,14 +181,14 @@ impl Node {
                 self.ending = Some(Code::Done);
             }
             State::GaveUp { since, .. } if now.since(*since) > HEAD_START => {
-                if let Some((expect, new)) = self.leave.deferred.take() {
+                if let Some(swap) = self.leave.deferred.take() {
                     self.refuse_to_leave(match self.leave.last {
                         true => "the primary does not go on alone, and this may be the VM's last copy",
                         false => "the primary does not go on alone: this standby asks for the VM",
                     });
                     // Told twice, it leaves: a VM that it wins now would run nowhere.
                     if self.ending.is_none() {
-                        self.claim(expect, new);
+                        self.claim(swap);
                     }
                 }
             }
@@ -216,7 +215,7 @@ impl Node {
         }
         self.leave.state = State::Refused(why.to_owned());
         tracing::error!(why, "a signal to end was refused, and the next one is obeyed");
-        emit("stop-refused", json!({ "why": why }));
+        emit(Told::StopRefused(why.into()));
     }
 
     /// Told twice. What this node may be entitled to is kept.
@@ -230,7 +229,7 @@ impl Node {
             }
         };
         let words = format!("told again to end, although {why}. {kept}");
-        emit("stop-obeyed", json!({ "why": words }));
+        emit(Told::StopObeyed(words.as_str().into()));
         (self.ending, self.last_words) = (Some(Code::Degraded), Some(words));
     }
 
@@ -283,7 +282,7 @@ impl Node {
         };
         let held = format!("the image of {generation}, {epoch}");
         let ram = vm.keep(copy, image, (generation, epoch))?;
-        emit("image-kept", json!({ "ram": ram, "generation": generation, "epoch": epoch }));
+        emit(Told::ImageKept(ImageKept { ram: ram.clone(), generation, epoch }));
         Ok(format!("Kept: {held}: its RAM in {}, and what belongs to it beside that", ram.display()))
     }
 }

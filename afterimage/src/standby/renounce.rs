@@ -6,23 +6,26 @@
 use super::main_loop::Node;
 use mc_core::{
     id::Generation,
-    register::{CasOutcome, Mode, Owner, Register},
+    register::{CasOutcome, Mode, Owner, Register, Swap},
     standby::Role,
 };
-use node::{arbiter::Ask, events::emit};
-use serde_json::json;
+use node::{
+    arbiter::Ask,
+    events::{CopyMissed, Event, Renouncing, emit},
+};
 
 impl Node {
-    pub(super) fn renounce(&mut self, expect: Generation, new: Register) {
+    pub(super) fn renounce(&mut self, swap: Swap) {
+        let Swap { expect, new, .. } = swap;
         let owner = new.owner.node;
         tracing::warn!(
             generation = expect.0,
             "the register names this standby, whose copy was lost with its memory: telling the arbiter that {owner} is alone"
         );
-        emit("renouncing", json!({ "vm": self.config.vm, "expect": expect, "new": new }));
+        emit(Event::Renouncing(Box::new(Renouncing { vm: self.config.vm, expect, new })));
         (self.renounces, self.unrenounced) = (Some(expect), None);
-        self.swap.asked(self.clock.now());
-        self.arbiter.ask(Ask::Cas { expect, new, contested: false });
+        self.swaps.asked(self.clock.now());
+        self.arbiter.ask(Ask::Cas(swap));
     }
 
     /// What came of it, if that was asked for.
@@ -40,9 +43,9 @@ impl Node {
             false => self.why_missed(&r.owner),
         });
         if why.is_some() && why != self.missed {
-            let why = why.as_deref().unwrap_or_default();
+            let why = why.clone().unwrap_or_default();
             tracing::error!("{why}");
-            emit("copy-missed", json!({ "vm": self.config.vm, "register": held, "why": why }));
+            emit(Event::CopyMissed(Box::new(CopyMissed { vm: self.config.vm, register: held.copied(), why })));
         }
         self.missed = why;
     }

@@ -9,6 +9,7 @@ use crate::{
 use mc_core::id::Name;
 use node::{
     accepting::accept_until,
+    events::Order,
     files,
     keepalive::Measured,
     repeated::{Repeated, and_more},
@@ -100,10 +101,24 @@ impl Request {
         }
     }
 
-    /// Whether it decides about a role: such a word belongs into the journal. (Changes of settings have events of their own.)
+    /// As events have it, if it is an order about a role.
     #[must_use]
-    pub fn decides(&self) -> bool {
-        matches!(self, Self::Takeover | Self::Solo | Self::Unprotect | Self::Handover | Self::Export { .. })
+    pub fn order(&self) -> Option<Order> {
+        Some(match self {
+            Self::Takeover => Order::Takeover,
+            Self::Solo => Order::Solo,
+            Self::Unprotect => Order::Unprotect,
+            Self::Handover => Order::Handover,
+            Self::MakeWay => Order::MakeWay,
+            Self::Export { dir } => Order::Export { dir: dir.clone() },
+            _ => return None,
+        })
+    }
+
+    /// The same, if it decides about a role: such a word belongs into the journal. (Changes of settings have events of their own.)
+    #[must_use]
+    pub fn decision(&self) -> Option<Order> {
+        self.order().filter(|order| *order != Order::MakeWay)
     }
 }
 

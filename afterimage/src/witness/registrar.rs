@@ -293,7 +293,7 @@ mod tests {
     use mc_core::{
         arbiter::Limits,
         id::Generation,
-        register::{Mode, Owner},
+        register::{Mode, Owner, Swap},
         wire::arbiter::{Ask, Asker},
     };
     use std::{
@@ -318,7 +318,7 @@ mod tests {
 
     fn swap() -> Request {
         let asker = Asker { node: NodeId([1; 16]), seen: None, boot: BOOT };
-        Request { id: 1, vm: vm(), asker, ask: Ask::Cas { expect: Generation(0), new: new() } }
+        Request { id: 1, vm: vm(), asker, ask: Ask::Cas(Swap { expect: Generation(0), new: new(), contested: false }) }
     }
 
     fn run(inputs: Vec<Input>) -> (Result<(), WitnessError>, Vec<Work>) {

@@ -8,7 +8,7 @@ use crate::{
 };
 use mc_core::{
     id::Name,
-    register::{CasOutcome, Mode, Owner, Register},
+    register::{CasOutcome, Mode, Owner, Register, Swap},
 };
 use node::{
     arbiter::{Answer, ArbiterConfig, Ask, ask_once},
@@ -132,7 +132,7 @@ fn a_vm_that_was_taken_over_is_not_seen_beside_a_later_copy_of_its_host() {
         owner: Owner { instance: held.owner.instance ^ 1, ..held.owner },
         ..held
     };
-    let won = ask_once(&config, Ask::Cas { expect: held.generation, new, contested: false }, LONG).unwrap();
+    let won = ask_once(&config, Ask::Cas(Swap { expect: held.generation, new, contested: false }), LONG).unwrap();
     assert_eq!(won, Answer::Cas(CasOutcome::Won(new)));
     standby.proc.expect_end(4, &["belongs to another QEMU process of this node since", "must not be seen"]);
     // Not by its keeper, either; and its QEMU is left to the operator.

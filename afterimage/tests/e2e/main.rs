@@ -1,5 +1,5 @@
 //! The program as a user runs it: `afterimage witness`, `standby` and `protect` around a stock QEMU with the tiny guest
-//! (`guests/README.md`), on loopback. Skipped where there is no QEMU or no C compiler.
+//! (`testing/guests/README.md`), on loopback. Skipped where there is no QEMU or no C compiler.
 //!
 //! Tests run one at a time ([`world::World`] has a lock): each is three to six busy processes.
 

@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Where the guest is (guests/README.md).
+/// Where the guest is (testing/guests/README.md).
 const GUEST: &str = "10.77.0.10:7777";
 
 /// The namespace; deleted when dropped.

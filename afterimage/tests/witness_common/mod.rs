@@ -4,7 +4,7 @@
 
 use mc_core::{
     id::{Generation, Name, Node, NodeId},
-    register::{Mode, Owner, Register},
+    register::{Mode, Owner, Register, Swap},
     wire::arbiter::{ANSWER_LEN, Answer, Ask, Asker, Outcome, Request},
 };
 use std::{
@@ -73,7 +73,7 @@ pub(crate) fn protected(generation: u64, owner: &str, standby: &str) -> Register
 }
 
 pub(crate) fn to(new: Register) -> Ask {
-    Ask::Cas { expect: Generation(new.generation.0 - 1), new }
+    Ask::Cas(Swap { expect: Generation(new.generation.0 - 1), new, contested: false })
 }
 
 /// One question, one answer; `None` if the connection ends instead.

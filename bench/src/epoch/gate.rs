@@ -2,17 +2,14 @@
 
 use super::{clock::now_ns, guest::MESSAGE};
 use mc_core::{
-    gate::{GateStats, OutputGate},
+    gate::{GateStats, OutputGate, WaitFd},
     histogram::Histogram,
     id::Epoch,
 };
 use std::{
     collections::VecDeque,
     io::{self, Read},
-    os::{
-        fd::{AsFd, BorrowedFd},
-        unix::net::UnixStream,
-    },
+    os::{fd::AsFd, unix::net::UnixStream},
     time::Duration,
 };
 
@@ -77,12 +74,6 @@ impl Gate {
     pub fn reset(&mut self) {
         self.hold.clear();
         self.commit.clear();
-    }
-
-    /// To wait on.
-    #[must_use]
-    pub fn wait_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
     }
 
     /// Takes in everything that the guest has sent.
@@ -169,5 +160,9 @@ impl OutputGate for Gate {
 
     fn stats(&self) -> GateStats {
         self.stats
+    }
+
+    fn wait_fds<'a>(&'a self, each: &mut dyn FnMut(WaitFd<'a>)) {
+        each(WaitFd { fd: self.socket.as_fd(), read: true, write: false });
     }
 }

@@ -12,12 +12,14 @@ use super::{
 use anyhow::{Context, Result, bail, ensure};
 use mc_core::{
     driver::{Clock, PrimaryDriver, PrimaryErrand},
+    gate::OutputGate,
     histogram::Histogram,
     id::{Epoch, Generation, Incarnation, PAGE_SIZE},
     primary::{Config, Event, Primary, Role},
     ram::SharedRam,
     register::{CasOutcome, Mode, Owner, Register},
     slab::SlabPool,
+    source::CheckpointSource,
     staging::Staging,
     transport::{Completion, NotFenced, Op, Rejected, Transport},
 };
@@ -183,7 +185,7 @@ impl Session {
         self.source()?.finish();
         self.until("the last checkpoint", |driver| {
             let (captured, acked) = driver.machine().epochs();
-            captured > before && captured == acked && !driver.source().is_some_and(Source::has_news)
+            captured > before && captured == acked && driver.source().is_none_or(|source| source.deadline().is_none())
         })?;
         Ok(self.driver.machine().epochs().1)
     }
@@ -202,20 +204,18 @@ impl Session {
         self.driver.pump();
         while let Some(errand) = self.driver.errand() {
             match errand {
-                PrimaryErrand::Cas { new, .. } => self.driver.event(Event::Cas(CasOutcome::Won(new))),
+                PrimaryErrand::Cas(swap) => self.driver.event(Event::Cas(CasOutcome::Won(swap.new))),
                 PrimaryErrand::StartSource => {}
                 other => bail!("protection was lost: {other:?}"),
             }
         }
-        if !self.driver.source().is_some_and(Source::has_news) {
-            self.sleep(most.min(LONGEST))?;
-        }
-        Ok(())
+        self.sleep(most.min(LONGEST))
     }
 
     fn sleep(&self, most: Duration) -> Result<()> {
         let left = self.driver.deadline().map_or(most, |at| at.since(Monotonic.now()).min(most));
-        let mut fds = vec![PollFd::from_borrowed_fd(self.driver.gate.wait_fd(), PollFlags::IN)];
+        let mut fds = Vec::with_capacity(2);
+        self.driver.gate.wait_fds(&mut |wait| fds.push(PollFd::from_borrowed_fd(wait.fd, PollFlags::IN)));
         if let Some((link, fd)) = self.driver.link().and_then(|link| Some((link, link.wait_fd()?))) {
             let mut flags = PollFlags::RDHUP;
             flags.set(PollFlags::IN, link.wants_read());

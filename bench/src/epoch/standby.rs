@@ -86,12 +86,12 @@ fn lost(driver: &mut StandbyDriver<Box<dyn Transport>, Monotonic>) -> Result<boo
     while let Some(errand) = driver.errand() {
         match errand {
             StandbyErrand::Rehearse(_) | StandbyErrand::EndRehearsal | StandbyErrand::LinkLost(_) => {}
-            StandbyErrand::ReadRegister | StandbyErrand::Cas { .. } => return Ok(true),
+            StandbyErrand::ReadRegister | StandbyErrand::Cas(_) => return Ok(true),
             StandbyErrand::Refused(reason, why) => bail!("an epoch was refused: {reason:?}: {why}"),
             StandbyErrand::Fatal(why) => bail!("{why}"),
             StandbyErrand::TakeOver { .. }
             | StandbyErrand::Abandon
-            | StandbyErrand::Renounce { .. }
+            | StandbyErrand::Renounce(_)
             | StandbyErrand::Discard => bail!("the session ended too early"),
         }
     }

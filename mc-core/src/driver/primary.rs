@@ -7,7 +7,7 @@ use crate::{
     id::{Epoch, Generation, Incarnation, Time},
     machine::Machine,
     primary::{Action, Event, OnCap, Primary, Role},
-    register::{Owner, Register},
+    register::{Owner, Swap},
     slab::PoolStats,
     source::{CheckpointSource, SourceError, SourceEvent},
     staging::{Staging, Totals},
@@ -20,14 +20,7 @@ use std::{collections::VecDeque, io, time::Duration};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PrimaryErrand {
     /// Ask the arbiter; answer with [`Event::Cas`].
-    Cas {
-        /// See [`Action::Cas`].
-        expect: Generation,
-        /// See [`Action::Cas`].
-        new: Register,
-        /// See [`Action::Cas`].
-        contested: bool,
-    },
+    Cas(Swap),
     /// Tell the VM to begin sending checkpoints to the source.
     StartSource,
     /// The register says (solo, self): tell the VM to send no more checkpoints, and see that it runs.
@@ -178,6 +171,7 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
     /// Does everything that can be done without waiting.
     pub fn pump(&mut self) {
         let now = self.clock.now();
+        self.gate.tick(now);
         self.machine.handle_timeout(now);
         self.act();
         if let Err(error) = self.gate.poll() {
@@ -202,7 +196,8 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
     /// When to pump at the latest, if nothing else happens.
     #[must_use]
     pub fn deadline(&self) -> Option<Time> {
-        self.machine.deadline()
+        let source = self.source.as_ref().and_then(CheckpointSource::deadline);
+        [self.machine.deadline(), self.gate.deadline(), source].into_iter().flatten().min()
     }
 
     /// The machine, to look at.
@@ -275,9 +270,7 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
             Action::Commit { epoch, held } => self.commit(epoch, held),
             Action::Release(epoch) => self.release(epoch),
             Action::GaveUp => self.errands.push_back(PrimaryErrand::GaveUp),
-            Action::Cas { expect, new, contested } => {
-                self.errands.push_back(PrimaryErrand::Cas { expect, new, contested });
-            }
+            Action::Cas(swap) => self.errands.push_back(PrimaryErrand::Cas(swap)),
             Action::AskRehearsal { epoch } => self.send(epoch, Body::Rehearse),
             Action::Late => self.errands.push_back(PrimaryErrand::Late),
             Action::Dead => self.errands.push_back(PrimaryErrand::HandsBack),

@@ -10,7 +10,7 @@ use crate::{
     id::{Epoch, Generation, Incarnation, Time},
     image::Image,
     machine::Machine,
-    register::Register,
+    register::Swap,
     slab::{FreeSlab, PoolStats, SealedSlab, SlabPool},
     standby::{Action, Event, Role, Standby},
     transport::{Completion, LinkError, NotFenced, Op, Transport},
@@ -27,19 +27,9 @@ pub enum StandbyErrand {
     /// Ask the arbiter what the register holds; answer with [`Event::RegisterRead`].
     ReadRegister,
     /// Ask the arbiter for the VM; answer with [`Event::Cas`].
-    Cas {
-        /// See [`Action::Cas`].
-        expect: Generation,
-        /// See [`Action::Cas`].
-        new: Register,
-    },
+    Cas(Swap),
     /// Tell the arbiter that this node has no copy; answer with [`Event::Cas`].
-    Renounce {
-        /// See [`Action::Renounce`].
-        expect: Generation,
-        /// See [`Action::Renounce`].
-        new: Register,
-    },
+    Renounce(Swap),
     /// The VM is ours: start it from the image, then answer with [`Event::Running`].
     TakeOver {
         /// The generation that the register now has.
@@ -376,8 +366,8 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
             Action::DiscardStaged => self.store.discard(),
             Action::Revoke => self.revoke(),
             Action::ReadRegister => self.ask(StandbyErrand::ReadRegister),
-            Action::Cas { expect, new } => self.ask(StandbyErrand::Cas { expect, new }),
-            Action::Renounce { expect, new } => self.renounce(expect, new),
+            Action::Cas(swap) => self.ask(StandbyErrand::Cas(swap)),
+            Action::Renounce(swap) => self.renounce(swap),
             Action::TakeOver { generation, epoch } => self.ask(StandbyErrand::TakeOver { generation, epoch }),
             Action::Discard => self.discard(),
             Action::Abandon => self.errands.push_back(StandbyErrand::Abandon),
@@ -471,9 +461,9 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
     }
 
     /// Never beside an image.
-    fn renounce(&mut self, expect: Generation, new: Register) {
+    fn renounce(&mut self, swap: Swap) {
         if self.store.image.is_none() {
-            self.errands.push_back(StandbyErrand::Renounce { expect, new });
+            self.errands.push_back(StandbyErrand::Renounce(swap));
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::{Action, Primary, Role, Sabotage, Vm};
 use crate::{
-    register::{Mode, Register},
+    register::{Mode, Register, Swap},
     wire::control::GoodbyeReason,
 };
 
@@ -22,13 +22,13 @@ impl Primary {
     }
 
     pub(super) fn claim(&mut self) {
-        let new = Register { generation: self.register.generation.next(), owner: self.owner(), mode: Mode::Solo };
         self.role = Role::Claiming;
         (self.disputed, self.waiting_since) = (false, None);
         if self.config.sabotage == Some(Sabotage::ReleaseBeforeSolo) {
             self.actions.push_back(Action::Release(self.captured));
         }
-        self.actions.push_back(Action::Cas { expect: self.register.generation, new, contested: true });
+        let swap = Swap::contested(self.register.generation, self.owner(), Mode::Solo);
+        self.actions.push_back(Action::Cas(swap));
     }
 
     /// I4: the register says (solo, self).
@@ -120,8 +120,7 @@ impl Primary {
     pub(super) fn hand_back(&mut self, register: Register) {
         let Some(standby) = self.standby else { return self.fence() };
         // Just that copy: the standby may have been started anew, and have another.
-        let new = Register { generation: register.generation.next(), owner: standby, mode: Mode::Solo };
         self.register = register;
-        self.actions.push_back(Action::Cas { expect: register.generation, new, contested: false });
+        self.actions.push_back(Action::Cas(Swap::new(register.generation, standby, Mode::Solo)));
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     id::{Epoch, Generation},
-    register::{CasOutcome, Owner, Register},
+    register::{CasOutcome, Owner, Register, Swap},
     wire::control::{GoodbyeReason, NackReason},
 };
 
@@ -107,14 +107,7 @@ pub enum Action {
     /// For the log: the checkpoint outgrew staging, so protection is being given up.
     GaveUp,
     /// Ask the arbiter.
-    Cas {
-        /// If it still has this generation …
-        expect: Generation,
-        /// … hold this.
-        new: Register,
-        /// Whether another node may want it too (so that a manual arbiter must ask its operator).
-        contested: bool,
-    },
+    Cas(Swap),
     /// Have the standby rehearse an epoch, this one or a later.
     AskRehearsal {
         /// The first that will do; [`Epoch::NEVER`]: none will.

@@ -4,7 +4,7 @@ use super::{Action, Role, Standby};
 use crate::{
     id::Generation,
     primary::Sabotage,
-    register::{CasOutcome, Mode, Owner, Register},
+    register::{CasOutcome, Mode, Owner, Register, Swap},
 };
 
 impl Standby {
@@ -16,16 +16,13 @@ impl Standby {
     }
 
     fn ask(&mut self) {
-        let generation = self.from.next();
-        let new = Register { generation, owner: self.config.owner, mode: Mode::Solo };
         self.asking = true;
-        self.actions.push_back(Action::Cas { expect: self.from, new });
+        self.actions.push_back(Action::Cas(Swap::contested(self.from, self.config.owner, Mode::Solo)));
     }
 
     fn renounce(&mut self, held: &Register) {
         if !std::mem::replace(&mut self.asking, true) {
-            let new = Register { generation: held.generation.next(), mode: Mode::Solo, ..*held };
-            self.actions.push_back(Action::Renounce { expect: held.generation, new });
+            self.actions.push_back(Action::Renounce(Swap::new(held.generation, held.owner, Mode::Solo)));
         }
     }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     id::{Epoch, Generation},
-    register::{CasOutcome, Register},
+    register::{CasOutcome, Register, Swap},
     wire::control::Body,
 };
 
@@ -110,20 +110,10 @@ pub enum Action {
     /// Ask the arbiter what the register holds.
     ReadRegister,
     /// Ask the arbiter for the VM.
-    Cas {
-        /// If it still has this generation …
-        expect: Generation,
-        /// … hold this.
-        new: Register,
-    },
+    Cas(Swap),
     /// The register names a copy that this node does not have any more: tell the arbiter that the owner is alone. Answer with
     /// [`Event::Cas`].
-    Renounce {
-        /// If it still has this generation …
-        expect: Generation,
-        /// … hold this.
-        new: Register,
-    },
+    Renounce(Swap),
     /// The VM is ours: run it from this epoch.
     TakeOver {
         /// The generation that the register now has.

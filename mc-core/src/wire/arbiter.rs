@@ -30,7 +30,7 @@
 use super::{VERSION, WireError, WireName, check_crc, check_magic, check_version, view};
 use crate::{
     id::{Generation, Name, Node, NodeId, WitnessId},
-    register::{Mode, Owner, Register},
+    register::{Mode, Owner, Register, Swap},
 };
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned, little_endian as le};
 
@@ -79,13 +79,8 @@ pub struct Request {
 pub enum Ask {
     /// What does the register hold?
     Read,
-    /// If the register's generation is `expect`, hold `new`.
-    Cas {
-        /// 0 for a vacant register.
-        expect: Generation,
-        /// Its generation is `expect + 1`.
-        new: Register,
-    },
+    /// Change what it holds.
+    Cas(Swap),
 }
 
 /// The witness's answer.
@@ -289,7 +284,7 @@ impl Request {
     pub fn encode(&self) -> [u8; REQUEST_LEN] {
         let (kind, expect, new) = match &self.ask {
             Ask::Read => (1, 0, None),
-            Ask::Cas { expect, new } => (2, expect.0, Some(new)),
+            Ask::Cas(swap) => (2, swap.expect.0, Some(&swap.new)),
         };
         sealed(&RawRequest {
             magic: REQUEST_MAGIC.into(),
@@ -329,7 +324,7 @@ fn decode_cas(expect: Generation, new: Option<Register>) -> Result<Ask, WireErro
     if expect.0.checked_add(1) != Some(new.generation.0) {
         return Err(field(REQUEST, "generation", new.generation.0, "a swap installs expect + 1"));
     }
-    Ok(Ask::Cas { expect, new })
+    Ok(Ask::Cas(Swap { expect, new, contested: false }))
 }
 
 impl Answer {

@@ -9,7 +9,7 @@ use mc_core::{
     arbiter::{Action, Arbiter, Event, Limits, Reply},
     id::{Generation, Name, Node, NodeId, Time},
     machine::Machine,
-    register::{Mode, Owner, Register},
+    register::{Mode, Owner, Register, Swap},
     wire::arbiter::{Ask, Asker, Outcome, Refusal, Request, Standing},
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,7 +36,7 @@ fn protected(generation: u64, owner: &str, standby: &str) -> Register {
 }
 
 fn cas(new: Register) -> Ask {
-    Ask::Cas { expect: Generation(new.generation.0 - 1), new }
+    Ask::Cas(Swap { expect: Generation(new.generation.0 - 1), new, contested: false })
 }
 
 /// An arbiter, and what is said to it.

@@ -5,7 +5,7 @@ use mc_core::{
     arbiter::{Action, Arbiter, Event, Limits, Reply},
     id::{Generation, Name, Node, NodeId, Time},
     machine::Machine,
-    register::{Mode, Owner, Register, generation_of},
+    register::{Mode, Owner, Register, Swap, generation_of},
     wire::arbiter::{Ask, Asker, Outcome, Refusal, Request, Standing},
 };
 use proptest::prelude::*;
@@ -125,17 +125,17 @@ impl World {
         let (vm, held) = (request.vm, self.disk.get(&request.vm).copied());
         assert_eq!(reply.held, held, "only what is durable");
         match (request.ask, reply.outcome) {
-            (Ask::Cas { new, .. }, Outcome::Won) => {
+            (Ask::Cas(Swap { new, .. }), Outcome::Won) => {
                 assert_eq!(held, Some(new), "told before it was durable");
                 let before = self.won.insert((vm, new.generation.0), new);
                 assert!(before.is_none_or(|b| b == new), "two values won {}: {before:?} and {new:?}", new.generation);
             }
-            (Ask::Cas { expect, new }, Outcome::Lost) => {
+            (Ask::Cas(Swap { expect, new, .. }), Outcome::Lost) => {
                 assert_ne!(held, Some(new), "it holds what was asked for");
                 assert_ne!(generation_of(held.as_ref()), expect, "nobody was first");
             }
             // Asked before the node had seen what it has to tell.
-            (Ask::Cas { .. }, Outcome::Refused(Refusal::Waiting)) => assert_eq!(reply.standing, Standing::Waiting),
+            (Ask::Cas(_), Outcome::Refused(Refusal::Waiting)) => assert_eq!(reply.standing, Standing::Waiting),
             (Ask::Read, Outcome::Holds) | (_, Outcome::Failed) => {}
             (asked, told) => panic!("{asked:?} was answered with {told:?}"),
         }
@@ -156,7 +156,7 @@ impl World {
                 // The instance differs from try to try: two swaps that are not resends never ask for the same value.
                 let owner = Owner { node, instance: self.next_token + 1 };
                 let new = Register { generation: expect.next(), owner, mode: Mode::Solo };
-                self.send(client, vm, Ask::Cas { expect, new });
+                self.send(client, vm, Ask::Cas(Swap { expect, new, contested: false }));
             }
             Step::Resend { client } => {
                 if let Some((vm, ask)) = self.last.get(&client).copied() {

@@ -4,7 +4,7 @@ use super::{BOOT, World, cas, name, node, outcome, persist, protected, refused, 
 use mc_core::{
     arbiter::{Action, Arbiter, Event, Limits},
     id::Generation,
-    register::{Mode, Owner, Register},
+    register::{Mode, Owner, Register, Swap},
     wire::arbiter::{Ask, Asker, Outcome, Refusal, Request, Standing},
 };
 
@@ -153,9 +153,9 @@ fn what_was_not_asked_for_changes_nothing() {
     assert_eq!(w.event(Event::PersistFailed { vm: name("vm") }), []);
     assert_eq!(w.arbiter, before);
     // The parser refuses such swaps; the machine does not depend on it.
-    let skips = Ask::Cas { expect: Generation(0), new: solo(2, "a") };
+    let skips = Ask::Cas(Swap { expect: Generation(0), new: solo(2, "a"), contested: false });
     assert_eq!(outcome(&w.ask("a", None, skips)), Outcome::Lost);
-    let wraps = Ask::Cas { expect: Generation(u64::MAX), new: solo(0, "a") };
+    let wraps = Ask::Cas(Swap { expect: Generation(u64::MAX), new: solo(0, "a"), contested: false });
     assert_eq!(outcome(&w.ask("a", None, wraps)), Outcome::Lost);
 }
 

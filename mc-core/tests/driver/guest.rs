@@ -3,7 +3,7 @@
 use crate::rig::ManualClock;
 use mc_core::{
     gate::{GateStats, OutputGate},
-    id::{BlockId, Epoch, PAGE_SIZE},
+    id::{BlockId, Epoch, PAGE_SIZE, Time},
     source::{CheckpointSink, CheckpointSource, NoRoom, SourceError, SourceEvent},
 };
 use std::{
@@ -208,6 +208,10 @@ impl CheckpointSource for Source {
 
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
         None
+    }
+
+    fn deadline(&self) -> Option<Time> {
+        matches!(self.state, State::Copying(_) | State::Running).then_some(Time(0))
     }
 }
 

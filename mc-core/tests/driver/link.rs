@@ -72,6 +72,13 @@ impl Probe {
     pub(crate) fn delivered(&self) -> usize {
         self.0.lock().unwrap().delivered
     }
+
+    /// Whether the primary's end has something to report: what its descriptor would say.
+    pub(crate) fn waits(&self) -> bool {
+        let wire = self.0.lock().unwrap();
+        let Side { inbound, ready, written, .. } = &wire.sides[0];
+        wire.down || !(inbound.is_empty() && ready.is_empty() && written.is_empty())
+    }
 }
 
 impl Wire {

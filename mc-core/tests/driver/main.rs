@@ -9,8 +9,9 @@ mod trouble;
 mod unfenced;
 
 use link::Cut;
-use mc_core::{id::Epoch, primary, standby};
+use mc_core::{driver::Clock, id::Epoch, primary, standby};
 use rig::{Plan, Rig};
+use std::sync::atomic::Ordering;
 
 fn committed(rig: &Rig) -> Epoch {
     rig.standby.machine().committed().1
@@ -43,6 +44,23 @@ fn an_epoch_larger_than_the_standbys_staging_is_spilled() {
         assert_eq!(rig.log, Vec::<String>::new(), "{slabs} slabs");
         assert!(slabs > 16 || rig.standby.figures().spilled_slabs > 0, "{slabs} slabs");
     }
+}
+
+/// A caller that sleeps until the driver's deadline: nothing else says that this source has a checkpoint to offer.
+#[test]
+fn a_source_without_a_descriptor_is_polled_when_it_says() {
+    let mut rig = Rig::new(&Plan::default());
+    for _ in 0..1_000 {
+        rig.guest.borrow_mut().run();
+        rig.pump_standby();
+        let now = rig.clock.now();
+        if rig.probe.waits() || rig.primary.deadline().is_some_and(|at| at <= now) {
+            rig.pump_primary();
+        }
+        rig.check();
+        rig.clock.0.fetch_add(1_000_000, Ordering::Relaxed);
+    }
+    assert!(committed(&rig) > Epoch(20), "{:?}", committed(&rig));
 }
 
 #[test]

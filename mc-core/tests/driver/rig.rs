@@ -10,7 +10,7 @@ use mc_core::{
     image::Image,
     primary::{self, Primary},
     ram::SharedRam,
-    register::{CasOutcome, Mode, Owner, Register},
+    register::{CasOutcome, Mode, Owner, Register, Swap},
     slab::SlabPool,
     staging::Staging,
     standby::{self, Standby},
@@ -173,8 +173,8 @@ impl Rig {
         self.primary.pump();
         while let Some(errand) = self.primary.errand() {
             match errand {
-                PrimaryErrand::Cas { expect, new, .. } => {
-                    let outcome = self.swap(expect, new);
+                PrimaryErrand::Cas(swap) => {
+                    let outcome = self.swap(&swap);
                     self.primary.event(primary::Event::Cas(outcome));
                 }
                 PrimaryErrand::StartSource => {}
@@ -198,8 +198,8 @@ impl Rig {
                 StandbyErrand::ReadRegister => {
                     self.standby.event(standby::Event::RegisterRead(Some(self.register)));
                 }
-                StandbyErrand::Cas { expect, new } => {
-                    let outcome = self.swap(expect, new);
+                StandbyErrand::Cas(swap) => {
+                    let outcome = self.swap(&swap);
                     self.standby.event(standby::Event::Cas(outcome));
                 }
                 StandbyErrand::TakeOver { generation, epoch } => {
@@ -217,12 +217,12 @@ impl Rig {
         }
     }
 
-    fn swap(&mut self, expect: Generation, new: Register) -> CasOutcome {
-        if self.register.generation != expect {
+    fn swap(&mut self, swap: &Swap) -> CasOutcome {
+        if self.register.generation != swap.expect {
             return CasOutcome::Lost(Some(self.register));
         }
-        self.register = new;
-        CasOutcome::Won(new)
+        self.register = swap.new;
+        CasOutcome::Won(swap.new)
     }
 
     /// What the standby's image must be: the guest as it was when the committed epoch was captured.

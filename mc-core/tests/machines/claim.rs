@@ -7,7 +7,7 @@ use mc_core::{
     machine::Machine,
     register::{
         CasOutcome::{Lost, Won},
-        Owner, Register,
+        Owner, Register, Swap,
     },
 };
 
@@ -18,7 +18,7 @@ fn claim() -> Claim {
 }
 
 fn swap(generation: u64, contested: bool) -> Action {
-    Action::Cas { expect: Generation(generation - 1), new: solo(generation, "a"), contested }
+    Action::Cas(Swap { expect: Generation(generation - 1), new: solo(generation, "a"), contested })
 }
 
 #[test]

@@ -9,7 +9,7 @@ use mc_core::{
     primary::{Action, Config, Event, OnCap, Primary, Role},
     register::{
         CasOutcome::{Lost, Won},
-        Mode, Owner, Register,
+        Mode, Owner, Register, Swap,
     },
     wire::control::{GoodbyeReason, NackReason},
 };
@@ -31,11 +31,11 @@ fn nack() -> Event {
 }
 
 fn register_it() -> Action {
-    Action::Cas { expect: Generation(1), new: protected(2, "b"), contested: false }
+    Action::Cas(Swap { expect: Generation(1), new: protected(2, "b"), contested: false })
 }
 
 fn claim() -> Action {
-    Action::Cas { expect: G, new: solo(3, "a"), contested: true }
+    Action::Cas(Swap { expect: G, new: solo(3, "a"), contested: true })
 }
 
 /// While output is held.

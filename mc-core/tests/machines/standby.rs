@@ -5,7 +5,7 @@ use mc_core::{
     id::{Epoch, Generation, Time},
     register::{
         CasOutcome::{Lost, Won},
-        Mode, Owner, Register,
+        Mode, Owner, Register, Swap,
     },
     standby::{Action, Config, Event, Role, Standby},
     wire::control::{Body, NackReason},
@@ -37,7 +37,7 @@ fn nack(epoch: u64, reason: NackReason) -> Action {
 }
 
 fn swap() -> Action {
-    Action::Cas { expect: G, new: solo(3, "b") }
+    Action::Cas(Swap { expect: G, new: solo(3, "b"), contested: true })
 }
 
 fn do_all(standby: &mut Standby, events: &[Event]) -> Vec<Action> {
@@ -375,7 +375,7 @@ fn a_vm_that_is_handed_back_is_taken_over() {
     let handed = |generation| Register { owner: Owner { instance: Owner::ANY, ..owner("b") }, ..solo(generation, "b") };
     let mut standby = claiming();
     do_all(&mut standby, &[Event::Cas(Lost(Some(solo(3, "a")))), read(solo(3, "a"))]);
-    let cas = Action::Cas { expect: Generation(4), new: solo(5, "b") };
+    let cas = Action::Cas(Swap { expect: Generation(4), new: solo(5, "b"), contested: true });
     assert_eq!(do_all(&mut standby, &[read(handed(4))]), [cas]);
     let take_over = Action::TakeOver { generation: Generation(5), epoch: Epoch(2) };
     assert_eq!(do_all(&mut standby, &[Event::Cas(Won(solo(5, "b")))]), [take_over]);
@@ -421,7 +421,7 @@ fn a_copy_that_is_no_more_is_renounced_if_the_register_names_it() {
     for held in [solo(5, "a"), solo(5, "b"), protected(5, "c"), others] {
         assert_eq!(do_all(&mut standby, &[read(held), Event::RegisterRead(None)]), [], "{held:?}");
     }
-    let renounce = Action::Renounce { expect: Generation(5), new: solo(6, "a") };
+    let renounce = Action::Renounce(Swap { expect: Generation(5), new: solo(6, "a"), contested: false });
     let named = read(protected(5, "b"));
     assert_eq!(do_all(&mut standby, &[named, named]), [renounce], "once");
     assert_eq!(do_all(&mut standby, &[Event::Cas(Won(solo(6, "a"))), named]), [], "and once for all");
@@ -438,7 +438,7 @@ fn a_copy_that_was_given_up_is_renounced_when_it_is_named_all_the_same() {
     let mut standby = reading(protecting());
     do_all(&mut standby, &[read(solo(1, "a"))]);
     assert_eq!(standby.role(), Role::Idle);
-    let renounce = Action::Renounce { expect: G, new: solo(3, "a") };
+    let renounce = Action::Renounce(Swap { expect: G, new: solo(3, "a"), contested: false });
     assert_eq!(do_all(&mut standby, &[read(protected(2, "b"))]), [renounce]);
 }
 
@@ -459,5 +459,5 @@ fn the_owner_after_a_takeover_is_the_qemu_that_waits_now() {
     let mut standby = reading(entitled());
     standby.set_owner(Owner { instance: 8, ..owner("b") });
     let actions = do_all(&mut standby, &[read(protected(2, "b"))]);
-    assert!(matches!(actions[0], Action::Cas { new, .. } if new.owner.instance == 8), "{actions:?}");
+    assert!(matches!(actions[0], Action::Cas(swap) if swap.new.owner.instance == 8), "{actions:?}");
 }

@@ -106,7 +106,7 @@ impl World {
             Action::Resume => self.source = Source::Running,
             Action::Commit { epoch, held } => self.commit(slabs, epoch, held),
             Action::Release(epoch) => self.release(epoch),
-            Action::Cas { expect, new, .. } => self.registry.ask(0, Ask::Cas { expect, new }),
+            Action::Cas(swap) => self.registry.ask(0, Ask::Cas(swap)),
             Action::CloseLink(goodbye) => self.close_link(goodbye.is_some()),
             Action::Solo => self.go_solo(),
             Action::Fence => self.fence(),

@@ -100,9 +100,7 @@ impl World {
             Action::Apply(_) => {}
             Action::DiscardStaged => seat.kept &= bit(bounds.slabs, committed.next(), 0) - 1,
             Action::ReadRegister => self.registry.ask(1 + i, Ask::Read),
-            Action::Cas { expect, new } | Action::Renounce { expect, new } => {
-                self.registry.ask(1 + i, Ask::Cas { expect, new });
-            }
+            Action::Cas(swap) | Action::Renounce(swap) => self.registry.ask(1 + i, Ask::Cas(swap)),
             Action::TakeOver { generation, epoch } => self.take_over(bounds, i, generation, epoch),
             Action::Discard => self.discard(bounds, i, generation),
             Action::Abandon => unreachable!("an operator's word, and there is none here"),

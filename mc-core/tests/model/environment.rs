@@ -280,7 +280,7 @@ impl World {
                     self.claim.as_mut().expect("acts").handle(NOW, claim::Event::Looked { lives });
                 }
                 claim::Action::ReadRegister => self.registry.ask(0, Ask::Read),
-                claim::Action::Cas { expect, new, .. } => self.registry.ask(0, Ask::Cas { expect, new }),
+                claim::Action::Cas(swap) => self.registry.ask(0, Ask::Cas(swap)),
             }
         }
         match self.claim.as_ref().expect("acts").verdict() {

@@ -143,7 +143,7 @@ impl World {
     fn old_acts(&mut self, action: Action) {
         let client = self.old_client();
         match action {
-            Action::Cas { expect, new, .. } => self.registry.ask(client, Ask::Cas { expect, new }),
+            Action::Cas(swap) => self.registry.ask(client, Ask::Cas(swap)),
             Action::Solo => {
                 self.wrong.two |= self.lost_by_old();
                 self.progress += 1;

@@ -203,7 +203,10 @@ impl Registry {
     }
 
     /// A client asks; it no longer cares for the answer to what it had asked before.
-    pub(crate) fn ask(&mut self, client: usize, ask: Ask) {
+    pub(crate) fn ask(&mut self, client: usize, mut ask: Ask) {
+        if let Ask::Cas(swap) = &mut ask {
+            swap.contested = false; // that is not on the wire
+        }
         let anybody = self.neglect == Some(Neglect::AnybodyMaySwap);
         let owner = self.disk.map(|r| r.owner.node.id);
         let side = &mut self.clients[client];
@@ -261,7 +264,7 @@ impl Registry {
     /// Whether `now` came of `before` because a standby renounced: the owner had not asked for it.
     pub(crate) fn renounces(&self, before: &Register, now: &Register) -> bool {
         let alone = Register { generation: before.generation.next(), mode: Mode::Solo, ..*before };
-        let asked = |r: &Request| matches!(r.ask, Ask::Cas { new, .. } if new == alone);
+        let asked = |r: &Request| matches!(r.ask, Ask::Cas(swap) if swap.new == alone);
         let mut owners = self.clients.iter().filter(|client| client.node == before.owner.node.id);
         before.mode != Mode::Solo && *now == alone && !owners.any(|owner| owner.asked.iter().any(asked))
     }

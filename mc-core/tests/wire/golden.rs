@@ -3,7 +3,7 @@
 use crate::KEY;
 use mc_core::{
     id::{BlockId, Epoch, Generation, Incarnation, Name, Node, NodeId, PAGE_SIZE, WitnessId},
-    register::{Mode, Owner, Register},
+    register::{Mode, Owner, Register, Swap},
     slab::{SlabMeta, SlabPool},
     wire::{
         arbiter::{Answer, Ask, Asker, Outcome, Refusal, Request, Standing, Stored},
@@ -131,7 +131,7 @@ fn arbiter_requests() {
         same(&bytes, &format!("{head} 9900000000000000 {expect} {new} {seen_bytes} 00000000 {crc}"));
     };
     expect(None, Ask::Read, "0100", "0000000000000000", &vacant, &vacant, "58c4aaa1");
-    let cas = Ask::Cas { expect: Generation(2), new: protected };
+    let cas = Ask::Cas(Swap { expect: Generation(2), new: protected, contested: false });
     let (new, seen) = (held("0200", "62"), held("0100", NOBODY));
     expect(Some(solo), cas, "0200", "0200000000000000", &new, &seen, "10612adf");
 }

@@ -6,7 +6,7 @@ mod slabs;
 
 use mc_core::{
     id::{Epoch, Generation, Incarnation, Name, Node, NodeId, WitnessId},
-    register::{Mode, Owner, Register},
+    register::{Mode, Owner, Register, Swap},
     wire::{
         arbiter::{Answer, Ask, Asker, Outcome, Refusal, Request, Standing, Stored},
         beat::{Beat, BeatKey, BeatState},
@@ -99,7 +99,8 @@ fn register() -> impl Strategy<Value = Register> {
 }
 
 fn request() -> impl Strategy<Value = Request> {
-    let cas = register().prop_map(|new| Ask::Cas { expect: Generation(new.generation.0 - 1), new });
+    let cas =
+        register().prop_map(|new| Ask::Cas(Swap { expect: Generation(new.generation.0 - 1), new, contested: false }));
     let asker = (any::<[u8; 16]>(), prop::option::of(register()), any::<u64>());
     (any::<u64>(), name(), asker, prop_oneof![Just(Ask::Read), cas]).prop_map(|(id, vm, (node, seen, boot), ask)| {
         Request { id, vm, asker: Asker { node: NodeId(node), seen, boot }, ask }

@@ -3,7 +3,7 @@
 use crate::{KEY, answer, beat, control, endpoint, hello, offer, rdma_message, register, request, slab_header, stored};
 use mc_core::{
     id::{Generation, Incarnation, Name},
-    register::{Mode, Register},
+    register::{Mode, Register, Swap},
     wire::{
         WireError,
         arbiter::{Answer, Ask, Asker, Request, STORED_LEN, Stored},
@@ -215,7 +215,7 @@ fn a_swap_that_skips_a_generation_is_refused() {
     let vm = Name::new("a").unwrap();
     for (expect, new) in [(1, 1), (1, 3), (u64::MAX, 1)] {
         let new = Register { generation: Generation(new), ..any_register() };
-        let ask = Ask::Cas { expect: Generation(expect), new };
+        let ask = Ask::Cas(Swap { expect: Generation(expect), new, contested: false });
         let bytes = Request { id: 1, vm, asker: Asker::default(), ask }.encode();
         assert!(Request::decode(&bytes).is_err(), "{expect} to {new:?}");
     }

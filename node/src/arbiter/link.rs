@@ -10,7 +10,7 @@ use super::{
 };
 use mc_core::{
     id::{Name, Node, WitnessId},
-    register::{CasOutcome, Mode, Register},
+    register::{CasOutcome, Mode, Register, Swap},
     seen::{Fault, Heard},
     wire::arbiter::{self as wire, ANSWER_LEN, Asker, Outcome, Refusal, Request},
 };
@@ -90,7 +90,7 @@ impl Link {
         Ok(Connection { stream, address, opened: Some(boot) })
     }
 
-    fn exchange(&mut self, ask: wire::Ask) -> Result<Said, Trouble> {
+    fn exchange(&mut self, ask: Ask) -> Result<Said, Trouble> {
         let known = self.memory.read()?;
         let mut connection = match self.connection.take() {
             Some(warm) => warm,
@@ -109,7 +109,7 @@ impl Link {
     }
 
     /// Until the witness process that answers is the one that was told what this node has seen.
-    fn ask(&mut self, ask: wire::Ask) -> Result<Said, Trouble> {
+    fn ask(&mut self, ask: Ask) -> Result<Said, Trouble> {
         let warm = self.connection.is_some();
         let said = match self.exchange(ask) {
             // The witness may have been restarted since the last question: that is no reason to wait.
@@ -149,20 +149,20 @@ impl Link {
     }
 
     /// What an answer means; `None` if it answers another question.
-    fn interpret(&self, ask: wire::Ask, said: &Said) -> Option<Attempt> {
+    fn interpret(&self, ask: Ask, said: &Said) -> Option<Attempt> {
         let held = said.answer.held;
         if let Heard::Fault(fault) = said.heard {
             return Some(Attempt::Fault(fault));
         }
         Some(match (ask, said.answer.outcome) {
-            (wire::Ask::Read, Outcome::Holds) => Attempt::Answer(Answer::Read(held)),
-            (wire::Ask::Cas { new, .. }, Outcome::Won) if held == Some(new) => {
-                Attempt::Answer(Answer::Cas(CasOutcome::Won(new)))
+            (Ask::Read, Outcome::Holds) => Attempt::Answer(Answer::Read(held)),
+            (Ask::Cas(swap), Outcome::Won) if held == Some(swap.new) => {
+                Attempt::Answer(Answer::Cas(CasOutcome::Won(swap.new)))
             }
-            (wire::Ask::Cas { .. }, Outcome::Lost | Outcome::Refused(Refusal::NotEntitled)) => {
+            (Ask::Cas(_), Outcome::Lost | Outcome::Refused(Refusal::NotEntitled)) => {
                 Attempt::Answer(Answer::Cas(CasOutcome::Lost(held)))
             }
-            (wire::Ask::Cas { .. }, Outcome::Refused(refusal)) => Attempt::Refused(self.refused(refusal)),
+            (Ask::Cas(_), Outcome::Refused(refusal)) => Attempt::Refused(self.refused(refusal)),
             (_, Outcome::Failed) => {
                 Attempt::Refused("the witness could not store the register (its log says why)".into())
             }
@@ -215,18 +215,16 @@ fn kept_nothing(error: &MemoryError) -> Attempt {
 
 impl Backend for Link {
     fn attempt(&mut self, ask: &Ask, decided: bool) -> Attempt {
-        let asked = match *ask {
-            Ask::Cas { new, contested: true, .. } if decided => {
-                let outcome = self.memory.overrule(new);
-                return outcome.map_or_else(|e| kept_nothing(&e), |o| Attempt::Decided(Answer::Cas(o)));
-            }
-            Ask::Read => wire::Ask::Read,
-            Ask::Cas { expect, new, .. } => wire::Ask::Cas { expect, new },
-        };
-        match self.ask(asked) {
-            Ok(said) => self.interpret(asked, &said).unwrap_or_else(|| {
+        if let Ask::Cas(Swap { new, contested: true, .. }) = *ask
+            && decided
+        {
+            let outcome = self.memory.overrule(new);
+            return outcome.map_or_else(|e| kept_nothing(&e), |o| Attempt::Decided(Answer::Cas(o)));
+        }
+        match self.ask(*ask) {
+            Ok(said) => self.interpret(*ask, &said).unwrap_or_else(|| {
                 self.connection = None;
-                Attempt::Unreachable(format!("{}: {:?} is no answer to {asked:?}", self.witness, said.answer.outcome))
+                Attempt::Unreachable(format!("{}: {:?} is no answer to {ask:?}", self.witness, said.answer.outcome))
             }),
             Err(Trouble::Unreachable(why)) => Attempt::Unreachable(why),
             Err(Trouble::Memory(error)) => kept_nothing(&error),

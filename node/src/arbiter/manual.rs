@@ -9,8 +9,8 @@ use super::{
     worker::{Attempt, Backend},
 };
 use mc_core::{
-    id::{Generation, Name, WitnessId},
-    register::{CasOutcome, Register, generation_of},
+    id::{Name, WitnessId},
+    register::{CasOutcome, Register, Swap, generation_of},
 };
 use std::{
     fs,
@@ -44,7 +44,7 @@ impl Manual {
         file::store(&self.dir, &self.stem(), self.vm, register).map_err(|e| e.to_string())
     }
 
-    fn swap(&self, expect: Generation, new: Register, contested: bool, decided: bool) -> Result<Attempt, String> {
+    fn swap(&self, Swap { expect, new, contested }: Swap, decided: bool) -> Result<Attempt, String> {
         let held = self.load()?;
         let generation = generation_of(held.as_ref());
         let outcome = if held == Some(new) {
@@ -70,7 +70,7 @@ impl Backend for Manual {
     fn attempt(&mut self, ask: &Ask, decided: bool) -> Attempt {
         let tried = match *ask {
             Ask::Read => self.load().map(|held| Attempt::Answer(Answer::Read(held))),
-            Ask::Cas { expect, new, contested } => self.swap(expect, new, contested, decided),
+            Ask::Cas(swap) => self.swap(swap, decided),
         };
         tried.unwrap_or_else(Attempt::Refused)
     }

@@ -28,7 +28,7 @@ use crate::{
     wake::Wake,
 };
 use mc_core::{
-    id::{Generation, Name, Node},
+    id::{Name, Node},
     register::{CasOutcome, Register},
     seen::Fault,
 };
@@ -43,20 +43,7 @@ use std::{
 use worker::{Backend, Shared};
 
 /// A question to the arbiter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ask {
-    /// What does the register hold?
-    Read,
-    /// If the register still has generation `expect`, hold `new`.
-    Cas {
-        /// 0 for a vacant register.
-        expect: Generation,
-        /// Its generation is `expect + 1`.
-        new: Register,
-        /// Whether another node may want it too (somebody suspects somebody). Only `manual` cares: it asks its operator then.
-        contested: bool,
-    },
-}
+pub use mc_core::wire::arbiter::Ask;
 
 /// The arbiter's answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,7 +186,7 @@ impl ArbiterClient {
     fn wait_answer(&self, ask: &Ask, deadline: Instant) -> io::Result<Option<Answer>> {
         loop {
             match (self.take_answer(), ask) {
-                (Some(answer @ Answer::Read(_)), Ask::Read) | (Some(answer @ Answer::Cas(_)), Ask::Cas { .. }) => {
+                (Some(answer @ Answer::Read(_)), Ask::Read) | (Some(answer @ Answer::Cas(_)), Ask::Cas(_)) => {
                     return Ok(Some(answer));
                 }
                 (Some(_), _) => continue, // a check, or a fault, which may pass

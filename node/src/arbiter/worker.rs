@@ -4,7 +4,7 @@ use super::{Answer, Ask, Health, Told};
 use crate::wake::Wake;
 use mc_core::{
     id::{Name, WitnessId},
-    register::Register,
+    register::{Register, Swap},
     seen::Fault,
 };
 use parking_lot::{Condvar, Mutex};
@@ -310,7 +310,7 @@ impl Health {
 }
 
 fn is_contested(ask: &Ask) -> bool {
-    matches!(ask, Ask::Cas { contested: true, .. })
+    matches!(ask, Ask::Cas(Swap { contested: true, .. }))
 }
 
 /// The worker: until [`Shared::stop`].

@@ -1,4 +1,4 @@
-//! The running lab, over `LAB_SOCK`: one line of JSON in, frames of a kind, a length and so many bytes out (lab/server.py).
+//! The running lab, over `LAB_SOCK`: one line of JSON in, frames of a kind, a length and so many bytes out (testing/lab/server.py).
 
 use anyhow::{Context, bail};
 use std::{

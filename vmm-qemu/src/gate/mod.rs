@@ -44,12 +44,11 @@ pub use port::{DatagramPort, Port, TapPort};
 
 use batch::Held;
 use mc_core::{
-    gate::{GateStats, OutputGate},
+    gate::{GateStats, OutputGate, WaitFd},
     histogram::Histogram,
     id::{Epoch, Time},
 };
 use nic::{Nic, Read};
-use rustix::event::PollFd;
 use std::{
     io,
     os::unix::fs::FileTypeExt,
@@ -239,21 +238,10 @@ impl NicGate {
         self.nics.iter_mut().try_for_each(|nic| nic.connect(deadline))
     }
 
-    /// The time of the frames that the next calls read, and of the batches that they release.
-    pub fn tick(&mut self, now: Time) {
-        self.flow.now = now;
-    }
-
     /// The mode.
     #[must_use]
     pub fn mode(&self) -> Mode {
         self.flow.mode
-    }
-
-    /// What to wait for before the next [`NicGate::poll`]. A blocked direction asks for room, the other for data.
-    pub fn wait_fds(&self) -> impl Iterator<Item = PollFd<'_>> {
-        let stuck = self.flow.held.next_nic();
-        (0u16..).zip(&self.nics).flat_map(move |(i, nic)| nic.wait_fds(stuck == Some(i)))
     }
 
     /// The NICs, in the order in which they were given.
@@ -330,6 +318,11 @@ impl NicGate {
 }
 
 impl OutputGate for NicGate {
+    /// The time of the frames that the next calls read, and of the batches that they release.
+    fn tick(&mut self, now: Time) {
+        self.flow.now = now;
+    }
+
     /// Moves a bounded share of the traffic. Fails once for every failure of a NIC or its port, after it has served the
     /// others; the failed part stays quiet until [`NicGate::connect`].
     fn poll(&mut self) -> io::Result<()> {
@@ -393,5 +386,11 @@ impl OutputGate for NicGate {
             dropped_packets: drops.closed + drops.over_limit + drops.port + drops.shut,
             inbound_packets: self.nics.iter().map(|nic| nic.inbound).sum(),
         }
+    }
+
+    /// A blocked direction asks for room, the other for data.
+    fn wait_fds<'a>(&'a self, each: &mut dyn FnMut(WaitFd<'a>)) {
+        let stuck = self.flow.held.next_nic();
+        (0u16..).zip(&self.nics).flat_map(|(i, nic)| nic.wait_fds(stuck == Some(i))).for_each(each);
     }
 }

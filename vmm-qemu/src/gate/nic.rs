@@ -19,8 +19,8 @@ use super::{
     framing::{FrameReader, FrameWriter, HEADER, MAX_FRAME},
     port::{Port, is_down},
 };
+use mc_core::gate::WaitFd;
 use rustix::{
-    event::{PollFd, PollFlags},
     io::{Errno, retry_on_intr},
     net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType},
 };
@@ -267,16 +267,11 @@ impl Nic {
     }
 
     /// What to poll. `stuck`: a released frame waits for room in the port.
-    pub(super) fn wait_fds(&self, stuck: bool) -> impl Iterator<Item = PollFd<'_>> {
+    pub(super) fn wait_fds(&self, stuck: bool) -> impl Iterator<Item = WaitFd<'_>> {
         let blocked = self.stream.is_some() && !self.writer.pending().is_empty();
-        let mut vm = PollFlags::IN;
-        vm.set(PollFlags::OUT, blocked);
-        let mut port = PollFlags::empty();
-        port.set(PollFlags::IN, !blocked);
-        port.set(PollFlags::OUT, stuck);
-        let stream = self.stream.as_ref().map(move |s| PollFd::from_borrowed_fd(s.as_fd(), vm));
-        let fd = self.port.as_ref().and_then(|p| p.fd());
-        stream.into_iter().chain(fd.map(move |fd| PollFd::from_borrowed_fd(fd, port)))
+        let vm = self.stream().map(|fd| WaitFd { fd, read: true, write: blocked });
+        let port = self.port.as_ref().and_then(|p| p.fd()).map(|fd| WaitFd { fd, read: !blocked, write: stuck });
+        vm.into_iter().chain(port)
     }
 
     /// Closes both sides; nothing is reported.

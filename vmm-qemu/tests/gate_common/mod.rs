@@ -1,6 +1,7 @@
 //! What the gate's tests share: a listener that plays QEMU's end of a stream NIC, and a port in memory.
 #![allow(dead_code, unreachable_pub)] // Each test binary uses its own part of this.
 
+use mc_core::gate::OutputGate;
 use std::{
     collections::VecDeque,
     io::{self, ErrorKind, Read, Write},
@@ -189,6 +190,13 @@ pub fn gate_over(qemu: &[&Qemu], ports: &[&MemPort], mode: Mode) -> NicGate {
 }
 
 /// A connected gate of `n` NICs, with both of its sides.
+/// How many descriptors the gate waits for.
+pub fn waits(gate: &NicGate) -> usize {
+    let mut count = 0;
+    gate.wait_fds(&mut |_| count += 1);
+    count
+}
+
 pub fn open_gate(n: usize, mode: Mode) -> (NicGate, Vec<Qemu>, Vec<MemPort>) {
     let mut qemu: Vec<_> = (0..n).map(Qemu::listen).collect();
     let ports: Vec<_> = (0..n).map(|_| MemPort::default()).collect();
