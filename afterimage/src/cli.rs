@@ -1,30 +1,23 @@
 //! The command line. What a flag leaves open, the file and then the defaults decide: see [`crate::config`].
 
+mod guess;
 mod keepalive;
 mod keeper;
 mod pair;
 mod set;
 
+pub use crate::config::{ProtectArgs, StandbyArgs, WitnessArgs};
+pub use guess::parse;
 pub use keepalive::{Frequency, KeepaliveCommand, ProbeArgs, ServeArgs, TuneArgs};
 pub use keeper::KeeperArgs;
 pub use pair::{KeepaliveSetArgs, KeepaliveShowArgs};
 pub use set::SetArgs;
 
-use crate::{
-    config::{NicSpec, OnCapWish, PathArgs, parse_duration, parse_listen, parse_multiplier, parse_size},
-    witness::NodeSpec,
-};
+use crate::{config::parse_duration, witness::NodeSpec};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mc_core::id::Name;
-use node::{
-    address::{LocalAddr, parse_address},
-    arbiter::{ArbiterSpec, HostPort},
-    exit::CODES,
-};
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
-
-/// The heading of flags without a default.
-const REQUIRED: &str = "Required, here or in the file of --config";
+use node::exit::CODES;
+use std::{path::PathBuf, time::Duration};
 
 const AFTER: &str = "\
 Everything listens on loopback unless told otherwise. The link between the hosts is trusted for now: neither authenticated \
@@ -120,7 +113,7 @@ pub enum Command {
         command: KeepaliveCommand,
     },
     /// On the primary: change the epoch, the staging, and the policy for full staging of a running pair
-    #[command(after_long_help = help("afterimage set --vm web epoch=50ms max-staging=128MiB on-cap=grow:64MiB --save"))]
+    #[command(after_long_help = help("afterimage set --vm web epoch=50ms staging=128MiB on_cap=grow:64MiB --save"))]
     Set(SetArgs),
     /// Check configuration files
     Config {
@@ -163,6 +156,9 @@ pub enum ConfigCommand {
         /// The TOML file, with sections `[witness]`, `[protect]`, `[standby]`
         file: PathBuf,
     },
+    /// Print docs/SETTINGS.md: every setting of every command
+    #[command(hide = true)]
+    Settings,
 }
 
 /// `afterimage rdma …`
@@ -175,24 +171,6 @@ pub enum RdmaCommand {
         #[arg(long)]
         json: bool,
     },
-}
-
-/// `afterimage witness`
-#[derive(Debug, Default, Args)]
-pub struct WitnessArgs {
-    /// Address to listen at [default: 127.0.0.1:7400]
-    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_address)]
-    pub listen: Option<SocketAddr>,
-    /// Directory for its identity and its registers, a small file per VM; created if its parent exists. Keep it: a witness
-    /// that lost it counts as another witness, and must ask the nodes
-    #[arg(long, value_name = "DIR", help_heading = REQUIRED)]
-    pub state: Option<PathBuf>,
-    /// Address to serve Prometheus metrics at; a port alone means loopback [default: not served]
-    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_listen)]
-    pub metrics: Option<SocketAddr>,
-    /// TOML file; a flag wins over its section `[witness]`
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
 }
 
 /// `afterimage witness …`, to a running witness
@@ -243,172 +221,6 @@ pub struct AcceptWitnessArgs {
     /// The --state-dir of its `protect` or `standby`
     #[arg(long, value_name = "DIR", default_value = node::journal::STATE_DIR)]
     pub state_dir: PathBuf,
-}
-
-/// `afterimage protect`
-#[derive(Debug, Default, Args)]
-pub struct ProtectArgs {
-    /// The VM's name: the same on both hosts and at the arbiter; 1 to 47 bytes
-    #[arg(long, value_name = "NAME", help_heading = REQUIRED)]
-    pub vm: Option<Name>,
-    /// This host's name in the register [default: its hostname]
-    #[arg(long, value_name = "NAME")]
-    pub node: Option<Name>,
-    /// The QMP socket of the running QEMU
-    #[arg(long, value_name = "SOCKET", help_heading = REQUIRED)]
-    pub qmp: Option<PathBuf>,
-    /// The standby
-    #[arg(long, value_name = "HOST:PORT", help_heading = REQUIRED)]
-    pub to: Option<HostPort>,
-    /// The arbiter: witness://HOST:PORT, or manual (an operator decides)
-    #[arg(long, value_name = "SPEC", help_heading = REQUIRED)]
-    pub arbiter: Option<ArbiterSpec>,
-    /// Accept, once, a new witness in place of the one that this node knows: when the old one is gone for good. For a process
-    /// that runs already: `afterimage accept-witness`
-    #[arg(long)]
-    pub accept_witness: bool,
-    /// Shortest time from one checkpoint to the next; the VM's output waits for about this long; 1ms to 60s [default: 20ms]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    pub epoch: Option<Duration>,
-    /// A NIC of the VM: the unix socket of its `-netdev stream`, and the TAP device to connect it to. Once per NIC, in order
-    #[arg(long = "nic", value_name = "SOCKET=TAP")]
-    pub nics: Vec<NicSpec>,
-    /// Time between two beats to the other side [default: 10ms]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    pub beat_interval: Option<Duration>,
-    /// Shortest interval at which this side is willing to receive beats [default: --beat-interval]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    pub beat_min_rx: Option<Duration>,
-    /// Missed beats after which the other side is suspected; 2 to 255 [default: 5]
-    #[arg(long, value_name = "N", value_parser = parse_multiplier)]
-    pub detect_multiplier: Option<u8>,
-    /// Stop this side's beats when its own loop has made no progress for this long, so that the other side may go on; 500ms to
-    /// 600s [default: four times the detection time, at least 1s]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    pub stall_after: Option<Duration>,
-    /// Longest time that a checkpoint may wait for the standby's ACK; after that the standby is suspected, whatever its beats
-    /// say. At least the detection time and two epochs, at most 600s; longer while a link falls back from RDMA [default: ten
-    /// detection times or ten epochs, at least 2s]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    pub commit_deadline: Option<Duration>,
-    /// Most memory that checkpoints on their way may take [default: 64MiB]
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    pub staging: Option<u64>,
-    /// What to do with a checkpoint that does not fit into staging: throttle (pause the VM while it is sent), grow:SIZE (take
-    /// up to SIZE more memory, then throttle), unprotect (give protection up, rather than pause the VM) [default: throttle]
-    #[arg(long, value_name = "POLICY")]
-    pub on_cap: Option<OnCapWish>,
-    /// Size of one slab, the unit of staging; 256KiB to 16MiB [default: 1MiB]
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    pub slab: Option<u64>,
-    /// Checkpoints that may be on their way at the same time; 1 to 64 [default: 2]
-    #[arg(long, value_name = "N")]
-    pub window: Option<u64>,
-    /// Most output that may be held; what the VM sends beyond that is dropped, as by a full queue [default: 64MiB]
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    pub held_limit: Option<u64>,
-    /// Directory for sockets and locks [default: /run/afterimage]
-    #[arg(long, value_name = "DIR")]
-    pub run_dir: Option<PathBuf>,
-    /// Directory for the journal, which `afterimage why` reads [default: /var/lib/afterimage]
-    #[arg(long, value_name = "DIR")]
-    pub state_dir: Option<PathBuf>,
-    /// Address to serve Prometheus metrics at; a port alone means loopback [default: not served]
-    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_listen)]
-    pub metrics: Option<SocketAddr>,
-    /// Local address for the connection to the standby and for beats [default: the route's]
-    #[arg(long, value_name = "IP")]
-    pub bind: Option<LocalAddr>,
-    /// Protect the VM although these outputs of it are not held (netdevs, disks, chardevs, devices, by the names in the
-    /// refusal): a takeover may take back what left by them, and `status` exits with 3
-    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
-    pub unheld: Vec<String>,
-    /// Like --unheld with every disk that the VM can write to
-    #[arg(long)]
-    pub force_writable_disks: bool,
-    /// End if no standby is found within 10 s, if the standby refuses, or if the arbiter cannot be reached at the start. Without
-    /// this flag `protect` stays, because the VM's network passes through it, and keeps looking for a standby
-    #[arg(long)]
-    pub once: bool,
-    /// After this host was fenced (the standby runs the VM), become the VM's standby, with the section `[standby]` of
-    /// --config
-    #[arg(long)]
-    pub rejoin: bool,
-    /// Which way checkpoints and beats go.
-    #[command(flatten)]
-    pub paths: PathArgs,
-    /// TOML file; a flag wins over its section `[protect]`
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-}
-
-/// `afterimage standby`
-#[derive(Debug, Default, Args)]
-pub struct StandbyArgs {
-    /// The VM's name: the same on both hosts and at the arbiter; 1 to 47 bytes
-    #[arg(long, value_name = "NAME", help_heading = REQUIRED)]
-    pub vm: Option<Name>,
-    /// This host's name in the register [default: its hostname]
-    #[arg(long, value_name = "NAME")]
-    pub node: Option<Name>,
-    /// Address to listen at for the primary [default: 127.0.0.1:7410]
-    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_address)]
-    pub listen: Option<SocketAddr>,
-    /// The arbiter: witness://HOST:PORT, or manual (an operator decides)
-    #[arg(long, value_name = "SPEC", help_heading = REQUIRED)]
-    pub arbiter: Option<ArbiterSpec>,
-    /// Accept, once, a new witness in place of the one that this node knows: when the old one is gone for good. For a process
-    /// that runs already: `afterimage accept-witness`
-    #[arg(long)]
-    pub accept_witness: bool,
-    /// A NIC of the VM: the unix socket of its `-netdev stream`, and the TAP device to connect it to. Once per NIC, in order
-    #[arg(long = "nic", value_name = "SOCKET=TAP")]
-    pub nics: Vec<NicSpec>,
-    /// Directory for the file that is the VM's RAM; use a tmpfs [default: /dev/shm]
-    #[arg(long, value_name = "DIR")]
-    pub ram_dir: Option<PathBuf>,
-    /// File for what does not fit into staging, above all the full synchronisation. Without it, a checkpoint that does not fit
-    /// ends protection. The file is unlinked while it is in use; an existing file of this name is left alone
-    #[arg(long, value_name = "FILE")]
-    pub spill: Option<PathBuf>,
-    /// Call a VM protected without a rehearsal, that is without having loaded its state here. (A rehearsal loads the first
-    /// state, and the first after each change of the VM's devices, into a QEMU that is thrown away.)
-    #[arg(long)]
-    pub no_rehearsal: bool,
-    /// Most memory that checkpoints may take before they are committed [default: 64MiB]
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    pub staging: Option<u64>,
-    /// Time between two beats to the other side [default: 10ms]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    pub beat_interval: Option<Duration>,
-    /// Shortest interval at which this side is willing to receive beats [default: --beat-interval]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    pub beat_min_rx: Option<Duration>,
-    /// Missed beats after which the other side is suspected; 2 to 255 [default: 5]
-    #[arg(long, value_name = "N", value_parser = parse_multiplier)]
-    pub detect_multiplier: Option<u8>,
-    /// Stop this side's beats when its own loop has made no progress for this long, so that the other side may go on; 500ms to
-    /// 600s [default: four times the detection time, at least 1s]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    pub stall_after: Option<Duration>,
-    /// Directory for sockets and locks [default: /run/afterimage]
-    #[arg(long, value_name = "DIR")]
-    pub run_dir: Option<PathBuf>,
-    /// Directory for the journal, which `afterimage why` reads [default: /var/lib/afterimage]
-    #[arg(long, value_name = "DIR")]
-    pub state_dir: Option<PathBuf>,
-    /// Address to serve Prometheus metrics at; a port alone means loopback [default: not served]
-    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_listen)]
-    pub metrics: Option<SocketAddr>,
-    /// Which way checkpoints and beats go.
-    #[command(flatten)]
-    pub paths: PathArgs,
-    /// TOML file; a flag wins over its section `[standby]`
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// QEMU and its arguments, as on the primary
-    #[arg(last = true, value_name = "QEMU ARGS", help_heading = REQUIRED)]
-    pub qemu: Vec<String>,
 }
 
 /// Which side of a VM.

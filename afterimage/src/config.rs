@@ -1,24 +1,38 @@
 //! What a command runs with: flags, else the file, else defaults; and where each value comes from.
 //!
-//! The resolved structs serialise with the file's own keys, so that a parent hands them to its child as JSON, and `config
-//! check` prints what is itself a configuration file.
+//! ```text
+//!   table: what there is ──┬─> given: flags ──┐
+//!                          ├─> file: keys ────┼─> resolve ──> ProtectConfig, … ──JSON──> a child process
+//!                          └─> manual         └─> config check
+//! ```
+//!
+//! The resolved structs serialise with the file's own keys: that is how they are made, and how a parent hands them to its child.
 
 mod file;
+mod given;
 mod look;
+mod manual;
 mod near;
 mod on_cap;
-mod paths;
 mod resolve;
+mod setting;
+mod table;
 mod units;
 
+pub(crate) use file::renamed;
+pub use given::{PathArgs, ProtectArgs, StandbyArgs, WitnessArgs};
 pub(crate) use look::twice;
+pub use manual::manual;
+pub(crate) use near::nearest;
 pub use node::paths::{KeepaliveWish, PathsConfig, TransportWish};
 pub use node::units::{parse_ago, parse_duration, parse_size, size_text, time_text};
 pub use on_cap::OnCapWish;
-pub use paths::PathArgs;
-pub(crate) use resolve::hostname;
-pub use resolve::{check, check_text, next_standby};
-pub use units::{NicSpec, parse_listen, parse_multiplier};
+pub use resolve::{check, check_text, next_standby, paths};
+pub(crate) use resolve::{hostname, two_slabs};
+pub(crate) use setting::Setting;
+pub(crate) use table::{live, parse_beat_interval, parse_multiplier};
+pub use units::NicSpec;
+pub(crate) use units::{Maybe, Mib, Time};
 
 use mc_core::id::{Name, Node};
 use node::{
@@ -29,7 +43,7 @@ use node::{
 };
 use serde::{Deserialize, Serialize};
 use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
-use units::{Kib, Mib, Millis};
+use units::{As, Kib};
 use vmm_qemu::inventory::Forced;
 
 /// `afterimage witness`.
@@ -63,36 +77,36 @@ pub struct ProtectConfig {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub accept_witness: bool,
     /// From one pause to the next, at least.
-    #[serde(rename = "epoch_ms", with = "millis")]
+    #[serde(alias = "epoch_ms", with = "As::<Time>")]
     pub epoch: Duration,
     /// The VM's NICs.
     pub nics: Vec<NicSpec>,
     /// How often a beat is sent.
-    #[serde(rename = "beat_interval_ms", with = "millis")]
+    #[serde(alias = "beat_interval_ms", with = "As::<Time>")]
     pub beat_interval: Duration,
     /// How often beats are received at most; `None`: as often as they are sent.
-    #[serde(rename = "beat_min_rx_ms", default, skip_serializing_if = "Option::is_none", with = "maybe_millis")]
+    #[serde(alias = "beat_min_rx_ms", default, skip_serializing_if = "Option::is_none", with = "Maybe::<Time>")]
     pub beat_min_rx: Option<Duration>,
     /// Missed beats until suspicion.
     pub detect_multiplier: u8,
     /// After so long without progress of the loop no beat leaves; `None`: four detection times, at least a second.
-    #[serde(rename = "stall_after_ms", default, skip_serializing_if = "Option::is_none", with = "maybe_millis")]
+    #[serde(alias = "stall_after_ms", default, skip_serializing_if = "Option::is_none", with = "Maybe::<Time>")]
     pub stall_after: Option<Duration>,
     /// So long an epoch may wait for its ACK; `None`: see [`ProtectConfig::commit_deadline`].
-    #[serde(rename = "commit_deadline_ms", default, skip_serializing_if = "Option::is_none", with = "maybe_millis")]
+    #[serde(alias = "commit_deadline_ms", default, skip_serializing_if = "Option::is_none", with = "Maybe::<Time>")]
     pub commit_deadline: Option<Duration>,
     /// Staging's cap, bytes.
-    #[serde(rename = "staging_mib", with = "mib")]
+    #[serde(rename = "staging", alias = "staging_mib", with = "As::<Mib>")]
     pub staging_bytes: u64,
     /// What a checkpoint that outgrows it means.
     pub on_cap: OnCapWish,
     /// Bytes of a slab.
-    #[serde(rename = "slab_kib", with = "kib")]
+    #[serde(rename = "slab", alias = "slab_kib", with = "As::<Kib>")]
     pub slab_bytes: u64,
     /// Checkpoints captured and not yet ACKed, at most.
     pub window: u64,
     /// Held output at most, bytes; what comes beyond it is dropped.
-    #[serde(rename = "held_limit_mib", with = "mib")]
+    #[serde(rename = "held_limit", alias = "held_limit_mib", with = "As::<Mib>")]
     pub held_limit_bytes: u64,
     /// Where sockets and locks are.
     pub run_dir: PathBuf,
@@ -146,18 +160,18 @@ pub struct StandbyConfig {
     #[serde(default)]
     pub no_rehearsal: bool,
     /// Staging's cap, bytes.
-    #[serde(rename = "staging_mib", with = "mib")]
+    #[serde(rename = "staging", alias = "staging_mib", with = "As::<Mib>")]
     pub staging_bytes: u64,
     /// How often a beat is sent.
-    #[serde(rename = "beat_interval_ms", with = "millis")]
+    #[serde(alias = "beat_interval_ms", with = "As::<Time>")]
     pub beat_interval: Duration,
     /// How often beats are received at most; `None`: as often as they are sent.
-    #[serde(rename = "beat_min_rx_ms", default, skip_serializing_if = "Option::is_none", with = "maybe_millis")]
+    #[serde(alias = "beat_min_rx_ms", default, skip_serializing_if = "Option::is_none", with = "Maybe::<Time>")]
     pub beat_min_rx: Option<Duration>,
     /// Missed beats until suspicion.
     pub detect_multiplier: u8,
     /// After so long without progress of the loop no beat leaves; `None`: four detection times, at least a second.
-    #[serde(rename = "stall_after_ms", default, skip_serializing_if = "Option::is_none", with = "maybe_millis")]
+    #[serde(alias = "stall_after_ms", default, skip_serializing_if = "Option::is_none", with = "Maybe::<Time>")]
     pub stall_after: Option<Duration>,
     /// Where sockets and locks are.
     pub run_dir: PathBuf,
@@ -212,6 +226,9 @@ pub enum ConfigError {
         /// What it may be.
         allowed: String,
     },
+    /// The settings do not make what a command runs with.
+    #[error("the settings do not fit: {0}")]
+    Table(toml::de::Error),
     /// Something has to be said.
     #[error("afterimage {command} needs {what}")]
     Missing {
@@ -302,36 +319,3 @@ macro_rules! wish {
     )*};
 }
 wish! { ProtectConfig StandbyConfig }
-
-macro_rules! serde_with {
-    ($($module:ident $wrapper:ident $t:ty;)*) => {$(
-        mod $module {
-            use super::*;
-
-            pub(super) fn serialize<S: serde::Serializer>(value: &$t, s: S) -> Result<S::Ok, S::Error> {
-                $wrapper(*value).serialize(s)
-            }
-
-            pub(super) fn deserialize<'de, D: serde::Deserializer<'de>>(d: D) -> Result<$t, D::Error> {
-                $wrapper::deserialize(d).map(|w| w.0)
-            }
-        }
-    )*};
-}
-mod maybe_millis {
-    use super::*;
-
-    pub(super) fn serialize<S: serde::Serializer>(value: &Option<Duration>, s: S) -> Result<S::Ok, S::Error> {
-        value.map(Millis).serialize(s)
-    }
-
-    pub(super) fn deserialize<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<Duration>, D::Error> {
-        Ok(Option::<Millis>::deserialize(d)?.map(|w| w.0))
-    }
-}
-
-serde_with! {
-    millis Millis Duration;
-    mib Mib u64;
-    kib Kib u64;
-}

@@ -1,11 +1,10 @@
 //! The `afterimage` binary: reads the command line, runs the command, and turns what comes of it into an exit code.
 
 use afterimage::{
-    cli::{Cli, Command, ConfigCommand, ImageCommand, KeepaliveCommand, RdmaCommand},
+    cli::{self, Command, ConfigCommand, ImageCommand, KeepaliveCommand, RdmaCommand},
     config::{self, ProtectConfig, StandbyConfig, WitnessConfig},
     keeper, live, probe, protect, standby, status, tuner, why, witness,
 };
-use clap::Parser;
 use node::{
     arbiter,
     events::{self, Event, Exit},
@@ -19,7 +18,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     // Exits with 2, clap's own, on a command line that is none; with 0 on --help and --version.
-    let cli = Cli::parse();
+    let cli = cli::parse();
     let ended = narration::begin().map_err(Into::into).and_then(|()| run(cli.command));
     say_how(&ended);
     let code = match ended {
@@ -62,6 +61,10 @@ fn run(command: Command) -> anyhow::Result<Code> {
         }
         Command::Config { command: ConfigCommand::Check { file } } => {
             print(&config::check(&file).map_err(ExitError::from)?)?;
+            Ok(Code::Done)
+        }
+        Command::Config { command: ConfigCommand::Settings } => {
+            print(&config::manual())?;
             Ok(Code::Done)
         }
         Command::Status(args) => status::show(&args),

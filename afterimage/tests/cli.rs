@@ -66,7 +66,7 @@ fn a_commit_deadline_is_what_was_said_or_follows() {
     assert_eq!(deadline(&["--epoch", "1s"]), secs(10));
     assert_eq!(deadline(&["--beat-interval", "100ms", "--detect-multiplier", "3"]), secs(3));
     assert_eq!(deadline(&["--epoch", "1s", "--commit-deadline", "4s"]), secs(4));
-    let written = file("[protect]\ncommit_deadline_ms = 700\n");
+    let written = file("[protect]\ncommit_deadline = \"700ms\"\n");
     let mut config = protect(&["--config", written.path().to_str().unwrap()]).unwrap();
     assert_eq!(config.commit_deadline(false), ms(700));
     let json = serde_json::to_string(&config).unwrap();
@@ -128,13 +128,11 @@ fn the_ways_of_checkpoints_and_beats_fit_each_other() {
     let paths = protect(&["--rdma-device", "mlx5_0", "--rdma-gid-index", "3", "--rdma-timeout", "16"]).unwrap().paths;
     assert_eq!((paths.rdma_device.as_deref(), paths.rdma_gid_index), (Some("mlx5_0"), Some(3)));
     assert_eq!((paths.rdma_timeout, paths.rdma_retry), (Some(16), 6));
-    let wrong: [(&[&str], &str); 6] = [
+    let wrong: [(&[&str], &str); 4] = [
         (&["--transport", "tcp", "--keepalive", "ud"], "ud and both need RDMA"),
         (&["--transport", "tcp", "--keepalive", "both"], "ud and both need RDMA"),
         (&["--keepalive", "ud"], "may come down to TCP"),
         (&["--transport", "tcp", "--rdma-device", "rxe0"], "only with transport = rdma or auto"),
-        (&["--rdma-retry", "7"], "7 means for ever"),
-        (&["--rdma-timeout", "31"], "22 (17 s)"),
     ];
     for (flags, what) in wrong {
         let error = protect(flags).unwrap_err().to_string();
@@ -162,7 +160,7 @@ fn a_host_that_shall_use_rdma_and_has_none_says_what_to_do() {
 
 #[test]
 fn flags_win_over_the_file_and_the_file_over_defaults() {
-    let file = file("[protect]\nvm = 'other'\nepoch_ms = 2.5\nbeat_interval_ms = 30\nnics = ['/run/f.net=tap9']\n");
+    let file = file("[protect]\nvm = 'other'\nepoch = '2.5ms'\nbeat_interval = '30ms'\nnics = ['/run/f.net=tap9']\n");
     let config = protect(&["--config", file.path().to_str().unwrap(), "--beat-interval", "7ms"]).unwrap();
     assert_eq!(config.vm.as_str(), "web", "flag");
     assert_eq!(config.epoch, Duration::from_micros(2500), "file");
@@ -175,10 +173,11 @@ fn flags_win_over_the_file_and_the_file_over_defaults() {
 
 #[test]
 fn a_checked_file_is_printed_as_a_file_that_means_the_same() {
-    let written = file("[witness]\nstate = '/var/lib/w'\n[protect]\nepoch_ms = 50\nvm = 'a \"quoted\" name'\n");
+    let written = file("[witness]\nstate = '/var/lib/w'\n[protect]\nepoch = '50ms'\nvm = 'a \"quoted\" name'\n");
     let (code, once, _) = run(&["config", "check", written.path().to_str().unwrap()]);
     assert_eq!(code, 0);
-    for line in ["listen = \"127.0.0.1:7400\"", "epoch_ms = 50", "staging_mib = 64", "# qmp ", "# line 4", "# default"]
+    for line in
+        ["listen = \"127.0.0.1:7400\"", "epoch = \"50ms\"", "staging = \"64MiB\"", "# qmp ", "# line 4", "# default"]
     {
         assert!(once.contains(line), "{line}: {once}");
     }
@@ -191,6 +190,33 @@ fn a_checked_file_is_printed_as_a_file_that_means_the_same() {
     let args = ["afterimage", "witness", "--config", again.path().to_str().unwrap()];
     let Command::Witness { args, command: None } = Cli::try_parse_from(args).unwrap().command else { panic!() };
     assert_eq!(WitnessConfig::resolve(args).unwrap().state, PathBuf::from("/var/lib/w"));
+}
+
+/// Files of the release before, and the data paths that its supervisors start.
+#[test]
+fn the_keys_of_before_mean_what_they_meant() {
+    let old = "[protect]\nepoch_ms = 2.5\nbeat_interval_ms = 30\nbeat_min_rx_ms = 40\nstall_after_ms = 2000\n\
+               commit_deadline_ms = '5s'\nstaging_mib = 0.75\nslab_kib = 300\nheld_limit_mib = 8\n";
+    let new = "[protect]\nepoch = '2.5ms'\nbeat_interval = '30ms'\nbeat_min_rx = '40ms'\nstall_after = '2s'\n\
+               commit_deadline = '5s'\nstaging = '768KiB'\nslab = '300KiB'\nheld_limit = '8MiB'\n";
+    let configs = [old, new].map(|text| {
+        let file = file(text);
+        let config = protect(&["--config", file.path().to_str().unwrap()]).unwrap();
+        ProtectConfig { config_file: None, ..config }
+    });
+    assert_eq!(configs[0], configs[1]);
+    let (code, checked, stderr) = run(&["config", "check", file(old).path().to_str().unwrap()]);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(checked.contains("# line 2, by its old key epoch_ms: call it epoch"), "{checked}");
+    assert!(checked.contains("slab = \"300KiB\""), "{checked}");
+    let json = r#"{"vm":"web","node":"a","qmp":"/run/web.qmp","to":"10.0.0.2:7410","arbiter":"manual","epoch_ms":2.5,"nics":[],
+        "beat_interval_ms":30,"beat_min_rx_ms":40,"detect_multiplier":5,"stall_after_ms":2000,"commit_deadline_ms":5000,
+        "staging_mib":0.75,"on_cap":"throttle","slab_kib":300,"window":2,"held_limit_mib":8,"run_dir":"/run/afterimage",
+        "state_dir":"/var/lib/afterimage","force_writable_disks":false,"once":false,"rejoin":false,"paths":{"transport":"auto",
+        "keepalive":"both","beat_port":null,"rdma_device":null,"rdma_gid_index":null,"rdma_timeout":null,"rdma_retry":6,
+        "staging_bytes":786432}}"#;
+    let node = "a".parse().unwrap();
+    assert_eq!(serde_json::from_str::<ProtectConfig>(json).unwrap(), ProtectConfig { node, ..configs[1].clone() });
 }
 
 /// docs/examples: what `config check` lists, the example has, as a setting or in a comment; and it can be run with.
@@ -244,22 +270,30 @@ fn shown_setting(line: &str) -> Option<&str> {
 #[test]
 fn a_wrong_file_is_refused_with_its_key_name_and_line() {
     let cases = [
-        ("[protect]\n\nepok_ms = 20\n", 3, "`epok_ms`"),
+        ("[protect]\n\nepok = '20ms'\n", 3, "unknown key `epok`; did you mean `epoch`?"),
         ("[protekt]\n", 1, "did you mean `protect`?"),
-        ("[protect]\nepoch = 20\n", 2, "did you mean `epoch_ms`?"),
         ("[standby]\nnic = ['/run/web.net=tap0']\n", 2, "did you mean `nics`?"),
-        ("epoch_ms = 20\n", 1, "`epoch_ms`"),
-        ("[protect]\nepoch_ms = \"20\"\n", 2, "invalid duration \"20\""),
-        ("[protect]\nepoch_ms = 0\n", 2, "0 ms"),
-        ("[protect]\nepoch_ms = -1\n", 2, "-1 ms"),
-        ("[protect]\nepoch_ms = nan\n", 2, "NaN"),
+        ("epoch = '20ms'\n", 1, "`epoch` stands in no section; there are [witness], [protect], [standby]"),
+        ("protect = 1\n", 1, "begin it with a line [protect]"),
+        ("[standby]\nepoch = '20ms'\n", 2, "`epoch` is no key of [standby], but of [protect]"),
+        ("[protect]\naccept_witness = true\n", 2, "a flag of `afterimage protect`, and no key"),
+        ("[protect]\nepoch = 20\n", 2, "epoch: allowed is a time with its unit, such as \"20ms\", not 20"),
+        ("[protect]\nepoch = '20'\n", 2, "epoch: invalid duration \"20\""),
+        ("[protect]\nepoch = '0.5ms'\n", 2, "epoch: 0.5ms is out of range: allowed is 1ms to 60s"),
+        ("[protect]\nepoch_ms = 0\n", 2, "epoch_ms: 0 is out of range"),
+        ("[protect]\nepoch_ms = -1\n", 2, "epoch_ms: -1 is out of range"),
+        ("[protect]\nepoch_ms = nan\n", 2, "epoch_ms: nan is out of range"),
+        ("[protect]\nepoch_ms = 20\nepoch = '30ms'\n", 3, "`epoch` and `epoch_ms` (line 2) are one setting"),
+        ("[protect]\nstaging = '64MiB'\nstaging_mib = 64\n", 3, "`staging` and `staging_mib` (line 2) are one setting"),
+        ("[protect]\nnics = '/run/web.net=tap0'\n", 2, "nics: allowed is a list of texts"),
+        ("[witness]\nmetrics = '99999'\n", 2, "metrics: port 99999 is out of range: allowed is 0 to 65535"),
         ("[protect]\narbiter = 'none'\n", 2, "witness://HOST:PORT"),
         ("[protect]\nvm = ''\n", 2, "1 to 47 bytes"),
         ("[protect]\nto = '10.0.0.2'\n", 2, "no port"),
         ("[protect]\ndetect_multiplier = 256\n", 2, "256"),
         ("[protect]\ndetect_multiplier = 1\n", 2, "2 to 255 (1 bears no lost beat"),
-        ("[protect]\n\n\nslab_kib = 100\n", 4, "256 to 16384"),
-        ("[protect]\nslab_kib = 16384\nstaging_mib = 16\n", 3, "two slabs"),
+        ("[protect]\n\n\nslab = '100KiB'\n", 4, "256KiB to 16MiB"),
+        ("[protect]\nslab = '16MiB'\nstaging = '16MiB'\n", 3, "at least 32MiB, two slabs of 16MiB"),
         ("[protect]\nwindow = 0\n", 2, "1 to 64"),
         ("[standby]\nnics = ['/run/web.net']\n", 2, "SOCKET=TAP"),
         ("[standby]\nqemu = []\n", 2, "QEMU"),
@@ -269,7 +303,7 @@ fn a_wrong_file_is_refused_with_its_key_name_and_line() {
         ("[protect]\nnics = ['/a=tap0', '/a=tap1']\n", 2, "/a is another NIC's already"),
         ("[protect]\nrejoin = true\n", 2, "needs a section [standby]"),
         ("[protect]\nvm = 'web'\nrejoin = true\n[standby]\nvm = 'db'\n", 5, "this one stands by for db"),
-        ("[standby]\ntransport = 'ib'\n", 2, "`rdma`, `tcp`, `auto`"),
+        ("[standby]\ntransport = 'ib'\n", 2, "transport: \"ib\" is not known here; allowed: rdma, tcp, auto"),
         ("[protect]\ntransport = 'tcp'\nkeepalive = 'ud'\n", 3, "need RDMA"),
         ("[protect]\nrdma_gid_index = 256\n", 2, "256"),
         ("[standby]\nlisten = 'localhost'\n", 2, "address"),
@@ -299,7 +333,7 @@ fn a_wrong_file_is_refused_with_its_key_name_and_line() {
 
 #[test]
 fn a_wrong_command_line_exits_with_2_and_says_what_is_allowed() {
-    let cases: [(&[&str], &str); 19] = [
+    let cases: [(&[&str], &str); 26] = [
         (&[], "Usage"),
         (&["protekt"], "protect"),
         (
@@ -307,6 +341,13 @@ fn a_wrong_command_line_exits_with_2_and_says_what_is_allowed() {
             "invalid duration \"20\": allowed is a number and a unit (us, ms, s, m, h or d)",
         ),
         (&["protect", "--staging", "64MB"], "KiB, MiB or GiB"),
+        (&["protect", "--epoch", "1h"], "1h is out of range: allowed is 1ms to 60s"),
+        (&["protect", "--rdma-retry", "7"], "7 means for ever"),
+        (&["protect", "--rdma-timeout", "31"], "8 to 22 (1 ms to 17 s)"),
+        (&["witness", "--metrics", "99999"], "port 99999 is out of range: allowed is 0 to 65535"),
+        (&["protect", "--qpm", "/run/web.qmp"], "a similar argument exists: '--qmp'"),
+        (&["keepalive", "set", "--vm", "web", "--interval", "20s"], "20s is out of range: allowed is 100us to 10s"),
+        (&["set", "--vm", "web", "epoch=1h"], "epoch: 1h is out of range: allowed is 1ms to 60s"),
         (&["protect", "--arbiter", "none"], "no word for none"),
         (&["protect", "--arbiter", "witness://w"], "no port"),
         (&["protect", "--to", "fd00::2:7410"], "brackets"),
@@ -329,10 +370,8 @@ fn a_wrong_command_line_exits_with_2_and_says_what_is_allowed() {
         assert!(stderr.contains(what), "{args:?}: {stderr}");
     }
     assert_eq!(protect(&["--slab", "300KiB"]).unwrap().slab_bytes, 300 << 10);
-    let error = protect(&["--epoch", "1h"]).unwrap_err().to_string();
-    assert_eq!(error, "--epoch 1h: allowed is 1ms to 60s");
     let error = protect(&["--slab", "257KiB"]).unwrap_err().to_string();
-    assert!(error.contains("--slab 257KiB: allowed is 256"), "{error}");
+    assert!(error.contains("--slab 257KiB: allowed is 256KiB to 16MiB, whole pages of 4KiB"), "{error}");
 }
 
 #[test]

@@ -15,7 +15,7 @@ const FILE: &str = "# mine\n[protect]\nepoch_ms = 20\n";
 fn serve(dir: &Path) -> ControlSocket {
     let answer = |request| match request {
         Request::Set(settings) => {
-            let epoch_us = settings.epoch_us.unwrap_or(20_000);
+            let epoch_us = settings.epoch.map_or(20_000, |epoch| epoch.as_micros().try_into().unwrap());
             let report = SettingsReport { vm: "web".into(), epoch_us, on_cap: "throttle".into(), ..Default::default() };
             Response::Settings(Box::new(report))
         }
@@ -54,7 +54,7 @@ fn a_file_that_is_a_mount_point_is_written_in_place() {
     fs::write(&outside, FILE.to_owned() + "# a tail that is longer than before\n").unwrap();
     let Some((code, stdout, stderr)) = set(dir.path(), "mount --bind \"$D/outside.toml\" \"$F\"") else { return };
     assert!(code == 0 && stdout.contains("saved in ") && stderr.is_empty(), "{code} {stdout} {stderr}");
-    let expected = FILE.replace("20", "50") + "# a tail that is longer than before\n";
+    let expected = FILE.replace("epoch_ms = 20", "epoch = \"50ms\"") + "# a tail that is longer than before\n";
     assert_eq!(fs::read_to_string(&outside).unwrap(), expected);
     let left = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
     assert!(left.into_iter().all(|name| !name.starts_with('.')), "nothing is left beside it");

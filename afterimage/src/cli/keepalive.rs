@@ -1,7 +1,7 @@
 //! The command line of `afterimage keepalive …`.
 
 use super::{KeepaliveSetArgs, KeepaliveShowArgs, Side, help};
-use crate::config::{PathArgs, parse_duration, parse_multiplier};
+use crate::config::{PathArgs, parse_beat_interval, parse_duration, parse_multiplier};
 use clap::{ArgGroup, Args, Subcommand};
 use mc_core::id::Name;
 use node::{
@@ -138,16 +138,12 @@ fn parse_setting(text: &str) -> Result<(Duration, u8), String> {
     let (mut interval, mut k) = (None, None);
     for part in text.split(',') {
         match part.split_once('=').ok_or_else(error)? {
-            ("interval", value) => interval = Some(parse_duration(value)?),
-            ("k" | "K" | "multiplier", value) => {
-                k = Some(parse_multiplier(value)?);
-            }
+            ("interval", value) => interval = Some(parse_beat_interval(value)?),
+            ("k" | "K" | "multiplier", value) => k = Some(parse_multiplier(value)?),
             _ => return Err(error()),
         }
     }
-    let (interval, k) = interval.zip(k).ok_or_else(error)?;
-    mc_core::detector::Parameters::new(interval, interval, k).map_err(|e| e.to_string())?;
-    Ok((interval, k))
+    interval.zip(k).ok_or_else(error)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The command line of `afterimage keepalive set` and `show`.
 
 use super::Side;
-use crate::config::{parse_duration, parse_multiplier};
+use crate::config::{parse_beat_interval, parse_multiplier};
 use clap::{ArgGroup, Args};
 use mc_core::id::Name;
 use std::{path::PathBuf, time::Duration};
@@ -17,13 +17,13 @@ pub struct KeepaliveSetArgs {
     #[arg(long, value_enum)]
     pub role: Option<Side>,
     /// Time between two beats, both ways; 100us to 10s
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = parse_beat_interval)]
     pub interval: Option<Duration>,
     /// Missed beats after which a side is suspected; 2 to 255
     #[arg(long, value_name = "K", value_parser = parse_multiplier)]
     pub multiplier: Option<u8>,
     /// Shortest interval at which beats are received, both ways [default: --interval]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = parse_beat_interval)]
     pub min_rx: Option<Duration>,
     /// Change only this side's parameters; in each direction the slower of the two sides' wishes is in force
     #[arg(long)]

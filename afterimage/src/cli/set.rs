@@ -11,7 +11,7 @@ pub struct SetArgs {
     /// The VM
     #[arg(long, value_name = "NAME")]
     pub vm: Name,
-    /// epoch=TIME, max-staging=SIZE, on-cap=throttle|grow:SIZE|unprotect; either all of them change, or none
+    /// epoch=TIME, staging=SIZE, on_cap=throttle|grow:SIZE|unprotect; either all of them change, or none
     #[arg(required = true, value_name = "KEY=VALUE")]
     pub settings: Vec<Assignment>,
     /// Also write them into the configuration file that the process was started with, or into FILE

@@ -1,178 +1,173 @@
-//! The TOML file: a section per command, units in the keys, unknown keys refused.
+//! The TOML file: a section per command, unknown keys refused, the keys of before still understood.
 
 use super::{
-    ConfigError, OnCapWish, near,
-    paths::PathSettings,
-    units::{Kib, Mib, Millis, NicSpec},
-};
-use mc_core::id::Name;
-use node::paths::{KeepaliveWish, TransportWish};
-use node::{
-    address::{Listen, LocalAddr},
-    arbiter::{ArbiterSpec, HostPort},
+    ConfigError, near,
+    setting::{SECTIONS, Setting},
+    table,
 };
 use serde::Deserialize;
 use std::{
-    fs::File,
+    collections::BTreeMap,
+    fs::File as Opened,
     io::Read,
+    ops::Range,
     path::{Path, PathBuf},
 };
-use toml::Spanned;
+use toml::{
+    Spanned, Value,
+    de::{DeString, DeTable, DeValue, ValueDeserializer},
+};
 
 /// Bytes of a file at most.
 const LARGEST: u64 = 1 << 20;
 
-/// A setting that may be there, and where.
-pub(super) type Setting<T> = Option<Spanned<T>>;
-
-/// The file's sections.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Sections {
-    pub(super) witness: Option<WitnessSection>,
-    pub(super) protect: Option<ProtectSection>,
-    pub(super) standby: Option<StandbySection>,
+/// What a file says under one key.
+#[derive(Clone, Debug)]
+pub(super) struct Said {
+    /// As it reads today.
+    pub(super) value: Value,
+    /// From 1.
+    pub(super) line: usize,
+    /// The key of before, if the file has that, and where it stands in the text.
+    pub(super) old: Option<(&'static str, Range<usize>)>,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct WitnessSection {
-    pub(super) listen: Setting<Listen>,
-    pub(super) state: Setting<PathBuf>,
-    pub(super) metrics: Setting<Listen>,
-}
+/// One section's keys.
+type Section = BTreeMap<&'static str, Said>;
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct ProtectSection {
-    pub(super) vm: Setting<Name>,
-    pub(super) node: Setting<Name>,
-    pub(super) qmp: Setting<PathBuf>,
-    pub(super) to: Setting<HostPort>,
-    pub(super) arbiter: Setting<ArbiterSpec>,
-    pub(super) epoch_ms: Setting<Millis>,
-    pub(super) nics: Setting<Vec<NicSpec>>,
-    pub(super) beat_interval_ms: Setting<Millis>,
-    pub(super) beat_min_rx_ms: Setting<Millis>,
-    pub(super) detect_multiplier: Setting<u8>,
-    pub(super) stall_after_ms: Setting<Millis>,
-    pub(super) commit_deadline_ms: Setting<Millis>,
-    pub(super) staging_mib: Setting<Mib>,
-    pub(super) on_cap: Setting<OnCapWish>,
-    pub(super) slab_kib: Setting<Kib>,
-    pub(super) window: Setting<u64>,
-    pub(super) held_limit_mib: Setting<Mib>,
-    pub(super) run_dir: Setting<PathBuf>,
-    pub(super) state_dir: Setting<PathBuf>,
-    pub(super) metrics: Setting<Listen>,
-    pub(super) bind: Setting<LocalAddr>,
-    pub(super) force_writable_disks: Setting<bool>,
-    pub(super) once: Setting<bool>,
-    pub(super) rejoin: Setting<bool>,
-    pub(super) unheld: Setting<Vec<String>>,
-    pub(super) transport: Setting<TransportWish>,
-    pub(super) keepalive: Setting<KeepaliveWish>,
-    pub(super) beat_port: Setting<u16>,
-    pub(super) rdma_device: Setting<String>,
-    pub(super) rdma_gid_index: Setting<u8>,
-    pub(super) rdma_timeout: Setting<u8>,
-    pub(super) rdma_retry: Setting<u8>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct StandbySection {
-    pub(super) vm: Setting<Name>,
-    pub(super) node: Setting<Name>,
-    pub(super) listen: Setting<Listen>,
-    pub(super) arbiter: Setting<ArbiterSpec>,
-    pub(super) nics: Setting<Vec<NicSpec>>,
-    pub(super) ram_dir: Setting<PathBuf>,
-    pub(super) spill: Setting<PathBuf>,
-    pub(super) no_rehearsal: Setting<bool>,
-    pub(super) staging_mib: Setting<Mib>,
-    pub(super) beat_interval_ms: Setting<Millis>,
-    pub(super) beat_min_rx_ms: Setting<Millis>,
-    pub(super) detect_multiplier: Setting<u8>,
-    pub(super) stall_after_ms: Setting<Millis>,
-    pub(super) run_dir: Setting<PathBuf>,
-    pub(super) state_dir: Setting<PathBuf>,
-    pub(super) metrics: Setting<Listen>,
-    pub(super) qemu: Setting<Vec<String>>,
-    pub(super) transport: Setting<TransportWish>,
-    pub(super) keepalive: Setting<KeepaliveWish>,
-    pub(super) beat_port: Setting<u16>,
-    pub(super) rdma_device: Setting<String>,
-    pub(super) rdma_gid_index: Setting<u8>,
-    pub(super) rdma_timeout: Setting<u8>,
-    pub(super) rdma_retry: Setting<u8>,
-}
-
-macro_rules! take_paths {
-    ($($section:ident)*) => {$(
-        impl $section {
-            /// Takes out the settings that both sides share.
-            pub(super) fn take_paths(&mut self) -> PathSettings {
-                PathSettings {
-                    transport: self.transport.take(),
-                    keepalive: self.keepalive.take(),
-                    beat_port: self.beat_port.take(),
-                    rdma_device: self.rdma_device.take(),
-                    rdma_gid_index: self.rdma_gid_index.take(),
-                    rdma_timeout: self.rdma_timeout.take(),
-                    rdma_retry: self.rdma_retry.take(),
-                }
-            }
-        }
-    )*};
-}
-take_paths! { ProtectSection StandbySection }
-
-/// Where a file's settings stand in it.
+/// What a file says, by section and key.
 #[derive(Debug, Default)]
-pub(super) struct Source {
+pub(super) struct File {
     path: PathBuf,
-    text: String,
+    sections: BTreeMap<&'static str, Section>,
 }
 
 /// Reads and checks a file. No path, no settings.
-pub(super) fn load(path: Option<&Path>) -> Result<(Source, Sections), ConfigError> {
-    let Some(path) = path else {
-        return Ok(Default::default());
-    };
+pub(super) fn load(path: Option<&Path>) -> Result<File, ConfigError> {
+    let Some(path) = path else { return Ok(File::default()) };
     let mut bytes = Vec::new();
-    File::open(path)
+    Opened::open(path)
         .and_then(|f| f.take(LARGEST + 1).read_to_end(&mut bytes))
         .map_err(|source| ConfigError::Read { path: path.into(), source })?;
     if bytes.len() as u64 > LARGEST {
         return Err(ConfigError::TooLong { path: path.into(), limit: LARGEST });
     }
-    parse(path, bytes)
+    let text = String::from_utf8(bytes).map_err(|e| {
+        let line = 1 + newlines(&e.as_bytes()[..e.utf8_error().valid_up_to()]);
+        ConfigError::Syntax { path: path.into(), line, what: "not UTF-8".to_owned() }
+    })?;
+    parse(path, &text)
+}
+
+fn newlines(bytes: &[u8]) -> usize {
+    bytes.iter().filter(|byte| **byte == b'\n').count()
 }
 
 /// The same, of what a file shall hold.
-pub(super) fn parse(path: &Path, bytes: Vec<u8>) -> Result<(Source, Sections), ConfigError> {
-    let wrong = |line, what: &str| ConfigError::Syntax { path: path.into(), line, what: near::with_guess(what) };
-    let text = String::from_utf8(bytes).map_err(|e| {
-        let good = String::from_utf8_lossy(&e.as_bytes()[..e.utf8_error().valid_up_to()]).into_owned();
-        wrong(line_of(&good, good.len()), "not UTF-8")
-    })?;
-    let sections =
-        toml::from_str(&text).map_err(|e| wrong(line_of(&text, e.span().map_or(0, |s| s.start)), e.message()))?;
-    Ok((Source { path: path.into(), text }, sections))
+pub(super) fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
+    let line = |at: usize| 1 + newlines(&text.as_bytes()[..at.min(text.len())]);
+    let wrong = |at, what: String| ConfigError::Syntax { path: path.into(), line: line(at), what };
+    let document = DeTable::parse(text)
+        .map_err(|e| wrong(e.span().map_or(0, |span| span.start), e.message().trim_end().to_owned()))?;
+    let mut sections = BTreeMap::new();
+    for (name, entries) in in_order(document.get_ref()) {
+        let known = SECTIONS.into_iter().find(|(section, _)| section == name.get_ref());
+        let (Some((section, on)), DeValue::Table(entries)) = (known, entries.get_ref()) else {
+            return Err(wrong(name.span().start, no_section(name.get_ref(), known.is_some())));
+        };
+        let mut keys = Section::new();
+        for (key, value) in in_order(entries) {
+            let (setting, said) = read((section, on), key, value).map_err(|(at, what)| wrong(at, what))?;
+            let said = Said { line: line(value.span().start), ..said };
+            if let Some(first) = keys.insert(setting.key, said) {
+                let old = setting.old.map_or("", |(old, _)| old);
+                let what =
+                    format!("`{}` and `{old}` (line {}) are one setting: leave `{old}` out", setting.key, first.line);
+                return Err(wrong(key.span().start, what));
+            }
+        }
+        sections.insert(section, keys);
+    }
+    Ok(File { path: path.into(), sections })
 }
 
-impl Source {
+/// As they stand in the text: what is wrong first is told first.
+fn in_order<'a, 'i>(table: &'a DeTable<'i>) -> Vec<(&'a Spanned<DeString<'i>>, &'a Spanned<DeValue<'i>>)> {
+    let mut entries: Vec<_> = table.iter().collect();
+    entries.sort_by_key(|(key, _)| key.span().start);
+    entries
+}
+
+/// One line of a section.
+fn read(
+    (section, on): (&str, u8),
+    key: &Spanned<DeString<'_>>,
+    value: &Spanned<DeValue<'_>>,
+) -> Result<(&'static Setting, Said), (usize, String)> {
+    let name = key.get_ref().as_ref();
+    let named = table::of(on).filter(|setting| !setting.once).find_map(|setting| match setting.old {
+        _ if setting.key == name => Some((setting, None)),
+        Some((old, unit)) if old == name => Some((setting, Some((old, unit)))),
+        _ => None,
+    });
+    let (setting, old) = named.ok_or_else(|| (key.span().start, no_key(section, on, name)))?;
+    let at = value.span().start;
+    let said = Value::deserialize(ValueDeserializer::from(value.clone())).map_err(|e| (at, e.message().to_owned()))?;
+    let value = match old {
+        Some((_, unit)) => setting.read_old(&said, unit),
+        None => setting.read_value(&said),
+    };
+    let value = value.map_err(|why| (at, format!("{name}: {why}")))?;
+    Ok((setting, Said { value, line: 0, old: old.map(|(old, _)| (old, key.span())) }))
+}
+
+fn no_section(name: &str, is_section: bool) -> String {
+    let sections = SECTIONS.map(|(section, _)| section);
+    let key = SECTIONS.into_iter().any(|(_, on)| table::keys(on).any(|key| key == name));
+    match (is_section, key) {
+        (true, _) => format!("`{name}` is a section: begin it with a line [{name}]"),
+        (_, true) => {
+            format!("`{name}` stands in no section; there are {}", sections.map(|s| format!("[{s}]")).join(", "))
+        }
+        _ => near::unknown("section", name, sections.into_iter()),
+    }
+}
+
+fn no_key(section: &str, on: u8, name: &str) -> String {
+    let elsewhere = |bit| table::keys(bit).any(|key| key == name);
+    let others: Vec<_> =
+        SECTIONS.iter().filter(|(_, bit)| elsewhere(*bit)).map(|(section, _)| format!("[{section}]")).collect();
+    if table::of(on).any(|setting| setting.once && setting.key == name) {
+        return format!("`{name}` is a word for once: a flag of `afterimage {section}`, and no key");
+    }
+    match others.is_empty() {
+        true => near::unknown("key", name, table::keys(on)),
+        false => format!("`{name}` is no key of [{section}], but of {}", others.join(" and ")),
+    }
+}
+
+impl File {
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    pub(super) fn line<T>(&self, setting: &Spanned<T>) -> usize {
-        line_of(&self.text, setting.span().start)
+    pub(super) fn section(&self, name: &str) -> Option<&Section> {
+        self.sections.get(name)
+    }
+
+    /// What a section says under a key.
+    pub(super) fn said(&self, section: &str, key: &str) -> Option<&Said> {
+        self.sections.get(section)?.get(key)
     }
 }
 
-/// The line, from 1, of a byte offset.
-fn line_of(text: &str, offset: usize) -> usize {
-    1 + text.bytes().take(offset).filter(|b| *b == b'\n').count()
+/// The text of a file, with today's names for these keys of a section where it has those of before.
+pub(crate) fn renamed(path: &Path, text: &str, section: &str, keys: &[&str]) -> Result<String, ConfigError> {
+    let file = parse(path, text)?;
+    let span = |key: &str| Some(file.said(section, key)?.old.clone()?.1);
+    let mut spans: Vec<_> = keys.iter().filter_map(|key| Some((span(key)?, *key))).collect();
+    spans.sort_by_key(|(span, _)| std::cmp::Reverse(span.start));
+    let mut text = text.to_owned();
+    spans.into_iter().for_each(|(span, key)| text.replace_range(span, key));
+    Ok(text)
 }

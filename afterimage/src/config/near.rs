@@ -1,44 +1,42 @@
-//! An unknown key or section of a file: which one was meant.
+//! A word that nobody knows: which one was meant.
 
-/// The message of a TOML reader, with the nearest of the words that it expected.
-pub(super) fn with_guess(message: &str) -> String {
-    let guess = message.split_once("unknown field `").and_then(|(_, rest)| {
-        let (unknown, expected) = rest.split_once('`')?;
-        nearest(unknown, expected.split('`').skip(1).step_by(2))
-    });
-    match guess {
-        Some(guess) => format!("{}; did you mean `{guess}`?", message.trim_end()),
-        None => message.trim_end().to_owned(),
+/// What is said of a key, or a section, that there is not.
+pub(super) fn unknown(what: &str, word: &str, words: impl Iterator<Item = &'static str> + Clone) -> String {
+    match nearest(word, words.clone()) {
+        Some(guess) => format!("unknown {what} `{word}`; did you mean `{guess}`?"),
+        None => format!("unknown {what} `{word}`; there are `{}`", words.collect::<Vec<_>>().join("`, `")),
     }
 }
 
-/// The word that `unknown` is a flag's spelling of ("epoch", "beat-interval", "nic"), else the one that it differs least from.
-fn nearest<'a>(unknown: &str, words: impl Iterator<Item = &'a str> + Clone) -> Option<&'a str> {
+/// The word that `unknown` is a flag's spelling of ("beat-interval", "nic"), or that with a unit that its key had ("slab_mib"),
+/// else the one that it differs least from.
+pub(crate) fn nearest<'a>(unknown: &str, words: impl Iterator<Item = &'a str> + Clone) -> Option<&'a str> {
     let spelt = unknown.trim_start_matches('-').replace('-', "_").to_lowercase();
-    let is_flag = |word: &str| {
-        let stem = ["_ms", "_mib", "_kib", "s"].into_iter().find_map(|unit| word.strip_suffix(unit)).unwrap_or(word);
-        spelt == word || spelt == stem
-    };
-    let far = |word: &str| (distance(&spelt, word), word.len());
+    let stem = ["_ms", "_mib", "_kib"].into_iter().find_map(|unit| spelt.strip_suffix(unit)).unwrap_or(&spelt);
+    let is_flag = |word: &str| spelt == word || stem == word || Some(stem) == word.strip_suffix('s');
+    let far = |word: &str| (distance(stem, word), word.len());
     words
         .clone()
         .find(|word| is_flag(word))
-        .or_else(|| words.min_by_key(|word| far(word)).filter(|word| far(word).0 * 3 <= word.len()))
+        .or_else(|| words.min_by_key(|word| far(word)).filter(|word| far(word).0 * 2 < word.len()))
 }
 
-/// How many letters have to be put in, left out or changed.
+/// How many letters have to be put in, left out, changed, or change places with their neighbours.
 fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.iter().enumerate() {
-            let changed = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
+    let [a, b] = [a, b].map(|word| word.chars().collect::<Vec<_>>());
+    let mut rows = vec![(0..=b.len()).collect::<Vec<_>>()];
+    for i in 1..=a.len() {
+        let mut row = vec![i];
+        for j in 1..=b.len() {
+            let above = &rows[i - 1];
+            let changed = above[j - 1] + usize::from(a[i - 1] != b[j - 1]);
+            let swapped = i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1];
+            let swapped = if swapped { rows[i - 2][j - 2] + 1 } else { usize::MAX };
+            row.push(changed.min(above[j] + 1).min(row[j - 1] + 1).min(swapped));
         }
+        rows.push(row);
     }
-    row[b.len()]
+    rows[a.len()][b.len()]
 }
 
 #[cfg(test)]
@@ -47,21 +45,22 @@ mod tests {
 
     #[test]
     fn flags_and_slips_are_understood_and_nonsense_is_not() {
-        let words = ["epoch_ms", "nics", "beat_interval_ms", "staging_mib", "slab_kib", "once", "qmp", "to", "vm"];
+        let words = ["epoch", "nics", "beat_interval", "staging", "slab", "once", "qmp", "to", "vm"];
         for (unknown, guess) in [
-            ("epoch", Some("epoch_ms")),
-            ("epok_ms", Some("epoch_ms")),
+            ("epok", Some("epoch")),
+            ("epcoh", Some("epoch")),
             ("nic", Some("nics")),
-            ("beat-interval", Some("beat_interval_ms")),
-            ("staging", Some("staging_mib")),
-            ("slab_mib", Some("slab_kib")),
+            ("beat-interval", Some("beat_interval")),
+            ("slab_mib", Some("slab")),
+            ("qpm", Some("qmp")),
             ("nonsense", None),
+            ("vn", None),
             ("x", None),
         ] {
             assert_eq!(nearest(unknown, words.into_iter()), guess, "{unknown}");
         }
-        assert_eq!(with_guess("unknown field `vn`, expected `vm`\n"), "unknown field `vn`, expected `vm`");
-        let said = with_guess("unknown field `protekt`, expected one of `witness`, `protect`, `standby`");
+        assert_eq!(unknown("key", "vn", ["vm"].into_iter()), "unknown key `vn`; there are `vm`");
+        let said = unknown("section", "protekt", ["witness", "protect", "standby"].into_iter());
         assert!(said.ends_with("; did you mean `protect`?"), "{said}");
     }
 }

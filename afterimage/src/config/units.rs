@@ -1,17 +1,14 @@
-//! Durations, sizes and NICs: as flags with their unit ("20ms", "64MiB"), in files with the unit in the key (`epoch_ms`).
+//! Times and sizes between our own processes, addresses of listeners, and NICs.
 
 use node::{
     address::parse_address,
     serde_as_text,
-    units::{from_micros, parse_duration, whole},
+    units::{from_micros, parse_duration, parse_size, size_text, time_text, whole},
 };
-
-use serde::{
-    Deserialize, Deserializer, Serialize, Serializer,
-    de::{Error, Visitor},
-};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use std::{
     fmt,
+    marker::PhantomData,
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     str::FromStr,
@@ -19,104 +16,92 @@ use std::{
 };
 
 /// Reads "10.0.0.2:9180", or "9180", which is that port on loopback.
-pub fn parse_listen(text: &str) -> Result<SocketAddr, String> {
-    let port = text.parse().map(|port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-    port.or_else(|_| parse_address(text)).map_err(|why| format!("{why}, or a port alone for loopback"))
+pub(super) fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        let port = text.parse().map_err(|_| format!("port {text} is out of range: allowed is 0 to 65535"))?;
+        return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    }
+    parse_address(text).map_err(|why| format!("{why}, or a port alone for loopback"))
 }
 
-/// What a detection time may be multiplied by, and why not by less.
-pub(super) const MULTIPLIERS: &str =
-    "2 to 255 (1 bears no lost beat: the first that is lost, or late, would be a death)";
-/// The least of them.
-pub(super) const LEAST_MULTIPLIER: u8 = 2;
-
-/// Reads "5": after how many missed beats a side is suspect.
-pub fn parse_multiplier(text: &str) -> Result<u8, String> {
-    let multiplier = text.parse().ok().filter(|multiplier| *multiplier >= LEAST_MULTIPLIER);
-    multiplier.ok_or_else(|| format!("invalid multiplier {text:?}: allowed is {MULTIPLIERS}"))
+/// A unit between our processes: a value is a text with its unit, or, by the release before, a number in the unit of its key.
+pub(crate) trait Unit {
+    /// What it is here.
+    type Value: Copy;
+    /// Reads a text.
+    const READ: fn(&str) -> Result<Self::Value, String>;
+    /// As it is read.
+    const TEXT: fn(Self::Value) -> String;
+    /// Of a number.
+    const NUMBER: fn(f64) -> Option<Self::Value>;
 }
 
-/// `n` as an integer if it is one: "20", not "20.0".
-fn number<S: Serializer>(n: f64, s: S) -> Result<S::Ok, S::Error> {
-    #[expect(clippy::cast_possible_truncation, reason = "whole, and far below 2^53")]
-    if n.fract() == 0.0 { s.serialize_i64(n as i64) } else { s.serialize_f64(n) }
+/// A time; a number is in ms.
+#[derive(Debug)]
+pub(crate) struct Time;
+impl Unit for Time {
+    type Value = Duration;
+    const READ: fn(&str) -> Result<Duration, String> = parse_duration;
+    const TEXT: fn(Duration) -> String = time_text;
+    const NUMBER: fn(f64) -> Option<Duration> = |ms| from_micros(ms * 1e3);
 }
 
-/// A duration that a file writes in milliseconds, or with its unit as a text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Millis(pub Duration);
+/// A size; a number is in so many bytes.
+#[derive(Debug)]
+pub(crate) struct Size<const UNIT: u32>;
+impl<const UNIT: u32> Unit for Size<UNIT> {
+    type Value = u64;
+    const READ: fn(&str) -> Result<u64, String> = parse_size;
+    const TEXT: fn(u64) -> String = size_text;
+    const NUMBER: fn(f64) -> Option<u64> = |n| whole(n * f64::from(UNIT));
+}
+/// A number is in KiB.
+pub(crate) type Kib = Size<1024>;
+/// A number is in MiB.
+pub(crate) type Mib = Size<0x10_0000>;
 
-impl Serialize for Millis {
-    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        number(self.0.as_secs_f64() * 1e9 / 1e6, s)
+/// For `#[serde(with = …)]`: a value in this unit.
+#[derive(Debug)]
+pub(crate) struct As<U: Unit>(U::Value);
+
+impl<U: Unit> As<U> {
+    pub(super) fn serialize<S: Serializer>(value: &U::Value, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(&U::TEXT(*value))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<U::Value, D::Error> {
+        <Self as Deserialize>::deserialize(d).map(|one| one.0)
     }
 }
 
-impl<'de> Deserialize<'de> for Millis {
+impl<'de, U: Unit> Deserialize<'de> for As<U> {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        d.deserialize_any(MillisOrText)
-    }
-}
-
-struct MillisOrText;
-
-impl MillisOrText {
-    fn millis<E: Error>(ms: f64) -> Result<Millis, E> {
-        let millis = from_micros(ms * 1e3).map(Millis);
-        millis.ok_or_else(|| E::custom(format!("{ms} ms: allowed is more than 0, to 3600000")))
-    }
-}
-
-impl Visitor<'_> for MillisOrText {
-    type Value = Millis;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("milliseconds, or a time with its unit such as \"20ms\"")
-    }
-
-    fn visit_i64<E: Error>(self, ms: i64) -> Result<Millis, E> {
-        Self::millis(ms as f64)
-    }
-
-    fn visit_u64<E: Error>(self, ms: u64) -> Result<Millis, E> {
-        Self::millis(ms as f64)
-    }
-
-    fn visit_f64<E: Error>(self, ms: f64) -> Result<Millis, E> {
-        Self::millis(ms)
-    }
-
-    fn visit_str<E: Error>(self, text: &str) -> Result<Millis, E> {
-        parse_duration(text).map(Millis).map_err(E::custom)
-    }
-}
-
-macro_rules! size {
-    ($($(#[$doc:meta])* $t:ident $shift:literal;)*) => {$(
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub(super) struct $t(pub u64);
-
-        impl Serialize for $t {
-            fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-                number(self.0 as f64 / f64::from(1u32 << $shift), s)
-            }
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Text(String),
+            Number(f64),
         }
-
-        impl<'de> Deserialize<'de> for $t {
-            fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-                let n = f64::deserialize(d)?;
-                let bytes = whole(n * f64::from(1u32 << $shift));
-                bytes.map(Self).ok_or_else(|| D::Error::custom(format!("{n}: allowed is a whole number of bytes up to 1 TiB")))
-            }
-        }
-    )*};
+        let value = match Written::deserialize(d)? {
+            Written::Text(text) => U::READ(&text),
+            Written::Number(n) => U::NUMBER(n).ok_or_else(|| format!("{n} is out of range")),
+        };
+        value.map(Self).map_err(D::Error::custom)
+    }
 }
-size! {
-    /// Bytes that a file writes in KiB.
-    Kib 10;
-    /// Bytes that a file writes in MiB.
-    Mib 20;
+
+/// The same of a value that need not be there.
+#[derive(Debug)]
+pub(crate) struct Maybe<U>(PhantomData<U>);
+
+impl<U: Unit> Maybe<U> {
+    pub(crate) fn serialize<S: Serializer>(value: &Option<U::Value>, s: S) -> Result<S::Ok, S::Error> {
+        value.map(U::TEXT).serialize(s)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<U::Value>, D::Error> {
+        Ok(Option::<As<U>>::deserialize(d)?.map(|one| one.0))
+    }
 }
 
 /// A NIC of the VM: the unix socket of its `-netdev stream`, and the TAP device behind the gate.
@@ -161,8 +146,12 @@ mod tests {
     fn a_port_alone_is_on_loopback() {
         assert_eq!(parse_listen("9180"), Ok("127.0.0.1:9180".parse().unwrap()));
         assert_eq!(parse_listen("[::]:1"), Ok("[::]:1".parse().unwrap()));
-        for text in ["", ":9180", "65536", "host:1", "10.0.0.1"] {
+        for text in ["", ":9180", "host:1", "10.0.0.1"] {
             assert!(parse_listen(text).unwrap_err().contains("for loopback"), "{text}");
+        }
+        for text in ["65536", "99999"] {
+            let error = parse_listen(text).unwrap_err();
+            assert_eq!(error, format!("port {text} is out of range: allowed is 0 to 65535"));
         }
     }
 
@@ -177,20 +166,17 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back() {
-        let json = |us| serde_json::to_string(&Millis(Duration::from_micros(us))).unwrap();
+        #[derive(Debug, PartialEq, Serialize, Deserialize)]
+        struct Both(#[serde(with = "As::<Time>")] Duration, #[serde(with = "Maybe::<Mib>")] Option<u64>);
+        let read = |json: &str| serde_json::from_str::<Both>(json).map_err(|error| error.to_string());
         for us in [1, 500, 1_001, 16_667, 20_000, 3_600_000_000] {
-            let back: Millis = serde_json::from_str(&json(us)).unwrap();
-            assert_eq!(back.0, Duration::from_micros(us));
+            for bytes in [None, Some(1), Some(1023), Some(64 << 20), Some((1 << 40) - 1)] {
+                let both = Both(Duration::from_micros(us), bytes);
+                assert_eq!(read(&serde_json::to_string(&both).unwrap()), Ok(both));
+            }
         }
-        assert_eq!((json(20_000).as_str(), json(500).as_str()), ("20", "0.5"));
-        assert_eq!(serde_json::from_str::<Millis>("\"1h\"").unwrap().0, Duration::from_secs(3600));
-        for (json, words) in [("\"1\"", "invalid duration"), ("true", "such as \"20ms\""), ("0", "more than 0")] {
-            let error = serde_json::from_str::<Millis>(json).unwrap_err().to_string();
-            assert!(error.contains(words), "{json}: {error}");
-        }
-        for bytes in [1, 1023, 64 << 20, (64 << 20) + 4096, (1 << 40) - 1] {
-            let back: Mib = serde_json::from_str(&serde_json::to_string(&Mib(bytes)).unwrap()).unwrap();
-            assert_eq!(back.0, bytes);
-        }
+        assert_eq!(read("[2.5, 64]"), Ok(Both(Duration::from_micros(2_500), Some(64 << 20))), "the release before");
+        assert!(read("[\"20\", null]").unwrap_err().contains("invalid duration"));
+        assert!(read("[0, null]").unwrap_err().contains("out of range"));
     }
 }

@@ -3,12 +3,13 @@
 use super::{
     SCHEMA,
     keepalive::{KeepaliveReport, Wanted, wished},
-    save::{Edit, Entry, edit, number},
+    save::{Edit, Entry, edit},
     settings::{Settings, SettingsReport},
     text,
 };
 use crate::{
     cli::{KeepaliveSetArgs, KeepaliveShowArgs, SetArgs, Side, StatusArgs},
+    config::time_text,
     status::{
         NoAnswer, Request, Response, as_json as all_as_json, ask, ask_all, ask_one, find, left, side, sockets, whose,
     },
@@ -167,12 +168,12 @@ pub fn change(args: &KeepaliveSetArgs) -> Result<Code> {
 
 /// What was asked for, and what stays: what the next session begins with is what is in force now.
 fn entries(wish: Wish) -> Vec<Entry> {
-    let us = |d: Duration| number(u64::try_from(d.as_micros()).unwrap_or(u64::MAX), 1000);
+    let entry = |key: &str, value| (key.to_owned(), value);
     vec![
-        ("beat_interval_ms", Some(us(wish.interval))),
+        entry("beat_interval", Some(time_text(wish.interval).into())),
         // Without a wish of its own it follows the interval.
-        ("beat_min_rx_ms", wish.min_rx.map(us)),
-        ("detect_multiplier", Some(i64::from(wish.multiplier).into())),
+        entry("beat_min_rx", wish.min_rx.map(|min_rx| time_text(min_rx).into())),
+        entry("detect_multiplier", Some(i64::from(wish.multiplier).into())),
     ]
 }
 
@@ -284,7 +285,7 @@ fn told(after: &KeepaliveReport, this_side: bool, saved: Option<&str>) -> String
 
 /// `afterimage set`
 pub fn set(args: &SetArgs) -> Result<Code> {
-    let settings = Settings::new(&args.settings).map_err(ExitError::usage)?;
+    let (settings, written) = Settings::new(&args.settings).map_err(ExitError::usage)?;
     let (path, side) = find(&args.run_dir, args.vm, &[Side::Primary], "set")?;
     let ask = |settings| match ask_one(&path, Request::Set(settings), PATIENCE)? {
         Response::Settings(report) => Ok(*report),
@@ -295,13 +296,8 @@ pub fn set(args: &SetArgs) -> Result<Code> {
         None => None,
         Some(_) => {
             let file = ask(Settings::default())?.config_file;
-            let (epoch, staging) = (settings.epoch_us, settings.max_staging_bytes);
-            let entries = [
-                epoch.map(|us| ("epoch_ms", Some(number(us, 1000)))),
-                staging.map(|bytes| ("staging_mib", Some(number(bytes, 1 << 20)))),
-                settings.on_cap.map(|wish| ("on_cap", Some(wish.to_string().into()))),
-            ];
-            let entries: Vec<Entry> = entries.into_iter().flatten().collect();
+            let entries: Vec<Entry> =
+                written.iter().map(|(key, value)| (key.clone(), value.as_str().map(Into::into))).collect();
             prepare(args.save.as_ref(), file.as_deref(), side, &entries)?
         }
     };
@@ -325,15 +321,17 @@ mod tests {
     fn what_stays_is_saved_beside_what_was_asked_for() {
         let own = Offer { interval_us: 20_000, min_rx_us: 20_000, multiplier: 10 };
         let saved = |wanted: Wanted| {
-            let entry = |(key, value): Entry| format!("{key} {}", value.map_or("-".to_owned(), |v| v.to_string()));
+            let entry = |(key, value): Entry| {
+                format!("{key} {}", value.map_or("-".to_owned(), |v| v.to_string().replace('"', "")))
+            };
             entries(wished(&own, &wanted)).into_iter().map(entry).collect::<Vec<_>>()
         };
         let interval = Wanted { interval_us: Some(25_000), ..Wanted::default() };
-        assert_eq!(saved(interval), ["beat_interval_ms 25", "beat_min_rx_ms -", "detect_multiplier 10"]);
+        assert_eq!(saved(interval), ["beat_interval 25ms", "beat_min_rx -", "detect_multiplier 10"]);
         let multiplier = Wanted { multiplier: Some(7), ..Wanted::default() };
-        assert_eq!(saved(multiplier), ["beat_interval_ms 20", "beat_min_rx_ms -", "detect_multiplier 7"]);
+        assert_eq!(saved(multiplier), ["beat_interval 20ms", "beat_min_rx -", "detect_multiplier 7"]);
         let min_rx = Wanted { min_rx_us: Some(30_000), ..Wanted::default() };
-        assert_eq!(saved(min_rx), ["beat_interval_ms 20", "beat_min_rx_ms 30", "detect_multiplier 10"]);
+        assert_eq!(saved(min_rx), ["beat_interval 20ms", "beat_min_rx 30ms", "detect_multiplier 10"]);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use std::{
 use toml_edit::{DocumentMut, Item, TableLike, Value};
 
 /// One key of the section, and its value; `None`: the default again.
-pub(super) type Entry = (&'static str, Option<Value>);
+pub(super) type Entry = (String, Option<Value>);
 
 /// A file's new text, that was checked, and not written yet.
 #[derive(Debug)]
@@ -31,14 +31,6 @@ pub(super) struct Edit {
     section: &'static str,
     /// The other role's section, if the file has one: it stays as it is.
     other: Option<&'static str>,
-}
-
-/// A number in a unit of `of`: whole where it is.
-pub(super) fn number(n: u64, of: u64) -> Value {
-    match n.is_multiple_of(of) {
-        true => i64::try_from(n / of).unwrap_or(i64::MAX).into(),
-        false => (n as f64 / of as f64).into(),
-    }
 }
 
 fn failed(path: &Path, doing: &str, error: &io::Error) -> ExitError {
@@ -59,13 +51,15 @@ pub(super) fn edit(path: &Path, side: Side, entries: &[Entry]) -> Result<Edit, E
     };
     let text = before.as_deref().unwrap_or_default();
     config::check_text(&path, text)?;
-    let mut document: DocumentMut =
-        endings::plain(text).parse().map_err(|error| ExitError::usage(format!("{}: {error}", path.display())))?;
     let (name, other) = match side {
         Side::Primary => ("protect", "standby"),
         Side::Standby => ("standby", "protect"),
         Side::Keeper => return Err(ExitError::usage("a keeper has no section in a configuration file")),
     };
+    let keys: Vec<_> = entries.iter().map(|(key, _)| key.as_str()).collect();
+    let named = config::renamed(&path, &endings::plain(text), name, &keys)?;
+    let mut document: DocumentMut =
+        named.parse().map_err(|error| ExitError::usage(format!("{}: {error}", path.display())))?;
     let other = document.contains_key(other).then_some(other);
     let section = document.entry(name).or_insert(toml_edit::table());
     let Some(table) = section.as_table_like_mut() else {
@@ -195,6 +189,10 @@ beat_min_rx_ms = 9
 epoch_ms = 20
 ";
 
+    fn entry(key: &str, value: Option<Value>) -> Entry {
+        (key.to_owned(), value)
+    }
+
     fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("afterimage.toml");
@@ -208,15 +206,16 @@ epoch_ms = 20
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
         let link = dir.path().join("link.toml");
         std::os::unix::fs::symlink(&path, &link).unwrap();
-        let entries: [Entry; 4] = [
-            ("beat_interval_ms", Some(number(2_500, 1000))),
-            ("beat_min_rx_ms", None),
-            ("detect_multiplier", Some(3.into())),
-            ("on_cap", Some("grow:64MiB".into())),
+        let entries = [
+            entry("beat_interval", Some("2500us".into())),
+            entry("beat_min_rx", None),
+            entry("detect_multiplier", Some(3.into())),
+            entry("on_cap", Some("grow:64MiB".into())),
         ];
         edit(&link, Side::Primary, &entries).unwrap().write().unwrap();
-        let expected = FILE.replace("= 10 ", "= 2.5 ").replace("beat_min_rx_ms = 9\n", "")
-            + "detect_multiplier = 3\non_cap = \"grow:64MiB\"\n";
+        let expected =
+            FILE.replace("_interval_ms = 10 ", "_interval = \"2500us\" ").replace("beat_min_rx_ms = 9\n", "")
+                + "detect_multiplier = 3\non_cap = \"grow:64MiB\"\n";
         assert_eq!(fs::read_to_string(&path).unwrap(), expected);
         assert!(link.is_symlink());
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
@@ -227,9 +226,9 @@ epoch_ms = 20
     fn a_byte_order_mark_and_the_ends_of_lines_stay() {
         let windows = format!("\u{feff}{}", FILE.replace('\n', "\r\n"));
         let (_dir, path) = file(&windows);
-        let entries: [Entry; 2] = [("epoch_ms", Some(5.into())), ("window", Some(3.into()))];
+        let entries = [entry("epoch", Some("5ms".into())), entry("window", Some(3.into()))];
         edit(&path, Side::Primary, &entries).unwrap().write().unwrap();
-        let expected = windows.replace("epoch_ms = 20", "epoch_ms = 5") + "window = 3\r\n";
+        let expected = windows.replace("epoch_ms = 20", "epoch = \"5ms\"") + "window = 3\r\n";
         assert_eq!(fs::read_to_string(&path).unwrap(), expected);
     }
 
@@ -237,9 +236,9 @@ epoch_ms = 20
     fn what_config_check_would_refuse_is_not_written() {
         let (_dir, path) = file(FILE);
         let cases: [(Entry, &str); 3] = [
-            (("detect_multiplier", Some(0.into())), "2 to 255"),
-            (("beat_interval_ms", Some(number(50, 1000))), "100us to 10s"),
-            (("staging_mib", Some(1.into())), "at least two slabs"),
+            (entry("detect_multiplier", Some(0.into())), "2 to 255"),
+            (entry("beat_interval", Some("50us".into())), "100us to 10s"),
+            (entry("staging", Some("1MiB".into())), "two slabs of 1MiB"),
         ];
         for (entry, why) in cases {
             let refused = edit(&path, Side::Primary, &[entry]).unwrap_err();
@@ -253,7 +252,7 @@ epoch_ms = 20
     #[test]
     fn a_file_that_changed_meanwhile_is_left_alone() {
         let (dir, path) = file(FILE);
-        let edit = edit(&path, Side::Primary, &[("epoch_ms", Some(5.into()))]).unwrap();
+        let edit = edit(&path, Side::Primary, &[entry("epoch", Some("5ms".into()))]).unwrap();
         fs::write(&path, "# mine\n").unwrap();
         assert!(edit.write().unwrap_err().message.contains("somebody else"));
         assert_eq!(fs::read_to_string(&path).unwrap(), "# mine\n");
@@ -264,7 +263,7 @@ epoch_ms = 20
     fn a_file_that_is_not_there_is_begun() {
         let (_dir, path) = file("");
         fs::remove_file(&path).unwrap();
-        let edit_of = |side| edit(&path, side, &[("detect_multiplier", Some(4.into()))]).unwrap();
+        let edit_of = |side| edit(&path, side, &[entry("detect_multiplier", Some(4.into()))]).unwrap();
         let first = edit_of(Side::Standby);
         assert!(first.told().ends_with("for `afterimage standby`, section [standby]"), "{}", first.told());
         first.write().unwrap();

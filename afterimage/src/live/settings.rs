@@ -1,23 +1,18 @@
 //! `afterimage set`: what of a primary can be changed while it runs, all of it or none.
 
 use crate::{
-    config::{OnCapWish, parse_duration, parse_size, size_text, time_text},
+    config::{self, OnCapWish, Setting, size_text, two_slabs},
     live::SCHEMA,
 };
 use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, str::FromStr, time::Duration};
-
-const KEYS: &str = "epoch=TIME, max-staging=SIZE, on-cap=throttle|grow:SIZE|unprotect";
+use toml::{Table, Value};
 
 /// `KEY=VALUE`, as it was written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Assignment {
-    /// From one checkpoint to the next.
-    Epoch(Duration),
-    /// Staging's cap, bytes.
-    MaxStaging(u64),
-    /// What a checkpoint that outgrows it means.
-    OnCap(OnCapWish),
+#[derive(Clone, Debug)]
+pub struct Assignment {
+    setting: &'static Setting,
+    value: Value,
 }
 
 impl FromStr for Assignment {
@@ -25,13 +20,17 @@ impl FromStr for Assignment {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (key, value) = text.split_once('=').ok_or_else(|| no_assignment(text))?;
-        Ok(match key {
-            "epoch" => Self::Epoch(parse_duration(value)?),
-            "max-staging" => Self::MaxStaging(parse_size(value)?),
-            "on-cap" => Self::OnCap(value.parse()?),
-            _ => return Err(format!("{key:?} cannot be set on a running pair; allowed: {KEYS}")),
-        })
+        let name = if key == "max-staging" { "staging".to_owned() } else { key.replace('-', "_") };
+        let setting = config::live().find(|setting| setting.key == name);
+        let setting = setting.ok_or_else(|| format!("{key:?} cannot be set on a running pair; allowed: {}", keys()))?;
+        let value = setting.read(value).map_err(|why| format!("{key}: {why}"))?;
+        Ok(Self { setting, value })
     }
+}
+
+fn keys() -> String {
+    let all: Vec<_> = config::live().map(|setting| format!("{}={}", setting.key, setting.form)).collect();
+    all.join(", ")
 }
 
 /// A word that is no assignment, as a rule the file of `--save`.
@@ -39,41 +38,36 @@ fn no_assignment(text: &str) -> String {
     let is_file = text.contains('/') || text.ends_with(".toml");
     let file =
         if is_file { format!(" (a file to save into is joined to its flag: --save={text})") } else { String::new() };
-    format!("{text:?} has no '='{file}; allowed: {KEYS}")
+    format!("{text:?} has no '='{file}; allowed: {}", keys())
 }
 
-/// What is to be changed.
+/// What is to be changed, in the words of a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// From one checkpoint to the next, µs.
-    pub epoch_us: Option<u64>,
-    /// Staging's cap.
-    pub max_staging_bytes: Option<u64>,
+    /// From one checkpoint to the next.
+    #[serde(with = "config::Maybe::<config::Time>")]
+    pub epoch: Option<Duration>,
+    /// Staging's cap, bytes.
+    #[serde(with = "config::Maybe::<config::Mib>")]
+    pub staging: Option<u64>,
     /// What a checkpoint that outgrows it means.
     pub on_cap: Option<OnCapWish>,
 }
 
 impl Settings {
-    /// Of a command line.
+    /// Of a command line; and the same for a file.
     ///
     /// # Errors
     /// One key twice.
-    pub fn new(assignments: &[Assignment]) -> Result<Self, String> {
-        let mut all = Self::default();
-        for assignment in assignments {
-            let twice = match *assignment {
-                Assignment::Epoch(epoch) => {
-                    all.epoch_us.replace(u64::try_from(epoch.as_micros()).unwrap_or(u64::MAX)).map(|_| "epoch")
-                }
-                Assignment::MaxStaging(bytes) => all.max_staging_bytes.replace(bytes).map(|_| "max-staging"),
-                Assignment::OnCap(wish) => all.on_cap.replace(wish).map(|_| "on-cap"),
-            };
-            if let Some(key) = twice {
-                return Err(format!("{key} is given twice"));
+    pub(crate) fn new(assignments: &[Assignment]) -> Result<(Self, Table), String> {
+        let mut table = Table::new();
+        for Assignment { setting, value } in assignments {
+            if table.insert(setting.key.to_owned(), value.clone()).is_some() {
+                return Err(format!("{} is given twice", setting.key));
             }
         }
-        Ok(all)
+        Ok((table.clone().try_into().map_err(|error| error.to_string())?, table))
     }
 }
 
@@ -104,20 +98,17 @@ pub struct SettingsReport {
 /// # Errors
 /// In words: what, and what is allowed.
 pub(crate) fn check(settings: &Settings, slab_bytes: u64) -> Result<(), String> {
-    if let Some(us) = settings.epoch_us
-        && !(1_000..=60_000_000).contains(&us)
-    {
-        return Err(format!("epoch = {}: allowed is 1ms to 60s", time_text(Duration::from_micros(us))));
+    let said = Table::try_from(settings).map_err(|error| error.to_string())?;
+    for setting in config::live() {
+        let said = said.get(setting.key).and_then(Value::as_str);
+        said.map_or(Ok(()), |said| setting.read(said).map(drop)).map_err(|why| format!("{}: {why}", setting.key))?;
     }
-    if let Some(bytes) = settings.max_staging_bytes
-        && bytes < 2 * slab_bytes
-    {
-        let (bytes, two, slab) = (size_text(bytes), size_text(2 * slab_bytes), size_text(slab_bytes));
-        return Err(format!(
-            "max-staging = {bytes}: allowed is at least {two}, two slabs of {slab} (one is filled while one is sent)"
-        ));
+    match settings.staging {
+        Some(bytes) if bytes < 2 * slab_bytes => {
+            Err(format!("staging = {}: allowed is {}", size_text(bytes), two_slabs(slab_bytes)))
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 impl SettingsReport {
@@ -153,25 +144,36 @@ mod tests {
     #[test]
     fn a_wrong_one_of_several_changes_nothing() {
         let parse = |text: &str| text.parse::<Assignment>();
-        assert_eq!(parse("epoch=50ms"), Ok(Assignment::Epoch(Duration::from_millis(50))));
+        let settings = |texts: &[&str]| {
+            let assignments: Vec<_> = texts.iter().map(|text| parse(text).unwrap()).collect();
+            Settings::new(&assignments).map(|(settings, _)| settings)
+        };
+        let wish = Settings { epoch: Some(Duration::from_millis(50)), staging: Some(64 << 20), on_cap: None };
+        assert_eq!(settings(&["epoch=50ms", "staging=64MiB"]), Ok(wish));
+        assert_eq!(settings(&["max-staging=64MiB", "epoch=50ms"]), Ok(wish), "its name of before");
+        assert_eq!(settings(&["on-cap=grow:1MiB"]), settings(&["on_cap=grow:1MiB"]), "as a flag, as in a file");
         for (text, why) in [
             ("epoch", "no '='"),
             ("/etc/afterimage.toml", "--save=/etc/afterimage.toml"),
             ("epoch=50", "us, ms, s, m, h or d"),
-            ("window=3", "cannot be set on a running pair"),
-            ("max-staging=64MB", "KiB, MiB or GiB"),
-            ("on-cap=panic", "throttle"),
+            ("epoch=0.5ms", "allowed is 1ms to 60s"),
+            ("window=3", "cannot be set on a running pair; allowed: epoch=TIME, staging=SIZE, on_cap=POLICY"),
+            ("staging=64MB", "KiB, MiB or GiB"),
+            ("on_cap=panic", "throttle"),
         ] {
-            assert!(parse(text).unwrap_err().contains(why), "{text}");
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(why), "{text}: {error}");
         }
-        let twice = Settings::new(&[parse("epoch=5ms").unwrap(), parse("epoch=6ms").unwrap()]);
-        assert_eq!(twice, Err("epoch is given twice".to_owned()));
+        assert_eq!(settings(&["epoch=5ms", "epoch=6ms"]), Err("epoch is given twice".to_owned()));
+        assert_eq!(settings(&["max-staging=2MiB", "staging=2MiB"]), Err("staging is given twice".to_owned()));
         let slab = 1 << 20;
-        let good = Settings { epoch_us: Some(1_000), max_staging_bytes: Some(2 << 20), on_cap: None };
+        let good = Settings { epoch: Some(Duration::from_millis(1)), staging: Some(2 << 20), on_cap: None };
         assert_eq!(check(&good, slab), Ok(()));
-        let low = Settings { max_staging_bytes: Some((2 << 20) - 1), ..good };
+        let low = Settings { staging: Some((2 << 20) - 4096), ..good };
         assert!(check(&low, slab).unwrap_err().contains("at least 2MiB, two slabs of 1MiB"));
-        let short = Settings { epoch_us: Some(999), ..good };
-        assert!(check(&short, slab).unwrap_err().contains("epoch = 999us: allowed is 1ms to 60s"));
+        let short = Settings { epoch: Some(Duration::from_micros(999)), ..good };
+        assert_eq!(check(&short, slab), Err("epoch: 999us is out of range: allowed is 1ms to 60s".to_owned()));
+        let json = r#"{ "epoch": "50ms", "staging": "64MiB" }"#;
+        assert_eq!(serde_json::from_str::<Settings>(json).unwrap(), wish);
     }
 }

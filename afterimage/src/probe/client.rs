@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     cli::{ProbeArgs, Side},
-    config::{PathsConfig, parse_size},
+    config::{self, PathsConfig, parse_size},
     status::{Request, Response, ask, find},
 };
 use anyhow::{Context, Result, bail, ensure};
@@ -105,7 +105,7 @@ struct Session {
 fn measure(args: &ProbeArgs) -> Result<(ProbeFile, Option<anyhow::Error>)> {
     // Refused here with words, before anything is sent.
     Parameters::new(args.interval, args.interval, MULTIPLIER).map_err(ExitError::usage)?;
-    let config = args.paths.clone().resolve(u64::from(SLAB) * SLABS as u64).map_err(ExitError::from)?;
+    let config = config::paths(args.paths.clone(), u64::from(SLAB) * SLABS as u64).map_err(ExitError::from)?;
     paths::check(&config)?;
     let load = args.load.as_ref().map(|size| parse_size(size)).transpose().map_err(ExitError::usage)?;
     let peer = args.peer.as_ref().context("a peer")?;

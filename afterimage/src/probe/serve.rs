@@ -5,7 +5,10 @@ use super::{
     greeting::{self, Answer, Ask, Greeting},
     load::{self, Sink},
 };
-use crate::{cli::ServeArgs, config::PathsConfig};
+use crate::{
+    cli::ServeArgs,
+    config::{self, PathsConfig},
+};
 use anyhow::{Context, Result, bail};
 use mc_core::{
     id::{Incarnation, Node, NodeId},
@@ -57,7 +60,7 @@ pub fn serve(args: &ServeArgs) -> Result<Code> {
     for signal in [SIGTERM, SIGINT] {
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }
-    let config = args.paths.clone().resolve(u64::from(MAX_SLAB) * SLABS as u64).map_err(ExitError::from)?;
+    let config = config::paths(args.paths.clone(), u64::from(MAX_SLAB) * SLABS as u64).map_err(ExitError::from)?;
     paths::check(&config)?;
     let mut listener = Listener::bind(args.listen, SessionOptions::default()).map_err(cannot_listen)?;
     // Whoever started us may have gone.

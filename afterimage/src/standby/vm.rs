@@ -33,11 +33,13 @@ use vmm_qemu::{
 const OTHER_SIZE: &str = "does not match the size of the memory backend";
 
 /// Whose VM has how much memory, in other words than QEMU's.
-fn explained(error: StandbyError, main_bytes: u64) -> anyhow::Error {
+fn explained(error: StandbyError, main_bytes: u64, command: &[String]) -> anyhow::Error {
+    let memory = command.iter().rposition(|word| word == "-m" || word == "--m").and_then(|at| command.get(at + 1));
     match &error {
         StandbyError::Exited { stderr, .. } if stderr.contains(OTHER_SIZE) => anyhow::anyhow!(
-            "the primary's VM has {} of main memory, and the -m of this standby's QEMU command says another size: give both the same -m",
-            size_text(main_bytes)
+            "the primary's VM has {} of main memory, and the QEMU command of this standby says {}: give both the same -m",
+            size_text(main_bytes),
+            memory.map_or("nothing of -m, which is 128MiB".to_owned(), |size| format!("-m {size}"))
         ),
         _ => error.into(),
     }
@@ -74,7 +76,7 @@ impl WaitingVm {
         let ram = RamFile::create(&config.ram_dir, config.vm, main_ram.used_length)?;
         let launch = VmConfig { argv: config.qemu.clone(), run_dir, ram_file: ram.path().to_owned(), main_ram };
         let main = launch.main_ram.used_length;
-        let vm = StandbyVm::launch(launch.clone()).map_err(|error| explained(error, main))?;
+        let vm = StandbyVm::launch(launch.clone()).map_err(|error| explained(error, main, &config.qemu))?;
         let notes = vm.notes().to_vec();
         let profile = theirs.clone();
         let mut waiting = Self { vm: Some(vm), rests: false, launch, profile, shared, notes, ram };

@@ -270,7 +270,7 @@ fn rejoining_needs_to_know_how() {
     let protect = |name: &str, flags: &str| world.protect("a", name, &nowhere, free_addr(), flags);
     protect("none", "--rejoin").expect_end(2, &["error: --rejoin needs --config FILE", "[standby]"]);
     let file = world.path("a.toml");
-    fs::write(&file, "[protect]\nepoch_ms = 20\n").unwrap();
+    fs::write(&file, "[protect]\nepoch = \"20ms\"\n").unwrap();
     let flags = format!("--rejoin --config {}", file.display());
     protect("section", &flags).expect_end(2, &["--rejoin needs a section [standby] in", "a.toml"]);
     fs::write(&file, "[standby]\nvm = \"db\"\narbiter = \"manual\"\nqemu = [\"qemu-system-x86_64\"]\n").unwrap();

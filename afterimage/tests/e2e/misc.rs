@@ -99,8 +99,8 @@ fn a_protect_that_cannot_start() {
     run_dir.expect_end(1, &["error: ", "run directory", "vm.serial/run"]);
 
     let config = world.path("a.toml");
-    std::fs::write(&config, "[protect]\nepoch_ms = 20\nepcoh_ms = 30\n").unwrap();
-    protect("config", &format!("--config {}", config.display())).expect_end(2, &["a.toml:3", "epcoh_ms"]);
+    std::fs::write(&config, "[protect]\nepoch = \"20ms\"\nepcoh = \"30ms\"\n").unwrap();
+    protect("config", &format!("--config {}", config.display())).expect_end(2, &["a.toml:3", "did you mean `epoch`?"]);
     protect("nic", "--nic /nowhere.sock=nosuchtap").expect_end(6, &["error: ", "nosuchtap"]);
     vm.serial.goes_on();
 }

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 /// What carries checkpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum TransportWish {
     /// RDMA, or nothing
@@ -18,7 +17,6 @@ pub enum TransportWish {
 
 /// What carries beats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum KeepaliveWish {
     /// RDMA datagrams
