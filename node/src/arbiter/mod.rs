@@ -16,12 +16,18 @@ mod health;
 mod link;
 mod manual;
 mod memory;
+#[cfg(feature = "testing")]
+mod once;
 mod spec;
+mod watch;
 mod worker;
 
 pub use health::{Health, Told};
 pub use memory::MemoryError;
+#[cfg(feature = "testing")]
+pub use once::ask_once;
 pub use spec::{ArbiterSpec, ArbiterSpecError, HostPort, HostPortError};
+pub use watch::{ArbiterWatch, Stance};
 
 use crate::{
     exit::{Code, ExitError},
@@ -32,15 +38,14 @@ use mc_core::{
     register::{CasOutcome, Register},
     seen::Fault,
 };
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
 };
-use worker::{Backend, Shared};
+use worker::Shared;
+pub use worker::{Attempt, Backend};
 
 /// A question to the arbiter.
 pub use mc_core::wire::arbiter::Ask;
@@ -99,13 +104,20 @@ pub enum ArbiterError {
     /// What this node has seen is not known, or cannot be kept.
     #[error("arbiter: {0}")]
     Memory(#[from] MemoryError),
+    /// Known to whoever embeds this only.
+    #[error("arbiter: {name} is not a witness and not manual: whoever embeds it must give its backend")]
+    Unknown {
+        /// Its name.
+        name: String,
+    },
     /// No answer in time. A swap may have taken place nevertheless.
+    #[cfg(feature = "testing")]
     #[error("arbiter {spec}: no answer in {timeout:?}: {why}")]
     Unanswered {
         /// Which arbiter.
         spec: ArbiterSpec,
         /// How long we waited.
-        timeout: Duration,
+        timeout: std::time::Duration,
         /// What the last try said.
         why: String,
     },
@@ -121,13 +133,25 @@ pub struct ArbiterClient {
 impl ArbiterClient {
     /// Starts the worker thread. A witness is connected to at once, and read once a second while there is nothing else to ask.
     pub fn spawn(config: &ArbiterConfig) -> Result<Self, ArbiterError> {
+        let backend: Box<dyn Backend> = match &config.spec {
+            ArbiterSpec::Witness(address) => Box::new(link::Link::new(address.clone(), config)?),
+            ArbiterSpec::Manual => Box::new(manual::Manual::new(&config.run_dir, config.vm)),
+            ArbiterSpec::Other(name) => return Err(ArbiterError::Unknown { name: name.clone() }),
+        };
+        Self::start(config.spec.clone(), config.vm, backend)
+    }
+
+    /// The same, with a backend of the embedder's own, which messages call `name`.
+    ///
+    /// # Errors
+    /// No thread, no descriptor.
+    pub fn with_backend(name: &str, vm: Name, backend: Box<dyn Backend>) -> Result<Self, ArbiterError> {
+        Self::start(ArbiterSpec::Other(name.to_owned()), vm, backend)
+    }
+
+    fn start(spec: ArbiterSpec, vm: Name, backend: Box<dyn Backend>) -> Result<Self, ArbiterError> {
         let system = |doing| move |source| ArbiterError::System { doing, source };
         let wake = Wake::new().map_err(system("making an event descriptor"))?;
-        let (spec, vm) = (config.spec.clone(), config.vm);
-        let backend: Box<dyn Backend> = match &spec {
-            ArbiterSpec::Witness(address) => Box::new(link::Link::new(address.clone(), config)?),
-            ArbiterSpec::Manual => Box::new(manual::Manual::new(&config.run_dir, vm)),
-        };
         let shared = Arc::new(Shared::new(wake, spec == ArbiterSpec::Manual, &*backend));
         let worker = Arc::clone(&shared);
         std::thread::Builder::new()
@@ -181,28 +205,6 @@ impl ArbiterClient {
     pub fn operator_may_decide(&self) -> bool {
         self.shared.operator_may_decide()
     }
-
-    /// Waits for the answer to a question like `ask`, at most until `deadline`.
-    fn wait_answer(&self, ask: &Ask, deadline: Instant) -> io::Result<Option<Answer>> {
-        loop {
-            match (self.take_answer(), ask) {
-                (Some(answer @ Answer::Read(_)), Ask::Read) | (Some(answer @ Answer::Cas(_)), Ask::Cas(_)) => {
-                    return Ok(Some(answer));
-                }
-                (Some(_), _) => continue, // a check, or a fault, which may pass
-                (None, _) => {}
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(None);
-            }
-            let left = Timespec::try_from(left).map_err(io::Error::other)?;
-            match poll(&mut [PollFd::new(self, PollFlags::IN)], Some(&left)) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(e) => return Err(e.into()),
-            }
-        }
-    }
 }
 
 impl AsFd for ArbiterClient {
@@ -215,17 +217,6 @@ impl Drop for ArbiterClient {
     fn drop(&mut self) {
         self.shared.stop();
     }
-}
-
-/// Asks one question and waits, for start-up checks: retries until `timeout`.
-pub fn ask_once(config: &ArbiterConfig, ask: Ask, timeout: Duration) -> Result<Answer, ArbiterError> {
-    let client = ArbiterClient::spawn(config)?;
-    client.ask(ask);
-    let answer = client.wait_answer(&ask, Instant::now() + timeout);
-    answer.map_err(|source| ArbiterError::System { doing: "waiting for an answer", source })?.ok_or_else(|| {
-        let why = client.health().last_error.unwrap_or_else(|| "the first try is still under way".to_owned());
-        ArbiterError::Unanswered { spec: config.spec.clone(), timeout, why }
-    })
 }
 
 /// An operator accepts whichever witness answers next about this VM, here and in every process of this node that runs. What
