@@ -32,7 +32,6 @@ pub(crate) use resolve::{hostname, two_slabs};
 pub(crate) use setting::Setting;
 pub(crate) use table::{live, parse_beat_interval, parse_multiplier};
 pub use units::NicSpec;
-pub(crate) use units::{Maybe, Mib, Time};
 
 use mc_core::id::{Name, Node};
 use node::{
@@ -43,7 +42,7 @@ use node::{
 };
 use serde::{Deserialize, Serialize};
 use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
-use units::{As, Kib};
+use units::{As, Kib, Maybe, Mib, Time};
 use vmm_qemu::inventory::Forced;
 
 /// `afterimage witness`.

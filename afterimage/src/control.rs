@@ -90,7 +90,7 @@ impl Control {
 fn stalled((vm, node, side): (Name, Name, Side), why: String) -> Status {
     Status {
         schema: SCHEMA,
-        side: side.as_str().into(),
+        side: side.into(),
         role: "stalled".into(),
         vm: vm.to_string(),
         node: node.to_string(),

@@ -35,7 +35,7 @@ use std::{
 use vmm_qemu::inventory::Output;
 
 /// The version of [`Status`] as JSON. Fields may be added under the same number; a reader ignores those it does not know.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 /// The role of a primary that has not heard yet whose the VM is.
 pub const WAITING: &str = "waiting-for-arbiter";
 /// The role of a standby whose VM runs there.
@@ -49,8 +49,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Status {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// "primary", "standby" or "keeper": which command runs here.
-    pub side: String,
+    /// "primary", "standby" or "keeper", which command runs here; and what only that has.
+    #[serde(flatten)]
+    pub side: OfSide,
     /// Of a keeper "keeping"; of the primary "waiting-for-arbiter", "solo", "syncing", "registering", "protected", "claiming",
     /// "handing-back", "fenced", "ended"; of the standby "idle", "syncing", "rehearsing", "protecting", "revoking", "claiming", "lost",
     /// "disputed", "taking-over", "running"; of both "stalled", if the process is there and its loop does not answer. Of a process
@@ -108,39 +109,108 @@ pub struct Status {
     pub staging_limit_bytes: u64,
     /// The most that ever existed.
     pub staging_most_bytes: u64,
-    /// Of a primary, "throttle", "grow:SIZE" or "unprotect": what a checkpoint that outgrows staging means.
-    pub on_cap: String,
-    /// Of a primary, from one checkpoint to the next at most.
-    pub epoch_us: u64,
-    /// Of a primary, how long the VM runs between two checkpoints now, at most: less than an epoch while more would outgrow
-    /// staging.
-    pub run_us: u64,
     /// How often the cap was hit.
     pub staging_cap_hits: u64,
-    /// How long the VM stood still per checkpoint.
-    pub pause_us: Percentiles,
-    /// From the end of the pause to the ACK.
-    pub commit_us: Percentiles,
     /// How long output was held.
     pub hold_us: Percentiles,
-    /// How long the standby took to apply an epoch.
-    pub apply_us: Percentiles,
     /// The keepalive's figures.
     pub beats: Beats,
     /// The arbiter's health.
     pub arbiter: ArbiterStatus,
     /// Why the VM is not protected, as far as this side knows; of a primary with role claiming also that its output is held.
     pub why_not_protected: Option<WhyNot>,
-    /// Of a VM that was taken over: its QEMU's QMP socket on this host, for `protect --qmp`.
-    pub qmp: Option<String>,
-    /// What a takeover took, once there was one.
-    pub takeover: Option<Takeover>,
     /// Named counts, such as "throttled_epochs", "full_syncs".
     pub counters: BTreeMap<String, u64>,
     /// Of a primary, every way out of the VM. Of a standby, those that the primary protects the VM but for, by name.
     pub outputs: Vec<OutputStatus>,
     /// What the operator should know: "the serial console is not held", "SCHED_FIFO is not permitted".
     pub notes: Vec<String>,
+}
+
+/// What only one side has.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "side", rename_all = "lowercase")]
+pub enum OfSide {
+    /// `afterimage protect`
+    Primary(Primary),
+    /// `afterimage standby`
+    Standby(Standby),
+    /// `afterimage keeper`
+    Keeper,
+}
+
+/// What only a primary has.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Primary {
+    /// "throttle", "grow:SIZE" or "unprotect": what a checkpoint that outgrows staging means. Empty before there is a data path.
+    pub on_cap: String,
+    /// From one checkpoint to the next at most.
+    pub epoch_us: u64,
+    /// How long the VM runs between two checkpoints now, at most: less than an epoch while more would outgrow staging.
+    pub run_us: u64,
+    /// How long the VM stood still per checkpoint.
+    pub pause_us: Percentiles,
+    /// From the end of the pause to the ACK.
+    pub commit_us: Percentiles,
+}
+
+/// What only a standby has.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Standby {
+    /// How long it took to apply an epoch.
+    pub apply_us: Percentiles,
+    /// Of a VM that was taken over: its QEMU's QMP socket on this host, for `protect --qmp`.
+    pub qmp: Option<String>,
+    /// What a takeover took, once there was one.
+    pub takeover: Option<Takeover>,
+}
+
+impl From<Side> for OfSide {
+    fn from(side: Side) -> Self {
+        match side {
+            Side::Primary => Self::Primary(Primary::default()),
+            Side::Standby => Self::Standby(Standby::default()),
+            Side::Keeper => Self::Keeper,
+        }
+    }
+}
+
+impl Default for OfSide {
+    fn default() -> Self {
+        Side::Primary.into()
+    }
+}
+
+impl OfSide {
+    /// Which.
+    #[must_use]
+    pub fn side(&self) -> Side {
+        match self {
+            Self::Primary(_) => Side::Primary,
+            Self::Standby(_) => Side::Standby,
+            Self::Keeper => Side::Keeper,
+        }
+    }
+
+    /// "primary", "standby", "keeper".
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        self.side().as_str()
+    }
+
+    /// Of a primary.
+    #[must_use]
+    pub fn primary(&self) -> Option<&Primary> {
+        if let Self::Primary(primary) = self { Some(primary) } else { None }
+    }
+
+    /// Of a standby.
+    #[must_use]
+    pub fn standby(&self) -> Option<&Standby> {
+        if let Self::Standby(standby) = self { Some(standby) } else { None }
+    }
 }
 
 /// One way out of the VM.
@@ -377,6 +447,21 @@ pub(crate) fn side(path: &Path) -> Option<Side> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_only_one_side_has_is_absent_on_the_other_and_is_read_back() {
+        for (side, own, others) in [
+            (Side::Primary, "pause_us", "apply_us"),
+            (Side::Standby, "apply_us", "pause_us"),
+            (Side::Keeper, "held_bytes", "qmp"),
+        ] {
+            let status = Status { side: side.into(), qemu: Some(1), ..Status::default() };
+            let json = serde_json::to_value(&status).unwrap();
+            assert_eq!(json["side"], side.as_str());
+            assert!(json.get(own).is_some() && json.get(others).is_none(), "{json}");
+            assert_eq!(serde_json::from_value::<Status>(json).unwrap(), status);
+        }
+    }
 
     #[test]
     fn protected_by_an_arbiter_that_would_not_decide_is_degraded() {

@@ -5,7 +5,10 @@ use afterimage::{
     cli::Side,
     control::done,
     live::{InForce, KeepaliveReport, Remote, SettingsReport},
-    status::{ArbiterStatus, ControlSocket, OutputStatus, Request, Response, Status, Takeover, WhyNot, socket_path},
+    status::{
+        ArbiterStatus, ControlSocket, OfSide, OutputStatus, Request, Response, Standby, Status, Takeover, WhyNot,
+        socket_path,
+    },
     witness::{RegisterReport, WitnessReport, WitnessRequest},
 };
 use mc_core::{
@@ -116,10 +119,11 @@ fn check_fields(
 
 // --- Everything that an answer can have ---
 
-fn status() -> Status {
+/// `side`: with all that only that one has.
+fn status(side: OfSide) -> Status {
     Status {
-        schema: 1,
-        side: "primary".into(),
+        schema: 2,
+        side,
         vm: "web".into(),
         stalled: Some("it stands".into()),
         network: Some("tap0 is gone".into()),
@@ -130,13 +134,16 @@ fn status() -> Status {
         beats: afterimage::status::Beats { last_heard_ago_ms: Some(3), ..Default::default() },
         arbiter: ArbiterStatus { probe_age_ms: Some(9), fault: Some("it forgot".into()), ..ArbiterStatus::default() },
         why_not_protected: Some(WhyNot { next_try_in_ms: Some(1), ..WhyNot::default() }),
-        qmp: Some("/run/qmp".into()),
-        takeover: Some(Takeover::default()),
         counters: [("stalls".to_owned(), 2)].into(),
         outputs: vec![OutputStatus::default()],
         notes: vec!["a note".into()],
         ..Status::default()
     }
+}
+
+fn taken_over() -> OfSide {
+    let (qmp, takeover) = (Some("/run/qmp".into()), Some(Takeover::default()));
+    OfSide::Standby(Standby { qmp, takeover, ..Standby::default() })
 }
 
 fn keepalive() -> KeepaliveReport {
@@ -172,10 +179,8 @@ fn witness() -> WitnessReport {
 
 fn answer(request: &Request, full: bool) -> Response {
     match request {
-        Request::Status if full => Response::Status(Box::new(status())),
-        Request::Status => {
-            Response::Status(Box::new(Status { schema: 1, side: "standby".into(), ..Status::default() }))
-        }
+        Request::Status if full => Response::Status(Box::new(status(taken_over()))),
+        Request::Status => Response::Status(Box::new(Status { schema: 2, ..Status::default() })),
         Request::Keepalive | Request::KeepaliveSet(_) if full => Response::Keepalive(Box::new(keepalive())),
         Request::Keepalive | Request::KeepaliveSet(_) => Response::Keepalive(Box::default()),
         Request::Set(_) => {
@@ -271,7 +276,7 @@ fn the_document_has_the_routes_and_the_problems_and_no_other() {
 fn the_check_finds_what_is_wrong() {
     let document = document();
     let schema = |name: &str| json!({ "$ref": format!("#/components/schemas/{name}") });
-    let full = json!(status());
+    let full = json!(status(Side::Primary.into()));
     let with = |name: &str, value: Value| {
         let mut changed = full.clone();
         changed[name] = value;

@@ -413,8 +413,8 @@ fn the_manual_shows_the_help_and_the_status_as_they_are() {
     let flat = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     let help = flat(&run(&["--help"]).1);
     assert!(flat(&manual).contains(&help), "docs/CLI.md does not show `afterimage --help` as it is: {help}");
-    let (_, json) = manual.split_once("    {\n      \"schema\": 1,").unwrap();
-    let json = format!("{{\"schema\": 1,{}", json.split_once("\n    }\n").unwrap().0) + "}";
+    let (_, json) = manual.split_once("    {\n      \"schema\": 2,").unwrap();
+    let json = format!("{{\"schema\": 2,{}", json.split_once("\n    }\n").unwrap().0) + "}";
     let shown: Value = serde_json::from_str(&json).unwrap();
     let status = serde_json::to_value(Status::default()).unwrap();
     let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();

@@ -26,7 +26,7 @@ fn name(text: &str) -> Name {
 }
 
 fn status(vm: &str, role: &str, protected: bool) -> Status {
-    let (schema, node, side) = (SCHEMA, "alpha".into(), "primary".into());
+    let (schema, node, side) = (SCHEMA, "alpha".into(), Side::Primary.into());
     Status { schema, vm: vm.into(), role: role.into(), protected, node, side, ..Status::default() }
 }
 

@@ -1,8 +1,9 @@
 //! The endpoint, docs/METRICS.md, the dashboard and the alert rules name the same metrics.
 
 use afterimage::{
+    cli::Side,
     metrics::{Snapshot, Witness, openmetrics, plain},
-    status::{ArbiterStatus, Status, Takeover},
+    status::{ArbiterStatus, OfSide, Standby, Status, Takeover},
 };
 use mc_core::testing::skip;
 use node::keepalive::{BeatStats, PathStats};
@@ -18,17 +19,16 @@ fn file(name: &str) -> PathBuf {
 }
 
 /// Everything that a side can have.
-fn snapshot(side: &str) -> Snapshot {
+fn snapshot(side: OfSide) -> Snapshot {
     let path = PathStats { name: "ud".into(), ..PathStats::default() };
     let status = Status {
         vm: "a \"quoted\" \\ name".into(),
         node: "host-a".into(),
-        side: side.into(),
+        side,
         role: "protected".into(),
         peer: "host-b at 10.0.0.2:7410".into(),
         transport: "tcp (fell back from RDMA: x; 1 times)".into(),
         last_ack_age_ms: Some(8),
-        takeover: Some(Takeover::default()),
         arbiter: ArbiterStatus { probe_age_ms: Some(900), ..ArbiterStatus::default() },
         beat_paths: vec![path],
         ..Status::default()
@@ -38,7 +38,11 @@ fn snapshot(side: &str) -> Snapshot {
 }
 
 fn texts() -> [String; 3] {
-    [openmetrics(snapshot("primary")), openmetrics(snapshot("standby")), openmetrics(Witness::default())]
+    [
+        openmetrics(snapshot(Side::Primary.into())),
+        openmetrics(snapshot(OfSide::Standby(Standby { takeover: Some(Takeover::default()), ..Standby::default() }))),
+        openmetrics(Witness::default()),
+    ]
 }
 
 /// The metrics that are served, and their types.
@@ -103,7 +107,7 @@ fn names_have_units_and_labels_are_escaped() {
         let distinct: BTreeSet<&&str> = names.iter().collect();
         assert_eq!(names.len(), distinct.len(), "a family is written once: {names:?}");
     }
-    let text = openmetrics(snapshot("primary"));
+    let text = openmetrics(snapshot(Side::Primary.into()));
     assert!(text.contains(r#"vm="a \"quoted\" \\ name""#), "{text}");
     assert!(text.contains(r#"transport="tcp""#), "{text}");
     for (name, kind) in served() {

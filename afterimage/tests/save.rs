@@ -15,7 +15,7 @@ const FILE: &str = "# mine\n[protect]\nepoch_ms = 20\n";
 fn serve(dir: &Path) -> ControlSocket {
     let answer = |request| match request {
         Request::Set(settings) => {
-            let epoch_us = settings.epoch.map_or(20_000, |epoch| epoch.as_micros().try_into().unwrap());
+            let epoch_us = settings.epoch_us.unwrap_or(20_000);
             let report = SettingsReport { vm: "web".into(), epoch_us, on_cap: "throttle".into(), ..Default::default() };
             Response::Settings(Box::new(report))
         }

@@ -69,7 +69,7 @@ impl Answer {
         let entry = VmEntry {
             vm: &status.vm,
             node: &status.node,
-            side: &status.side,
+            side: status.side.word(),
             role: &status.role,
             protected: status.protected,
             href: format!("/v1/vms/{}", status.vm),

@@ -4,7 +4,7 @@ use crate::{
     cli::KeeperArgs,
     control::{Control, done, refused},
     report,
-    status::{Request, Response, SCHEMA, Status},
+    status::{OfSide, Request, Response, SCHEMA, Status},
 };
 use anyhow::Result;
 use mc_core::{
@@ -180,7 +180,7 @@ impl Pump {
         let notes = notes.into_iter().chain(refused).collect();
         let mut status = Status {
             schema: SCHEMA,
-            side: "keeper".into(),
+            side: OfSide::Keeper,
             role: "keeping".into(),
             vm: self.args.vm.to_string(),
             node: self.node.to_string(),

@@ -184,7 +184,7 @@ impl Session<'_> {
             schema: SCHEMA,
             vm: status.vm.clone(),
             node: status.node.clone(),
-            side: status.side.clone(),
+            side: status.side.word().to_owned(),
             peer: status.peer.clone(),
             keepalive: status.keepalive.clone(),
             state: "none".to_owned(),

@@ -1,7 +1,7 @@
 //! `afterimage set`: what of a primary can be changed while it runs, all of it or none.
 
 use crate::{
-    config::{self, OnCapWish, Setting, size_text, two_slabs},
+    config::{self, OnCapWish, Setting, parse_duration, parse_size, size_text, time_text, two_slabs},
     live::SCHEMA,
 };
 use serde::{Deserialize, Serialize};
@@ -41,16 +41,14 @@ fn no_assignment(text: &str) -> String {
     format!("{text:?} has no '='{file}; allowed: {}", keys())
 }
 
-/// What is to be changed, in the words of a file.
+/// What is to be changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct Settings {
-    /// From one checkpoint to the next.
-    #[serde(with = "config::Maybe::<config::Time>")]
-    pub epoch: Option<Duration>,
-    /// Staging's cap, bytes.
-    #[serde(with = "config::Maybe::<config::Mib>")]
-    pub staging: Option<u64>,
+    /// From one checkpoint to the next, µs.
+    pub epoch_us: Option<u64>,
+    /// Staging's cap.
+    pub max_staging_bytes: Option<u64>,
     /// What a checkpoint that outgrows it means.
     pub on_cap: Option<OnCapWish>,
 }
@@ -67,7 +65,14 @@ impl Settings {
                 return Err(format!("{} is given twice", setting.key));
             }
         }
-        Ok((table.clone().try_into().map_err(|error| error.to_string())?, table))
+        let said = |key: &str| table.get(key).and_then(Value::as_str);
+        let us = |epoch: Duration| u64::try_from(epoch.as_micros()).unwrap_or(u64::MAX);
+        let settings = Self {
+            epoch_us: said("epoch").map(parse_duration).transpose()?.map(us),
+            max_staging_bytes: said("staging").map(parse_size).transpose()?,
+            on_cap: said("on_cap").map(str::parse).transpose()?,
+        };
+        Ok((settings, table))
     }
 }
 
@@ -98,12 +103,12 @@ pub struct SettingsReport {
 /// # Errors
 /// In words: what, and what is allowed.
 pub(crate) fn check(settings: &Settings, slab_bytes: u64) -> Result<(), String> {
-    let said = Table::try_from(settings).map_err(|error| error.to_string())?;
-    for setting in config::live() {
-        let said = said.get(setting.key).and_then(Value::as_str);
-        said.map_or(Ok(()), |said| setting.read(said).map(drop)).map_err(|why| format!("{}: {why}", setting.key))?;
+    let epoch = settings.epoch_us.map(|us| time_text(Duration::from_micros(us)));
+    let setting = config::live().find(|setting| setting.key == "epoch");
+    if let (Some(epoch), Some(setting)) = (epoch, setting) {
+        setting.read(&epoch).map_err(|why| format!("epoch: {why}"))?;
     }
-    match settings.staging {
+    match settings.max_staging_bytes {
         Some(bytes) if bytes < 2 * slab_bytes => {
             Err(format!("staging = {}: allowed is {}", size_text(bytes), two_slabs(slab_bytes)))
         }
@@ -148,7 +153,7 @@ mod tests {
             let assignments: Vec<_> = texts.iter().map(|text| parse(text).unwrap()).collect();
             Settings::new(&assignments).map(|(settings, _)| settings)
         };
-        let wish = Settings { epoch: Some(Duration::from_millis(50)), staging: Some(64 << 20), on_cap: None };
+        let wish = Settings { epoch_us: Some(50_000), max_staging_bytes: Some(64 << 20), on_cap: None };
         assert_eq!(settings(&["epoch=50ms", "staging=64MiB"]), Ok(wish));
         assert_eq!(settings(&["max-staging=64MiB", "epoch=50ms"]), Ok(wish), "its name of before");
         assert_eq!(settings(&["on-cap=grow:1MiB"]), settings(&["on_cap=grow:1MiB"]), "as a flag, as in a file");
@@ -167,13 +172,11 @@ mod tests {
         assert_eq!(settings(&["epoch=5ms", "epoch=6ms"]), Err("epoch is given twice".to_owned()));
         assert_eq!(settings(&["max-staging=2MiB", "staging=2MiB"]), Err("staging is given twice".to_owned()));
         let slab = 1 << 20;
-        let good = Settings { epoch: Some(Duration::from_millis(1)), staging: Some(2 << 20), on_cap: None };
+        let good = Settings { epoch_us: Some(1_000), max_staging_bytes: Some(2 << 20), on_cap: None };
         assert_eq!(check(&good, slab), Ok(()));
-        let low = Settings { staging: Some((2 << 20) - 4096), ..good };
+        let low = Settings { max_staging_bytes: Some((2 << 20) - 4096), ..good };
         assert!(check(&low, slab).unwrap_err().contains("at least 2MiB, two slabs of 1MiB"));
-        let short = Settings { epoch: Some(Duration::from_micros(999)), ..good };
+        let short = Settings { epoch_us: Some(999), ..good };
         assert_eq!(check(&short, slab), Err("epoch: 999us is out of range: allowed is 1ms to 60s".to_owned()));
-        let json = r#"{ "epoch": "50ms", "staging": "64MiB" }"#;
-        assert_eq!(serde_json::from_str::<Settings>(json).unwrap(), wish);
     }
 }

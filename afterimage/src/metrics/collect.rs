@@ -200,7 +200,7 @@ fn yes(value: bool) -> f64 {
 impl Collector for Snapshot {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
         let s = &self.status;
-        let labels = [("vm", &s.vm), ("node", &s.node), ("side", &s.side)];
+        let labels = [("vm", s.vm.as_str()), ("node", s.node.as_str()), ("side", s.side.word())];
         let labels = labels.map(|(name, value)| (name, escaped(value))).to_vec();
         let w = &mut Writer { encoder: &mut encoder, labels };
         w.build()?;
@@ -242,7 +242,7 @@ impl Collector for Snapshot {
 impl Snapshot {
     fn pair(&self, w: &mut Writer<'_, '_>) -> Result<(), Error> {
         let s = &self.status;
-        let roles = ROLES.iter().find(|(side, _)| *side == s.side).map_or(&[][..], |(_, roles)| *roles);
+        let roles = ROLES.iter().find(|(side, _)| *side == s.side.word()).map_or(&[][..], |(_, roles)| *roles);
         let roles: Vec<(&str, f64)> = roles.iter().map(|role| (*role, yes(*role == s.role))).collect();
         w.gauges("afterimage_role", "1 for the role that this side has, 0 for the others", None, "role", &roles)?;
         w.gauge(
@@ -280,7 +280,7 @@ impl Snapshot {
             )?;
         }
         w.counter("afterimage_fallbacks", "Sessions that fell back from RDMA to TCP", count(s, "fallbacks"))?;
-        if let Some(t) = &s.takeover {
+        if let Some(t) = s.side.standby().and_then(|standby| standby.takeover) {
             let phases =
                 [("silence", t.silence_us), ("revoked", t.revoked_us), ("won", t.won_us), ("running", t.running_us)];
             let phases = phases.map(|(phase, us)| (phase, seconds(us)));
@@ -321,7 +321,7 @@ impl Snapshot {
         w.bytes("afterimage_staging_live", "Bytes of staging that are allocated", s.staging_live_bytes)?;
         w.bytes("afterimage_staging_cap", "Bytes that staging never exceeds", s.staging_cap_bytes)?;
         w.counter("afterimage_staging_cap_hits", "How often staging had no room for what came", s.staging_cap_hits)?;
-        if s.side == "standby" {
+        if s.side.standby().is_some() {
             w.counter(
                 "afterimage_spilled_slabs",
                 "Slabs that went through the standby's spill file because staging was full",

@@ -5,7 +5,7 @@ use crate::{
     control::{ControlRequest, done, refused},
     metrics::{Buckets, Scrapes, Snapshot},
     report,
-    status::{Request, Response, SCHEMA, Status},
+    status::{OfSide, Primary, Request, Response, SCHEMA, Status},
 };
 use mc_core::{gate::OutputGate, primary::Role};
 use node::{
@@ -102,7 +102,13 @@ pub(super) fn status(path: &mut DataPath) -> Status {
     let us = |d: std::time::Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
     let mut status = Status {
         schema: SCHEMA,
-        side: "primary".into(),
+        side: OfSide::Primary(Primary {
+            on_cap: config.on_cap.to_string(),
+            epoch_us: us(machine.epoch()),
+            run_us: us(run),
+            pause_us: figures.pause.percentiles(),
+            commit_us: figures.commit.percentiles(),
+        }),
         role: word(machine.role()).into(),
         protected: machine.is_protected() && stalled.is_none(),
         stalled,
@@ -113,11 +119,6 @@ pub(super) fn status(path: &mut DataPath) -> Status {
         generation: machine.generation().0,
         epoch: captured.0,
         last_ack_epoch: acked.0,
-        on_cap: config.on_cap.to_string(),
-        epoch_us: us(machine.epoch()),
-        run_us: us(run),
-        pause_us: figures.pause.percentiles(),
-        commit_us: figures.commit.percentiles(),
         notes: notes(path),
         outputs: path.outputs.status(path.run.driver.gate.mode() != Mode::Open),
         why_not_protected: path.why_not(),

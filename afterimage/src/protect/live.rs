@@ -14,6 +14,7 @@ use node::{
     events::{Event, Set, emit},
     paths,
 };
+use std::time::Duration;
 
 fn session(path: &mut DataPath) -> Session<'_> {
     let status = status(path);
@@ -41,7 +42,7 @@ pub(super) fn keepalive_set(path: &mut DataPath, wanted: &Wanted) -> Response {
 /// All of them, or none: whatever may be wrong is looked at before anything is changed.
 pub(super) fn set(path: &mut DataPath, settings: &Settings) -> Response {
     let config = &path.brief.config;
-    let staging = settings.staging.unwrap_or(config.staging_bytes);
+    let staging = settings.max_staging_bytes.unwrap_or(config.staging_bytes);
     let on_cap = settings.on_cap.unwrap_or(config.on_cap);
     if let Err(why) = live::check(settings, config.slab_bytes).and_then(|()| room_to_pin(path, staging, on_cap)) {
         return refused(&format!("{why}; nothing was changed"));
@@ -49,7 +50,7 @@ pub(super) fn set(path: &mut DataPath, settings: &Settings) -> Response {
     let Ok(cap) = usize::try_from(staging) else {
         return refused("staging is more than this machine can address; nothing was changed");
     };
-    let epoch = settings.epoch.unwrap_or(path.brief.config.epoch);
+    let epoch = settings.epoch_us.map_or(path.brief.config.epoch, Duration::from_micros);
     let changed = *settings != Settings::default();
     let config = &mut path.brief.config;
     (config.staging_bytes, config.on_cap, config.epoch) = (staging, on_cap, epoch);

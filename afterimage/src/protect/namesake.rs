@@ -35,7 +35,7 @@ pub(super) fn explain(config: &ProtectConfig, error: &QmpError) -> Option<anyhow
 }
 
 fn refused(status: &Status, asked: Name, qemu: u32) -> ExitError {
-    let (vm, side) = (&status.vm, &status.side);
+    let (vm, side) = (&status.vm, status.side.word());
     let what =
         format!("this QEMU, process {qemu}, is the VM {vm} on this host, by its {side}; it is not {asked} as well");
     let remedy = format!(

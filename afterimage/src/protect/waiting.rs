@@ -201,7 +201,7 @@ impl<'a> Waiting<'a> {
         notes.extend(self.notes.iter().cloned());
         let mut status = Status {
             schema: SCHEMA,
-            side: "primary".into(),
+            side: Side::Primary.into(),
             role: self.what.role.as_str().into(),
             vm: self.config.vm.to_string(),
             node: self.config.node.to_string(),

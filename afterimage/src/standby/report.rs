@@ -4,7 +4,7 @@ use super::{main_loop::Node, why_not::why_not};
 use crate::{
     metrics::{Buckets, Snapshot},
     report,
-    status::{OutputStatus, SCHEMA, Status},
+    status::{OfSide, OutputStatus, SCHEMA, Standby, Status},
 };
 use mc_core::{gate::OutputGate, id::Time, standby::Role};
 use node::{
@@ -56,7 +56,11 @@ pub(super) fn status(node: &Node) -> Status {
     let figures = node.driver.figures();
     let mut status = Status {
         schema: SCHEMA,
-        side: "standby".into(),
+        side: OfSide::Standby(Standby {
+            apply_us: figures.apply.percentiles(),
+            takeover: node.takeover,
+            ..Standby::default()
+        }),
         role: word(machine.role()).into(),
         protected: node.is_protected(),
         stalled: node.stalled(),
@@ -67,8 +71,6 @@ pub(super) fn status(node: &Node) -> Status {
         generation: node.won.unwrap_or(generation).0,
         epoch: committed.0,
         last_ack_epoch: committed.0,
-        apply_us: figures.apply.percentiles(),
-        takeover: node.takeover,
         why_not_protected: why_not(node),
         notes: report::standing_notes().into_iter().chain(node.leave.note()).chain(node.missed.clone()).collect(),
         ..Status::default()

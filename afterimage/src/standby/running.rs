@@ -30,7 +30,7 @@ use crate::{
     metrics::{IfTaken, Scrapes, Snapshot},
     protect::vm_health::Watcher,
     report,
-    status::{RUNNING, Request, Response, SCHEMA, Status, socket_path},
+    status::{OfSide, RUNNING, Request, Response, SCHEMA, Status, socket_path},
 };
 use anyhow::{Context, Result};
 use mc_core::{
@@ -193,7 +193,7 @@ impl Running {
         tracing::info!(pid = vm.pid(), "{} runs here since an earlier takeover", config.vm);
         let status = Status {
             schema: SCHEMA,
-            side: "standby".into(),
+            side: Side::Standby.into(),
             role: RUNNING.into(),
             vm: config.vm.to_string(),
             node: config.node.to_string(),
@@ -409,7 +409,9 @@ impl Running {
         if let Some(gate) = self.network.gate() {
             report::fill_gate(&mut status, gate.stats(), gate);
         }
-        status.qmp = Some(qmp_path(&self.desk.config).display().to_string());
+        if let OfSide::Standby(standby) = &mut status.side {
+            standby.qmp = Some(qmp_path(&self.desk.config).display().to_string());
+        }
         status.qemu = Some(self.vm.pid());
         status.network = self.network.missing().map(str::to_owned);
         status.stalled = self.health.health().why().map(str::to_owned);

@@ -3,7 +3,9 @@
 //! All questions share one deadline, and each has a thread of its own. A socket that nobody listens on was left behind by a
 //! process that died: `gone`. A process that is there and says nothing by the deadline `does-not-answer`.
 
-use super::{ControlError, PATIENCE, Request, Response, SCHEMA, Status, ask, side_of};
+use super::{ControlError, OfSide, PATIENCE, Request, Response, SCHEMA, Status, ask, side_of};
+use crate::cli::Side;
+use mc_core::id::Name;
 use node::exit::{Code, ExitError};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
 use std::{
@@ -120,15 +122,20 @@ fn state(pid: i32) -> Option<char> {
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
-/// The VM and the side that a socket is of, as words.
+/// The VM and the side that a socket is of.
+fn named(path: &Path) -> Option<(Name, Side)> {
+    path.file_name().and_then(|n| n.to_str()).and_then(side_of)
+}
+
+/// The same, as words.
 pub(crate) fn whose(path: &Path) -> (String, String) {
-    let name = path.file_name().and_then(|n| n.to_str()).and_then(side_of);
-    name.map_or_else(Default::default, |(vm, side)| (vm.to_string(), side.as_str().to_owned()))
+    named(path).map_or_else(Default::default, |(vm, side)| (vm.to_string(), side.as_str().to_owned()))
 }
 
 /// The status of each, in order.
 pub(super) fn statuses(paths: &[PathBuf]) -> Vec<Status> {
     let one = |(path, answer): Asked| match answer {
+        Ok(Response::Status(status)) if status.schema != SCHEMA => silent(&path, MUTE, another_schema(status.schema)),
         Ok(Response::Status(status)) => *status,
         Ok(Response::Refused { message, .. }) => silent(&path, MUTE, message),
         Ok(other) => silent(&path, MUTE, format!("it answered a status request with {other:?}")),
@@ -147,13 +154,20 @@ pub(super) fn statuses(paths: &[PathBuf]) -> Vec<Status> {
 
 /// Whether it is what a process left that another one of the same VM has followed on this host: nothing is wrong with that.
 pub(super) fn is_left_over(status: &Status, all: &[Status]) -> bool {
-    let follows = |other: &Status| other.vm == status.vm && other.is_told() && other.side != "keeper";
+    let follows = |other: &Status| other.vm == status.vm && other.is_told() && other.side != OfSide::Keeper;
     status.role == GONE && all.iter().any(follows)
 }
 
 fn silent(path: &Path, role: &str, why: String) -> Status {
-    let (vm, side) = whose(path);
+    let (vm, side) = named(path).map_or_else(Default::default, |(vm, side)| (vm.to_string(), side.into()));
     Status { schema: SCHEMA, vm, side, role: role.to_owned(), notes: vec![why], ..Status::default() }
+}
+
+fn another_schema(schema: u32) -> String {
+    format!(
+        "its process is of another release: its status has schema {schema}, and this program reads {SCHEMA}; ask it with the \
+         `afterimage` of its release, or start it again with this one"
+    )
 }
 
 impl Status {
@@ -166,7 +180,7 @@ impl Status {
     /// Of a process that said nothing: a line about it.
     pub(super) fn silence(&self) -> Option<String> {
         let why = self.notes.first().map_or("", String::as_str);
-        (!self.is_told()).then(|| format!("{} {}: {}: {why}\n", self.vm, self.side, shown(&self.role)))
+        (!self.is_told()).then(|| format!("{} {}: {}: {why}\n", self.vm, self.side.word(), shown(&self.role)))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Several VMs: a line each.
 
 use super::{
-    Status,
+    OfSide, Status,
     gather::shown,
     text::{bytes, micros},
 };
@@ -32,9 +32,10 @@ fn row(s: &Status) -> [String; COLUMNS] {
     let over = s.transport.split(' ').next().unwrap_or("");
     let over = if s.keepalive.is_empty() { over.to_owned() } else { format!("{over}, {}", s.keepalive) };
     let peer = s.peer.split(' ').next().unwrap_or("").to_owned();
+    let pause = s.side.primary().map(|primary| primary.pause_us).filter(|pause| pause.count > 0);
     [
         s.vm.clone(),
-        s.side.clone(),
+        s.side.word().to_owned(),
         shown(&s.role).to_owned(),
         match (s.protected, s.no_failover(), s.unheld()) {
             (true, Some(_), _) => "no failover".to_owned(),
@@ -47,9 +48,9 @@ fn row(s: &Status) -> [String; COLUMNS] {
         or_dash(over, there),
         or_dash(s.generation.to_string(), there),
         or_dash(s.epoch.to_string(), there),
-        or_dash(micros(s.pause_us.p50), s.pause_us.count > 0),
-        or_dash(bytes(s.held_bytes), there && s.side == "primary"),
-        or_dash(arbiter(s).to_owned(), there && s.side != "keeper"),
+        or_dash(pause.map_or_else(String::new, |pause| micros(pause.p50)), pause.is_some()),
+        or_dash(bytes(s.held_bytes), there && s.side.primary().is_some()),
+        or_dash(arbiter(s).to_owned(), there && s.side != OfSide::Keeper),
     ]
 }
 
@@ -70,23 +71,23 @@ pub(super) fn render(statuses: &[Status]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::SCHEMA;
+    use crate::{cli::Side, status::SCHEMA};
 
     #[test]
     fn columns_are_aligned_and_what_is_not_known_is_a_dash() {
-        let status = |vm: &str, side: &str, role: &str| Status {
+        let status = |vm: &str, side: Side, role: &str| Status {
             schema: SCHEMA,
             vm: vm.into(),
             side: side.into(),
             role: role.into(),
             ..Status::default()
         };
-        let mut web = status("web", "primary", "protected");
+        let mut web = status("web", Side::Primary, "protected");
         (web.protected, web.peer, web.arbiter.reachable) = (true, "host-b at 10.0.0.2:7410".into(), true);
         (web.transport, web.keepalive) = ("tcp (fell back from RDMA: x; 1 times)".into(), "both".into());
-        let mut gone = status("a-longer-name", "standby", "gone");
+        let mut gone = status("a-longer-name", Side::Standby, "gone");
         gone.notes = vec!["its process has ended".into()];
-        let mut keeper = status("db", "keeper", "keeping");
+        let mut keeper = status("db", Side::Keeper, "keeping");
         keeper.network = Some("tap0 is gone".into());
         let text = render(&[web, gone, keeper]);
         let lines: Vec<&str> = text.lines().collect();

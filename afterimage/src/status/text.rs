@@ -1,6 +1,6 @@
 //! A status as text: groups of aligned lines.
 
-use super::{Status, WhyNot};
+use super::{OfSide, Status, WhyNot};
 use mc_core::histogram::Percentiles;
 use std::time::{Duration, SystemTime};
 
@@ -48,7 +48,7 @@ pub(super) fn render(s: &Status) -> String {
     if let Some(line) = s.silence() {
         return line;
     }
-    let mut out = Lines(format!("{} on {} ({}): {}, {}\n", s.vm, s.node, s.side, s.role, verdict(s)));
+    let mut out = Lines(format!("{} on {} ({}): {}, {}\n", s.vm, s.node, s.side.word(), s.role, verdict(s)));
     if let Some(why) = &s.stalled {
         out.group(&format!("STALLED: {why}"));
     }
@@ -56,7 +56,7 @@ pub(super) fn render(s: &Status) -> String {
         out.group(&format!("NETWORK: {why}; tried again"));
     }
     // A keeper has packets, and nothing else.
-    let is_keeper = s.side == "keeper";
+    let is_keeper = s.side == OfSide::Keeper;
     if !is_keeper {
         pair(&mut out, s);
     }
@@ -64,7 +64,7 @@ pub(super) fn render(s: &Status) -> String {
         out.group("not protected");
         why_not(&mut out, s, why);
     }
-    if s.side != "standby" {
+    if s.side.standby().is_none() {
         output(&mut out, s);
     }
     if !is_keeper {
@@ -72,7 +72,7 @@ pub(super) fn render(s: &Status) -> String {
         beats(&mut out, s);
         arbiter(&mut out, s);
     }
-    if let Some(t) = &s.takeover {
+    if let Some(t) = s.side.standby().and_then(|standby| standby.takeover) {
         out.group("takeover");
         out.line("silence", micros(t.silence_us));
         out.line(
@@ -123,7 +123,7 @@ fn pair(out: &mut Lines, s: &Status) {
         let at = format!("{}, GID {} ({}), queue pair {:#x}", r.device, r.gid_index, r.gid, r.queue_pair);
         out.line("RDMA", format!("{at}, timeout {}, retry {}", r.timeout, r.retry));
     }
-    if let Some(qmp) = &s.qmp {
+    if let Some(qmp) = s.side.standby().and_then(|standby| standby.qmp.as_ref()) {
         out.line("QMP", format!("{qmp} (for `afterimage protect --qmp`)"));
     }
     out.line("generation", s.generation);
@@ -141,7 +141,7 @@ fn why_not(out: &mut Lines, s: &Status, w: &WhyNot) {
     if let Some(todo) = &w.what_to_do {
         return out.line("what to do", todo);
     }
-    if s.side == "standby" {
+    if s.side.standby().is_some() {
         return; // it waits for others
     }
     out.line(
@@ -165,20 +165,24 @@ fn output(out: &mut Lines, s: &Status) {
 
 fn costs(out: &mut Lines, s: &Status) {
     out.group("checkpoints");
-    out.percentiles("pause", &s.pause_us);
-    out.percentiles("commit", &s.commit_us);
+    if let Some(primary) = s.side.primary() {
+        out.percentiles("pause", &primary.pause_us);
+        out.percentiles("commit", &primary.commit_us);
+    }
     out.percentiles("hold", &s.hold_us);
-    out.percentiles("apply", &s.apply_us);
+    if let Some(standby) = s.side.standby() {
+        out.percentiles("apply", &standby.apply_us);
+    }
     let (used, live, cap) = (bytes(s.staging_used_bytes), bytes(s.staging_live_bytes), bytes(s.staging_cap_bytes));
     out.line("staging", format!("{used} used, {live} allocated, cap {cap}, hit {} times", s.staging_cap_hits));
-    if !s.on_cap.is_empty() {
-        let sooner = if s.run_us < s.epoch_us {
-            format!(", every {} now, for staging", micros(s.run_us))
+    if let Some(p) = s.side.primary().filter(|primary| !primary.on_cap.is_empty()) {
+        let sooner = if p.run_us < p.epoch_us {
+            format!(", every {} now, for staging", micros(p.run_us))
         } else {
             String::new()
         };
-        out.line("epoch", format!("{}{sooner}", micros(s.epoch_us)));
-        out.line("when full", format!("{} (at {})", s.on_cap, bytes(s.staging_limit_bytes)));
+        out.line("epoch", format!("{}{sooner}", micros(p.epoch_us)));
+        out.line("when full", format!("{} (at {})", p.on_cap, bytes(s.staging_limit_bytes)));
     }
 }
 
@@ -225,20 +229,24 @@ fn arbiter(out: &mut Lines, s: &Status) {
 
 /// A primary that knows of neither of the others.
 fn is_cut_off(s: &Status) -> bool {
-    s.side == "primary" && s.role == "claiming"
+    s.side.primary().is_some() && s.role == "claiming"
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::OutputStatus;
+    use crate::{
+        cli::Side,
+        status::{OutputStatus, Primary},
+    };
     use node::exit::Code;
 
     #[test]
     fn says_what_matters_first() {
-        let mut status = Status { vm: "web".into(), node: "a".into(), side: "primary".into(), ..Status::default() };
+        let mut status = Status { vm: "web".into(), node: "a".into(), ..Status::default() };
         status.role = "syncing".into();
-        status.pause_us = Percentiles { count: 7, p50: 900, p90: 1_250, p99: 2_000, p999: 2_500, max: 3_000_000 };
+        let pause_us = Percentiles { count: 7, p50: 900, p90: 1_250, p99: 2_000, p999: 2_500, max: 3_000_000 };
+        status.side = OfSide::Primary(Primary { pause_us, ..Primary::default() });
         status.staging_cap_bytes = 64 << 20;
         status.notes = vec!["the serial console is not held".into()];
         let text = render(&status);
@@ -263,7 +271,7 @@ mod tests {
             text.contains("    since          2025-11-24T16:00:00Z, met 3 times\n    next try       in 4.9 s\n"),
             "{text}"
         );
-        (status.side, status.released_packets) = ("keeper".into(), 7);
+        (status.side, status.released_packets) = (OfSide::Keeper, 7);
         let text = render(&status);
         assert!(text.contains("released       7 packets") && !text.contains("arbiter"), "{text}");
     }
@@ -276,7 +284,7 @@ mod tests {
             class: class.into(),
             why: "because".into(),
         };
-        let mut status = Status { vm: "web".into(), node: "a".into(), side: "primary".into(), ..Status::default() };
+        let mut status = Status { vm: "web".into(), node: "a".into(), ..Status::default() };
         (status.role, status.protected) = ("protected".into(), true);
         assert_eq!(status.code(), Code::Done);
         status.outputs = vec![output("d0", "unheld"), output("d1", "harmless")];
@@ -291,10 +299,11 @@ mod tests {
 
     #[test]
     fn protected_without_a_failover_is_in_the_first_line_of_both_sides() {
-        for (side, role) in [("primary", "protected"), ("standby", "protecting")] {
+        for (side, role) in [(Side::Primary, "protected"), (Side::Standby, "protecting")] {
             let mut status = Status { vm: "web".into(), node: "a".into(), side: side.into(), ..Status::default() };
             (status.role, status.protected) = (role.into(), true);
             status.arbiter.failover_impossible = Some("the arbiter cannot be reached: refused".into());
+            let side = side.as_str();
             let first = format!("web on a ({side}): {role}, but NO FAILOVER: the arbiter cannot be reached: refused\n");
             assert!(render(&status).starts_with(&first), "{}", render(&status));
         }
@@ -302,7 +311,7 @@ mod tests {
 
     #[test]
     fn a_primary_that_is_cut_off_says_what_it_does_not_know() {
-        let mut status = Status { vm: "web".into(), node: "a".into(), side: "primary".into(), ..Status::default() };
+        let mut status = Status { vm: "web".into(), node: "a".into(), ..Status::default() };
         status.role = "claiming".into();
         status.arbiter.failover_impossible = Some("the arbiter cannot be reached: refused".into());
         status.arbiter.last_error = Some("refused".into());

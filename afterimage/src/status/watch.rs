@@ -9,7 +9,7 @@
 //! A process that goes away is shown as `gone` until it, or a successor, is back; one that is stopped as one that `does not
 //! answer`, and the others beside it as ever.
 
-use super::{Status, for_people, gather, sockets};
+use super::{OfSide, Status, for_people, gather, sockets};
 use crate::cli::StatusArgs;
 use node::exit::Code;
 use std::{
@@ -78,7 +78,7 @@ impl Watch {
             out.push_str(&format!("{now}  nothing runs here yet\n"));
         }
         for status in statuses {
-            let (key, line) = ((status.vm.clone(), status.side.clone()), line(status));
+            let (key, line) = ((status.vm.clone(), status.side.word().to_owned()), line(status));
             if self.told.get(&key) != Some(&line) {
                 out.push_str(&format!("{now}  {line}\n"));
                 self.told.insert(key, line);
@@ -90,7 +90,7 @@ impl Watch {
 
 /// What a change is a change of.
 fn line(s: &Status) -> String {
-    let mut line = format!("{} {}: {}", s.vm, s.side, gather::shown(&s.role));
+    let mut line = format!("{} {}: {}", s.vm, s.side.word(), gather::shown(&s.role));
     if !s.is_told() {
         return line + &s.notes.first().map_or_else(String::new, |why| format!(" ({why})"));
     }
@@ -106,7 +106,7 @@ fn line(s: &Status) -> String {
     if !s.peer.is_empty() && !s.transport.is_empty() {
         line.push_str(&format!(", {} over {}", s.peer, s.transport));
     }
-    if !s.arbiter.reachable && s.side != "keeper" {
+    if !s.arbiter.reachable && s.side != OfSide::Keeper {
         line.push_str(", the arbiter is UNREACHABLE");
     }
     line
@@ -119,8 +119,7 @@ mod tests {
     #[test]
     fn only_changes_are_told() {
         let mut watch = Watch::default();
-        let mut status =
-            Status { vm: "web".into(), side: "primary".into(), role: "syncing".into(), ..Status::default() };
+        let mut status = Status { vm: "web".into(), role: "syncing".into(), ..Status::default() };
         status.arbiter.reachable = true;
         assert!(watch.changes(&[]).contains("nothing runs here yet") && watch.changes(&[]).is_empty());
         let first = watch.changes(std::slice::from_ref(&status));
