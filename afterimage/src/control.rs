@@ -13,13 +13,12 @@ use anyhow::Result;
 use mc_core::id::Name;
 use node::{
     clock::Clock,
-    events::emit,
+    events::{Event, OperatorRefused, emit},
     exit::{Code, ExitError},
     inbox::{self, Inbox},
     journal,
     progress::Progress,
 };
-use serde_json::json;
 use std::{
     os::{
         fd::{AsFd, BorrowedFd},
@@ -44,8 +43,8 @@ pub struct ControlRequest {
 impl ControlRequest {
     /// Answers it. Who asked may have gone. That an order was refused belongs into the journal, as the order does.
     pub fn reply(self, response: Response) {
-        if let (true, Response::Refused { message, .. }) = (self.request.decides(), &response) {
-            emit("operator-refused", json!({ "request": self.request, "why": message }));
+        if let (Some(request), Response::Refused { message, .. }) = (self.request.decision(), &response) {
+            emit(Event::OperatorRefused(OperatorRefused { request, role: None, why: message.clone() }));
         }
         self.reply.give(response);
     }

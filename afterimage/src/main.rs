@@ -7,7 +7,8 @@ use afterimage::{
 };
 use clap::Parser;
 use node::{
-    arbiter, events,
+    arbiter,
+    events::{self, Event, Exit},
     exit::{self, Code, ExitError},
     narration, rdma,
 };
@@ -41,7 +42,7 @@ fn say_how(ended: &anyhow::Result<Code>) {
             Ok(code) => (*code, None),
             Err(error) => (exit::explain(error).0, Some(exit::words(error))),
         };
-        events::emit("exit", serde_json::json!({ "code": code as u8, "why": why }));
+        events::emit(Event::Exit(Exit { code: code as u8, why }));
     }
     events::flush(LAST_WORDS);
 }

@@ -1,7 +1,5 @@
 //! What both sides report in the same words.
 
-pub use node::report::*;
-
 use crate::{
     config,
     control::refused,
@@ -16,31 +14,11 @@ use mc_core::{
 use node::{
     arbiter::{ArbiterClient, Health},
     clock::Clock,
-    events::emit,
-    keepalive::{BeatHandle, PathsReader},
+    events::{ArbiterFault, Event, emit},
+    keepalive::{BeatHandle, PathStats, PathsReader},
     paths::Watch,
 };
-use serde_json::{Value, json};
 use vmm_qemu::gate;
-
-/// What the gate holds, let out and dropped so far, as an event's field.
-#[must_use]
-pub fn output(stats: GateStats) -> Value {
-    json!({
-        "held": stats.held_packets, "held_bytes": stats.held_bytes, "released": stats.released_packets,
-        "dropped": stats.dropped_packets,
-    })
-}
-
-/// How the arbiter is, as an event's field.
-#[must_use]
-pub fn arbiter_field(arbiter: &ArbiterClient) -> Value {
-    let health = arbiter.health();
-    json!({
-        "spec": arbiter.spec().to_string(), "reachable": health.reachable, "last_error": health.last_error,
-        "fault": health.fault, "failover_impossible": health.failover_possible().err(),
-    })
-}
 
 /// What the arbiter's absence means where it is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +69,7 @@ impl ArbiterWatch {
             Some(Stance::Claims) if before.0 != now.0 => tracing::warn!("{}", Stance::Claims.unreachable()),
             None if before.0.is_some() => {
                 tracing::info!("the arbiter can be reached");
-                emit("arbiter-reachable", json!({}));
+                emit(Event::ArbiterReachable);
             }
             _ => {}
         }
@@ -100,7 +78,7 @@ impl ArbiterWatch {
             Some(why) => unfit(&why, health),
             None if health.reachable => {
                 tracing::info!("the arbiter is as it should be again: failover is possible");
-                emit("arbiter-mended", json!({}));
+                emit(Event::ArbiterMended);
             }
             None => {}
         }
@@ -110,7 +88,7 @@ impl ArbiterWatch {
 fn unreachable(health: &Health, stance: Stance) {
     let why = health.last_error.as_deref().unwrap_or("no answer");
     tracing::warn!(why, "{}", stance.unreachable());
-    emit("arbiter-unreachable", json!({ "why": why }));
+    emit(Event::ArbiterUnreachable(why.into()));
 }
 
 /// Of a primary whose role is claiming: what is held, why, and the way out. What a host that is cut off cannot know, it does not
@@ -143,7 +121,8 @@ pub fn fill_claim(status: &mut Status, cause: &str, since_ms: u64) {
 fn unfit(why: &str, health: &Health) {
     let remedy = health.remedy();
     tracing::error!(why, remedy, "the arbiter answers, but a failover is impossible");
-    emit("arbiter-fault", json!({ "why": why, "remedy": remedy, "fault": health.fault }));
+    let (why, remedy) = (why.to_owned(), remedy.map(str::to_owned));
+    emit(Event::ArbiterFault(Box::new(ArbiterFault { why, remedy, fault: health.fault })));
 }
 
 /// What is true of every protected VM, and an operator might not expect.
@@ -238,6 +217,12 @@ pub fn fill_paths(status: &mut Status, watch: &Watch) {
     };
     status.transport_why.clone_from(&report.why);
     status.rdma.clone_from(&report.rdma);
-    status.keepalive = report.keepalive.to_owned();
-    status.beat_paths = report.beat_paths.as_ref().map(PathsReader::stats).unwrap_or_default();
+    (status.keepalive, status.beat_paths) = beat_paths(watch);
+}
+
+/// What beats go over, and what came and went by each path.
+#[must_use]
+pub fn beat_paths(watch: &Watch) -> (String, Vec<PathStats>) {
+    let Some(report) = watch.report() else { return Default::default() };
+    (report.keepalive.to_owned(), report.beat_paths.as_ref().map(PathsReader::stats).unwrap_or_default())
 }

@@ -10,6 +10,7 @@ mod watch;
 
 pub(crate) use find::{find, left, nobody};
 pub(crate) use gather::{NoAnswer, as_json, ask_all, ask_one, whose};
+pub use node::events::Takeover;
 pub use operator::operate;
 
 pub use crate::api::{ControlError, ControlSocket, Request, Response, ask, socket_path};
@@ -224,20 +225,6 @@ pub struct WhyNot {
     pub next_try_in_ms: Option<u64>,
     /// What an operator should do, where that is more than to wait.
     pub what_to_do: Option<String>,
-}
-
-/// What a takeover took. µs since the suspicion.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Takeover {
-    /// From the last beat to the suspicion.
-    pub silence_us: u64,
-    /// The primary cannot reach this side's memory any more.
-    pub revoked_us: u64,
-    /// The arbiter said won.
-    pub won_us: u64,
-    /// The VM runs.
-    pub running_us: u64,
 }
 
 impl Status {

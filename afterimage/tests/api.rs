@@ -265,7 +265,7 @@ fn a_command_of_the_release_before_is_told_to_be_upgraded() {
 fn curl_lists_the_vm_and_its_newest_events() {
     let dir = tempfile::tempdir().unwrap();
     let (_socket, path) = quick(dir.path());
-    let line = |at_ms: u64| format!("{{\"schema\":1,\"event\":\"solo\",\"at_ms\":{at_ms},\"vm\":\"web\"}}\n");
+    let line = |at_ms: u64| format!("{{\"schema\":1,\"event\":\"arbiter-mended\",\"at_ms\":{at_ms}}}\n");
     fs::write(dir.path().join("web.primary.journal"), (1..=9).map(line).collect::<String>()).unwrap();
     let curl = |target: &str| {
         let mut command = Command::new("curl");

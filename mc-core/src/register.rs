@@ -88,7 +88,7 @@ pub fn generation_of(register: Option<&Register>) -> Generation {
 }
 
 /// A compare-and-swap, as a node asks for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Swap {
     /// If the register still has this generation (0: it is vacant) …
     pub expect: Generation,

@@ -2,6 +2,7 @@
 
 use crate::{
     clock::Clock,
+    events::{BeatsWish, ms},
     exit::{Code, ExitError},
     keepalive::{
         self, BeatHandle, BeatThread, Watched,
@@ -39,6 +40,12 @@ pub struct Wish {
 }
 
 impl Wish {
+    /// As events have it.
+    #[must_use]
+    pub fn told(&self) -> BeatsWish {
+        BeatsWish { interval_ms: ms(self.interval), multiplier: self.multiplier }
+    }
+
     /// As the detector takes it.
     pub fn parameters(&self) -> Result<Parameters, ParameterError> {
         Parameters::new(self.interval, self.min_rx.unwrap_or(self.interval), self.multiplier)
@@ -50,11 +57,10 @@ pub fn interval_us(interval: Duration) -> Result<u32> {
     u32::try_from(nanos(interval) / 1000).context("the beat interval is longer than an hour")
 }
 
-/// How a peer says that it beats, as an event's field.
+/// How a peer says that it beats.
 #[must_use]
-pub fn told(hello: &Hello) -> serde_json::Value {
-    let interval_ms = f64::from(hello.desired_tx_us) / 1e3;
-    serde_json::json!({ "interval_ms": interval_ms, "multiplier": hello.detect_multiplier })
+pub fn told(hello: &Hello) -> BeatsWish {
+    BeatsWish { interval_ms: f64::from(hello.desired_tx_us) / 1e3, multiplier: hello.detect_multiplier }
 }
 
 /// Before a process begins that will beat so: whether its machine can time it, and whether it would bear what live hosts do.

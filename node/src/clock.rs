@@ -25,6 +25,13 @@ impl Clock {
     }
 }
 
+/// Milliseconds since 1970, by the clock that somebody may set.
+#[must_use]
+pub fn unix_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
 impl mc_core::driver::Clock for Clock {
     fn now(&self) -> Time {
         (*self).now()

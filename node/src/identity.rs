@@ -7,7 +7,7 @@
 
 use crate::{
     arbiter::file,
-    events::emit,
+    events::{Event, NewIdentity, emit},
     exit::{Code, ExitError},
 };
 use anyhow::{Context, Result};
@@ -17,7 +17,6 @@ use rustix::{
     rand::{GetRandomFlags, getrandom},
 };
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 use std::{
     fs::{self, File},
     io,
@@ -164,7 +163,7 @@ fn make(dir: &Path, machine: &Machine, instead: Option<(NodeId, &str)>) -> Resul
         ),
     }
     let former = instead.map(|(former, _)| former);
-    emit("new-identity", json!({ "id": kept.id, "machine": kept.machine, "instead_of": former }));
+    emit(Event::NewIdentity(NewIdentity { id: kept.id, machine: kept.machine, instead_of: former }));
     Ok(kept.id)
 }
 

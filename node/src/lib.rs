@@ -8,7 +8,7 @@
 //! | [`arbiter`] | a node's side of the register |
 //! | [`identity`], [`address`] | which node this is; addresses as operators write them |
 //! | [`rdma`] | this host's RDMA devices |
-//! | [`events`], [`journal`], [`report`], [`stalls`] | what happens: for scripts, and kept |
+//! | [`events`], [`journal`], [`stalls`] | what happens: for scripts, and kept |
 //! | [`narration`] | the log: it never makes anybody wait |
 //! | [`exit`] | an error, what to do about it, and how a program ends |
 //! | [`clock`], [`progress`], [`wake`], [`inbox`], [`signals`] | time, and whether a loop gets on; waking and waiting |
@@ -39,7 +39,6 @@ pub mod program;
 pub mod progress;
 pub mod rdma;
 pub mod repeated;
-pub mod report;
 pub mod scope;
 pub mod signals;
 pub mod stalls;

@@ -1,9 +1,7 @@
 //! How long what took: this loop's own absences, and the arbiter's answers. Told as events, for `afterimage why`.
 
-use crate::events::emit;
-use crate::report::{self, ms};
+use crate::events::{Answered, Event, Stalled, emit, ms};
 use mc_core::{id::Time, register::CasOutcome};
-use serde_json::{Value, json};
 use std::time::Duration;
 
 /// Between two reports of absences that are alike.
@@ -26,7 +24,7 @@ impl Stalls {
         let known = self.told.is_some_and(|(at, longest)| now.since(at) < QUIET && away < longest * 2);
         if !known {
             self.told = Some((now, away));
-            emit("stalled", json!({ "away_ms": ms(away), "limit_ms": ms(limit), "times": self.times }));
+            emit(Event::Stalled(Stalled { away_ms: ms(away), limit_ms: ms(limit), times: self.times }));
         }
     }
 }
@@ -44,14 +42,14 @@ impl Swaps {
         self.asked_at = Some(now);
     }
 
-    /// It was answered: how, and how long that took, as an event's fields.
-    pub fn answered(&mut self, now: Time, outcome: &CasOutcome) -> Value {
+    /// It was answered: how, and how long that took.
+    pub fn answered(&mut self, now: Time, outcome: &CasOutcome) -> Answered {
         match outcome {
             CasOutcome::Won(_) => self.answered.0 += 1,
             CasOutcome::Lost(_) => self.answered.1 += 1,
         }
         let took_ms = self.asked_at.take().map(|at| ms(now.since(at)));
-        report::with(report::outcome(outcome), json!({ "took_ms": took_ms }))
+        Answered::new(outcome, took_ms)
     }
 
     /// How many were won, and lost.

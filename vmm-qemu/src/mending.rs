@@ -2,9 +2,8 @@
 
 use crate::gate::{GateError, NicGate, NicSpec};
 use mc_core::id::Time;
-use node::events::emit;
+use node::events::{Event, emit};
 use rustix::net::sockopt::socket_peercred;
-use serde_json::json;
 use std::{os::fd::BorrowedFd, time::Duration};
 
 /// From one attempt to get something back to the next: at first, and at most.
@@ -83,7 +82,7 @@ impl Mending {
                 if self.trouble.take().is_some() {
                     self.times += 1;
                     tracing::info!("all NICs are connected again");
-                    emit("nics-connected", json!({}));
+                    emit(Event::NicsConnected);
                 }
                 Ok(())
             }
@@ -100,7 +99,7 @@ impl Mending {
     fn told(&mut self, why: String) {
         if self.trouble.as_ref() != Some(&why) {
             tracing::warn!(why, "trying again");
-            emit("nic-lost", json!({ "why": why }));
+            emit(Event::NicLost(why.as_str().into()));
             self.trouble = Some(why);
         }
     }

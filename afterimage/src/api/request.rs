@@ -5,11 +5,11 @@ use crate::{
     status::Status,
     witness::{WitnessReport, WitnessRequest},
 };
-use node::keepalive::Measured;
+use node::{events::Order, keepalive::Measured};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-/// What can be asked. As JSON it is a field of the event `operator`, and the line that the release before sends.
+/// What can be asked. As JSON it is the line that the release before sends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case")]
 pub enum Request {
@@ -63,10 +63,24 @@ impl Request {
         }
     }
 
-    /// Whether it decides about a role: such a word belongs into the journal. (Changes of settings have events of their own.)
+    /// As events have it, if it is an order about a role.
     #[must_use]
-    pub fn decides(&self) -> bool {
-        matches!(self, Self::Takeover | Self::Solo | Self::Unprotect | Self::Handover | Self::Export { .. })
+    pub fn order(&self) -> Option<Order> {
+        Some(match self {
+            Self::Takeover => Order::Takeover,
+            Self::Solo => Order::Solo,
+            Self::Unprotect => Order::Unprotect,
+            Self::Handover => Order::Handover,
+            Self::MakeWay => Order::MakeWay,
+            Self::Export { dir } => Order::Export { dir: dir.clone() },
+            _ => return None,
+        })
+    }
+
+    /// The same, if it decides about a role: such a word belongs into the journal. (Changes of settings have events of their own.)
+    #[must_use]
+    pub fn decision(&self) -> Option<Order> {
+        self.order().filter(|order| *order != Order::MakeWay)
     }
 }
 

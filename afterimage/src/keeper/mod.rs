@@ -36,11 +36,10 @@ use anyhow::{Context, Result};
 use luggage::{FromKeeper, Luggage, ToKeeper};
 use mc_core::id::Name;
 use node::{
-    events::{self, Who, emit},
+    events::{self, Event, Keeping, Process, emit},
     exit::{Code, ExitError},
     signals::Signals,
 };
-use serde_json::json;
 use std::{
     os::{
         fd::{AsFd, OwnedFd},
@@ -62,8 +61,8 @@ const NIC_PATIENCE: Duration = Duration::from_secs(2);
 /// Passes packets until it is relieved, told to end, or the VM's QEMU ends.
 pub fn run(args: KeeperArgs) -> Result<Code> {
     let node = args.node.map_or_else(config::hostname, Ok).map_err(ExitError::from)?;
-    let who = Who { vm: args.vm, side: Side::Keeper.as_str(), node, process: "keeper" };
-    events::record(who, &args.state_dir).context("threads for events")?;
+    let record = events::record(args.vm, events::Side::Keeper, node, Process::Keeper, &args.state_dir);
+    record.context("threads for events")?;
     // Before the place is taken: from here on nothing that a starter counts on is lost by a signal.
     let signals = Signals::catch().context("catching signals")?;
     let starter = match args.yes_the_other_side_is_stopped {
@@ -86,10 +85,8 @@ pub fn run(args: KeeperArgs) -> Result<Code> {
         starter.say(&FromKeeper::Keeping, &[]).context("the starter went away")?;
     }
     let qemu = vm.as_ref().map(Watched::pid);
-    emit(
-        "keeping",
-        json!({ "vm": args.vm, "generation": args.generation, "qemu": qemu, "nics": nics.len(), "handed_over": handed }),
-    );
+    let (vm_name, generation) = (args.vm, args.generation);
+    emit(Event::Keeping(Keeping { vm: vm_name, generation, qemu, nics: nics.len(), handed_over: handed }));
     pump::Pump::new(args, node, nics, gate, vm, control, signals).run()
 }
 

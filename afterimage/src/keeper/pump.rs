@@ -13,12 +13,11 @@ use mc_core::{
 };
 use node::{
     clock::Clock,
-    events::emit,
+    events::{Ended, Event, Role, Signal, emit},
     exit::{Code, ExitError},
     inbox::{self, readable, wait},
     signals::Signals,
 };
-use serde_json::json;
 use std::{os::fd::AsFd, time::Duration};
 use vmm_qemu::{
     gate::{GateError, NicGate, NicSpec},
@@ -85,7 +84,7 @@ impl Pump {
             }
         };
         self.gate.shut();
-        emit("ended", json!({ "vm": self.args.vm, "code": code as u8, "why": why }));
+        emit(Event::Ended(Ended { vm: Some(self.args.vm), code: Some(code as u8), why: why.to_owned() }));
         if code == Code::Done {
             tracing::info!(vm = %self.args.vm, "{why}");
             return Ok(code);
@@ -120,14 +119,14 @@ impl Pump {
     /// Its end would take the VM's network along: the first signal is refused. A successor asks at the control socket.
     fn hear_signals(&mut self) {
         for _ in 0..self.signals.take() {
-            emit("signal", json!({ "role": "keeping" }));
+            emit(Event::Signal(Signal { role: Role::Keeping, times: None }));
             if self.stays.is_some() {
-                emit("stop-obeyed", json!({ "why": STAYS }));
+                emit(Event::StopObeyed(STAYS.into()));
                 self.ending = self.ending.or(Some((Code::Degraded, OBEYED)));
                 continue;
             }
             tracing::error!(why = STAYS, "a signal to end was refused, and the next one is obeyed");
-            emit("stop-refused", json!({ "why": STAYS }));
+            emit(Event::StopRefused(STAYS.into()));
             self.stays = Some(STAYS);
         }
     }

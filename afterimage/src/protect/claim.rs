@@ -17,9 +17,8 @@ use super::{
     channel::Brief,
     commanded::{Condition, Qemu},
     own::standby_of,
-    waiting::{CLAIMING, Heard, Waiting, What},
+    waiting::{Heard, Waiting, What},
 };
-use crate::report;
 use anyhow::{Result, bail};
 use mc_core::{
     claim::{self, Action, Event},
@@ -27,8 +26,13 @@ use mc_core::{
     machine::Machine,
     register::{CasOutcome, Mode, Owner, Register, Swap},
 };
-use node::{arbiter::Ask, clock::Clock, events::emit, signals::Signals, stalls::Swaps};
-use serde_json::json;
+use node::{
+    arbiter::Ask,
+    clock::Clock,
+    events::{Asking, Event as Told, HandBack, RegisterRead, Role, emit},
+    signals::Signals,
+    stalls::Swaps,
+};
 use std::time::{Duration, Instant};
 
 /// QEMU must answer twice, this far apart: a host's processes do not die at the same instant.
@@ -64,7 +68,7 @@ pub(super) enum Verdict {
 /// `proven`: the generation in which the data path had said that the VM is protected.
 pub(super) fn claim(brief: &Brief, proven: Option<Generation>, qemu: &mut Qemu, signals: &Signals) -> Result<Verdict> {
     let what = What {
-        role: CLAIMING,
+        role: Role::Claiming,
         generation: brief.register.generation,
         note: "the data path died; the VM waits for the arbiter's verdict",
         busy: "the data path died, and the arbiter has not answered yet whose the VM is",
@@ -122,7 +126,7 @@ impl Claim<'_> {
     }
 
     fn ask_for(&mut self, swap: Swap) {
-        emit("asking", report::asked(&swap));
+        emit(Told::Asking(Asking { swap, standing: None }));
         self.swaps.asked(Clock.now());
         self.waiting.ask(Ask::Cas(swap));
     }
@@ -136,7 +140,7 @@ impl Claim<'_> {
             Heard::Read(_) if self.machine.is_asking() => None, // its swap's answer says more
             Heard::Read(held) => self.judge(held)?,
             Heard::Cas(outcome) => {
-                emit("cas", self.swaps.answered(Clock.now(), &outcome));
+                emit(Told::Cas(self.swaps.answered(Clock.now(), &outcome)));
                 match outcome {
                     CasOutcome::Won(register) => {
                         self.machine.handle(Time(0), Event::Cas(outcome));
@@ -161,7 +165,7 @@ impl Claim<'_> {
     }
 
     fn judge(&mut self, held: Option<Register>) -> Result<Option<Verdict>> {
-        emit("register", json!({ "register": held }));
+        emit(Told::Register(RegisterRead { register: held }));
         if let Some(verdict) = self.refuse_others(held)? {
             return Ok(Some(verdict));
         }
@@ -246,13 +250,14 @@ impl Claim<'_> {
         let swap = Swap::new(register.generation, standby, Mode::Solo);
         let why = "the VM died before its gate opened here; its standby holds the last commit";
         tracing::error!(standby = %name, generation = register.generation.0, "{why}");
-        emit("hand-back", json!({ "register": register, "new": swap.new, "standby": name, "why": why }));
+        let (register, why) = (*register, why.to_owned());
+        emit(Told::HandBack(Box::new(HandBack { register, new: swap.new, standby: name, why })));
         self.ask_for(swap);
         let until = Instant::now() + HAND_BACK;
         loop {
             match self.waiting.hear(None, Some(until))? {
                 Heard::Cas(outcome) => {
-                    emit("cas", self.swaps.answered(Clock.now(), &outcome));
+                    emit(Told::Cas(self.swaps.answered(Clock.now(), &outcome)));
                     return Ok(match (outcome, condition) {
                         (CasOutcome::Won(_), Condition::Silent) => Verdict::Silent { standby: name },
                         (CasOutcome::Won(_), _) => Verdict::VmGone { orderly: false, standby: Some(name) },
@@ -276,7 +281,7 @@ impl Claim<'_> {
         if self.waiting.notes.is_empty() {
             let why = "QEMU does not answer its control connection: nothing is asked for it, and nothing is killed";
             tracing::error!("{why}");
-            emit("qemu-silent", json!({ "why": why }));
+            emit(Told::QemuSilent(why.into()));
             self.waiting.notes.push(why.to_owned());
         }
     }

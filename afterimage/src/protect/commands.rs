@@ -9,17 +9,16 @@ use crate::{
 };
 use mc_core::{gate::OutputGate, id::Epoch, primary::Role};
 use node::{
-    events::{self, emit},
+    events::{self, Epochs, Event, Operator, RoleChange, Standing, emit, ms},
     exit, narration,
 };
-use serde_json::json;
 use vmm_qemu::gate::Mode;
 
 /// Answers it, now or once the arbiter has said a word.
 pub(super) fn answer(path: &mut DataPath, asked: ControlRequest) {
     let (request, role) = (asked.request.clone(), path.driver.machine().role());
-    if request.decides() {
-        emit("operator", json!({ "request": request, "role": word(role) }));
+    if let Some(request) = request.decision() {
+        emit(Event::Operator(Operator { request, role: Some(role.into()) }));
     }
     if request == Request::Solo {
         path.ask_parked(); // an operator decides, whether the VM runs or not
@@ -89,16 +88,7 @@ pub(super) fn answer(path: &mut DataPath, asked: ControlRequest) {
 }
 
 pub(super) fn word(role: Role) -> &'static str {
-    match role {
-        Role::Solo => "solo",
-        Role::Syncing => "syncing",
-        Role::Registering => "registering",
-        Role::Protected => "protected",
-        Role::Claiming => "claiming",
-        Role::HandingBack => "handing-back",
-        Role::Fenced => "fenced",
-        Role::Ended => "ended",
-    }
+    events::Role::from(role).as_str()
 }
 
 pub(super) fn status(path: &mut DataPath) -> Status {
@@ -189,32 +179,37 @@ pub(super) fn snapshot(path: &mut DataPath) -> Snapshot {
     snapshot
 }
 
-/// How things stand, as an event's fields: epochs, output, own absence, the arbiter.
-pub(super) fn standing(path: &DataPath) -> serde_json::Value {
+/// How things stand: epochs, output, the arbiter.
+pub(super) fn standing(path: &DataPath) -> Standing {
     let machine = path.driver.machine();
     let (captured, acked) = machine.epochs();
-    let last_ack = path.driver.figures().last_ack_at;
-    json!({
-        "role": word(machine.role()),
-        "epochs": { "captured": captured, "acked": acked, "last_ack_ago_ms": last_ack.map(|at| report::ms(path.clock.now().since(at))) },
-        "output": report::output(path.driver.gate.stats()),
-        "arbiter": report::arbiter_field(&path.arbiter),
-    })
+    let last_ack_ago_ms = path.driver.figures().last_ack_at.map(|at| ms(path.clock.now().since(at)));
+    Standing {
+        role: machine.role().into(),
+        epochs: Epochs::Primary { captured, acked, last_ack_ago_ms },
+        output: path.driver.gate.stats().into(),
+        arbiter: (&path.arbiter).into(),
+        standby: None,
+    }
 }
 
 /// An event for every change of role that a watcher cares about.
 pub(super) fn report_role(path: &DataPath) {
     let machine = path.driver.machine();
     let (captured, acked): (Epoch, Epoch) = machine.epochs();
-    // Registered is not protected yet: the standby has to have an epoch whose output was held.
-    let role = match machine.role() {
-        Role::Protected if !machine.is_protected() => "holding",
-        role => word(role),
+    let (event, role): (Option<fn(RoleChange) -> Event>, _) = match machine.role() {
+        Role::Solo => (Some(Event::Solo), "solo"),
+        Role::Registering => (Some(Event::Registering), "registering"),
+        // Registered is not protected yet: the standby has to have an epoch whose output was held.
+        Role::Protected if !machine.is_protected() => (Some(Event::Holding), "holding"),
+        Role::Protected => (Some(Event::Protected), "protected"),
+        Role::Claiming => (Some(Event::Claiming), "claiming"),
+        // These have events of their own, with more to say.
+        role @ (Role::Syncing | Role::Fenced | Role::Ended | Role::HandingBack) => (None, word(role)),
     };
     tracing::info!(role, generation = machine.generation().0, epoch = captured.0, "role");
-    // These have events of their own, with more to say.
-    if !matches!(machine.role(), Role::Syncing | Role::Fenced | Role::Ended | Role::HandingBack) {
-        let fields = json!({ "generation": machine.generation(), "epoch": captured, "acked": acked });
-        emit(role, report::with(fields, standing(path)));
+    if let Some(event) = event {
+        let (epoch, acked, standing) = (Some(captured), Some(acked), Some(standing(path)));
+        emit(event(RoleChange { vm: None, generation: machine.generation(), epoch, acked, standing }));
     }
 }

@@ -38,8 +38,8 @@ use mc_core::{
 };
 use node::{
     arbiter::{Answer, ArbiterClient},
-    clock::{Clock, WatchedClock},
-    events::emit,
+    clock::{Clock, WatchedClock, unix_ms},
+    events::{Event as Told, Process, RoleChange, SourceBroken, Suspect, VmGone, emit},
     exit::{self, Code},
     inbox::{self, Inbox, readable, wait},
     keepalive::{BeatHandle, Verdict},
@@ -49,7 +49,6 @@ use node::{
     signals::Signals,
     stalls::{Stalls, Swaps},
 };
-use serde_json::json;
 use std::{
     os::{fd::AsFd, unix::net::UnixStream},
     time::Duration,
@@ -134,7 +133,7 @@ pub fn run() -> Result<Code> {
     let channel = std::io::stdin().as_fd().try_clone_to_owned().context("the channel on stdin")?;
     let mut channel = Channel::new(UnixStream::from(channel))?;
     let brief = hear_brief(&mut channel)?;
-    super::record(&brief.config, "data-path")?;
+    super::record(&brief.config, Process::DataPath)?;
     let mut supervisor = Hands::new(channel, &brief);
     scope::find_out();
     let mut replaces = brief.deaths > 0;
@@ -240,7 +239,7 @@ impl DataPath {
             stalls: Stalls::default(),
             stalls_before: 0,
             role: (Role::Solo, false),
-            role_since_ms: report::unix_ms(),
+            role_since_ms: unix_ms(),
             arbiter_watch: report::ArbiterWatch::default(),
             held: None,
             suspected: false,
@@ -255,7 +254,8 @@ impl DataPath {
     }
 
     fn run(mut self) -> Result<Code> {
-        emit("solo", json!({ "vm": self.brief.config.vm, "generation": self.driver.machine().register().generation }));
+        let (vm, generation) = (Some(self.brief.config.vm), self.driver.machine().register().generation);
+        emit(Told::Solo(RoleChange { vm, generation, epoch: None, acked: None, standing: None }));
         loop {
             self.turn()?;
             if let Some((code, why)) = self.ending.take() {
@@ -348,7 +348,7 @@ impl DataPath {
                 ToDataPath::VmIs(health) => self.vm.qemu_says(health),
                 ToDataPath::VmGone { orderly: true } if self.vm_died => {} // too late
                 ToDataPath::VmGone { orderly: true } => {
-                    emit("vm-gone", json!({ "orderly": true }));
+                    emit(Told::VmGone(VmGone { orderly: true }));
                     self.vm_shut_down = true;
                     self.driver.event(Event::Unprotect(GoodbyeReason::GuestGone));
                 }
@@ -368,7 +368,7 @@ impl DataPath {
         if self.is_vm_gone() {
             return;
         }
-        emit("vm-gone", json!({ "orderly": false }));
+        emit(Told::VmGone(VmGone { orderly: false }));
         self.vm_died = true;
         self.driver.event(Event::SourceLost);
     }
@@ -385,7 +385,7 @@ impl DataPath {
             false => (why, unsupported),
         };
         tracing::error!(%why, "the checkpoint stream broke; giving protection up");
-        emit("source-broken", json!({ "why": why, "unsupported": unsupported }));
+        emit(Told::SourceBroken(SourceBroken { why: why.clone(), unsupported }));
         self.because(match (unsupported, first) {
             (true, _) => Trouble::hopeless(&why),
             (false, true) => Trouble::lasting(&why),
@@ -416,7 +416,7 @@ impl DataPath {
                 }
                 Answer::Fault(_) => {} // told below; the machine waits for a register that it can believe
                 Answer::Cas(outcome) => {
-                    emit("cas", self.swaps.answered(self.clock.now(), &outcome));
+                    emit(Told::Cas(self.swaps.answered(self.clock.now(), &outcome)));
                     self.driver.event(Event::Cas(outcome));
                 }
             }
@@ -435,8 +435,8 @@ impl DataPath {
         beats.set_committed(self.driver.machine().generation(), self.driver.machine().epochs().1);
         let dead = !beats.is_running(); // a detector that is gone must not pass for one that is content
         if (beats.verdict() == Verdict::Suspect || dead) && !self.suspected {
-            let why = report::suspicion(beats, &self.watch, self.clock.now());
-            emit("suspect", report::with(why, super::commands::standing(self)));
+            let standing = super::commands::standing(self);
+            emit(Told::Suspect(Box::new(Suspect::by_beats(beats, &self.watch, self.clock.now(), standing))));
             self.suspected = true;
             self.because(Trouble::passing("the standby was silent for too long"));
             self.driver.event(Event::Suspect);
@@ -461,7 +461,7 @@ impl DataPath {
         let machine = self.driver.machine();
         let role = (machine.role(), machine.is_protected());
         if role != std::mem::replace(&mut self.role, role) {
-            self.role_since_ms = report::unix_ms();
+            self.role_since_ms = unix_ms();
             super::commands::report_role(self);
             if role.1 {
                 self.protected_since.get_or_insert(self.clock.now());

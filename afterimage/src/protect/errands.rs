@@ -1,11 +1,14 @@
 //! What the primary's driver asks of the data path.
 
 use super::{channel::ToSupervisor, commands, data_path::DataPath, seek::Trouble};
-use crate::{config, report};
+use crate::config;
 use anyhow::Result;
 use mc_core::{driver::PrimaryErrand, primary::Role, register::Swap, wire::control::NackReason};
-use node::{arbiter::Ask, events::emit, exit::Code};
-use serde_json::json;
+use node::{
+    arbiter::Ask,
+    events::{Asking, Event, Fenced, Refused, Suspect, WhyNow, emit},
+    exit::Code,
+};
 use vmm_qemu::colo::ColoSource;
 
 impl DataPath {
@@ -24,18 +27,20 @@ impl DataPath {
                 PrimaryErrand::End => self.ended(),
                 PrimaryErrand::LinkLost(why) => {
                     tracing::warn!(%why, "link lost");
-                    emit("link-lost", report::with(json!({ "why": why }), commands::standing(self)));
+                    let standing = Some(commands::standing(self));
+                    emit(Event::LinkLost(WhyNow { why: why.clone(), standing }));
                     self.link_lost(&why);
                 }
                 PrimaryErrand::Late => {
                     let why = "no epoch was ACKed in time, though beats may come";
                     tracing::error!(why, "the standby is suspect");
-                    emit("suspect", report::with(json!({ "why": why }), commands::standing(self)));
+                    let standing = Some(commands::standing(self));
+                    emit(Event::Suspect(Box::new(Suspect { why: why.to_owned(), standing, ..Suspect::default() })));
                     self.because(Trouble::passing("the standby ACKed no epoch in time"));
                 }
                 PrimaryErrand::HandsBack => {
                     tracing::error!("the VM died while the arbiter was asked; what is won goes to the standby");
-                    emit("hands-back", commands::standing(self));
+                    emit(Event::HandsBack(commands::standing(self)));
                 }
                 PrimaryErrand::Refused(reason, words) => self.refused(reason, &words),
                 PrimaryErrand::SourceFailed(why) => self.supervisor.say(&ToSupervisor::SourceFailed { why })?,
@@ -48,7 +53,7 @@ impl DataPath {
     pub(super) fn ask_for(&mut self, swap: Swap) {
         self.swaps.asked(self.clock.now());
         self.arbiter.ask(Ask::Cas(swap));
-        emit("asking", report::with(report::asked(&swap), commands::standing(self)));
+        emit(Event::Asking(Asking { swap, standing: Some(commands::standing(self)) }));
         if std::mem::take(&mut self.operator_wants_solo) {
             self.arbiter.operator_decides();
         }
@@ -71,7 +76,7 @@ impl DataPath {
             return; // said for each epoch that was on its way
         }
         tracing::error!(why, "giving protection up");
-        emit("refused", json!({ "why": why }));
+        emit(Event::Refused(Refused { why: why.clone(), ..Refused::default() }));
         match (reason, self.driver.machine().role()) {
             (NackReason::Rehearsal, Role::Protected) => self.is_unfit(why),
             _ => self.because(Trouble::lasting(why)),
@@ -86,7 +91,7 @@ impl DataPath {
              max-staging=SIZE`, or accept that the VM is held with on-cap=throttle"
         );
         tracing::error!(why, "giving protection up rather than hold the VM");
-        emit("gave-up", json!({ "why": why }));
+        emit(Event::GaveUp(why.as_str().into()));
         self.because(Trouble::lasting(why));
     }
 
@@ -111,8 +116,8 @@ impl DataPath {
     }
 
     fn fenced(&mut self) -> Result<()> {
-        let fields = json!({ "vm": self.brief.config.vm, "register": self.held });
-        emit("fenced", report::with(fields, commands::standing(self)));
+        let (vm, standing) = (Some(self.brief.config.vm), Some(commands::standing(self)));
+        emit(Event::Fenced(Box::new(Fenced { vm, register: self.held, standing, ..Fenced::default() })));
         self.beats = None;
         self.supervisor.say(&ToSupervisor::Fence)?;
         let this = self.brief.register.owner.node.id;

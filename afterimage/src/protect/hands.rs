@@ -9,6 +9,7 @@ use super::{
     understudy,
 };
 use anyhow::Result;
+use node::events::{Event, emit};
 use std::{
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
@@ -117,7 +118,7 @@ impl Hands {
     fn orphaned(&mut self) {
         if std::mem::take(&mut self.supervised) {
             tracing::warn!("the supervisor died; this data path goes on without it");
-            node::events::emit("supervisor-died", serde_json::json!({}));
+            emit(Event::SupervisorDied);
         }
         match understudy::take_the_part(self.qmp.clone(), self.process, self.nics.clone()) {
             Ok((channel, thread)) => (self.channel, self.understudy) = (Some(channel), Some(thread)),

@@ -2,8 +2,7 @@
 
 use super::data_path::DataPath;
 use mc_core::id::Time;
-use node::events::emit;
-use serde_json::json;
+use node::events::{Event, emit};
 use std::time::Duration;
 
 /// QEMU leaves within milliseconds; after so long without a word it is said.
@@ -44,7 +43,7 @@ impl DataPath {
         match error {
             Some(why) => {
                 if self.left.why.as_ref() != Some(&why) {
-                    emit("not-left", json!({ "why": why }));
+                    emit(Event::NotLeft(why.as_str().into()));
                 }
                 self.left.told_at.get_or_insert(self.clock.now());
                 self.left.why = Some(why);
@@ -53,7 +52,7 @@ impl DataPath {
                 let failed = std::mem::take(&mut self.left).why.is_some();
                 if failed {
                     tracing::warn!("QEMU has left its checkpoint; the VM runs");
-                    emit("left", json!({}));
+                    emit(Event::Left);
                 }
             }
         }

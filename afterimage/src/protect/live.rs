@@ -1,25 +1,37 @@
 //! What an operator changes while the pair runs: its keepalive, its epoch, its staging.
 
-use super::{channel::ToSupervisor, commands::status, data_path::DataPath};
+use super::{channel::ToSupervisor, data_path::DataPath};
 use crate::{
     config::OnCapWish,
     control::refused,
     live::{self, KeepaliveReport, Session, Settings, SettingsReport, Wanted},
+    report,
     status::Response,
 };
 use anyhow::Result;
 use mc_core::primary::OnCap;
-use node::{arbiter::ArbiterSpec, events::emit, paths};
-use serde_json::json;
+use node::{
+    arbiter::ArbiterSpec,
+    events::{Event, Set, emit},
+    paths,
+};
 use std::time::Duration;
 
-fn session(path: &mut DataPath) -> Session<'_> {
-    let status = status(path);
+fn session(path: &DataPath) -> Session<'_> {
     let config = &path.brief.config;
-    Session { configured: config.wish(), beats: path.beats.as_ref(), status, config_file: config.config_file.clone() }
+    Session {
+        configured: config.wish(),
+        beats: path.beats.as_ref(),
+        vm: config.vm,
+        node: config.node,
+        side: "primary",
+        peer: path.peer.clone().unwrap_or_default(),
+        paths: report::beat_paths(&path.watch),
+        config_file: config.config_file.clone(),
+    }
 }
 
-pub(super) fn keepalive(path: &mut DataPath) -> Response {
+pub(super) fn keepalive(path: &DataPath) -> Response {
     Response::Keepalive(Box::new(session(path).report()))
 }
 
@@ -27,7 +39,7 @@ pub(super) fn keepalive(path: &mut DataPath) -> Response {
 pub(super) fn keepalive_set(path: &mut DataPath, wanted: &Wanted) -> Response {
     match session(path).change(wanted) {
         Ok((wish, warnings)) => {
-            emit("keepalive-set", json!({ "interval_us": wish.interval.as_micros(), "multiplier": wish.multiplier }));
+            emit(Event::KeepaliveSet(wish.into()));
             path.brief.config.set_wish(wish);
             tell_supervisor(path);
             Response::Keepalive(Box::new(KeepaliveReport { warnings, ..session(path).report() }))
@@ -57,7 +69,8 @@ pub(super) fn set(path: &mut DataPath, settings: &Settings) -> Response {
     tell_supervisor(path);
     let report = report(path);
     if changed {
-        emit("set", json!({ "epoch_us": report.epoch_us, "max_staging_bytes": staging, "on_cap": report.on_cap }));
+        let (epoch_us, on_cap) = (report.epoch_us, report.on_cap.clone());
+        emit(Event::Set(Set { epoch_us, max_staging_bytes: staging, on_cap }));
     }
     Response::Settings(Box::new(report))
 }

@@ -7,7 +7,7 @@ use super::{
     session::{self, Found},
     unfit::Unfit,
 };
-use crate::{report, status::WhyNot};
+use crate::status::WhyNot;
 use anyhow::Result;
 use mc_core::{
     id::Time,
@@ -15,13 +15,13 @@ use mc_core::{
     wire::control::GoodbyeReason,
 };
 use node::{
-    events::emit,
+    clock::unix_ms,
+    events::{Before, Event as Told, NoSession, Syncing, emit},
     exit::{self, Code},
     inbox::Inbox,
     keepalive::Watched,
 };
 use rustix::rand::{GetRandomFlags, getrandom};
-use serde_json::json;
 use std::time::Duration;
 use vmm_qemu::colo::ColoSource;
 
@@ -73,7 +73,12 @@ impl DataPath {
     fn attach(&mut self, found: Found) -> Result<()> {
         let source = ColoSource::new(self.brief.profile.blocks.clone())?;
         let (standby, incarnation) = (found.standby, found.incarnation);
-        emit("syncing", json!({ "standby": standby, "peer": found.peer, "peer_beats": found.beats }));
+        emit(Told::Syncing(Syncing {
+            standby: Some(standby),
+            peer: Some(found.peer),
+            peer_beats: Some(found.beats),
+            ..Syncing::default()
+        }));
         let peer = format!("{} at {}", standby.node, found.peer);
         self.suspected = false;
         let wish = self.brief.config.wish();
@@ -93,11 +98,11 @@ impl DataPath {
     /// Says so if the reason is news. With `--once` it ends this process, and a keeper has the VM's network.
     fn no_session(&mut self, trouble: &Trouble) {
         let trouble = &self.once(trouble.clone());
-        let before = self.seek.reason().map(|reason| json!({ "why": reason.why, "times": reason.times }));
-        if self.seek.failed((self.clock.now(), report::unix_ms()), trouble, chance()) {
+        let before = self.seek.reason().map(|reason| Before { why: reason.why.clone(), times: reason.times });
+        if self.seek.failed((self.clock.now(), unix_ms()), trouble, chance()) {
             let (why, slow) = (&trouble.why, trouble.kind != Kind::Passing);
             tracing::warn!(why, slow, "no session with a standby: the VM runs on, unprotected, with its network");
-            emit("no-session", json!({ "why": why, "slow": slow, "before": before }));
+            emit(Told::NoSession(NoSession { why: why.clone(), slow, before }));
         }
         if !self.brief.stay {
             self.end_once(Code::Failed, &trouble.why);
@@ -115,7 +120,7 @@ impl DataPath {
         let trouble = unfit.or(trouble).unwrap_or_else(|| Trouble::passing("the session with the standby ended"));
         let protected = self.protected_since.take().map(|since| self.clock.now().since(since));
         let trouble = self.once(trouble);
-        self.seek.lost((self.clock.now(), report::unix_ms()), &trouble, protected, chance());
+        self.seek.lost((self.clock.now(), unix_ms()), &trouble, protected, chance());
     }
 
     /// A successor prepares itself: this process goes on as the VM's way to its network, and nothing else.

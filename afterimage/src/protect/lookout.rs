@@ -7,8 +7,7 @@
 
 use super::data_path::DataPath;
 use mc_core::{id::Time, primary::Event};
-use node::events::emit;
-use serde_json::json;
+use node::events::{Event as Told, emit};
 use std::time::Duration;
 use vmm_qemu::qmp::has_ended;
 
@@ -90,12 +89,12 @@ impl DataPath {
             Some(News::Silent) => {
                 let why = self.unwatched().unwrap_or_default();
                 tracing::error!(why, "the VM is not called protected until somebody looks at its outputs again");
-                emit("unwatched", json!({ "why": why }));
+                emit(Told::Unwatched(why.into()));
                 self.driver.event(Event::Unfit);
             }
             Some(News::Back) => {
                 tracing::warn!("somebody looks at the VM's outputs again");
-                emit("watched", json!({}));
+                emit(Told::Watched);
                 if self.unfit.is_none() {
                     self.driver.event(Event::OutputsChanged); // for all that anybody has seen
                 }

@@ -60,21 +60,19 @@ mod yielding;
 use crate::{
     config::{ProtectConfig, next_standby},
     control::{self, Predecessor},
-    metrics,
-    report::{self, ms},
+    metrics, report,
 };
 use anyhow::{Context, Result};
 use channel::Brief;
 use mc_core::register::{Owner, Register};
 use node::{
     beats,
-    events::{self, Who, emit},
+    events::{self, Attached, Ended, Event, Process, Side, emit, ms},
     exit::{self, Code, ExitError},
     identity, paths,
     signals::Signals,
 };
 use own::{Owned, own_the_vm};
-use serde_json::json;
 use std::time::Duration;
 use vmm_qemu::{
     control::{self as qemu, ControlError, Found},
@@ -100,13 +98,13 @@ pub fn run(mut config: ProtectConfig) -> Result<Code> {
     let told = |_: &anyhow::Error| tell_who_goes_on(predecessor);
     let Looked { mut qmp, found, profile, outputs } = look(&config).inspect_err(told)?;
     let qemu_pid = qmp.peer_pid()?;
-    record(&config, "supervisor")?;
+    record(&config, Process::Supervisor)?;
     let node = identity::node(&config.state_dir, config.node)?;
     let owner = Owner { node, instance: instance_id(qemu_pid)? };
     let signals = Signals::catch().context("catching signals")?;
     let Owned::Ours(register) = own_the_vm(&config, owner, &signals, relieves).inspect_err(told)? else {
         let why = "told to end before the arbiter had said whose the VM is; nothing had begun";
-        emit("ended", json!({ "code": Code::Done as u8, "why": why }));
+        emit(Event::Ended(Ended { vm: None, code: Some(Code::Done as u8), why: why.to_owned() }));
         return Ok(Code::Done);
     };
     config.accept_witness = false; // once
@@ -161,23 +159,24 @@ fn tell_who_goes_on(predecessor: Predecessor) {
 }
 
 fn tell_attached(config: &ProtectConfig, profile: &Profile, register: Register) {
-    emit(
-        "attached",
-        json!({
-            "vm": config.vm, "machine": profile.machine, "generation": register.generation,
-            "version": env!("CARGO_PKG_VERSION"), "to": config.to.to_string(), "arbiter": config.arbiter.to_string(),
-            "epoch_ms": ms(config.epoch), "beats": { "interval_ms": ms(config.beat_interval), "multiplier": config.detect_multiplier },
-        }),
-    );
+    emit(Event::Attached(Attached {
+        vm: config.vm,
+        machine: profile.machine.clone(),
+        generation: register.generation,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        to: config.to.to_string(),
+        arbiter: config.arbiter.to_string(),
+        epoch_ms: ms(config.epoch),
+        beats: config.wish().told(),
+    }));
     for note in report::standing_notes() {
         tracing::warn!("{note}");
     }
 }
 
 /// From here on what happens is kept.
-fn record(config: &ProtectConfig, process: &'static str) -> Result<()> {
-    let who = Who { vm: config.vm, side: "primary", node: config.node, process };
-    events::record(who, &config.state_dir).context("threads for events")
+fn record(config: &ProtectConfig, process: Process) -> Result<()> {
+    events::record(config.vm, Side::Primary, config.node, process, &config.state_dir).context("threads for events")
 }
 
 /// Nobody listens at the QMP socket, or nobody that speaks QMP.

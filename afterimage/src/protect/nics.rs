@@ -8,10 +8,9 @@ use crate::{config::ProtectConfig, keeper, report};
 use anyhow::Result;
 use mc_core::id::Time;
 use node::{
-    events::emit,
+    events::{Event, emit},
     exit::{Code, ExitError},
 };
-use serde_json::json;
 use std::time::{Duration, Instant};
 use vmm_qemu::{
     gate::{GateError, Mode, NicGate, Options},
@@ -90,7 +89,7 @@ impl DataPath {
         } else {
             tracing::error!(%why, "the gate has trouble; its output stays held");
         }
-        emit("gate-failed", json!({ "why": why }));
+        emit(Event::GateFailed(why.as_str().into()));
         if self.driver.gate.nics().any(|nic| !nic.connected || !nic.port_works) {
             self.mending.lost(self.clock.now(), why);
         } else if !self.notes.contains(&why) {

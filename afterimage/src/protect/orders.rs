@@ -3,7 +3,7 @@
 //!
 //! So the arbiter is asked first what the register holds. Its answer, not some earlier one, is the sign that it is there.
 
-use super::{commands::word, data_path::DataPath, seek::Trouble};
+use super::{data_path::DataPath, seek::Trouble};
 use crate::{
     control::{ControlRequest, done},
     status::Response,
@@ -15,9 +15,9 @@ use mc_core::{
 };
 use node::{
     arbiter::{ArbiterSpec, Ask, Health},
-    events::emit,
+    clock::unix_ms,
+    events::{Event as Told, OperatorRefused, emit},
 };
-use serde_json::json;
 use std::time::Duration;
 
 /// For the arbiter to say a word: longer than a swap takes, shorter than the control socket waits.
@@ -107,8 +107,10 @@ impl DataPath {
     fn refuse(&mut self, wanted: Wanted, why: &str, remedy: &str) {
         match wanted {
             Wanted::Unprotect(request) => {
-                let role = word(self.driver.machine().role());
-                emit("operator-refused", json!({ "request": request.request, "role": role, "why": why }));
+                let role = Some(self.driver.machine().role().into());
+                if let Some(request) = request.request.order() {
+                    emit(Told::OperatorRefused(OperatorRefused { request, role, why: why.to_owned() }));
+                }
                 request.reply(Response::Away { message: why.to_owned(), remedy: remedy.to_owned() });
             }
             Wanted::Stop => self.refuse_stop(why),
@@ -126,7 +128,7 @@ impl DataPath {
         if protect {
             self.seek.wanted(self.clock.now());
         } else {
-            self.seek.unwanted(crate::report::unix_ms(), STOPPED);
+            self.seek.unwanted(unix_ms(), STOPPED);
             self.sessions = None;
         }
         let said = self.supervisor.say(&super::channel::ToSupervisor::Wanted { protect });

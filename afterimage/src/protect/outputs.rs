@@ -14,10 +14,9 @@ use mc_core::{
     wire::control::GoodbyeReason,
 };
 use node::{
-    events::emit,
+    events::{Event as Told, GateOutputs, emit},
     exit::{Code, ExitError},
 };
-use serde_json::json;
 use vmm_qemu::inventory::{Changed, Class, Forced, Inventory, Output};
 
 /// What becomes of an output that the gate would hold, while it passes everything.
@@ -116,8 +115,8 @@ impl DataPath {
             self.sessions = None; // of the VM as it was
         }
         let Some((came, went)) = news else { return };
-        let unheld: Vec<_> = self.outputs.inventory.unheld().map(|output| &output.name).collect();
-        emit("outputs", json!({ "unheld": unheld, "came": came, "went": went }));
+        let unheld = self.outputs.inventory.unheld().map(|output| output.name.clone()).collect();
+        emit(Told::Outputs(GateOutputs { unheld, came, went }));
         match self.outputs.left_open() {
             Some(why) => self.give_up_open(why),
             None => self.may_be_fit(),
@@ -132,7 +131,7 @@ impl DataPath {
             self.driver.event(Event::Unfit);
             self.is_unfit(why);
         } else if protecting {
-            emit("gave-up", json!({ "why": why }));
+            emit(Told::GaveUp(why.as_str().into()));
             self.because(Trouble::lasting(why));
             self.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
         }

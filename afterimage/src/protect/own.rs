@@ -1,7 +1,7 @@
 //! At the start: makes the register say (solo, self), or explains why it cannot.
 
 use super::waiting::{Heard, Waiting, What};
-use crate::{config::ProtectConfig, keeper, status::WAITING};
+use crate::{config::ProtectConfig, keeper};
 use anyhow::{Context, Result};
 use mc_core::{
     claim::{Action, Claim, Event, Verdict},
@@ -11,11 +11,10 @@ use mc_core::{
 };
 use node::{
     arbiter::Ask,
-    events::emit,
+    events::{Event as Told, Role, WaitingForStandby, emit},
     exit::{Code, ExitError},
     signals::Signals,
 };
-use serde_json::json;
 use std::time::{Duration, Instant};
 use vmm_qemu::qmp::find_instance;
 
@@ -101,7 +100,7 @@ fn what(config: &ProtectConfig) -> What {
             "the arbiter has not said yet whose the VM is; nothing is protected, and the VM's gate is closed",
         ),
     };
-    What { role: WAITING, generation: Generation(0), note, busy, may_leave: true }
+    What { role: Role::WaitingForArbiter, generation: Generation(0), note, busy, may_leave: true }
 }
 
 pub(super) fn standby_of(held: &Register) -> Option<Name> {
@@ -146,7 +145,7 @@ fn tell_awaited(config: &ProtectConfig, held: &Register) -> String {
         config.vm, config.vm, config.node
     );
     tracing::warn!("{why}. Until then the VM's gate stays closed");
-    emit("waiting-for-standby", json!({ "register": held, "why": why }));
+    emit(Told::WaitingForStandby(WaitingForStandby { register: *held, why: why.clone() }));
     why
 }
 

@@ -8,11 +8,10 @@ use mc_core::{
     wire::control::GoodbyeReason,
 };
 use node::{
-    events::emit,
+    events::{Event as Told, emit},
     exit::Code,
     keepalive::{BeatHandle, Verdict},
 };
-use serde_json::json;
 use std::time::Duration;
 
 /// So long at least beats get to come both ways.
@@ -50,7 +49,7 @@ impl DataPath {
     /// Beats go both ways, and there was a gap: the next session may be without one.
     fn try_again(&mut self, why: String) {
         tracing::warn!(why, "not protected yet");
-        emit("no-beats", json!({ "why": why }));
+        emit(Told::NoBeats(why.as_str().into()));
         self.because(Trouble::passing(why));
         self.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
     }
@@ -81,7 +80,7 @@ impl DataPath {
 
     fn no_beats(&mut self, why: String) {
         tracing::error!(why, "not protected: beats prove nothing");
-        emit("no-beats", json!({ "why": why }));
+        emit(Told::NoBeats(why.as_str().into()));
         self.give_up_for(Code::Prerequisite, why);
     }
 }

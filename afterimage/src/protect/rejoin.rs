@@ -4,11 +4,10 @@
 use crate::config::StandbyConfig;
 use anyhow::Result;
 use node::{
-    events::{self, emit},
+    events::{self, Event, Rejoining, emit},
     exit::{Code, ExitError, words},
     program,
 };
-use serde_json::json;
 use std::{
     os::unix::process::CommandExt,
     process::Command,
@@ -31,7 +30,7 @@ pub(super) fn stand_by(next: &StandbyConfig, qemu: (u32, u64), fenced: anyhow::E
     }
     let Some(file) = &next.config_file else { return Err(fenced) };
     tracing::warn!(why, "fenced; standing by for {} now, at {}", next.vm, next.listen);
-    emit("rejoining", json!({ "vm": next.vm, "listen": next.listen, "why": why }));
+    emit(Event::Rejoining(Rejoining { vm: next.vm, listen: next.listen, why: why.clone() }));
     events::flush(Duration::from_secs(1));
     let program = program::own();
     let error = Command::new(&program).args(["standby", "--config"]).arg(file).exec();

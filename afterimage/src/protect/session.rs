@@ -10,6 +10,7 @@ use mc_core::{
 };
 use node::{
     beats::{self, Wish},
+    events::BeatsWish,
     exit, identity,
     inbox::{self, Inbox},
     keepalive::{BeatHandle, Watched},
@@ -34,8 +35,8 @@ pub(super) struct Found {
     pub(super) incarnation: Incarnation,
     pub(super) standby: Owner,
     pub(super) peer: SocketAddr,
-    /// How the standby beats: as an event's field.
-    pub(super) beats: serde_json::Value,
+    /// How the standby beats.
+    pub(super) beats: BeatsWish,
     route: Route,
     key: BeatKey,
 }

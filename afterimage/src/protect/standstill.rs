@@ -2,10 +2,8 @@
 //! looks at its outputs.
 
 use super::data_path::DataPath;
-use crate::report;
 use mc_core::id::Time;
-use node::events::emit;
-use serde_json::json;
+use node::events::{Event, WhyNow, emit, ms};
 
 impl DataPath {
     /// For the status: in words, if so.
@@ -22,7 +20,7 @@ impl DataPath {
         let since = now.since(last);
         let limit = self.brief.config.commit_deadline(self.watch.has_rdma());
         (since >= limit).then(|| {
-            let (pid, limit) = (self.brief.qemu_pid, report::ms(limit));
+            let (pid, limit) = (self.brief.qemu_pid, ms(limit));
             format!(
                 "no checkpoint of the VM was captured and ACKed for {} s (the limit is {limit} ms): see whether its QEMU \
                  (process {pid}) runs, and is not in a control group that is frozen",
@@ -40,9 +38,10 @@ impl DataPath {
         match why {
             Some(why) => {
                 tracing::error!(why, "nothing is committed any more: the VM is not protected");
-                emit("no-commits", report::with(json!({ "why": why }), super::commands::standing(self)));
+                let standing = Some(super::commands::standing(self));
+                emit(Event::NoCommits(WhyNow { why, standing }));
             }
-            None => emit("commits-again", super::commands::standing(self)),
+            None => emit(Event::CommitsAgain(super::commands::standing(self))),
         }
     }
 }

@@ -21,10 +21,9 @@ use mc_core::{
     wire::control::GoodbyeReason,
 };
 use node::{
-    events::emit,
+    events::{Event as Told, KeeperStarted, Signal, emit},
     exit::{self, Code},
 };
-use serde_json::json;
 use std::time::Duration;
 
 /// An orderly end that has taken so long is cut short by another signal.
@@ -92,7 +91,7 @@ pub(super) fn note(why: &str) -> String {
 /// A refused signal, as an event and in the log.
 pub(super) fn tell_refused(why: &str) {
     tracing::error!(why, "a signal to end was refused, and the next one is obeyed: it closes the VM's gate");
-    emit("stop-refused", json!({ "why": why }));
+    emit(Told::StopRefused(why.into()));
 }
 
 /// What it means that a second signal was obeyed.
@@ -119,8 +118,8 @@ impl DataPath {
         if !self.stop.counts(heard) {
             return;
         }
-        let role = super::commands::word(self.driver.machine().role());
-        emit("signal", json!({ "times": self.stop.acted, "role": role }));
+        let role = self.driver.machine().role().into();
+        emit(Told::Signal(Signal { role, times: Some(self.stop.acted) }));
         let now = self.clock.now();
         match &self.stop.state {
             State::Ending(since) if now.since(*since) < PATIENCE => tracing::info!("ending already"),
@@ -171,7 +170,7 @@ impl DataPath {
                 let note =
                     format!("stays, though --once was said: the VM's network has nobody else to keep it: {error}");
                 tracing::error!(why = note);
-                emit("stop-refused", json!({ "why": note }));
+                emit(Told::StopRefused(note.as_str().into()));
                 self.notes.push(note);
             }
         }
@@ -183,7 +182,7 @@ impl DataPath {
         let Some(keeper) = keeper::take_network(&charge, Some(&mut self.driver.gate))? else {
             return Ok("the VM runs on, unprotected");
         };
-        emit("keeper-started", json!({ "keeper": keeper.pid(), "generation": generation, "handed_over": true }));
+        emit(Told::KeeperStarted(KeeperStarted { keeper: keeper.pid(), generation, handed_over: true }));
         Ok("the VM runs on, unprotected, and its network keeper has its network")
     }
 
@@ -198,7 +197,7 @@ impl DataPath {
 
     fn obey(&mut self, why: &str) {
         let why = obeyed(why);
-        emit("stop-obeyed", json!({ "why": why }));
+        emit(Told::StopObeyed(why.as_str().into()));
         self.ending = Some((Code::Degraded, why));
     }
 }

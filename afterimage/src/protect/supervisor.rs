@@ -32,14 +32,13 @@ use crate::control;
 use anyhow::{Context, Result};
 use mc_core::id::{Generation, Time};
 use node::{
-    events::emit,
+    events::{DataPathDied, Ended as Over, Event, Fenced, emit},
     exit::{self, Code, ExitError},
     inbox::{readable, wait},
     program,
     signals::Signals,
     sys::child::in_its_own_session,
 };
-use serde_json::json;
 use std::{
     os::{
         fd::{AsFd, OwnedFd},
@@ -163,10 +162,12 @@ impl Supervisor {
     fn tell_death(&self, how: &str) {
         let Brief { register, deaths, .. } = &self.brief;
         if deaths.is_power_of_two() {
-            emit(
-                "data-path-died",
-                json!({ "vm": self.brief.config.vm, "how": how, "began_with": register, "in_a_row": deaths }),
-            );
+            emit(Event::DataPathDied(Box::new(DataPathDied {
+                vm: self.brief.config.vm,
+                how: how.to_owned(),
+                began_with: *register,
+                in_a_row: *deaths,
+            })));
         }
     }
 
@@ -266,7 +267,8 @@ impl Supervisor {
 
     fn fence(&mut self) -> (Code, String) {
         let why = "the data path died, and the arbiter gave the VM to another node";
-        emit("fenced", json!({ "vm": self.brief.config.vm, "why": why }));
+        let (vm, words) = (Some(self.brief.config.vm), Some(why.to_owned()));
+        emit(Event::Fenced(Box::new(Fenced { vm, why: words, ..Fenced::default() })));
         let fenced = self.qemu.as_mut().map_or(Ok(None), |qemu| qemu.perform(&Task::Fence));
         let what = "the data path died, and another node owns the VM now";
         let what = match fenced {
@@ -292,7 +294,7 @@ impl Supervisor {
             }
             while let Some(message) = child.channel.hear::<ToSupervisor>()? {
                 if let ToSupervisor::Ending { code, why } = &message {
-                    emit("ended", json!({ "code": code, "why": why }));
+                    emit(Event::Ended(Over { vm: None, code: Some(*code), why: why.clone() }));
                     child.process.wait()?;
                     self.finish_leaving()?;
                     return match Code::from_number(*code) {

@@ -5,16 +5,16 @@
 //! arbiter answers protection ends; unless what was wrong has gone by then.
 
 use super::{data_path::DataPath, seek::Trouble};
-use crate::{report, status::WhyNot};
+use crate::status::WhyNot;
 use mc_core::{
     primary::{Event, Role},
     wire::control::GoodbyeReason,
 };
 use node::{
     arbiter::{ArbiterSpec, Ask},
-    events::emit,
+    clock::unix_ms,
+    events::{Event as Told, emit},
 };
-use serde_json::json;
 
 /// What is wrong, and since when (ms since 1970).
 #[derive(Debug)]
@@ -26,8 +26,8 @@ pub(super) struct Unfit {
 impl DataPath {
     /// Protection has to end, as soon as the arbiter is there.
     pub(super) fn is_unfit(&mut self, why: String) {
-        emit("unfit", json!({ "why": why }));
-        self.unfit = Some(Unfit { why, since_ms: report::unix_ms() });
+        emit(Told::Unfit(why.as_str().into()));
+        self.unfit = Some(Unfit { why, since_ms: unix_ms() });
         self.arbiter.ask(Ask::Read);
     }
 
@@ -37,7 +37,7 @@ impl DataPath {
         // QEMU would not be told to leave its checkpoints.
         let decides = decides && !self.lookout.is_silent();
         let Some(Unfit { why, .. }) = self.unfit.take_if(|_| decides) else { return };
-        emit("gave-up", json!({ "why": why }));
+        emit(Told::GaveUp(why.as_str().into()));
         self.because(Trouble::lasting(why));
         self.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
     }
@@ -45,7 +45,7 @@ impl DataPath {
     /// The VM is another one than it was: the standby shows whether it can load it, and what was wrong before counts no more.
     pub(super) fn may_be_fit(&mut self) {
         if let Some(Unfit { why, .. }) = self.unfit.take() {
-            emit("may-be-fit", json!({ "why": why }));
+            emit(Told::MayBeFit(why.into()));
         }
         self.driver.event(Event::OutputsChanged);
     }

@@ -13,6 +13,7 @@
 //! VM, wins the arbitration. Its gate holds meanwhile. Should QEMU run again before anybody took the VM, it goes on.
 
 use mc_core::id::Time;
+use node::events::VmHealth;
 use serde::{Deserialize, Serialize};
 use std::{fs, time::Duration};
 use vmm_qemu::qmp::instance_id;
@@ -33,6 +34,16 @@ pub enum Health {
     Paused(String),
     /// It provably does not run, and nobody asked for that.
     Halted(String),
+}
+
+impl From<Health> for VmHealth {
+    fn from(health: Health) -> Self {
+        match health {
+            Health::Runs => Self::Runs,
+            Health::Paused(why) => Self::Paused(why),
+            Health::Halted(why) => Self::Halted(why),
+        }
+    }
 }
 
 impl Health {

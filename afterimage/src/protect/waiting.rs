@@ -16,25 +16,23 @@ use mc_core::{
 };
 use node::{
     arbiter::{Answer, ArbiterClient, ArbiterSpec, Ask},
-    events::emit,
+    clock::unix_ms,
+    events::{Event, Operator, Order, Role, WaitingForArbiter, emit},
     inbox::{readable, wait},
     signals::Signals,
 };
-use serde_json::json;
 use std::{
     os::fd::AsFd,
     time::{Duration, Instant},
 };
 
-/// The role of a supervisor whose data path died.
-pub(super) const CLAIMING: &str = "claiming";
 /// The longest sleep.
 const GLANCE: Duration = Duration::from_secs(1);
 
 /// What the wait is for, in the status' words.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct What {
-    pub(super) role: &'static str,
+    pub(super) role: Role,
     pub(super) generation: Generation,
     pub(super) note: &'static str,
     /// What whoever wants something else is told.
@@ -93,7 +91,7 @@ impl<'a> Waiting<'a> {
         let listen = || Control::listen((&config.run_dir, &config.state_dir), config.vm, config.node, Side::Primary);
         let control = serve.then(listen).transpose()?;
         let (decided, notes, watch) = (false, Vec::new(), report::ArbiterWatch::default());
-        let (undecidable, trouble, since_ms) = (None, None, report::unix_ms());
+        let (undecidable, trouble, since_ms) = (None, None, unix_ms());
         Ok(Self { config, arbiter, signals, control, what, decided, undecidable, notes, watch, trouble, since_ms })
     }
 
@@ -168,7 +166,7 @@ impl<'a> Waiting<'a> {
         self.trouble = health.last_error;
         let why = self.trouble.as_deref().unwrap_or_default();
         tracing::warn!(why, "{}", self.what.note);
-        emit("waiting-for-arbiter", json!({ "role": self.what.role, "why": why }));
+        emit(Event::WaitingForArbiter(WaitingForArbiter { role: self.what.role, why: why.to_owned() }));
     }
 
     /// Whatever has to be done about it.
@@ -181,7 +179,7 @@ impl<'a> Waiting<'a> {
             Request::Status => Response::Status(Box::new(self.status())),
             Request::Solo if undecidable.is_some() => refused(undecidable.unwrap_or_default()),
             Request::Solo if decides => {
-                emit("operator", json!({ "request": Request::Solo, "role": self.what.role }));
+                emit(Event::Operator(Operator { request: Order::Solo, role: Some(self.what.role) }));
                 self.decided = true;
                 self.arbiter.operator_decides();
                 done("going solo")
@@ -204,7 +202,7 @@ impl<'a> Waiting<'a> {
         let mut status = Status {
             schema: SCHEMA,
             side: "primary".into(),
-            role: self.what.role.into(),
+            role: self.what.role.as_str().into(),
             vm: self.config.vm.to_string(),
             node: self.config.node.to_string(),
             generation: self.what.generation.0,
@@ -212,7 +210,7 @@ impl<'a> Waiting<'a> {
             ..Status::default()
         };
         report::fill_arbiter(&mut status, &self.arbiter);
-        if self.what.role == CLAIMING {
+        if self.what.role == Role::Claiming {
             report::fill_claim(&mut status, "the data path died", self.since_ms);
         }
         status

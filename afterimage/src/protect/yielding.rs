@@ -8,8 +8,10 @@ use mc_core::{
     primary::{Event, Role},
     register::{Register, Swap},
 };
-use node::{arbiter::Ask, events::emit};
-use serde_json::json;
+use node::{
+    arbiter::Ask,
+    events::{Event as Told, HealthChanged, Yielding, emit},
+};
 use std::time::Duration;
 
 /// Between two readings of the register.
@@ -30,7 +32,7 @@ impl DataPath {
         let health = self.vm.look(now).clone();
         if health != before {
             tracing::warn!(why = health.why().unwrap_or("it runs"), "the VM");
-            emit("vm-health", json!({ "health": health }));
+            emit(Told::VmHealth(HealthChanged { health: health.into() }));
         }
         let yields = self.yields();
         if let Some(beats) = &self.beats {
@@ -51,7 +53,7 @@ impl DataPath {
 
     /// Does not ask for a VM that would not run here.
     pub(super) fn park(&mut self, swap: Swap) {
-        emit("yielding", json!({ "why": self.vm.health().why(), "expect": swap.expect }));
+        emit(Told::Yielding(Yielding { why: self.vm.health().why().map(str::to_owned), expect: swap.expect }));
         self.parked = Some(Parked { swap, read_at: self.clock.now() });
         self.arbiter.ask(Ask::Read);
     }

@@ -4,10 +4,9 @@
 use super::{main_loop::Node, takeover::Attempt, task::Task};
 use mc_core::gate::OutputGate;
 use node::{
-    events::emit,
+    events::{Abandoned, Event, emit},
     exit::{self, Code, ExitError},
 };
-use serde_json::json;
 use std::time::Duration;
 
 /// Between two looks at an attempt that is under way.
@@ -30,7 +29,7 @@ impl Node {
         };
         self.vm = None;
         let vm = self.config.vm;
-        emit("abandoned", json!({ "vm": vm, "kept": kept }));
+        emit(Event::Abandoned(Abandoned { vm, kept: kept.clone() }));
         let what =
             format!("{vm} was given to another node while this one could not run it: the takeover is given up. {kept}");
         ExitError::new(Code::Fenced, what).into()

@@ -10,8 +10,10 @@ use crate::{
 };
 use anyhow::{Context, Result};
 use mc_core::{ram::SharedRam, standby::Role};
-use node::{events::emit, exit, files};
-use serde_json::json;
+use node::{
+    events::{self, Event, emit},
+    exit, files,
+};
 use std::{
     fs::File,
     io::{self, BufWriter, Write},
@@ -110,9 +112,10 @@ impl Node {
         let Some(export) = self.export.take() else { return };
         let response = match result.map_err(anyhow::Error::from).and_then(|outcome| outcome) {
             Ok(Exported { stream, command, bytes }) => {
-                emit("exported", json!({ "stream": stream, "command": command, "bytes": bytes }));
-                let (stream, command) = (stream.display(), command.display());
-                done(&format!("wrote {stream} ({bytes} bytes); how to run it is in {command}. {STILL_TRIES}"))
+                let (text, how) = (stream.display(), command.display());
+                let text = format!("wrote {text} ({bytes} bytes); how to run it is in {how}. {STILL_TRIES}");
+                emit(Event::Exported(events::Exported { stream, command, bytes }));
+                done(&text)
             }
             Err(error) => refused(&format!("the export failed: {}", exit::words(&error))),
         };

@@ -22,10 +22,9 @@ use mc_core::{
 };
 use node::{
     arbiter::{ArbiterSpec, Ask},
-    events::emit,
+    events::{Event as Told, Goodbye, ImageKept, Signal, emit},
     exit::{self, Code},
 };
-use serde_json::json;
 use std::time::Duration;
 
 /// For the arbiter to say a word.
@@ -82,8 +81,8 @@ impl Leave {
 impl Node {
     pub(super) fn hear_signals(&mut self) {
         for _ in 0..self.signals.take() {
-            let role = super::report::word(self.driver.machine().role());
-            emit("signal", json!({ "role": role }));
+            let role = self.driver.machine().role().into();
+            emit(Told::Signal(Signal { role, times: None }));
             let now = self.clock.now();
             match &self.leave.state {
                 State::Asks { since, .. } | State::GaveUp { since, .. } if now.since(*since) < PATIENCE => {
@@ -133,7 +132,7 @@ impl Node {
     /// Ends the session. The primary sees that at once, and goes on alone through the arbiter.
     fn give_up(&mut self) {
         let now = self.clock.now();
-        emit("goodbye", json!({ "role": super::report::word(self.driver.machine().role()) }));
+        emit(Told::Goodbye(Goodbye { role: self.driver.machine().role().into() }));
         self.suspected_at = Some(now); // nobody is: whatever falls silent now does so with a reason
         self.leave.state = State::GaveUp { since: now, look_at: now };
         self.driver.event(Event::Suspect);
@@ -216,7 +215,7 @@ impl Node {
         }
         self.leave.state = State::Refused(why.to_owned());
         tracing::error!(why, "a signal to end was refused, and the next one is obeyed");
-        emit("stop-refused", json!({ "why": why }));
+        emit(Told::StopRefused(why.into()));
     }
 
     /// Told twice. What this node may be entitled to is kept.
@@ -230,7 +229,7 @@ impl Node {
             }
         };
         let words = format!("told again to end, although {why}. {kept}");
-        emit("stop-obeyed", json!({ "why": words }));
+        emit(Told::StopObeyed(words.as_str().into()));
         (self.ending, self.last_words) = (Some(Code::Degraded), Some(words));
     }
 
@@ -283,7 +282,7 @@ impl Node {
         };
         let held = format!("the image of {generation}, {epoch}");
         let ram = vm.keep(copy, image, (generation, epoch))?;
-        emit("image-kept", json!({ "ram": ram, "generation": generation, "epoch": epoch }));
+        emit(Told::ImageKept(ImageKept { ram: ram.clone(), generation, epoch }));
         Ok(format!("Kept: {held}: its RAM in {}, and what belongs to it beside that", ram.display()))
     }
 }

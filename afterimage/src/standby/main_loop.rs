@@ -21,7 +21,7 @@ use crate::{
     live::{KeepaliveReport, Session, Wanted},
     metrics::{IfTaken, Scrapes},
     report,
-    status::{Request, Response, Takeover},
+    status::{Request, Response},
 };
 use anyhow::Result;
 use mc_core::{
@@ -35,8 +35,8 @@ use mc_core::{
 };
 use node::{
     arbiter::{Answer, ArbiterClient, ArbiterSpec, Ask},
-    clock::{Clock, WatchedClock},
-    events::emit,
+    clock::{Clock, WatchedClock, unix_ms},
+    events::{self, Event as Told, Operator, QemuTimes, RoleChange, Started, Suspect, Takeover, Waiting, emit},
     exit::{Code, ExitError, cannot_listen},
     identity,
     inbox::{self, readable, wait},
@@ -46,7 +46,6 @@ use node::{
     signals::Signals,
     stalls::Swaps,
 };
-use serde_json::json;
 use std::{
     os::fd::AsFd,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -189,7 +188,7 @@ impl Node {
             control: Control::listen((&config.run_dir, &config.state_dir), config.vm, config.node, Side::Standby)?,
             scrapes: Scrapes::serve(config.metrics, IfTaken::Refuse)?,
             role: Role::Idle,
-            role_since_ms: report::unix_ms(),
+            role_since_ms: unix_ms(),
             suspected_at: None,
             swaps: Swaps::default(),
             checked_vm_at: clock.now(),
@@ -210,9 +209,9 @@ impl Node {
 
     pub(super) fn run(mut self) -> Result<Code> {
         let (config, version) = (&self.config, env!("CARGO_PKG_VERSION"));
-        let beats = json!({ "interval_ms": report::ms(config.beat_interval), "multiplier": config.detect_multiplier });
-        emit("started", json!({ "version": version, "arbiter": config.arbiter.to_string(), "beats": beats }));
-        emit("waiting", json!({ "vm": config.vm, "listen": config.listen }));
+        let (arbiter, beats) = (config.arbiter.to_string(), config.wish().told());
+        emit(Told::Started(Started { version: version.to_owned(), arbiter, beats }));
+        emit(Told::Waiting(Waiting { vm: config.vm, listen: config.listen, keeps_lost_copy: None }));
         while self.driver.machine().role() != Role::Active {
             if let Err(error) = mishaps(|| self.turn()) {
                 return Err(self.save_image(error));
@@ -296,13 +295,13 @@ impl Node {
                     self.driver.event(Event::ArbiterFault);
                 }
                 Answer::Cas(outcome) => {
-                    emit("cas", self.swaps.answered(self.clock.now(), &outcome));
+                    emit(Told::Cas(self.swaps.answered(self.clock.now(), &outcome)));
                     self.hear_renounced(&outcome);
                     self.driver.event(Event::Cas(outcome));
                 }
             }
             if before != Role::Lost && self.driver.machine().role() == Role::Lost {
-                emit("lost", report::with(json!({ "register": held }), standing(self)));
+                emit(Told::Lost(events::Lost { register: held, standing: Some(standing(self)) }));
             }
         }
         let stance = match self.driver.machine().role() {
@@ -342,8 +341,8 @@ impl Node {
         }
         let protected = self.is_protected();
         if protected && !self.was_protected {
-            let fields = json!({ "generation": self.driver.machine().committed().0 });
-            emit("protected", report::with(fields, standing(self)));
+            let (generation, standing) = (self.driver.machine().committed().0, Some(standing(self)));
+            emit(Told::Protected(RoleChange { vm: None, generation, epoch: None, acked: None, standing }));
         }
         self.was_protected = protected;
     }
@@ -362,8 +361,8 @@ impl Node {
         let dead = !beats.is_running(); // a detector that is gone must not pass for one that is content
         let left = self.driver.machine().was_left();
         if (beats.verdict() == Verdict::Suspect || dead) && !left && self.suspected_at.is_none() {
-            let why = report::suspicion(beats, &self.watch, self.clock.now());
-            emit("suspect", report::with(why, standing(self)));
+            let suspect = Suspect::by_beats(beats, &self.watch, self.clock.now(), standing(self));
+            emit(Told::Suspect(Box::new(suspect)));
             self.suspect();
         }
     }
@@ -392,7 +391,7 @@ impl Node {
                 StandbyErrand::LinkLost(why) => self.link_lost(&why),
                 StandbyErrand::Refused(reason, why) => {
                     tracing::error!(?reason, why, "epoch refused");
-                    emit("epoch-refused", json!({ "reason": format!("{reason:?}"), "why": why }));
+                    emit(Told::EpochRefused(events::EpochRefused { reason: reason.into(), why }));
                 }
             }
         }
@@ -402,7 +401,7 @@ impl Node {
     pub(super) fn claim(&mut self, swap: Swap) {
         self.swaps.asked(self.clock.now());
         self.arbiter.ask(Ask::Cas(swap));
-        emit("asking", report::with(report::asked(&swap), standing(self)));
+        emit(Told::Asking(events::Asking { swap, standing: Some(standing(self)) }));
         if self.operator_wants_it {
             self.arbiter.operator_decides();
         }
@@ -420,13 +419,14 @@ impl Node {
         if machine.role() != Role::Idle && !machine.was_left() && self.suspected_at.is_none() {
             self.suspected_at = Some(self.clock.now());
             let now = self.clock.now();
-            let heard = self.beats.as_ref().map(|beats| self.watch.heard(beats, now));
-            emit("suspect", report::with(json!({ "why": why, "paths": heard }), standing(self)));
+            let paths = self.beats.as_ref().map(|beats| self.watch.heard(beats, now));
+            let (why, standing) = (why.to_owned(), Some(standing(self)));
+            emit(Told::Suspect(Box::new(Suspect { why, paths, standing, ..Suspect::default() })));
         }
     }
 
     fn discarded(&mut self) {
-        emit("discarded", report::with(json!({ "vm": self.config.vm }), standing(self)));
+        emit(Told::Discarded(events::Discarded { vm: self.config.vm, standing: Some(standing(self)) }));
         (self.rehearsal, self.vm, self.beats, self.peer, self.registered) = (None, None, None, None, false);
         self.unstartable = self.revival.unable().map(str::to_owned);
         (self.revival, self.silent, self.no_tap) = (Revival::default(), None, None);
@@ -438,7 +438,7 @@ impl Node {
         &mut self,
         (generation, epoch): (Generation, Epoch),
         (silence, won_at): (Duration, Time),
-        qemu: &serde_json::Value,
+        qemu: QemuTimes,
     ) {
         let decided = self.suspected_at.unwrap_or(won_at);
         let whole = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
@@ -447,18 +447,22 @@ impl Node {
         let silence_us = whole(silence);
         let takeover = Takeover { silence_us, revoked_us, won_us: us(won_at), running_us: us(self.clock.now()) };
         let qmp = running::qmp_path(&self.config);
-        let fields =
-            json!({ "generation": generation, "epoch": epoch, "since_suspicion": takeover, "qemu": qemu, "qmp": qmp });
         tracing::info!(qmp = %qmp.display(), "the VM runs here, unprotected: `afterimage protect --qmp` protects it again");
-        emit("running", report::with(fields, standing(self)));
+        emit(Told::Running(Box::new(events::Running {
+            generation,
+            epoch,
+            since_suspicion: takeover,
+            qemu: Some(qemu),
+            qmp: Some(qmp),
+            standing: Some(standing(self)),
+        })));
         (self.takeover, self.won) = (Some(takeover), Some(generation));
     }
 
     fn hear_control(&mut self) {
         while let Some(request) = self.control.take() {
-            if request.request.decides() {
-                let role = word(self.driver.machine().role());
-                emit("operator", json!({ "request": request.request, "role": role }));
+            if let Some(request) = request.request.decision() {
+                emit(Told::Operator(Operator { request, role: Some(self.driver.machine().role().into()) }));
             }
             if let Request::Export { dir } = &request.request {
                 let dir = dir.clone();
@@ -492,7 +496,11 @@ impl Node {
         Session {
             configured,
             beats: self.beats.as_ref(),
-            status: status(self),
+            vm: self.config.vm,
+            node: self.config.node,
+            side: "standby",
+            peer: self.peer.clone().unwrap_or_default(),
+            paths: report::beat_paths(&self.watch),
             config_file: self.config.config_file.clone(),
         }
     }
@@ -500,10 +508,7 @@ impl Node {
     fn set_keepalive(&mut self, wanted: &Wanted) -> Response {
         match self.beating().change(wanted) {
             Ok((wish, warnings)) => {
-                emit(
-                    "keepalive-set",
-                    json!({ "interval_us": wish.interval.as_micros(), "multiplier": wish.multiplier }),
-                );
+                emit(Told::KeepaliveSet(wish.into()));
                 self.config.set_wish(wish);
                 let report = KeepaliveReport { warnings, ..self.beating().report() };
                 Response::Keepalive(Box::new(report))
@@ -515,15 +520,13 @@ impl Node {
     fn report_role(&mut self) {
         let role = self.driver.machine().role();
         if role != std::mem::replace(&mut self.role, role) {
-            self.role_since_ms = report::unix_ms();
+            self.role_since_ms = unix_ms();
             let after = if self.driver.machine().was_left() { "role, after the primary's goodbye" } else { "role" };
             tracing::info!(role = word(role), "{after}");
             if matches!(role, Role::Idle | Role::Lost) {
                 let keeps = role == Role::Lost; // the copy that was lost, until its room is needed
-                emit(
-                    "waiting",
-                    json!({ "vm": self.config.vm, "listen": self.config.listen, "keeps_lost_copy": keeps }),
-                );
+                let (vm, listen) = (self.config.vm, self.config.listen);
+                emit(Told::Waiting(Waiting { vm, listen, keeps_lost_copy: Some(keeps) }));
             }
         }
     }

@@ -48,7 +48,7 @@ use crate::{cli::Side, config::StandbyConfig, keeper, status::socket_path};
 use anyhow::{Context, Result};
 use node::{
     beats,
-    events::{self, Who},
+    events::{self, Process},
     exit::{Code, ExitError},
     paths, scope,
 };
@@ -71,8 +71,8 @@ pub fn run(config: StandbyConfig) -> Result<Code> {
     refuse_beside_another(&config)?; // before anything is written into that one's journal
     // Asked now, and not when a takeover waits for the answer.
     let _ = scope::Means::here();
-    let who = Who { vm: config.vm, side: "standby", node: config.node, process: "standby" };
-    events::record(who, &config.state_dir).context("threads for events")?;
+    let record = events::record(config.vm, events::Side::Standby, config.node, Process::Standby, &config.state_dir);
+    record.context("threads for events")?;
     if let Some(vm) = running::find(&config)? {
         return running::after_restart(config, vm);
     }

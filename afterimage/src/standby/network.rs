@@ -7,12 +7,11 @@ use crate::{
 use mc_core::{gate::OutputGate, id::Time};
 use node::{
     clock::Clock,
-    events::emit,
+    events::{Event, KeeperEnded, KeeperStarted, emit},
     exit,
     inbox::{self, readable},
 };
 use rustix::event::PollFd;
-use serde_json::json;
 use std::{os::fd::AsFd, time::Duration};
 use vmm_qemu::gate::{NicGate, TapPort};
 
@@ -94,7 +93,7 @@ impl Network {
         {
             let pid = keeper.pid();
             tracing::warn!(pid, "the keeper of the VM's network ended; starting another");
-            emit("keeper-ended", json!({ "keeper": pid }));
+            emit(Event::KeeperEnded(KeeperEnded { keeper: pid }));
             self.keeper = None;
         }
         if self.taps_at <= now {
@@ -133,10 +132,9 @@ impl Network {
         match started {
             Ok(Some(keeper)) => {
                 let handed_over = self.gate.take().is_some();
-                let fields =
-                    json!({ "keeper": keeper.pid(), "generation": charge.generation, "handed_over": handed_over });
-                tracing::info!(pid = keeper.pid(), "a keeper has the VM's network");
-                emit("keeper-started", fields);
+                let (pid, generation) = (keeper.pid(), charge.generation);
+                tracing::info!(pid, "a keeper has the VM's network");
+                emit(Event::KeeperStarted(KeeperStarted { keeper: pid, generation, handed_over }));
                 (self.keeper, self.trouble, self.pause) = (Some(keeper), None, RETRY.0);
             }
             Ok(None) => {}
@@ -144,7 +142,7 @@ impl Network {
                 let why = exit::words(&error);
                 if self.trouble.as_ref() != Some(&why) {
                     tracing::error!(why, "no keeper for the VM's network; trying again");
-                    emit("keeper-failed", json!({ "why": why }));
+                    emit(Event::KeeperFailed(why.as_str().into()));
                 }
                 self.trouble = Some(why);
                 self.try_at = Time(now.0.saturating_add(u64::try_from(self.pause.as_nanos()).unwrap_or(u64::MAX)));

@@ -5,7 +5,7 @@ use super::{
     revival::Revival,
     vm::WaitingVm,
 };
-use crate::{config::StandbyConfig, report};
+use crate::config::StandbyConfig;
 use anyhow::{Context, Result};
 use mc_core::{
     driver::{Attachment, SpillFile, StandbyDriver},
@@ -18,13 +18,12 @@ use mc_core::{
 use node::{
     beats,
     clock::WatchedClock,
-    events::emit,
+    events::{Event as Told, QemuCommandChanged, Syncing, emit},
     exit, files,
     keepalive::Watched,
     paths::{self, Answer, Route},
 };
 use rustix::rand::{GetRandomFlags, getrandom};
-use serde_json::json;
 use std::time::Duration;
 use transport_tcp::{reach::at_port, session::Offer};
 use vmm_qemu::profile::Profile;
@@ -93,7 +92,7 @@ impl Node {
         let image = vm.image()?;
         if !vm.notes().is_empty() {
             tracing::warn!(notes = ?vm.notes(), "the standby's QEMU command was changed");
-            emit("qemu-command-changed", json!({ "notes": vm.notes() }));
+            emit(Told::QemuCommandChanged(QemuCommandChanged { notes: vm.notes().to_vec() }));
         }
         self.gate.connect(NIC_PATIENCE)?;
         Ok(Prepared { answer, vm, profile, image })
@@ -126,12 +125,14 @@ impl Node {
         self.instance = hello.instance;
         self.primary = Some(Owner { node: theirs.node, instance: theirs.instance });
         self.peer = Some(format!("{} at {peer}", theirs.node));
-        let generation = theirs.generation;
-        let beats = json!({ "interval_ms": report::ms(wish.interval), "multiplier": wish.multiplier });
-        emit(
-            "syncing",
-            json!({ "primary": theirs.node, "peer": peer, "generation": generation, "peer_beats": beats::told(&theirs), "beats": beats }),
-        );
+        emit(Told::Syncing(Syncing {
+            standby: None,
+            primary: Some(theirs.node),
+            peer: Some(peer),
+            generation: Some(theirs.generation),
+            peer_beats: Some(beats::told(&theirs)),
+            beats: Some(wish.told()),
+        }));
         self.watch.begin(way);
         let (incarnation, instance) = (theirs.incarnation, hello.instance);
         self.driver.attach(Attachment { link, incarnation, generation: theirs.generation, instance, image });

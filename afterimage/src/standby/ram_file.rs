@@ -12,11 +12,10 @@
 use anyhow::{Context, Result};
 use mc_core::id::Name;
 use node::{
-    events::emit,
+    events::{Event, ImageFound, LeftoverRemoved, emit},
     exit::{Code, ExitError},
     files,
 };
-use serde_json::json;
 use std::{
     fs::{self, File},
     io,
@@ -90,14 +89,14 @@ fn remove_leftovers(dir: &Path, vm: Name) -> Result<Vec<PathBuf>> {
         let path = dir.join(&name);
         if sidecar(&path).exists() {
             tracing::warn!(path = %path.display(), "an image of this VM was kept here; remove it when nobody needs it");
-            emit("image-found", json!({ "path": path, "incarnation": incarnation }));
+            emit(Event::ImageFound(ImageFound { path: path.clone(), incarnation: incarnation.to_owned() }));
             kept.push(path);
             continue;
         }
         match remove_leftover(&path) {
             Ok(Some(bytes)) => {
                 tracing::warn!(path = %path.display(), bytes, "removed the RAM image of a standby that is dead");
-                emit("leftover-removed", json!({ "path": path, "bytes": bytes }));
+                emit(Event::LeftoverRemoved(LeftoverRemoved { path, bytes }));
             }
             Ok(None) => return Err(taken(dir, vm).into()),
             // In the way of nothing but memory.
@@ -223,6 +222,7 @@ impl Drop for RamFile {
 mod tests {
     use super::*;
     use node::exit;
+    use serde_json::json;
     use std::{
         io::{Read, Write},
         os::unix::fs::{MetadataExt, symlink},

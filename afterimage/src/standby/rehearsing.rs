@@ -1,16 +1,17 @@
 //! Has the image loaded by a QEMU that is thrown away, and tells what came of it.
 
 use super::main_loop::Node;
-use crate::report;
 use mc_core::id::Epoch;
-use node::{events::emit, exit};
-use serde_json::json;
+use node::{
+    events::{Event, Rehearsed, Rehearsing, emit, ms},
+    exit,
+};
 use vmm_qemu::standby::Rehearsal;
 
 impl Node {
     /// The image stands still until the outcome is heard.
     pub(super) fn begin_rehearsal(&mut self, epoch: Epoch) {
-        emit("rehearsing", json!({ "epoch": epoch }));
+        emit(Event::Rehearsing(Rehearsing { epoch }));
         let (Some(vm), Some(image)) = (&self.vm, self.driver.image()) else {
             return self.driver.rehearsed(Err("there is no image".to_owned()));
         };
@@ -27,7 +28,7 @@ impl Node {
         // It has a QEMU and TAP devices of its own: that these work says nothing of those that the VM would have.
         let outcome = outcome.and_then(|passed| self.would_run().map(|()| passed));
         if let Ok(passed) = &outcome {
-            emit("rehearsed", json!({ "took_ms": report::ms(passed.took), "private_bytes": passed.private_bytes }));
+            emit(Event::Rehearsed(Rehearsed { took_ms: ms(passed.took), private_bytes: passed.private_bytes }));
         }
         self.rehearsed(outcome.map(drop));
     }
@@ -35,7 +36,7 @@ impl Node {
     fn rehearsed(&mut self, outcome: Result<(), String>) {
         if let Err(why) = &outcome {
             tracing::error!(why, "this host's QEMU could not load the VM: no protection");
-            emit("rehearsal-failed", json!({ "why": why }));
+            emit(Event::RehearsalFailed(why.as_str().into()));
         }
         self.unloadable = outcome.as_ref().err().cloned();
         self.driver.rehearsed(outcome);

@@ -9,8 +9,10 @@ use mc_core::{
     register::{CasOutcome, Mode, Owner, Register, Swap},
     standby::Role,
 };
-use node::{arbiter::Ask, events::emit};
-use serde_json::json;
+use node::{
+    arbiter::Ask,
+    events::{CopyMissed, Event, Renouncing, emit},
+};
 
 impl Node {
     pub(super) fn renounce(&mut self, swap: Swap) {
@@ -20,7 +22,7 @@ impl Node {
             generation = expect.0,
             "the register names this standby, whose copy was lost with its memory: telling the arbiter that {owner} is alone"
         );
-        emit("renouncing", json!({ "vm": self.config.vm, "expect": expect, "new": new }));
+        emit(Event::Renouncing(Box::new(Renouncing { vm: self.config.vm, expect, new })));
         (self.renounces, self.unrenounced) = (Some(expect), None);
         self.swaps.asked(self.clock.now());
         self.arbiter.ask(Ask::Cas(swap));
@@ -41,9 +43,9 @@ impl Node {
             false => self.why_missed(&r.owner),
         });
         if why.is_some() && why != self.missed {
-            let why = why.as_deref().unwrap_or_default();
+            let why = why.clone().unwrap_or_default();
             tracing::error!("{why}");
-            emit("copy-missed", json!({ "vm": self.config.vm, "register": held, "why": why }));
+            emit(Event::CopyMissed(Box::new(CopyMissed { vm: self.config.vm, register: held.copied(), why })));
         }
         self.missed = why;
     }

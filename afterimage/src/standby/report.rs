@@ -4,44 +4,34 @@ use super::{main_loop::Node, why_not::why_not};
 use crate::{
     metrics::{Buckets, Snapshot},
     report,
-    status::{OutputStatus, RUNNING, SCHEMA, Status},
+    status::{OutputStatus, SCHEMA, Status},
 };
 use mc_core::{gate::OutputGate, id::Time, standby::Role};
-use node::{events, narration};
-use serde_json::json;
+use node::{
+    events::{self, Epochs, StandbyStanding, Standing, ms},
+    narration,
+};
 
 pub(super) const UNPROVEN: &str =
     "the VM has changed, or cannot be protected as it is: `afterimage status` on the primary's host says which";
 
 pub(super) fn word(role: Role) -> &'static str {
-    match role {
-        Role::Idle => "idle",
-        Role::Syncing => "syncing",
-        Role::Rehearsing => "rehearsing",
-        Role::Protecting => "protecting",
-        Role::Revoking => "revoking",
-        Role::Claiming => "claiming",
-        Role::Lost => "lost",
-        Role::Disputed => "disputed",
-        Role::TakingOver => "taking-over",
-        Role::Active => RUNNING,
-    }
+    events::Role::from(role).as_str()
 }
 
-/// How things stand, as an event's fields: the newest commit, the end of the primary's access, output, the arbiter.
-pub(super) fn standing(node: &Node) -> serde_json::Value {
+/// How things stand: the newest commit, the end of the primary's access, output, the arbiter.
+pub(super) fn standing(node: &Node) -> Standing {
     let machine = node.driver.machine();
     let (generation, committed) = machine.committed();
     let (figures, now) = (node.driver.figures(), node.clock.now());
-    let ago = |at: Option<Time>| at.map(|at| report::ms(now.since(at)));
-    json!({
-        "role": word(machine.role()),
-        "registered": node.registered,
-        "epochs": { "generation": generation, "committed": committed, "last_commit_ago_ms": ago(figures.last_commit_at) },
-        "revoked_ago_ms": ago(figures.revoked_at),
-        "output": report::output(node.gate.stats()),
-        "arbiter": report::arbiter_field(&node.arbiter),
-    })
+    let ago = |at: Option<Time>| at.map(|at| ms(now.since(at)));
+    Standing {
+        role: machine.role().into(),
+        epochs: Epochs::Standby { generation, committed, last_commit_ago_ms: ago(figures.last_commit_at) },
+        output: node.gate.stats().into(),
+        arbiter: (&node.arbiter).into(),
+        standby: Some(StandbyStanding { registered: node.registered, revoked_ago_ms: ago(figures.revoked_at) }),
+    }
 }
 
 /// What metrics are made of.

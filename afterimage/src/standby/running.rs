@@ -41,13 +41,12 @@ use mc_core::{
 use node::{
     arbiter::{Answer, ArbiterClient, Ask},
     clock::Clock,
-    events::emit,
+    events::{Ended, Event, Fenced, Operator, Reattached, Refused, RegisterRead, Role, Signal, VmGone, emit},
     exit::{Code, ExitError, cannot_listen},
     identity,
     inbox::{readable, wait},
     signals::Signals,
 };
-use serde_json::json;
 use std::{
     os::{fd::AsFd, unix::net::UnixStream},
     path::PathBuf,
@@ -154,9 +153,9 @@ pub(super) fn after_takeover(mut node: Node) -> Result<Code> {
 /// leaves it behind. So a process that did not start it can tell, too.
 fn vm_gone(config: &StandbyConfig) -> Result<Code> {
     let orderly = !qmp_path(config).exists();
-    emit("vm-gone", json!({ "orderly": orderly }));
+    emit(Event::VmGone(VmGone { orderly }));
     if orderly {
-        emit("ended", json!({ "code": Code::Done as u8, "why": "the VM is gone" }));
+        emit(Event::Ended(Ended { vm: None, code: Some(Code::Done as u8), why: "the VM is gone".into() }));
         return Ok(Code::Done);
     }
     let said = config.run_dir.join(config.vm.to_string()).join("standby.stderr");
@@ -189,7 +188,8 @@ impl Running {
     /// Found running.
     fn again(config: StandbyConfig, vm: Watched) -> Result<Self> {
         let kept = keeper::running(&config.run_dir, config.vm);
-        let fields = json!({ "vm": config.vm, "qemu": vm.pid(), "keeper": kept.as_ref().map(keeper::Keeper::pid) });
+        let keeper = kept.as_ref().map(keeper::Keeper::pid);
+        let found = Reattached { vm: config.vm, qemu: vm.pid(), keeper };
         tracing::info!(pid = vm.pid(), "{} runs here since an earlier takeover", config.vm);
         let status = Status {
             schema: SCHEMA,
@@ -202,7 +202,7 @@ impl Running {
         };
         let base = Snapshot { status, ..Snapshot::default() };
         let running = Self::new(Desk::new(config)?, vm, Network::found(kept), base);
-        emit("reattached", fields);
+        emit(Event::Reattached(found));
         Ok(Self { read_at: Some(Clock.now()), ..running })
     }
 
@@ -259,18 +259,18 @@ impl Running {
     /// Nothing hangs on this process once a keeper has the VM's network. Before, the first signal is refused.
     fn hear_signals(&mut self) {
         for _ in 0..self.desk.signals.take() {
-            emit("signal", json!({ "role": "running" }));
+            emit(Event::Signal(Signal { role: Role::Running, times: None }));
             let passes = self.network.gate().is_some_and(|gate| gate.nics().next().is_some());
             self.ending = match (passes, &self.stays) {
                 (false, _) => Some(Code::Done),
                 (true, Some(why)) => {
-                    emit("stop-obeyed", json!({ "why": why }));
+                    emit(Event::StopObeyed(why.as_str().into()));
                     Some(Code::Degraded)
                 }
                 (true, None) => {
                     let why = "no keeper has the VM's network yet: it passes through this process".to_owned();
                     tracing::error!(why, "a signal to end was refused, and the next one is obeyed");
-                    emit("stop-refused", json!({ "why": why }));
+                    emit(Event::StopRefused(why.as_str().into()));
                     self.stays = Some(why);
                     None
                 }
@@ -307,7 +307,9 @@ impl Running {
             Some(register) if newer(&register) && self.is_anothers(&register, &us) => {
                 // Whatever passes packets here shows a second copy of the VM.
                 let relieved = keeper::relieve(&self.desk.config.run_dir, vm)?;
-                emit("fenced", json!({ "vm": vm, "register": register, "keeper_relieved": relieved }));
+                let (register_now, keeper_relieved) = (Some(register), Some(relieved));
+                let fenced = Fenced { vm: Some(vm), register: register_now, keeper_relieved, ..Fenced::default() };
+                emit(Event::Fenced(Box::new(fenced)));
                 let what = format!(
                     "{vm} belongs to {} since {}: the copy that runs here must not be seen",
                     owner(&register, &us),
@@ -319,7 +321,7 @@ impl Running {
             Some(register) if register.owner.names(&us) && register.mode == Mode::Solo => {
                 self.base.status.generation = self.base.status.generation.max(register.generation.0);
                 if !self.network.is_entitled() {
-                    emit("register", json!({ "register": register }));
+                    emit(Event::Register(RegisterRead { register: Some(register) }));
                     self.network.entitle(Charge::of_standby(&self.desk.config, register.generation));
                 }
                 Ok(())
@@ -356,7 +358,8 @@ impl Running {
                     qmp.display()
                 );
                 tracing::warn!(%vm, %node, %peer, why, "refused");
-                emit("refused", json!({ "peer": peer, "primary": node, "why": why }));
+                let (primary, peer) = (Some(node), Some(peer));
+                emit(Event::Refused(Refused { why: why.clone(), primary, peer, ..Refused::default() }));
                 if let Err(error) = offer.refuse(&why) {
                     tracing::debug!(%error, "the refusal was not heard");
                 }
@@ -367,8 +370,8 @@ impl Running {
 
     fn hear_control(&mut self) {
         while let Some(request) = self.desk.control.take() {
-            if request.request.decides() {
-                emit("operator", json!({ "request": request.request, "role": "running" }));
+            if let Some(request) = request.request.decision() {
+                emit(Event::Operator(Operator { request, role: Some(Role::Running) }));
             }
             let response = match request.request {
                 Request::Status => Response::Status(Box::new(self.status())),
@@ -393,7 +396,11 @@ impl Running {
         Session {
             configured: config.wish(),
             beats: None,
-            status: self.status(),
+            vm: config.vm,
+            node: config.node,
+            side: "standby",
+            peer: self.base.status.peer.clone(),
+            paths: (self.base.status.keepalive.clone(), self.base.status.beat_paths.clone()),
             config_file: config.config_file.clone(),
         }
     }

@@ -22,8 +22,10 @@ use mc_core::{
     id::{Epoch, Generation, Time},
     standby::Event,
 };
-use node::{events::emit, exit};
-use serde_json::json;
+use node::{
+    events::{self, Event as Told, QemuTimes, TakeoverFailed, emit},
+    exit,
+};
 use std::{
     os::fd::{AsFd, BorrowedFd},
     time::Duration,
@@ -234,8 +236,8 @@ impl Node {
         // What was wrong with the QEMU that waited, or with its network, is another matter from now on.
         (self.revival, self.silent, self.no_tap, self.unstartable) = Default::default();
         let ms = |d: Duration| d.as_secs_f64() * 1e3;
-        let qemu = json!({ "sent_ms": ms(times.sent), "resumed_ms": ms(times.resumed) });
-        self.took_over((pending.generation, pending.epoch), (pending.silence, pending.won_at), &qemu);
+        let qemu = QemuTimes { sent_ms: ms(times.sent), resumed_ms: ms(times.resumed) };
+        self.took_over((pending.generation, pending.epoch), (pending.silence, pending.won_at), qemu);
         self.driver.event(Event::Running);
     }
 
@@ -252,10 +254,8 @@ impl Node {
         pending.again_at = again.then(|| now.after(wait));
         let remedy = remedy(&self.config.vm.to_string());
         tracing::error!(error = pending.why, again_in = ?wait, remedy, "the takeover failed; everything is kept");
-        let again_in_ms = again.then(|| report::ms(wait));
-        let fields =
-            json!({ "why": pending.why, "times": pending.failures, "again_in_ms": again_in_ms, "remedy": remedy });
-        emit("takeover-failed", fields);
+        let (why, again_in_ms) = (pending.why.clone(), again.then(|| events::ms(wait)));
+        emit(Told::TakeoverFailed(TakeoverFailed { why, times: pending.failures, again_in_ms, remedy }));
     }
 
     /// A NIC whose TAP device is missing costs that NIC, and not the takeover. It stays without, what the VM sends there is lost as on

@@ -16,11 +16,10 @@ use mc_core::{
 };
 use node::{
     arbiter::{ArbiterSpec, Ask},
-    events::emit,
+    events::{Event as Told, Refused, emit},
     exit, identity,
     repeated::{Repeated, and_more},
 };
-use serde_json::json;
 use std::{
     net::SocketAddr,
     path::Path,
@@ -208,7 +207,8 @@ impl Node {
         let Refusal { kind, why } = refusal;
         if let Some(more) = self.callers.refused.say(kind, Instant::now()) {
             tracing::warn!(%node, %peer, why, "refused{}", and_more(more));
-            emit("refused", json!({ "peer": peer, "primary": node, "why": why, "more": more }));
+            let (primary, peer, more) = (Some(node), Some(peer), Some(more));
+            emit(Told::Refused(Refused { why: why.clone(), primary, peer, more, callers: None }));
         }
     }
 
@@ -224,7 +224,8 @@ impl Node {
         let now = Instant::now();
         while let Some((kind, more)) = self.callers.refused.overdue(now) {
             tracing::warn!(kind, "refused {more} more callers");
-            emit("refused", json!({ "why": format!("{more} more callers: {kind}"), "callers": more }));
+            let why = format!("{more} more callers: {kind}");
+            emit(Told::Refused(Refused { why, callers: Some(more), ..Refused::default() }));
         }
         while let Some((kind, more)) = self.callers.strangers.overdue(now) {
             tracing::warn!(kind, "turned {more} more callers away");

@@ -9,8 +9,10 @@ use mc_core::{
     register::Owner,
     standby::Role,
 };
-use node::{events::emit, exit};
-use serde_json::json;
+use node::{
+    events::{Event, Unexplained, emit},
+    exit,
+};
 use std::time::Duration;
 use vmm_qemu::standby::Look;
 
@@ -60,7 +62,7 @@ impl Node {
         let (due, news) = self.revival.found_dead(now);
         if news && !rests {
             tracing::warn!(why = silent, "the waiting QEMU died; starting it again over the same RAM file");
-            emit("waiting-qemu-died", json!({ "why": silent }));
+            emit(Event::WaitingQemuDied(Unexplained { why: silent.cloned() }));
         }
         if due {
             self.revive();
@@ -71,7 +73,7 @@ impl Node {
     fn tell_silent(&mut self, why: String) {
         if self.silent.is_none() {
             tracing::warn!("the QEMU that waits here {why}");
-            emit("waiting-qemu-silent", json!({ "why": why }));
+            emit(Event::WaitingQemuSilent(why.as_str().into()));
         }
         self.silent = Some(why);
     }
@@ -85,7 +87,7 @@ impl Node {
             Ok(owner) => {
                 if self.revival.unable().is_some() {
                     tracing::info!("the waiting QEMU starts again");
-                    emit("waiting-qemu-starts", json!({}));
+                    emit(Event::WaitingQemuStarts);
                 }
                 self.revival.succeeded(now);
                 self.silent = None;
@@ -101,7 +103,7 @@ impl Node {
                 tracing::warn!(why, "the waiting QEMU does not start");
                 if self.revival.failed(now, why.clone()) {
                     tracing::error!(why, "this host cannot run the VM: the primary is told, and goes on alone");
-                    emit("waiting-qemu-fails", json!({ "why": why }));
+                    emit(Event::WaitingQemuFails(why.as_str().into()));
                     self.driver.unable(format!("the QEMU that waits there died, and does not start again: {why}"));
                 }
             }

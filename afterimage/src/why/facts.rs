@@ -1,127 +1,193 @@
 //! What was known at the time, in numbers: the machine's half of a story.
 
 use super::incident::Incident;
-use node::journal::Entry;
+use mc_core::{
+    id::{Epoch, Generation},
+    register::Register,
+};
+use node::events::{
+    ArbiterState, BeatsWish, Epochs, Event, Exit, Outcome, OutputFigures, Process, QemuTimes, Record, Standing,
+    Suspect, Takeover,
+};
 use serde::Serialize;
-use serde_json::{Value, json};
 
 /// Times in ms; epochs and generations as their numbers. What no event says is null.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Facts {
     /// The other host.
     pub peer: Option<String>,
-    /// Whom this side suspected of having died, and why: the fields of the event `suspect`, or of `link-lost`.
-    pub suspicion: Value,
-    /// How the other side beats, as it said: `{interval_ms, multiplier}`.
-    pub peer_beats: Value,
+    /// Whom this side suspected of having died, and why.
+    pub suspicion: Option<Suspicion>,
+    /// How the other side beats, as it said.
+    pub peer_beats: Option<BeatsWish>,
     /// How long this side itself was away just before, or meanwhile, at most.
     pub stalled_ms: Option<f64>,
-    /// The swap: what was expected, what was asked for, the outcome, what the register holds since, how long it took.
-    pub swap: Value,
+    /// The swap.
+    pub swap: Option<Swap>,
     /// What the register held when it was read last.
-    pub read: Value,
-    /// `{captured, acked}` on the primary, `{generation, committed}` on the standby, as far as known last.
-    pub epochs: Value,
+    pub read: Option<Register>,
+    /// How far epochs were, as known last.
+    pub epochs: Option<Epochs>,
     /// The epoch that the VM runs from, after a takeover.
-    pub from_epoch: Option<u64>,
-    /// Packets `{held, released, dropped}`: held when it began; let out and dropped from there to its end.
-    pub output: Value,
-    /// What a takeover took, µs since the suspicion, and QEMU's part of it.
-    pub takeover: Value,
+    pub from_epoch: Option<Epoch>,
+    /// Packets.
+    pub output: Option<Output>,
+    /// What a takeover took.
+    pub takeover: Option<Took>,
     /// The arbiter, as known last before the outcome.
-    pub arbiter: Value,
+    pub arbiter: Option<ArbiterState>,
     /// The last exit code, and its reason.
-    pub exit: Value,
+    pub exit: Option<Exit>,
 }
 
-/// A field of one of our newtypes or a plain number.
-fn number(value: Option<&Value>) -> Option<u64> {
-    value.and_then(Value::as_u64)
+/// The fields of the event `suspect`, or of `link-lost`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Suspicion {
+    /// When, Unix ms.
+    pub at_ms: f64,
+    /// The event's name.
+    pub event: String,
+    /// What it says, but for how things stood.
+    #[serde(flatten)]
+    pub told: Suspect,
+}
+
+/// A swap, and what came of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Swap {
+    /// When, Unix ms.
+    pub asked_at_ms: f64,
+    /// What the register held, if this side's own swap had made that.
+    pub before: Option<Register>,
+    /// The generation that was expected.
+    pub expect: Generation,
+    /// What the register holds since.
+    pub holds: Option<Register>,
+    /// What was asked for.
+    pub new: Register,
+    /// What the arbiter said, if it said anything.
+    pub outcome: Option<Outcome>,
+    /// How long that took, ms.
+    pub took_ms: Option<f64>,
+}
+
+/// Packets in an incident.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Output {
+    /// Dropped from its beginning to its end.
+    pub dropped: u64,
+    /// Held when it began.
+    pub held: u64,
+    /// Let out from its beginning to its end.
+    pub released: u64,
+}
+
+/// What a takeover took.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Took {
+    /// QEMU's part of it.
+    pub qemu: Option<QemuTimes>,
+    /// All of it.
+    pub since_suspicion: Takeover,
 }
 
 impl Facts {
     /// Of one incident.
     #[must_use]
     pub fn of(incident: &Incident) -> Self {
-        let newest =
-            |field: &str| incident.entries.iter().rev().find_map(|e| e.fields.get(field).filter(|v| !v.is_null()));
-        let syncing = incident.before("syncing");
-        let peer = syncing.and_then(|e| named(e.fields.get("standby").or_else(|| e.fields.get("primary"))?));
-        let takeover = incident.find("running").map_or(
-            Value::Null,
-            |e| json!({ "since_suspicion": e.fields.get("since_suspicion"), "qemu": e.fields.get("qemu") }),
-        );
-        let reads =
-            incident.entries.iter().rev().filter(|e| matches!(e.event.as_str(), "register" | "lost" | "fenced"));
-        let read = reads.filter_map(|e| e.fields.get("register")).find(|register| !register.is_null());
-        let exits = incident.entries.iter().rev().filter(|e| e.event == "exit");
-        let exit = exits.max_by_key(|e| e.text("process") == Some("supervisor"));
+        let session = incident.session();
+        let peer = session.and_then(|s| s.standby.map(|owner| owner.node).or(s.primary));
+        let running = incident.first_of(|event| match event {
+            Event::Running(running) => Some(running),
+            _ => None,
+        });
+        let standing = incident.newest_of(Event::standing);
         Self {
-            peer: peer.map(str::to_owned),
+            peer: peer.map(|node| node.to_string()),
             suspicion: suspicion(incident),
-            peer_beats: syncing.and_then(|e| e.fields.get("peer_beats")).cloned().unwrap_or_default(),
-            stalled_ms: incident
-                .entries
-                .iter()
-                .filter(|e| e.event == "stalled")
-                .filter_map(|e| e.number("away_ms"))
-                .reduce(f64::max),
+            peer_beats: session.and_then(|s| s.peer_beats),
+            stalled_ms: incident.records.iter().filter_map(away_ms).reduce(f64::max),
             swap: swap(incident),
-            read: read.cloned().unwrap_or_default(),
-            epochs: newest("epochs").cloned().unwrap_or_default(),
-            from_epoch: number(incident.find("running").and_then(|e| e.fields.get("epoch"))),
+            read: incident.newest_of(read),
+            epochs: standing.map(|standing| standing.epochs),
+            from_epoch: running.map(|running| running.epoch),
             output: output(incident),
-            takeover,
-            arbiter: newest("arbiter").cloned().unwrap_or_default(),
-            exit: exit.map_or(Value::Null, |e| json!({ "code": e.fields.get("code"), "why": e.fields.get("why") })),
+            takeover: running.map(|r| Took { qemu: r.qemu, since_suspicion: r.since_suspicion }),
+            arbiter: standing.map(|standing| standing.arbiter.clone()),
+            exit: exit(incident),
         }
     }
 }
 
-/// The name of a node, or of the node of a copy.
-pub(super) fn named(of: &Value) -> Option<&str> {
-    let node = of.get("node").unwrap_or(of);
-    node.get("name").unwrap_or(node).as_str()
+fn away_ms(record: &Record) -> Option<f64> {
+    match &record.event {
+        Event::Stalled(stalled) => Some(stalled.away_ms),
+        _ => None,
+    }
 }
 
-fn suspicion(incident: &Incident) -> Value {
-    let Some(entry) = incident.find("suspect").or_else(|| incident.find("link-lost")) else { return Value::Null };
-    let mut told = json!({ "at_ms": entry.at_ms, "event": entry.event });
-    for name in ["why", "silent_ms", "missed", "detection_ms", "interval_ms", "paths", "own_late", "received"] {
-        if let Some(value) = entry.fields.get(name) {
-            told[name] = value.clone();
-        }
+fn read(event: &Event) -> Option<Register> {
+    match event {
+        Event::Register(read) => read.register,
+        Event::Lost(lost) => lost.register,
+        Event::Fenced(fenced) => fenced.register,
+        _ => None,
     }
-    told
+}
+
+/// Of the supervisor, if several processes ended.
+fn exit(incident: &Incident) -> Option<Exit> {
+    let exits = incident.records.iter().rev().filter_map(|record| match &record.event {
+        Event::Exit(exit) => Some((record, exit)),
+        _ => None,
+    });
+    let last = exits.max_by_key(|(record, _)| record.who.is_some_and(|who| who.process == Process::Supervisor));
+    last.map(|(_, exit)| exit.clone())
+}
+
+fn suspicion(incident: &Incident) -> Option<Suspicion> {
+    let found = incident.find(|event| matches!(event, Event::Suspect(_)));
+    let record = found.or_else(|| incident.find(|event| matches!(event, Event::LinkLost(_))))?;
+    let told = match &record.event {
+        Event::Suspect(suspect) => Suspect { standing: None, unproven: None, ..(**suspect).clone() },
+        Event::LinkLost(lost) => Suspect { why: lost.why.clone(), ..Suspect::default() },
+        _ => return None,
+    };
+    Some(Suspicion { at_ms: record.at_ms, event: record.event.name().to_owned(), told })
 }
 
 /// The last one; a claim may need several, when the register moved on meanwhile.
-fn swap(incident: &Incident) -> Value {
-    let Some(asking) = incident.entries.iter().rev().find(|e| e.event == "asking") else { return Value::Null };
-    let answer = incident.swap().filter(|(e, _)| e.after_ms(asking) >= 0.0).map(|(e, _)| e);
-    let of = |entry: Option<&Entry>, name: &str| entry.and_then(|e| e.fields.get(name)).cloned().unwrap_or_default();
-    json!({
-        "asked_at_ms": asking.at_ms,
-        "expect": asking.fields.get("expect"),
-        "before": register_before(incident, asking.fields.get("expect")),
-        "new": asking.fields.get("new"),
-        "outcome": of(answer, "outcome"),
-        "holds": of(answer, "register"),
-        "took_ms": of(answer, "took_ms"),
+fn swap(incident: &Incident) -> Option<Swap> {
+    let (record, asking) = incident.records.iter().rev().find_map(|record| match &record.event {
+        Event::Asking(asking) => Some((record, asking)),
+        _ => None,
+    })?;
+    let answer = incident.swap().filter(|(answered, _)| answered.after_ms(record) >= 0.0).map(|(_, answer)| answer);
+    Some(Swap {
+        asked_at_ms: record.at_ms,
+        before: register_before(incident, asking.swap.expect),
+        expect: asking.swap.expect,
+        holds: answer.and_then(|answer| answer.register),
+        new: asking.swap.new,
+        outcome: answer.map(|answer| answer.outcome),
+        took_ms: answer.and_then(|answer| answer.took_ms),
     })
 }
 
-/// What the register held, if this side's own swap had made that.
-fn register_before(incident: &Incident, expect: Option<&Value>) -> Value {
-    let won = incident.before("cas").filter(|e| e.text("outcome") == Some("won"));
-    let register = won.and_then(|e| e.fields.get("register"));
-    register.filter(|register| register.get("generation") == expect).cloned().unwrap_or_default()
+fn register_before(incident: &Incident, expect: Generation) -> Option<Register> {
+    let last = incident.before.iter().find_map(|record| match &record.event {
+        Event::Cas(answered) => Some(answered),
+        _ => None,
+    });
+    let won = last.filter(|answered| answered.outcome == Outcome::Won)?;
+    won.register.filter(|register| register.generation == expect)
 }
 
-fn output(incident: &Incident) -> Value {
-    let stands: Vec<&Value> = incident.entries.iter().filter_map(|e| e.fields.get("output")).collect();
-    let (Some(first), Some(last)) = (stands.first(), stands.last()) else { return Value::Null };
-    let of = |stand: &Value, name: &str| number(stand.get(name)).unwrap_or(0);
-    let grown = |name: &str| of(last, name).saturating_sub(of(first, name));
-    json!({ "held": of(first, "held"), "released": grown("released"), "dropped": grown("dropped") })
+fn output(incident: &Incident) -> Option<Output> {
+    let mut stands = incident.records.iter().filter_map(|record| record.event.standing());
+    let first = stands.next()?;
+    let last = stands.next_back().unwrap_or(first);
+    let grown = |of: fn(&OutputFigures) -> u64| of(&last.output).saturating_sub(of(&first.output));
+    let Standing { output: OutputFigures { held, .. }, .. } = first;
+    Some(Output { dropped: grown(|o| o.dropped), held: *held, released: grown(|o| o.released) })
 }

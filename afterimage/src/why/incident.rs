@@ -9,7 +9,7 @@
 //!      └── what else happens is remembered: "protected by whom, since when", and told with the next incident
 //! ```
 
-use node::journal::Entry;
+use node::events::{Answered, Event, Operator, OperatorRefused, Order, Outcome, Record, Syncing};
 use serde::Serialize;
 
 /// What comes so long after the outcome belongs to it no more, ms.
@@ -63,62 +63,63 @@ pub struct Incident {
     /// This host.
     pub node: String,
     /// At least one, by time.
-    pub entries: Vec<Entry>,
+    pub records: Vec<Record>,
     /// The newest of each name before it.
-    pub before: Vec<Entry>,
+    pub before: Vec<Record>,
     outcome_ms: Option<f64>,
 }
 
-fn is_trigger(entry: &Entry) -> bool {
-    match entry.event.as_str() {
-        "suspect"
-        | "link-lost"
-        | "fell-back"
-        | "gave-up"
-        | "refused"
-        | "epoch-refused"
-        | "data-path-died"
-        | "source-broken"
-        | "vm-gone"
-        | "arbiter-unreachable"
-        | "arbiter-fault"
-        | "rehearsal-failed"
-        | "keeping"
-        | "gate-failed"
-        | "no-commits"
-        | "no-session"
-        | "not-left"
-        | "waiting-qemu-fails"
-        | "fenced"
-        | "supervisor-died" => true,
-        "operator" | "operator-refused" => !is_handover(entry),
-        "asking" => entry.fields.get("contested") == Some(&true.into()),
+fn is_trigger(record: &Record) -> bool {
+    match &record.event {
+        Event::Suspect(_)
+        | Event::LinkLost(_)
+        | Event::FellBack(_)
+        | Event::GaveUp(_)
+        | Event::Refused(_)
+        | Event::EpochRefused(_)
+        | Event::DataPathDied(_)
+        | Event::SourceBroken(_)
+        | Event::VmGone(_)
+        | Event::ArbiterUnreachable(_)
+        | Event::ArbiterFault(_)
+        | Event::RehearsalFailed(_)
+        | Event::Keeping(_)
+        | Event::GateFailed(_)
+        | Event::NoCommits(_)
+        | Event::NoSession(_)
+        | Event::NotLeft(_)
+        | Event::WaitingQemuFails(_)
+        | Event::Fenced(_)
+        | Event::SupervisorDied => true,
+        // A successor wants the VM that runs here alone: no change of role.
+        Event::Operator(Operator { request, .. }) | Event::OperatorRefused(OperatorRefused { request, .. }) => {
+            *request != Order::Handover
+        }
+        Event::Asking(asking) => asking.swap.contested,
         _ => false,
     }
 }
 
-/// A successor wants the VM that runs here alone: no change of role.
-fn is_handover(entry: &Entry) -> bool {
-    entry.fields.get("request").and_then(|r| r["command"].as_str()) == Some("handover")
-}
-
 /// A process begins anew, or leaves for one that does: what was open before is no more.
-fn is_beginning(entry: &Entry) -> bool {
-    matches!(entry.event.as_str(), "attached" | "started" | "syncing")
-        || entry.event == "operator" && is_handover(entry)
+fn is_beginning(record: &Record) -> bool {
+    match &record.event {
+        Event::Attached(_) | Event::Started(_) | Event::Syncing(_) => true,
+        Event::Operator(Operator { request, .. }) => *request == Order::Handover,
+        _ => false,
+    }
 }
 
 impl Incident {
     /// The event that it began with.
     #[must_use]
-    pub fn first(&self) -> &Entry {
-        &self.entries[0]
+    pub fn first(&self) -> &Record {
+        &self.records[0]
     }
 
     /// Its newest event.
     #[must_use]
-    pub fn last(&self) -> &Entry {
-        self.entries.last().unwrap_or(self.first())
+    pub fn last(&self) -> &Record {
+        self.records.last().unwrap_or(self.first())
     }
 
     /// The first event, Unix ms.
@@ -139,123 +140,152 @@ impl Incident {
         self.outcome_ms
     }
 
-    /// Its first event of this name.
+    /// The first of its events that is `wanted`.
     #[must_use]
-    pub fn find(&self, event: &str) -> Option<&Entry> {
-        self.entries.iter().find(|e| e.event == event)
+    pub fn find(&self, wanted: impl Fn(&Event) -> bool) -> Option<&Record> {
+        self.records.iter().find(|record| wanted(&record.event))
     }
 
-    /// The newest of this name before it.
-    #[must_use]
-    pub fn before(&self, event: &str) -> Option<&Entry> {
-        self.before.iter().find(|e| e.event == event)
+    /// What `of` makes of the first of its events that it accepts.
+    pub fn first_of<'a, T>(&'a self, of: impl Fn(&'a Event) -> Option<T>) -> Option<T> {
+        self.records.iter().find_map(|record| of(&record.event))
     }
 
-    /// How the arbiter answered last: the event, and "won" or "lost".
+    /// The same, of the newest.
+    pub fn newest_of<'a, T>(&'a self, of: impl Fn(&'a Event) -> Option<T>) -> Option<T> {
+        self.records.iter().rev().find_map(|record| of(&record.event))
+    }
+
+    /// The session that it was in.
     #[must_use]
-    pub fn swap(&self) -> Option<(&Entry, &str)> {
-        self.entries.iter().rev().find(|e| e.event == "cas").and_then(|e| Some((e, e.text("outcome")?)))
+    pub fn session(&self) -> Option<&Syncing> {
+        self.before.iter().find_map(|record| match &record.event {
+            Event::Syncing(syncing) => Some(syncing),
+            _ => None,
+        })
+    }
+
+    /// How the arbiter answered last.
+    #[must_use]
+    pub fn swap(&self) -> Option<(&Record, &Answered)> {
+        self.records.iter().rev().find_map(|record| match &record.event {
+            Event::Cas(answered) => Some((record, answered)),
+            _ => None,
+        })
     }
 
     /// How it ended.
     #[must_use]
     pub fn kind(&self) -> Kind {
-        let has = |event: &str| self.find(event).is_some();
-        let lost = self.swap().is_some_and(|(_, outcome)| outcome == "lost");
+        let has = |wanted: fn(&Event) -> bool| self.find(wanted).is_some();
+        let lost = self.swap().is_some_and(|(_, answered)| answered.outcome == Outcome::Lost);
+        let is_discarded = has(|e| matches!(e, Event::Discarded(_)));
+        let is_lost = has(|e| matches!(e, Event::Lost(_)));
         match () {
-            () if has("running") => Kind::TookOver,
-            () if has("fenced") => Kind::Fenced,
-            () if has("solo") => Kind::WentSolo,
-            () if has("keeping") => Kind::KeptNetwork,
-            () if (has("discarded") || has("lost")) && lost => Kind::LostSwap,
-            () if has("discarded") => Kind::Discarded,
-            () if has("lost") => Kind::Lost,
-            () if has("fell-back") => Kind::FellBack,
-            () if has("vm-gone") || self.find("ended").is_some_and(|e| e.fields.get("code").is_none()) => Kind::VmGone,
-            () if has("rehearsal-failed") => Kind::Unloadable,
-            () if has("asking") || has("suspect") => Kind::Open,
-            () if has("arbiter-unreachable") => Kind::ArbiterLost,
-            () if has("arbiter-fault") => Kind::ArbiterFault,
-            () if self.is_order() && has("operator-refused") => Kind::OrderRefused,
-            () if has("no-session") || (has("refused") && self.side == "standby") => Kind::Refused,
+            () if has(|e| matches!(e, Event::Running(_))) => Kind::TookOver,
+            () if has(|e| matches!(e, Event::Fenced(_))) => Kind::Fenced,
+            () if has(|e| matches!(e, Event::Solo(_))) => Kind::WentSolo,
+            () if has(|e| matches!(e, Event::Keeping(_))) => Kind::KeptNetwork,
+            () if (is_discarded || is_lost) && lost => Kind::LostSwap,
+            () if is_discarded => Kind::Discarded,
+            () if is_lost => Kind::Lost,
+            () if has(|e| matches!(e, Event::FellBack(_))) => Kind::FellBack,
+            () if has(|e| matches!(e, Event::VmGone(_))) => Kind::VmGone,
+            () if has(|e| matches!(e, Event::RehearsalFailed(_))) => Kind::Unloadable,
+            () if has(|e| matches!(e, Event::Asking(_) | Event::Suspect(_))) => Kind::Open,
+            () if has(|e| matches!(e, Event::ArbiterUnreachable(_))) => Kind::ArbiterLost,
+            () if has(|e| matches!(e, Event::ArbiterFault(_))) => Kind::ArbiterFault,
+            () if self.is_order() && has(|e| matches!(e, Event::OperatorRefused(_))) => Kind::OrderRefused,
+            () if has(|e| matches!(e, Event::NoSession(_))) => Kind::Refused,
+            () if has(|e| matches!(e, Event::Refused(_))) && self.side == "standby" => Kind::Refused,
             () => Kind::Open,
         }
     }
 
-    /// Whether `entry` settles what is open.
-    fn is_settled_by(&self, entry: &Entry) -> bool {
-        match entry.event.as_str() {
-            "running" | "fenced" | "solo" | "lost" | "discarded" | "ended" | "exit" | "fell-back" | "no-session"
-            | "rehearsal-failed" => true,
-            "arbiter-reachable" => self.kind() == Kind::ArbiterLost,
-            "arbiter-mended" => self.kind() == Kind::ArbiterFault,
-            "refused" => self.side == "standby",
-            "operator-refused" => self.is_order(),
+    /// Whether `record` settles what is open.
+    fn is_settled_by(&self, record: &Record) -> bool {
+        match &record.event {
+            Event::Running(_)
+            | Event::Fenced(_)
+            | Event::Solo(_)
+            | Event::Lost(_)
+            | Event::Discarded(_)
+            | Event::Ended(_)
+            | Event::Exit(_)
+            | Event::FellBack(_)
+            | Event::NoSession(_)
+            | Event::RehearsalFailed(_) => true,
+            Event::ArbiterReachable => self.kind() == Kind::ArbiterLost,
+            Event::ArbiterMended => self.kind() == Kind::ArbiterFault,
+            Event::Refused(_) => self.side == "standby",
+            Event::OperatorRefused(_) => self.is_order(),
             _ => false,
         }
     }
 
     /// Whether nothing happened but that an operator said something.
     fn is_order(&self) -> bool {
-        self.entries.iter().all(|e| matches!(e.event.as_str(), "operator" | "operator-refused"))
+        self.records.iter().all(|record| matches!(record.event, Event::Operator(_) | Event::OperatorRefused(_)))
     }
 }
 
 /// Groups the events of one side of a VM, sorted by time.
 #[must_use]
-pub fn incidents(vm: &str, side: &str, entries: Vec<Entry>) -> Vec<Incident> {
+pub fn incidents(vm: &str, side: &str, records: Vec<Record>) -> Vec<Incident> {
     let mut told = Vec::new();
     let mut open: Option<Incident> = None;
-    let mut before: Vec<Entry> = Vec::new();
-    for entry in entries {
+    let mut before: Vec<Record> = Vec::new();
+    for record in records {
         let over = open.as_ref().is_some_and(|incident| {
             let settled = incident.outcome_ms.is_some();
-            is_beginning(&entry)
+            is_beginning(&record)
                 || incident.kind() == Kind::OrderRefused && settled
-                || settled && (entry.after_ms(incident.last()) > AFTERMATH_MS || starts_another(incident, &entry))
+                || settled && (record.after_ms(incident.last()) > AFTERMATH_MS || starts_another(incident, &record))
         });
         if over {
             told.extend(open.take());
         }
         match &mut open {
             Some(incident) => {
-                if incident.outcome_ms.is_none() && incident.is_settled_by(&entry) {
-                    incident.outcome_ms = Some(entry.at_ms);
+                if incident.outcome_ms.is_none() && incident.is_settled_by(&record) {
+                    incident.outcome_ms = Some(record.at_ms);
                 }
-                incident.entries.push(entry.clone());
+                incident.records.push(record.clone());
             }
-            None if is_trigger(&entry) => open = Some(begin(vm, side, &entry, &before)),
+            None if is_trigger(&record) => open = Some(begin(vm, side, &record, &before)),
             None => {}
         }
-        before.retain(|e| e.event != entry.event);
-        before.push(entry);
+        before.retain(|earlier| earlier.event.name() != record.event.name());
+        before.push(record);
     }
     told.extend(open);
     told
 }
 
 /// A trigger after the outcome is news, unless the outcome itself brought it about.
-fn starts_another(incident: &Incident, entry: &Entry) -> bool {
-    let echo = matches!(entry.event.as_str(), "link-lost" | "fenced" | "asking" | "supervisor-died");
-    is_trigger(entry) && !(echo && entry.after_ms(incident.last()) < 1_000.0)
+fn starts_another(incident: &Incident, record: &Record) -> bool {
+    let echo = matches!(record.event, Event::LinkLost(_) | Event::Fenced(_) | Event::Asking(_) | Event::SupervisorDied);
+    is_trigger(record) && !(echo && record.after_ms(incident.last()) < 1_000.0)
 }
 
-/// Which host wrote it. Journals of older versions name the caller there when they refused one.
-fn host(entry: &Entry) -> Option<&str> {
-    entry.text("node").filter(|_| entry.event != "refused" || entry.fields.contains_key("primary"))
-}
-
-fn begin(vm: &str, side: &str, trigger: &Entry, before: &[Entry]) -> Incident {
+fn begin(vm: &str, side: &str, trigger: &Record, before: &[Record]) -> Incident {
     let mut before = before.to_vec();
     // What was said of others by a process that had been away itself.
-    let accuses =
-        matches!(trigger.event.as_str(), "suspect" | "link-lost" | "asking" | "arbiter-unreachable" | "arbiter-fault");
-    let led_to_it = |e: &Entry| accuses && e.event == "stalled" && trigger.after_ms(e) < PRELUDE_MS;
-    let mut entries: Vec<Entry> = before.iter().filter(|e| led_to_it(e)).cloned().collect();
+    let accuses = matches!(
+        trigger.event,
+        Event::Suspect(_)
+            | Event::LinkLost(_)
+            | Event::Asking(_)
+            | Event::ArbiterUnreachable(_)
+            | Event::ArbiterFault(_)
+    );
+    let led_to_it = |e: &Record| accuses && matches!(e.event, Event::Stalled(_)) && trigger.after_ms(e) < PRELUDE_MS;
+    let mut records: Vec<Record> = before.iter().filter(|e| led_to_it(e)).cloned().collect();
     before.retain(|e| !led_to_it(e));
-    let node = host(trigger).or_else(|| before.iter().rev().find_map(host)).unwrap_or("an unknown host").to_owned();
-    entries.push(trigger.clone());
-    let mut incident = Incident { vm: vm.to_owned(), side: side.to_owned(), node, entries, before, outcome_ms: None };
+    let who = trigger.who.or_else(|| before.iter().rev().find_map(|record| record.who));
+    let node = who.map_or_else(|| "an unknown host".to_owned(), |who| who.node.to_string());
+    records.push(trigger.clone());
+    let mut incident = Incident { vm: vm.to_owned(), side: side.to_owned(), node, records, before, outcome_ms: None };
     if incident.is_settled_by(trigger) {
         incident.outcome_ms = Some(trigger.at_ms);
     }

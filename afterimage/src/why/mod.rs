@@ -24,8 +24,9 @@ use crate::{
 };
 use mc_core::id::Name;
 use node::{
+    events::Record,
     exit::{Code, ExitError},
-    journal::{self, Entry, Journal, Skipped},
+    journal::{self, Journal, Skipped},
 };
 use order::Boots;
 use serde::Serialize;
@@ -100,12 +101,12 @@ pub fn look(dir: &Path, vm: Option<Name>, since_ms: Option<f64>, last: Option<us
     let mut report = Report { schema: SCHEMA, incidents: Vec::new(), skipped: Vec::new(), more_skipped: 0 };
     let (mut sides, mut boots) = (Vec::new(), Boots::default());
     for (vm, side) in journals(dir, vm)? {
-        let mut read = |path: PathBuf| -> Result<Vec<Entry>, ExitError> {
+        let mut read = |path: PathBuf| -> Result<Vec<Record>, ExitError> {
             let read = journal::read(&path);
             let read = read.map_err(|e| ExitError::new(Code::Failed, format!("journal {}: {e}", path.display())))?;
             report.skipped.extend(read.skipped);
             report.more_skipped += read.more_skipped;
-            Ok(read.entries)
+            Ok(read.records)
         };
         let all = read(journal::path(dir, vm, side))?;
         let roles = read(journal::roles_path(dir, vm, side))?;
@@ -115,10 +116,10 @@ pub fn look(dir: &Path, vm: Option<Name>, since_ms: Option<f64>, last: Option<us
         sides.push((vm, side, order::together(roles, all)));
     }
     let mut found = Vec::new();
-    for (vm, side, mut entries) in sides {
+    for (vm, side, mut records) in sides {
         // Several processes write: their lines may be a little out of order.
-        entries.sort_by(|a, b| boots.compare(a, b));
-        found.extend(incidents(&vm.to_string(), side, entries));
+        records.sort_by(|a, b| boots.compare(a, b));
+        found.extend(incidents(&vm.to_string(), side, records));
     }
     found.retain(|incident| since_ms.is_none_or(|since| incident.last_ms() >= since));
     found.sort_by(|a, b| boots.compare(a.first(), b.first()));
@@ -132,11 +133,11 @@ pub fn look(dir: &Path, vm: Option<Name>, since_ms: Option<f64>, last: Option<us
 /// The text that one journal comes to, by itself: for the fuzz target.
 #[must_use]
 pub fn told(journal: Journal, vm: &str, side: &str) -> String {
-    let Journal { mut entries, skipped, more_skipped } = journal;
+    let Journal { mut records, skipped, more_skipped } = journal;
     let mut boots = Boots::default();
-    boots.learn(&entries);
-    entries.sort_by(|a, b| boots.compare(a, b));
-    let incidents = incidents(vm, side, entries).into_iter().map(tell).collect();
+    boots.learn(&records);
+    records.sort_by(|a, b| boots.compare(a, b));
+    let incidents = incidents(vm, side, records).into_iter().map(tell).collect();
     text::render(&Report { schema: SCHEMA, incidents, skipped, more_skipped })
 }
 
@@ -147,7 +148,7 @@ fn tell(incident: Incident) -> Told {
         kind: incident.kind(),
         began_ms: incident.began_ms(),
         ended_ms: incident.ended_ms(),
-        evidence: incident.entries.iter().filter_map(|e| serde_json::from_str(&e.line).ok()).collect(),
+        evidence: incident.records.iter().filter_map(|e| serde_json::from_str(&e.line).ok()).collect(),
         vm: incident.vm,
         side: incident.side,
         node: incident.node,

@@ -1,6 +1,6 @@
 //! What came before what on this host: by boot and the time since, not by a wall clock that somebody may set.
 
-use node::journal::Entry;
+use node::events::Record;
 use std::collections::HashSet;
 
 /// Boots that are told apart in one journal: what is in there may be anything.
@@ -13,9 +13,9 @@ pub(super) struct Boots(Vec<(String, f64)>);
 
 impl Boots {
     /// Takes note of a journal's boots.
-    pub(super) fn learn(&mut self, entries: &[Entry]) {
+    pub(super) fn learn(&mut self, records: &[Record]) {
         let mut from = 0;
-        let boots = distinct(entries);
+        let boots = distinct(records);
         for (index, (boot, at_ms)) in boots.iter().enumerate() {
             if let Some(known) = self.rank(boot) {
                 from = known + 1;
@@ -35,28 +35,28 @@ impl Boots {
     }
 
     /// What to sort by.
-    fn key(&self, entry: &Entry) -> (usize, f64) {
-        (self.rank(&entry.boot).unwrap_or(0), entry.boot_ms.unwrap_or(entry.at_ms))
+    fn key(&self, record: &Record) -> (usize, f64) {
+        (self.rank(&record.boot).unwrap_or(0), record.boot_ms.unwrap_or(record.at_ms))
     }
 
     /// Whether one came before the other.
-    pub(super) fn compare(&self, a: &Entry, b: &Entry) -> std::cmp::Ordering {
+    pub(super) fn compare(&self, a: &Record, b: &Record) -> std::cmp::Ordering {
         let ((boot_a, ms_a), (boot_b, ms_b)) = (self.key(a), self.key(b));
         boot_a.cmp(&boot_b).then(ms_a.total_cmp(&ms_b))
     }
 }
 
 /// The boots that a journal has lines of, in their order, each with the time of its first line; the newest [`MOST`] of them.
-fn distinct(entries: &[Entry]) -> Vec<(&str, f64)> {
+fn distinct(records: &[Record]) -> Vec<(&str, f64)> {
     let mut seen = HashSet::new();
-    let firsts = entries.iter().filter(|entry| seen.insert(entry.boot.as_str()));
-    let firsts: Vec<(&str, f64)> = firsts.map(|entry| (entry.boot.as_str(), entry.at_ms)).collect();
+    let firsts = records.iter().filter(|record| seen.insert(record.boot.as_str()));
+    let firsts: Vec<(&str, f64)> = firsts.map(|record| (record.boot.as_str(), record.at_ms)).collect();
     firsts[firsts.len().saturating_sub(MOST)..].to_vec()
 }
 
 /// The events of a side's journals, each once. Of the two, `all` has what is new and `roles` what is old.
-pub(super) fn together(roles: Vec<Entry>, all: Vec<Entry>) -> Vec<Entry> {
+pub(super) fn together(roles: Vec<Record>, all: Vec<Record>) -> Vec<Record> {
     let known: HashSet<&str> = all.iter().map(|e| e.line.as_str()).collect();
-    let (_, older): (Vec<Entry>, Vec<Entry>) = roles.into_iter().partition(|e| known.contains(e.line.as_str()));
+    let (_, older): (Vec<Record>, Vec<Record>) = roles.into_iter().partition(|e| known.contains(e.line.as_str()));
     older.into_iter().chain(all).collect()
 }

@@ -1,7 +1,8 @@
 //! Stories from journals as the processes write them.
 
-use super::{Kind, Report, look, since, text::render};
-use mc_core::id::Name;
+use super::{Kind, Report, facts::Output, look, since, text::render};
+use mc_core::id::{Epoch, Name};
+use node::events::Outcome;
 use serde_json::{Value, json};
 use std::{
     fs,
@@ -9,11 +10,33 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
+/// Adds all fields of `more`.
+fn with(mut fields: Value, more: Value) -> Value {
+    if let (Value::Object(fields), Value::Object(more)) = (&mut fields, more) {
+        fields.extend(more);
+    }
+    fields
+}
+
+/// How a side stands: `epochs`, and packets held, let out, dropped.
+fn stands(event: Value, epochs: Value, [held, released, dropped]: [u64; 3]) -> Value {
+    let output = json!({ "held": held, "held_bytes": 0, "released": released, "dropped": dropped });
+    let arbiter = json!({ "spec": "manual", "reachable": true });
+    with(event, json!({ "role": "claiming", "epochs": epochs, "output": output, "arbiter": arbiter }))
+}
+
+fn standby_stands(event: Value) -> Value {
+    let epochs = json!({ "generation": 2, "committed": 54, "last_commit_ago_ms": 60.0 });
+    with(stands(event, epochs, [2, 10, 0]), json!({ "registered": true, "revoked_ago_ms": 0.3 }))
+}
+
 fn journal(dir: &Path, side: &str, events: &[Value]) {
-    let common = json!({ "schema": 1, "vm": "web", "side": side, "node": "host-b", "process": side, "pid": 7 });
-    let whole = |event: &Value| crate::report::with(common.clone(), event.clone()).to_string() + "\n";
+    let (side, file) = (side.trim_end_matches(".roles"), side);
+    let process = if side == "primary" { "data-path" } else { side };
+    let common = json!({ "schema": 1, "vm": "web", "side": side, "node": "host-b", "process": process, "pid": 7 });
+    let whole = |event: &Value| with(common.clone(), event.clone()).to_string() + "\n";
     let text: String = events.iter().map(whole).collect();
-    fs::write(dir.join(format!("web.{side}.journal")), text).unwrap();
+    fs::write(dir.join(format!("web.{file}.journal")), text).unwrap();
 }
 
 fn told(dir: &Path) -> Report {
@@ -25,18 +48,31 @@ fn register(generation: u64, node: &str, mode: &Value) -> Value {
 }
 
 fn owner(node: &str) -> Value {
-    json!({ "node": { "name": node, "id": "0b" }, "instance": 9 })
+    json!({ "node": host(node), "instance": 9 })
+}
+
+fn host(name: &str) -> Value {
+    json!({ "name": name, "id": "0b".repeat(16) })
 }
 
 fn suspect(at_ms: f64) -> Value {
     let paths = json!([{ "name": "ud", "ago_ms": null, "heard": 0 }, { "name": "udp", "ago_ms": 50.9, "heard": 12 }]);
     let own_late = json!({ "times": 1, "max_ms": 3.5 });
-    json!({ "event": "suspect", "at_ms": at_ms, "why": "missed beats", "silent_ms": 51.0, "missed": 5, "interval_ms": 8.0,
-        "detection_ms": 50.0, "paths": paths, "own_late": own_late, "output": { "held": 2, "released": 10, "dropped": 0 } })
+    standby_stands(json!({ "event": "suspect", "at_ms": at_ms, "why": "missed beats", "silent_ms": 51.0, "missed": 5,
+        "interval_ms": 8.0, "detection_ms": 50.0, "paths": paths, "own_late": own_late }))
 }
 
 fn syncing() -> Value {
-    json!({ "event": "syncing", "at_ms": 1.0, "primary": "host-a", "peer_beats": { "interval_ms": 10.0, "multiplier": 5 } })
+    json!({ "event": "syncing", "at_ms": 1.0, "primary": host("host-a"), "peer_beats": { "interval_ms": 10.0, "multiplier": 5 } })
+}
+
+fn started(at_ms: f64) -> Value {
+    let beats = json!({ "interval_ms": 10.0, "multiplier": 5 });
+    json!({ "event": "started", "at_ms": at_ms, "version": "0.1.0", "arbiter": "manual", "beats": beats })
+}
+
+fn fell_back(at_ms: f64) -> Value {
+    json!({ "event": "fell-back", "at_ms": at_ms, "from": "rdma", "to": "tcp", "why": "retries exceeded", "fallbacks": 1 })
 }
 
 /// A takeover, begun at `at_ms`.
@@ -45,7 +81,7 @@ fn takeover(at_ms: f64) -> [Value; 4] {
     let since_suspicion = json!({ "silence_us": 51_000, "revoked_us": 400, "won_us": 3600, "running_us": 9500 });
     [
         suspect(at_ms),
-        json!({ "event": "asking", "at_ms": at_ms + 0.7, "expect": 2, "new": won, "contested": true, "revoked_ago_ms": 0.3 }),
+        standby_stands(json!({ "event": "asking", "at_ms": at_ms + 0.7, "expect": 2, "new": won, "contested": true })),
         json!({ "event": "cas", "at_ms": at_ms + 3.6, "outcome": "won", "register": won, "took_ms": 2.9 }),
         json!({ "event": "running", "at_ms": at_ms + 9.5, "epoch": 54, "generation": 3, "since_suspicion": since_suspicion }),
     ]
@@ -60,8 +96,9 @@ fn a_takeover_is_told_with_its_reasons() {
     let report = told(dir.path());
     let [told] = &report.incidents[..] else { panic!("{report:?}") };
     assert_eq!((told.kind, told.began_ms, told.ended_ms), (Kind::TookOver, 1000.0, Some(1009.5)));
-    assert_eq!((told.facts.peer.as_deref(), told.facts.from_epoch), (Some("host-a"), Some(54)));
-    assert_eq!((&told.facts.swap["outcome"], &told.facts.swap["took_ms"]), (&json!("won"), &json!(2.9)));
+    assert_eq!((told.facts.peer.as_deref(), told.facts.from_epoch), (Some("host-a"), Some(Epoch(54))));
+    let swap = told.facts.swap.as_ref().unwrap();
+    assert_eq!((swap.outcome, swap.took_ms), (Some(Outcome::Won), Some(2.9)));
     let text = render(&report);
     for words in [
         "1970-01-01 00:00:01.000Z  web on host-b (standby): took the VM over\n",
@@ -83,7 +120,8 @@ fn a_takeover_is_told_with_its_reasons() {
 fn a_fenced_primary_tells_who_won_and_what_was_dropped() {
     let dir = tempfile::tempdir().unwrap();
     let protected = register(2, "host-a", &json!({ "protected": { "standby": owner("host-b") } }));
-    let stand = json!({ "held": 0, "released": 10, "dropped": 3 });
+    let epochs = json!({ "captured": 56, "acked": 54, "last_ack_ago_ms": 60.0 });
+    let fenced = stands(json!({ "event": "fenced", "at_ms": 1003.0 }), epochs, [0, 10, 3]);
     journal(
         dir.path(),
         "primary",
@@ -93,14 +131,14 @@ fn a_fenced_primary_tells_who_won_and_what_was_dropped() {
             suspect(1000.0),
             json!({ "event": "asking", "at_ms": 1001.0, "expect": 2, "new": register(3, "host-a", &json!("solo")), "contested": true }),
             json!({ "event": "cas", "at_ms": 1002.0, "outcome": "lost", "register": register(3, "host-b", &json!("solo")), "took_ms": 1.0 }),
-            json!({ "event": "fenced", "at_ms": 1003.0, "output": stand, "epochs": { "captured": 56, "acked": 54 } }),
+            fenced,
             json!({ "event": "exit", "at_ms": 1004.0, "code": 4, "why": "another node owns the VM now" }),
         ],
     );
     let report = told(dir.path());
     let [told] = &report.incidents[..] else { panic!("{report:?}") };
     assert_eq!((told.kind, told.facts.stalled_ms), (Kind::Fenced, Some(1065.5)));
-    assert_eq!(told.facts.output, json!({ "held": 2, "released": 0, "dropped": 3 }));
+    assert_eq!(told.facts.output, Some(Output { dropped: 3, held: 2, released: 0 }));
     let story = told.story.join(" ");
     for words in [
         "this process had been away for 1065.5 ms",
@@ -118,9 +156,8 @@ fn a_standby_that_lost_and_keeps_its_copy_has_an_end_of_its_story() {
     let held = register(3, "host-a", &json!("solo"));
     let asked = json!({ "event": "asking", "at_ms": 1001.0, "expect": 2, "new": register(3, "host-b", &json!("solo")), "contested": true });
     let refused = json!({ "event": "cas", "at_ms": 1002.0, "outcome": "lost", "register": held, "took_ms": 1.0 });
-    let lost =
-        json!({ "event": "lost", "at_ms": 1003.0, "register": held, "epochs": { "generation": 2, "committed": 54 } });
-    let waiting = json!({ "event": "waiting", "at_ms": 1003.1, "keeps_lost_copy": true });
+    let lost = standby_stands(json!({ "event": "lost", "at_ms": 1003.0, "register": held }));
+    let waiting = json!({ "event": "waiting", "at_ms": 1003.1, "listen": "[::1]:7100", "keeps_lost_copy": true });
     for (asking, kind, words) in [
         (vec![asked, refused], Kind::LostSwap, "lost after 1.0 ms; the register holds generation 3 (host-a, alone)"),
         (vec![], Kind::Lost, "The register held generation 3 (host-a, alone)."),
@@ -151,7 +188,7 @@ fn a_primary_that_asked_for_nothing_tells_what_it_read() {
     journal(dir.path(), "primary", &[suspect(1000.0), yielding, older, fenced, exit]);
     let report = told(dir.path());
     let [told] = &report.incidents[..] else { panic!("{report:?}") };
-    assert_eq!((told.kind, &told.facts.read), (Kind::Fenced, &held));
+    assert_eq!((told.kind, json!(told.facts.read)), (Kind::Fenced, held));
     let story = told.story.join(" ");
     assert!(story.contains("The register held generation 3 (host-b, alone)."), "{story}");
 }
@@ -162,10 +199,10 @@ fn incidents_are_told_apart_and_the_last_or_newest_chosen() {
     let mut events = vec![syncing()];
     events.push(json!({ "event": "arbiter-unreachable", "at_ms": 100.0, "why": "refused" }));
     events.push(json!({ "event": "arbiter-reachable", "at_ms": 350.0 }));
-    events.push(json!({ "event": "fell-back", "at_ms": 400.0, "why": "retries exceeded" }));
+    events.push(fell_back(400.0));
     events.extend(takeover(1000.0));
-    events.push(json!({ "event": "started", "at_ms": 2000.0 }));
-    events.push(json!({ "event": "refused", "at_ms": 9000.0, "primary": "host-c", "why": "slabs too large" }));
+    events.push(started(2000.0));
+    events.push(json!({ "event": "refused", "at_ms": 9000.0, "primary": host("host-c"), "why": "slabs too large" }));
     events.push(suspect(20_000.0));
     journal(dir.path(), "standby", &events);
     let report = told(dir.path());
@@ -184,7 +221,7 @@ fn incidents_are_told_apart_and_the_last_or_newest_chosen() {
 fn in_boot(boot: &str, step_ms: f64, events: &[Value]) -> Vec<Value> {
     let of = |event: &Value| {
         let at_ms = event["at_ms"].as_f64().unwrap();
-        crate::report::with(event.clone(), json!({ "boot": boot, "boot_ms": at_ms, "at_ms": at_ms + step_ms }))
+        with(event.clone(), json!({ "boot": boot, "boot_ms": at_ms, "at_ms": at_ms + step_ms }))
     };
     events.iter().map(of).collect()
 }
@@ -192,18 +229,13 @@ fn in_boot(boot: &str, step_ms: f64, events: &[Value]) -> Vec<Value> {
 #[test]
 fn a_clock_that_is_set_back_does_not_turn_stories_round() {
     let dir = tempfile::tempdir().unwrap();
-    let fell_back = |at_ms: f64| vec![json!({ "event": "fell-back", "at_ms": at_ms, "why": "retries exceeded" })];
     let mut events = in_boot("one", 9e6, &takeover(1000.0));
-    events.extend(in_boot("one", 0.0, &[json!({ "event": "started", "at_ms": 50_000.0 })]));
+    events.extend(in_boot("one", 0.0, &[started(50_000.0)]));
     // The wall clock is behind by hours now, and in the next boot by a little more.
-    events.extend(in_boot("one", 0.0, &fell_back(60_000.0)));
-    events.extend(in_boot(
-        "two",
-        -500.0,
-        &[vec![json!({ "event": "started", "at_ms": 700.0 })], vec![suspect(900.0)]].concat(),
-    ));
+    events.extend(in_boot("one", 0.0, &[fell_back(60_000.0)]));
+    events.extend(in_boot("two", -500.0, &[vec![started(700.0)], vec![suspect(900.0)]].concat()));
     journal(dir.path(), "standby", &events);
-    journal(dir.path(), "primary", &in_boot("two", 5e6, &fell_back(800.0)));
+    journal(dir.path(), "primary", &in_boot("two", 5e6, &[fell_back(800.0)]));
     let report = told(dir.path());
     let kinds: Vec<(Kind, &str)> = report.incidents.iter().map(|t| (t.kind, t.side.as_str())).collect();
     let expected = [
@@ -227,9 +259,9 @@ fn a_clock_that_is_set_back_does_not_turn_stories_round() {
 #[test]
 fn what_noise_pushed_out_of_one_journal_is_told_from_the_other() {
     let dir = tempfile::tempdir().unwrap();
-    let noise = json!({ "event": "refused", "at_ms": 9e6, "node": "host-c", "why": "another VM" });
+    let noise = json!({ "event": "refused", "at_ms": 9e6, "primary": host("host-c"), "why": "another VM" });
     journal(dir.path(), "standby", std::slice::from_ref(&noise));
-    let in_both = json!({ "event": "fell-back", "at_ms": 5e6, "why": "retries exceeded" });
+    let in_both = fell_back(5e6);
     let roles: Vec<Value> = takeover(1000.0).into_iter().chain([in_both.clone()]).collect();
     journal(dir.path(), "standby.roles", &roles);
     let common = fs::read_to_string(dir.path().join("web.standby.roles.journal")).unwrap();
@@ -248,14 +280,14 @@ fn a_lost_standby_an_arbiters_fault_and_a_keeper_have_stories() {
     let [suspect, asking, _, _] = takeover(1000.0);
     let register = register(3, "host-a", &json!("solo"));
     let lost = json!({ "event": "cas", "at_ms": 1004.0, "outcome": "lost", "register": register, "took_ms": 3.3 });
-    let keeps = json!({ "event": "lost", "at_ms": 1005.0, "register": register });
+    let keeps = standby_stands(json!({ "event": "lost", "at_ms": 1005.0, "register": register }));
     let fault =
         json!({ "event": "arbiter-fault", "at_ms": 20_000.0, "why": "its disk is full", "remedy": "make room" });
     let mended = json!({ "event": "arbiter-mended", "at_ms": 21_500.0 });
     let unloadable = json!({ "event": "rehearsal-failed", "at_ms": 40_000.0, "why": "Unknown savevm section" });
     let away = json!({ "event": "stalled", "at_ms": 19_900.0, "away_ms": 6500.0 });
     journal(dir.path(), "standby", &[suspect, asking, lost, keeps, away, fault, mended, unloadable]);
-    let keeping = json!({ "event": "keeping", "at_ms": 50_000.0, "nics": 2, "handed_over": 2 });
+    let keeping = json!({ "event": "keeping", "at_ms": 50_000.0, "generation": 3, "nics": 2, "handed_over": 2 });
     let nic = json!({ "event": "nic-lost", "at_ms": 51_000.0, "why": "tap0 is gone" });
     let exit = json!({ "event": "exit", "at_ms": 60_000.0, "code": 0, "why": "the VM has ended" });
     journal(dir.path(), "keeper", &[keeping, nic, exit]);
@@ -303,7 +335,7 @@ fn a_swap_without_an_answer_is_not_told_as_won_or_lost() {
 #[test]
 fn hostile_bytes_are_named_and_no_terminal_obeys_them() {
     let dir = tempfile::tempdir().unwrap();
-    let mut refused = json!({ "event": "refused", "at_ms": 5.0, "node": "host-c", "why": "\u{1b}[2Jgone" });
+    let mut refused = json!({ "event": "refused", "at_ms": 5.0, "why": "\u{1b}[2Jgone" });
     refused["register"] = json!({ "generation": "x" });
     journal(
         dir.path(),
@@ -359,17 +391,29 @@ fn a_refused_order_is_told_by_itself_and_begins_no_other_story() {
 
 #[test]
 fn a_heading_names_this_host_and_not_who_was_refused() {
-    let whole = json!({ "name": "host-a", "id": "0a" });
-    for (field, caller) in
-        [("primary", json!("host-a")), ("primary", whole.clone()), ("node", whole), ("node", json!("host-a"))]
-    {
-        let dir = tempfile::tempdir().unwrap();
-        let refused =
-            crate::report::with(json!({ "event": "refused", "at_ms": 5.0, "why": "busy" }), json!({ field: caller }));
-        journal(dir.path(), "standby", &[json!({ "event": "started", "at_ms": 1.0 }), refused]);
-        let text = render(&told(dir.path()));
-        assert!(text.contains("web on host-b (standby): no session"), "{text}");
-        assert!(text.contains("host-a wanted to be protected"), "{text}");
+    let dir = tempfile::tempdir().unwrap();
+    let refused = json!({ "event": "refused", "at_ms": 5.0, "why": "busy", "primary": host("host-a") });
+    journal(dir.path(), "standby", &[started(1.0), refused]);
+    let text = render(&told(dir.path()));
+    assert!(text.contains("web on host-b (standby): no session"), "{text}");
+    assert!(text.contains("host-a wanted to be protected"), "{text}");
+}
+
+#[test]
+fn what_this_version_does_not_know_is_shown_and_changes_no_story() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut events = vec![syncing()];
+    events.extend(takeover(1000.0));
+    events.insert(2, json!({ "event": "rained", "at_ms": 1000.2, "mm": 3 }));
+    // As later versions may tell it: a field more, and one that is something else.
+    events[3]["weather"] = json!("fair");
+    events.push(json!({ "event": "nic-lost", "at_ms": 1100.0, "why": { "nic": 3 } }));
+    journal(dir.path(), "standby", &events);
+    let report = told(dir.path());
+    assert_eq!(report.incidents[0].kind, Kind::TookOver);
+    let text = render(&report);
+    for words in ["+0.2 ms  standby     rained  mm=3", "weather=fair", "+100.0 ms  standby     nic-lost"] {
+        assert!(text.contains(words), "{words:?} is not in: {text}");
     }
 }
 

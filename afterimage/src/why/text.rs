@@ -1,6 +1,8 @@
 //! Incidents for people: a headline, the story, a time line; what could not be read, at the end.
 
 use super::{Report, Told, story};
+use mc_core::register::Register;
+use serde::Deserialize;
 use serde_json::Value;
 use std::{
     fmt::Write,
@@ -60,9 +62,9 @@ fn fields(event: &Value) -> String {
     for (name, value) in fields.iter().filter(|(name, _)| !KNOWN.contains(&name.as_str())) {
         let shown = match value {
             // Its numbers are in the story, and in the JSON.
-            Value::Object(_) => match story::register(value) {
-                Some(register) => register,
-                None => continue,
+            Value::Object(_) => match Register::deserialize(value) {
+                Ok(register) => story::register(&register),
+                Err(_) => continue,
             },
             Value::Null | Value::Array(_) => continue,
             Value::String(text) => text.clone(),

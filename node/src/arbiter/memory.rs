@@ -10,6 +10,7 @@
 //! when what is written down was the same as it is now: then this one is the newer.
 
 use super::file::{self, StoreError};
+use crate::events::{Event, WitnessAccepted, emit};
 use mc_core::{
     id::Name,
     register::{CasOutcome, Register, generation_of},
@@ -141,7 +142,7 @@ impl Memory {
         let (was_foreign, heard) = self.update(|now| (now.is_foreign(answer), now.hear(answer, opened, accept)))?;
         if accept && was_foreign && heard.is_some() {
             tracing::warn!(vm = %self.vm, witness = %answer.witness, "another witness: accepted, as --accept-witness says");
-            crate::events::emit("witness-accepted", serde_json::json!({ "vm": self.vm, "witness": answer.witness }));
+            emit(Event::WitnessAccepted(WitnessAccepted { vm: self.vm, witness: answer.witness }));
         }
         self.accept &= heard.is_none();
         Ok(heard)

@@ -18,6 +18,7 @@
 //! | the process, or the host, dies in mid-line | whoever opens the file next ends the torn line; readers name and skip it |
 
 mod line_writer;
+mod page;
 mod reader;
 mod roles;
 #[cfg(test)]
@@ -25,8 +26,9 @@ mod tests;
 mod writer;
 
 pub use line_writer::LineWriter;
-pub use reader::{Entry, Journal, Skipped, parse, read};
-pub use roles::{Journals, is_of_roles, roles_path};
+pub use page::{Cursor, CursorError, Page, page};
+pub use reader::{Journal, Skipped, parse, read};
+pub use roles::{Journals, roles_path};
 pub use writer::Writer;
 
 use mc_core::id::Name;

@@ -2,69 +2,13 @@
 //! pushes nothing out of the second.
 
 use super::{LineWriter, path, spawn};
+use crate::events::Event;
 use mc_core::id::Name;
 use std::{
     io,
     path::{Path, PathBuf},
     time::Duration,
 };
-
-/// What changes a role, decides about one, or is asked for when one has changed. What a stranger can bring about is not
-/// among it, nor what is tried again and again.
-const OF_ROLES: [&str; 46] = [
-    "arbiter-fault",
-    "arbiter-mended",
-    "arbiter-reachable",
-    "arbiter-unreachable",
-    "asking",
-    "attached",
-    "cas",
-    "data-path-died",
-    "discarded",
-    "ended",
-    "exit",
-    "exported",
-    "fell-back",
-    "fenced",
-    "gate-failed",
-    "gave-up",
-    "goodbye",
-    "hand-back",
-    "hands-back",
-    "image-kept",
-    "keeper-ended",
-    "keeper-failed",
-    "keeper-started",
-    "keeping",
-    "link-lost",
-    "new-identity",
-    "nic-lost",
-    "nics-connected",
-    "operator",
-    "operator-refused",
-    "protected",
-    "reattached",
-    "register",
-    "rehearsal-failed",
-    "rejoining",
-    "running",
-    "solo",
-    "source-broken",
-    "stalled",
-    "started",
-    "stop-obeyed",
-    "supervisor-died",
-    "suspect",
-    "syncing",
-    "takeover-failed",
-    "vm-gone",
-];
-
-/// Whether an event belongs into the journal of roles as well.
-#[must_use]
-pub fn is_of_roles(event: &str) -> bool {
-    OF_ROLES.binary_search(&event).is_ok() || matches!(event, "vm-health" | "waiting" | "witness-accepted" | "yielding")
-}
 
 /// The journal of roles of one side of a VM; bounded as the other.
 #[must_use]
@@ -86,8 +30,8 @@ impl Journals {
     }
 
     /// Hands over an event's line. Never waits.
-    pub fn put(&self, event: &str, line: String) {
-        if is_of_roles(event) {
+    pub fn put(&self, event: &Event, line: String) {
+        if event.is_of_roles() {
             self.roles.put(line.clone());
         }
         self.all.put(line);
@@ -109,30 +53,38 @@ impl Journals {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journal::{FULL, read};
+    use crate::{
+        events::Refused,
+        journal::{FULL, read},
+    };
 
     #[test]
     fn noise_pushes_no_change_of_a_role_out() {
-        assert!(
-            OF_ROLES.is_sorted() && is_of_roles("running") && !is_of_roles("refused") && !is_of_roles("no-session")
-        );
         let dir = tempfile::tempdir().unwrap();
         let (vm, patience) = (Name::new("web").unwrap(), Duration::from_secs(60));
         let journals = Journals::spawn(dir.path(), vm, "standby").unwrap();
-        let line = |event: &str, pad: usize| {
-            format!("{{\"schema\":1,\"event\":\"{event}\",\"at_ms\":1,\"why\":\"{}\"}}\n", "x".repeat(pad))
+        let put = |event: &Event, pad: usize| {
+            let line = format!(
+                "{{\"schema\":1,\"event\":\"{}\",\"at_ms\":1,\"why\":\"{}\"}}\n",
+                event.name(),
+                "x".repeat(pad)
+            );
+            journals.put(event, line);
         };
-        journals.put("running", line("running", 10));
+        put(&Event::GaveUp("an operator's word".into()), 10);
+        let noise = Event::Refused(Refused::default());
         let (each, many) = (8 << 10, 3 * usize::try_from(FULL).unwrap() / (8 << 10));
         for n in 0..many {
-            journals.put("refused", line("refused", each));
+            put(&noise, each);
             if n % 100 == 0 {
                 assert!(journals.flush(patience));
             }
         }
         assert!(journals.flush(patience) && journals.lost() == 0);
-        let events = |path: &Path| read(path).unwrap().entries.into_iter().map(|e| e.event).collect::<Vec<_>>();
-        assert!(!events(&path(dir.path(), vm, "standby")).contains(&"running".to_owned()), "it was pushed out there");
-        assert_eq!(events(&roles_path(dir.path(), vm, "standby")), ["running"]);
+        let events = |path: &Path| {
+            read(path).unwrap().records.into_iter().map(|e| e.event.name().to_owned()).collect::<Vec<_>>()
+        };
+        assert!(!events(&path(dir.path(), vm, "standby")).contains(&"gave-up".to_owned()), "it was pushed out there");
+        assert_eq!(events(&roles_path(dir.path(), vm, "standby")), ["gave-up"]);
     }
 }

@@ -1,6 +1,8 @@
 //! The journal on a disk that turns over, tears and fills up.
 
 use super::{FULL, LONGEST, LineWriter, Writer, older, parse, read, spawn};
+use crate::events::Event;
+use serde_json::json;
 use std::{fs, io::Write, path::Path, sync::mpsc::channel, time::Duration};
 
 fn line(event: &str, at_ms: u64) -> String {
@@ -22,7 +24,7 @@ fn it_is_bounded_and_the_newest_survive() {
     assert!(size(&path) <= FULL + LONGEST as u64 && size(&older(&path)) <= FULL + LONGEST as u64);
     let journal = read(&path).unwrap();
     assert_eq!(journal.skipped, []);
-    let newest: Vec<f64> = journal.entries.iter().map(|e| e.at_ms).collect();
+    let newest: Vec<f64> = journal.records.iter().map(|e| e.at_ms).collect();
     let expected: Vec<f64> = (0..600).map(f64::from).filter(|n| *n >= newest[0]).collect();
     assert!(newest.len() > 120, "{}", newest.len());
     assert_eq!(newest, expected, "none is missing in between");
@@ -42,7 +44,7 @@ fn lines_of_several_writers_do_not_mix() {
         }
     });
     let journal = read(&path).unwrap();
-    assert_eq!((journal.entries.len(), journal.skipped.len()), (300, 0));
+    assert_eq!((journal.records.len(), journal.skipped.len()), (300, 0));
 }
 
 #[test]
@@ -50,10 +52,10 @@ fn a_torn_line_is_ended_by_the_next_writer_and_named_by_readers() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("web.primary.journal");
     fs::write(&path, format!("{}{{\"schema\":1,\"event\":\"to", line("one", 1))).unwrap();
-    assert_eq!(read(&path).unwrap().entries.len(), 1);
+    assert_eq!(read(&path).unwrap().records.len(), 1);
     Writer::new(path.clone()).append(&line("two", 2)).unwrap();
     let journal = read(&path).unwrap();
-    assert_eq!(journal.entries.iter().map(|e| e.event.as_str()).collect::<Vec<_>>(), ["one", "two"]);
+    assert_eq!(journal.records.iter().map(|e| e.event.name()).collect::<Vec<_>>(), ["one", "two"]);
     assert_eq!((journal.skipped.len(), journal.skipped[0].line), (1, 2));
     assert!(journal.skipped[0].why.contains("no JSON object"), "{:?}", journal.skipped);
 }
@@ -66,7 +68,7 @@ fn a_journal_that_was_removed_is_begun_anew() {
     writer.append(&line("one", 1)).unwrap();
     fs::remove_file(&path).unwrap();
     writer.append(&line("two", 2)).unwrap();
-    assert_eq!(read(&path).unwrap().entries.len(), 1);
+    assert_eq!(read(&path).unwrap().records.len(), 1);
 }
 
 #[test]
@@ -88,7 +90,7 @@ fn what_is_no_event_is_named_and_skipped() {
         text.push(b'\n');
         text.extend_from_slice(line("after", 2).as_bytes());
         let journal = parse(Path::new("j"), &text);
-        assert_eq!(journal.entries.len(), 2, "{why}");
+        assert_eq!(journal.records.len(), 2, "{why}");
         assert!(journal.skipped[0].why.contains(why), "{why}: {:?}", journal.skipped);
     }
     let flood = parse(Path::new("j"), &b"x\n".repeat(1000));
@@ -102,8 +104,9 @@ fn an_event_that_is_too_long_keeps_what_is_short() {
     let why = "w".repeat(LONGEST);
     let text = format!("{{\"schema\":1,\"event\":\"refused\",\"at_ms\":5,\"why\":\"{why}\",\"node\":\"a\"}}\n");
     Writer::new(path.clone()).append(&text).unwrap();
-    let entry = &read(&path).unwrap().entries[0];
-    assert_eq!((entry.event.as_str(), entry.text("node"), entry.text("why")), ("refused", Some("a"), None));
+    let record = &read(&path).unwrap().records[0];
+    let Event::Other(kept) = &record.event else { panic!("{record:?}") };
+    assert_eq!((kept.event.as_str(), &kept.fields["node"], kept.fields.get("why")), ("refused", &json!("a"), None));
 }
 
 #[test]

@@ -1,13 +1,11 @@
 //! What the operator hears of a session's way.
 
 use crate::{
-    events::emit,
+    events::{self, Event, FellBack, PathSilence, emit, ms},
     keepalive::{BeatHandle, Measured, PathsReader, Proof},
-    report::ms,
 };
 use mc_core::{id::Time, transport::Transport};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 use std::{net::SocketAddr, time::Duration};
 use transport_tcp::udp::UdpKeepalive;
 
@@ -117,7 +115,12 @@ impl Watch {
     pub fn begin(&mut self, report: Report) {
         let Report { transport, why, rdma, keepalive, .. } = &report;
         tracing::info!(transport, why, keepalive, "checkpoints go this way");
-        emit("transport", json!({ "transport": transport, "why": why, "keepalive": keepalive, "rdma": rdma }));
+        emit(Event::Transport(events::Transport {
+            transport: (*transport).to_owned(),
+            why: why.clone(),
+            keepalive: (*keepalive).to_owned(),
+            rdma: rdma.clone(),
+        }));
         self.report = Some(report);
         self.fell_back = None;
     }
@@ -141,7 +144,8 @@ impl Watch {
         self.fell_back = Some(why.to_owned());
         self.fallbacks += 1;
         tracing::warn!(why, fallbacks = self.fallbacks, "RDMA failed; checkpoints go over TCP");
-        emit("fell-back", json!({ "from": "rdma", "to": "tcp", "why": why, "fallbacks": self.fallbacks }));
+        let (from, to) = ("rdma".to_owned(), "tcp".to_owned());
+        emit(Event::FellBack(FellBack { from, to, why: why.to_owned(), fallbacks: self.fallbacks }));
     }
 
     /// Whether the session began on RDMA, and still pins memory for it.
@@ -150,18 +154,22 @@ impl Watch {
         self.report.as_ref().is_some_and(|report| report.rdma.is_some())
     }
 
-    /// How long ago the peer was heard by each path, as an event's field; null: never.
+    /// How long ago the peer was heard by each path.
     #[must_use]
-    pub fn heard(&self, beats: &BeatHandle, now: Time) -> Value {
+    pub fn heard(&self, beats: &BeatHandle, now: Time) -> Vec<PathSilence> {
         let report = self.report.as_ref();
-        let path = |name: &str, heard: u64, at: Option<Time>| json!({ "name": name, "heard": heard, "ago_ms": at.map(|at| ms(now.since(at))) });
+        let path = |name: &str, heard: u64, at: Option<Time>| PathSilence {
+            name: name.to_owned(),
+            heard,
+            ago_ms: at.map(|at| ms(now.since(at))),
+        };
         let paths = report.and_then(|r| r.beat_paths.as_ref()).map(PathsReader::stats);
         match paths {
             Some(paths) => paths.iter().map(|p| path(&p.name, p.heard, p.last_heard_ns.map(Time))).collect(),
             None => {
                 let (_, _, heard) = beats.lateness();
                 let at = (heard > 0).then(|| beats.last_heard());
-                json!([path(report.map_or("", |r| r.keepalive), heard, at)])
+                vec![path(report.map_or("", |r| r.keepalive), heard, at)]
             }
         }
     }
@@ -169,9 +177,8 @@ impl Watch {
     /// How long ago the peer was heard by each path, seconds; one that never was is not there.
     #[must_use]
     pub fn silence_seconds(&self, beats: &BeatHandle, now: Time) -> Vec<(String, f64)> {
-        let heard = self.heard(beats, now);
-        let path = |path: &Value| Some((path["name"].as_str()?.to_owned(), path["ago_ms"].as_f64()? / 1e3));
-        heard.as_array().into_iter().flatten().filter_map(path).collect()
+        let heard = self.heard(beats, now).into_iter();
+        heard.filter_map(|path| Some((path.name, path.ago_ms? / 1e3))).collect()
     }
 
     /// The session's way, if there is a session.

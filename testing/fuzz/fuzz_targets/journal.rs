@@ -9,7 +9,7 @@ use std::path::Path;
 fuzz_target!(|bytes: &[u8]| {
     let lines = bytes.split(|b| *b == b'\n').filter(|line| !line.is_empty()).count();
     let read = journal::parse(Path::new("web.standby.journal"), bytes);
-    assert_eq!(read.entries.len() + read.skipped.len() + read.more_skipped, lines);
+    assert_eq!(read.records.len() + read.skipped.len() + read.more_skipped, lines);
     for side in ["primary", "standby"] {
         let _ = why::told(read.clone(), "web", side);
     }
