@@ -282,8 +282,8 @@ fn curl_lists_the_vm_and_its_newest_events() {
     let one = curl(vms["vms"][0]["href"].as_str().unwrap()).unwrap();
     assert_eq!(serde_json::from_value::<Status>(one).unwrap(), status());
     let events = curl("/v1/vms/web/events?limit=2&since_ms=5").unwrap();
-    let at: Vec<u64> = events["events"].as_array().unwrap().iter().map(|e| e["at_ms"].as_u64().unwrap()).collect();
-    assert_eq!((at, &events["more"]), (vec![8, 9], &true.into()), "{events}");
+    let at: Vec<f64> = events["events"].as_array().unwrap().iter().map(|e| e["at_ms"].as_f64().unwrap()).collect();
+    assert_eq!((at, &events["more"]), (vec![8.0, 9.0], &true.into()), "{events}");
     let problem = curl("/v1/vms/web/nothing").unwrap();
     assert_eq!((&problem["status"], &problem["instance"]), (&404.into(), &"/v1/vms/web/nothing".into()));
 }

@@ -8,10 +8,9 @@ use mc_core::{
     id::{Generation, Incarnation, Name, Node, NodeId, WitnessId},
     register::{CasOutcome, Mode, Owner, Register, Swap},
     wire::{
-        VERSION,
         arbiter::{self as wire, ANSWER_LEN, Asker, Request as WireRequest},
         beat::BeatKey,
-        session::Hello,
+        session::{Hello, Purpose, VERSIONS},
     },
 };
 use node::arbiter::{Answer, ArbiterClient, ArbiterConfig, Ask};
@@ -118,13 +117,13 @@ fn node(text: &str) -> Node {
 /// Of a primary "a".
 fn hello(vm: &str, generation: u64) -> Hello {
     Hello {
-        versions: (VERSION, VERSION),
+        versions: VERSIONS,
         slab_size: 1 << 20,
         staging_slabs: 4,
         rdma: false,
         incarnation: Incarnation(1),
         generation: Generation(generation),
-        vm: name(vm),
+        purpose: Purpose::Protect(name(vm)),
         node: node("a"),
         witness: WitnessId::NONE,
         instance: 1,

@@ -3,7 +3,10 @@
 use mc_core::{
     id::{Generation, Incarnation, Name, Node, NodeId, WitnessId},
     testing::skip,
-    wire::{VERSION, beat::BeatKey, session::Hello},
+    wire::{
+        beat::BeatKey,
+        session::{Hello, Purpose, VERSIONS},
+    },
 };
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -163,7 +166,7 @@ fn a_standby_is_told_from_a_server() {
     // As `afterimage standby --vm web` says it.
     let standby = thread::spawn(move || {
         let offer = listener.accept(std::time::Duration::from_secs(20)).unwrap().unwrap();
-        let why = format!("this standby stands by for web, not for {}", offer.hello.vm);
+        let why = format!("this standby stands by for web, not for {}", offer.hello.purpose);
         offer.refuse(&why).unwrap();
     });
     let (code, _, stderr) = probe(address, &["--for", "1s"]);
@@ -189,13 +192,13 @@ fn a_peer_that_answers_nonsense_is_named() {
 fn a_primary_that_finds_a_server_is_told_what_it_found() {
     let serving = serve();
     let hello = Hello {
-        versions: (VERSION, VERSION),
+        versions: VERSIONS,
         slab_size: 1 << 20,
         staging_slabs: 4,
         rdma: false,
         incarnation: Incarnation(1),
         generation: Generation(1),
-        vm: Name::new("web").unwrap(),
+        purpose: Purpose::Protect(Name::new("web").unwrap()),
         node: Node { name: Name::new("a").unwrap(), id: NodeId([1; 16]) },
         witness: WitnessId::NONE,
         instance: 1,
@@ -212,7 +215,7 @@ fn a_primary_that_finds_a_server_is_told_what_it_found() {
     let answer = connect(&hello, b"{}");
     assert!(matches!(&answer, Err(SessionError::Refused { why, .. }) if why.contains("only measures")), "{answer:?}");
     // And a probe's words that are none.
-    let hello = Hello { vm: Name::new("keepalive-probe").unwrap(), ..hello };
+    let hello = Hello { purpose: Purpose::Probe, ..hello };
     let answer = connect(&hello, b"{\"kind\":\"vm\"}");
     assert!(
         matches!(&answer, Err(SessionError::Refused { why, .. }) if why.contains("no `afterimage keepalive`")),

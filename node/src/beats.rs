@@ -39,6 +39,13 @@ pub struct Wish {
     pub multiplier: u8,
 }
 
+impl Default for Wish {
+    /// A beat every 10 ms; five may be missed.
+    fn default() -> Self {
+        Self { interval: Duration::from_millis(10), min_rx: None, multiplier: 5 }
+    }
+}
+
 impl Wish {
     /// As events have it.
     #[must_use]

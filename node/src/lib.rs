@@ -2,6 +2,8 @@
 //!
 //! | module | |
 //! |---|---|
+//! | [`primary`] | the loop of the host where the VM runs; [`host`]: the half that the standby has as well |
+//! | [`gate`] | an output gate for a VM of this process |
 //! | [`paths`] | RDMA or TCP, RDMA datagrams or UDP: agreed on per session |
 //! | [`keepalive`], [`beats`] | the beat thread |
 //! | [`tune`] | what a failure detector's setting would do, from what was measured of beats |
@@ -28,6 +30,8 @@ pub mod clock;
 pub mod events;
 pub mod exit;
 pub mod files;
+pub mod gate;
+pub mod host;
 pub mod identity;
 pub mod inbox;
 pub mod journal;
@@ -35,6 +39,7 @@ pub mod keepalive;
 pub mod narration;
 pub mod pass;
 pub mod paths;
+pub mod primary;
 pub mod program;
 pub mod progress;
 pub mod rdma;

@@ -30,7 +30,6 @@ pub use offer::Offer;
 use crate::{link::TcpLink, options::LinkOptions, reach::reach};
 use frame::{FrameStream, endpoint_of, hello_of};
 use mc_core::wire::{
-    VERSION,
     rdma::Endpoint,
     session::{Hello, Kind, MAX_PROFILE},
 };
@@ -39,9 +38,6 @@ use std::{
     net::{SocketAddr, TcpStream},
     time::{Duration, Instant},
 };
-
-/// The protocol versions that this build speaks, lowest and highest.
-pub const VERSIONS: (u16, u16) = (VERSION, VERSION);
 
 /// How a session begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,7 +159,7 @@ fn check_answer(ours: &Hello, theirs: &Hello, peer: SocketAddr) -> Result<(), Se
     let echoes = [
         ("incarnation", ours.incarnation == theirs.incarnation),
         ("generation", ours.generation == theirs.generation),
-        ("VM", ours.vm == theirs.vm),
+        ("purpose", ours.purpose == theirs.purpose),
         ("beat key", ours.beat_key == theirs.beat_key),
         ("slab size", ours.slab_size == theirs.slab_size),
         ("transport", ours.rdma || !theirs.rdma),

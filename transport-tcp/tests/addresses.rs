@@ -3,7 +3,10 @@
 use mc_core::{
     id::{Generation, Incarnation, Name, Node, NodeId, WitnessId},
     testing::skip,
-    wire::{VERSION, beat::BeatKey, session::Hello},
+    wire::{
+        beat::BeatKey,
+        session::{Hello, Purpose, VERSIONS},
+    },
 };
 use socket2::{Domain, Socket, Type};
 use std::{
@@ -21,13 +24,13 @@ const PATIENT: Duration = Duration::from_secs(30);
 
 fn hello(node: &str) -> Hello {
     Hello {
-        versions: (VERSION, VERSION),
+        versions: VERSIONS,
         slab_size: 64 << 10,
         staging_slabs: 32,
         rdma: false,
         incarnation: Incarnation(42),
         generation: Generation(7),
-        vm: Name::new("db1").unwrap(),
+        purpose: Purpose::Protect(Name::new("db1").unwrap()),
         node: Node { name: Name::new(node).unwrap(), id: NodeId([node.as_bytes()[0]; 16]) },
         witness: WitnessId::NONE,
         instance: 1,

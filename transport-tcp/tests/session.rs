@@ -4,11 +4,10 @@ use mc_core::{
     id::{Generation, Incarnation, Name, Node, NodeId, WitnessId},
     transport::{Completion, Op, Transport},
     wire::{
-        VERSION,
         beat::BeatKey,
         control::{Body, Control},
         rdma::{Beats, Endpoint, Queues},
-        session::{Hello, Kind, MAX_PROFILE, encode_frame},
+        session::{Hello, Kind, MAX_PROFILE, Purpose, VERSIONS, encode_frame},
     },
 };
 use std::{
@@ -24,13 +23,13 @@ const PATIENT: Duration = Duration::from_secs(30);
 
 fn hello(node: &str) -> Hello {
     Hello {
-        versions: (VERSION, VERSION),
+        versions: VERSIONS,
         slab_size: 64 << 10,
         staging_slabs: 32,
         rdma: false,
         incarnation: Incarnation(42),
         generation: Generation(7),
-        vm: Name::new("db1").unwrap(),
+        purpose: Purpose::Protect(Name::new("db1").unwrap()),
         node: Node { name: Name::new(node).unwrap(), id: NodeId(*b"0123456789abcdef") },
         witness: WitnessId::NONE,
         instance: 1,
@@ -100,7 +99,8 @@ fn both_sides_agree_and_the_link_works() {
     assert_eq!(offered.local_addr, listener.local_addr());
     let mut standby = offered.accept(hello("right"), b"{}", None).unwrap();
     let mut primary = primary.join().unwrap().unwrap();
-    assert_eq!((primary.peer, &primary.profile[..]), (hello("right"), &b"{}"[..]));
+    let taken = Hello { versions: (3, 3), ..hello("right") };
+    assert_eq!((primary.peer, &primary.profile[..]), (taken, &b"{}"[..]));
     assert_eq!(primary.peer_addr, standby.local_addr);
     assert_eq!(primary.local_addr, standby.peer_addr);
     assert_eq!(primary.link.peer(), format!("right ({to})"));
@@ -150,7 +150,24 @@ fn the_standby_echoes_what_identifies_the_session_whatever_its_own_hello_says() 
     let other = Hello { incarnation: Incarnation(9), slab_size: 8192, versions: (1, 9), ..hello("right") };
     let _standby = offer(&mut listener).accept(other, &[], None).unwrap();
     let peer = primary.join().unwrap().unwrap().peer;
-    assert_eq!((peer.incarnation, peer.slab_size, peer.versions), (Incarnation(42), 64 << 10, (2, 2)));
+    assert_eq!((peer.incarnation, peer.slab_size, peer.versions), (Incarnation(42), 64 << 10, (3, 3)));
+}
+
+#[test]
+fn a_primary_of_the_version_before_is_answered_in_that_version() {
+    let (mut listener, to) = listener(5000);
+    let primary = primary(&to, Hello { versions: (2, 2), ..hello("left") }, vec![]);
+    let _standby = offer(&mut listener).accept(hello("right"), &[], None).unwrap();
+    assert_eq!(primary.join().unwrap().unwrap().peer.versions, (2, 2));
+}
+
+#[test]
+fn a_standby_of_the_version_before_is_taken() {
+    let answer = Hello { versions: (2, 2), ..hello("right") };
+    let frames = [(Kind::Hello, &answer.encode()[..]), (Kind::Profile, b""), (Kind::Ready, b"")];
+    let (to, standby) = impostor(frames.iter().flat_map(|(kind, body)| encode_frame(*kind, body)).collect());
+    assert_eq!(connect(&to, &hello("left"), &[], None, &options(5000)).unwrap().peer, answer);
+    standby.join().unwrap();
 }
 
 #[test]
@@ -174,16 +191,16 @@ fn a_long_refusal_is_cut_at_a_character() {
 fn versions_without_overlap_are_explained_to_both_sides() {
     let (mut listener, to) = listener(5000);
     // The profile is large: the refusal must survive that the standby never reads it.
-    let primary = primary(&to, Hello { versions: (3, 4), ..hello("left") }, vec![b' '; MAX_PROFILE]);
+    let primary = primary(&to, Hello { versions: (4, 5), ..hello("left") }, vec![b' '; MAX_PROFILE]);
     let error = failure(&mut listener);
-    assert!(error.ends_with("speaks versions 3..4, this build version 2"), "{error}");
+    assert!(error.ends_with("speaks versions 4..5, this build versions 2..3"), "{error}");
     let error = primary.join().unwrap().unwrap_err().to_string();
-    assert_eq!(error, format!("{to} refused: the standby speaks version 2, you speak versions 3..4"));
+    assert_eq!(error, format!("{to} refused: the standby speaks versions 2..3, you speak versions 4..5"));
 }
 
 #[test]
 fn an_answer_to_another_session_is_not_taken() {
-    let answer = Hello { generation: Generation(8), ..hello("right") };
+    let answer = Hello { versions: (3, 3), generation: Generation(8), ..hello("right") };
     let frames = [(Kind::Hello, &answer.encode()[..]), (Kind::Profile, b""), (Kind::Ready, b"")];
     let (to, standby) = impostor(frames.iter().flat_map(|(kind, body)| encode_frame(*kind, body)).collect());
     let error = connect(&to, &hello("left"), &[], None, &options(5000)).unwrap_err();

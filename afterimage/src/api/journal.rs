@@ -45,7 +45,7 @@ mod tests {
         let file = dir.path().join("web.primary.journal");
         let told = |limit, since_ms| {
             let Events { events, more, .. } = newest(&file, limit, since_ms).unwrap();
-            (events.iter().map(|record| record.at_ms as u64).collect::<Vec<_>>(), more)
+            (events.iter().map(|record| record.at_ms).collect::<Vec<f64>>(), more)
         };
         assert_eq!(told(5, 0), (vec![], false), "no journal yet");
         let line = |at_ms: u64, pad: usize| {
@@ -55,12 +55,12 @@ mod tests {
             )
         };
         fs::write(&file, (1..=9).map(|at_ms| line(at_ms, 1)).collect::<String>() + "torn").unwrap();
-        assert_eq!(told(100, 0), ((1..=9).collect(), false));
-        assert_eq!(told(2, 0), (vec![8, 9], true));
-        assert_eq!(told(100, 7), (vec![7, 8, 9], false));
+        assert_eq!(told(100, 0), ((1..=9).map(f64::from).collect(), false));
+        assert_eq!(told(2, 0), (vec![8.0, 9.0], true));
+        assert_eq!(told(100, 7), (vec![7.0, 8.0, 9.0], false));
         assert_eq!(told(0, 0), (vec![], true));
         fs::write(&file, (1..=90).map(|at_ms| line(at_ms, 15 << 10)).collect::<String>()).unwrap();
         let (events, more) = told(1000, 0);
-        assert!(more && events.len() > 60 && events.last() == Some(&90), "{}", events.len());
+        assert!(more && events.len() > 60 && events.last() == Some(&90.0), "{}", events.len());
     }
 }

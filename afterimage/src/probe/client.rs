@@ -20,10 +20,9 @@ use mc_core::{
     id::{Epoch, Generation, Incarnation, Name, Node, NodeId, WitnessId},
     transport::{Completion, Op},
     wire::{
-        VERSION,
         beat::BeatKey,
         control::{Body, Control, GoodbyeReason},
-        session::Hello,
+        session::{Hello, Purpose, VERSIONS},
     },
 };
 use node::{
@@ -186,16 +185,15 @@ fn hello(args: &ProbeArgs, beat_port: u16) -> Result<Hello> {
     getrandom(&mut incarnation, GetRandomFlags::empty())?;
     getrandom(&mut key, GetRandomFlags::empty())?;
     let interval_us = beats::interval_us(args.interval)?;
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     Ok(Hello {
-        versions: (VERSION, VERSION),
+        versions: VERSIONS,
         slab_size: SLAB,
         staging_slabs: u32::try_from(SLABS)?,
         rdma: false,
         incarnation: Incarnation(u64::from_le_bytes(incarnation)),
         generation: Generation(0),
-        vm: greeting::vm(),
-        node: Node { name: Name::new(&host).unwrap_or_else(|_| greeting::vm()), id: NodeId::NONE },
+        purpose: Purpose::Probe,
+        node: Node { name: greeting::this_host(), id: NodeId::NONE },
         witness: WitnessId::NONE,
         instance: 0,
         beat_key: BeatKey(key),

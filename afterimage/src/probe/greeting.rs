@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 const VERSION: u32 = 1;
 const KIND: &str = "keepalive-probe";
 
-/// The name in the place of the VM's. A standby refuses it, and says for which VM it stands by.
-pub(super) fn vm() -> Name {
-    Name::new(KIND).expect("a name")
+/// This host's name, for the other end's log.
+pub(super) fn this_host() -> Name {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    Name::new(&host).unwrap_or_else(|_| Name::new("a host").expect("a name"))
 }
 
 /// What the probing end wants.

@@ -4,7 +4,7 @@
 //! ```text
 //!   probe                                                     serve
 //!   for each phase (idle, loaded):
-//!     a session's handshake, for the VM "keepalive-probe" ──>  no standby: refused there, and a primary here
+//!     a session's handshake, to measure and not to protect ─>  a standby refuses it, and we refuse a primary
 //!     beats both ways; loaded: checkpoints  ───────────────>   counted, ACKed, forgotten
 //!     hangs up                                                 keeps what it measured
 //!     another handshake: what did you measure? ────────────>   the answer is its profile

@@ -8,8 +8,8 @@ use super::{
 use crate::{cli::ServeArgs, config::PathsConfig};
 use anyhow::{Context, Result, bail};
 use mc_core::{
-    id::{Incarnation, Name, Node, NodeId},
-    wire::session::{Hello, MAX_PROFILE},
+    id::{Incarnation, Node, NodeId},
+    wire::session::{Hello, MAX_PROFILE, Purpose},
 };
 use node::{
     beats::{self, Wish},
@@ -101,7 +101,7 @@ impl Server {
     }
 
     fn consider(&self, offer: Offer) -> Result<(), (Option<Box<Offer>>, String)> {
-        if offer.hello.vm != greeting::vm() {
+        if offer.hello.purpose != Purpose::Probe {
             let why = "this is `afterimage keepalive serve`, which only measures beats; `afterimage standby` stands by for VMs";
             return Err((Some(Box::new(offer)), why.to_owned()));
         }
@@ -146,9 +146,7 @@ impl Server {
         if answer.has_udp() {
             keepalive.connect(at_port(peer, theirs.beat_port))?;
         }
-        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let name = Name::new(&host).unwrap_or_else(|_| greeting::vm());
-        let node = Node { name, id: NodeId::NONE };
+        let node = Node { name: greeting::this_host(), id: NodeId::NONE };
         let hello = answering(&theirs, node, beat_port);
         let words = Answer::new(None, vec![]).encode();
         let accepted = offer.accept(hello, &words, answer.endpoint().as_ref())?;

@@ -7,16 +7,16 @@ use crate::{
     report,
     status::{Request, Response, SCHEMA, Status},
 };
-use mc_core::{gate::OutputGate, id::Epoch, primary::Role};
+use mc_core::{gate::OutputGate, primary::Role};
 use node::{
-    events::{self, Epochs, Event, Operator, RoleChange, Standing, emit, ms},
+    events::{self, Event, Operator, emit},
     exit, narration,
 };
 use vmm_qemu::gate::Mode;
 
 /// Answers it, now or once the arbiter has said a word.
 pub(super) fn answer(path: &mut DataPath, asked: ControlRequest) {
-    let (request, role) = (asked.request.clone(), path.driver.machine().role());
+    let (request, role) = (asked.request.clone(), path.run.driver.machine().role());
     if let Some(request) = request.decision() {
         emit(Event::Operator(Operator { request, role: Some(role.into()) }));
     }
@@ -26,9 +26,9 @@ pub(super) fn answer(path: &mut DataPath, asked: ControlRequest) {
     let needs_arbiter = matches!(role, Role::Registering | Role::Protected | Role::Claiming);
     let response = match (request, role) {
         (Request::Status, _) => Response::Status(Box::new(status(path))),
-        (Request::Measured, _) => report::measured(&path.watch, path.beats.as_ref()),
+        (Request::Measured, _) => report::measured(&path.run.host.watch, path.run.host.beats()),
         (Request::Handover, Role::Solo) => {
-            path.leave();
+            path.leave_vm();
             done("leaving")
         }
         (Request::MakeWay, Role::Solo | Role::Syncing) => match path.make_way() {
@@ -44,10 +44,10 @@ pub(super) fn answer(path: &mut DataPath, asked: ControlRequest) {
         (Request::Handover | Request::MakeWay, role) => {
             refused(&format!("it is {} there; `afterimage unprotect` ends that", word(role)))
         }
-        (Request::Solo, Role::Claiming) if path.arbiter.operator_decides() => done("going solo"),
+        (Request::Solo, Role::Claiming) if path.run.host.arbiter.operator_decides() => done("going solo"),
         (Request::Solo, Role::Claiming) => refused("the arbiter was asked, and decides; it is no operator"),
         // Its operator says that the standby is stopped, and the arbiter is one, or has been away for long enough.
-        (Request::Solo, Role::Registering | Role::Protected) if path.arbiter.operator_may_decide() => {
+        (Request::Solo, Role::Registering | Role::Protected) if path.run.host.arbiter.operator_may_decide() => {
             path.operator_wants_solo = true;
             path.end_protection();
             done("going solo: your word decides")
@@ -94,10 +94,10 @@ pub(super) fn word(role: Role) -> &'static str {
 pub(super) fn status(path: &mut DataPath) -> Status {
     let config = &path.brief.config;
     let stalled = path.stalled();
-    let machine = path.driver.machine();
+    let machine = path.run.driver.machine();
     let role = machine.role();
     let (captured, acked) = machine.epochs();
-    let figures = path.driver.figures();
+    let figures = path.run.driver.figures();
     let (run, sooner) = machine.pacing();
     let us = |d: std::time::Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
     let mut status = Status {
@@ -109,7 +109,7 @@ pub(super) fn status(path: &mut DataPath) -> Status {
         vm: config.vm.to_string(),
         node: config.node.to_string(),
         qemu: (!path.is_vm_gone()).then_some(path.brief.qemu_pid),
-        peer: path.peer.clone().unwrap_or_default(),
+        peer: path.run.host.peer().unwrap_or_default().to_owned(),
         generation: machine.generation().0,
         epoch: captured.0,
         last_ack_epoch: acked.0,
@@ -119,11 +119,11 @@ pub(super) fn status(path: &mut DataPath) -> Status {
         pause_us: figures.pause.percentiles(),
         commit_us: figures.commit.percentiles(),
         notes: notes(path),
-        outputs: path.outputs.status(path.driver.gate.mode() != Mode::Open),
+        outputs: path.outputs.status(path.run.driver.gate.mode() != Mode::Open),
         why_not_protected: path.why_not(),
         ..Status::default()
     };
-    let now = path.clock.now();
+    let now = path.run.host.now();
     status.last_ack_age_ms = figures.last_ack_at.map(|at| now.since(at).as_millis().try_into().unwrap_or(u64::MAX));
     status.counters.insert("streamed_while_held".into(), figures.streamed_while_held);
     status.counters.insert("stalls".into(), figures.stalls);
@@ -131,15 +131,15 @@ pub(super) fn status(path: &mut DataPath) -> Status {
     status.counters.insert("pages".into(), figures.pages);
     status.counters.insert("bytes".into(), figures.bytes);
     status.network = path.mending.trouble().map(str::to_owned);
-    report::fill_gate(&mut status, path.driver.gate.stats(), &path.driver.gate);
-    report::fill_staging(&mut status, path.driver.pool_stats());
-    report::fill_arbiter(&mut status, &path.arbiter);
+    report::fill_gate(&mut status, path.run.driver.gate.stats(), &path.run.driver.gate);
+    report::fill_staging(&mut status, path.run.driver.pool_stats());
+    report::fill_arbiter(&mut status, &path.run.host.arbiter);
     if role == Role::Claiming {
-        let cause = path.trouble.as_ref().map_or("the session with the standby has ended", |trouble| &trouble.why);
-        report::fill_claim(&mut status, cause, path.role_since_ms);
+        let cause = path.run.trouble().map_or("the session with the standby has ended", |trouble| &trouble.why);
+        report::fill_claim(&mut status, cause, path.run.role_since_ms());
     }
-    report::fill_paths(&mut status, &path.watch);
-    if let Some(beats) = &path.beats {
+    report::fill_paths(&mut status, &path.run.host.watch);
+    if let Some(beats) = path.run.host.beats() {
         report::fill_beats(&mut status, beats);
     }
     status
@@ -152,7 +152,7 @@ const ORPHANED: &str = "the supervisor died, and this data path goes on without 
 /// What the operator should know.
 fn notes(path: &DataPath) -> Vec<String> {
     let proving = "the VM has changed: it is not called protected until the standby has proven that it can load it";
-    let proving = path.driver.machine().is_proving().then(|| proving.to_owned());
+    let proving = path.run.driver.machine().is_proving().then(|| proving.to_owned());
     let standing = path.notes.iter().cloned().chain(path.outputs.notes());
     let metrics = path.scrapes.as_ref().and_then(Scrapes::note);
     let orphaned = (!path.supervisor.is_supervised()).then(|| ORPHANED.to_owned());
@@ -162,54 +162,19 @@ fn notes(path: &DataPath) -> Vec<String> {
 /// What metrics are made of.
 pub(super) fn snapshot(path: &mut DataPath) -> Snapshot {
     let status = status(path);
-    let figures = path.driver.figures();
+    let figures = path.run.driver.figures();
     let mut snapshot = Snapshot {
         status,
         pause: Buckets::from(&figures.pause),
         commit: Buckets::from(&figures.commit),
-        hold: Buckets::from(path.driver.gate.hold_histogram()),
-        swaps: path.swaps.counts(),
+        hold: Buckets::from(path.run.driver.gate.hold_histogram()),
+        swaps: path.run.host.swap.counts(),
         journal_lost: events::journal_lost(),
         narration_lost: narration::lost(),
         ..Snapshot::default()
     };
-    if let Some(beats) = &path.beats {
-        report::scrape_beats(&mut snapshot, beats, &path.watch, path.clock.now());
+    if let Some(beats) = path.run.host.beats() {
+        report::scrape_beats(&mut snapshot, beats, &path.run.host.watch, path.run.host.now());
     }
     snapshot
-}
-
-/// How things stand: epochs, output, the arbiter.
-pub(super) fn standing(path: &DataPath) -> Standing {
-    let machine = path.driver.machine();
-    let (captured, acked) = machine.epochs();
-    let last_ack_ago_ms = path.driver.figures().last_ack_at.map(|at| ms(path.clock.now().since(at)));
-    Standing {
-        role: machine.role().into(),
-        epochs: Epochs::Primary { captured, acked, last_ack_ago_ms },
-        output: path.driver.gate.stats().into(),
-        arbiter: (&path.arbiter).into(),
-        standby: None,
-    }
-}
-
-/// An event for every change of role that a watcher cares about.
-pub(super) fn report_role(path: &DataPath) {
-    let machine = path.driver.machine();
-    let (captured, acked): (Epoch, Epoch) = machine.epochs();
-    let (event, role): (Option<fn(RoleChange) -> Event>, _) = match machine.role() {
-        Role::Solo => (Some(Event::Solo), "solo"),
-        Role::Registering => (Some(Event::Registering), "registering"),
-        // Registered is not protected yet: the standby has to have an epoch whose output was held.
-        Role::Protected if !machine.is_protected() => (Some(Event::Holding), "holding"),
-        Role::Protected => (Some(Event::Protected), "protected"),
-        Role::Claiming => (Some(Event::Claiming), "claiming"),
-        // These have events of their own, with more to say.
-        role @ (Role::Syncing | Role::Fenced | Role::Ended | Role::HandingBack) => (None, word(role)),
-    };
-    tracing::info!(role, generation = machine.generation().0, epoch = captured.0, "role");
-    if let Some(event) = event {
-        let (epoch, acked, standing) = (Some(captured), Some(acked), Some(standing(path)));
-        emit(event(RoleChange { vm: None, generation: machine.generation(), epoch, acked, standing }));
-    }
 }

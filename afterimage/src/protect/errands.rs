@@ -1,61 +1,50 @@
 //! What the primary's driver asks of the data path.
 
-use super::{channel::ToSupervisor, commands, data_path::DataPath, seek::Trouble};
+use super::{channel::ToSupervisor, data_path::DataPath};
 use crate::config;
 use anyhow::Result;
 use mc_core::{driver::PrimaryErrand, primary::Role, register::Swap, wire::control::NackReason};
 use node::{
-    arbiter::Ask,
-    events::{Asking, Event, Fenced, Refused, Suspect, WhyNow, emit},
+    events::{Event, Fenced, Refused, emit},
     exit::Code,
+    primary::{PrimaryLoop, Trouble},
 };
 use vmm_qemu::colo::ColoSource;
 
 impl DataPath {
-    pub(super) fn run_errands(&mut self) -> Result<()> {
-        while let Some(errand) = self.driver.errand() {
-            match errand {
-                PrimaryErrand::Cas(swap) if swap.contested && self.yields() => self.park(swap),
-                PrimaryErrand::Cas(swap) => self.ask_for(swap),
-                PrimaryErrand::StartSource => {
-                    let stream = self.driver.source_mut().and_then(ColoSource::far_end);
-                    self.supervisor.say_with(&ToSupervisor::StartSource, stream)?;
-                }
-                PrimaryErrand::GaveUp => self.gave_up(),
-                PrimaryErrand::LeaveSource => self.went_solo()?,
-                PrimaryErrand::Fence => self.fenced()?,
-                PrimaryErrand::End => self.ended(),
-                PrimaryErrand::LinkLost(why) => {
-                    tracing::warn!(%why, "link lost");
-                    let standing = Some(commands::standing(self));
-                    emit(Event::LinkLost(WhyNow { why: why.clone(), standing }));
-                    self.link_lost(&why);
-                }
-                PrimaryErrand::Late => {
-                    let why = "no epoch was ACKed in time, though beats may come";
-                    tracing::error!(why, "the standby is suspect");
-                    let standing = Some(commands::standing(self));
-                    emit(Event::Suspect(Box::new(Suspect { why: why.to_owned(), standing, ..Suspect::default() })));
-                    self.because(Trouble::passing("the standby ACKed no epoch in time"));
-                }
-                PrimaryErrand::HandsBack => {
-                    tracing::error!("the VM died while the arbiter was asked; what is won goes to the standby");
-                    emit(Event::HandsBack(commands::standing(self)));
-                }
-                PrimaryErrand::Refused(reason, words) => self.refused(reason, &words),
-                PrimaryErrand::SourceFailed(why) => self.supervisor.say(&ToSupervisor::SourceFailed { why })?,
-                PrimaryErrand::GateFailed(why) => self.gate_failed(why),
+    pub(super) fn run_errand(&mut self, errand: PrimaryErrand) -> Result<()> {
+        match errand {
+            PrimaryErrand::Cas(swap) if swap.contested && self.yields() => self.park(swap),
+            PrimaryErrand::Cas(swap) => self.ask_for(swap),
+            PrimaryErrand::StartSource => {
+                let stream = self.run.driver.source_mut().and_then(ColoSource::far_end);
+                self.supervisor.say_with(&ToSupervisor::StartSource, stream)?;
             }
+            PrimaryErrand::GaveUp => self.gave_up(),
+            PrimaryErrand::LeaveSource => self.went_solo()?,
+            PrimaryErrand::Fence => self.fenced()?,
+            PrimaryErrand::End => self.ended(),
+            PrimaryErrand::LinkLost(why) => {
+                if let Some(unproven) = self.run.link_lost(&why) {
+                    self.no_beats(unproven);
+                }
+            }
+            PrimaryErrand::Late => self.run.late(),
+            PrimaryErrand::HandsBack => {
+                tracing::error!("the VM died while the arbiter was asked; what is won goes to the standby");
+                emit(Event::HandsBack(self.run.standing()));
+            }
+            PrimaryErrand::Refused(reason, words) => self.refused(reason, &words),
+            PrimaryErrand::SourceFailed(why) => self.supervisor.say(&ToSupervisor::SourceFailed { why })?,
+            PrimaryErrand::GateFailed(why) => self.gate_failed(why),
         }
         Ok(())
     }
 
     pub(super) fn ask_for(&mut self, swap: Swap) {
-        self.swaps.asked(self.clock.now());
-        self.arbiter.ask(Ask::Cas(swap));
-        emit(Event::Asking(Asking { swap, standing: Some(commands::standing(self)) }));
+        self.run.ask_for(swap);
         if std::mem::take(&mut self.operator_wants_solo) {
-            self.arbiter.operator_decides();
+            self.run.host.arbiter.operator_decides();
         }
     }
 
@@ -71,40 +60,38 @@ impl DataPath {
             NackReason::Storage => "the standby could not write its image or its spill file",
         };
         let why = if words.is_empty() { why.to_owned() } else { format!("{why}: {words}") };
-        let known = self.trouble.as_ref().is_some_and(|trouble| trouble.why == why);
+        let known = self.run.trouble().is_some_and(|trouble| trouble.why == why);
         if known || self.unfit.as_ref().is_some_and(|unfit| unfit.is_for(&why)) {
             return; // said for each epoch that was on its way
         }
         tracing::error!(why, "giving protection up");
         emit(Event::Refused(Refused { why: why.clone(), ..Refused::default() }));
-        match (reason, self.driver.machine().role()) {
+        match (reason, self.run.driver.machine().role()) {
             (NackReason::Rehearsal, Role::Protected) => self.is_unfit(why),
-            _ => self.because(Trouble::lasting(why)),
+            _ => self.run.because(Trouble::lasting(why)),
         }
     }
 
     /// `--on-cap unprotect`; the machine has asked the arbiter.
     fn gave_up(&mut self) {
-        let cap = config::size_text(self.driver.pool_stats().cap_bytes);
+        let cap = config::size_text(self.run.driver.pool_stats().cap_bytes);
         let why = format!(
             "a checkpoint was larger than staging ({cap}), and on-cap is unprotect; give it more with `afterimage set \
              max-staging=SIZE`, or accept that the VM is held with on-cap=throttle"
         );
         tracing::error!(why, "giving protection up rather than hold the VM");
         emit(Event::GaveUp(why.as_str().into()));
-        self.because(Trouble::lasting(why));
+        self.run.because(Trouble::lasting(why));
     }
 
     fn went_solo(&mut self) -> Result<()> {
-        self.beats = None;
-        self.peer = None;
-        self.watch.end();
-        let register = *self.driver.machine().register();
+        self.run.host.end_session();
+        let register = *self.run.driver.machine().register();
         self.supervisor.say(&ToSupervisor::Alone { register })?;
-        self.left.told(self.clock.now());
+        self.left.told(self.run.host.now());
         self.supervisor.say(&ToSupervisor::LeaveSource)?;
-        self.session_ended();
-        let solo = self.driver.machine().role() == Role::Solo;
+        self.without_standby();
+        let solo = self.run.driver.machine().role() == Role::Solo;
         match self.end_when_solo.take().filter(|_| self.ending.is_none()) {
             Some((code, why)) if solo => self.end_once(code, &why),
             end => self.ending = self.ending.take().or(end),
@@ -116,14 +103,14 @@ impl DataPath {
     }
 
     fn fenced(&mut self) -> Result<()> {
-        let (vm, standing) = (Some(self.brief.config.vm), Some(commands::standing(self)));
-        emit(Event::Fenced(Box::new(Fenced { vm, register: self.held, standing, ..Fenced::default() })));
-        self.beats = None;
+        let (vm, standing) = (Some(self.brief.config.vm), Some(self.run.standing()));
+        emit(Event::Fenced(Box::new(Fenced { vm, register: self.run.held(), standing, ..Fenced::default() })));
+        self.run.host.end_beats();
         self.supervisor.say(&ToSupervisor::Fence)?;
         let this = self.brief.register.owner.node.id;
-        let here = self.driver.machine().overtaken_by().is_some_and(|owner| owner.node.id == this);
+        let here = self.run.driver.machine().overtaken_by().is_some_and(|owner| owner.node.id == this);
         let why = match (self.vm_died, here) {
-            (true, _) if self.protected_since.is_some() => {
+            (true, _) if self.run.protected_since().is_some() => {
                 "the VM's QEMU died; its standby has the last commit, and takes over"
             }
             // The register names the standby, which may lack what the outside has seen: then it asks for nothing.

@@ -45,7 +45,7 @@ impl DataPath {
                 if self.left.why.as_ref() != Some(&why) {
                     emit(Event::NotLeft(why.as_str().into()));
                 }
-                self.left.told_at.get_or_insert(self.clock.now());
+                self.left.told_at.get_or_insert(self.run.host.now());
                 self.left.why = Some(why);
             }
             None => {

@@ -21,12 +21,12 @@ fn session(path: &DataPath) -> Session<'_> {
     let config = &path.brief.config;
     Session {
         configured: config.wish(),
-        beats: path.beats.as_ref(),
+        beats: path.run.host.beats(),
         vm: config.vm,
         node: config.node,
         side: "primary",
-        peer: path.peer.clone().unwrap_or_default(),
-        paths: report::beat_paths(&path.watch),
+        peer: path.run.host.peer().unwrap_or_default().to_owned(),
+        paths: report::beat_paths(&path.run.host.watch),
         config_file: config.config_file.clone(),
     }
 }
@@ -64,8 +64,8 @@ pub(super) fn set(path: &mut DataPath, settings: &Settings) -> Response {
     let config = &mut path.brief.config;
     (config.staging_bytes, config.on_cap, config.epoch) = (staging, on_cap, epoch);
     config.paths.staging_bytes = staging.saturating_add(on_cap.extra_bytes());
-    path.driver.set_epoch(epoch);
-    path.driver.set_cap(cap, path.on_cap());
+    path.run.driver.set_epoch(epoch);
+    path.run.driver.set_cap(cap, path.on_cap());
     tell_supervisor(path);
     let report = report(path);
     if changed {
@@ -79,7 +79,8 @@ impl DataPath {
     /// What a full staging does now. Protection cannot end while the arbiter is away, or is an operator who was not asked: to ask for
     /// that would hold all of the VM's output for as long, and to wait for room holds the VM for a moment.
     fn on_cap(&self) -> OnCap {
-        let decides = *self.arbiter.spec() != ArbiterSpec::Manual && self.arbiter.health().failover_possible().is_ok();
+        let decides = *self.run.host.arbiter.spec() != ArbiterSpec::Manual
+            && self.run.host.arbiter.health().failover_possible().is_ok();
         match self.brief.config.on_cap.0 {
             OnCap::Unprotect if !decides => OnCap::Throttle,
             wish => wish,
@@ -87,11 +88,11 @@ impl DataPath {
     }
 
     /// The arbiter may have come, or gone; beats and epochs may have another length, by whoever's wish.
-    pub(super) fn mind_the_settings(&mut self) -> Result<()> {
-        self.driver.set_commit_deadline(self.brief.config.commit_deadline(self.watch.has_rdma()));
+    pub(super) fn follow_the_settings(&mut self) -> Result<()> {
+        self.run.driver.set_commit_deadline(self.brief.config.commit_deadline(self.run.host.watch.has_rdma()));
         let on_cap = self.on_cap();
-        if self.driver.machine().on_cap() != on_cap {
-            self.driver.set_cap(usize::try_from(self.brief.config.staging_bytes)?, on_cap);
+        if self.run.driver.machine().on_cap() != on_cap {
+            self.run.driver.set_cap(usize::try_from(self.brief.config.staging_bytes)?, on_cap);
         }
         Ok(())
     }
@@ -107,15 +108,15 @@ fn tell_supervisor(path: &mut DataPath) {
 
 /// RDMA pins slabs as they are made: a limit that it could not pin would end the session in the middle of a checkpoint.
 fn room_to_pin(path: &mut DataPath, staging: u64, on_cap: OnCapWish) -> Result<(), String> {
-    if !path.watch.has_rdma() {
+    if !path.run.host.watch.has_rdma() {
         return Ok(());
     }
-    let more = staging.saturating_add(on_cap.extra_bytes()).saturating_sub(path.driver.pool_stats().live_bytes);
+    let more = staging.saturating_add(on_cap.extra_bytes()).saturating_sub(path.run.driver.pool_stats().live_bytes);
     paths::room_to_pin(more).map_err(|error| error.to_string())
 }
 
 fn report(path: &mut DataPath) -> SettingsReport {
-    let stats = path.driver.pool_stats();
+    let stats = path.run.driver.pool_stats();
     let config = &path.brief.config;
     SettingsReport {
         epoch_us: u64::try_from(config.epoch.as_micros()).unwrap_or(u64::MAX),

@@ -84,19 +84,19 @@ impl Lookout {
 
 impl DataPath {
     pub(super) fn keep_a_lookout(&mut self) {
-        let now = self.clock.now();
+        let now = self.run.host.now();
         match self.lookout.turn(now) {
             Some(News::Silent) => {
                 let why = self.unwatched().unwrap_or_default();
                 tracing::error!(why, "the VM is not called protected until somebody looks at its outputs again");
                 emit(Told::Unwatched(why.into()));
-                self.driver.event(Event::Unfit);
+                self.run.driver.event(Event::Unfit);
             }
             Some(News::Back) => {
                 tracing::warn!("somebody looks at the VM's outputs again");
                 emit(Told::Watched);
                 if self.unfit.is_none() {
-                    self.driver.event(Event::OutputsChanged); // for all that anybody has seen
+                    self.run.driver.event(Event::OutputsChanged); // for all that anybody has seen
                 }
             }
             None => {}
@@ -110,7 +110,7 @@ impl DataPath {
 
     /// For the status: in words, if nobody looks.
     pub(super) fn unwatched(&self) -> Option<String> {
-        let since = self.lookout.is_silent().then(|| self.clock.now().since(self.lookout.heard_at))?;
+        let since = self.lookout.is_silent().then(|| self.run.host.now().since(self.lookout.heard_at))?;
         let nobody = format!("nobody has looked at the VM's outputs for {} s", since.as_secs());
         Some(match self.supervisor.supervisor() {
             Some(pid) => format!(

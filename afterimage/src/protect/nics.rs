@@ -90,8 +90,8 @@ impl DataPath {
             tracing::error!(%why, "the gate has trouble; its output stays held");
         }
         emit(Event::GateFailed(why.as_str().into()));
-        if self.driver.gate.nics().any(|nic| !nic.connected || !nic.port_works) {
-            self.mending.lost(self.clock.now(), why);
+        if self.run.driver.gate.nics().any(|nic| !nic.connected || !nic.port_works) {
+            self.mending.lost(self.run.host.now(), why);
         } else if !self.notes.contains(&why) {
             self.notes.push(why);
         }
@@ -99,12 +99,12 @@ impl DataPath {
 
     /// Tries to get back what was lost, while there is somebody to connect to.
     pub(super) fn mend_nics(&mut self) {
-        if self.is_vm_gone() || self.driver.gate.mode() == Mode::Shut {
+        if self.is_vm_gone() || self.run.driver.gate.mode() == Mode::Shut {
             return self.mending.forget();
         }
         let specs = report::nics(&self.brief.config.nics);
         // What fails is noted, and tried again.
-        let _ = self.mending.mend(self.clock.now(), &mut self.driver.gate, &specs, Some(self.listener));
+        let _ = self.mending.mend(self.run.host.now(), &mut self.run.driver.gate, &specs, Some(self.listener));
     }
 
     /// When to try again.

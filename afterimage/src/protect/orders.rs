@@ -3,7 +3,7 @@
 //!
 //! So the arbiter is asked first what the register holds. Its answer, not some earlier one, is the sign that it is there.
 
-use super::{data_path::DataPath, seek::Trouble};
+use super::data_path::DataPath;
 use crate::{
     control::{ControlRequest, done},
     status::Response,
@@ -48,7 +48,7 @@ fn is_able(health: &Health) -> bool {
 impl DataPath {
     /// Carries it out once the arbiter has said a word, or refuses it.
     pub(super) fn order(&mut self, wanted: Wanted) {
-        if *self.arbiter.spec() == ArbiterSpec::Manual {
+        if *self.run.host.arbiter.spec() == ArbiterSpec::Manual {
             let vm = self.brief.config.vm;
             let why = "the arbiter is an operator: nobody else can say that the standby will not take the VM over";
             let remedy = format!(
@@ -56,13 +56,13 @@ impl DataPath {
             );
             return self.refuse(wanted, why, &remedy);
         }
-        self.arbiter.ask(Ask::Read);
-        self.orders.push(Order { until: self.clock.now().after(FRESH), wanted });
+        self.run.host.arbiter.ask(Ask::Read);
+        self.orders.push(Order { until: self.run.host.now().after(FRESH), wanted });
     }
 
     /// The arbiter answered a read just now. One that could store nothing would not answer a swap.
     pub(super) fn arbiter_is_there(&mut self) {
-        if self.arbiter.health().failover_possible().is_err() {
+        if self.run.host.arbiter.health().failover_possible().is_err() {
             return; // it may be so in a moment; refused when it is late
         }
         self.end_if_unfit();
@@ -79,19 +79,19 @@ impl DataPath {
 
     /// Refuses what has waited for too long.
     pub(super) fn refuse_late_orders(&mut self) {
-        let now = self.clock.now();
+        let now = self.run.host.now();
         let (late, waiting) = std::mem::take(&mut self.orders).into_iter().partition(|order| now >= order.until);
         self.orders = waiting;
         let late: Vec<Order> = late;
         if late.is_empty() {
             return;
         }
-        let spec = self.arbiter.spec().to_string();
-        let health = self.arbiter.health();
+        let spec = self.run.host.arbiter.spec().to_string();
+        let health = self.run.host.arbiter.health();
         let fails = if is_able(&health) { "does not answer" } else { "cannot decide" };
         let said = health.last_error.clone().or(health.failover_possible().err());
         let said = said.unwrap_or_else(|| format!("no answer within {} ms", FRESH.as_millis()));
-        let held = if self.driver.machine().role() == Role::Claiming {
+        let held = if self.run.driver.machine().role() == Role::Claiming {
             "the VM's output is held until it does"
         } else {
             "nothing was changed"
@@ -107,7 +107,7 @@ impl DataPath {
     fn refuse(&mut self, wanted: Wanted, why: &str, remedy: &str) {
         match wanted {
             Wanted::Unprotect(request) => {
-                let role = Some(self.driver.machine().role().into());
+                let role = Some(self.run.driver.machine().role().into());
                 if let Some(request) = request.request.order() {
                     emit(Told::OperatorRefused(OperatorRefused { request, role, why: why.to_owned() }));
                 }
@@ -120,25 +120,20 @@ impl DataPath {
     /// An operator's word: the machine ends protection in order, and no standby is looked for until another word.
     pub(super) fn end_protection(&mut self) {
         self.wants_protection(false);
-        self.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
+        self.run.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
     }
 
     /// What the operator wants from now on, here and in the next data path.
     pub(super) fn wants_protection(&mut self, protect: bool) {
         if protect {
-            self.seek.wanted(self.clock.now());
+            self.run.seek.wanted(self.run.host.now());
         } else {
-            self.seek.unwanted(unix_ms(), STOPPED);
-            self.sessions = None;
+            self.run.seek.unwanted(unix_ms(), STOPPED);
+            self.run.look_no_more();
         }
         let said = self.supervisor.say(&super::channel::ToSupervisor::Wanted { protect });
         if let Err(error) = said {
             tracing::warn!(%error, "the supervisor does not hear what the operator wants");
         }
-    }
-
-    /// Why the session that there is now will have ended: the first reason counts.
-    pub(super) fn because(&mut self, trouble: Trouble) {
-        self.trouble.get_or_insert(trouble);
     }
 }

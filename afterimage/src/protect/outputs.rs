@@ -5,7 +5,7 @@
 //! | has an output that nobody holds and nobody accepted | protection ends, through the arbiter, when that is there ([`super::unfit`]) | nobody is looked for |
 //! | is another one | the standby rehearses; until that has passed the VM is not called protected | the next session begins with it |
 
-use super::{channel::ToSupervisor, data_path::DataPath, seek::Trouble};
+use super::{channel::ToSupervisor, data_path::DataPath};
 use crate::status::OutputStatus;
 use anyhow::Result;
 use mc_core::{
@@ -13,6 +13,7 @@ use mc_core::{
     primary::{Event, Role},
     wire::control::GoodbyeReason,
 };
+use node::primary::Trouble;
 use node::{
     events::{Event as Told, GateOutputs, emit},
     exit::{Code, ExitError},
@@ -111,8 +112,8 @@ impl DataPath {
         self.brief.outputs = changed.outputs.clone();
         let news = self.outputs.update(changed.outputs);
         if remade || news.is_some() {
-            self.seek.anew(self.clock.now());
-            self.sessions = None; // of the VM as it was
+            self.run.seek.anew(self.run.host.now());
+            self.run.look_no_more(); // of the VM as it was
         }
         let Some((came, went)) = news else { return };
         let unheld = self.outputs.inventory.unheld().map(|output| output.name.clone()).collect();
@@ -124,23 +125,23 @@ impl DataPath {
     }
 
     fn give_up_open(&mut self, why: String) {
-        let role = self.driver.machine().role();
+        let role = self.run.driver.machine().role();
         let protecting = !matches!(role, Role::Solo | Role::Fenced | Role::Ended);
         tracing::error!(%why, protecting, "the VM cannot be protected as it is");
         if role == Role::Protected {
-            self.driver.event(Event::Unfit);
+            self.run.driver.event(Event::Unfit);
             self.is_unfit(why);
         } else if protecting {
             emit(Told::GaveUp(why.as_str().into()));
-            self.because(Trouble::lasting(why));
-            self.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
+            self.run.because(Trouble::lasting(why));
+            self.run.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
         }
     }
 
     /// Has the outputs looked at when the device state has another size than it used to have: a device may have come.
     pub(super) fn watch_sizes(&mut self) -> Result<()> {
-        let epoch = self.driver.machine().epochs().0;
-        let bytes = self.driver.figures().device_bytes;
+        let epoch = self.run.driver.machine().epochs().0;
+        let bytes = self.run.driver.figures().device_bytes;
         if self.outputs.sizes.is_strange(epoch, bytes) {
             self.supervisor.say(&ToSupervisor::LookAgain)?;
         }

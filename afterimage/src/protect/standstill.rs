@@ -8,7 +8,7 @@ use node::events::{Event, WhyNow, emit, ms};
 impl DataPath {
     /// For the status: in words, if so.
     pub(super) fn stalled(&self) -> Option<String> {
-        let now = self.clock.now();
+        let now = self.run.host.now();
         let by_vm = self.vm.health().why().map(str::to_owned);
         self.unwatched().or(self.left.stalled(now)).or(by_vm).or_else(|| self.uncommitted_for(now))
     }
@@ -16,9 +16,9 @@ impl DataPath {
     /// An epoch that waits for its ACK is given up by the machine in time; that none is captured any more is seen here. A QEMU that stands
     /// still (its control group is frozen), or hangs, offers no checkpoint, and says nothing either.
     fn uncommitted_for(&self, now: Time) -> Option<String> {
-        let last = self.driver.figures().last_ack_at.filter(|_| self.driver.machine().is_protected())?;
+        let last = self.run.driver.figures().last_ack_at.filter(|_| self.run.driver.machine().is_protected())?;
         let since = now.since(last);
-        let limit = self.brief.config.commit_deadline(self.watch.has_rdma());
+        let limit = self.brief.config.commit_deadline(self.run.host.watch.has_rdma());
         (since >= limit).then(|| {
             let (pid, limit) = (self.brief.qemu_pid, ms(limit));
             format!(
@@ -31,17 +31,17 @@ impl DataPath {
 
     /// Tells when it begins, and when it ends.
     pub(super) fn notice_standstill(&mut self) {
-        let why = self.uncommitted_for(self.clock.now());
+        let why = self.uncommitted_for(self.run.host.now());
         if why.is_some() == std::mem::replace(&mut self.uncommitted, why.is_some()) {
             return;
         }
         match why {
             Some(why) => {
                 tracing::error!(why, "nothing is committed any more: the VM is not protected");
-                let standing = Some(super::commands::standing(self));
+                let standing = Some(self.run.standing());
                 emit(Event::NoCommits(WhyNow { why, standing }));
             }
-            None => emit(Event::CommitsAgain(super::commands::standing(self))),
+            None => emit(Event::CommitsAgain(self.run.standing())),
         }
     }
 }

@@ -118,9 +118,9 @@ impl DataPath {
         if !self.stop.counts(heard) {
             return;
         }
-        let role = self.driver.machine().role().into();
+        let role = self.run.driver.machine().role().into();
         emit(Told::Signal(Signal { role, times: Some(self.stop.acted) }));
-        let now = self.clock.now();
+        let now = self.run.host.now();
         match &self.stop.state {
             State::Ending(since) if now.since(*since) < PATIENCE => tracing::info!("ending already"),
             State::Ending(_) => self.obey("an orderly end was under way, and took too long"),
@@ -130,8 +130,9 @@ impl DataPath {
     }
 
     fn try_to_stop(&mut self, last: bool) {
-        (self.stop.state, self.stop.last, self.sessions) = (State::Ending(self.clock.now()), last, None);
-        match self.driver.machine().role() {
+        (self.stop.state, self.stop.last) = (State::Ending(self.run.host.now()), last);
+        self.run.look_no_more();
+        match self.run.driver.machine().role() {
             Role::Solo | Role::Syncing => self.stop_now(),
             // As soon as the arbiter answers.
             Role::HandingBack => self.refuse_stop(
@@ -144,9 +145,9 @@ impl DataPath {
 
     /// The arbiter is there, or is not needed: ends the session, if there is one, and then this process.
     pub(super) fn stop_now(&mut self) {
-        match self.driver.machine().role() {
+        match self.run.driver.machine().role() {
             Role::Solo => self.leave_network(),
-            _ => self.driver.event(Event::Unprotect(GoodbyeReason::Unprotected)), // comes back here as Solo
+            _ => self.run.driver.event(Event::Unprotect(GoodbyeReason::Unprotected)), // comes back here as Solo
         }
     }
 
@@ -177,9 +178,9 @@ impl DataPath {
     }
 
     fn hand_network_over(&mut self) -> Result<&'static str> {
-        let generation = self.driver.machine().register().generation;
+        let generation = self.run.driver.machine().register().generation;
         let charge = Charge::of_primary(&self.brief.config, generation);
-        let Some(keeper) = keeper::take_network(&charge, Some(&mut self.driver.gate))? else {
+        let Some(keeper) = keeper::take_network(&charge, Some(&mut self.run.driver.gate))? else {
             return Ok("the VM runs on, unprotected");
         };
         emit(Told::KeeperStarted(KeeperStarted { keeper: keeper.pid(), generation, handed_over: true }));

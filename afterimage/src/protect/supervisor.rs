@@ -25,12 +25,12 @@ use super::{
     claim::{Verdict, claim},
     commanded::{ANSWER, Condition, Qemu, Task},
     leaving::Leaving,
-    seek::Seek,
     vm_health::Health,
 };
 use crate::control;
 use anyhow::{Context, Result};
 use mc_core::id::{Generation, Time};
+use node::primary::seek::Seek;
 use node::{
     events::{DataPathDied, Ended as Over, Event, Fenced, emit},
     exit::{self, Code, ExitError},

@@ -4,12 +4,13 @@
 //! VM's output, and what the standby has is none the worse for it. Epochs go on, neither side calls the VM protected, and when the
 //! arbiter answers protection ends; unless what was wrong has gone by then.
 
-use super::{data_path::DataPath, seek::Trouble};
+use super::data_path::DataPath;
 use crate::status::WhyNot;
 use mc_core::{
     primary::{Event, Role},
     wire::control::GoodbyeReason,
 };
+use node::primary::Trouble;
 use node::{
     arbiter::{ArbiterSpec, Ask},
     clock::unix_ms,
@@ -28,18 +29,19 @@ impl DataPath {
     pub(super) fn is_unfit(&mut self, why: String) {
         emit(Told::Unfit(why.as_str().into()));
         self.unfit = Some(Unfit { why, since_ms: unix_ms() });
-        self.arbiter.ask(Ask::Read);
+        self.run.host.arbiter.ask(Ask::Read);
     }
 
     /// The arbiter answered just now, and could decide. (An operator who is the arbiter says `solo`.)
     pub(super) fn end_if_unfit(&mut self) {
-        let decides = *self.arbiter.spec() != ArbiterSpec::Manual && self.driver.machine().role() == Role::Protected;
+        let decides =
+            *self.run.host.arbiter.spec() != ArbiterSpec::Manual && self.run.driver.machine().role() == Role::Protected;
         // QEMU would not be told to leave its checkpoints.
         let decides = decides && !self.lookout.is_silent();
         let Some(Unfit { why, .. }) = self.unfit.take_if(|_| decides) else { return };
         emit(Told::GaveUp(why.as_str().into()));
-        self.because(Trouble::lasting(why));
-        self.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
+        self.run.because(Trouble::lasting(why));
+        self.run.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
     }
 
     /// The VM is another one than it was: the standby shows whether it can load it, and what was wrong before counts no more.
@@ -47,13 +49,13 @@ impl DataPath {
         if let Some(Unfit { why, .. }) = self.unfit.take() {
             emit(Told::MayBeFit(why.into()));
         }
-        self.driver.event(Event::OutputsChanged);
+        self.run.driver.event(Event::OutputsChanged);
     }
 
     /// For the status.
     pub(super) fn why_unfit(&self) -> Option<WhyNot> {
         let Unfit { why, since_ms } = self.unfit.as_ref()?;
-        let end = match self.arbiter.spec() {
+        let end = match self.run.host.arbiter.spec() {
             ArbiterSpec::Manual => {
                 "The arbiter is an operator: stop the standby, make sure that it is, and run `afterimage solo`"
                     .to_owned()

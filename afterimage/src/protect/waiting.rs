@@ -15,7 +15,7 @@ use mc_core::{
     register::{CasOutcome, Register, Swap},
 };
 use node::{
-    arbiter::{Answer, ArbiterClient, ArbiterSpec, Ask},
+    arbiter::{Answer, ArbiterClient, ArbiterSpec, ArbiterWatch, Ask, Stance},
     clock::unix_ms,
     events::{Event, Operator, Order, Role, WaitingForArbiter, emit},
     inbox::{readable, wait},
@@ -73,7 +73,7 @@ pub(super) struct Waiting<'a> {
     /// Why nothing that an operator could say by `solo` would decide anything now.
     pub(super) undecidable: Option<String>,
     pub(super) notes: Vec<String>,
-    watch: report::ArbiterWatch,
+    watch: ArbiterWatch,
     trouble: Option<String>,
     since_ms: u64,
 }
@@ -90,7 +90,7 @@ impl<'a> Waiting<'a> {
         let arbiter = ArbiterClient::spawn(&config.asks(node))?;
         let listen = || Control::listen((&config.run_dir, &config.state_dir), config.vm, config.node, Side::Primary);
         let control = serve.then(listen).transpose()?;
-        let (decided, notes, watch) = (false, Vec::new(), report::ArbiterWatch::default());
+        let (decided, notes, watch) = (false, Vec::new(), ArbiterWatch::default());
         let (undecidable, trouble, since_ms) = (None, None, unix_ms());
         Ok(Self { config, arbiter, signals, control, what, decided, undecidable, notes, watch, trouble, since_ms })
     }
@@ -158,7 +158,7 @@ impl<'a> Waiting<'a> {
     fn tell_health(&mut self) {
         let health = self.arbiter.health();
         if health.reachable {
-            self.watch.look(&health, report::Stance::Idle); // an answer that cannot be believed, or would not come to a swap
+            self.watch.look(&health, Stance::Idle); // an answer that cannot be believed, or would not come to a swap
         }
         if health.last_error.is_none() || health.last_error == self.trouble {
             return;

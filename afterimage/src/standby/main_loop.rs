@@ -34,7 +34,7 @@ use mc_core::{
     transport::Transport,
 };
 use node::{
-    arbiter::{Answer, ArbiterClient, ArbiterSpec, Ask},
+    arbiter::{Answer, ArbiterClient, ArbiterSpec, ArbiterWatch, Ask, Stance},
     clock::{Clock, WatchedClock, unix_ms},
     events::{self, Event as Told, Operator, QemuTimes, RoleChange, Started, Suspect, Takeover, Waiting, emit},
     exit::{Code, ExitError, cannot_listen},
@@ -127,7 +127,7 @@ pub(super) struct Node {
     /// A NIC would not work.
     pub(super) no_tap: Option<NoTap>,
     pub(super) mending: Mending,
-    arbiter_watch: report::ArbiterWatch,
+    arbiter_watch: ArbiterWatch,
     pub(super) operator_wants_it: bool,
     pub(super) signals: Signals,
     pub(super) leave: Leave,
@@ -197,7 +197,7 @@ impl Node {
             unstartable: None,
             no_tap: None,
             mending: Mending::new(clock.now()),
-            arbiter_watch: report::ArbiterWatch::default(),
+            arbiter_watch: ArbiterWatch::default(),
             operator_wants_it: false,
             signals: Signals::catch()?,
             leave: Leave::default(),
@@ -305,9 +305,9 @@ impl Node {
             }
         }
         let stance = match self.driver.machine().role() {
-            Role::Protecting => report::Stance::Protects,
-            Role::Revoking | Role::Claiming => report::Stance::TakesOver,
-            _ => report::Stance::Idle,
+            Role::Protecting => Stance::Protects,
+            Role::Revoking | Role::Claiming => Stance::TakesOver,
+            _ => Stance::Idle,
         };
         self.arbiter_watch.look(&self.arbiter.health(), stance);
     }

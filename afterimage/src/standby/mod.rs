@@ -55,11 +55,6 @@ use node::{
 use std::os::{fd::AsFd, unix::net::UnixStream};
 use vmm_qemu::{mending::peer, standby::check_command};
 
-/// How a refusal begins that passes by itself.
-pub(crate) const BUSY: &str = "this standby is busy";
-/// And one that waits for the arbiter's word, or for another word of it.
-pub(crate) const NOTHING_STARTED: &str = "nothing is started";
-
 /// Runs until the VM that it took over is gone, or handed over. Returns the exit code.
 pub fn run(config: StandbyConfig) -> Result<Code> {
     paths::check(&config.paths)?;

@@ -39,7 +39,7 @@ use mc_core::{
     register::{Mode, Owner, Register},
 };
 use node::{
-    arbiter::{Answer, ArbiterClient, Ask},
+    arbiter::{Answer, ArbiterClient, ArbiterWatch, Ask, Stance},
     clock::Clock,
     events::{Ended, Event, Fenced, Operator, Reattached, Refused, RegisterRead, Role, Signal, VmGone, emit},
     exit::{Code, ExitError, cannot_listen},
@@ -105,7 +105,7 @@ struct Running {
     base: Snapshot,
     since: Time,
     read_at: Option<Time>,
-    arbiter_watch: report::ArbiterWatch,
+    arbiter_watch: ArbiterWatch,
     ending: Option<Code>,
     /// Why a signal was refused.
     stays: Option<String>,
@@ -179,7 +179,7 @@ impl Running {
             base,
             since,
             read_at: None,
-            arbiter_watch: report::ArbiterWatch::default(),
+            arbiter_watch: ArbiterWatch::default(),
             ending: None,
             stays: None,
         }
@@ -294,7 +294,7 @@ impl Running {
                 self.hear_register(held)?;
             }
         }
-        self.arbiter_watch.look(&self.desk.arbiter.health(), report::Stance::Idle);
+        self.arbiter_watch.look(&self.desk.arbiter.health(), Stance::Idle);
         Ok(())
     }
 
@@ -350,14 +350,14 @@ impl Running {
         match self.desk.listener.accept(Duration::ZERO) {
             Ok(None) => {}
             Ok(Some(offer)) => {
-                let (vm, node, peer) = (offer.hello.vm, offer.hello.node, offer.peer_addr);
+                let (purpose, node, peer) = (offer.hello.purpose, offer.hello.node, offer.peer_addr);
                 let qmp = qmp_path(&self.desk.config);
                 let why = format!(
                     "this node runs a VM that it took over, {}: protect that one (--qmp {}), or end it",
                     self.desk.config.vm,
                     qmp.display()
                 );
-                tracing::warn!(%vm, %node, %peer, why, "refused");
+                tracing::warn!(%purpose, %node, %peer, why, "refused");
                 let (primary, peer) = (Some(node), Some(peer));
                 emit(Event::Refused(Refused { why: why.clone(), primary, peer, ..Refused::default() }));
                 if let Err(error) = offer.refuse(&why) {

@@ -6,18 +6,19 @@
 //!            └─ refused                              └─ no word: refused  └─ another's: refused
 //! ```
 
-use super::{BUSY, NOTHING_STARTED, main_loop::Node, vm::WaitingVm};
+use super::{main_loop::Node, vm::WaitingVm};
 use crate::{report, room::Room};
 use mc_core::{
     id::{self, Time},
     register::{Mode, Owner, Register},
     standby::Role,
-    wire::session::Hello,
+    wire::session::{Hello, Purpose},
 };
 use node::{
     arbiter::{ArbiterSpec, Ask},
     events::{Event as Told, Refused, emit},
     exit, identity,
+    primary::session::{BUSY, NOTHING_STARTED},
     repeated::{Repeated, and_more},
 };
 use std::{
@@ -67,7 +68,7 @@ struct Waiting {
 /// alone, in the generation before.
 fn vouches(held: Option<&Register>, hello: &Hello) -> Result<(), Refusal> {
     let nothing = format!("{NOTHING_STARTED} for a primary that the register does not vouch for");
-    let (vm, node) = (hello.vm, hello.node);
+    let (vm, node) = (hello.purpose, hello.node);
     let Some(held) = held else {
         return refusal("register", format!("{nothing}: it knows no {vm}"));
     };
@@ -113,10 +114,10 @@ impl Node {
     fn screen(&mut self, offer: &Offer) -> Result<Profile, Refusal> {
         let role = self.driver.machine().role();
         let hello = &offer.hello;
-        if hello.vm != self.config.vm {
+        if hello.purpose != Purpose::Protect(self.config.vm) {
             return refusal(
                 "another VM",
-                format!("this standby stands by for {}, not for {}", self.config.vm, hello.vm),
+                format!("this standby stands by for {}, not for {}", self.config.vm, hello.purpose),
             );
         }
         if !matches!(role, Role::Idle | Role::Lost) {
@@ -238,7 +239,7 @@ mod tests {
     use super::*;
     use mc_core::{
         id::{Generation, Incarnation, Name, NodeId, WitnessId},
-        wire::{VERSION, beat::BeatKey},
+        wire::{beat::BeatKey, session::VERSIONS},
     };
 
     fn node(text: &str) -> id::Node {
@@ -247,13 +248,13 @@ mod tests {
 
     fn hello(generation: u64) -> Hello {
         Hello {
-            versions: (VERSION, VERSION),
+            versions: VERSIONS,
             slab_size: 1 << 20,
             staging_slabs: 2,
             rdma: false,
             incarnation: Incarnation(1),
             generation: Generation(generation),
-            vm: Name::new("web").unwrap(),
+            purpose: Purpose::Protect(Name::new("web").unwrap()),
             node: node("a"),
             witness: WitnessId::NONE,
             instance: 1,

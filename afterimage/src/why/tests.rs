@@ -19,7 +19,7 @@ fn with(mut fields: Value, more: Value) -> Value {
 }
 
 /// How a side stands: `epochs`, and packets held, let out, dropped.
-fn stands(event: Value, epochs: Value, [held, released, dropped]: [u64; 3]) -> Value {
+fn stands(event: Value, epochs: &Value, [held, released, dropped]: [u64; 3]) -> Value {
     let output = json!({ "held": held, "held_bytes": 0, "released": released, "dropped": dropped });
     let arbiter = json!({ "spec": "manual", "reachable": true });
     with(event, json!({ "role": "claiming", "epochs": epochs, "output": output, "arbiter": arbiter }))
@@ -27,7 +27,7 @@ fn stands(event: Value, epochs: Value, [held, released, dropped]: [u64; 3]) -> V
 
 fn standby_stands(event: Value) -> Value {
     let epochs = json!({ "generation": 2, "committed": 54, "last_commit_ago_ms": 60.0 });
-    with(stands(event, epochs, [2, 10, 0]), json!({ "registered": true, "revoked_ago_ms": 0.3 }))
+    with(stands(event, &epochs, [2, 10, 0]), json!({ "registered": true, "revoked_ago_ms": 0.3 }))
 }
 
 fn journal(dir: &Path, side: &str, events: &[Value]) {
@@ -121,7 +121,7 @@ fn a_fenced_primary_tells_who_won_and_what_was_dropped() {
     let dir = tempfile::tempdir().unwrap();
     let protected = register(2, "host-a", &json!({ "protected": { "standby": owner("host-b") } }));
     let epochs = json!({ "captured": 56, "acked": 54, "last_ack_ago_ms": 60.0 });
-    let fenced = stands(json!({ "event": "fenced", "at_ms": 1003.0 }), epochs, [0, 10, 3]);
+    let fenced = stands(json!({ "event": "fenced", "at_ms": 1003.0 }), &epochs, [0, 10, 3]);
     journal(
         dir.path(),
         "primary",
@@ -253,7 +253,7 @@ fn a_clock_that_is_set_back_does_not_turn_stories_round() {
     events.extend(in_boot("one", -700.0, &takeover(1000.0)[2..]));
     journal(dir.path(), "primary", &events);
     let text = render(&look(dir.path(), None, None, None).unwrap());
-    assert!(text.contains("+9.5 ms  primary     running  epoch=54"), "{text}");
+    assert!(text.contains("+9.5 ms  data-path   running  epoch=54"), "{text}");
 }
 
 #[test]

@@ -22,7 +22,7 @@ pub mod slab;
 use crate::id::{Name, NameError};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// The version of everything in this module. Peers offer a range and take the highest that both know.
+/// The version of every record. What a session may be is versioned apart: its hello offers a range ([`session::VERSIONS`]).
 pub const VERSION: u16 = 2;
 
 /// Why bytes from a peer were refused.
@@ -50,12 +50,14 @@ pub enum WireError {
         expected: u32,
     },
     /// A version that this build does not speak.
-    #[error("{record}: version {found}, this build speaks {VERSION}")]
+    #[error("{record}: version {found}, this build speaks {}", range(*spoken))]
     Version {
         /// Which record.
         record: &'static str,
         /// Found.
         found: u16,
+        /// Lowest and highest that this build speaks.
+        spoken: (u16, u16),
     },
     /// The checksum does not match the bytes.
     #[error("{record}: CRC32C {found:#010x}, computed {computed:#010x}")]
@@ -93,6 +95,10 @@ pub enum WireError {
         /// Which record.
         record: &'static str,
     },
+}
+
+fn range((lowest, highest): (u16, u16)) -> String {
+    if lowest == highest { lowest.to_string() } else { format!("{lowest} to {highest}") }
 }
 
 /// A [`Name`] in 48 bytes: length, then the text, padded with zeros. Length 0 stands for "none".
@@ -152,7 +158,7 @@ pub(crate) fn check_magic(record: &'static str, found: u32, expected: u32) -> Re
 
 /// Fails unless this build speaks `found`.
 pub(crate) fn check_version(record: &'static str, found: u16) -> Result<(), WireError> {
-    if found == VERSION { Ok(()) } else { Err(WireError::Version { record, found }) }
+    if found == VERSION { Ok(()) } else { Err(WireError::Version { record, found, spoken: (VERSION, VERSION) }) }
 }
 
 /// Fails unless the CRC32C of `bytes` is `found`.

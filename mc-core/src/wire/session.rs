@@ -15,11 +15,15 @@
 //! ```text
 //! hello:  0 lowest version u16   2 highest version u16   4 slab size u32   8 staging slabs u32  12 transports u32
 //!        16 incarnation u64     24 generation u64       32 vm name 48     80 node name 48
-//!       128 beat key 32        160 beat port u16       162 detect multiplier u8   163 zero 5
+//!       128 beat key 32        160 beat port u16       162 detect multiplier u8   163 purpose u8    164 zero 4
 //!       168 desired transmit interval µs u32           172 required receive interval µs u32    176 sender's id 16
 //!       192 id of the witness that the sender asks 16 (zeros: it asks none)
 //!       208 instance of the sender's copy u64
 //! ```
+//!
+//! `purpose`, since version 3: 0, protect this VM; 1, measure beats. In version 2 it was zero, and a VM of the name
+//! "keepalive-probe" stood for the other; that name is still sent, so that a program of version 2 understands. In a hello that
+//! knows no version above 2 the name counts, and in any other the purpose.
 //!
 //! `transports`: bit 0, an RDMA endpoint follows the profile. The standby sets it only if the primary did: then the link is an
 //! RDMA one, and this connection stays as the way to fall back to.
@@ -32,6 +36,7 @@ use crate::{
     id::{Generation, Incarnation, Name, Node, NodeId, WitnessId},
     wire::{beat::BeatKey, slab},
 };
+use std::fmt;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_endian as le};
 
 /// "AIH1".
@@ -44,6 +49,12 @@ pub const HELLO_LEN: usize = 216;
 pub const MAX_PROFILE: usize = 1 << 20;
 /// Bytes of a refusal at most.
 pub const MAX_REFUSAL: usize = 1024;
+/// The versions of a session that this build knows, lowest and highest. Peers take the highest that both know.
+pub const VERSIONS: (u16, u16) = (2, 3);
+/// The first version whose hello has a purpose.
+const WITH_PURPOSE: u16 = 3;
+/// The VM's name that stood for a probe in version 2.
+const PROBE_OF_VERSION_2: &str = "keepalive-probe";
 const RECORD: &str = "session frame";
 const HELLO: &str = "hello";
 
@@ -133,6 +144,46 @@ impl FrameHeader {
     }
 }
 
+/// What a session is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To protect this VM.
+    Protect(Name),
+    /// To measure beats between two hosts, where nothing need be protected.
+    Probe,
+}
+
+impl Purpose {
+    /// Its number, and the VM's name beside it.
+    fn encode(self) -> (u8, WireName) {
+        match self {
+            Self::Protect(vm) => (0, vm.into()),
+            Self::Probe => (1, Name::new(PROBE_OF_VERSION_2).expect("a name").into()),
+        }
+    }
+
+    fn decode(highest_version: u16, purpose: u8, vm: &WireName) -> Result<Self, WireError> {
+        match purpose {
+            _ if highest_version < WITH_PURPOSE => {
+                let vm = vm.require(HELLO)?;
+                Ok(if vm.as_str() == PROBE_OF_VERSION_2 { Self::Probe } else { Self::Protect(vm) })
+            }
+            0 => vm.require(HELLO).map(Self::Protect),
+            1 => Ok(Self::Probe),
+            _ => Err(field(HELLO, "purpose", purpose.into(), "this build knows no such session")),
+        }
+    }
+}
+
+impl fmt::Display for Purpose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Protect(vm) => vm.fmt(f),
+            Self::Probe => f.write_str("a measurement of beats"),
+        }
+    }
+}
+
 /// A hello.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hello {
@@ -148,8 +199,8 @@ pub struct Hello {
     pub incarnation: Incarnation,
     /// The generation that will be replicated.
     pub generation: Generation,
-    /// The VM.
-    pub vm: Name,
+    /// What the session is for.
+    pub purpose: Purpose,
     /// The sender.
     pub node: Node,
     /// The witness that it asks, to compare; [`WitnessId::NONE`] for one that asks its operator.
@@ -183,7 +234,8 @@ struct RawHello {
     beat_key: [u8; 32],
     beat_port: le::U16,
     detect_multiplier: u8,
-    zero2: [u8; 5],
+    purpose: u8,
+    zero2: [u8; 4],
     desired_tx_us: le::U32,
     required_rx_us: le::U32,
     id: [u8; 16],
@@ -196,6 +248,7 @@ impl Hello {
     /// The body of a hello frame.
     #[must_use]
     pub fn encode(&self) -> [u8; HELLO_LEN] {
+        let (purpose, vm) = self.purpose.encode();
         let raw = RawHello {
             lowest: self.versions.0.into(),
             highest: self.versions.1.into(),
@@ -204,12 +257,13 @@ impl Hello {
             transports: u32::from(self.rdma).into(),
             incarnation: self.incarnation.0.into(),
             generation: self.generation.0.into(),
-            vm: self.vm.into(),
+            vm,
             node: self.node.name.into(),
             beat_key: self.beat_key.0,
             beat_port: self.beat_port.into(),
             detect_multiplier: self.detect_multiplier,
-            zero2: [0; 5],
+            purpose,
+            zero2: [0; 4],
             desired_tx_us: self.desired_tx_us.into(),
             required_rx_us: self.required_rx_us.into(),
             id: self.node.id.0,
@@ -225,7 +279,7 @@ impl Hello {
     /// in the length: version 1 had 208 bytes.
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
         if let ([_, _, low, high, ..], true) = (bytes, bytes.len() == 208) {
-            return Err(WireError::Version { record: HELLO, found: u16::from_le_bytes([*low, *high]) });
+            return Err(other_version(u16::from_le_bytes([*low, *high])));
         }
         let raw: &RawHello = view(HELLO, bytes)?;
         let slab_size = raw.slab_size.get();
@@ -242,7 +296,7 @@ impl Hello {
             rdma: raw.transports.get() & 1 != 0,
             incarnation: Incarnation(raw.incarnation.get()),
             generation: Generation(raw.generation.get()),
-            vm: raw.vm.require(HELLO)?,
+            purpose: Purpose::decode(raw.highest.get(), raw.purpose, &raw.vm)?,
             node: Node { name: raw.node.require(HELLO)?, id: NodeId(raw.id) },
             witness: WitnessId(raw.witness),
             instance: raw.instance.get(),
@@ -258,10 +312,14 @@ impl Hello {
     pub fn negotiate(ours: (u16, u16), theirs: (u16, u16)) -> Result<u16, WireError> {
         let highest = ours.1.min(theirs.1);
         if highest < ours.0.max(theirs.0) {
-            return Err(WireError::Version { record: HELLO, found: theirs.1 });
+            return Err(other_version(theirs.1));
         }
         Ok(highest)
     }
+}
+
+fn other_version(found: u16) -> WireError {
+    WireError::Version { record: HELLO, found, spoken: VERSIONS }
 }
 
 fn field(record: &'static str, field: &'static str, value: u64, why: &'static str) -> WireError {

@@ -1,4 +1,5 @@
-//! Version 2, byte by byte. When one of these fails the format has changed, and `wire::VERSION` must.
+//! Every record's version 2, and the hello's versions 2 and 3, byte by byte. When one of these fails the format has changed, and
+//! `wire::VERSION` or `session::VERSIONS` must.
 
 use crate::KEY;
 use mc_core::{
@@ -10,7 +11,7 @@ use mc_core::{
         beat::{Beat, BeatState},
         control::{Body, Control, GoodbyeReason, NackReason},
         rdma::{Beats, Offer},
-        session::{Hello, Kind, encode_frame},
+        session::{Hello, Kind, Purpose, VERSIONS, encode_frame},
     },
 };
 
@@ -173,16 +174,15 @@ fn a_stored_register() {
 
 const NUMBERS: &str = "00000100 03000000 00000000 1100000000000000 2200000000000000";
 
-#[test]
-fn a_hello_and_its_frame() {
-    let hello = Hello {
-        versions: (2, 3),
+fn hello() -> Hello {
+    Hello {
+        versions: VERSIONS,
         slab_size: 65_536,
         staging_slabs: 3,
         rdma: false,
         incarnation: Incarnation(0x11),
         generation: Generation(0x22),
-        vm: name("vm"),
+        purpose: Purpose::Protect(name("vm")),
         node: node("a"),
         witness: WitnessId([0x88; 16]),
         instance: 0x55,
@@ -191,16 +191,53 @@ fn a_hello_and_its_frame() {
         detect_multiplier: 5,
         desired_tx_us: 6,
         required_rx_us: 7,
-    };
-    let names = format!("02766d{} 0161{}", "00".repeat(45), "00".repeat(46));
-    let timing = "3412 05 0000000000 06000000 07000000";
+    }
+}
+
+/// A hello's bytes: its range of versions, the VM's name, and the byte of its purpose.
+fn hello_bytes(versions: &str, vm: &str, purpose: &str) -> String {
+    let vm = format!("{:02x}{}{}", vm.len(), hex(vm.as_bytes()), "00".repeat(47 - vm.len()));
+    let key = "2a".repeat(32);
     let ids = format!("{} {} 5500000000000000", "61".repeat(16), "88".repeat(16));
-    let frame =
-        format!("41494831 0100 0000 d8000000 2cf6f7d1 0200 0300 {NUMBERS} {names} {} {timing} {ids}", "2a".repeat(32));
-    same(&encode_frame(Kind::Hello, &hello.encode()), &frame);
+    let node = format!("0161{}", "00".repeat(46));
+    format!("{versions} {NUMBERS} {vm} {node} {key} 3412 05 {purpose} 00000000 06000000 07000000 {ids}")
+}
+
+fn bytes(text: &str) -> Vec<u8> {
+    let text = text.replace(' ', "");
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+}
+
+const PROBE: &str = "keepalive-probe";
+
+#[test]
+fn a_hello_and_its_frame() {
+    let body = hello_bytes("0200 0300", "vm", "00");
+    let frame = format!("41494831 0100 0000 d8000000 2cf6f7d1 {body}");
+    same(&encode_frame(Kind::Hello, &hello().encode()), &frame);
+    let probe = Hello { purpose: Purpose::Probe, ..hello() };
+    same(&probe.encode(), &hello_bytes("0200 0300", PROBE, "01"));
+    for hello in [hello(), probe] {
+        assert_eq!(Hello::decode(&hello.encode()), Ok(hello));
+    }
     same(&encode_frame(Kind::Profile, b"{}"), "41494831 0200 0000 02000000 e50803db 7b7d");
     same(&encode_frame(Kind::Ready, &[]), "41494831 0300 0000 00000000 a5abe4fd");
     same(&encode_frame(Kind::Refuse, b"no"), "41494831 0400 0000 02000000 6b43a6f8 6e6f");
+}
+
+/// What a program of version 2 says: a probe was the VM of a name, and the byte of the purpose was zero.
+#[test]
+fn a_hello_of_version_2_is_understood() {
+    let web = Hello { versions: (2, 2), ..hello() };
+    let probe = Hello { purpose: Purpose::Probe, ..web };
+    assert_eq!(Hello::decode(&bytes(&hello_bytes("0200 0200", "vm", "00"))), Ok(web));
+    assert_eq!(Hello::decode(&bytes(&hello_bytes("0200 0200", PROBE, "00"))), Ok(probe));
+    assert_eq!(Hello::decode(&bytes(&hello_bytes("0200 0200", "vm", "ff"))), Ok(web), "a zero field is ignored");
+    // Since version 3 a VM may have that name.
+    let named = Hello { purpose: Purpose::Protect(name(PROBE)), ..hello() };
+    assert_eq!(Hello::decode(&bytes(&hello_bytes("0200 0300", PROBE, "00"))), Ok(named));
+    let unknown = Hello::decode(&bytes(&hello_bytes("0200 0300", "vm", "02"))).unwrap_err();
+    assert_eq!(unknown.to_string(), "hello: field purpose = 2: this build knows no such session");
 }
 
 /// What a program of version 1 says. It was shorter.
@@ -208,11 +245,9 @@ fn a_hello_and_its_frame() {
 fn a_hello_of_version_1_is_refused_by_its_version() {
     let names = format!("02766d{} 0161{}", "00".repeat(45), "00".repeat(46));
     let timing = format!("3412 05 0000000000 06000000 07000000 {}", "00".repeat(32));
-    let text = format!("0100 0100 {NUMBERS} {names} {} {timing}", "2a".repeat(32)).replace(' ', "");
-    let byte = |at: usize| u8::from_str_radix(&text[at..at + 2], 16).unwrap();
-    let bytes: Vec<u8> = (0..text.len()).step_by(2).map(byte).collect();
-    let refusal = Hello::decode(&bytes).unwrap_err();
-    assert_eq!(refusal.to_string(), "hello: version 1, this build speaks 2");
+    let text = format!("0100 0100 {NUMBERS} {names} {} {timing}", "2a".repeat(32));
+    let refusal = Hello::decode(&bytes(&text)).unwrap_err();
+    assert_eq!(refusal.to_string(), "hello: version 1, this build speaks 2 to 3");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Every record on every wire: round trips, the bytes of version 2, and what damage and malice lead to.
+//! Every record on every wire: round trips, the bytes of each version, and what damage and malice lead to.
 
 mod golden;
 mod records;
@@ -12,7 +12,7 @@ use mc_core::{
         beat::{Beat, BeatKey, BeatState},
         control::{self, Body, Control, GoodbyeReason, NackReason},
         rdma,
-        session::Hello,
+        session::{Hello, Purpose},
         slab::SlabHeader,
     },
 };
@@ -148,7 +148,7 @@ fn hello() -> impl Strategy<Value = Hello> {
             rdma: beat_port % 2 == 0,
             incarnation: Incarnation(n[0]),
             generation: Generation(n[1]),
-            vm,
+            purpose: if n[0] % 5 == 0 { Purpose::Probe } else { Purpose::Protect(vm) },
             node,
             witness: WitnessId(witness),
             instance: n[1] ^ n[0],

@@ -17,11 +17,13 @@ mod link;
 mod manual;
 mod memory;
 mod spec;
+mod watch;
 mod worker;
 
 pub use health::{Health, Told};
 pub use memory::MemoryError;
 pub use spec::{ArbiterSpec, ArbiterSpecError, HostPort, HostPortError};
+pub use watch::{ArbiterWatch, Stance};
 
 use crate::{
     exit::{Code, ExitError},
@@ -40,7 +42,8 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use worker::{Backend, Shared};
+use worker::Shared;
+pub use worker::{Attempt, Backend};
 
 /// A question to the arbiter.
 pub use mc_core::wire::arbiter::Ask;
@@ -99,6 +102,12 @@ pub enum ArbiterError {
     /// What this node has seen is not known, or cannot be kept.
     #[error("arbiter: {0}")]
     Memory(#[from] MemoryError),
+    /// Known to whoever embeds this only.
+    #[error("arbiter: {name} is not a witness and not manual: whoever embeds it must give its backend")]
+    Unknown {
+        /// Its name.
+        name: String,
+    },
     /// No answer in time. A swap may have taken place nevertheless.
     #[error("arbiter {spec}: no answer in {timeout:?}: {why}")]
     Unanswered {
@@ -121,13 +130,25 @@ pub struct ArbiterClient {
 impl ArbiterClient {
     /// Starts the worker thread. A witness is connected to at once, and read once a second while there is nothing else to ask.
     pub fn spawn(config: &ArbiterConfig) -> Result<Self, ArbiterError> {
+        let backend: Box<dyn Backend> = match &config.spec {
+            ArbiterSpec::Witness(address) => Box::new(link::Link::new(address.clone(), config)?),
+            ArbiterSpec::Manual => Box::new(manual::Manual::new(&config.run_dir, config.vm)),
+            ArbiterSpec::Other(name) => return Err(ArbiterError::Unknown { name: name.clone() }),
+        };
+        Self::start(config.spec.clone(), config.vm, backend)
+    }
+
+    /// The same, with a backend of the embedder's own, which messages call `name`.
+    ///
+    /// # Errors
+    /// No thread, no descriptor.
+    pub fn with_backend(name: &str, vm: Name, backend: Box<dyn Backend>) -> Result<Self, ArbiterError> {
+        Self::start(ArbiterSpec::Other(name.to_owned()), vm, backend)
+    }
+
+    fn start(spec: ArbiterSpec, vm: Name, backend: Box<dyn Backend>) -> Result<Self, ArbiterError> {
         let system = |doing| move |source| ArbiterError::System { doing, source };
         let wake = Wake::new().map_err(system("making an event descriptor"))?;
-        let (spec, vm) = (config.spec.clone(), config.vm);
-        let backend: Box<dyn Backend> = match &spec {
-            ArbiterSpec::Witness(address) => Box::new(link::Link::new(address.clone(), config)?),
-            ArbiterSpec::Manual => Box::new(manual::Manual::new(&config.run_dir, vm)),
-        };
         let shared = Arc::new(Shared::new(wake, spec == ArbiterSpec::Manual, &*backend));
         let worker = Arc::clone(&shared);
         std::thread::Builder::new()

@@ -74,6 +74,8 @@ pub enum ArbiterSpec {
     Witness(HostPort),
     /// An operator: `afterimage takeover` and `afterimage solo`.
     Manual,
+    /// What an embedder calls its own ([`super::Backend`]). No text of an operator means it.
+    Other(String),
 }
 
 /// Why a text is no [`ArbiterSpec`].
@@ -107,6 +109,7 @@ impl fmt::Display for ArbiterSpec {
         match self {
             Self::Witness(address) => write!(f, "witness://{address}"),
             Self::Manual => f.write_str("manual"),
+            Self::Other(name) => f.write_str(name),
         }
     }
 }

@@ -15,27 +15,40 @@ use std::{
 };
 use tracing::{info, warn};
 
-/// Who can answer.
-pub(super) trait Backend: Send {
+/// A way to reach the arbiter: whoever keeps registers elsewhere than in a witness implements this.
+///
+/// It is called by the client's own thread, which tries again until it is answered. It must be linearizable (a swap that was told as
+/// won was won by nobody else), idempotent (a register that holds what is asked for is a swap won), and durable (what it told is so after
+/// a crash). What a node has seen of a register must outlive the node's process, too: an answer that is less than what was seen is
+/// [`Attempt::Fault`] ([`mc_core::seen::Seen`] compares them).
+pub trait Backend: Send {
     /// Tries once, for a second or so at most. `decided`: the operator says that a contested swap is won.
     fn attempt(&mut self, ask: &Ask, decided: bool) -> Attempt;
 
     /// How often to read while nothing is asked, to know whether it could be; `None` for never.
-    fn check_every(&self) -> Option<Duration>;
+    fn check_every(&self) -> Option<Duration> {
+        Some(Duration::from_secs(1))
+    }
 
     /// The witness that this node knows; none if it asks no witness.
-    fn witness(&self) -> WitnessId;
+    fn witness(&self) -> WitnessId {
+        WitnessId::NONE
+    }
 
     /// The highest register that this node is known to have seen; `manual` keeps none.
-    fn seen(&self) -> Option<Register>;
+    fn seen(&self) -> Option<Register> {
+        None
+    }
 
     /// What the last answer said of the witness.
-    fn told(&self) -> Option<Told>;
+    fn told(&self) -> Option<Told> {
+        None
+    }
 }
 
 /// How a try ended.
 #[derive(Debug)]
-pub(super) enum Attempt {
+pub enum Attempt {
     /// Answered.
     Answer(Answer),
     /// By the operator, since the arbiter cannot answer.

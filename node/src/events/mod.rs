@@ -104,11 +104,12 @@ pub fn emit(event: Event) {
     let recorder = RECORDER.get();
     let (who, boot) = recorder.map_or((None, ""), |recorder| (Some(recorder.who), recorder.boot.as_str()));
     let record = Record::now(event, who, boot);
+    let line = record.short();
     if let Some(stdout) = stdout() {
-        stdout.put(as_line(&record.short()));
+        stdout.put(as_line(&line));
     }
     if let Some(recorder) = recorder {
-        recorder.journal.put(&record.event, as_line(&record.whole()));
+        recorder.journal.put(&record.event, as_line(&record.whole(line)));
     }
 }
 

@@ -90,15 +90,15 @@ impl Record {
         line
     }
 
-    /// As it is in the journal.
-    pub(super) fn whole(&self) -> Map<String, Value> {
+    /// As it is in the journal; `short` is [`Record::short`].
+    pub(super) fn whole(&self, short: Map<String, Value>) -> Map<String, Value> {
         let mut line = match serde_json::to_value(self.who) {
             Ok(Value::Object(fields)) => fields,
             _ => Map::new(),
         };
         line.insert("schema".to_owned(), json!(SCHEMA));
         line.insert("boot".to_owned(), json!(self.boot));
-        line.extend(self.short());
+        line.extend(short);
         line.insert("boot_ms".to_owned(), json!(self.boot_ms));
         line
     }
@@ -106,7 +106,7 @@ impl Record {
 
 impl Serialize for Record {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        self.whole().serialize(to)
+        self.whole(self.short()).serialize(to)
     }
 }
 

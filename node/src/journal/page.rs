@@ -85,6 +85,10 @@ impl Page {
     fn take(&mut self, file: &File, mut offset: u64, limit: usize) -> io::Result<u64> {
         let mut bytes = vec![0; usize::try_from(FULL).map_err(io::Error::other)? + LONGEST];
         let read = file.read_at(&mut bytes, offset)?;
+        if read == bytes.len() && !bytes.contains(&b'\n') {
+            self.skipped += 1; // no line of ours is so long
+            return Ok(offset + read as u64);
+        }
         for line in bytes[..read].split_inclusive(|byte| *byte == b'\n') {
             // (The last one may be half written.)
             if self.records.len() == limit || line.last() != Some(&b'\n') {

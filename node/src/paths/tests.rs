@@ -7,10 +7,9 @@ use mc_core::{
     id::{Generation, Incarnation, Name, Node, NodeId, WitnessId},
     testing::skip,
     wire::{
-        VERSION,
         beat::BeatKey,
         rdma::{Beats, Endpoint, Queues},
-        session::Hello,
+        session::{Hello, Purpose, VERSIONS},
     },
 };
 use std::{
@@ -34,13 +33,13 @@ fn config(transport: TransportWish, keepalive: KeepaliveWish) -> PathsConfig {
 
 fn hello(beat_port: u16) -> Hello {
     Hello {
-        versions: (VERSION, VERSION),
+        versions: VERSIONS,
         slab_size: 1 << 20,
         staging_slabs: 2,
         rdma: false,
         incarnation: Incarnation(1),
         generation: Generation(1),
-        vm: Name::new("web").unwrap(),
+        purpose: Purpose::Protect(Name::new("web").unwrap()),
         node: Node { name: Name::new("a").unwrap(), id: NodeId([1; 16]) },
         witness: WitnessId::NONE,
         instance: 1,

@@ -53,6 +53,28 @@ pub struct PathsConfig {
 }
 
 impl PathsConfig {
+    /// Everything over TCP and UDP.
+    #[must_use]
+    pub fn tcp(staging_bytes: u64) -> Self {
+        Self {
+            transport: TransportWish::Tcp,
+            keepalive: KeepaliveWish::Udp,
+            beat_port: None,
+            rdma_device: None,
+            rdma_gid_index: None,
+            rdma_timeout: None,
+            rdma_retry: 6,
+            staging_bytes,
+        }
+    }
+
+    /// RDMA where both sides have it, else TCP.
+    #[must_use]
+    pub fn auto(staging_bytes: u64) -> Self {
+        let (transport, keepalive) = (TransportWish::Auto, KeepaliveWish::Both);
+        Self { transport, keepalive, ..Self::tcp(staging_bytes) }
+    }
+
     /// Whether RDMA is tried.
     #[must_use]
     pub fn wants_rdma(&self) -> bool {

@@ -5,6 +5,8 @@
 
 use crate::sys;
 use anyhow::{Result, bail};
+use mc_core::register::Register;
+use node::events::{Answered, Event, Outcome};
 use serde_json::{Map, Value};
 use std::{
     fmt::Write as _,
@@ -26,6 +28,8 @@ pub struct Entry {
     pub event: String,
     /// Everything else it carries.
     pub fields: Map<String, Value>,
+    /// What it means, where it is one of the program under test.
+    pub told: Option<Event>,
 }
 
 impl Entry {
@@ -37,10 +41,11 @@ impl Entry {
             && let Some(Value::String(event)) = fields.remove("event")
         {
             let at_ms = fields.remove("at_ms").and_then(|v| v.as_f64()).unwrap_or_else(now_ms);
-            return Self { at_ms, source: source.to_owned(), event, fields };
+            let told = Event::NAMES.contains(&event.as_str()).then(|| serde_json::from_str(line).ok()).flatten();
+            return Self { at_ms, source: source.to_owned(), event, fields, told };
         }
         let fields = Map::from_iter([("text".to_owned(), Value::from(line))]);
-        Self { at_ms: now_ms(), source: source.to_owned(), event: "says".to_owned(), fields }
+        Self { at_ms: now_ms(), source: source.to_owned(), event: "says".to_owned(), fields, told: None }
     }
 
     /// The same, with a time that was read on a clock so much ahead of ours. (Lines that are no events were timed
@@ -53,16 +58,19 @@ impl Entry {
         self
     }
 
-    /// A number among the fields.
+    /// What `source` told; `None` of others.
     #[must_use]
-    pub fn number(&self, field: &str) -> Option<f64> {
-        self.fields.get(field).and_then(Value::as_f64)
+    pub fn told_by(&self, source: &str) -> Option<&Event> {
+        self.told.as_ref().filter(|_| self.source == source)
     }
 
-    /// A text among the fields.
+    /// What the register holds since a swap was won.
     #[must_use]
-    pub fn text(&self, field: &str) -> Option<&str> {
-        self.fields.get(field).and_then(Value::as_str)
+    pub fn won(&self) -> Option<&Register> {
+        match self.told.as_ref()? {
+            Event::Cas(Answered { outcome: Outcome::Won, register, .. }) => register.as_ref(),
+            _ => None,
+        }
     }
 
     /// Whether it is `event` of `source`.
@@ -129,7 +137,7 @@ impl Timeline {
     /// Adds something that the rig itself did, now. Returns when that was.
     pub fn note(&self, event: &str) -> f64 {
         let at_ms = now_ms();
-        self.push(Entry { at_ms, source: "rig".to_owned(), event: event.to_owned(), fields: Map::new() });
+        self.push(Entry { at_ms, source: "rig".to_owned(), event: event.to_owned(), fields: Map::new(), told: None });
         at_ms
     }
 
@@ -196,19 +204,48 @@ pub fn pass(time: Duration) -> Result<()> {
     poll(time, || false).map(drop)
 }
 
+/// Events as the program tells them.
+#[cfg(test)]
+pub(crate) mod sample {
+    use super::Entry;
+    use serde_json::{Value, json};
+
+    /// A register that the standby has won.
+    pub(crate) fn register(generation: u64) -> Value {
+        let node = json!({ "name": "host-b", "id": "0b".repeat(16) });
+        json!({ "generation": generation, "owner": { "node": node, "instance": 1 }, "mode": "solo" })
+    }
+
+    /// A swap that was won.
+    pub(crate) fn won(generation: u64, at_ms: f64) -> Value {
+        json!({ "event": "cas", "at_ms": at_ms, "outcome": "won", "register": register(generation), "took_ms": 3.0 })
+    }
+
+    /// `event` with how a standby stood, which had committed 55 ms before.
+    pub(crate) fn standing(source: &str, mut event: Value) -> Entry {
+        event["role"] = json!("claiming");
+        event["epochs"] = json!({ "generation": 2, "committed": 7, "last_commit_ago_ms": 55.0 });
+        event["output"] = json!({ "held": 0, "held_bytes": 0, "released": 0, "dropped": 0 });
+        event["arbiter"] = json!({ "spec": "manual", "reachable": true });
+        Entry::parse(source, &event.to_string())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn events_and_other_lines() {
-        let entry = Entry::parse("protect", r#"{"event":"suspect","at_ms":12.5,"silent_ms":51}"#);
-        assert!(entry.is("protect", "suspect"));
-        assert_eq!((entry.at_ms, entry.number("silent_ms")), (12.5, Some(51.0)));
-        assert_eq!(entry.line(10.0), "       +2.5 ms  protect  suspect  silent_ms=51");
+        let entry = Entry::parse("protect", r#"{"event":"stalled","at_ms":12.5,"away_ms":51}"#);
+        let Some(Event::Stalled(stalled)) = entry.told_by("protect") else { panic!("{entry:?}") };
+        assert_eq!((entry.at_ms, stalled.away_ms), (12.5, 51.0));
+        assert_eq!(entry.line(10.0), "       +2.5 ms  protect  stalled  away_ms=51");
+        let entry = Entry::parse("client", r#"{"event":"reply","at_ms":12.5}"#);
+        assert!(entry.is("client", "reply") && entry.told.is_none());
         for line in ["", "Segmentation fault", "[1]", r#"{"event":3}"#, r#"{"at_ms":1}"#] {
             let entry = Entry::parse("standby", line);
-            assert_eq!((entry.event.as_str(), entry.text("text")), ("says", Some(line)));
+            assert_eq!((entry.event.as_str(), &entry.fields["text"]), ("says", &Value::from(line)));
         }
     }
 

@@ -13,14 +13,14 @@
 //! time: a connection that stays in the backlog must not keep its owner's loop spinning.
 
 use super::{
-    Offer, SessionError, SessionOptions, VERSIONS,
+    Offer, SessionError, SessionOptions,
     error::versions,
     frame::{endpoint_of, frame_body, frame_header, hello_of, is_stranger, label},
     offer::cut,
 };
 use mc_core::wire::{
     rdma::Endpoint,
-    session::{FRAME_LEN, FrameHeader, Hello, Kind, encode_frame},
+    session::{FRAME_LEN, FrameHeader, Hello, Kind, VERSIONS, encode_frame},
 };
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};

@@ -1,9 +1,9 @@
 //! A primary's complete offer, and the standby's answer.
 
-use super::{Connected, SessionError, SessionOptions, VERSIONS, check_profile, frame::FrameStream};
+use super::{Connected, SessionError, SessionOptions, check_profile, frame::FrameStream};
 use mc_core::wire::{
     rdma::Endpoint,
-    session::{Hello, Kind, MAX_REFUSAL, encode_frame},
+    session::{Hello, Kind, MAX_REFUSAL, VERSIONS, encode_frame},
 };
 use std::{
     io::Write,
@@ -39,7 +39,7 @@ pub(super) fn cut(why: &str) -> &str {
 
 impl Offer {
     /// Agrees: answers with our hello and profile, and that we are ready. What the standby must echo (incarnation,
-    /// generation, VM, beat key, slab size) and the version taken are filled in here, whatever `hello` says. With `endpoint`,
+    /// generation, purpose, beat key, slab size) and the version taken are filled in here, whatever `hello` says. With `endpoint`,
     /// which counts only if the offer has one, the slabs come over RDMA.
     pub fn accept(
         self,
@@ -57,7 +57,7 @@ impl Offer {
         hello.versions = (version, version);
         hello.incarnation = self.hello.incarnation;
         hello.generation = self.hello.generation;
-        hello.vm = self.hello.vm;
+        hello.purpose = self.hello.purpose;
         hello.beat_key = self.hello.beat_key;
         hello.slab_size = self.hello.slab_size;
         let endpoint = endpoint.filter(|_| self.endpoint.is_some());

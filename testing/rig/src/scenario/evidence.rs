@@ -15,6 +15,8 @@ use super::{
     suspicion::{Due, Suspicion, excuses},
 };
 use crate::{client::Summary, hosts::Place, timeline::Entry};
+use mc_core::id::Generation;
+use node::events::Event;
 use serde_json::Value;
 
 /// What was seen of one host.
@@ -133,13 +135,16 @@ impl Evidence {
         {
             reasons.push(format!("{} frames of the {lost}'s VM came out after it had lost", loser.frames_out));
         }
-        let won = |source: &str| -> Vec<&Value> {
-            let swaps = self.events.iter().filter(|e| e.is(source, "cas") && e.text("outcome") == Some("won"));
-            swaps.filter_map(|e| e.fields.get("register")?.get("generation")).collect()
+        let won = |source: &str| -> Vec<Generation> {
+            let swaps = self.events.iter().filter(|e| e.source == source).filter_map(Entry::won);
+            swaps.map(|register| register.generation).collect()
         };
         let standbys = won("standby");
         reasons.extend(
-            won("protect").iter().filter(|g| standbys.contains(g)).map(|g| format!("both sides won generation {g}")),
+            won("protect")
+                .iter()
+                .filter(|g| standbys.contains(g))
+                .map(|g| format!("both sides won generation {}", g.0)),
         );
         if let Some(summary) = &self.summary {
             let counts = [("lost", summary.lost), ("duplicated", summary.duplicated), ("corrupt", summary.corrupt)];
@@ -185,7 +190,7 @@ impl Evidence {
 
     /// Who goes on alone has won at the arbiter; who has no reason to ask does not.
     fn judge_swaps(&self, reasons: &mut Vec<String>) {
-        let asked = self.events.iter().any(|e| e.event == "cas");
+        let asked = self.events.iter().any(|e| matches!(e.told, Some(Event::Cas(_))));
         if asked && !self.scenario.is_arbitrated() {
             reasons.push("a compare-and-swap was tried, though both sides were well".to_owned());
         }
@@ -212,6 +217,7 @@ impl Evidence {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::timeline::sample;
     use serde_json::json;
 
     /// The primary died, the standby took over, and all is well.
@@ -236,13 +242,14 @@ mod tests {
     }
 
     fn cas(source: &str, outcome: &str, generation: u64) -> Entry {
-        let register = json!({ "generation": generation });
-        let event = json!({ "event": "cas", "at_ms": 150, "outcome": outcome, "register": register });
+        let mut event = sample::won(generation, 150.0);
+        event["outcome"] = json!(outcome);
         Entry::parse(source, &event.to_string())
     }
 
     fn suspect(source: &str, at_ms: f64, silent_ms: f64) -> Entry {
-        let event = json!({ "event": "suspect", "at_ms": at_ms, "silent_ms": silent_ms, "detection_ms": 50.0 });
+        let event =
+            json!({ "event": "suspect", "at_ms": at_ms, "silent_ms": silent_ms, "missed": 5, "detection_ms": 50.0 });
         Entry::parse(source, &event.to_string())
     }
 

@@ -2,6 +2,7 @@
 
 use super::evidence::Evidence;
 use crate::{hosts::Place, stats::round, timeline::Entry};
+use node::events::{Epochs, Event};
 use serde_json::{Value, json};
 
 /// How long before the fault, and after the first reply, the client's replies are listed, ms.
@@ -16,18 +17,20 @@ pub(super) fn moments(evidence: &Evidence) -> Value {
 fn try_moments(evidence: &Evidence) -> Option<Value> {
     let from = evidence.fault_at_ms;
     let after = |e: &&Entry| evidence.survivor == Some(Place::Standby) && e.source == "standby" && e.at_ms >= from;
-    let find = |name: &str| evidence.events.iter().filter(after).find(|e| e.event == name);
-    let suspect = find("suspect")?;
-    let commit_ago = suspect.fields.get("epochs")?.get("last_commit_ago_ms")?.as_f64()?;
-    let won = evidence.events.iter().filter(after).find(|e| e.event == "cas" && e.text("outcome") == Some("won"))?;
+    let find = |wanted: fn(&Entry) -> bool| evidence.events.iter().filter(after).find(|e| wanted(e));
+    let suspect = find(|e| matches!(e.told, Some(Event::Suspect(_))))?;
+    let Epochs::Standby { last_commit_ago_ms, .. } = suspect.told.as_ref()?.standing()?.epochs else { return None };
+    let won = find(|e| e.won().is_some())?;
+    let asked = find(|e| matches!(e.told, Some(Event::Asking(_))))?;
+    let ran = find(|e| matches!(e.told, Some(Event::Running(_))))?;
     let replied = evidence.replies.iter().find(|r| r.at_ms >= won.at_ms)?.at_ms;
     let listed = [
-        ("last commit", "standby", suspect.at_ms - commit_ago),
+        ("last commit", "standby", suspect.at_ms - last_commit_ago_ms?),
         ("host dies", "primary", from),
         ("suspected", "standby", suspect.at_ms),
-        ("arbiter asked", "standby", find("asking")?.at_ms),
+        ("arbiter asked", "standby", asked.at_ms),
         ("swap won", "arbiter", won.at_ms),
-        ("VM runs", "standby", find("running")?.at_ms),
+        ("VM runs", "standby", ran.at_ms),
         ("first reply", "client", replied),
     ];
     let ms = |at_ms: f64| round(at_ms - from);
@@ -43,6 +46,7 @@ fn try_moments(evidence: &Evidence) -> Option<Value> {
 mod tests {
     use super::super::{Scenario, evidence::Side, report::Reply};
     use super::*;
+    use crate::timeline::sample;
 
     fn taken_over() -> Evidence {
         let event = |json: Value| Entry::parse("standby", &json.to_string());
@@ -61,10 +65,14 @@ mod tests {
             status: Value::Null,
             stories: Vec::new(),
             events: vec![
-                event(json!({ "event": "suspect", "at_ms": 1050.0, "epochs": { "last_commit_ago_ms": 55.0 } })),
-                event(json!({ "event": "asking", "at_ms": 1051.0 })),
-                event(json!({ "event": "cas", "at_ms": 1054.0, "outcome": "won" })),
-                event(json!({ "event": "running", "at_ms": 1064.0 })),
+                sample::standing("standby", json!({ "event": "suspect", "at_ms": 1050.0, "why": "missed beats" })),
+                event(
+                    json!({ "event": "asking", "at_ms": 1051.0, "expect": 2, "new": sample::register(3), "contested": true }),
+                ),
+                event(sample::won(3, 1054.0)),
+                event(
+                    json!({ "event": "running", "at_ms": 1064.0, "generation": 3, "epoch": 7, "since_suspicion": {} }),
+                ),
             ],
         }
     }

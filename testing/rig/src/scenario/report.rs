@@ -12,6 +12,7 @@ use crate::{
     stats::{Latencies, added, round},
     timeline::Entry,
 };
+use node::events::Event;
 use serde_json::{Value, json};
 
 /// Version of the JSON.
@@ -54,21 +55,24 @@ impl Times {
     /// Reads them from the events.
     #[must_use]
     pub fn of(evidence: &Evidence) -> Self {
-        let (source, running) = match evidence.survivor {
-            Some(Place::Standby) => ("standby", "running"),
-            _ => ("protect", "solo"),
-        };
+        let source = if evidence.survivor == Some(Place::Standby) { "standby" } else { "protect" };
         let from = evidence.fault_at_ms;
-        let find = |event: &str| evidence.events.iter().find(|e| e.is(source, event) && e.at_ms >= from);
-        let won = |e: &&Entry| e.is(source, "cas") && e.text("outcome") == Some("won") && e.at_ms >= from;
-        let cas = evidence.events.iter().find(won);
-        let at = |entry: Option<&Entry>| entry.map(|e| e.at_ms);
-        let (declared, cas, ran) = (at(find("suspect")), at(cas), at(find(running)));
-        let between = |a: Option<f64>, b: Option<f64>| Some(round(b? - a?));
-        let own = find(running).and_then(|e| {
-            let us = |name: &str| e.fields.get("since_suspicion")?.get(name)?.as_f64();
-            Some(round((us("running_us")? - us("won_us")?) / 1e3))
+        let find = |wanted: fn(&Entry) -> bool| {
+            evidence.events.iter().find(|e| e.source == source && wanted(e) && e.at_ms >= from)
+        };
+        let ran = find(|e| match e.source.as_str() {
+            "standby" => matches!(e.told, Some(Event::Running(_))),
+            _ => matches!(e.told, Some(Event::Solo(_))),
         });
+        let own = match ran.and_then(|e| e.told.as_ref()) {
+            Some(Event::Running(running)) => Some(running.since_suspicion),
+            _ => None,
+        };
+        let own = own.map(|took| round((took.running_us as f64 - took.won_us as f64) / 1e3));
+        let at = |entry: Option<&Entry>| entry.map(|e| e.at_ms);
+        let declared = at(find(|e| matches!(e.told, Some(Event::Suspect(_)))));
+        let (cas, ran) = (at(find(|e| e.won().is_some())), at(ran));
+        let between = |a: Option<f64>, b: Option<f64>| Some(round(b? - a?));
         let replied = evidence.replies.iter().find(|r| cas.is_some_and(|cas| r.at_ms >= cas)).map(|r| r.at_ms);
         Self {
             kill_to_declared: between(Some(from), declared),

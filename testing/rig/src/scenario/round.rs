@@ -12,9 +12,10 @@ use crate::{
     process::{Line, Proc},
     serial::Serial,
     stats::Latencies,
-    timeline::{Mark, Timeline, pass, poll},
+    timeline::{Entry, Mark, Timeline, pass, poll},
 };
 use anyhow::{Context, Result, bail, ensure};
+use node::events::Event;
 use serde_json::Value;
 use std::{path::Path, time::Duration};
 
@@ -151,7 +152,11 @@ impl<'a> Round<'a> {
         let protect = self.protect.as_mut().context("nothing protects the VM")?;
         let mut found = None;
         poll(patience, || {
-            found = self.timeline.wait(mark, Duration::ZERO, |e| e.is("protect", "protected")).ok().flatten();
+            found = self
+                .timeline
+                .wait(mark, Duration::ZERO, |e| matches!(e.told_by("protect"), Some(Event::Protected(_))))
+                .ok()
+                .flatten();
             found.is_some() || !protect.is_alive()
         })?;
         if found.is_none() {
@@ -371,7 +376,8 @@ fn start_standby(
     let line = lines::standby(settings, files, number, guest(settings).qemu(&VmPaths::new(&dir)));
     let mark = timeline.mark();
     let mut standby = Proc::spawn(host, "standby", &line, &dir, timeline)?;
-    let waits = || timeline.wait(mark, Duration::ZERO, |e| e.is("standby", "waiting")).is_ok_and(|e| e.is_some());
+    let waiting = |e: &Entry| matches!(e.told_by("standby"), Some(Event::Waiting(_)));
+    let waits = || timeline.wait(mark, Duration::ZERO, waiting).is_ok_and(|e| e.is_some());
     poll(topology.patience(), || waits() || !standby.is_alive())?;
     ensure!(standby.is_alive() && waits(), "the standby does not wait for a primary:\n{}", standby.log_tail(20));
     Ok(standby)

@@ -1,6 +1,7 @@
 //! Suspicions that nothing which was done explains, and whether the machine's load does.
 
 use crate::{metronome, timeline::Entry};
+use node::events::{Event, Silence};
 
 /// When a process has a reason to suspect the other side.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -60,8 +61,9 @@ pub fn excuses(events: &[Entry], undue: impl Fn(&Suspicion) -> bool) -> Vec<Stri
 /// Those among the events. One after a shorter silence than is allowed is none of them: nothing excuses it.
 fn honest_suspicions(events: &[Entry]) -> Vec<Suspicion> {
     let of = |e: &Entry| {
-        let (silent_ms, allowed_ms) = (e.number("silent_ms")?, e.number("detection_ms")?);
-        let is_honest = e.event == "suspect" && silent_ms >= allowed_ms;
+        let Some(Event::Suspect(suspect)) = &e.told else { return None };
+        let Silence { silent_ms, detection_ms: allowed_ms, .. } = suspect.silence?;
+        let is_honest = silent_ms >= allowed_ms;
         is_honest.then(|| Suspicion { source: e.source.clone(), at_ms: e.at_ms, silent_ms, allowed_ms })
     };
     events.iter().filter_map(of).collect()
@@ -88,7 +90,8 @@ mod tests {
     use serde_json::json;
 
     fn suspect(silent_ms: f64) -> Entry {
-        let event = json!({ "event": "suspect", "at_ms": 90.0, "silent_ms": silent_ms, "detection_ms": 50.0 });
+        let event =
+            json!({ "event": "suspect", "at_ms": 90.0, "silent_ms": silent_ms, "missed": 5, "detection_ms": 50.0 });
         Entry::parse("standby", &event.to_string())
     }
 

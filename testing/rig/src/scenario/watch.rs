@@ -13,6 +13,7 @@ use crate::{
     timeline::{Entry, Mark, now_ms, pass, poll},
 };
 use anyhow::{Context, Result};
+use node::events::Event;
 use serde_json::Value;
 use std::time::Duration;
 
@@ -87,8 +88,19 @@ impl Watch {
     /// Whether somebody changed a role already, or is about to, though nothing was done yet.
     pub(super) fn is_spoilt(&self, round: &Round<'_>) -> bool {
         let stirred = |e: &Entry| {
-            let role = ["suspect", "link-lost", "asking", "solo", "running", "fenced", "discarded", "data-path-died"];
-            matches!(e.source.as_str(), "protect" | "standby") && role.contains(&e.event.as_str())
+            matches!(
+                e.told_by("protect").or(e.told_by("standby")),
+                Some(
+                    Event::Suspect(_)
+                        | Event::LinkLost(_)
+                        | Event::Asking(_)
+                        | Event::Solo(_)
+                        | Event::Running(_)
+                        | Event::Fenced(_)
+                        | Event::Discarded(_)
+                        | Event::DataPathDied(_)
+                )
+            )
         };
         round.timeline.since(self.mark).iter().any(stirred)
     }
@@ -99,7 +111,10 @@ impl Watch {
 
     /// Whoever goes on alone says so: the standby `running`, the primary `solo`.
     pub(super) fn await_survivor(&mut self, round: &Round<'_>) -> Result<()> {
-        let goes_on = |e: &Entry| e.is("standby", "running") || e.is("protect", "solo");
+        let goes_on = |e: &Entry| {
+            matches!(e.told_by("standby"), Some(Event::Running(_)))
+                || matches!(e.told_by("protect"), Some(Event::Solo(_)))
+        };
         let found = round.timeline.wait(self.mark, round.topology.patience(), goes_on)?;
         self.survivor = found.map(|e| if e.source == "standby" { Place::Standby } else { Place::Primary });
         Ok(())
@@ -109,7 +124,7 @@ impl Watch {
     /// copy, or that it lost and keeps the copy for now.
     pub(super) fn await_fenced(&mut self, round: &mut Round<'_>) -> Result<()> {
         let loser = if self.survivor == Some(Place::Primary) { "standby" } else { "protect" };
-        let says_so = |e: &Entry| e.source == loser && matches!(e.event.as_str(), "fenced" | "discarded");
+        let says_so = |e: &Entry| e.told_by(loser).is_some_and(gave_up);
         let mut has_lost = false;
         let told = poll(round.topology.patience(), || {
             has_lost = loser == "standby" && status::role(&round.ask_status(Place::Standby).1) == Some("lost");
@@ -136,10 +151,11 @@ impl Watch {
     }
 
     /// Both sidecars say this, from `mark` on.
-    pub(super) fn both_say(&mut self, round: &Round<'_>, mark: Mark, event: &str) -> Result<()> {
+    pub(super) fn both_say(&mut self, round: &Round<'_>, mark: Mark, what: &str, is: fn(&Event) -> bool) -> Result<()> {
         for source in ["protect", "standby"] {
-            if round.timeline.wait(mark, round.topology.patience(), |e| e.is(source, event))?.is_none() {
-                self.complain(format!("{source} did not say '{event}'"));
+            let says_so = |e: &Entry| e.told_by(source).is_some_and(is);
+            if round.timeline.wait(mark, round.topology.patience(), says_so)?.is_none() {
+                self.complain(format!("{source} did not say that the arbiter {what}"));
             }
         }
         Ok(())
@@ -186,8 +202,8 @@ impl Watch {
         pass(WHILE)?;
         self.is_served(round, when)?;
         for entry in round.timeline.since(mark) {
-            let is_change = ["solo", "running", "fenced", "discarded"].contains(&entry.event.as_str());
-            if is_change && matches!(entry.source.as_str(), "protect" | "standby") {
+            let told = entry.told_by("protect").or(entry.told_by("standby"));
+            if told.is_some_and(|e| gave_up(e) || matches!(e, Event::Solo(_) | Event::Running(_))) {
                 self.complain(format!("{when} {} said '{}'", entry.source, entry.event));
             }
         }
@@ -230,7 +246,7 @@ impl Watch {
     /// The survivor alone with the client: who is heard, who runs, and what the client's books say.
     pub(super) fn finish(mut self, round: &mut Round<'_>, replies_from: Mark) -> Result<Evidence> {
         let (primary, standby) = (round.topology.host(Place::Primary), round.topology.host(Place::Standby));
-        let took_over = |e: &Entry| e.is("standby", "running");
+        let took_over = |e: &Entry| matches!(e.told_by("standby"), Some(Event::Running(_)));
         if self.is_presumed && round.timeline.since(self.mark).iter().any(took_over) {
             self.survivor = Some(Place::Standby);
         }
@@ -247,9 +263,10 @@ impl Watch {
         let side = |place: Place, source: &str, frames_out: u64| -> Result<Side> {
             let patience = if survivor == Some(place) { SEEN_RUNNING } else { Duration::ZERO };
             // Of a host that lost its power only what its last process said counts: the one before was killed bit by bit.
-            let begun = events.iter().rposition(|e| self.earlier.is_some() && e.is(source, "attached")).unwrap_or(0);
-            let said = |event: &str| events[begun..].iter().any(|e| e.is(source, event));
-            let fenced = said("fenced") || said("discarded") || place == Place::Standby && self.has_lost;
+            let begins = |e: &Entry| matches!(e.told_by(source), Some(Event::Attached(_)));
+            let begun = events.iter().rposition(|e| self.earlier.is_some() && begins(e)).unwrap_or(0);
+            let said = events[begun..].iter().any(|e| e.told_by(source).is_some_and(gave_up));
+            let fenced = said || place == Place::Standby && self.has_lost;
             Ok(Side { executes: round.executes(place, patience)?, frames_out, fenced })
         };
         self.violations.extend(round.guest_complaints());
@@ -273,6 +290,11 @@ impl Watch {
             events,
         })
     }
+}
+
+/// Whether a side says that its copy is not the one that goes on.
+fn gave_up(event: &Event) -> bool {
+    matches!(event, Event::Fenced(_) | Event::Discarded(_))
 }
 
 /// A host, in words.

@@ -6,8 +6,12 @@
 //! nothing: but not that it won.
 
 use super::{Scenario, evidence::Evidence, round::Round};
-use crate::{hosts::Place, timeline::poll};
+use crate::{
+    hosts::Place,
+    timeline::{Entry, poll},
+};
 use anyhow::Result;
+use node::events::Event;
 use serde_json::Value;
 
 /// Asks both hosts, until all is well or time is up; complaints and stories go into the evidence.
@@ -111,7 +115,12 @@ impl Story<'_> {
     /// Who suspected, when, after how long. (When the silence began is not looked at: the event is written a moment
     /// after the suspicion, and that moment is as long as the machine is busy.)
     fn suspicion(&self) -> Option<String> {
-        let mut said = self.evidence.events.iter().filter(|e| e.is(self.source(), "suspect")).peekable();
+        let mut said = self
+            .evidence
+            .events
+            .iter()
+            .filter(|e| matches!(e.told_by(self.source()), Some(Event::Suspect(_))))
+            .peekable();
         said.peek()?;
         let Some(at_ms) = self.number("/suspicion/at_ms").map(|ms| ms - self.ahead_ms) else {
             return Some("this side suspected the other, and why does not say so".to_owned());
@@ -148,9 +157,9 @@ impl Story<'_> {
         if owner != Some(winner) || holds["mode"] != "solo" {
             return Some(format!("the register holds {holds}, and {winner} runs the VM"));
         }
-        let won = self.evidence.events.iter().filter(|e| e.event == "cas" && e.text("outcome") == Some("won"));
-        let generations: Vec<&Value> = won.filter_map(|e| e.fields.get("register")?.get("generation")).collect();
-        (!generations.contains(&&holds["generation"]))
+        let won = self.evidence.events.iter().filter_map(Entry::won);
+        let generations: Vec<u64> = won.map(|register| register.generation.0).collect();
+        (!holds["generation"].as_u64().is_some_and(|generation| generations.contains(&generation)))
             .then(|| format!("generation {}, and the winner's event has {generations:?}", holds["generation"]))
     }
 
@@ -160,8 +169,10 @@ impl Story<'_> {
         if self.place == Place::Standby && survives && self.evidence.scenario.is_arbitrated() {
             let acked = self.evidence.status["last_ack_epoch"].as_u64();
             let from = self.facts["from_epoch"].as_u64();
-            let said = self.evidence.events.iter().find(|e| e.is("standby", "running"));
-            let said = said.and_then(|e| e.fields.get("epoch")?.as_u64());
+            let said = self.evidence.events.iter().find_map(|e| match e.told_by("standby") {
+                Some(Event::Running(running)) => Some(running.epoch.0),
+                _ => None,
+            });
             if from.is_none() || from < acked || from != said {
                 return Some(format!(
                     "runs from epoch {from:?}; {acked:?} was ACKed before the fault, the event has {said:?}"
@@ -181,23 +192,25 @@ impl Story<'_> {
 
     /// Packets that the primary counts as let out between its suspicion and its end as a loser.
     fn released_since_suspicion(&self) -> Option<u64> {
-        let released = |event: &str| {
-            let said = self.evidence.events.iter().find(|e| e.is("protect", event))?;
-            said.fields.get("output")?.get("released")?.as_u64()
+        let released = |wanted: fn(&Event) -> bool| {
+            let mut told = self.evidence.events.iter().filter_map(|e| e.told_by("protect"));
+            Some(told.find(|event| wanted(event))?.standing()?.output.released)
         };
-        Some(released("fenced")?.saturating_sub(released("suspect")?))
+        let end = released(|e| matches!(e, Event::Fenced(_)))?;
+        Some(end.saturating_sub(released(|e| matches!(e, Event::Suspect(_)))?))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::timeline::Entry;
+    use crate::timeline::sample;
     use serde_json::json;
 
     fn evidence(scenario: Scenario, survivor: Place) -> Evidence {
         let event = |source: &str, text: Value| Entry::parse(source, &text.to_string());
-        let register = register();
+        let running =
+            json!({ "event": "running", "at_ms": 1060.0, "generation": 3, "epoch": 41, "since_suspicion": {} });
         Evidence {
             scenario,
             fault_at_ms: 1000.0,
@@ -214,20 +227,16 @@ mod tests {
             stories: Vec::new(),
             events: vec![
                 event("standby", json!({ "event": "suspect", "at_ms": 1055.0 })),
-                event("standby", json!({ "event": "cas", "at_ms": 1057.0, "outcome": "won", "register": register })),
-                event("standby", json!({ "event": "running", "at_ms": 1060.0, "epoch": 41 })),
+                event("standby", sample::won(3, 1057.0)),
+                event("standby", running),
             ],
         }
-    }
-
-    fn register() -> Value {
-        json!({ "generation": 3, "owner": { "node": { "name": "host-b", "id": "0b" }, "instance": 1 }, "mode": "solo" })
     }
 
     fn took_over() -> Value {
         let facts = json!({
             "suspicion": { "event": "suspect", "at_ms": 1055.0, "silent_ms": 56.0, "detection_ms": 50.0 },
-            "swap": { "outcome": "won", "holds": register() }, "from_epoch": 41,
+            "swap": { "outcome": "won", "holds": sample::register(3) }, "from_epoch": 41,
         });
         json!({ "incidents": [{ "kind": "took-over", "ended_ms": 1060.0, "facts": facts }] })
     }

@@ -14,6 +14,7 @@ use crate::{
     timeline::{pass, poll},
 };
 use anyhow::{Context, Result};
+use node::events::Event;
 use serde_json::{Value, json};
 
 pub(super) fn run(round: &mut Round<'_>) -> Result<(Evidence, Option<f64>)> {
@@ -85,7 +86,7 @@ fn mute_beats(watch: &mut Watch, round: &mut Round<'_>) -> Result<()> {
 }
 
 fn was_protected(watch: &Watch, round: &Round<'_>) -> bool {
-    round.timeline.since(watch.mark).iter().any(|e| e.is("protect", "protected"))
+    round.timeline.since(watch.mark).iter().any(|e| matches!(e.told_by("protect"), Some(Event::Protected(_))))
 }
 
 /// Whether a line of a log says something of a UDP port, with its number.

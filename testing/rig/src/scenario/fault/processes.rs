@@ -10,9 +10,10 @@ use crate::{
         status,
         watch::{WHILE, Watch},
     },
-    timeline::{pass, poll},
+    timeline::{Entry, pass, poll},
 };
 use anyhow::{Context, Result, ensure};
+use node::events::Event;
 use rustix::process::Signal;
 
 fn supervisor(round: &Round<'_>) -> Result<u32> {
@@ -38,7 +39,7 @@ pub(super) fn kill_sidecar_and_vm(watch: &mut Watch, round: &mut Round<'_>) -> R
     watch.due(round, "standby");
     [data_path, qemu].iter().for_each(|pid| signal(*pid, Signal::KILL));
     // Whoever wins must be able to run it: not only to say so.
-    let running = |e: &crate::timeline::Entry| e.is("standby", "running");
+    let running = |e: &Entry| matches!(e.told_by("standby"), Some(Event::Running(_)));
     let found = round.timeline.wait(watch.mark, round.topology.patience(), running)?;
     watch.survivor = found.map(|_| Place::Standby);
     Ok(())
@@ -48,7 +49,7 @@ pub(super) fn kill_survivor_sidecar(watch: &mut Watch, round: &mut Round<'_>) ->
     hosts::kill_primary(watch, round)?;
     watch.is_served(round, "after the takeover")?;
     // Until it says that its end takes nothing along, it does: it is the VM's network (docs/FAULTS.md).
-    let keeps = |e: &crate::timeline::Entry| e.is("standby", "keeper-started");
+    let keeps = |e: &Entry| matches!(e.told_by("standby"), Some(Event::KeeperStarted(_)));
     if round.timeline.wait(watch.mark, round.topology.patience(), keeps)?.is_none() {
         watch.complain("nobody keeps the VM's network for when the survivor's process dies");
     }
@@ -68,7 +69,8 @@ pub(super) fn stop_qemu(watch: &mut Watch, round: &mut Round<'_>) -> Result<()> 
     signal(qemu, Signal::STOP);
     // Either the VM goes on elsewhere, or everybody who asks is told that it stands still.
     let (mark, patience) = (watch.mark, round.topology.patience());
-    let took_over = |round: &Round<'_>| round.timeline.since(mark).iter().any(|e| e.is("standby", "running"));
+    let ran = |e: &Entry| matches!(e.told_by("standby"), Some(Event::Running(_)));
+    let took_over = |round: &Round<'_>| round.timeline.since(mark).iter().any(ran);
     let stalled = |round: &Round<'_>| {
         let (code, told) = round.ask_status(Place::Primary);
         code == Some(3) && status::stalled(&told).is_some()
@@ -161,7 +163,7 @@ pub(super) fn sigterm_primary(watch: &mut Watch, round: &mut Round<'_>) -> Resul
     let mark = round.timeline.mark();
     pass(WHILE)?;
     watch.stays();
-    if round.timeline.since(mark).iter().any(|e| e.event == "suspect") {
+    if round.timeline.since(mark).iter().any(|e| matches!(e.told, Some(Event::Suspect(_)))) {
         watch.complain("the standby was not told that protection ended");
     }
     Ok(())

@@ -4,9 +4,10 @@ use super::hosts::{cut, freeze, thaw};
 use crate::{
     hosts::{Answer, Place},
     scenario::{Scenario, round::Round, watch::Watch},
-    timeline::pass,
+    timeline::{Entry, pass},
 };
 use anyhow::{Context, Result};
+use node::events::Event;
 use std::{fs, path::Path, process::Command, time::Duration};
 
 pub(super) fn kill(watch: &mut Watch, round: &mut Round<'_>) -> Result<()> {
@@ -14,7 +15,7 @@ pub(super) fn kill(watch: &mut Watch, round: &mut Round<'_>) -> Result<()> {
     round.witness.kill();
     watch.stays();
     // (Each finds out when it asks the next time; who has not asked by then has nothing to tell.)
-    watch.both_say(round, watch.mark, "arbiter-unreachable")?;
+    watch.both_say(round, watch.mark, "cannot be reached", |e| matches!(e, Event::ArbiterUnreachable(_)))?;
     if round.arbiter_reachable() != Some(false) {
         watch.complain("status does not say that the arbiter is unreachable");
     }
@@ -22,7 +23,7 @@ pub(super) fn kill(watch: &mut Watch, round: &mut Round<'_>) -> Result<()> {
     let mark = round.timeline.mark();
     round.timeline.note("witness is back");
     round.restart_witness()?;
-    watch.both_say(round, mark, "arbiter-reachable")
+    watch.both_say(round, mark, "can be reached", |e| matches!(e, Event::ArbiterReachable))
 }
 
 /// A copy of what the witness remembers, for [`set_back`]. (It replaces its files whole; any moment will do.)
@@ -53,7 +54,7 @@ pub(super) fn forget(watch: &mut Watch, round: &mut Round<'_>) -> Result<()> {
     watch.status_degrades(round, Place::Primary)?;
     watch.status_degrades(round, Place::Standby)?;
     cut(watch, round)?;
-    let suspects = |e: &crate::timeline::Entry| e.is("protect", "suspect") || e.is("protect", "link-lost");
+    let suspects = |e: &Entry| matches!(e.told_by("protect"), Some(Event::Suspect(_) | Event::LinkLost(_)));
     round.timeline.wait(watch.mark, round.topology.patience(), suspects)?;
     pass(Duration::from_secs(1))?;
     watch.both_are_kept(round)?;
@@ -89,7 +90,7 @@ pub(super) fn assign(watch: &mut Watch, round: &mut Round<'_>) -> Result<()> {
     super::hosts::die(watch, round, Place::Primary)?;
     round.timeline.note("witness is back, as before the registration");
     round.restart_witness()?;
-    let suspects = |e: &crate::timeline::Entry| e.is("standby", "suspect");
+    let suspects = |e: &Entry| matches!(e.told_by("standby"), Some(Event::Suspect(_)));
     round.timeline.wait(watch.mark, round.topology.patience(), suspects)?;
     pass(Duration::from_secs(2))?;
     watch.status_degrades(round, Place::Standby)?;

@@ -26,15 +26,16 @@ const WORKED: Duration = Duration::from_secs(5);
 
 /// What stands in the way.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Trouble {
+pub struct Trouble {
     /// In words.
-    pub(super) why: String,
-    pub(super) kind: Kind,
+    pub why: String,
+    /// What may end it.
+    pub kind: Kind,
 }
 
 /// What may end it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub enum Kind {
     /// Time: nobody listens yet, a wire is broken.
     Passing,
     /// An operator: the standby's VM differs, its disk is full.
@@ -44,27 +45,37 @@ pub(super) enum Kind {
 }
 
 impl Trouble {
-    pub(super) fn passing(why: impl Into<String>) -> Self {
+    /// Whether it is tried again slowly, if at all.
+    #[must_use]
+    pub fn is_slow(&self) -> bool {
+        self.kind != Kind::Passing
+    }
+
+    /// Something that passes by itself.
+    pub fn passing(why: impl Into<String>) -> Self {
         Self { why: why.into(), kind: Kind::Passing }
     }
 
-    pub(super) fn lasting(why: impl Into<String>) -> Self {
+    /// Something that an operator has to change.
+    pub fn lasting(why: impl Into<String>) -> Self {
         Self { why: why.into(), kind: Kind::Lasting }
     }
 
-    pub(super) fn hopeless(why: impl Into<String>) -> Self {
+    /// Something that nothing changes, for this VM.
+    pub fn hopeless(why: impl Into<String>) -> Self {
         Self { why: why.into(), kind: Kind::Hopeless }
     }
 }
 
 /// The reason, as long as it is the same.
 #[derive(Clone, Debug)]
-pub(super) struct Reason {
-    pub(super) why: String,
+pub struct Reason {
+    /// In words.
+    pub why: String,
     /// Since when, by the caller's wall clock: ms since 1970.
-    pub(super) since_ms: u64,
+    pub since_ms: u64,
     /// How often it was met.
-    pub(super) times: u64,
+    pub times: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +87,7 @@ enum State {
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Seek {
+pub struct Seek {
     state: State,
     /// Whether an operator wants protection.
     wanted: bool,
@@ -89,12 +100,12 @@ pub(super) struct Seek {
 
 impl Seek {
     /// Begins at `first`.
-    pub(super) fn new(first: Time, wanted: bool) -> Self {
+    pub fn new(first: Time, wanted: bool) -> Self {
         Self { state: State::Waiting(first), wanted, yielded: false, hopeless: false, pause: FIRST, reason: None }
     }
 
     /// How long the `n`th data path in a row waits before it looks: one that dies of what it finds must not do so at once again.
-    pub(super) fn patience(n: u32) -> Duration {
+    pub fn patience(n: u32) -> Duration {
         if n == 0 { Duration::ZERO } else { (FIRST * 2_u32.saturating_pow(n.min(10))).min(LONGEST) }
     }
 
@@ -103,7 +114,7 @@ impl Seek {
     }
 
     /// When to look next.
-    pub(super) fn next(&self) -> Option<Time> {
+    pub fn next(&self) -> Option<Time> {
         match self.state {
             State::Waiting(until) if self.looks() => Some(until),
             _ => None,
@@ -111,7 +122,7 @@ impl Seek {
     }
 
     /// Whether to look now; if so, it counts as begun.
-    pub(super) fn begin(&mut self, now: Time) -> bool {
+    pub fn begin(&mut self, now: Time) -> bool {
         let begins = self.next().is_some_and(|at| now >= at);
         if begins {
             self.state = State::Trying;
@@ -120,17 +131,17 @@ impl Seek {
     }
 
     /// Whether what was found is still wanted.
-    pub(super) fn is_trying(&self) -> bool {
+    pub fn is_trying(&self) -> bool {
         self.state == State::Trying && self.looks()
     }
 
     /// A session begins.
-    pub(super) fn found(&mut self) {
+    pub fn found(&mut self) {
         self.state = State::Session;
     }
 
     /// No session came about. `chance`: any number, for the jitter. True if the reason is another one than before.
-    pub(super) fn failed(&mut self, (now, unix_ms): (Time, u64), trouble: &Trouble, chance: u8) -> bool {
+    pub fn failed(&mut self, (now, unix_ms): (Time, u64), trouble: &Trouble, chance: u8) -> bool {
         let pause = match trouble.kind {
             Kind::Passing => self.pause,
             Kind::Lasting | Kind::Hopeless => SLOW,
@@ -143,7 +154,7 @@ impl Seek {
     }
 
     /// A session ended, after having been protected for so long, if it was.
-    pub(super) fn lost(&mut self, at: (Time, u64), trouble: &Trouble, protected: Option<Duration>, chance: u8) -> bool {
+    pub fn lost(&mut self, at: (Time, u64), trouble: &Trouble, protected: Option<Duration>, chance: u8) -> bool {
         if protected.is_some_and(|time| time >= WORKED) {
             self.pause = FIRST;
         }
@@ -164,18 +175,18 @@ impl Seek {
     }
 
     /// Protected: there is nothing to be said any more.
-    pub(super) fn protected(&mut self) {
+    pub fn protected(&mut self) {
         self.reason = None;
     }
 
     /// An operator wants no protection.
-    pub(super) fn unwanted(&mut self, unix_ms: u64, why: &str) {
+    pub fn unwanted(&mut self, unix_ms: u64, why: &str) {
         self.wanted = false;
         self.note(unix_ms, why);
     }
 
     /// An operator wants it (again), and now.
-    pub(super) fn wanted(&mut self, now: Time) {
+    pub fn wanted(&mut self, now: Time) {
         (self.wanted, self.hopeless, self.pause) = (true, false, FIRST);
         if matches!(self.state, State::Waiting(_)) {
             self.state = State::Waiting(now);
@@ -183,14 +194,14 @@ impl Seek {
     }
 
     /// The VM is another one than it was: what is under way is for nothing, and what has failed may succeed.
-    pub(super) fn anew(&mut self, now: Time) {
+    pub fn anew(&mut self, now: Time) {
         if self.state != State::Session {
             self.state = State::Waiting(now);
         }
     }
 
     /// Makes way for a successor, or takes that back. What was under way is given up.
-    pub(super) fn make_way(&mut self, now: Time, yields: bool) {
+    pub fn make_way(&mut self, now: Time, yields: bool) {
         self.yielded = yields;
         if self.state == State::Trying || !yields {
             self.state = State::Waiting(now);
@@ -198,7 +209,7 @@ impl Seek {
     }
 
     /// Why there is no protection.
-    pub(super) fn reason(&self) -> Option<&Reason> {
+    pub fn reason(&self) -> Option<&Reason> {
         self.reason.as_ref()
     }
 }

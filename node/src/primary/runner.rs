@@ -1,0 +1,283 @@
+//! The loop of a VM that needs nothing else done in it.
+
+use super::{
+    Begin, Primary, PrimaryLoop, PrimaryVm, Trouble,
+    session::{Judge, Terms},
+};
+use crate::{
+    address::LocalAddr,
+    arbiter::{Answer, ArbiterClient, ArbiterConfig, ArbiterSpec, Ask, HostPort},
+    beats::Wish,
+    events::{Event as Told, Fenced, emit},
+    identity,
+    paths::PathsConfig,
+};
+use anyhow::{Context, Result, bail};
+use mc_core::{
+    claim::{self, Claim, Verdict},
+    driver::PrimaryErrand,
+    id::{Name, Time},
+    machine::Machine,
+    primary::{Config, OnCap},
+    register::{Owner, Register},
+    wire::control::GoodbyeReason,
+};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    rand::{GetRandomFlags, getrandom},
+};
+use std::{os::fd::AsFd, path::PathBuf, time::Duration};
+
+/// What an embedder's primary is about. Times are those of `afterimage protect`, unless set.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The VM.
+    pub vm: Name,
+    /// This host, as people call it.
+    pub node: Name,
+    /// Where the standby listens.
+    pub to: HostPort,
+    /// Who arbitrates.
+    pub arbiter: ArbiterSpec,
+    /// Where this node keeps its identity, and what it has seen of the register.
+    pub state_dir: PathBuf,
+    /// Our address of the connection to the standby; `None`: the system chooses.
+    pub bind: Option<LocalAddr>,
+    /// Which way checkpoints and beats go.
+    pub paths: PathsConfig,
+    /// Between two checkpoints.
+    pub epoch: Duration,
+    /// Checkpoints captured and not yet ACKed, at most.
+    pub window: u64,
+    /// How this side beats.
+    pub beats: Wish,
+    /// After so long without a turn of the loop its beats are withheld; `None`: after the usual time.
+    pub stall_after: Option<Duration>,
+    /// Bytes of a slab.
+    pub slab_bytes: usize,
+    /// Bytes of staging.
+    pub staging_bytes: usize,
+}
+
+impl Settings {
+    /// With the defaults: epochs of 20 ms, beats every 10 ms of which five may be missed, 64 MiB of staging, over TCP.
+    #[must_use]
+    pub fn new(vm: Name, node: Name, to: HostPort, arbiter: ArbiterSpec, state_dir: impl Into<PathBuf>) -> Self {
+        let staging_bytes = 64 << 20;
+        Self {
+            vm,
+            node,
+            to,
+            arbiter,
+            state_dir: state_dir.into(),
+            bind: None,
+            paths: PathsConfig::tcp(staging_bytes),
+            epoch: Duration::from_millis(20),
+            window: 2,
+            beats: Wish::default(),
+            stall_after: None,
+            slab_bytes: 1 << 20,
+            staging_bytes: 64 << 20,
+        }
+    }
+
+    fn commit_deadline(&self, rdma: bool) -> Duration {
+        let detection = self.beats.interval * u32::from(self.beats.multiplier);
+        let falls_back = if rdma { self.paths.rdma_give_up() } else { Duration::ZERO };
+        Duration::from_secs(2).max(self.epoch * 10).max(detection * 10) + falls_back
+    }
+}
+
+/// How a [`Runner`] ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Another node owns the VM; this copy was stopped.
+    Fenced,
+    /// The VM is gone.
+    VmGone,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Runner<V: PrimaryVm> {
+    settings: Settings,
+    vm: V,
+    owner: Owner,
+    primary: Primary<V::Source, V::Gate>,
+    end: Option<End>,
+}
+
+impl<V: PrimaryVm> Runner<V> {
+    /// Asks the arbiter for the VM, as often as it takes to be answered. Its output is let out by `gate`, which is open while no standby
+    /// protects the VM.
+    ///
+    /// # Errors
+    /// The VM is another node's, or another process's of this one; no identity, no thread.
+    pub fn new(settings: Settings, vm: V, gate: V::Gate) -> Result<Self> {
+        let node = identity::node(&settings.state_dir, settings.node)?;
+        let mut instance = [0; 8];
+        getrandom(&mut instance, GetRandomFlags::empty())?;
+        let owner = Owner { node, instance: u64::from_le_bytes(instance) };
+        let mut arbiter = ArbiterClient::spawn(&ArbiterConfig {
+            spec: settings.arbiter.clone(),
+            vm: settings.vm,
+            node,
+            run_dir: settings.state_dir.clone(),
+            state_dir: settings.state_dir.clone(),
+            accept_witness: false,
+        })?;
+        let register = ask_for(&mut arbiter, &vm, owner)?;
+        let machine = Config {
+            epoch: settings.epoch,
+            window: settings.window,
+            commit_deadline: settings.commit_deadline(false),
+            sabotage: None,
+        };
+        let begin = Begin {
+            machine,
+            register,
+            slab_bytes: settings.slab_bytes,
+            staging: (settings.staging_bytes, OnCap::Throttle),
+            patience: Duration::ZERO,
+            protect: true,
+        };
+        Ok(Self { primary: Primary::new(&begin, gate, arbiter), settings, vm, owner, end: None })
+    }
+
+    /// Until the VM is gone, or another node's.
+    ///
+    /// # Errors
+    /// The VM cannot be commanded any more. Nothing is let out from then on: the gate goes with this value.
+    pub fn run(mut self) -> Result<End> {
+        loop {
+            self.turn()?;
+            if let Some(end) = self.end {
+                return Ok(end);
+            }
+        }
+    }
+
+    /// What it knows.
+    #[must_use]
+    pub fn primary(&self) -> &Primary<V::Source, V::Gate> {
+        &self.primary
+    }
+}
+
+/// Asks until the arbiter has said whose the VM is.
+fn ask_for(arbiter: &mut ArbiterClient, vm: &impl PrimaryVm, owner: Owner) -> Result<Register> {
+    let mut machine = Claim::new(owner);
+    loop {
+        match machine.poll_action() {
+            Some(claim::Action::ReadRegister) => arbiter.ask(Ask::Read),
+            Some(claim::Action::Cas(swap)) => arbiter.ask(Ask::Cas(swap)),
+            Some(claim::Action::LookFor { instance }) => {
+                machine.handle(Time(0), claim::Event::Looked { lives: vm.lives(instance) });
+            }
+            None => match (machine.verdict(), arbiter.take_answer()) {
+                (Verdict::Ours(register), _) => return Ok(register),
+                (Verdict::Foreign(held) | Verdict::OtherInstance(held) | Verdict::Beside(held), _) => {
+                    bail!("the VM belongs to {} since {}", held.owner.node, held.generation)
+                }
+                (Verdict::Open, Some(Answer::Read(held))) => machine.handle(Time(0), claim::Event::RegisterRead(held)),
+                (Verdict::Open, Some(Answer::Cas(outcome))) => machine.handle(Time(0), claim::Event::Cas(outcome)),
+                (Verdict::Open, Some(Answer::Fault(fault))) => tracing::warn!(%fault, "the arbiter cannot be believed"),
+                (Verdict::Open, None) => {
+                    let mut fds = [PollFd::from_borrowed_fd(arbiter.as_fd(), PollFlags::IN)];
+                    poll(&mut fds, Some(&Timespec { tv_sec: 1, tv_nsec: 0 })).context("waiting for the arbiter")?;
+                }
+            },
+        }
+    }
+}
+
+impl<V: PrimaryVm> PrimaryLoop for Runner<V> {
+    type Source = V::Source;
+    type Gate = V::Gate;
+
+    fn primary(&self) -> &Primary<V::Source, V::Gate> {
+        &self.primary
+    }
+
+    fn primary_mut(&mut self) -> &mut Primary<V::Source, V::Gate> {
+        &mut self.primary
+    }
+
+    fn terms(&mut self) -> Result<Terms, Trouble> {
+        let (settings, host) = (&self.settings, &self.primary.host);
+        let judge: Judge = self.vm.judge();
+        Ok(Terms {
+            to: settings.to.clone(),
+            bind: settings.bind,
+            patience: Duration::ZERO,
+            paths: settings.paths.clone(),
+            vm: settings.vm,
+            owner: self.owner,
+            generation: self.primary.driver.machine().register().generation.next(),
+            witness: host.arbiter.health().witness,
+            beats: settings.beats,
+            slab_bytes: settings.slab_bytes as u64,
+            staging_bytes: settings.staging_bytes as u64,
+            profile: self.vm.profile(),
+            judge,
+        })
+    }
+
+    fn beating(&self) -> (Wish, Option<Duration>) {
+        (self.settings.beats, self.settings.stall_after)
+    }
+
+    fn commit_deadline(&self) -> Duration {
+        self.settings.commit_deadline(self.primary.host.watch.has_rdma())
+    }
+
+    fn source(&mut self) -> Result<V::Source> {
+        self.vm.source()
+    }
+
+    fn errand(&mut self, errand: PrimaryErrand) -> Result<()> {
+        match errand {
+            PrimaryErrand::Cas(swap) => self.primary.ask_for(swap),
+            PrimaryErrand::StartSource => match self.primary.driver.source_mut() {
+                Some(source) => self.vm.start(source)?,
+                None => bail!("there is no source to start"),
+            },
+            PrimaryErrand::LeaveSource => {
+                let register = *self.primary.driver.machine().register();
+                self.session_ended(None);
+                self.vm.leave(&register)?;
+            }
+            PrimaryErrand::Fence => {
+                let (register, standing) = (self.primary.held(), Some(self.primary.standing()));
+                emit(Told::Fenced(Box::new(Fenced {
+                    vm: Some(self.settings.vm),
+                    register,
+                    standing,
+                    ..Fenced::default()
+                })));
+                self.primary.host.end_beats();
+                self.end = Some(End::Fenced);
+                self.vm.fence()?;
+            }
+            PrimaryErrand::End => self.end = Some(End::VmGone),
+            PrimaryErrand::LinkLost(why) => {
+                if let Some(unproven) = self.primary.link_lost(&why) {
+                    self.no_beats(unproven);
+                }
+            }
+            PrimaryErrand::SourceFailed(why) => {
+                self.primary.because(Trouble::passing(&why));
+                self.primary.driver.event(mc_core::primary::Event::Unprotect(GoodbyeReason::Unprotected));
+            }
+            PrimaryErrand::GateFailed(why) => tracing::error!(why, "the gate has trouble; its output stays held"),
+            PrimaryErrand::Refused(reason, words) => {
+                self.primary
+                    .because(Trouble::lasting(format!("the standby refused a checkpoint ({reason:?}): {words}")));
+            }
+            PrimaryErrand::Late => self.primary.late(),
+            PrimaryErrand::GaveUp => self.primary.because(Trouble::lasting("a checkpoint was larger than staging")),
+            PrimaryErrand::HandsBack => {}
+        }
+        Ok(())
+    }
+}

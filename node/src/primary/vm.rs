@@ -1,0 +1,50 @@
+//! The VM that a primary runs, as the runner sees it: whoever builds a virtual machine monitor implements this.
+
+use super::session::Judge;
+use mc_core::{gate::OutputGate, register::Register, source::CheckpointSource};
+
+/// A VM that runs on this host.
+///
+/// Its calls come from the runner's loop and must not wait: what takes long is begun, and its end is told through the source.
+pub trait PrimaryVm {
+    /// Where its checkpoints come from.
+    type Source: CheckpointSource;
+    /// What holds its output.
+    type Gate: OutputGate;
+
+    /// What the VM is made of: the standby compares. Bytes of any form, up to 1 MiB.
+    fn profile(&self) -> Vec<u8>;
+
+    /// Who compares the standby's profile with this VM's.
+    fn judge(&self) -> Judge;
+
+    /// Whether a copy of this VM that the register names, and this process did not start, lives on this host: then this one does not
+    /// run. Without a way to know, it may.
+    fn lives(&self, _instance: u64) -> bool {
+        true
+    }
+
+    /// A source for a session that begins.
+    ///
+    /// # Errors
+    /// There is no session then; the VM runs on, alone.
+    fn source(&mut self) -> anyhow::Result<Self::Source>;
+
+    /// The source has begun: the VM is to send it its checkpoints.
+    ///
+    /// # Errors
+    /// Whoever runs this cannot command the VM any more, and ends.
+    fn start(&mut self, source: &mut Self::Source) -> anyhow::Result<()>;
+
+    /// The register says `register`, (solo, self): the VM sends no more checkpoints, and runs.
+    ///
+    /// # Errors
+    /// As for [`PrimaryVm::start`].
+    fn leave(&mut self, register: &Register) -> anyhow::Result<()>;
+
+    /// Another node owns the VM: this copy is stopped for good.
+    ///
+    /// # Errors
+    /// As for [`PrimaryVm::start`].
+    fn fence(&mut self) -> anyhow::Result<()>;
+}
