@@ -4,16 +4,16 @@
 use afterimage::{
     api::{Desk, Kind, Problem, ReplyTo, Serves, desk::Late},
     cli::Side,
-    control::{Control, done},
+    control::{Control, done, relieve_primary},
     status::{ControlSocket, Request, Response, SCHEMA, Status, ask, socket_path},
 };
 use mc_core::id::Name;
 use serde_json::Value;
 use std::{
     fs,
-    io::{Read, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::Shutdown,
-    os::unix::net::UnixStream,
+    os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
     process::Command,
     sync::Arc,
@@ -259,6 +259,33 @@ fn a_command_of_the_release_before_is_told_to_be_upgraded() {
     let told: Response = serde_json::from_str(&told).unwrap_or_else(|e| panic!("{e}: {told:?}"));
     let Response::Refused { message, remedy } = told else { panic!("{told:?}") };
     assert!(message.contains("newer afterimage") && remedy.unwrap().contains("upgrade"), "{message}");
+}
+
+/// Or its host could not be upgraded without an outage.
+#[test]
+fn a_process_of_the_release_before_is_relieved() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(socket_path(dir.path(), vm(), Side::Primary)).unwrap();
+    let older = thread::spawn(move || {
+        // It answers each line with one, until it has left.
+        for stream in listener.incoming().map(Result::unwrap) {
+            for line in BufReader::new(&stream).lines().map_while(Result::ok) {
+                let leaves = line == "{\"command\":\"handover\"}";
+                let refusal =
+                    "{\"refused\":{\"message\":\"no request: expected value at line 1 column 1\",\"remedy\":null}}\n";
+                let answer = if leaves { "{\"done\":{\"message\":\"leaving\"}}\n" } else { refusal };
+                let sent = (&stream).write_all(answer.as_bytes());
+                if leaves {
+                    return;
+                }
+                if sent.is_err() {
+                    break;
+                }
+            }
+        }
+    });
+    relieve_primary(dir.path(), vm()).unwrap();
+    older.join().unwrap();
 }
 
 #[test]
