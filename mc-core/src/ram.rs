@@ -125,9 +125,10 @@ pub(crate) fn stream(blocks: &[SharedRam], places: &[Place], slab: &mut [u8]) {
 }
 
 /// Streaming copies where SSE2 is, which is every x86-64: AVX2's wider stores were no faster when measured, and would need to
-/// be looked for at run time.
+/// be looked for at run time. Miri, which checks the loop, has neither these stores nor prefetches: plain copies stand in for them.
 #[cfg(target_arch = "x86_64")]
 mod kernel {
+    #[cfg(not(miri))]
     use std::arch::x86_64::{__m128i, _MM_HINT_NTA, _mm_loadu_si128, _mm_prefetch, _mm_sfence, _mm_stream_si128};
 
     /// What one streaming store should be part of: a part of a line costs as much as all of it.
@@ -138,8 +139,11 @@ mod kernel {
 
     impl Drop for Fence {
         fn drop(&mut self) {
+            #[cfg(not(miri))]
             // SAFETY: SSE, which every x86-64 has; it touches no memory.
-            unsafe { _mm_sfence() };
+            unsafe {
+                _mm_sfence();
+            }
         }
     }
 
@@ -167,13 +171,27 @@ mod kernel {
         unsafe { std::ptr::copy_nonoverlapping(from.wrapping_add(at + whole), tail.as_mut_ptr(), tail.len()) };
     }
 
+    #[cfg(not(miri))]
     fn prefetch(line: *const u8) {
         // SAFETY: a prefetch reads nothing and never faults, whatever the address.
         unsafe { _mm_prefetch::<_MM_HINT_NTA>(line.cast()) };
     }
 
+    #[cfg(miri)]
+    fn prefetch(_line: *const u8) {}
+
     /// # Safety
     /// `from` must be readable for a line; `to` must be an aligned line.
+    #[cfg(miri)]
+    unsafe fn copy_line(from: *const u8, to: &mut [u8]) {
+        assert!(to.len() == LINE && to.as_ptr().cast::<[u128; 4]>().is_aligned());
+        // SAFETY: readable (the caller's promise); the two cannot overlap (see `SharedRam::write`).
+        unsafe { std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), to.len()) };
+    }
+
+    /// # Safety
+    /// `from` must be readable for a line; `to` must be an aligned line.
+    #[cfg(not(miri))]
     unsafe fn copy_line(from: *const u8, to: &mut [u8]) {
         const PART: usize = size_of::<__m128i>();
         debug_assert!(to.len() == LINE && to.as_ptr().cast::<[u128; 4]>().is_aligned());
@@ -199,5 +217,64 @@ mod kernel {
     pub(super) unsafe fn copy_page(from: *const u8, _next: *const u8, to: &mut [u8]) {
         // SAFETY: readable (the caller's promise); the two cannot overlap (see `SharedRam::write`).
         unsafe { std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), to.len()) };
+    }
+}
+
+/// What `scripts/check` has Miri look at: every pointer of this module, over memory without a file.
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::BlockId;
+
+    fn ram(pages: usize, seed: usize) -> SharedRam {
+        let mut ram = SharedRam::anonymous(pages * PAGE_SIZE).unwrap();
+        let bytes: Vec<u8> = (0..ram.len()).map(|at| (at * 31 / 7 + seed).to_le_bytes()[0]).collect();
+        ram.write(0, &bytes);
+        ram
+    }
+
+    fn bytes(ram: &SharedRam, offset: usize, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        ram.read(offset, &mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn bytes_go_in_and_come_out_up_to_the_last() {
+        let mut ram = ram(2, 0);
+        ram.write(ram.len() - 3, b"end");
+        ram.write(ram.len(), b"");
+        assert_eq!(bytes(&ram, 2 * PAGE_SIZE - 3, 3), b"end");
+        ram.write_zeros(5, 2 * PAGE_SIZE - 5);
+        assert_eq!(bytes(&ram, 5, 2 * PAGE_SIZE - 5), vec![0; 2 * PAGE_SIZE - 5]);
+        assert!(!ram.contains(u64::MAX, 2) && !ram.contains(2 * PAGE_SIZE as u64, 1));
+    }
+
+    #[test]
+    #[should_panic(expected = "outside the RAM block")]
+    fn a_read_behind_the_end_is_refused() {
+        bytes(&ram(1, 0), PAGE_SIZE - 1, 2);
+    }
+
+    #[test]
+    fn pages_stream_to_any_alignment() {
+        let blocks = [ram(3, 1), ram(1, 2)];
+        for skew in [0, 1, 16, 63] {
+            let place = |block, page: u64, pages, at| Place {
+                block: BlockId(block),
+                offset: page * PAGE_SIZE as u64,
+                pages,
+                at,
+            };
+            // The last page of each block, so that what is fetched ahead may be outside.
+            let places = [place(0, 1, 2, skew), place(1, 0, 1, skew + 2 * PAGE_SIZE + 16)];
+            let mut slab = vec![0; 3 * PAGE_SIZE + 16 + skew];
+            stream(&blocks, &places, &mut slab);
+            for place in &places {
+                let from =
+                    bytes(&blocks[usize::from(place.block.0)], usize::try_from(place.offset).unwrap(), place.len());
+                assert!(slab[place.at..place.at + place.len()] == from, "skewed by {skew}");
+            }
+        }
     }
 }

@@ -11,7 +11,11 @@ use std::{
     },
     time::Duration,
 };
-use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
+use tracing_subscriber::{
+    filter::{LevelFilter, Targets},
+    fmt::MakeWriter,
+    prelude::*,
+};
 
 /// A panic's message gets so long to be written.
 const LAST_WORDS: Duration = Duration::from_millis(200);
@@ -34,8 +38,10 @@ pub fn begin() -> io::Result<()> {
         stderr.write_all(line.as_bytes())
     })?;
     let _ = NARRATOR.set(narrator);
-    let filter = EnvFilter::try_from_env("AFTERIMAGE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(io::stderr().is_terminal()).with_writer(Lines).init();
+    let asked = std::env::var("AFTERIMAGE_LOG").ok().and_then(|levels| levels.parse().ok());
+    let levels = asked.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
+    let lines = tracing_subscriber::fmt::layer().with_ansi(io::stderr().is_terminal()).with_writer(Lines);
+    tracing_subscriber::registry().with(lines.with_filter(levels)).init();
     std::panic::set_hook(Box::new(|panic| {
         let thread = std::thread::current();
         let trace = std::backtrace::Backtrace::capture();

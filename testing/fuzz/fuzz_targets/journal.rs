@@ -1,16 +1,4 @@
-//! A journal and the stories from it: never a panic; every line is an event or is named.
+//! The target for libFuzzer of `afterimage_fuzz::journal`.
 #![no_main]
 
-use afterimage::why;
-use node::journal;
-use libfuzzer_sys::fuzz_target;
-use std::path::Path;
-
-fuzz_target!(|bytes: &[u8]| {
-    let lines = bytes.split(|b| *b == b'\n').filter(|line| !line.is_empty()).count();
-    let read = journal::parse(Path::new("web.standby.journal"), bytes);
-    assert_eq!(read.records.len() + read.skipped.len() + read.more_skipped, lines);
-    for side in ["primary", "standby"] {
-        let _ = why::told(read.clone(), "web", side);
-    }
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| afterimage_fuzz::journal::run(bytes));

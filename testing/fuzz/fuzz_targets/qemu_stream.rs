@@ -1,8 +1,4 @@
-//! QEMU's migration stream, in chunks of every size: never a panic, never more memory than the limits allow.
+//! The target for libFuzzer of `afterimage_fuzz::qemu_stream`.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-
-fuzz_target!(|bytes: &[u8]| {
-    let _ = vmm_qemu::stream::fuzz::run(bytes);
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| afterimage_fuzz::qemu_stream::run(bytes));

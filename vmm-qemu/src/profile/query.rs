@@ -49,7 +49,10 @@ impl Profile {
 
 impl Make {
     /// From QEMU's `info qtree` and `info ramblock`.
-    pub(crate) fn read(qtree: &str, ramblock: &str) -> Result<Self, ProfileError> {
+    ///
+    /// # Errors
+    /// A line of the latter is not as QEMU writes it, or the blocks cannot be those of a VM.
+    pub fn read(qtree: &str, ramblock: &str) -> Result<Self, ProfileError> {
         Ok(Self { devices: qtree::parse(qtree), blocks: ram_blocks(ramblock)? })
     }
 }

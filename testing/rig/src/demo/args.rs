@@ -2,7 +2,7 @@
 
 use crate::{
     guest::{Accel, Kind},
-    hosts::Topology,
+    hosts::{Place, Topology},
     lab, netns,
     scenario::{Choice, Scenario},
 };
@@ -75,6 +75,9 @@ pub struct DemoArgs {
     /// The program under test [default: `afterimage` next to this one]
     #[arg(long)]
     pub afterimage: Option<PathBuf>,
+    /// Another version of it on one of the hosts: primary, standby, or client, where the witness runs
+    #[arg(long, value_name = "HOST=PROGRAM", value_parser = parse_program)]
+    pub afterimage_on: Vec<(Place, PathBuf)>,
     /// What scripts/guests built [default: testing/guests/build of this checkout]
     #[arg(long)]
     pub guests: Option<PathBuf>,
@@ -195,6 +198,17 @@ fn parse_accel(text: &str) -> Result<AccelChoice, String> {
         "tcg" => Ok(Some(Accel::Tcg)),
         _ => Err("auto, kvm or tcg".to_owned()),
     }
+}
+
+fn parse_program(text: &str) -> Result<(Place, PathBuf), String> {
+    let (host, program) = text.split_once('=').ok_or("expected HOST=PROGRAM")?;
+    let place = match host {
+        "primary" => Place::Primary,
+        "standby" => Place::Standby,
+        "client" => Place::Client,
+        _ => return Err(format!("no such host: {host}")),
+    };
+    Ok((place, program.into()))
 }
 
 /// A duration: a whole number and `us`, `ms` or `s`.

@@ -7,7 +7,7 @@ use crate::{
     lab, metronome,
     netns::{SHM, TEMPORARY},
     prerequisite::{self, Missing},
-    scenario::{Scenario, Settings, evidence::Verdict, fault, report::Outcome, round::Round},
+    scenario::{Programs, Scenario, Settings, evidence::Verdict, fault, report::Outcome, round::Round},
     sys,
     timeline::{Mark, Timeline},
 };
@@ -149,7 +149,11 @@ fn guests(args: &DemoArgs) -> Result<PathBuf> {
 }
 
 fn settings(args: &DemoArgs, work: &Path, ram: &Path) -> Result<Settings> {
-    let afterimage = program(args.afterimage.as_ref(), "afterimage")?;
+    let instead = args.afterimage_on.iter().map(|(place, path)| Ok((*place, program(Some(path), "afterimage")?)));
+    let programs = Programs {
+        afterimage: program(args.afterimage.as_ref(), "afterimage")?,
+        instead: instead.collect::<Result<_>>()?,
+    };
     let rig = program(None, "rig")?;
     let images = Images::find(&guests(args)?, args.guest)?;
     let (hosts, lab) = (args.hosts(), args.hosts() == Hosts::Lab);
@@ -175,7 +179,7 @@ fn settings(args: &DemoArgs, work: &Path, ram: &Path) -> Result<Settings> {
         scenario: first,
         // (No KVM in the lab's VMs.)
         guest: Guest::new(args.guest, if lab { Some(Accel::Tcg) } else { args.accel }, args.pages, images)?,
-        afterimage,
+        programs,
         rig,
         epoch: args.epoch.clone().unwrap_or_else(|| pace.epoch.to_owned()),
         beat_interval: args.beat_interval.clone().unwrap_or_else(|| pace.beat_interval.to_owned()),

@@ -85,7 +85,7 @@ fn common(s: &Settings, line: Line) -> Line {
 
 /// `afterimage witness`.
 pub(super) fn witness(s: &Settings, files: &Files) -> Line {
-    Line::new(&s.afterimage)
+    Line::new(s.programs.on(Place::Client))
         .args(["witness", "--listen", &format!("{CLIENT_IP}:{WITNESS_PORT}")])
         .flag("--state", files.witness())
 }
@@ -93,7 +93,7 @@ pub(super) fn witness(s: &Settings, files: &Files) -> Line {
 /// `afterimage protect`.
 pub(super) fn protect(s: &Settings, files: &Files, boot: u32) -> Line {
     let vm = files.primary_vm();
-    let line = Line::new(&s.afterimage)
+    let line = Line::new(s.programs.on(Place::Primary))
         .args(["protect", "--vm", VM, "--node", node(Place::Primary)])
         .flag("--qmp", vm.qmp())
         .flag("--to", format!("{STANDBY_REP_IP}:{STANDBY_PORT}"))
@@ -107,7 +107,7 @@ pub(super) fn protect(s: &Settings, files: &Files, boot: u32) -> Line {
 /// `afterimage standby`, the given one.
 pub(super) fn standby(s: &Settings, files: &Files, number: u32, qemu: Line) -> Line {
     let dir = files.standby(number);
-    let line = Line::new(&s.afterimage)
+    let line = Line::new(s.programs.on(Place::Standby))
         .args(["standby", "--vm", VM, "--node", node(Place::Standby)])
         .flag("--listen", format!("{STANDBY_REP_IP}:{STANDBY_PORT}"))
         .flag("--nic", nic(&VmPaths::new(&dir)))
@@ -119,23 +119,23 @@ pub(super) fn standby(s: &Settings, files: &Files, number: u32, qemu: Line) -> L
 }
 
 /// `afterimage status --json` over a directory of control sockets.
-pub(super) fn status(s: &Settings, run_dir: &Path) -> Line {
-    Line::new(&s.afterimage).args(["status", "--vm", VM, "--json"]).flag("--run-dir", run_dir)
+pub(super) fn status(s: &Settings, place: Place, run_dir: &Path) -> Line {
+    Line::new(s.programs.on(place)).args(["status", "--vm", VM, "--json"]).flag("--run-dir", run_dir)
 }
 
 /// `afterimage why`, with more options.
-pub(super) fn why(s: &Settings, state_dir: &Path, more: &[&str]) -> Line {
-    Line::new(&s.afterimage).args(["why", "--vm", VM]).flag("--state-dir", state_dir).args(more)
+pub(super) fn why(s: &Settings, place: Place, state_dir: &Path, more: &[&str]) -> Line {
+    Line::new(s.programs.on(place)).args(["why", "--vm", VM]).flag("--state-dir", state_dir).args(more)
 }
 
 /// `afterimage witness assign`: an operator's word on who owns the VM, given where the witness is.
 pub(super) fn assign(s: &Settings, files: &Files, place: Place) -> Line {
-    Line::new(&s.afterimage)
+    Line::new(s.programs.on(Place::Client))
         .args(["witness", "assign", VM, node(place), "--yes-the-others-are-stopped"])
         .flag("--state", files.witness())
 }
 
 /// `afterimage accept-witness`: an operator's word that the witness with another identity is the right one.
 pub(super) fn accept_witness(s: &Settings, files: &Files, place: Place) -> Line {
-    Line::new(&s.afterimage).args(["accept-witness", "--vm", VM]).flag("--state-dir", files.state(place))
+    Line::new(s.programs.on(place)).args(["accept-witness", "--vm", VM]).flag("--state-dir", files.state(place))
 }

@@ -30,8 +30,29 @@ pub mod why;
 
 pub use catalog::{Choice, Scenario};
 
-use crate::guest::Guest;
-use std::{path::PathBuf, time::Duration};
+use crate::{guest::Guest, hosts::Place};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// The program under test; some hosts may have another version of it.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    /// What hosts have.
+    pub afterimage: PathBuf,
+    /// What these have instead.
+    pub instead: Vec<(Place, PathBuf)>,
+}
+
+impl Programs {
+    /// What that host has.
+    #[must_use]
+    pub fn on(&self, place: Place) -> &Path {
+        let other = self.instead.iter().find(|(host, _)| *host == place);
+        other.map_or(&self.afterimage, |(_, program)| program)
+    }
+}
 
 /// Everything that a round needs to know.
 #[derive(Clone, Debug)]
@@ -41,7 +62,7 @@ pub struct Settings {
     /// Which guest, on what.
     pub guest: Guest,
     /// The program under test.
-    pub afterimage: PathBuf,
+    pub programs: Programs,
     /// The rig's own program, for what runs on hosts.
     pub rig: PathBuf,
     /// As `afterimage protect --epoch` takes it.

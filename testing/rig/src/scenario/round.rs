@@ -217,14 +217,14 @@ impl<'a> Round<'a> {
             Place::Standby => self.files.standby(self.standbys.saturating_sub(1)),
             _ => self.files.run_dir(self.boots),
         };
-        let answer = self.topology.host(place).ask(&lines::status(self.settings, &run_dir)).unwrap_or_default();
+        let answer = self.topology.host(place).ask(&lines::status(self.settings, place, &run_dir)).unwrap_or_default();
         (answer.code, status::parse(&answer.out))
     }
 
     /// `afterimage why` on one of the two hosts; None if it cannot be asked, as a dead one, or has nothing to tell.
     #[must_use]
     pub fn why(&self, place: Place, more: &[&str]) -> Option<String> {
-        let line = lines::why(self.settings, &self.files.state(place), more);
+        let line = lines::why(self.settings, place, &self.files.state(place), more);
         let answer = self.topology.host(place).ask(&line).ok()?;
         (answer.code == Some(0)).then_some(answer.out)
     }
