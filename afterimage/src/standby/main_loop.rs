@@ -496,7 +496,11 @@ impl Node {
         Session {
             configured,
             beats: self.beats.as_ref(),
-            status: status(self),
+            vm: self.config.vm,
+            node: self.config.node,
+            side: "standby",
+            peer: self.peer.clone().unwrap_or_default(),
+            paths: report::beat_paths(&self.watch),
             config_file: self.config.config_file.clone(),
         }
     }

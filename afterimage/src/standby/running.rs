@@ -396,7 +396,11 @@ impl Running {
         Session {
             configured: config.wish(),
             beats: None,
-            status: self.status(),
+            vm: config.vm,
+            node: config.node,
+            side: "standby",
+            peer: self.base.status.peer.clone(),
+            paths: (self.base.status.keepalive.clone(), self.base.status.beat_paths.clone()),
             config_file: config.config_file.clone(),
         }
     }
