@@ -1,6 +1,10 @@
 //! The control socket's requests, brought to the loop that owns the state, and its answers brought back.
 
 use crate::{
+    api::{
+        Desk, ReplyTo, Serves, ask_older,
+        desk::{Late, PATIENCE},
+    },
     cli::Side,
     keeper,
     status::{ControlError, ControlSocket, RUNNING, Request, Response, SCHEMA, Status, WAITING, ask, socket_path},
@@ -12,6 +16,7 @@ use node::{
     events::{Event, OperatorRefused, emit},
     exit::{Code, ExitError},
     inbox::{self, Inbox},
+    journal,
     progress::Progress,
 };
 use std::{
@@ -20,14 +25,9 @@ use std::{
         unix::net::UnixStream,
     },
     path::Path,
-    sync::{Arc, Mutex, mpsc},
+    sync::Arc,
     time::{Duration, Instant},
 };
-
-/// A loop that does not answer within this time is stuck, or stopped.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// All of a VM's memory is written to a disk.
-pub const EXPORT_PATIENCE: Duration = Duration::from_secs(3 * 3600);
 
 /// Between two looks whether a place is free.
 const STEP: Duration = Duration::from_millis(2);
@@ -37,7 +37,7 @@ const STEP: Duration = Duration::from_millis(2);
 pub struct ControlRequest {
     /// What is asked.
     pub request: Request,
-    reply: mpsc::SyncSender<Response>,
+    reply: ReplyTo,
 }
 
 impl ControlRequest {
@@ -46,7 +46,7 @@ impl ControlRequest {
         if let (Some(request), Response::Refused { message, .. }) = (self.request.decision(), &response) {
             emit(Event::OperatorRefused(OperatorRefused { request, role: None, why: message.clone() }));
         }
-        let _ = self.reply.send(response);
+        self.reply.give(response);
     }
 }
 
@@ -59,28 +59,23 @@ pub struct Control {
 }
 
 impl Control {
-    /// Serves the control socket of one side of a VM. A loop that does not answer does not make the operator guess: its
-    /// socket tells how long it has not turned.
-    pub fn listen(run_dir: &Path, vm: Name, node: Name, side: Side) -> Result<Self> {
+    /// Serves the control socket of one side of a VM, whose events are in `state_dir`. A loop that does not answer does not make
+    /// the operator guess: its socket tells how long it has not turned.
+    pub fn listen((run_dir, state_dir): (&Path, &Path), vm: Name, node: Name, side: Side) -> Result<Self> {
         let (outbox, requests) = inbox::inbox()?;
-        let (outbox, turns) = (Mutex::new(outbox), Progress::new());
+        let turns = Progress::new();
         let turned = turns.clone();
-        let handler = move |request: Request| {
-            let (reply, answer) = mpsc::sync_channel(1);
-            let asked = matches!(request, Request::Status);
-            let patience = if matches!(request, Request::Export { .. }) { EXPORT_PATIENCE } else { PATIENCE };
-            if let Ok(outbox) = outbox.lock() {
-                outbox.put(ControlRequest { request, reply });
-            }
-            answer.recv_timeout(patience).unwrap_or_else(|_| {
-                let why = format!("the loop has not turned for {} s", turned.since(Clock.now()).as_secs());
-                match asked {
-                    true => Response::Status(Box::new(stalled((vm, node, side), why))),
-                    false => refused(&format!("the process is there, but {why}")),
-                }
-            })
+        let serves = Serves::Vm { vm, side, journal: Some(journal::path(state_dir, vm, side.as_str())) };
+        let handler = move |request, reply| {
+            // A loop that is gone drops the reply, and that is heard.
+            let _ = outbox.put(ControlRequest { request, reply });
         };
-        let socket = ControlSocket::spawn(&socket_path(run_dir, vm, side), Arc::new(handler))?;
+        let desk = Desk::new(serves, Arc::new(handler)).late(PATIENCE, move || {
+            let why = format!("the loop has not turned for {} s", turned.since(Clock.now()).as_secs());
+            let status = Some(stalled((vm, node, side), why.clone()));
+            Late { why: format!("the process is there, but {why}"), status }
+        });
+        let socket = ControlSocket::spawn(&socket_path(run_dir, vm, side), desk)?;
         Ok(Self { requests, turns, _socket: socket })
     }
 
@@ -143,16 +138,16 @@ pub enum Predecessor {
 pub fn ask_to_make_way(run_dir: &Path, vm: Name) -> Result<Predecessor> {
     let primary = socket_path(run_dir, vm, Side::Primary);
     if is_waiting(&primary) {
-        tell_predecessor(&primary, vm, Request::Handover)?;
+        tell_predecessor(&primary, vm, &Request::Handover)?;
         wait_until_gone(&primary)?;
-    } else if tell_predecessor(&primary, vm, Request::MakeWay)? {
+    } else if tell_predecessor(&primary, vm, &Request::MakeWay)? {
         // Where it was protected, that ends first.
         await_its_end_of_protection(&primary)?;
-        tell_predecessor(&primary, vm, Request::MakeWay)?;
+        tell_predecessor(&primary, vm, &Request::MakeWay)?;
         return Ok(Predecessor::MadeWay);
     }
     let standby = socket_path(run_dir, vm, Side::Standby);
-    match ask(&standby, Request::Status, PATIENCE) {
+    match ask_any(&standby, &Request::Status, PATIENCE) {
         Err(ControlError::Io { .. }) => {}
         // It has let go of QEMU's control connection.
         Ok(Response::Status(status)) if status.role == RUNNING => return Ok(Predecessor::Tells),
@@ -175,7 +170,7 @@ pub fn is_anybody_here(run_dir: &Path, vm: Name) -> bool {
 /// It does not leave.
 pub fn relieve_teller(run_dir: &Path, vm: Name) -> Result<()> {
     let standby = socket_path(run_dir, vm, Side::Standby);
-    if tell_predecessor(&standby, vm, Request::Handover)? {
+    if tell_predecessor(&standby, vm, &Request::Handover)? {
         wait_until_gone(&standby)?;
     }
     Ok(())
@@ -183,14 +178,14 @@ pub fn relieve_teller(run_dir: &Path, vm: Name) -> Result<()> {
 
 /// Whether it has not begun: its gate is closed, and the VM has no network to lose.
 fn is_waiting(path: &Path) -> bool {
-    let status = ask(path, Request::Status, PATIENCE);
+    let status = ask_any(path, &Request::Status, PATIENCE);
     matches!(status, Ok(Response::Status(status)) if status.role == WAITING)
 }
 
 /// Waits while who was told to make way ends protection through the arbiter.
 fn await_its_end_of_protection(path: &Path) -> Result<()> {
     let start = Instant::now();
-    while let Ok(Response::Status(status)) = ask(path, Request::Status, PATIENCE) {
+    while let Ok(Response::Status(status)) = ask_any(path, &Request::Status, PATIENCE) {
         if !matches!(status.role.as_str(), "registering" | "holding" | "protected" | "claiming") {
             break;
         }
@@ -202,9 +197,17 @@ fn await_its_end_of_protection(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Asks whoever may be of the release before: it gives up its place when it is told to, or could not be upgraded in place.
+pub(crate) fn ask_any(path: &Path, request: &Request, patience: Duration) -> Result<Response, ControlError> {
+    match ask(path, request.clone(), patience) {
+        Err(ControlError::Older { .. }) => ask_older(path, request, patience),
+        asked => asked,
+    }
+}
+
 /// False: nobody is there (any more).
-fn tell_predecessor(path: &Path, vm: Name, request: Request) -> Result<bool> {
-    match ask(path, request, PATIENCE) {
+fn tell_predecessor(path: &Path, vm: Name, request: &Request) -> Result<bool> {
+    match ask_any(path, request, PATIENCE) {
         Err(ControlError::Io { .. }) => Ok(false),
         // It may be gone before its answer is out.
         Err(ControlError::Answer { answer, .. }) if answer.is_empty() => Ok(true),
@@ -226,14 +229,14 @@ fn tell_predecessor(path: &Path, vm: Name, request: Request) -> Result<bool> {
 /// # Errors
 /// It does not leave.
 pub fn relieve_primary(run_dir: &Path, vm: Name) -> Result<()> {
-    tell_predecessor(&socket_path(run_dir, vm, Side::Primary), vm, Request::Handover).map(drop)
+    tell_predecessor(&socket_path(run_dir, vm, Side::Primary), vm, &Request::Handover).map(drop)
 }
 
 /// Serves the primary's control socket; `relieved`: in the place of a process that may still be leaving.
-pub fn take_place(run_dir: &Path, (vm, node): (Name, Name), relieved: bool) -> Result<Control> {
+pub fn take_place(dirs: (&Path, &Path), (vm, node): (Name, Name), relieved: bool) -> Result<Control> {
     let start = Instant::now();
     loop {
-        match Control::listen(run_dir, vm, node, Side::Primary) {
+        match Control::listen(dirs, vm, node, Side::Primary) {
             Err(error) if relieved && is_busy(&error) && start.elapsed() < PATIENCE => std::thread::sleep(STEP),
             listening => return listening,
         }
@@ -246,7 +249,7 @@ fn is_busy(error: &anyhow::Error) -> bool {
 
 fn wait_until_gone(path: &Path) -> Result<()> {
     let start = Instant::now();
-    while ask(path, Request::Status, PATIENCE).is_ok() {
+    while ask_any(path, &Request::Status, PATIENCE).is_ok() {
         anyhow::ensure!(start.elapsed() < PATIENCE, "the process at {} agreed to leave, and stays", path.display());
         std::thread::sleep(Duration::from_millis(10));
     }

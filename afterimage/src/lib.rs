@@ -7,7 +7,8 @@
 //! | [`standby`] | the standby |
 //! | [`keeper`] | the VM's network while nobody protects it |
 //! | [`witness`] | the register's keeper |
-//! | [`status`], [`control`] | the control socket |
+//! | [`api`], [`control`] | the control socket: HTTP, and what a loop sees of it |
+//! | [`status`] | `status`, and an operator's words |
 //! | [`live`] | a running pair is changed: its keepalive, its epoch, its staging |
 //! | [`metrics`] | for Prometheus |
 //! | [`why`] | the story of each role change, from the journal |
@@ -19,6 +20,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod api;
 pub mod cli;
 pub mod config;
 pub mod control;

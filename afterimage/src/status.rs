@@ -1,6 +1,5 @@
 //! `afterimage status`, and the operator's words: what a running `protect` or `standby` says over its control socket.
 
-mod control;
 mod find;
 mod gather;
 mod operator;
@@ -9,15 +8,16 @@ mod table;
 mod text;
 mod watch;
 
-pub use control::{ControlError, ControlSocket, Handler, Request, Response, ask, socket_path};
 pub(crate) use find::{find, left, nobody};
 pub(crate) use gather::{NoAnswer, as_json, ask_all, ask_one, whose};
 pub use node::events::Takeover;
 pub use operator::operate;
 
+pub use crate::api::{ControlError, ControlSocket, Request, Response, ask, socket_path};
+
 use crate::{
+    api::desk::EXPORT_PATIENCE,
     cli::{ExportArgs, ReprotectArgs, Side, StatusArgs, UnprotectArgs},
-    control::EXPORT_PATIENCE,
 };
 use mc_core::{histogram::Percentiles, id::Name};
 use node::{
@@ -353,7 +353,7 @@ fn say(path: &Path, request: &Request) -> Result<String, ExitError> {
 }
 
 /// The VM and the side of a control socket, by its file's name: see [`socket_path`].
-fn side_of(file_name: &str) -> Option<(Name, Side)> {
+pub(crate) fn side_of(file_name: &str) -> Option<(Name, Side)> {
     let (vm, side) = file_name.strip_suffix(".sock")?.rsplit_once('.')?;
     let side = [Side::Primary, Side::Standby, Side::Keeper].into_iter().find(|s| s.as_str() == side)?;
     Some((Name::new(vm).ok()?, side))

@@ -45,6 +45,7 @@ use rustix::{
 use signal_hook::consts::{SIGINT, SIGTERM};
 use socket2::{Domain, Socket, Type};
 use std::{
+    future::ready,
     io::{self, Write},
     net::{SocketAddr, TcpListener},
     os::{fd::AsFd, unix::net::UnixStream},
@@ -160,7 +161,8 @@ impl Witness {
     /// The address cannot be had.
     pub fn serve_metrics(&self, listen: Option<SocketAddr>) -> anyhow::Result<Option<metrics::Server>> {
         let clients = Arc::clone(&self.clients);
-        let source = Arc::new(move || Some(metrics::openmetrics(clients.read()).into()));
+        let source: metrics::Source =
+            Arc::new(move || Box::pin(ready(Some(metrics::openmetrics(clients.read()).into()))));
         listen.map(|listen| metrics::Server::spawn(listen, metrics::IfTaken::Refuse, source)).transpose()
     }
 

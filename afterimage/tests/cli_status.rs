@@ -1,17 +1,15 @@
 //! The control socket, and the commands that speak over it.
 
 use afterimage::{
+    api::{Desk, ReplyTo, Serves},
     cli::Side,
-    status::{ControlError, ControlSocket, Handler, Request, Response, SCHEMA, Status, ask, socket_path},
+    status::{ControlError, ControlSocket, Request, Response, SCHEMA, Status, ask, socket_path},
 };
 use mc_core::id::Name;
 use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
-    os::unix::{
-        fs::PermissionsExt,
-        net::{UnixListener, UnixStream},
-    },
+    os::unix::{fs::PermissionsExt, net::UnixListener},
     path::Path,
     process,
     sync::{
@@ -34,7 +32,7 @@ fn status(vm: &str, role: &str, protected: bool) -> Status {
 
 fn serve(dir: &Path, vm: &str, side: Side, role: &'static str, protected: bool) -> ControlSocket {
     let vm_name = vm.to_owned();
-    let handler: Handler = Arc::new(move |request| match request {
+    serve_with(dir, vm, side, move |request| match request {
         Request::Measured => Response::Refused { message: "no session".into(), remedy: None },
         Request::Status => Response::Status(Box::new(status(&vm_name, role, protected))),
         Request::Takeover => Response::Done { message: "taking over".into() },
@@ -46,8 +44,21 @@ fn serve(dir: &Path, vm: &str, side: Side, role: &'static str, protected: bool) 
         Request::Solo | Request::Unprotect | Request::Handover | Request::MakeWay => {
             Response::Refused { message: "nothing waits for an operator".into(), remedy: Some("look at status".into()) }
         }
-    });
-    ControlSocket::spawn(&socket_path(dir, name(vm), side), handler).unwrap()
+    })
+}
+
+fn desk(vm: &str, side: Side, handler: impl Fn(Request, ReplyTo) + Send + Sync + 'static) -> Desk {
+    Desk::new(Serves::Vm { vm: name(vm), side, journal: None }, Arc::new(handler))
+}
+
+fn serve_with(
+    dir: &Path,
+    vm: &str,
+    side: Side,
+    answer: impl Fn(Request) -> Response + Send + Sync + 'static,
+) -> ControlSocket {
+    let desk = desk(vm, side, move |request, reply| reply.give(answer(request)));
+    ControlSocket::spawn(&socket_path(dir, name(vm), side), desk).unwrap()
 }
 
 /// Runs the binary with `--run-dir`: its exit code, stdout and stderr.
@@ -172,7 +183,7 @@ fn who_is_not_here_is_said_in_one_way() {
 fn standby_of(dir: &Path, ago_ms: u64, witness: bool) -> (ControlSocket, Arc<AtomicUsize>) {
     let told = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&told);
-    let handler: Handler = Arc::new(move |request| match request {
+    let socket = serve_with(dir, "web", Side::Standby, move |request| match request {
         Request::Status => {
             let role = if counted.load(Ordering::Relaxed) == 0 { "protecting" } else { "running" };
             let mut status = status("web", role, true);
@@ -187,7 +198,7 @@ fn standby_of(dir: &Path, ago_ms: u64, witness: bool) -> (ControlSocket, Arc<Ato
             Response::Done { message: "taking over".into() }
         }
     });
-    (ControlSocket::spawn(&socket_path(dir, name("web"), Side::Standby), handler).unwrap(), told)
+    (socket, told)
 }
 
 #[test]
@@ -222,7 +233,7 @@ fn who_beats_is_not_believed_to_be_stopped() {
 /// A side that is `first` until it is told something, and `then` what came of it.
 fn decides(dir: &Path, side: Side, first: &'static str, then: &'static str) -> ControlSocket {
     let (told, asked) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let handler: Handler = Arc::new(move |request| match request {
+    serve_with(dir, "web", side, move |request| match request {
         Request::Status => {
             let decided = told.load(Ordering::Relaxed) > 0 && asked.fetch_add(1, Ordering::Relaxed) > 2;
             let mut status = status("web", if decided { then } else { first }, false);
@@ -236,8 +247,7 @@ fn decides(dir: &Path, side: Side, first: &'static str, then: &'static str) -> C
             told.fetch_add(1, Ordering::Relaxed);
             Response::Done { message: "begun".into() }
         }
-    });
-    ControlSocket::spawn(&socket_path(dir, name("web"), side), handler).unwrap()
+    })
 }
 
 /// A command, to which side, its role before and after; the exit code and some words.
@@ -318,7 +328,7 @@ fn one_process_serves_a_socket_and_only_its_owner_may_speak() {
     let first = serve(&run_dir, "web", Side::Primary, "solo", false);
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&path), mode(&run_dir)), (0o600, 0o700));
-    let second = ControlSocket::spawn(&path, Arc::new(|_| unreachable!()));
+    let second = ControlSocket::spawn(&path, desk("web", Side::Primary, |_, _| unreachable!()));
     assert!(matches!(second, Err(ControlError::Busy { .. })), "{second:?}");
     assert!(ask(&path, Request::Status, LONG).is_ok(), "the first still serves");
     drop(first);
@@ -327,30 +337,6 @@ fn one_process_serves_a_socket_and_only_its_owner_may_speak() {
     drop(UnixListener::bind(&path).unwrap());
     let _third = serve(&run_dir, "web", Side::Primary, "solo", false);
     assert!(ask(&path, Request::Status, LONG).is_ok());
-}
-
-#[test]
-fn what_is_no_request_is_refused_and_the_socket_lives_on() {
-    let dir = tempfile::tempdir().unwrap();
-    let _socket = serve(dir.path(), "web", Side::Primary, "solo", false);
-    let path = socket_path(dir.path(), name("web"), Side::Primary);
-    let long = vec![b'x'; 100_000];
-    for bytes in [b"\n".as_slice(), b"{}\n", b"{\"command\":\"fire\"}\n", b"\xff\n", &long] {
-        let mut stream = UnixStream::connect(&path).unwrap();
-        stream.set_read_timeout(Some(LONG)).unwrap();
-        let _ = stream.write_all(bytes);
-        let mut answer = String::new();
-        BufReader::new(&stream).read_line(&mut answer).unwrap();
-        let response: Response = serde_json::from_str(&answer).unwrap();
-        assert!(matches!(response, Response::Refused { .. }), "{answer}");
-    }
-    let mut stream = UnixStream::connect(&path).unwrap();
-    stream.write_all(b"{\"command\":\"solo\"}\n{\"command\":\"takeover\"}\n").unwrap();
-    stream.shutdown(std::net::Shutdown::Write).unwrap();
-    let mut answers = String::new();
-    stream.read_to_string(&mut answers).unwrap();
-    let answers: Vec<&str> = answers.lines().collect();
-    assert!(answers.len() == 2 && answers[0].contains("refused") && answers[1].contains("taking over"), "{answers:?}");
 }
 
 #[test]
@@ -366,6 +352,29 @@ fn a_socket_that_speaks_something_else_is_named() {
     let (code, stdout, _) = run(dir.path(), &["status"]);
     assert!(code == 3 && stdout.contains("web.primary.sock") && stdout.contains("QMP"), "{code} {stdout}");
     thread.join().unwrap();
+}
+
+/// Its control socket answers each line with one, until the other side closes.
+#[test]
+fn a_process_of_the_release_before_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(socket_path(dir.path(), name("web"), Side::Primary)).unwrap();
+    std::thread::spawn(move || {
+        let remedy = r#"send one line of at most 4096 bytes, such as {\"command\":\"status\"}"#;
+        let why = "no request: expected value at line 1 column 1";
+        let answer = format!("{{\"refused\":{{\"message\":\"{why}\",\"remedy\":\"{remedy}\"}}}}\n");
+        for stream in listener.incoming().map_while(Result::ok) {
+            let lines = BufReader::new(&stream).lines().map_while(Result::ok);
+            lines.take_while(|_| (&stream).write_all(answer.as_bytes()).is_ok()).for_each(drop);
+        }
+    });
+    let older = "its process speaks the control protocol of an older afterimage";
+    let (code, stdout, stderr) = run(dir.path(), &["status"]);
+    assert!(code == 3 && stdout.contains(older) && stdout.contains("upgrade it"), "{code} {stdout}{stderr}");
+    for args in [&["unprotect", "--vm", "web"][..], &["set", "--vm", "web", "epoch=5ms"]] {
+        let (code, _, stderr) = run(dir.path(), args);
+        assert!(code == 1 && stderr.contains(older) && stderr.contains("what to do: upgrade it"), "{code} {stderr}");
+    }
 }
 
 #[test]
@@ -419,11 +428,15 @@ fn all_processes_are_asked_at_once() {
     let _served: Vec<ControlSocket> = ["a", "b", "c"]
         .map(|vm| {
             let all_asked = Arc::clone(&all_asked);
-            let handler: Handler = Arc::new(move |_| {
-                all_asked.wait();
-                Response::Status(Box::new(status(vm, "protected", true)))
+            let desk = desk(vm, Side::Primary, move |_, reply| {
+                let all_asked = Arc::clone(&all_asked);
+                // Whoever waits must not do so on the control plane.
+                std::thread::spawn(move || {
+                    all_asked.wait();
+                    reply.give(Response::Status(Box::new(status(vm, "protected", true))));
+                });
             });
-            ControlSocket::spawn(&socket_path(dir.path(), name(vm), Side::Primary), handler).unwrap()
+            ControlSocket::spawn(&socket_path(dir.path(), name(vm), Side::Primary), desk).unwrap()
         })
         .into();
     let (code, stdout, _) = run(dir.path(), &["status"]);

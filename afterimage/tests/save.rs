@@ -1,9 +1,10 @@
 //! `set --save`: what becomes of the file, and what is said of it.
 
 use afterimage::{
+    api::{Desk, ReplyTo, Serves},
     cli::Side,
     live::SettingsReport,
-    status::{ControlSocket, Handler, Request, Response, socket_path},
+    status::{ControlSocket, Request, Response, socket_path},
 };
 use mc_core::{id::Name, testing::skip};
 use std::{fs, path::Path, process::Command, sync::Arc};
@@ -12,15 +13,18 @@ const FILE: &str = "# mine\n[protect]\nepoch_ms = 20\n";
 
 /// A primary that does what it is told.
 fn serve(dir: &Path) -> ControlSocket {
-    let handler: Handler = Arc::new(|request| match request {
+    let answer = |request| match request {
         Request::Set(settings) => {
             let epoch_us = settings.epoch_us.unwrap_or(20_000);
             let report = SettingsReport { vm: "web".into(), epoch_us, on_cap: "throttle".into(), ..Default::default() };
             Response::Settings(Box::new(report))
         }
         other => Response::Refused { message: format!("{other:?}"), remedy: None },
-    });
-    ControlSocket::spawn(&socket_path(dir, Name::new("web").unwrap(), Side::Primary), handler).unwrap()
+    };
+    let (vm, side) = (Name::new("web").unwrap(), Side::Primary);
+    let handler = Arc::new(move |request, reply: ReplyTo| reply.give(answer(request)));
+    let desk = Desk::new(Serves::Vm { vm, side, journal: None }, handler);
+    ControlSocket::spawn(&socket_path(dir, vm, side), desk).unwrap()
 }
 
 /// Runs `afterimage set --save` after `prepare`, in a mount namespace of its own: the exit code, stdout and stderr.

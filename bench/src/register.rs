@@ -15,7 +15,7 @@ use std::{fs::File, sync::Arc, time::Duration};
 use transport_rdma::{
     ffi::Domain,
     mr::{
-        RegisterOptions,
+        self, RegisterOptions,
         measure::{Cost, registration},
     },
 };
@@ -29,11 +29,12 @@ pub fn run(args: &RegisterArgs) -> Result<Section> {
     let port = Port::find(&args.device, None)?;
     let domain = Domain::new(&port.open()?.context).context("making a protection domain")?;
     let size = units::size(args.size);
-    let map = memory(args.size).with_context(|| format!("{size} of memory"))?;
+    let (map, page_size) = memory(args.size).with_context(|| format!("{size} of memory"))?;
+    let options = RegisterOptions { page_size, ..RegisterOptions::default() };
     let mut runs = Vec::new();
     let progress = Progress::new("register", u64::from(effort.runs));
     for round in interrupt::rounds(effort.runs) {
-        let cost = registration(&domain, &map, &RegisterOptions::default(), 1)?;
+        let cost = registration(&domain, &map, &options, 1)?;
         progress.step(format_args!("run {round}: {:.3} of the bare verb", cost.ratio()));
         runs.push(cost);
     }
@@ -59,9 +60,9 @@ fn measure(size: &str, runs: &[Cost]) -> Measure {
         .column("first touch, once[usec]", units::us(first))
 }
 
-/// Shared memory, as guest RAM is.
-fn memory(bytes: usize) -> Result<Arc<MmapRaw>> {
+/// Shared memory, as guest RAM is, and the size of its pages.
+fn memory(bytes: usize) -> Result<(Arc<MmapRaw>, usize)> {
     let file = File::from(memfd_create("mc-bench-register", MemfdFlags::CLOEXEC)?);
     file.set_len(bytes as u64)?;
-    Ok(Arc::new(MmapOptions::new().len(bytes).map_raw(&file)?))
+    Ok((Arc::new(MmapOptions::new().len(bytes).map_raw(&file)?), mr::page_size_of(&file)?))
 }

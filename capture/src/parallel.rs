@@ -113,12 +113,14 @@ impl<H: Workers + ?Sized> Workers for Box<H> {
     }
 }
 
-/// No workers but the caller's own.
+/// No workers but the caller's own: for tests.
+#[cfg(feature = "testing")]
 #[derive(Debug, Default)]
 pub struct CallerOnly {
     waiting: VecDeque<Job>,
 }
 
+#[cfg(feature = "testing")]
 impl Workers for CallerOnly {
     fn count(&self) -> usize {
         0

@@ -3,9 +3,11 @@
 //! Without one every test is skipped (`mc_core::testing::skip`). `AFTERIMAGE_RDMA_DEVICES`:
 //! a comma list, of which the first is used.
 
+mod measured;
+
 use capture::{
     memcpy::Memcpy,
-    rdma::{LocalCopy, Options, Pattern, Wanted, choose, measure, scratch},
+    rdma::{LocalCopy, Options},
     spare::WithSpare,
 };
 use mc_core::{
@@ -17,6 +19,7 @@ use mc_core::{
     staging::Staging,
     testing::{Rng, skip},
 };
+use measured::{Pattern, measure, scratch};
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
 use std::{
     fs::File,
@@ -173,7 +176,7 @@ fn dropping_an_engine_in_mid_copy_is_safe_and_leaves_nothing_registered() {
 }
 
 /// Why a guest with a balloon is refused: the hole succeeds, the device goes on reading the page that was there before, and
-/// nobody gets an error. Should this ever fail, kernels have learnt better, and `refuse_discard` may go.
+/// nobody gets an error (`transport_rdma::mr`). Should this ever fail, kernels have learnt better.
 #[test]
 fn a_hole_under_registered_memory_leaves_the_device_with_a_stale_page() {
     let Some(device) = device() else { return };
@@ -185,31 +188,6 @@ fn a_hole_under_registered_memory_leaves_the_device_with_a_stale_page() {
     let by_device = captured(&mut engine, &[page_run(3, 1)], 16 << 10).unwrap();
     let by_processor = captured(&mut Memcpy::new(blocks), &[page_run(3, 1)], 16 << 10).unwrap();
     assert_eq!((by_processor[0].last(), by_device[0].last()), (Some(&99), Some(&4)));
-}
-
-#[test]
-fn a_probe_chooses_and_says_what_it_measured() {
-    let Some(device) = device() else { return };
-    let blocks = scratch(8).unwrap();
-    let options = Options::default();
-    let asked = choose(Wanted::LocalRdma, Some(&device.context), &blocks, &options).unwrap();
-    assert_eq!(asked.engine.name(), "local-rdma");
-    let mut auto = choose(Wanted::Auto, Some(&device.context), &blocks, &options).unwrap();
-    eprintln!("{auto}");
-    assert_eq!(auto.figures.len(), 2, "{auto}");
-    let faster = auto.figures.iter().min_by_key(|figure| figure.capture).unwrap();
-    assert_eq!(auto.engine.name(), faster.engine);
-    captured(auto.engine.as_mut(), &[page_run(1, 3)], 16 << 10).unwrap();
-}
-
-#[test]
-fn without_a_device_the_processor_copies_unless_it_must_not() {
-    let blocks = scratch(2).unwrap();
-    let auto = choose(Wanted::Auto, None, &blocks, &Options::default()).unwrap();
-    assert_eq!(auto.to_string(), "capture by memcpy: there is no RDMA device");
-    let asked = choose(Wanted::LocalRdma, None, &blocks, &Options::default()).unwrap_err();
-    assert!(asked.to_string().contains("looking for an RDMA device"), "{asked}");
-    assert!("dma".parse::<Wanted>().unwrap_err().contains("local-rdma"));
 }
 
 /// `FIGURES_MIB`: how much the figures are taken on.

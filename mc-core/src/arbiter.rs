@@ -170,6 +170,7 @@ pub struct Arbiter {
 
 impl Arbiter {
     /// An arbiter that knows no VM yet. `boot` is not 0.
+    #[cfg(feature = "testing")]
     #[must_use]
     pub fn new(limits: Limits, boot: u64) -> Self {
         Self::recover(limits, boot, BTreeMap::new(), BTreeSet::new())

@@ -1,6 +1,7 @@
 //! The detector: tells one side that the other is suspect. It never decides who goes on (that is the arbiter's
 //! compare-and-swap), so a false suspicion costs protection, not correctness. One detector watches one peer in one
-//! incarnation: the first member other than us that it hears. Where there are more, [`Group`] has one for each.
+//! incarnation: the first member other than us that it hears. Where there are more, a `Group` (feature
+//! `group`) has one for each.
 //!
 //! ```text
 //!                 a beat of the peer               a beat is overdue               K beats' time is over
@@ -38,12 +39,14 @@
 //! both ways without a gap, and [`Action::Proven`] when they first have.
 
 mod config;
+#[cfg(feature = "group")]
 mod group;
 mod proof;
 mod report;
 mod timing;
 
 pub use config::{Config, MAX_INTERVAL, MIN_INTERVAL, MIN_STARTUP, ParameterError, Parameters};
+#[cfg(feature = "group")]
 pub use group::{Group, GroupAction};
 pub use proof::Proof;
 pub use report::{Action, Event, State, Stats, Suspicion};

@@ -150,6 +150,7 @@ impl Primary {
     }
 
     /// Whether the arbiter's answers make no sense, so that this side holds still.
+    #[cfg(feature = "testing")]
     #[must_use]
     pub fn is_disputed(&self) -> bool {
         self.disputed

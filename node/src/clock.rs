@@ -32,12 +32,6 @@ pub fn unix_ms() -> u64 {
     since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
-impl mc_core::driver::Clock for Clock {
-    fn now(&self) -> Time {
-        (*self).now()
-    }
-}
-
 /// The same, and every reading is a sign that the loop gets on. For a driver, which reads its clock all along a long capture
 /// (`mc_core::driver`): what takes long and works is told from what stands still.
 #[derive(Clone, Debug)]

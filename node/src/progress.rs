@@ -16,6 +16,7 @@ pub struct Progress(Arc<AtomicU64>);
 
 impl Progress {
     /// Of a loop that gets on now.
+    #[expect(clippy::new_without_default, reason = "it reads the clock")]
     #[must_use]
     pub fn new() -> Self {
         Self(Arc::new(AtomicU64::new(Clock.now().0)))
@@ -41,12 +42,6 @@ impl Progress {
     #[must_use]
     pub fn since(&self, now: Time) -> Duration {
         now.since(Time(self.0.load(Ordering::Acquire)))
-    }
-}
-
-impl Default for Progress {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

@@ -17,7 +17,7 @@ WANTED = (
     # checksums: rxe's ICRC needs crc32
     "crc32_generic", "crc32_pclmul", "crc32c_generic",
     # RDMA
-    "rdma_rxe", "ib_uverbs", "rdma_ucm",
+    "rdma_rxe", "ib_uverbs",
     # wires inside a VM: a guest's TAP device in a bridge, namespaces, netem
     "veth", "tun", "bridge", "sch_netem",
 )

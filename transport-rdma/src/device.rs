@@ -15,7 +15,7 @@ mod select;
 pub use error::DeviceError;
 
 use crate::{
-    ffi::Context,
+    ffi::{self, Context},
     rc::Place,
     types::{Gid, PORT, Port},
 };
@@ -183,8 +183,9 @@ impl DeviceInfo {
 /// All devices; the default one says so.
 ///
 /// # Errors
-/// The kernel has no RDMA, or the list cannot be had. What is wrong with one device is said there: [`DeviceInfo::trouble`].
+/// There is no library, the kernel has no RDMA, or the list cannot be had. What is wrong with one device is said there: [`DeviceInfo::trouble`].
 pub fn devices() -> Result<Vec<DeviceInfo>, DeviceError> {
+    ffi::open_library()?;
     let list = ibverbs::devices().map_err(DeviceError::listing)?;
     let mut devices: Vec<_> = list.iter().map(|device| look_at(&device)).collect();
     let default = select::select(&devices, &Wish::default()).ok();

@@ -60,14 +60,6 @@ pub enum RdmaError {
         /// What is wrong with it.
         source: WireError,
     },
-    /// The connection manager has not connected it.
-    #[error("rdma_cm: {peer}: {source}")]
-    Cm {
-        /// The peer, or where it was listened for.
-        peer: String,
-        /// Why.
-        source: crate::cm::CmError,
-    },
     /// The two sides do not fit.
     #[error("{peer}: {what}")]
     Mismatch {

@@ -1,20 +1,18 @@
-//! Safe, owned handles over libibverbs (ibv_*(3)) and librdmacm (rdma_*(3)): the crate's only `unsafe`.
+//! Safe, owned handles over libibverbs (ibv_*(3)): the crate's only `unsafe`.
 //!
 //! ```text
 //!   Context ──> Domain (PD) ──> Region (MR)          one Domain per peer and incarnation
 //!      │           ├──────────> Qp ──> posts, state changes
 //!      │           └──────────> Address (AH)
 //!      └──> Channel ──> Cq
-//!
-//!   CmId (with its event channel)       on a device of librdmacm's own; queue pairs stay ours
 //! ```
 //!
 //! | file | what |
 //! |---|---|
 //! | `ffi.rs` | devices, domains, completion queues |
+//! | `ffi/library.rs` | the verbs themselves, from a library that is opened when it is wanted |
 //! | `ffi/region.rs` | memory: registered, deregistered, looked at |
 //! | `ffi/queue.rs` | queue pairs: states, what is posted; addresses of datagrams |
-//! | `ffi/cm.rs` | the connection manager |
 //!
 //! Every handle keeps what it was made from alive, so nothing is freed under a user's feet, in whatever order they are
 //! dropped. What can fail on the way out is a method that says so ([`Qp::destroy`], [`Region::deregister`]): a fence needs
@@ -26,7 +24,7 @@
 //! deregistered, so a device that is late writes into pages that nobody else can own meanwhile, even if the mapping is gone.
 #![allow(unsafe_code)]
 
-use crate::types::{Completion, Gid, Limits, Port, lane_mbit, lanes, mtu_bytes};
+use crate::types::{Completion, Limits, Port, lane_mbit, lanes, mtu_bytes};
 use rdma_sys as sys;
 use std::{
     ffi::{CStr, CString, c_int},
@@ -41,11 +39,11 @@ use std::{
     },
 };
 
-mod cm;
+mod library;
 mod queue;
 mod region;
 
-pub use cm::{CmEvent, CmId, CmOffer};
+pub use library::{LibraryError, open as open_library};
 pub use queue::{CHAIN, Qp};
 pub use region::{Region, is_resident, touch};
 
@@ -121,7 +119,7 @@ impl Context {
     /// Opens the device of that name.
     ///
     /// # Errors
-    /// `ENOSYS`: the kernel has no RDMA; not found: no such device; otherwise what the driver says.
+    /// `ENOSYS`: the kernel has no RDMA, or the host no library ([`open_library`] tells them apart); not found: no such device; otherwise what the driver says.
     pub fn open(name: &str) -> io::Result<Arc<Self>> {
         let wanted = CString::new(name).map_err(io::Error::other)?;
         let mut count = 0;
@@ -188,7 +186,8 @@ impl Context {
     }
 
     /// Entry `index` of the port's GID table.
-    pub fn gid(&self, port: u8, index: u8) -> io::Result<Gid> {
+    #[cfg(feature = "testing")]
+    pub fn gid(&self, port: u8, index: u8) -> io::Result<crate::types::Gid> {
         // SAFETY: a union of integers, for which zeros are valid.
         let mut gid: sys::ibv_gid = unsafe { zeroed() };
         // SAFETY: `raw` is open, `gid` outlives the call.

@@ -3,16 +3,14 @@
 //! | file | what |
 //! |---|---|
 //! | [`rc`] | [`rc::RdmaLink`], the [`mc_core::transport::Transport`]: slabs by RDMA WRITE, records by SEND |
-//! | [`cm`] | links that rdma_cm makes, where addresses allow it; else endpoints over the control connection |
 //! | [`ud`] | [`ud::UdKeepalive`], the [`mc_core::transport::Keepalive`]: beats as datagrams, to each member or to a group |
 //! | [`device`] | which devices there are, which one to use and why, what it can do |
 //! | [`mr`] | guest RAM and other large memory, registered in chunks |
 //! | [`memlock`] | what is registered, against the limit on locked memory |
 //! | [`error`] | what goes wrong, with peer, queue pair, work request, times and a hint |
 //! | [`types`] | plain values of the verbs |
-//! | [`ffi`] | owned handles over libibverbs and librdmacm: the only `unsafe` |
+//! | [`ffi`] | owned handles over libibverbs: the only `unsafe` |
 
-pub mod cm;
 pub mod device;
 pub mod error;
 pub mod ffi;

@@ -33,14 +33,17 @@ mod fence;
 mod link;
 mod receive;
 mod send;
+#[cfg(feature = "testing")]
+mod testing;
 
-pub use link::{Breaker, RdmaLink};
+pub use link::RdmaLink;
+#[cfg(feature = "testing")]
+pub use testing::Breaker;
 
 use crate::{
-    cm::Tie,
     error::RdmaError,
     ffi::{Channel, Context, Cq, Domain, Qp},
-    types::{Gid, PORT, Patience, QpSizes},
+    types::{Gid, QpSizes},
 };
 use mc_core::{
     id::Incarnation,
@@ -70,35 +73,6 @@ pub struct Place {
 }
 
 impl Place {
-    /// The device of that name, its first port, with that entry of its GID table (or the first).
-    ///
-    /// # Errors
-    /// No such device, port down, no such entry.
-    pub fn of(device: &str, gid_index: Option<u8>) -> Result<Self, RdmaError> {
-        let failed = |doing| move |source| RdmaError::Device { device: device.to_owned(), doing, source };
-        let context = Context::open(device).map_err(failed("opening it"))?;
-        let port = context.port(PORT).map_err(failed("asking for its port"))?;
-        if !port.active {
-            let source = io::Error::new(io::ErrorKind::NetworkDown, "port 1 is down");
-            return Err(failed("looking at its port")(source));
-        }
-        let gid_index = gid_index.unwrap_or(0);
-        let gid = context.gid(PORT, gid_index).map_err(failed("reading its GID table"))?;
-        if port.ethernet && gid == [0; 16] {
-            let source = io::Error::new(io::ErrorKind::NotFound, format!("GID index {gid_index} is empty"));
-            return Err(failed("reading its GID table")(source));
-        }
-        Ok(Self {
-            context,
-            gid_index,
-            gid,
-            lid: port.lid,
-            mtu: port.mtu,
-            mbit: port.mbit,
-            software: is_software(device),
-        })
-    }
-
     fn failed(&self, doing: &'static str) -> impl FnOnce(io::Error) -> RdmaError {
         let device = self.context.name().to_owned();
         move |source| RdmaError::Device { device, doing, source }
@@ -204,8 +178,6 @@ struct Parts {
     send_cq: Arc<Cq>,
     receive_cq: Arc<Cq>,
     queues: Vec<Arc<Qp>>,
-    /// If rdma_cm has connected them. It goes last: the peer learns of it when nothing of its access is left.
-    tie: Option<Tie>,
 }
 
 impl Prepared {
@@ -243,7 +215,7 @@ impl Prepared {
             incarnation,
         };
         let place = place.clone();
-        let parts = Parts { place, options, domain, channel, send_cq, receive_cq, queues, tie: None };
+        let parts = Parts { place, options, domain, channel, send_cq, receive_cq, queues };
         Ok(Self { parts, receiver, endpoint })
     }
 
@@ -296,25 +268,6 @@ impl Prepared {
             retry: options.retry,
             rnr_retry: options.rnr_retry,
         }
-    }
-
-    pub(crate) fn place(&self) -> &Place {
-        &self.parts.place
-    }
-
-    pub(crate) fn queues(&self) -> &[Arc<Qp>] {
-        &self.parts.queues
-    }
-
-    pub(crate) fn patience(&self) -> Patience {
-        let Parts { place, options, .. } = &self.parts;
-        Patience { timeout: options.timeout_code(place), retry: options.retry, rnr_retry: options.rnr_retry }
-    }
-
-    /// The link, when rdma_cm has connected the queue pair.
-    pub(crate) fn connected(mut self, tie: Tie, theirs: &Endpoint, peer: String, speaks_first: bool) -> RdmaLink {
-        self.parts.tie = Some(tie);
-        RdmaLink::new(self.parts, self.receiver, theirs, peer, speaks_first)
     }
 }
 

@@ -243,14 +243,3 @@ pub struct RcPath {
     /// Retries while the peer has no receive posted; at most 6, likewise.
     pub rnr_retry: u8,
 }
-
-/// How long a reliable queue pair tries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Patience {
-    /// As [`RcPath::timeout`].
-    pub timeout: u8,
-    /// As [`RcPath::retry`].
-    pub retry: u8,
-    /// As [`RcPath::rnr_retry`].
-    pub rnr_retry: u8,
-}

@@ -1,23 +1,18 @@
 //! [`UdKeepalive`]: beats as RDMA datagrams (UD), on a queue pair, completion queues and a descriptor of their own, so that
 //! no bulk transfer delays them, and none of its failures takes them down.
 //!
-//! A datagram goes to each member ([`UdKeepalive::add_member`], the default), to a multicast group ([`UdKeepalive::join`]), or
-//! both. What arrives need not come from a member: authentication is the beat's own business. The Q_Key only keeps strays
+//! A datagram goes to each member ([`UdKeepalive::add_member`]); with the feature `group` also to a multicast group that was
+//! joined. What arrives need not come from a member: authentication is the beat's own business. The Q_Key only keeps strays
 //! out: it travels in the clear, but the device drops what bears another before we see it.
 //!
 //! # What counts as loss
 //!
-//! As over UDP: a beat that cannot leave is lost and counted ([`UdKeepalive::counts`]), not an error, whether the queue is full,
+//! As over UDP: a beat that cannot leave is lost and counted, not an error, whether the queue is full,
 //! or the queue pair failed and is not ready again yet ([`queue`] draws that). A member that is gone is nothing at all: a
 //! datagram has no answer. An address that cannot be resolved is an error of [`UdKeepalive::add_member`].
-//!
-//! # Multicast
-//!
-//! Attaching the queue pair is not enough on Ethernet: the kernel drops packets of groups that nobody joined on that network
-//! interface before the RDMA driver sees them (measured with SoftRoCE), and switches that snoop IGMP or MLD do the same. So a
-//! socket joins the IP group too, and stays open. Our own datagrams come back to us; they are told by source address *and*
-//! queue pair, because queue pair numbers of two devices may well be equal.
 
+#[cfg(feature = "group")]
+mod group;
 mod queue;
 
 use crate::{
@@ -25,8 +20,10 @@ use crate::{
     error::RdmaError,
     ffi::{Address, Domain},
     patience::patiently,
-    types::{Gid, MULTICAST_QPN},
+    types::Gid,
 };
+#[cfg(feature = "group")]
+pub use group::group_of;
 use mc_core::{
     transport::{Keepalive, PollableKeepalive},
     wire::beat::{self, BeatKey},
@@ -38,10 +35,8 @@ use rustix::{
     io::Errno,
 };
 use serde::{Deserialize, Serialize};
-use socket2::{InterfaceIndexOrAddress, Socket};
 use std::{
     io,
-    net::{IpAddr, Ipv6Addr},
     os::fd::{AsFd, BorrowedFd},
     sync::Arc,
     time::Duration,
@@ -86,27 +81,14 @@ pub fn qkey_of(key: &BeatKey) -> u32 {
     u32::from_le_bytes([0, 1, 2, 3].map(|i| hash.as_bytes()[i])) & !(1 << 31)
 }
 
-/// A multicast group for a session: link-local or of the site, of the same family as `gid`. Another session may have the
-/// same one: then its beats are heard, and refused.
-#[must_use]
-pub fn group_of(key: &BeatKey, gid: Gid) -> Gid {
-    let hash = blake3::keyed_hash(&key.0, b"afterimage group");
-    let [a, b, c, d] = [0, 1, 2, 3].map(|i| hash.as_bytes()[i]);
-    match Ipv6Addr::from(gid).to_canonical() {
-        // RFC 2365 6.1, the local scope.
-        IpAddr::V4(_) => [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 239, 255, a, b],
-        // RFC 4291 2.7: transient, link-local. RFC 3307 4.3: the group identifier's top bit is 1.
-        IpAddr::V6(_) => [0xff, 0x12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, a | 0x80, b, c, d],
-    }
-}
-
-/// Beats over UD. Drops its queue pair, and leaves its groups, when it is dropped.
+/// Beats over UD. Drops its queue pair when it is dropped.
 #[derive(Debug)]
 pub struct UdKeepalive {
     /// Before `targets`: their address handles are named by what it may still send.
     queue: Queue,
     targets: Vec<Target>,
-    groups: Vec<Membership>,
+    #[cfg(feature = "group")]
+    groups: Vec<group::Membership>,
     domain: Arc<Domain>,
     place: Place,
 }
@@ -117,7 +99,9 @@ struct Place {
     gid: Gid,
     gid_index: u8,
     lid: u16,
+    #[cfg(feature = "group")]
     ifindex: u32,
+    #[cfg(feature = "group")]
     ethernet: bool,
 }
 
@@ -126,13 +110,6 @@ struct Target {
     to: Address,
     qpn: u32,
     qkey: u32,
-}
-
-#[derive(Debug)]
-struct Membership {
-    group: Gid,
-    /// Open for the IP membership's sake.
-    _socket: Socket,
 }
 
 impl UdKeepalive {
@@ -148,10 +125,19 @@ impl UdKeepalive {
             gid: choice.gid,
             gid_index: choice.gid_index,
             lid: choice.port.lid,
+            #[cfg(feature = "group")]
             ifindex: choice.ifindex,
+            #[cfg(feature = "group")]
             ethernet: choice.port.ethernet,
         };
-        Ok(Self { queue, targets: vec![], groups: vec![], domain, place })
+        Ok(Self {
+            queue,
+            targets: vec![],
+            #[cfg(feature = "group")]
+            groups: vec![],
+            domain,
+            place,
+        })
     }
 
     /// Where others send their beats.
@@ -171,47 +157,6 @@ impl UdKeepalive {
         Ok(())
     }
 
-    /// Joins a multicast group; from here on every beat goes to it too, once for all who are in it.
-    ///
-    /// # Errors
-    /// Not a group, or of another family than our own address; not on Ethernet (InfiniBand's subnet administrator would have
-    /// to be asked); what the system or the driver refused.
-    pub fn join(&mut self, group: Gid) -> Result<(), RdmaError> {
-        let joined = self.join_both(group).map_err(self.failed("joining the multicast group"))?;
-        self.groups.push(joined);
-        let to = self.handle(group, 0).map_err(self.failed("resolving the multicast group"))?;
-        self.targets.push(Target { to, qpn: MULTICAST_QPN, qkey: self.queue.qkey() });
-        Ok(())
-    }
-
-    fn join_both(&self, group: Gid) -> io::Result<Membership> {
-        let refused = |why: &str| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
-        if !self.place.ethernet || self.place.ifindex == 0 {
-            return refused("groups are for RoCE on a network interface; use unicast here");
-        }
-        let ip = |gid| Ipv6Addr::from(gid).to_canonical();
-        if !ip(group).is_multicast() {
-            return refused("it is no multicast address");
-        }
-        if ip(group).is_ipv4() != ip(self.place.gid).is_ipv4() {
-            return refused("it is not of the family of the device's chosen address");
-        }
-        let socket = match ip(group) {
-            IpAddr::V4(group) => {
-                let socket = Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
-                socket.join_multicast_v4_n(&group, &InterfaceIndexOrAddress::Index(self.place.ifindex))?;
-                socket
-            }
-            IpAddr::V6(group) => {
-                let socket = Socket::new(socket2::Domain::IPV6, socket2::Type::DGRAM, None)?;
-                socket.join_multicast_v6(&group, self.place.ifindex)?;
-                socket
-            }
-        };
-        self.queue.multicast(group, true)?;
-        Ok(Membership { group, _socket: socket })
-    }
-
     fn handle(&self, gid: Gid, lid: u16) -> io::Result<Address> {
         patiently(|| Address::new(&self.domain, gid, lid, self.place.gid_index))
     }
@@ -222,20 +167,10 @@ impl UdKeepalive {
     }
 
     /// What was lost, and how often the queue pair had to be made ready again.
+    #[cfg(feature = "testing")]
     #[must_use]
     pub fn counts(&self) -> UdCounts {
         self.queue.counts()
-    }
-}
-
-impl Drop for UdKeepalive {
-    fn drop(&mut self) {
-        // A queue pair that is still attached cannot be destroyed (EBUSY, ibv_destroy_qp(3)).
-        for Membership { group, .. } in &self.groups {
-            if let Err(error) = self.queue.multicast(*group, false) {
-                tracing::warn!(%error, "a multicast group was not left");
-            }
-        }
     }
 }
 
@@ -289,20 +224,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn q_keys_and_groups_are_the_session_s_own_and_allowed() {
+    fn q_keys_are_the_session_s_own_and_allowed() {
         let keys = [1, 2, 3].map(|n| BeatKey([n; 32]));
-        let link_local = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1).octets();
-        let mapped = std::net::Ipv4Addr::new(10, 0, 0, 1).to_ipv6_mapped().octets();
         for (n, key) in keys.iter().enumerate() {
             assert!(qkey_of(key) < 1 << 31);
             for (m, other) in keys.iter().enumerate() {
                 assert_eq!(qkey_of(key) == qkey_of(other), n == m);
-                assert_eq!(group_of(key, link_local) == group_of(other, link_local), n == m);
-            }
-            for gid in [link_local, mapped] {
-                let group = Ipv6Addr::from(group_of(key, gid)).to_canonical();
-                assert!(group.is_multicast(), "{group}");
-                assert_eq!(group.is_ipv4(), Ipv6Addr::from(gid).to_canonical().is_ipv4());
             }
         }
     }

@@ -113,12 +113,6 @@ impl Call {
         self.local_addr
     }
 
-    /// Where the peer is.
-    #[must_use]
-    pub fn peer_addr(&self) -> SocketAddr {
-        self.peer_addr
-    }
-
     /// Offers `hello`, `profile` and, for RDMA, `endpoint`, and waits for the standby's answer. Blocks until the deadline at
     /// most, which began with the connection.
     ///

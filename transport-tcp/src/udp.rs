@@ -4,7 +4,7 @@
 //!
 //! # What counts as loss
 //!
-//! A beat that cannot leave is lost, not an error: [`Keepalive::send`] answers `Ok` and counts it ([`UdpKeepalive::lost`]) if
+//! A beat that cannot leave is lost, not an error: [`Keepalive::send`] answers `Ok` and counts it if
 //! the peer's port is closed (`ECONNREFUSED`, learnt from an earlier beat: it tries once more), there is no route or the
 //! interface is down (`ENETUNREACH`, `EHOSTUNREACH`, `ENETDOWN`, `EHOSTDOWN`, `EADDRNOTAVAIL`), a packet filter says no
 //! (`EPERM`), or a queue is full (`EAGAIN`, `ENOBUFS`). Whoever does not hear the beat suspects the sender; the sender cannot
@@ -74,6 +74,7 @@ impl UdpKeepalive {
     }
 
     /// Beats that could not leave this machine.
+    #[cfg(feature = "testing")]
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.lost

@@ -96,6 +96,7 @@ impl ColoSource {
     }
 
     /// The machine that QEMU says it is; empty before the first bytes.
+    #[cfg(feature = "testing")]
     #[must_use]
     pub fn machine(&self) -> &str {
         self.parser.machine()

@@ -69,7 +69,7 @@ pub fn run(args: KeeperArgs) -> Result<Code> {
         true => no_other(&args).map(|()| None)?,
         false => Some(starter()?),
     };
-    let control = Control::listen(&args.run_dir, args.vm, node, Side::Keeper)?;
+    let control = Control::listen((&args.run_dir, &args.state_dir), args.vm, node, Side::Keeper)?;
     let nics = report::nics(&args.nics);
     let parts = match &starter {
         Some(starter) => handed_over(starter, nics.clone())?,

@@ -7,7 +7,8 @@ use super::{
 use crate::{
     cli::Side,
     config::{NicSpec, ProtectConfig, StandbyConfig},
-    status::{Request, Response, ask, socket_path},
+    control::ask_any,
+    status::{Request, Response, socket_path},
 };
 use anyhow::{Context, Result};
 use mc_core::{
@@ -168,7 +169,7 @@ pub fn relieve(run_dir: &Path, vm: Name) -> Result<bool> {
         let what = format!("the keeper of {vm}'s network, process {}, does not leave ({why})", keeper.pid());
         ExitError::new(Code::Failed, what).remedy("end that process")
     };
-    match ask(&path, Request::Handover, LEAVE) {
+    match ask_any(&path, &Request::Handover, LEAVE) {
         Ok(Response::Done { .. }) => Ok(true),
         Ok(other) => Err(stays(&format!("it answered {other:?}")).into()),
         // It may have ended by itself just now.

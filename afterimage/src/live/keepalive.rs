@@ -16,6 +16,7 @@ use std::{path::PathBuf, time::Duration};
 
 /// What an operator wants. What is left out stays as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Wanted {
     /// From one beat to the next, µs.
     pub interval_us: Option<u64>,

@@ -1,42 +1,38 @@
-//! Enough of HTTP/1.1 to be scraped: one request a connection, its head bounded, a deadline for all of it, few connections.
-//! httparse reads the head. Whoever talks slowly, or too much, costs a thread of ours for seconds, and the loop nothing.
+//! The metrics endpoint: `GET /metrics`, and nothing else, on the control plane beside the control socket.
 
 use super::text::plain;
-use node::{
-    accepting::accept_until,
-    exit::{Code, ExitError},
-    repeated::{Repeated, and_more},
-    wake::Wake,
+use crate::api::{
+    Kind, Problem,
+    answer::Answer,
+    plane::{self, Task},
+    serve::{Accept, Answering, Asked, Site, serve},
 };
+use node::exit::{Code, ExitError};
 use parking_lot::Mutex;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::{
-    io::{self, Read, Write},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    thread::JoinHandle,
-    time::{Duration, Instant},
+    future::Future,
+    io,
+    net::{SocketAddr, TcpListener as StdListener},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
 };
-use tracing::{debug, info, warn};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::sleep,
+};
+use tracing::{error, info, warn};
 
-/// Bytes of a request's head at most.
-const MAX_HEAD: usize = 8 << 10;
-/// Headers of a request at most.
-const MAX_HEADERS: usize = 64;
-/// For a request to arrive, and for its response to be taken.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Connections at a time; one more is closed at once.
-const MAX_CONNECTIONS: usize = 4;
 /// Between two tries to listen.
-const RETRY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+const RETRY: Duration = Duration::from_secs(1);
+const TEXT: &str = "text/plain; charset=utf-8";
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// OpenMetrics text.
 pub type Content = Arc<str>;
-/// Says how it is now; `None` if the loop does not answer.
-type Source = Arc<dyn Fn() -> Option<Content> + Send + Sync>;
+/// Says how it is now; `None` if the loop does not answer. It must wait for nothing but tokio.
+pub type Source = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Option<Content>> + Send>> + Send + Sync>;
 
 /// What an address means that cannot be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,9 +46,8 @@ pub enum IfTaken {
 /// The endpoint. Dropping it ends it.
 #[derive(Debug)]
 pub struct Server {
-    stop: Arc<Wake>,
     trouble: Arc<Mutex<Option<String>>>,
-    thread: Option<JoinHandle<()>>,
+    _task: Task,
 }
 
 impl Server {
@@ -62,16 +57,20 @@ impl Server {
             IfTaken::Refuse => Some(bind_now(listen)?),
             IfTaken::TryAgain => None,
         };
-        let stop = Wake::new()?;
         let trouble = Arc::new(Mutex::new(None));
-        let (stopped, told) = (Arc::clone(&stop), Arc::clone(&trouble));
-        let thread = std::thread::Builder::new().name("metrics".into()).spawn(move || {
-            if let Some(listener) = now.or_else(|| bind(listen, &stopped, &told)) {
-                info!("metrics at http://{}/metrics", listener.local_addr().unwrap_or(listen));
-                accept(&listener, &stopped, &source);
+        let told = Arc::clone(&trouble);
+        let task = plane::spawn(async move {
+            let listener = match now {
+                Some(listener) => listener,
+                None => bind(listen, &told).await,
+            };
+            info!("metrics at http://{}/metrics", listener.local_addr().unwrap_or(listen));
+            match TcpListener::from_std(listener) {
+                Ok(listener) => serve(Arc::new(Endpoint(source)), listener).await,
+                Err(error) => error!("metrics: {error}"),
             }
         })?;
-        Ok(Self { stop, trouble, thread: Some(thread) })
+        Ok(Self { trouble, _task: task })
     }
 
     /// Why nothing is served now.
@@ -89,8 +88,8 @@ pub fn look(listen: SocketAddr) -> Result<(), ExitError> {
     bind_now(listen).map(drop)
 }
 
-fn bind_now(listen: SocketAddr) -> Result<TcpListener, ExitError> {
-    let bound = TcpListener::bind(listen).and_then(|l| l.set_nonblocking(true).map(|()| l));
+fn bind_now(listen: SocketAddr) -> Result<StdListener, ExitError> {
+    let bound = StdListener::bind(listen).and_then(|l| l.set_nonblocking(true).map(|()| l));
     bound.map_err(|error| {
         let remedy = match error.kind() {
             io::ErrorKind::AddrInUse => {
@@ -102,22 +101,13 @@ fn bind_now(listen: SocketAddr) -> Result<TcpListener, ExitError> {
     })
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.stop.raise();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-/// `None`: stopped before. A predecessor on this host may still have the address.
-fn bind(listen: SocketAddr, stop: &Wake, told: &Mutex<Option<String>>) -> Option<TcpListener> {
+/// A predecessor on this host may still have the address.
+async fn bind(listen: SocketAddr, told: &Mutex<Option<String>>) -> StdListener {
     loop {
         match bind_now(listen) {
             Ok(listener) => {
                 *told.lock() = None;
-                return Some(listener);
+                return listener;
             }
             Err(ExitError { message, remedy, .. }) => {
                 let why = format!("{message} ({}); trying again every second", remedy.unwrap_or_default());
@@ -126,189 +116,159 @@ fn bind(listen: SocketAddr, stop: &Wake, told: &Mutex<Option<String>>) -> Option
                 }
             }
         }
-        if poll(&mut [PollFd::new(stop, PollFlags::IN)], Some(&RETRY)).is_ok_and(|n| n > 0) {
-            return None;
-        }
+        sleep(RETRY).await;
     }
 }
 
-fn accept(listener: &TcpListener, stop: &Wake, source: &Source) {
-    let (open, mut said) = (Arc::new(AtomicUsize::new(0)), Repeated::default());
-    accept_until(
-        "metrics",
-        listener,
-        stop,
-        || listener.accept(),
-        |(stream, peer)| {
-            if let Err(e) = connected(stream, peer, &open, source)
-                && let Some(more) = said.say("thread", Instant::now())
-            {
-                warn!("metrics: closed a connection: no thread for it: {e}{}", and_more(more));
+impl Accept for TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&self) -> io::Result<(TcpStream, Option<Problem>)> {
+        // The method of the type, not of this trait.
+        Self::accept(self).await.map(|(stream, _)| (stream, None))
+    }
+}
+
+struct Endpoint(Source);
+
+impl Site for Endpoint {
+    const NAME: &'static str = "metrics";
+    const CONNECTIONS: usize = 4;
+
+    fn answer(&self, asked: Asked) -> Answering {
+        let source = Arc::clone(&self.0);
+        Box::pin(async move {
+            match wanted(&asked) {
+                Err(answer) => answer,
+                Ok(format) => match source().await {
+                    Some(content) => format.of(&content),
+                    None => Answer::problem(&Problem::new(Kind::Stalled, "the loop does not answer")),
+                },
             }
-        },
-    );
-}
-
-fn connected(stream: TcpStream, peer: SocketAddr, open: &Arc<AtomicUsize>, source: &Source) -> io::Result<()> {
-    if open.fetch_add(1, Ordering::Relaxed) >= MAX_CONNECTIONS {
-        open.fetch_sub(1, Ordering::Relaxed);
-        debug!(%peer, "metrics: closed a connection: {MAX_CONNECTIONS} are open already");
-        return Ok(());
+        })
     }
-    let (counted, source) = (Arc::clone(open), Arc::clone(source));
-    let spawned = std::thread::Builder::new().name("scrape".into()).spawn(move || {
-        if let Err(e) = serve(&stream, &source) {
-            debug!(%peer, "metrics: {e}");
-        }
-        counted.fetch_sub(1, Ordering::Relaxed);
-    });
-    spawned.map(drop).inspect_err(|_| {
-        open.fetch_sub(1, Ordering::Relaxed);
-    })
 }
 
-fn serve(mut stream: &TcpStream, source: &Source) -> io::Result<()> {
-    stream.set_nonblocking(false)?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    let head = read_head(stream)?;
-    let response = answer(&head, source);
-    stream.write_all(response.as_bytes())?;
-    stream.shutdown(Shutdown::Write)
+/// The two text formats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    OpenMetrics,
+    Plain,
 }
 
-/// Until the empty line, [`MAX_HEAD`] bytes, or the deadline.
-fn read_head(mut stream: &TcpStream) -> io::Result<Vec<u8>> {
-    let deadline = Instant::now() + PATIENCE;
-    let (mut head, mut chunk) = (Vec::new(), [0; 1024]);
-    while head.len() < MAX_HEAD && !head.windows(4).any(|w| w == b"\r\n\r\n") {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        stream.set_read_timeout(Some(left))?;
-        match stream.read(&mut chunk)? {
-            0 => break,
-            n => head.extend_from_slice(&chunk[..n]),
+impl Format {
+    fn of(self, content: &str) -> Answer {
+        match self {
+            Self::OpenMetrics => text(OPENMETRICS, content.to_owned()),
+            Self::Plain => text(PLAIN, plain(content)),
         }
     }
-    Ok(head)
 }
 
-/// The whole response.
-fn answer(head: &[u8], source: &Source) -> String {
-    const TEXT: &str = "text/plain; charset=utf-8";
-    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
-    let mut request = httparse::Request::new(&mut headers);
-    match request.parse(head) {
-        Ok(httparse::Status::Complete(_)) => {}
-        Ok(httparse::Status::Partial) if head.len() >= MAX_HEAD => {
-            return response("431 Request Header Fields Too Large", TEXT, "a request's head is at most 8 KiB\n", false);
-        }
-        _ => return response("400 Bad Request", TEXT, "no HTTP/1 request\n", false),
-    }
-    let head_only = request.method == Some("HEAD");
-    if !head_only && request.method != Some("GET") {
-        return response("405 Method Not Allowed", TEXT, "GET /metrics\n", false);
-    }
-    let path = request.path.unwrap_or("").split('?').next();
-    match path {
-        Some("/metrics") => {}
-        Some("/") => return response("200 OK", TEXT, "afterimage: see /metrics\n", head_only),
-        _ => return response("404 Not Found", TEXT, "see /metrics\n", head_only),
-    }
-    let Some(content) = source() else {
-        return response("503 Service Unavailable", TEXT, "the loop does not answer\n", head_only);
-    };
-    let accept = request.headers.iter().filter(|h| h.name.eq_ignore_ascii_case("accept"));
-    let open =
-        accept.filter_map(|h| std::str::from_utf8(h.value).ok()).any(|v| v.contains("application/openmetrics-text"));
-    if open {
-        response("200 OK", "application/openmetrics-text; version=1.0.0; charset=utf-8", &content, head_only)
-    } else {
-        response("200 OK", "text/plain; version=0.0.4; charset=utf-8", &plain(&content), head_only)
-    }
+fn text(content_type: &'static str, body: String) -> Answer {
+    Answer { status: 200, content_type, allow: None, body: body.into_bytes() }
 }
 
-fn response(status: &str, content_type: &str, body: &str, head_only: bool) -> String {
-    let length = body.len();
-    let body = if head_only { "" } else { body };
-    format!(
-        "HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
-    )
+/// In which format the metrics are wanted; or the answer, if they are not.
+fn wanted(asked: &Asked) -> Result<Format, Answer> {
+    if !matches!(&*asked.method, "GET" | "HEAD") {
+        let problem = Problem::new(Kind::MethodNotAllowed, "GET /metrics is all there is");
+        return Err(Answer { allow: Some("GET".to_owned()), ..Answer::problem(&problem) });
+    }
+    match asked.target.split('?').next() {
+        Some("/metrics") if asked.accept.contains("application/openmetrics-text") => Ok(Format::OpenMetrics),
+        Some("/metrics") => Ok(Format::Plain),
+        Some("/") => Err(text(TEXT, "afterimage: see /metrics\n".to_owned())),
+        _ => Err(Answer::problem(&Problem::new(Kind::NotFound, "see /metrics"))),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::{
+        io::{Read, Write},
+        net::TcpStream,
+        time::Instant,
+    };
 
-    fn ask(request: &str) -> String {
-        let source: Source = Arc::new(|| Some("# TYPE a counter\na_total 1\n# EOF\n".into()));
-        answer(request.as_bytes(), &source)
+    fn source(text: &'static str) -> Source {
+        Arc::new(move || Box::pin(std::future::ready(Some(text.into()))))
     }
 
     #[test]
     fn only_metrics_are_served_in_the_format_that_was_asked_for() {
-        let open = ask("GET /metrics HTTP/1.1\r\nAccept: application/openmetrics-text;version=1.0.0,*/*\r\n\r\n");
-        assert!(open.contains("application/openmetrics-text; version=1.0.0") && open.ends_with("# EOF\n"), "{open}");
-        let old = ask("GET /metrics?x=1 HTTP/1.0\r\n\r\n");
-        assert!(old.contains("version=0.0.4") && old.contains("# TYPE a_total counter"), "{old}");
-        let head = ask("HEAD /metrics HTTP/1.1\r\n\r\n");
-        assert!(head.ends_with("\r\n\r\n") && !head.contains("Content-Length: 0"), "{head}");
-        let many = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(100));
-        let long = format!("GET / HTTP/1.1\r\na: {}", "b".repeat(MAX_HEAD));
-        for (request, status) in [
-            ("GET / HTTP/1.1\r\n\r\n", "200"),
-            ("GET /etc/passwd HTTP/1.1\r\n\r\n", "404"),
-            ("POST /metrics HTTP/1.1\r\n\r\n", "405"),
-            ("GET /metrics HTTP/1.1\r\n", "400"),
-            ("\x16\x03\x01", "400"),
-            (&many, "400"),
-            (&long, "431"),
-        ] {
-            assert!(ask(request).starts_with(&format!("HTTP/1.1 {status} ")), "{request:?}: {}", ask(request));
-        }
-        let stuck: Source = Arc::new(|| None);
-        assert!(answer(b"GET /metrics HTTP/1.1\r\n\r\n", &stuck).starts_with("HTTP/1.1 503 "));
+        let ask = |method: &str, target: &str, accept: &str| {
+            let (method, target, accept) = (method.to_owned(), target.to_owned(), accept.to_owned());
+            wanted(&Asked { method, target, accept, body: Default::default() }).map_err(|answer| answer.status)
+        };
+        let open = "application/openmetrics-text;version=1.0.0,*/*";
+        assert_eq!(ask("GET", "/metrics", open), Ok(Format::OpenMetrics));
+        assert_eq!(ask("GET", "/metrics?x=1", ""), Ok(Format::Plain));
+        assert_eq!(ask("HEAD", "/metrics", ""), Ok(Format::Plain));
+        assert_eq!(
+            [ask("GET", "/", ""), ask("GET", "/etc/passwd", ""), ask("POST", "/metrics", "")],
+            [200, 404, 405].map(Err)
+        );
+        let content = "# TYPE a counter\na_total 1\n# EOF\n";
+        assert_eq!(Format::OpenMetrics.of(content).body, content.as_bytes());
+        assert!(String::from_utf8(Format::Plain.of(content).body).unwrap().contains("# TYPE a_total counter"));
+    }
+
+    /// The whole answer, if there is one.
+    fn heard(address: SocketAddr, request: &[u8]) -> Option<String> {
+        let mut stream = TcpStream::connect(address).ok()?;
+        stream.write_all(request).ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        (!text.is_empty()).then_some(text)
     }
 
     #[test]
     fn hostile_connections_are_few_and_do_not_keep_others_out_for_long() {
-        let source: Source = Arc::new(|| Some("x 1\n".into()));
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let server = Server::spawn(address, IfTaken::TryAgain, source).unwrap();
+        let address = StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let server = Server::spawn(address, IfTaken::TryAgain, source("x 1\n")).unwrap();
         let connect = || loop {
             if let Ok(stream) = TcpStream::connect(address) {
                 return stream;
             }
         };
         // More than are served at a time, and none of them says anything.
-        let silent: Vec<TcpStream> = (0..MAX_CONNECTIONS * 2).map(|_| connect()).collect();
+        let silent: Vec<TcpStream> = (0..Endpoint::CONNECTIONS * 2).map(|_| connect()).collect();
         let deadline = Instant::now() + Duration::from_secs(60);
-        let heard = loop {
-            let mut stream = connect();
-            let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n");
-            let mut text = String::new();
-            if stream.read_to_string(&mut text).is_ok() && !text.is_empty() {
-                break text;
+        let metrics = loop {
+            match heard(address, b"GET /metrics HTTP/1.1\r\n\r\n") {
+                Some(text) if text.starts_with("HTTP/1.1 200 OK\r\n") => break text,
+                _ => assert!(Instant::now() < deadline, "never served again"),
             }
-            assert!(Instant::now() < deadline, "never served again");
             std::thread::sleep(Duration::from_millis(50));
         };
-        assert!(heard.ends_with("x 1\n"), "{heard}");
+        assert!(metrics.contains("text/plain; version=0.0.4") && metrics.ends_with("\r\n\r\nx 1\n"), "{metrics}");
+        let told = heard(address, b"\x16\x03\x01\r\n").unwrap();
+        assert!(told.starts_with("HTTP/1.1 400 ") && told.contains("no HTTP/1.1 request"), "{told}");
         drop(silent);
         drop(server);
-        TcpListener::bind(address).unwrap();
+        StdListener::bind(address).unwrap();
     }
+
+    #[test]
+    fn a_loop_that_does_not_answer_is_named() {
+        let address = StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let stuck: Source = Arc::new(|| Box::pin(std::future::ready(None)));
+        let _server = Server::spawn(address, IfTaken::Refuse, stuck).unwrap();
+        let told = heard(address, b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
+        assert!(told.starts_with("HTTP/1.1 504 ") && told.contains("the loop does not answer"), "{told}");
+    }
+
     #[test]
     fn a_taken_address_is_refused_or_told_and_waited_for() {
-        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken = StdListener::bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap();
-        let source = || -> Source { Arc::new(|| Some("x 1\n".into())) };
-        let refused = Server::spawn(address, IfTaken::Refuse, source()).unwrap_err();
+        let refused = Server::spawn(address, IfTaken::Refuse, source("x 1\n")).unwrap_err();
         let refused = refused.downcast::<ExitError>().unwrap();
         assert_eq!(refused.code, Code::Prerequisite);
         assert!(refused.message.contains(&address.to_string()) && refused.remedy.unwrap().contains("--metrics"));
-        let server = Server::spawn(address, IfTaken::TryAgain, source()).unwrap();
+        let server = Server::spawn(address, IfTaken::TryAgain, source("x 1\n")).unwrap();
         let deadline = Instant::now() + Duration::from_secs(60);
         let until = |what: &str, holds: &dyn Fn() -> bool| {
             while !holds() {

@@ -1,7 +1,7 @@
 //! Metrics for Prometheus: docs/METRICS.md says what each means.
 //!
 //! ```text
-//!   scraper ──GET /metrics──> http (a thread a connection, few, bounded) ──"how is it?"──> the loop, between two turns
+//!   scraper ──GET /metrics──> http (the control plane: few connections) ──"how is it?"──> the loop, between two turns
 //!                               ^ text, at most so old                         Snapshot: counts, no formatting │
 //!                               └──────────── prometheus-client encodes it <───────────────────────────────────┘
 //! ```
@@ -15,22 +15,22 @@ mod text;
 mod witness;
 
 pub use collect::Snapshot;
-pub use http::{Content, IfTaken, Server, look};
+pub use http::{Content, IfTaken, Server, Source, look};
 pub use node::keepalive::{BOUNDS, Buckets};
 pub use text::{openmetrics, plain};
 pub use witness::{Witness, WitnessCounters};
 
 use crate::status::Status;
 use node::inbox::{self, Inbox, Outbox};
-use parking_lot::Mutex;
 use std::{
     net::SocketAddr,
     os::fd::{AsFd, BorrowedFd},
-    sync::{
-        Arc,
-        mpsc::{SyncSender, sync_channel},
-    },
+    sync::Arc,
     time::{Duration, Instant},
+};
+use tokio::{
+    sync::{Mutex, oneshot},
+    time::timeout,
 };
 
 /// A scrape may get what another got so long ago.
@@ -40,7 +40,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A scrape on its way to the loop.
 #[derive(Debug)]
-pub struct Scrape(SyncSender<Snapshot>);
+pub struct Scrape(oneshot::Sender<Snapshot>);
 
 impl Scrape {
     /// Answers it. Who asked may have gone.
@@ -64,8 +64,13 @@ impl Scrapes {
     pub fn serve(listen: Option<SocketAddr>, if_taken: IfTaken) -> anyhow::Result<Option<Self>> {
         let Some(listen) = listen else { return Ok(None) };
         let (outbox, inbox) = inbox::inbox()?;
-        let asking = Mutex::new(Asking { outbox, newest: None, who: None });
-        let server = Server::spawn(listen, if_taken, Arc::new(move || asking.lock().snapshot()))?;
+        let asking = Arc::new(Mutex::new(Asking { outbox, newest: None, who: None }));
+        let source: Source = Arc::new(move || {
+            let asking = Arc::clone(&asking);
+            // Whoever else asks meanwhile waits for the same answer.
+            Box::pin(async move { asking.lock().await.snapshot().await })
+        });
+        let server = Server::spawn(listen, if_taken, source)?;
         Ok(Some(Self { inbox, server }))
     }
 
@@ -95,15 +100,15 @@ struct Asking {
 }
 
 impl Asking {
-    fn snapshot(&mut self) -> Option<Content> {
+    async fn snapshot(&mut self) -> Option<Content> {
         if let Some((_, content)) = self.newest.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
             return Some(Arc::clone(content));
         }
-        let (reply, answer) = sync_channel(1);
+        let (reply, answer) = oneshot::channel();
         self.outbox.put(Scrape(reply));
-        let snapshot = match answer.recv_timeout(PATIENCE) {
-            Ok(snapshot) => snapshot,
-            Err(_) => Snapshot { status: self.who.clone()?, ..Snapshot::default() },
+        let snapshot = match timeout(PATIENCE, answer).await {
+            Ok(Ok(snapshot)) => snapshot,
+            _ => Snapshot { status: self.who.clone()?, ..Snapshot::default() },
         };
         self.who.get_or_insert_with(|| stalled(&snapshot.status));
         let content: Content = openmetrics(snapshot).into();

@@ -119,7 +119,7 @@ fn prepare(brief: &Brief, replaces: &mut bool) -> Result<(NicGate, ArbiterClient
         control::relieve_primary(&config.run_dir, config.vm)?;
         *replaces = true;
     }
-    let control = control::take_place(&config.run_dir, (config.vm, config.node), brief.relieve)?;
+    let control = control::take_place((&config.run_dir, &config.state_dir), (config.vm, config.node), brief.relieve)?;
     // As late as this: until now its packets have passed.
     *replaces |= keeper::relieve(&config.run_dir, config.vm)?;
     Ok((nics::open(config, *replaces)?, arbiter, control))

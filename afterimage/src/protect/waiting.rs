@@ -88,7 +88,7 @@ impl<'a> Waiting<'a> {
         serve: bool,
     ) -> Result<Self> {
         let arbiter = ArbiterClient::spawn(&config.asks(node))?;
-        let listen = || Control::listen(&config.run_dir, config.vm, config.node, Side::Primary);
+        let listen = || Control::listen((&config.run_dir, &config.state_dir), config.vm, config.node, Side::Primary);
         let control = serve.then(listen).transpose()?;
         let (decided, notes, watch) = (false, Vec::new(), ArbiterWatch::default());
         let (undecidable, trouble, since_ms) = (None, None, unix_ms());

@@ -185,7 +185,7 @@ impl Node {
             unrenounced: None,
             listener: Listener::bind(config.listen, SessionOptions::default()).map_err(cannot_listen)?,
             callers: Callers::default(),
-            control: Control::listen(&config.run_dir, config.vm, config.node, Side::Standby)?,
+            control: Control::listen((&config.run_dir, &config.state_dir), config.vm, config.node, Side::Standby)?,
             scrapes: Scrapes::serve(config.metrics, IfTaken::Refuse)?,
             role: Role::Idle,
             role_since_ms: unix_ms(),

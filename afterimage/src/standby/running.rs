@@ -85,7 +85,7 @@ impl Desk {
         Ok(Self {
             this,
             arbiter: ArbiterClient::spawn(&config.asks(this))?,
-            control: Control::listen(&config.run_dir, config.vm, config.node, Side::Standby)?,
+            control: Control::listen((&config.run_dir, &config.state_dir), config.vm, config.node, Side::Standby)?,
             scrapes: Scrapes::serve(config.metrics, IfTaken::TryAgain)?,
             listener: Listener::bind(config.listen, SessionOptions::default()).map_err(cannot_listen)?,
             signals: Signals::catch()?,

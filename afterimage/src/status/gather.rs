@@ -79,6 +79,13 @@ fn no_answer(path: &Path, error: &ControlError) -> NoAnswer {
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => mute(path),
             _ => NoAnswer { role: MUTE, why: error.to_string() },
         },
+        ControlError::Older { .. } => {
+            let remedy = "upgrade it: end it, and start it again with this program";
+            NoAnswer {
+                role: MUTE,
+                why: format!("its process speaks the control protocol of an older afterimage; {remedy}"),
+            }
+        }
         ControlError::Busy { .. } | ControlError::Answer { .. } => NoAnswer { role: MUTE, why: error.to_string() },
     }
 }

@@ -26,7 +26,7 @@ use mc_core::id::Name;
 use node::{
     events::Record,
     exit::{Code, ExitError},
-    journal::{self, Journal, Skipped},
+    journal::{self, Skipped},
 };
 use order::Boots;
 use serde::Serialize;
@@ -131,9 +131,10 @@ pub fn look(dir: &Path, vm: Option<Name>, since_ms: Option<f64>, last: Option<us
 }
 
 /// The text that one journal comes to, by itself: for the fuzz target.
+#[cfg(feature = "testing")]
 #[must_use]
-pub fn told(journal: Journal, vm: &str, side: &str) -> String {
-    let Journal { mut records, skipped, more_skipped } = journal;
+pub fn told(journal: journal::Journal, vm: &str, side: &str) -> String {
+    let journal::Journal { mut records, skipped, more_skipped } = journal;
     let mut boots = Boots::default();
     boots.learn(&records);
     records.sort_by(|a, b| boots.compare(a, b));

@@ -3,9 +3,9 @@
 
 use super::registrar::Input;
 use crate::{
+    api::{ControlError, ControlSocket, Desk, ReplyTo, Request, Response, Serves, ask, desk::Late},
     cli::WitnessCommand,
     control::refused,
-    status::{ControlError, ControlSocket, Request, Response, ask},
 };
 use mc_core::{
     id::{Name, NodeId, WitnessId},
@@ -18,10 +18,7 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     str::FromStr,
-    sync::{
-        Arc,
-        mpsc::{Sender, sync_channel},
-    },
+    sync::{Arc, mpsc::Sender},
     time::Duration,
 };
 
@@ -101,16 +98,15 @@ fn socket(state: &Path) -> PathBuf {
 /// Serves the socket, as long as what is returned lives.
 pub(super) fn serve(state: &Path, registrar: Sender<Input>) -> Result<ControlSocket, ControlError> {
     let registrar = Mutex::new(registrar);
-    let handler = move |request: Request| {
+    let handler = move |request: Request, answer: ReplyTo| {
         let Request::Witness(request) = request else {
-            return refused("this is a witness; that is for `protect` or `standby`");
+            return answer.give(refused("this is a witness; that is for `protect` or `standby`"));
         };
-        let (answer, answered) = sync_channel(1);
-        let sent = registrar.lock().send(Input::Operator { request, answer });
-        let response = sent.ok().and_then(|()| answered.recv_timeout(PATIENCE).ok());
-        response.unwrap_or_else(|| refused("the witness does not answer: is its disk stuck?"))
+        // A registrar that is gone drops the answer's way, and that is heard.
+        let _ = registrar.lock().send(Input::Operator { request, answer });
     };
-    ControlSocket::spawn(&socket(state), Arc::new(handler))
+    let late = || Late { why: "the witness does not answer: is its disk stuck?".to_owned(), status: None };
+    ControlSocket::spawn(&socket(state), Desk::new(Serves::Witness, Arc::new(handler)).late(PATIENCE, late))
 }
 
 /// The commands.

@@ -6,9 +6,9 @@ use super::{
     storage::{Probe, Work},
 };
 use crate::{
+    api::{ReplyTo, Response},
     control::{done, refused},
     metrics::WitnessCounters,
-    status::Response,
 };
 use mc_core::{
     arbiter::{Action, Arbiter, Event, Reply},
@@ -42,7 +42,7 @@ pub(super) enum Input {
     /// A write has ended.
     Stored { vm: Name, result: Result<(), StoreError> },
     /// An operator's word, and where the response goes.
-    Operator { request: WitnessRequest, answer: SyncSender<Response> },
+    Operator { request: WitnessRequest, answer: ReplyTo },
     /// Finish the writes under way, then end.
     Stop,
 }
@@ -67,7 +67,7 @@ pub(super) struct Registrar<'a> {
     /// When somebody who has seen a VM's register asked last.
     told_at: BTreeMap<Name, Instant>,
     /// Operators who wait for a write, and what they are told after it.
-    operators: BTreeMap<Name, (SyncSender<Response>, String)>,
+    operators: BTreeMap<Name, (ReplyTo, String)>,
 }
 
 impl<'a> Registrar<'a> {
@@ -89,7 +89,7 @@ impl<'a> Registrar<'a> {
                 // Dropping `answer` ends the connection; its client will retry elsewhere, or later.
                 Input::Request { .. } | Input::Operator { .. } if stopping => {}
                 Input::Request { peer, request, answer } => self.request(peer, request, answer),
-                Input::Operator { request, answer } => self.operator(request, &answer),
+                Input::Operator { request, answer } => self.operator(request, answer),
                 Input::Stored { vm, result } => self.stored(vm, result)?,
             }
         }
@@ -166,7 +166,7 @@ impl<'a> Registrar<'a> {
         }
         if let Some((answer, message)) = self.operators.remove(&vm) {
             let since = self.arbiter.registers().get(&vm).map_or(String::new(), |r| format!(" since {}", r.generation));
-            let _ = answer.send(match &result {
+            answer.give(match &result {
                 Ok(()) => done(&format!("{message}{since}")),
                 Err(e) => refused(&format!("not stored: {e}")),
             });
@@ -174,28 +174,26 @@ impl<'a> Registrar<'a> {
         Ok(())
     }
 
-    fn operator(&mut self, request: WitnessRequest, answer: &SyncSender<Response>) {
-        let response = match request {
-            WitnessRequest::List => Some(Response::Witness(Box::new(self.report()))),
-            WitnessRequest::Assign { vm, node } => self.assign(vm, &node, answer),
-            WitnessRequest::Forget { vm } => self.forget(vm, answer),
+    fn operator(&mut self, request: WitnessRequest, answer: ReplyTo) {
+        let stored = match request {
+            WitnessRequest::List => Err(Response::Witness(Box::new(self.report()))),
+            WitnessRequest::Assign { vm, node } => self.assign(vm, &node).map(|said| (vm, said)),
+            WitnessRequest::Forget { vm } => self.forget(vm).map(|said| (vm, said)),
         };
-        if let Some(response) = response {
-            let _ = answer.send(response);
+        match stored {
+            Ok((vm, said)) => drop(self.operators.insert(vm, (answer, said))),
+            Err(response) => answer.give(response),
         }
     }
 
-    fn assign(&mut self, vm: Name, node: &NodeSpec, answer: &SyncSender<Response>) -> Option<Response> {
-        let to = match self.find(vm, node) {
-            Ok(to) => to,
-            Err(why) => return Some(refused(&why)),
-        };
-        self.decide(vm, Event::Assign { vm, to }, answer, format!("{vm} belongs to {to} ({})", to.id))
+    fn assign(&mut self, vm: Name, node: &NodeSpec) -> Result<String, Response> {
+        let to = self.find(vm, node).map_err(|why| refused(&why))?;
+        self.decide(vm, Event::Assign { vm, to }, format!("{vm} belongs to {to} ({})", to.id))
     }
 
-    fn forget(&mut self, vm: Name, answer: &SyncSender<Response>) -> Option<Response> {
+    fn forget(&mut self, vm: Name) -> Result<String, Response> {
         if !self.arbiter.knows(vm) {
-            return Some(refused(&format!(
+            return Err(refused(&format!(
                 "there is nothing to forget: no register of {vm}, and nobody has told of it"
             )));
         }
@@ -204,24 +202,22 @@ impl<'a> Registrar<'a> {
                 "nodes told of {vm} within the last {} s: end `afterimage` on its hosts first",
                 ALIVE.as_secs()
             );
-            return Some(refused(&why));
+            return Err(refused(&why));
         }
-        self.decide(vm, Event::Forget { vm }, answer, format!("{vm} is forgotten"))
+        self.decide(vm, Event::Forget { vm }, format!("{vm} is forgotten"))
     }
 
-    /// `None`: the operator waits until it is stored.
-    fn decide(&mut self, vm: Name, event: Event, answer: &SyncSender<Response>, said: String) -> Option<Response> {
+    /// What the operator is told once it is stored; or, at once, why it is not.
+    fn decide(&mut self, vm: Name, event: Event, said: String) -> Result<String, Response> {
         if self.arbiter.is_busy(vm) {
-            return Some(refused(&format!("the register of {vm} is being written: try again")));
+            return Err(refused(&format!("the register of {vm} is being written: try again")));
         }
         warn!(%vm, "an operator decides: {said}");
-        self.operators.insert(vm, (answer.clone(), said));
         self.tell(event);
         if self.arbiter.is_busy(vm) {
-            return None;
+            return Ok(said);
         }
-        self.operators.remove(&vm);
-        Some(refused(&format!("the generation of {vm} cannot rise any more: `afterimage witness forget {vm}`")))
+        Err(refused(&format!("the generation of {vm} cannot rise any more: `afterimage witness forget {vm}`")))
     }
 
     fn find(&self, vm: Name, wanted: &NodeSpec) -> Result<Node, String> {
@@ -362,20 +358,22 @@ mod tests {
 
     #[test]
     fn an_operator_hears_when_it_is_stored_and_what_is_known() {
-        let (ask, answered) = sync_channel(3);
+        let mut answered = Vec::new();
         let spec = |text: &str| text.parse::<NodeSpec>().unwrap();
-        let assign = |node: &str| {
-            let request = WitnessRequest::Assign { vm: vm(), node: spec(node) };
-            Input::Operator { request, answer: ask.clone() }
+        let mut ask = |request| {
+            let (answer, answers) = ReplyTo::pair();
+            answered.push(answers);
+            Input::Operator { request, answer }
         };
+        let assign = |node: &str| WitnessRequest::Assign { vm: vm(), node: spec(node) };
         let id = "02".repeat(16);
         let stored = || Input::Stored { vm: vm(), result: Ok(()) };
-        let list = Input::Operator { request: WitnessRequest::List, answer: ask.clone() };
-        let inputs = vec![assign("b"), assign(&format!("b={id}")), stored(), list, Input::Stop];
+        let (first, second, list) = (ask(assign("b")), ask(assign(&format!("b={id}"))), ask(WitnessRequest::List));
+        let inputs = vec![first, second, stored(), list, Input::Stop];
         let (result, work) = run(inputs);
         result.unwrap();
         assert_eq!(work.len(), 1);
-        let said: Vec<Response> = answered.try_iter().collect();
+        let said: Vec<Response> = answered.into_iter().map(|mut answer| answer.try_recv().unwrap()).collect();
         let [Response::Refused { message, .. }, Response::Done { .. }, Response::Witness(report)] = &said[..] else {
             panic!("{said:?}");
         };

@@ -81,6 +81,7 @@ impl LocalCopy {
     }
 
     /// Guest RAM, as it is registered.
+    #[cfg(feature = "testing")]
     #[must_use]
     pub fn memory(&self) -> &[RegisteredMemory] {
         &self.memory

@@ -12,21 +12,15 @@
 //! | [`engine`] | [`LocalCopy`], the [`mc_core::capture::CaptureEngine`] |
 //! | [`plan`] | which pieces of guest RAM go into which write |
 //! | [`pair`] | the two queue pairs, credits, completions, the end |
-//! | [`mod@measure`] | MB/s of an engine, contents checked |
-//! | [`mod@choose`] | which engine: by name, or whichever is faster here |
 //!
 //! Whether this beats the processor is a matter of the device: the bytes cross the bus twice. On SoftRoCE, where the
 //! processor does it all, packet by packet, it never does.
 
-pub mod choose;
 pub mod engine;
-pub mod measure;
 pub mod pair;
 pub mod plan;
 
-pub use choose::{Choice, Wanted, choose};
 pub use engine::LocalCopy;
-pub use measure::{Figure, Pattern, measure, scratch};
 
 use std::{io, time::Duration};
 use transport_rdma::{

@@ -10,6 +10,10 @@
 //! a multicast datagram or one to each, and proves to all who hear it that its sender lives. Hence the group renumbers: a
 //! peer hears those beats for others in one sequence with its own. Whom the echo, poll and final are for is in the beat.
 //!
+//! No program uses it: a pair has one peer each, whom a [`Detector`] watches whose beats are for nobody in particular, and a
+//! group of two would put other bytes into them ([`Beat::meant_for`](crate::wire::beat::Beat)). It stays, behind the feature
+//! `group`, for a third member: the wire format has it, and `tests/group.rs` holds both to it.
+//!
 //! A silent member is suspected by each of the others for itself, and nobody else is: what one detector concludes does not
 //! touch the others.
 

@@ -1,5 +1,4 @@
-//! RDMA: the endpoint, once per session beside the hello; and messages, SENDs on the reliable queue pair. Where the system's
-//! connection manager connects the two, an [`Offer`] stands for the endpoint.
+//! RDMA: the endpoint, once per session beside the hello; and messages, SENDs on the reliable queue pair.
 //!
 //! ```text
 //! endpoint:  0 magic "AIE1"  4 version u16   6 queue pairs u8 (1..=8)   7 flags u8 (1: has a beat queue pair, 2: beats go
@@ -23,10 +22,6 @@
 //! Slabs are not in messages: they are written to where a slot says (RDMA WRITE), then announced. Slots are used in the order
 //! in which they were offered, and each once. `credits` says how many receives the sender of the message has posted again
 //! since its last message: as many messages more may be sent to it. `serial` counts the messages of one direction from 0.
-
-mod offer;
-
-pub use offer::{OFFER_LEN, OFFER_MAGIC, Offer};
 
 use super::{VERSION, WireError, check_crc, check_magic, check_version, control, view};
 use crate::id::Incarnation;

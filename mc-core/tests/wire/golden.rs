@@ -10,7 +10,6 @@ use mc_core::{
         arbiter::{Answer, Ask, Asker, Outcome, Refusal, Request, Standing, Stored},
         beat::{Beat, BeatState},
         control::{Body, Control, GoodbyeReason, NackReason},
-        rdma::{Beats, Offer},
         session::{Hello, Kind, Purpose, VERSIONS, encode_frame},
     },
 };
@@ -63,14 +62,6 @@ fn control_records() {
     expect(Body::Rehearsed, "0700", &one("0000000000000000"), "00", "faf23a8d");
     let words = "776f726473206f6e 6c79206f66207477 656e74792d666f75";
     expect(Body::Words(*b"words only of twenty-fou"), "0800", words, "00", "f52699ff");
-}
-
-#[test]
-fn an_offer() {
-    let beats = Beats { queue: 0x55, qkey: 0x66, group: Some([0xff; 16]) };
-    let offer = Offer { receives: 0x44, beats: Some(beats), incarnation: Incarnation(0x11) };
-    let group = "ffffffffffffffff ffffffffffffffff";
-    same(&offer.encode(), &format!("41494f31 0200 01 03 1100000000000000 44000000 55000000 66000000 {group} 9c1d54e8"));
 }
 
 #[test]

@@ -179,14 +179,6 @@ fn endpoint() -> impl Strategy<Value = rdma::Endpoint> {
     )
 }
 
-fn offer() -> impl Strategy<Value = rdma::Offer> {
-    endpoint().prop_map(|rdma::Endpoint { receives, beats, incarnation, .. }| rdma::Offer {
-        receives,
-        beats,
-        incarnation,
-    })
-}
-
 fn rdma_message() -> impl Strategy<Value = rdma::Message> {
     (any::<u16>(), any::<u32>(), 0..6_u8, any::<[u32; 3]>(), any::<u64>()).prop_map(
         |(credits, serial, kind, n, addr)| {

@@ -1,8 +1,8 @@
 //! Round trips, and damage: each record refuses every flipped bit and every truncation.
 
-use crate::{KEY, answer, beat, control, endpoint, hello, offer, rdma_message, register, request, slab_header, stored};
+use crate::{KEY, answer, beat, control, endpoint, hello, rdma_message, register, request, slab_header, stored};
 use mc_core::{
-    id::{Generation, Incarnation, Name},
+    id::{Generation, Name},
     register::{Mode, Register, Swap},
     wire::{
         WireError,
@@ -96,15 +96,6 @@ proptest! {
     }
 
     #[test]
-    fn offers(record in offer()) {
-        let bytes = record.encode();
-        prop_assert_eq!(rdma::Offer::decode(&bytes), Ok(record));
-        is_guarded(&bytes, rdma::Offer::decode);
-        let in_a_request = [&bytes[..], &[0; 8]].concat();
-        prop_assert_eq!(rdma::Offer::decode(&in_a_request), Ok(record));
-    }
-
-    #[test]
     fn rdma_messages(record in rdma_message()) {
         let bytes = record.encode();
         prop_assert_eq!(rdma::Message::decode(&bytes), Ok(record));
@@ -138,7 +129,6 @@ proptest! {
         prop_assert!(Answer::decode(&bytes).is_err());
         prop_assert!(Stored::decode(&bytes).is_err());
         prop_assert!(rdma::Endpoint::decode(&bytes).is_err());
-        prop_assert!(rdma::Offer::decode(&bytes).is_err());
         prop_assert!(rdma::Message::decode(&bytes).is_err());
         prop_assert!(SlabHeader::decode(&bytes, 8192).is_err());
         prop_assert!(frame(&bytes).is_err());
@@ -157,24 +147,6 @@ fn a_frame_longer_than_its_kind_allows_is_refused_before_its_body_is_read() {
         let error = FrameHeader::decode(&head).expect_err("too long");
         assert!(matches!(error, WireError::Field { .. }), "kind {kind}, {len} bytes: {error}");
     }
-}
-
-#[test]
-fn an_offer_names_the_field_that_is_wrong() {
-    let good = rdma::Offer { receives: 64, beats: None, incarnation: Incarnation(7) }.encode();
-    let wrong = |at: usize, bytes: &[u8], expected: &str| {
-        let mut damaged = good;
-        damaged[at..at + bytes.len()].copy_from_slice(bytes);
-        let crc = crc32c::crc32c(&damaged[..rdma::OFFER_LEN - 4]);
-        damaged[rdma::OFFER_LEN - 4..].copy_from_slice(&crc.to_le_bytes());
-        let error = rdma::Offer::decode(&damaged).expect_err(expected).to_string();
-        assert!(error.contains("rdma_cm offer") && error.contains(expected), "{error}");
-    };
-    wrong(4, &[9, 9], "version");
-    wrong(6, &[3], "rdma_cm connects one");
-    wrong(16, &[1], "receives");
-    wrong(23, &[1], "beat queue pair");
-    const { assert!(rdma::OFFER_LEN <= 56, "what rdma_connect(3) takes") };
 }
 
 #[test]

@@ -16,12 +16,16 @@ mod health;
 mod link;
 mod manual;
 mod memory;
+#[cfg(feature = "testing")]
+mod once;
 mod spec;
 mod watch;
 mod worker;
 
 pub use health::{Health, Told};
 pub use memory::MemoryError;
+#[cfg(feature = "testing")]
+pub use once::ask_once;
 pub use spec::{ArbiterSpec, ArbiterSpecError, HostPort, HostPortError};
 pub use watch::{ArbiterWatch, Stance};
 
@@ -34,13 +38,11 @@ use mc_core::{
     register::{CasOutcome, Register},
     seen::Fault,
 };
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
 };
 use worker::Shared;
 pub use worker::{Attempt, Backend};
@@ -109,12 +111,13 @@ pub enum ArbiterError {
         name: String,
     },
     /// No answer in time. A swap may have taken place nevertheless.
+    #[cfg(feature = "testing")]
     #[error("arbiter {spec}: no answer in {timeout:?}: {why}")]
     Unanswered {
         /// Which arbiter.
         spec: ArbiterSpec,
         /// How long we waited.
-        timeout: Duration,
+        timeout: std::time::Duration,
         /// What the last try said.
         why: String,
     },
@@ -202,28 +205,6 @@ impl ArbiterClient {
     pub fn operator_may_decide(&self) -> bool {
         self.shared.operator_may_decide()
     }
-
-    /// Waits for the answer to a question like `ask`, at most until `deadline`.
-    fn wait_answer(&self, ask: &Ask, deadline: Instant) -> io::Result<Option<Answer>> {
-        loop {
-            match (self.take_answer(), ask) {
-                (Some(answer @ Answer::Read(_)), Ask::Read) | (Some(answer @ Answer::Cas(_)), Ask::Cas(_)) => {
-                    return Ok(Some(answer));
-                }
-                (Some(_), _) => continue, // a check, or a fault, which may pass
-                (None, _) => {}
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(None);
-            }
-            let left = Timespec::try_from(left).map_err(io::Error::other)?;
-            match poll(&mut [PollFd::new(self, PollFlags::IN)], Some(&left)) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(e) => return Err(e.into()),
-            }
-        }
-    }
 }
 
 impl AsFd for ArbiterClient {
@@ -236,17 +217,6 @@ impl Drop for ArbiterClient {
     fn drop(&mut self) {
         self.shared.stop();
     }
-}
-
-/// Asks one question and waits, for start-up checks: retries until `timeout`.
-pub fn ask_once(config: &ArbiterConfig, ask: Ask, timeout: Duration) -> Result<Answer, ArbiterError> {
-    let client = ArbiterClient::spawn(config)?;
-    client.ask(ask);
-    let answer = client.wait_answer(&ask, Instant::now() + timeout);
-    answer.map_err(|source| ArbiterError::System { doing: "waiting for an answer", source })?.ok_or_else(|| {
-        let why = client.health().last_error.unwrap_or_else(|| "the first try is still under way".to_owned());
-        ArbiterError::Unanswered { spec: config.spec.clone(), timeout, why }
-    })
 }
 
 /// An operator accepts whichever witness answers next about this VM, here and in every process of this node that runs. What

@@ -27,7 +27,9 @@ mod writer;
 
 pub use line_writer::LineWriter;
 pub use page::{Cursor, CursorError, Page, page};
-pub use reader::{Journal, Skipped, parse, read};
+#[cfg(feature = "testing")]
+pub use reader::parse;
+pub use reader::{Journal, Skipped, read};
 pub use roles::{Journals, roles_path};
 pub use writer::Writer;
 

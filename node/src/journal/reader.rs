@@ -63,7 +63,8 @@ fn tail(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The events in `bytes`, which come from `file`.
+/// The events in `bytes`, which come from `file`: for the fuzz target.
+#[cfg(feature = "testing")]
 #[must_use]
 pub fn parse(file: &Path, bytes: &[u8]) -> Journal {
     let mut journal = Journal::default();

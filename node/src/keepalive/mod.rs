@@ -304,11 +304,6 @@ impl BeatHandle {
         !self.shared.ended.load(Ordering::Acquire)
     }
 
-    /// Stops the thread and waits for its end, 50 ms at most.
-    pub fn stop(mut self) {
-        self.join();
-    }
-
     fn join(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
         if let Some(thread) = self.thread.take() {
@@ -318,6 +313,7 @@ impl BeatHandle {
     }
 }
 
+/// Stops the thread and waits for its end, 50 ms at most.
 impl Drop for BeatHandle {
     fn drop(&mut self) {
         self.join();

@@ -132,7 +132,7 @@ fn everything_measured_is_there_in_full() {
 fn an_outage_at_the_end_counts() {
     let [a, b] = pair([parameters(5, 200); 2]);
     until_up(std::slice::from_ref(&a));
-    b.beats.stop();
+    drop(b);
     until("lost", || a.beats.measured("udp", None).is_some_and(|m| m.losses.longest() >= 20));
     let measured = a.beats.measured("udp", None).expect("heard");
     assert!(measured.gap.max() >= Duration::from_millis(100), "{:?}", measured.gap.max());
@@ -146,7 +146,7 @@ fn a_peer_that_stops_is_suspect_and_the_report_says_why() {
     until_up(std::slice::from_ref(&a));
     a.beats.clear();
     let stopped = Clock.now();
-    b.beats.stop();
+    drop(b);
     until("suspect", || a.beats.verdict() == Verdict::Suspect);
     assert!(readable(&a.beats));
     let report = a.beats.suspicion().expect("there with the verdict");

@@ -4,6 +4,7 @@
 //! through the same entries by a plain test (`tests/replay.rs`).
 
 pub mod beat;
+pub mod control;
 pub mod framing;
 pub mod journal;
 pub mod probe;
@@ -19,6 +20,7 @@ pub type Entry = fn(&[u8]);
 /// All entries, by the names of their directories below `seeds/`.
 pub const ENTRIES: &[(&str, Entry)] = &[
     ("beat", beat::run),
+    ("control", control::run),
     ("framing", framing::run),
     ("journal", journal::run),
     ("probe", probe::run),

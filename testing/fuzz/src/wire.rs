@@ -22,9 +22,6 @@ pub fn run(bytes: &[u8]) {
     if let Ok(endpoint) = rdma::Endpoint::decode(bytes) {
         assert_eq!(rdma::Endpoint::decode(&endpoint.encode()), Ok(endpoint));
     }
-    if let Ok(offer) = rdma::Offer::decode(bytes) {
-        assert_eq!(rdma::Offer::decode(&offer.encode()), Ok(offer));
-    }
     if let Ok(message) = rdma::Message::decode(bytes) {
         assert_eq!(rdma::Message::decode(&message.encode()), Ok(message));
     }

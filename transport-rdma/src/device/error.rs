@@ -1,11 +1,15 @@
 //! Why there is no device to use, and what to do about it.
 
+use crate::ffi::LibraryError;
 use std::{fmt::Display, io};
 
 /// Why no device was chosen.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DeviceError {
+    /// This host has no verbs library, or none that can be used.
+    #[error("no RDMA: {0}")]
+    NoLibrary(#[from] LibraryError),
     /// `ENOSYS`: /sys/class/infiniband_verbs is missing.
     #[error("this kernel has no RDMA: no verbs driver is loaded")]
     NoKernel,
@@ -113,6 +117,10 @@ impl DeviceError {
     #[must_use]
     pub fn remedy(&self) -> String {
         match self {
+            Self::NoLibrary(LibraryError::NotInstalled) => {
+                "install them (those are Debian's names; elsewhere they are part of rdma-core), or use TCP".to_owned()
+            }
+            Self::NoLibrary(_) => "install rdma-core of version 32 (2020) or later, or use TCP".to_owned(),
             Self::NoKernel | Self::NoDevice => {
                 "load the driver of the RDMA adapter (with ib_uverbs), or for SoftRoCE: \
                 `modprobe rdma_rxe` and `rdma link add rxe0 type rxe netdev NETDEV`; or use TCP"

@@ -1,9 +1,7 @@
 //! Queue pairs: their states, what is posted on them, and where datagrams go.
 
-use super::{Address, CmId, Cq, Domain, Region, check, made};
-use crate::types::{
-    Access, Gid, PORT, Patience, Piece, PostError, QpSizes, RcPath, Request, Work, mtu_bytes, mtu_code,
-};
+use super::{Address, Cq, Domain, Region, check, made};
+use crate::types::{Access, Gid, PORT, Piece, PostError, QpSizes, RcPath, Request, Work, mtu_code};
 use rdma_sys as sys;
 use std::{
     ffi::c_int,
@@ -140,36 +138,6 @@ impl Qp {
             (a.timeout, a.retry_cnt, a.rnr_retry) = (path.timeout, path.retry.min(6), path.rnr_retry.min(6));
             a.sq_psn = path.psn;
             a.max_rd_atomic = 1;
-        })
-    }
-
-    /// RESET or INIT to RTS with what the connection manager has agreed on. Timeouts and retries are ours, and what the peer
-    /// may do is what [`Qp::init_reliable`] says. Answers with the path in full.
-    pub fn connect_through(&self, id: &CmId, patience: Patience) -> io::Result<RcPath> {
-        let (mut a, mask) = id.attributes(sys::ibv_qp_state::IBV_QPS_INIT)?;
-        a.qp_access_flags = Access::RemoteWrite.flags();
-        self.apply(&mut a, mask)?;
-        let (mut to_receive, mask) = id.attributes(sys::ibv_qp_state::IBV_QPS_RTR)?;
-        (to_receive.max_dest_rd_atomic, to_receive.min_rnr_timer) = (1, RNR_TIMER);
-        self.apply(&mut to_receive, mask)?;
-        let (mut to_send, mask) = id.attributes(sys::ibv_qp_state::IBV_QPS_RTS)?;
-        let Patience { timeout, retry, rnr_retry } = patience;
-        (to_send.timeout, to_send.retry_cnt, to_send.rnr_retry) = (timeout, retry.min(6), rnr_retry.min(6));
-        to_send.max_rd_atomic = 1;
-        self.apply(&mut to_send, mask)?;
-        let way = to_receive.ah_attr;
-        Ok(RcPath {
-            gid_index: way.grh.sgid_index,
-            // SAFETY: all bit patterns of the union are bytes.
-            gid: unsafe { way.grh.dgid.raw },
-            lid: way.dlid,
-            qpn: to_receive.dest_qp_num,
-            mtu: mtu_bytes(to_receive.path_mtu),
-            psn: to_send.sq_psn,
-            peer_psn: to_receive.rq_psn,
-            timeout,
-            retry: to_send.retry_cnt,
-            rnr_retry: to_send.rnr_retry,
         })
     }
 

@@ -179,6 +179,7 @@ impl Region {
     ///
     /// # Panics
     /// When that is not inside, or the memory is not the region's own.
+    #[cfg(feature = "testing")]
     pub fn copy_in(&mut self, at: usize, bytes: &[u8]) {
         let Memory::Owned(map) = &mut self.memory else { panic!("a region without memory of its own") };
         map[at..at + bytes.len()].copy_from_slice(bytes);

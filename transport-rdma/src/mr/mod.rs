@@ -8,14 +8,18 @@
 //! costs is reported by itself. Huge pages (a file on hugetlbfs, a memfd made for them) make both several times cheaper.
 //!
 //! Every region holds the mapping, and whoever has work in flight holds the [`RegisteredMemory`]: deregistration always
-//! comes before the unmapping. There is no way to punch a hole from here; [`discard`] says what others must not do.
+//! comes before the unmapping.
+//!
+//! A region keeps the pages that it pinned; a hole punched into the file under it (`MADV_REMOVE`, `FALLOC_FL_PUNCH_HOLE`)
+//! gives everybody else new ones. From then on the device reads, with success, what nobody writes any more, and nothing tells
+//! us so. So guest RAM must not be registered of a guest with a device that discards pages, as with VFIO
+//! (`ram_block_discard_disable`, QEMU system/physmem.c): `virtio-balloon` and its free page reporting, `hv-balloon`,
+//! `virtio-mem`. Whoever registers it has to refuse those.
 
 mod chunks;
-mod discard;
 pub mod measure;
 
 pub use chunks::{Chunks, MAX_CHUNK, Span};
-pub use discard::{Discards, refuse_discard};
 
 use crate::{
     ffi::{self, Domain, Region},
@@ -116,16 +120,6 @@ pub enum MrError {
         /// What the system said.
         source: io::Error,
     },
-    /// Registered memory must not lose pages.
-    #[error("{bytes} bytes at {offset:#x} are registered with {device}: a hole would leave it with stale pages")]
-    Pinned {
-        /// The device.
-        device: String,
-        /// Where.
-        offset: usize,
-        /// How many.
-        bytes: usize,
-    },
 }
 
 /// A mapping, registered as a whole.
@@ -134,10 +128,7 @@ pub struct RegisteredMemory {
     // Each holds the mapping.
     regions: Vec<Region>,
     chunks: Chunks,
-    len: usize,
-    page_size: usize,
     timings: Timings,
-    domain: Arc<Domain>,
 }
 
 impl RegisteredMemory {
@@ -166,8 +157,7 @@ impl RegisteredMemory {
         };
         let regions = chunks.all().map(region).collect::<Result<_, _>>()?;
         let timings = Timings { touch: touched - began, register: touched.elapsed() };
-        let domain = Arc::clone(domain);
-        Ok(Self { regions, chunks, len, page_size: options.page_size, timings, domain })
+        Ok(Self { regions, chunks, timings })
     }
 
     /// The pieces of `offset..offset + len`: one, or more where that crosses chunks.
@@ -182,45 +172,26 @@ impl RegisteredMemory {
         })
     }
 
-    /// Bytes.
-    #[must_use]
-    #[expect(clippy::len_without_is_empty, reason = "mappings are never empty")]
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// How many regions it took.
-    #[must_use]
-    pub fn regions(&self) -> usize {
-        self.regions.len()
-    }
-
-    /// Bytes of its pages.
-    #[must_use]
-    pub fn page_size(&self) -> usize {
-        self.page_size
-    }
-
     /// Where the time went.
     #[must_use]
     pub fn timings(&self) -> Timings {
         self.timings
     }
 
-    /// Ends all access, of all regions.
+    /// How many regions it took.
+    #[cfg(feature = "testing")]
+    #[must_use]
+    pub fn regions(&self) -> usize {
+        self.regions.len()
+    }
+
+    /// Ends all access, of all regions, while work may be under way.
     ///
     /// # Errors
     /// The first of those that failed: the device may still write there. Can be called again.
+    #[cfg(feature = "testing")]
     pub fn deregister(&self) -> io::Result<()> {
         self.regions.iter().map(Region::deregister).fold(Ok(()), io::Result::and)
-    }
-
-    /// Refused, always: this is where somebody would look for it.
-    ///
-    /// # Errors
-    /// See the module's words on holes.
-    pub fn discard(&self, offset: usize, bytes: usize) -> Result<(), MrError> {
-        Err(MrError::Pinned { device: self.domain.context().name().to_owned(), offset, bytes })
     }
 }
 

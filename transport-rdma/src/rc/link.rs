@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     error::{RdmaError, WorkFailure},
-    ffi::{Qp, status_words},
+    ffi::status_words,
     types::{Completion as Done, FLUSHED},
 };
 use mc_core::{
@@ -33,7 +33,6 @@ use std::{
     collections::VecDeque,
     io,
     os::fd::{AsFd, BorrowedFd},
-    sync::Arc,
     time::Instant,
 };
 
@@ -50,7 +49,7 @@ enum State {
 /// A [`Transport`] over reliable queue pairs. Warm, it allocates nothing on one queue pair.
 #[derive(Debug)]
 pub struct RdmaLink {
-    sender: Sender,
+    pub(super) sender: Sender,
     receiver: Receiver,
     ready: VecDeque<Completion>,
     /// Arrived and reported, slabs and records.
@@ -60,7 +59,7 @@ pub struct RdmaLink {
     /// Not [`State::Ended`] yet, but nothing can be relied on.
     failed: bool,
     peer: String,
-    parts: Parts,
+    pub(super) parts: Parts,
 }
 
 impl RdmaLink {
@@ -81,48 +80,6 @@ impl RdmaLink {
     #[must_use]
     pub fn timeout(&self) -> (u8, u8) {
         (self.parts.options.timeout_code(&self.parts.place), self.parts.options.retry)
-    }
-
-    /// How long the device takes to give up on a peer that does not answer: the timeouts of all tries. Real devices may take up
-    /// to four times as long, and a link with nothing on the wire never learns of it: one that is idle, or whose next slab waits
-    /// for a slot of the peer's. Beats tell in any case.
-    #[must_use]
-    pub fn gives_up_after(&self) -> std::time::Duration {
-        let (timeout, retry) = self.timeout();
-        crate::error::ack_timeout(timeout) * (u32::from(retry) + 1)
-    }
-
-    /// Whether the peer was heard, or may be spoken to unheard. Until then everything submitted waits.
-    #[must_use]
-    pub fn is_open(&self) -> bool {
-        self.sender.is_open()
-    }
-
-    /// Whether everything submitted has reached the peer's device.
-    #[must_use]
-    pub fn is_settled(&self) -> bool {
-        self.sender.is_settled()
-    }
-
-    /// Whether the peer's process has ended the connection, or has ended, or our device is gone: what rdma_cm knows, of a link
-    /// that it has made ([`crate::cm`]). What had arrived before is still to be polled for; the link itself ends when it is told
-    /// ([`Transport::revoke`]) or when the device finds out. False of other links.
-    #[must_use]
-    pub fn hung_up(&mut self) -> bool {
-        self.parts.tie.as_mut().is_some_and(crate::cm::Tie::hung_up)
-    }
-
-    /// Readable when [`RdmaLink::hung_up`] has news; `None` for a link that rdma_cm has not made.
-    #[must_use]
-    pub fn hangup_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.parts.tie.as_ref().map(AsFd::as_fd)
-    }
-
-    /// For tests: breaks the link from outside, as a device that fails does.
-    #[doc(hidden)]
-    #[must_use]
-    pub fn breaker(&self) -> Breaker {
-        Breaker(self.parts.queues.clone())
     }
 
     fn is_up(&self) -> bool {
@@ -437,21 +394,6 @@ impl Drop for RdmaLink {
     fn drop(&mut self) {
         if let Err(error) = self.revoke() {
             tracing::error!(%error, "a link was dropped");
-        }
-    }
-}
-
-/// See [`RdmaLink::breaker`].
-#[doc(hidden)]
-#[derive(Debug)]
-pub struct Breaker(Vec<Arc<Qp>>);
-
-impl Breaker {
-    /// Moves the queue pairs to ERR.
-    pub fn break_link(&self) {
-        for queue in &self.0 {
-            // One that is destroyed already is broken enough.
-            let _ = queue.fail();
         }
     }
 }

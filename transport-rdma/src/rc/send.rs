@@ -184,6 +184,7 @@ impl Sender {
         self.must_speak = true;
     }
 
+    #[cfg(feature = "testing")]
     pub(super) fn is_open(&self) -> bool {
         !self.listens
     }
@@ -194,6 +195,7 @@ impl Sender {
     }
 
     /// Whether everything submitted has reached the peer's device.
+    #[cfg(feature = "testing")]
     pub(super) fn is_settled(&self) -> bool {
         !self.waits() && self.in_flight.is_empty()
     }

@@ -121,10 +121,12 @@ impl Queue {
         self.options.qkey
     }
 
+    #[cfg(feature = "testing")]
     pub(super) fn counts(&self) -> UdCounts {
         self.counts
     }
 
+    #[cfg(feature = "group")]
     pub(super) fn multicast(&self, group: Gid, join: bool) -> io::Result<()> {
         self.qp.multicast(group, join)
     }

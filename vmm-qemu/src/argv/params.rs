@@ -84,28 +84,6 @@ impl Params {
             }
         }
     }
-
-    /// Every text in it, keys left out, however deep.
-    #[must_use]
-    pub fn texts(&self) -> Vec<String> {
-        match self {
-            Self::Keys(keys) => keys.iter().filter_map(|(_, value)| value.clone()).collect(),
-            Self::Json(map) => {
-                let mut found = Vec::new();
-                map.values().for_each(|value| gather(value, &mut found));
-                found
-            }
-        }
-    }
-}
-
-fn gather(value: &Value, found: &mut Vec<String>) {
-    match value {
-        Value::String(text) => found.push(text.clone()),
-        Value::Array(values) => values.iter().for_each(|value| gather(value, found)),
-        Value::Object(map) => map.values().for_each(|value| gather(value, found)),
-        _ => {}
-    }
 }
 
 impl fmt::Display for Params {

@@ -31,6 +31,8 @@
 //! Memory: the ring has the size of the limit and is the only place where output waits. Nothing allocates once warm.
 
 mod batch;
+#[cfg(feature = "testing")]
+mod datagram;
 mod error;
 pub mod framing;
 mod handing;
@@ -38,9 +40,11 @@ mod nic;
 pub mod port;
 mod ring;
 
+#[cfg(feature = "testing")]
+pub use datagram::DatagramPort;
 pub use error::GateError;
 pub use handing::NicParts;
-pub use port::{DatagramPort, Port, TapPort};
+pub use port::{Port, TapPort};
 
 use batch::Held;
 use mc_core::{

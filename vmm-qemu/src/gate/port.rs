@@ -2,13 +2,9 @@
 
 use super::error::GateError;
 use crate::sys::tap;
-use rustix::net::{RecvFlags, SendFlags};
 use std::{
     fmt, io,
-    os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::net::UnixDatagram,
-    },
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 /// Sends and receives whole Ethernet frames, and never blocks. `WouldBlock` means "later"; a port that is down for the
@@ -103,36 +99,5 @@ impl Port for TapPort {
 
     fn check_up(&self) -> io::Result<()> {
         tap::check_attached_up(&self.fd)
-    }
-}
-
-/// A connected datagram socket, one frame a datagram: for a neighbour in another process, and for tests.
-#[derive(Debug)]
-pub struct DatagramPort {
-    socket: UnixDatagram,
-}
-
-impl DatagramPort {
-    /// Takes a connected `socket`.
-    #[must_use]
-    pub fn new(socket: UnixDatagram) -> Self {
-        Self { socket }
-    }
-}
-
-impl Port for DatagramPort {
-    fn send(&mut self, frame: &[u8]) -> io::Result<()> {
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        rustix::io::retry_on_intr(|| rustix::net::send(&self.socket, frame, flags))?;
-        Ok(())
-    }
-
-    fn receive(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let (n, _) = rustix::io::retry_on_intr(|| rustix::net::recv(&self.socket, &mut *buf, RecvFlags::DONTWAIT))?;
-        Ok(n)
-    }
-
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.socket.as_fd())
     }
 }

@@ -22,15 +22,6 @@ impl Profile {
         lines
     }
 
-    /// What else differs, and is no reason to refuse.
-    #[must_use]
-    pub fn notes(&self, standby: &Self) -> Vec<String> {
-        let mut lines = Vec::new();
-        differ(&mut lines, "QEMU version", &self.qemu_version, &standby.qemu_version);
-        differ(&mut lines, "accelerator", &self.accel, &standby.accel);
-        lines
-    }
-
     fn compare_cpus(&self, standby: &Self, lines: &mut Vec<String>) {
         let counts = (self.vcpus().to_string(), standby.vcpus().to_string());
         differ(lines, "number of vCPUs", &counts.0, &counts.1);

@@ -116,7 +116,6 @@ pub struct Qmp {
     lines: Lines,
     events: VecDeque<Event>,
     asked: Asked,
-    dropped: u64,
     next_id: u64,
     chunk: Vec<u8>,
     greeting: Value,
@@ -151,7 +150,6 @@ impl Qmp {
             lines: Lines::default(),
             events: VecDeque::new(),
             asked: Asked::default(),
-            dropped: 0,
             next_id: 1,
             chunk: vec![0; READ_SIZE],
             greeting: Value::Null,
@@ -275,12 +273,6 @@ impl Qmp {
         self.events.drain(..).collect()
     }
 
-    /// How many events were dropped because nobody took them.
-    #[must_use]
-    pub fn dropped_events(&self) -> u64 {
-        self.dropped
-    }
-
     /// Waits for an event of that name, also among the queued ones. Others stay queued.
     pub fn wait_event(&mut self, name: &str, timeout: Duration) -> Result<Event, QmpError> {
         let deadline = Instant::now() + timeout;
@@ -324,7 +316,6 @@ impl Qmp {
     fn queue(&mut self, event: Event) {
         if self.events.len() == MAX_EVENTS {
             self.events.pop_front();
-            self.dropped += 1;
         }
         self.events.push_back(event);
     }

@@ -261,6 +261,7 @@ impl StandbyVm {
     }
 
     /// Our QMP connection.
+    #[cfg(feature = "testing")]
     pub fn qmp(&mut self) -> &mut Qmp {
         &mut self.qmp
     }

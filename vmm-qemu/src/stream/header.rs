@@ -23,7 +23,8 @@ impl Parser {
         if !name.iter().all(u8::is_ascii_graphic) {
             return Err(Problem::Machine.into());
         }
-        self.machine = name.to_vec();
+        #[cfg(feature = "testing")]
+        self.machine.extend_from_slice(name);
         self.state = State::Subsections;
         Ok(())
     }

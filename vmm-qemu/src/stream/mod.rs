@@ -21,6 +21,7 @@
 
 mod cursor;
 mod emit;
+#[cfg(feature = "testing")]
 pub mod fuzz;
 mod header;
 mod parser;

@@ -110,6 +110,7 @@ pub struct Parser {
     pub(super) announced: Vec<bool>,
     pub(super) state: State,
     offset: u64,
+    #[cfg(feature = "testing")]
     pub(super) machine: Vec<u8>,
     colo: bool,
     pub(super) ignore_shared: bool,
@@ -129,6 +130,7 @@ impl Parser {
             blocks,
             state: State::Header,
             offset: 0,
+            #[cfg(feature = "testing")]
             machine: Vec::new(),
             colo: false,
             ignore_shared: false,
@@ -139,18 +141,21 @@ impl Parser {
     }
 
     /// The machine that QEMU says it is, as `pc-i440fx-7.2`; empty before the header has been read.
+    #[cfg(feature = "testing")]
     #[must_use]
     pub fn machine(&self) -> &str {
         std::str::from_utf8(&self.machine).unwrap_or_default()
     }
 
     /// Bytes used so far.
+    #[cfg(feature = "testing")]
     #[must_use]
     pub fn offset(&self) -> u64 {
         self.offset
     }
 
     /// Whether the first checkpoint is over: from there on nothing is allocated.
+    #[cfg(feature = "testing")]
     #[must_use]
     pub fn in_checkpoints(&self) -> bool {
         matches!(self.state, State::Request | State::Send | State::Checkpoint | State::Eof | State::Size)

@@ -20,7 +20,7 @@ use std::{
 /// Which pages are dirty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Pattern {
+pub(super) enum Pattern {
     /// Every second page, alone.
     Scattered,
     /// Eight in a row, then eight clean ones.
@@ -31,11 +31,11 @@ pub enum Pattern {
 
 impl Pattern {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Scattered, Self::RunsOf8, Self::Sequential];
+    pub(super) const ALL: [Self; 3] = [Self::Scattered, Self::RunsOf8, Self::Sequential];
 
     /// The runs of `pages` dirty pages; they span twice as many pages of block 0, or just as many.
     #[must_use]
-    pub fn runs(self, pages: u32) -> Vec<Run> {
+    pub(super) fn runs(self, pages: u32) -> Vec<Run> {
         let (run, step) = match self {
             Self::Scattered => (1, 2),
             Self::RunsOf8 => (8, 16),
@@ -49,35 +49,35 @@ impl Pattern {
 
 /// What was measured.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub struct Figure {
+pub(super) struct Figure {
     /// The engine.
-    pub engine: &'static str,
+    pub(super) engine: &'static str,
     /// The pattern.
-    pub pattern: Pattern,
+    pub(super) pattern: Pattern,
     /// Dirty pages of a round.
-    pub pages: u32,
+    pub(super) pages: u32,
     /// The best round's time, from the first page laid out to the last slab sealed.
-    pub capture: Duration,
+    pub(super) capture: Duration,
     /// The best round's time of the engine alone: from the first slab submitted to the last one back.
-    pub copy: Duration,
+    pub(super) copy: Duration,
 }
 
 impl Figure {
     /// Bytes of pages of a round.
     #[must_use]
-    pub fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         u64::from(self.pages) * PAGE_SIZE as u64
     }
 
     /// MB/s (10^6), checksums and all.
     #[must_use]
-    pub fn capture_mb_s(&self) -> f64 {
+    pub(super) fn capture_mb_s(&self) -> f64 {
         rate(self.bytes(), self.capture)
     }
 
     /// MB/s (10^6) of the engine alone: what compares with a device's own figures.
     #[must_use]
-    pub fn copy_mb_s(&self) -> f64 {
+    pub(super) fn copy_mb_s(&self) -> f64 {
         rate(self.bytes(), self.copy)
     }
 }
@@ -91,7 +91,7 @@ fn rate(bytes: u64, time: Duration) -> f64 {
 /// Why there is no figure.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum MeasureError {
+pub(super) enum MeasureError {
     /// The engine failed.
     #[error(transparent)]
     Capture(#[from] CaptureError),
@@ -109,7 +109,7 @@ pub enum MeasureError {
 }
 
 /// Guest RAM to measure with: one block, shared memory, room for `pages` dirty pages of any pattern, every page different.
-pub fn scratch(pages: u32) -> io::Result<Arc<[SharedRam]>> {
+pub(super) fn scratch(pages: u32) -> io::Result<Arc<[SharedRam]>> {
     let len = 2 * pages as usize * PAGE_SIZE;
     let file = File::from(memfd_create("capture-scratch", MemfdFlags::CLOEXEC)?);
     file.set_len(len as u64)?;
@@ -127,7 +127,7 @@ pub fn scratch(pages: u32) -> io::Result<Arc<[SharedRam]>> {
 
 /// Captures `pages` dirty pages of `blocks` (see [`scratch`]; the engine was made with them) into slabs of `slab_size`
 /// bytes, `rounds` times after one to warm up, and checks every byte of every round.
-pub fn measure(
+pub(super) fn measure(
     engine: &mut dyn CaptureEngine,
     blocks: &[SharedRam],
     pattern: Pattern,
