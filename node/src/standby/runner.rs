@@ -5,7 +5,8 @@ use crate::{
     arbiter::{ArbiterClient, ArbiterConfig, ArbiterSpec},
     beats::Wish,
     events::{Event as Told, Rehearsed, Rehearsing, Running, TakeoverFailed, emit, ms},
-    exit, identity,
+    exit::{self, Code, ExitError},
+    identity,
     paths::PathsConfig,
 };
 use anyhow::{Error, Result};
@@ -124,20 +125,23 @@ impl<V: StandbyVm> Runner<V> {
         self.standby.tell_waiting(None);
         while self.standby.role() != Role::Active {
             if let Err(error) = mishaps(|| self.turn()) {
-                return Err(self.keep(error));
+                return Err(self.save(error));
             }
         }
         self.standby.report_role();
         Ok(self.vm)
     }
 
-    /// The error ends this runner.
+    /// The error ends this runner. A VM that is being run at this moment may have written to the image: that one is of no use.
+    fn save(&mut self, error: Error) -> Error {
+        let attempting = self.standby.role() == Role::TakingOver && self.pending.is_none();
+        if self.standby.may_be_the_last() && !attempting { self.keep(error) } else { error }
+    }
+
     fn keep(&mut self, error: Error) -> Error {
         let driver = &self.standby.driver;
         let (generation, epoch) = driver.machine().committed();
-        let (Some(image), true) = (driver.image().filter(|_| driver.is_whole()), self.standby.may_be_the_last()) else {
-            return error;
-        };
+        let Some(image) = driver.image().filter(|_| driver.is_whole()) else { return error };
         match self.vm.keep(image, generation, epoch) {
             Ok(Some(path)) => {
                 if let Err(error) = self.standby.last_copy.is_kept(&path) {
@@ -152,11 +156,15 @@ impl<V: StandbyVm> Runner<V> {
 
     fn try_takeover(&mut self) {
         let now = self.standby.host.now();
-        let Some(Pending { won, failures, .. }) = self.pending.take_if(|pending| now >= pending.next) else { return };
         let Some(image) = self.standby.driver.image() else { return };
+        let Some(Pending { won, failures, .. }) = self.pending.take_if(|pending| now >= pending.next) else { return };
         let Err(error) = self.vm.take_over(image, won.generation, won.epoch) else { return self.runs(&won) };
         let failures = failures + 1;
-        let pause = Duration::from_secs(1 << (failures - 1).min(5)).min(LONGEST);
+        // What was a moment's trouble is over at once.
+        let pause = match failures {
+            1 => Duration::ZERO,
+            n => Duration::from_secs(1 << (n - 2).min(5)).min(LONGEST),
+        };
         let why = exit::words(&error);
         tracing::error!(error = why, again_in = ?pause, "the takeover failed; everything is kept");
         let (again_in_ms, remedy) = (Some(ms(pause)), "mend what it names".to_owned());
@@ -214,6 +222,11 @@ impl<V: StandbyVm> StandbyLoop for Runner<V> {
         self.try_takeover();
     }
 
+    fn abandon(&mut self) -> Error {
+        let what = format!("{} was given to another node while this one could not run it", self.settings.vm);
+        self.keep(ExitError::new(Code::Fenced, what).into())
+    }
+
     fn rehearse(&mut self, epoch: Epoch) {
         emit(Told::Rehearsing(Rehearsing { epoch }));
         let Some(image) = self.standby.driver.image() else { return };
@@ -233,5 +246,134 @@ impl<V: StandbyVm> StandbyLoop for Runner<V> {
 
     fn discarded(&mut self) {
         self.vm.discard();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::paths::{End, beats_at, call};
+    use mc_core::{
+        id::{Generation, Incarnation, Node, NodeId, PAGE_SIZE, WitnessId},
+        image::Image,
+        ram::SharedRam,
+        transport::{Completion, Op, Transport},
+        wire::{
+            beat::BeatKey,
+            control::{Body, Control},
+            session::{Hello, Purpose, VERSIONS},
+        },
+    };
+    use transport_tcp::session::SessionOptions;
+
+    const GENERATION: Generation = Generation(5);
+    const INCARNATION: Incarnation = Incarnation(3);
+
+    /// It cannot be run at the first attempt.
+    #[derive(Debug, Default)]
+    struct Page {
+        attempts: Vec<(Generation, Epoch)>,
+        discarded: u32,
+    }
+
+    impl StandbyVm for Page {
+        fn prepare(&mut self, profile: &[u8]) -> Result<Ready> {
+            let image = Image::new(vec![SharedRam::anonymous(PAGE_SIZE)?]);
+            Ok(Ready { profile: profile.to_vec(), image, instance: 9 })
+        }
+
+        fn take_over(&mut self, _: &Image, generation: Generation, epoch: Epoch) -> Result<()> {
+            self.attempts.push((generation, epoch));
+            anyhow::ensure!(self.attempts.len() > 1, "no room yet");
+            Ok(())
+        }
+
+        fn keep(&mut self, _: &Image, _: Generation, _: Epoch) -> Result<Option<PathBuf>> {
+            Ok(Some("/dev/null".into()))
+        }
+
+        fn discard(&mut self) {
+            self.discarded += 1;
+        }
+    }
+
+    fn name(text: &str) -> Name {
+        Name::new(text).expect("a name")
+    }
+
+    fn runner(dir: &std::path::Path) -> Runner<Page> {
+        let any = "127.0.0.1:0".parse().expect("an address");
+        Runner::new(Settings::new(name("web"), name("b"), any, ArbiterSpec::Manual, dir), Page::default())
+            .expect("a runner")
+    }
+
+    /// A primary that gives a whole copy, and dies once that is ACKed.
+    fn primary(to: SocketAddr, held: bool) -> Result<()> {
+        let paths = PathsConfig::tcp(1 << 20);
+        let call = call(&to.to_string().parse()?, None, &SessionOptions::default())?;
+        let beats = beats_at(&paths, call.local_addr(), End::Caller)?;
+        let hello = Hello {
+            versions: VERSIONS,
+            slab_size: 8192,
+            staging_slabs: 2,
+            rdma: false,
+            incarnation: INCARNATION,
+            generation: GENERATION,
+            purpose: Purpose::Protect(name("web")),
+            node: Node { name: name("a"), id: NodeId([1; 16]) },
+            witness: WitnessId::NONE,
+            instance: 1,
+            beat_key: BeatKey([7; 32]),
+            beat_port: beats.local_port()?,
+            detect_multiplier: 5,
+            desired_tx_us: 10_000,
+            required_rx_us: 10_000,
+        };
+        let mut link = call.shake_hands(&hello, b"a page", None)?.link;
+        let body = Body::Commit { slabs: 0, bytes: 0, device_bytes: 0, held };
+        let (incarnation, generation, epoch) = (INCARNATION, GENERATION, Epoch(1));
+        link.submit(Op::Send(Control { incarnation, generation, epoch, body }))
+            .map_err(|_| anyhow::anyhow!("refused"))?;
+        loop {
+            match link.poll() {
+                Some(Completion::Received(Control { body: Body::Ack { .. }, .. })) => return Ok(()),
+                Some(Completion::Down(error)) => anyhow::bail!("{error}"),
+                _ => std::thread::yield_now(),
+            }
+        }
+    }
+
+    #[test]
+    fn a_vm_is_taken_over_and_tried_until_it_runs() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut runner = runner(dir.path());
+        let to = runner.listens_at();
+        let dies = std::thread::spawn(move || primary(to, true));
+        while runner.standby.role() != Role::Active {
+            runner.turn().expect("a turn");
+            // With `manual` an operator is the register.
+            if runner.standby.role() == Role::Claiming {
+                runner.standby.operator_takes_over();
+            }
+        }
+        dies.join().expect("no panic").expect("an ACK");
+        assert_eq!(runner.vm.attempts, [(Generation(6), Epoch(1)); 2]);
+        assert_eq!(runner.vm.discarded, 0);
+    }
+
+    #[test]
+    fn an_error_keeps_a_copy_that_may_be_the_last_one() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut runner = runner(dir.path());
+        let to = runner.listens_at();
+        let dies = std::thread::spawn(move || primary(to, true));
+        while runner.standby.role() != Role::Claiming {
+            let error = runner.save(anyhow::anyhow!("x")).to_string();
+            assert!(runner.standby.role() != Role::Idle || error == "x", "{error}");
+            runner.turn().expect("a turn");
+        }
+        dies.join().expect("no panic").expect("an ACK");
+        assert!(runner.save(anyhow::anyhow!("x")).to_string().contains("Kept: the image of"));
+        assert_eq!(runner.standby.last_copy.kept(), Some(std::path::Path::new("/dev/null")));
     }
 }
