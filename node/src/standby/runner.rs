@@ -229,9 +229,11 @@ impl<V: StandbyVm> StandbyLoop for Runner<V> {
 
     fn rehearse(&mut self, epoch: Epoch) {
         emit(Told::Rehearsing(Rehearsing { epoch }));
-        let Some(image) = self.standby.driver.image() else { return };
         let began = self.standby.host.now();
-        let outcome = self.vm.rehearse(image).map_err(|error| exit::words(&error));
+        let outcome = match self.standby.driver.image() {
+            Some(image) => self.vm.rehearse(image).map_err(|error| exit::words(&error)),
+            None => Err("there is no image".to_owned()),
+        };
         match &outcome {
             Ok(()) => {
                 let took_ms = ms(self.standby.host.now().since(began));
