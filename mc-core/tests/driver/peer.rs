@@ -44,9 +44,10 @@ impl Lone {
         let owner = Owner { node: node("b"), instance: 1 };
         let config = standby::Config { owner, rehearse: rehearses, sabotage: None };
         let pool = SlabPool::new(SLAB, 16 * SLAB);
-        let mut driver = StandbyDriver::new(Standby::new(config), pool, None, ManualClock::default());
+        let mut driver = StandbyDriver::new(Standby::new(config), ManualClock::default());
         let (peer, link, _) = pair(None);
-        driver.attach(Attachment { link, incarnation: US, generation: G, instance: 1, image: image() });
+        let (incarnation, generation) = (US, G);
+        driver.attach(Attachment { link, incarnation, generation, instance: 1, image: image(), pool, spill: None });
         Self { driver, peer, pool: SlabPool::new(SLAB, 16 * SLAB) }
     }
 

@@ -80,6 +80,7 @@ pub(crate) struct Rig {
     pub(crate) taken_over: Option<(Generation, Epoch)>,
     pub(crate) log: Vec<String>,
     source_fails: Option<usize>,
+    standby_slabs: usize,
 }
 
 pub(crate) fn name(text: &str) -> Name {
@@ -114,8 +115,7 @@ impl Rig {
         let primary = PrimaryDriver::new(Primary::new(config, register), staging, gate, clock.clone());
         let owner = Owner { node: node("b"), instance: 1 };
         let config = standby::Config { owner, rehearse: true, sabotage: None };
-        let pool = SlabPool::new(SLAB, plan.standby_slabs * SLAB);
-        let standby = StandbyDriver::new(Standby::new(config), pool, spill, clock.clone());
+        let standby = StandbyDriver::new(Standby::new(config), clock.clone());
         let (_, _, probe) = pair(None);
         let mut rig = Self {
             guest,
@@ -128,21 +128,27 @@ impl Rig {
             solo: false,
             taken_over: None,
             log: Vec::new(),
-            source_fails: None,
+            source_fails: plan.source_fails,
+            standby_slabs: plan.standby_slabs,
         };
-        rig.source_fails = plan.source_fails;
-        rig.attach(plan.cut);
+        rig.begin(plan.cut, spill);
         rig
     }
 
     /// A session.
     pub(crate) fn attach(&mut self, cut: Option<Cut>) {
+        self.begin(cut, None);
+    }
+
+    fn begin(&mut self, cut: Option<Cut>, spill: Option<SpillFile>) {
         let (ours, theirs, probe) = pair(cut);
         self.probe = probe;
         let incarnation = Incarnation(77 + self.register.generation.0);
         let generation = self.register.generation.next();
         self.guest.borrow_mut().snapshots.clear();
-        self.standby.attach(Attachment { link: theirs, incarnation, generation, instance: 1, image: image() });
+        let pool = SlabPool::new(SLAB, self.standby_slabs * SLAB);
+        let link = theirs;
+        self.standby.attach(Attachment { link, incarnation, generation, instance: 1, image: image(), pool, spill });
         let mut source = Source::new(self.guest.clone());
         source.fail_at = self.source_fails;
         self.primary.attach(ours, incarnation, source, Owner { node: node("b"), instance: 1 });
