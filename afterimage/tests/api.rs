@@ -5,7 +5,7 @@ use afterimage::{
     api::{Desk, Kind, Problem, ReplyTo, Serves, desk::Late},
     cli::Side,
     control::{Control, done, relieve_primary},
-    status::{ControlSocket, Request, Response, SCHEMA, Status, ask, socket_path},
+    status::{ControlSocket, OfSide, Primary, Request, Response, SCHEMA, Status, ask, socket_path},
 };
 use mc_core::id::Name;
 use serde_json::Value;
@@ -28,7 +28,7 @@ fn vm() -> Name {
 }
 
 fn status() -> Status {
-    let (vm, node, side, role) = ("web".into(), "alpha".into(), "primary".into(), "solo".into());
+    let (vm, node, side, role) = ("web".into(), "alpha".into(), OfSide::Primary(Primary::default()), "solo".into());
     Status { schema: SCHEMA, vm, node, side, role, ..Status::default() }
 }
 
@@ -101,7 +101,7 @@ fn what_is_no_request_is_named_and_the_socket_lives_on() {
         (long_head.as_bytes(), Kind::HeadTooLong, "at most 16384 bytes"),
         (&long_body, Kind::BodyTooLong, "at most 65536 bytes"),
         (endless.as_bytes(), Kind::BodyTooLong, "at most 65536 bytes"),
-        (&slip, Kind::BadRequest, "unknown field `epok`"),
+        (&slip, Kind::BadRequest, "\"epok\", which is not known"),
         (&half, Kind::BadRequest, "no JSON"),
         (b"GET /v2/vms HTTP/1.1\r\n\r\n", Kind::NotFound, "version 2"),
         (b"GET /v1/vms/db HTTP/1.1\r\n\r\n", Kind::NotFound, "this socket is of the VM web"),

@@ -279,7 +279,6 @@ mod tests {
     use super::*;
     use crate::cli::Side;
     use mc_core::id::NodeId;
-    use std::time::Duration;
 
     fn name(text: &str) -> Name {
         Name::new(text).unwrap()
@@ -304,7 +303,7 @@ mod tests {
             Request::Keepalive,
             Request::KeepaliveSet(Wanted { interval_us: Some(5000), force: true, ..Wanted::default() }),
             Request::Set(Settings::default()),
-            Request::Set(Settings { epoch: Some(Duration::from_millis(9)), ..Settings::default() }),
+            Request::Set(Settings { epoch_us: Some(9000), ..Settings::default() }),
             Request::Handover,
             Request::MakeWay,
             Request::Protect,
@@ -351,8 +350,8 @@ mod tests {
             ("GET", "/v1/vms/web?x=1", "", Kind::BadRequest, "takes no parameters"),
             ("POST", "/v1/vms/web/settings", "", Kind::BadRequest, "no JSON"),
             ("POST", "/v1/vms/web/settings", "[]", Kind::BadRequest, "no JSON object"),
-            ("POST", "/v1/vms/web/settings", "{\"epok\":5}", Kind::BadRequest, "unknown field `epok`"),
-            ("POST", "/v1/vms/web/settings", "{\"epoch\":\"-5ms\"}", Kind::BadRequest, "-5ms"),
+            ("POST", "/v1/vms/web/settings", "{\"epok\":5}", Kind::BadRequest, "a field \"epok\""),
+            ("POST", "/v1/vms/web/settings", "{\"epoch_us\":-5}", Kind::BadRequest, "-5"),
             ("POST", "/v1/vms/web/takeover", "{\"force\":true}", Kind::BadRequest, "a field \"force\""),
             ("POST", "/v1/vms/web/export", "{\"dir\":\"tmp\"}", Kind::BadRequest, "absolute"),
             ("GET", "/v1/vms/web/events?limit=x", "", Kind::BadRequest, "limit=x"),
