@@ -10,7 +10,7 @@ use mc_core::{
     register::{CasOutcome, Mode, Owner, Register, Swap},
     standby::Role,
 };
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// What became of that so far.
 #[derive(Debug, Default)]
@@ -54,10 +54,10 @@ impl Standby {
     }
 
     /// Tells of it, if it is news. `kept`: where that copy may lie, beside what is on record.
-    pub(super) fn tell_missed(&mut self, missed: Option<Register>, kept: Option<PathBuf>) {
+    pub(super) fn tell_missed(&mut self, missed: Option<Register>, kept: Option<&Path>) {
         let why = missed.map(|r| match self.renounce.refused == Some(r.generation) {
             true => self.why_unrenounced(&r.owner),
-            false => self.why_missed(&r.owner, kept.as_deref()),
+            false => self.why_missed(&r.owner, kept),
         });
         if why.is_some() && why != self.renounce.missed {
             let why = why.clone().unwrap_or_default();

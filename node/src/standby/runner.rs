@@ -59,7 +59,7 @@ impl Settings {
             paths: PathsConfig::tcp(staging),
             beats: Wish::default(),
             stall_after: None,
-            staging_bytes: staging as u64,
+            staging_bytes: staging,
             rehearse: false,
         }
     }

@@ -253,7 +253,7 @@ pub trait StandbyLoop {
     fn look_whether_missed(&mut self, held: Option<&Register>) {
         let missed = self.standby().misses(held);
         let kept = missed.and_then(|_| self.kept(self.standby().last_copy.instance()?));
-        self.standby_mut().tell_missed(missed, kept);
+        self.standby_mut().tell_missed(missed, kept.as_deref());
     }
 
     /// Hears the beats.
