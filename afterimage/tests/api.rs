@@ -28,7 +28,7 @@ fn vm() -> Name {
 }
 
 fn status() -> Status {
-    let (vm, node, side, role) = ("web".into(), "alpha".into(), "primary".into(), "solo".into());
+    let (vm, node, side, role) = ("web".into(), "alpha".into(), Side::Primary.into(), "solo".into());
     Status { schema: SCHEMA, vm, node, side, role, ..Status::default() }
 }
 
