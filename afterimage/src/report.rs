@@ -14,7 +14,7 @@ use mc_core::{
 use node::{
     arbiter::ArbiterClient,
     clock::Clock,
-    keepalive::{BeatHandle, PathsReader},
+    keepalive::{BeatHandle, PathStats, PathsReader},
     paths::Watch,
 };
 use vmm_qemu::gate;
@@ -138,6 +138,12 @@ pub fn fill_paths(status: &mut Status, watch: &Watch) {
     };
     status.transport_why.clone_from(&report.why);
     status.rdma.clone_from(&report.rdma);
-    status.keepalive = report.keepalive.to_owned();
-    status.beat_paths = report.beat_paths.as_ref().map(PathsReader::stats).unwrap_or_default();
+    (status.keepalive, status.beat_paths) = beat_paths(watch);
+}
+
+/// What beats go over, and what came and went by each path.
+#[must_use]
+pub fn beat_paths(watch: &Watch) -> (String, Vec<PathStats>) {
+    let Some(report) = watch.report() else { return Default::default() };
+    (report.keepalive.to_owned(), report.beat_paths.as_ref().map(PathsReader::stats).unwrap_or_default())
 }

@@ -1,11 +1,9 @@
 //! How much memory this host can give, and how much room a directory has: asked before a VM's RAM is allocated, because a host
 //! that runs out of memory kills processes of its own choice.
 
-use rustix::fs::{StatVfs, statfs, statvfs};
+use node::files::is_memory;
+use rustix::fs::{StatVfs, statvfs};
 use std::{fs, io, os::unix::fs::MetadataExt, path::Path};
-
-/// `statfs(2)`: the files of such a directory are memory.
-const TMPFS: i64 = 0x0102_1994;
 
 /// What a VM's RAM may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,11 +14,6 @@ pub struct Room {
     pub directory: u64,
     /// Whether that directory is memory too.
     pub directory_is_memory: bool,
-}
-
-/// Whether the files of this directory are memory.
-pub fn is_memory(dir: &Path) -> io::Result<bool> {
-    Ok(statfs(dir)?.f_type as i64 == TMPFS)
 }
 
 impl Room {

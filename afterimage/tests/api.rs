@@ -4,16 +4,16 @@
 use afterimage::{
     api::{Desk, Kind, Problem, ReplyTo, Serves, desk::Late},
     cli::Side,
-    control::{Control, done},
-    status::{ControlSocket, Request, Response, SCHEMA, Status, ask, socket_path},
+    control::{Control, done, relieve_primary},
+    status::{ControlSocket, OfSide, Primary, Request, Response, SCHEMA, Status, ask, socket_path},
 };
 use mc_core::id::Name;
 use serde_json::Value;
 use std::{
     fs,
-    io::{Read, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::Shutdown,
-    os::unix::net::UnixStream,
+    os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
     process::Command,
     sync::Arc,
@@ -28,7 +28,7 @@ fn vm() -> Name {
 }
 
 fn status() -> Status {
-    let (vm, node, side, role) = ("web".into(), "alpha".into(), Side::Primary.into(), "solo".into());
+    let (vm, node, side, role) = ("web".into(), "alpha".into(), OfSide::Primary(Primary::default()), "solo".into());
     Status { schema: SCHEMA, vm, node, side, role, ..Status::default() }
 }
 
@@ -92,8 +92,8 @@ fn what_is_no_request_is_named_and_the_socket_lives_on() {
     let endless = format!("POST /v1/vms/web/settings HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n{}", {
         format!("8000\r\n{}\r\n", "x".repeat(0x8000)).repeat(3)
     });
-    let slip = request("POST", "/v1/vms/web/settings", "{\"epoch\":5}");
-    let half = request("POST", "/v1/vms/web/settings", "{\"epoch_us\":");
+    let slip = request("POST", "/v1/vms/web/settings", "{\"epok\":5}");
+    let half = request("POST", "/v1/vms/web/settings", "{\"epoch\":");
     let cases: [(&[u8], Kind, &str); 11] = [
         (b"GET /v1/vms\r\n", Kind::Version, "HTTP/0.9"),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Kind::Version, "HTTP/2.0"),
@@ -101,7 +101,7 @@ fn what_is_no_request_is_named_and_the_socket_lives_on() {
         (long_head.as_bytes(), Kind::HeadTooLong, "at most 16384 bytes"),
         (&long_body, Kind::BodyTooLong, "at most 65536 bytes"),
         (endless.as_bytes(), Kind::BodyTooLong, "at most 65536 bytes"),
-        (&slip, Kind::BadRequest, "\"epoch\", which is not known"),
+        (&slip, Kind::BadRequest, "\"epok\", which is not known"),
         (&half, Kind::BadRequest, "no JSON"),
         (b"GET /v2/vms HTTP/1.1\r\n\r\n", Kind::NotFound, "version 2"),
         (b"GET /v1/vms/db HTTP/1.1\r\n\r\n", Kind::NotFound, "this socket is of the VM web"),
@@ -261,11 +261,38 @@ fn a_command_of_the_release_before_is_told_to_be_upgraded() {
     assert!(message.contains("newer afterimage") && remedy.unwrap().contains("upgrade"), "{message}");
 }
 
+/// Or its host could not be upgraded without an outage.
+#[test]
+fn a_process_of_the_release_before_is_relieved() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(socket_path(dir.path(), vm(), Side::Primary)).unwrap();
+    let older = thread::spawn(move || {
+        // It answers each line with one, until it has left.
+        for stream in listener.incoming().map(Result::unwrap) {
+            for line in BufReader::new(&stream).lines().map_while(Result::ok) {
+                let leaves = line == "{\"command\":\"handover\"}";
+                let refusal =
+                    "{\"refused\":{\"message\":\"no request: expected value at line 1 column 1\",\"remedy\":null}}\n";
+                let answer = if leaves { "{\"done\":{\"message\":\"leaving\"}}\n" } else { refusal };
+                let sent = (&stream).write_all(answer.as_bytes());
+                if leaves {
+                    return;
+                }
+                if sent.is_err() {
+                    break;
+                }
+            }
+        }
+    });
+    relieve_primary(dir.path(), vm()).unwrap();
+    older.join().unwrap();
+}
+
 #[test]
 fn curl_lists_the_vm_and_its_newest_events() {
     let dir = tempfile::tempdir().unwrap();
     let (_socket, path) = quick(dir.path());
-    let line = |at_ms: u64| format!("{{\"schema\":1,\"event\":\"solo\",\"at_ms\":{at_ms},\"vm\":\"web\"}}\n");
+    let line = |at_ms: u64| format!("{{\"schema\":1,\"event\":\"arbiter-mended\",\"at_ms\":{at_ms}}}\n");
     fs::write(dir.path().join("web.primary.journal"), (1..=9).map(line).collect::<String>()).unwrap();
     let curl = |target: &str| {
         let mut command = Command::new("curl");
@@ -282,8 +309,8 @@ fn curl_lists_the_vm_and_its_newest_events() {
     let one = curl(vms["vms"][0]["href"].as_str().unwrap()).unwrap();
     assert_eq!(serde_json::from_value::<Status>(one).unwrap(), status());
     let events = curl("/v1/vms/web/events?limit=2&since_ms=5").unwrap();
-    let at: Vec<u64> = events["events"].as_array().unwrap().iter().map(|e| e["at_ms"].as_u64().unwrap()).collect();
-    assert_eq!((at, &events["more"]), (vec![8, 9], &true.into()), "{events}");
+    let at: Vec<f64> = events["events"].as_array().unwrap().iter().map(|e| e["at_ms"].as_f64().unwrap()).collect();
+    assert_eq!((at, &events["more"]), (vec![8.0, 9.0], &true.into()), "{events}");
     let problem = curl("/v1/vms/web/nothing").unwrap();
     assert_eq!((&problem["status"], &problem["instance"]), (&404.into(), &"/v1/vms/web/nothing".into()));
 }

@@ -221,7 +221,7 @@ fn ask(path: &Path, route: Route, body: Option<&Value>) -> (u16, String, Value) 
 fn every_answer_is_as_the_document_says() {
     let (document, dir) = (document(), tempfile::tempdir().unwrap());
     let journal = dir.path().join("web.primary.journal");
-    fs::write(&journal, "{\"schema\":1,\"event\":\"solo\",\"at_ms\":1.5,\"vm\":\"web\"}\n").unwrap();
+    fs::write(&journal, "{\"schema\":1,\"event\":\"arbiter-mended\",\"at_ms\":1.5}\n").unwrap();
     for full in [false, true] {
         let vm = Serves::Vm { vm: name("web"), side: Side::Primary, journal: Some(journal.clone()) };
         let (_vm, vm_path) = serve(dir.path(), vm, full);

@@ -1,7 +1,7 @@
 //! Files that are this program's own: made anew or found to be ours, locked while they are in use, and removed by their inode,
 //! never by their name alone. Directories such as /dev/shm are everybody's: a name there proves nothing.
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, flock, statfs};
 use std::{
     fs::{self, File, Metadata, OpenOptions},
     io,
@@ -70,6 +70,14 @@ pub fn lock(file: &File) -> io::Result<bool> {
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
         Err(error) => Err(error.into()),
     }
+}
+
+/// `statfs(2)`: the files of such a directory are memory.
+const TMPFS: i64 = 0x0102_1994;
+
+/// Whether the files of this directory are memory.
+pub fn is_memory(dir: &Path) -> io::Result<bool> {
+    Ok(statfs(dir)?.f_type as i64 == TMPFS)
 }
 
 /// Whether the path names this very file.

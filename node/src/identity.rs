@@ -80,6 +80,14 @@ fn read(path: &str) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
+/// Which boot of this host it is.
+///
+/// # Errors
+/// The kernel does not say.
+pub fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
 /// This host, under the name that it has for people.
 pub fn node(state_dir: &Path, name: Name) -> Result<Node> {
     Ok(Node { name, id: identity(state_dir, &Machine::this())? })

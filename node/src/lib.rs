@@ -2,7 +2,7 @@
 //!
 //! | module | |
 //! |---|---|
-//! | [`primary`] | the loop of the host where the VM runs; [`host`]: the half that the standby has as well |
+//! | [`primary`], [`standby`] | the loops of the host where the VM runs, and of the one that holds a copy; [`host`]: their common half |
 //! | [`gate`] | an output gate for a VM of this process |
 //! | [`paths`] | RDMA or TCP, RDMA datagrams or UDP: agreed on per session |
 //! | [`keepalive`], [`beats`] | the beat thread |
@@ -47,6 +47,7 @@ pub mod repeated;
 pub mod scope;
 pub mod signals;
 pub mod stalls;
+pub mod standby;
 pub mod sys;
 pub mod tune;
 pub mod units;

@@ -24,7 +24,7 @@
 //! deregistered, so a device that is late writes into pages that nobody else can own meanwhile, even if the mapping is gone.
 #![allow(unsafe_code)]
 
-use crate::types::{Completion, Limits, Port, lane_mbit, lanes, mtu_bytes};
+use crate::types::{Completion, Gid, Limits, Port, lane_mbit, lanes, mtu_bytes};
 use rdma_sys as sys;
 use std::{
     ffi::{CStr, CString, c_int},
@@ -186,8 +186,7 @@ impl Context {
     }
 
     /// Entry `index` of the port's GID table.
-    #[cfg(feature = "testing")]
-    pub fn gid(&self, port: u8, index: u8) -> io::Result<crate::types::Gid> {
+    pub fn gid(&self, port: u8, index: u8) -> io::Result<Gid> {
         // SAFETY: a union of integers, for which zeros are valid.
         let mut gid: sys::ibv_gid = unsafe { zeroed() };
         // SAFETY: `raw` is open, `gid` outlives the call.

@@ -5,7 +5,6 @@ use node::{
     journal::{SCHEMA, read},
 };
 use serde::Serialize;
-use serde_json::Value;
 use std::{io, path::Path};
 
 /// Bytes of events at most, as they stand in the journal.
@@ -16,25 +15,23 @@ const MAX_BYTES: usize = 1 << 20;
 pub(super) struct Events {
     schema: u64,
     /// The oldest first.
-    events: Vec<Value>,
+    events: Vec<Record>,
     /// Whether there were older ones that were asked for.
     more: bool,
 }
 
 /// The newest events, `limit` at most, none of them from before `since_ms`.
 pub(super) fn newest(file: &Path, limit: usize, since_ms: u64) -> io::Result<Events> {
-    let entries = read(file)?.records;
-    let wanted: Vec<&Record> = entries.iter().filter(|entry| entry.at_ms >= since_ms as f64).collect();
-    let mut bytes = 0;
-    let fits = |entry: &&&Record| {
-        bytes += entry.line.len();
+    let wanted = read(file)?.records.into_iter().filter(|record| record.at_ms >= since_ms as f64);
+    let wanted: Vec<Record> = wanted.collect();
+    let (count, mut bytes) = (wanted.len(), 0);
+    let fits = |record: &Record| {
+        bytes += record.line.len();
         bytes <= MAX_BYTES
     };
-    // What was read as an event is JSON.
-    let value = |entry: &&Record| serde_json::from_str(&entry.line).unwrap_or_default();
-    let mut events: Vec<Value> = wanted.iter().rev().take(limit).take_while(fits).map(value).collect();
+    let mut events: Vec<Record> = wanted.into_iter().rev().take(limit).take_while(fits).collect();
     events.reverse();
-    Ok(Events { schema: SCHEMA, more: events.len() < wanted.len(), events })
+    Ok(Events { schema: SCHEMA, more: events.len() < count, events })
 }
 
 #[cfg(test)]
@@ -48,19 +45,22 @@ mod tests {
         let file = dir.path().join("web.primary.journal");
         let told = |limit, since_ms| {
             let Events { events, more, .. } = newest(&file, limit, since_ms).unwrap();
-            (events.iter().map(|event| event["at_ms"].as_u64().unwrap()).collect::<Vec<_>>(), more)
+            (events.iter().map(|record| record.at_ms).collect::<Vec<f64>>(), more)
         };
         assert_eq!(told(5, 0), (vec![], false), "no journal yet");
         let line = |at_ms: u64, pad: usize| {
-            format!("{{\"schema\":1,\"event\":\"e\",\"at_ms\":{at_ms},\"pad\":\"{}\"}}\n", "x".repeat(pad))
+            format!(
+                "{{\"schema\":1,\"event\":\"arbiter-unreachable\",\"at_ms\":{at_ms},\"why\":\"{}\"}}\n",
+                "x".repeat(pad)
+            )
         };
         fs::write(&file, (1..=9).map(|at_ms| line(at_ms, 1)).collect::<String>() + "torn").unwrap();
-        assert_eq!(told(100, 0), ((1..=9).collect(), false));
-        assert_eq!(told(2, 0), (vec![8, 9], true));
-        assert_eq!(told(100, 7), (vec![7, 8, 9], false));
+        assert_eq!(told(100, 0), ((1..=9).map(f64::from).collect(), false));
+        assert_eq!(told(2, 0), (vec![8.0, 9.0], true));
+        assert_eq!(told(100, 7), (vec![7.0, 8.0, 9.0], false));
         assert_eq!(told(0, 0), (vec![], true));
         fs::write(&file, (1..=90).map(|at_ms| line(at_ms, 15 << 10)).collect::<String>()).unwrap();
         let (events, more) = told(1000, 0);
-        assert!(more && events.len() > 60 && events.last() == Some(&90), "{}", events.len());
+        assert!(more && events.len() > 60 && events.last() == Some(&90.0), "{}", events.len());
     }
 }

@@ -9,7 +9,7 @@ use node::{events::Order, keepalive::Measured};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-/// What can be asked. As JSON it is a field of the event `operator`, and the line that the release before sends.
+/// What can be asked. As JSON it is the line that the release before sends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case")]
 pub enum Request {

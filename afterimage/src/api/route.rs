@@ -350,7 +350,7 @@ mod tests {
             ("GET", "/v1/vms/web?x=1", "", Kind::BadRequest, "takes no parameters"),
             ("POST", "/v1/vms/web/settings", "", Kind::BadRequest, "no JSON"),
             ("POST", "/v1/vms/web/settings", "[]", Kind::BadRequest, "no JSON object"),
-            ("POST", "/v1/vms/web/settings", "{\"epoch\":5}", Kind::BadRequest, "a field \"epoch\""),
+            ("POST", "/v1/vms/web/settings", "{\"epok\":5}", Kind::BadRequest, "a field \"epok\""),
             ("POST", "/v1/vms/web/settings", "{\"epoch_us\":-5}", Kind::BadRequest, "-5"),
             ("POST", "/v1/vms/web/takeover", "{\"force\":true}", Kind::BadRequest, "a field \"force\""),
             ("POST", "/v1/vms/web/export", "{\"dir\":\"tmp\"}", Kind::BadRequest, "absolute"),

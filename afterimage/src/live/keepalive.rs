@@ -1,8 +1,11 @@
 //! What is in force between two sides, and what of an operator's wish is refused, with the numbers that say why.
 
 use super::SCHEMA;
-use crate::status::Status;
-use mc_core::{detector::Parameters, histogram::Percentiles, id::Time};
+use mc_core::{
+    detector::Parameters,
+    histogram::Percentiles,
+    id::{Name, Time},
+};
 use node::{
     beats::Wish,
     clock::Clock,
@@ -161,8 +164,16 @@ pub struct Session<'a> {
     pub configured: Wish,
     /// None without a session.
     pub beats: Option<&'a BeatHandle>,
-    /// For names, peer and paths.
-    pub status: Status,
+    /// The VM.
+    pub vm: Name,
+    /// This host.
+    pub node: Name,
+    /// "primary", "standby".
+    pub side: &'static str,
+    /// The other one, and where; empty without one.
+    pub peer: String,
+    /// What beats go over, and what came and went by each path.
+    pub paths: (String, Vec<PathStats>),
     /// Of this process.
     pub config_file: Option<PathBuf>,
 }
@@ -179,16 +190,16 @@ impl Session<'_> {
     /// What is in force.
     #[must_use]
     pub fn report(&self) -> KeepaliveReport {
-        let status = &self.status;
+        let (keepalive, paths) = self.paths.clone();
         let mut report = KeepaliveReport {
             schema: SCHEMA,
-            vm: status.vm.clone(),
-            node: status.node.clone(),
-            side: status.side.word().to_owned(),
-            peer: status.peer.clone(),
-            keepalive: status.keepalive.clone(),
+            vm: self.vm.to_string(),
+            node: self.node.to_string(),
+            side: self.side.to_owned(),
+            peer: self.peer.clone(),
+            keepalive,
             state: "none".to_owned(),
-            paths: status.beat_paths.clone(),
+            paths,
             config_file: self.config_file.clone(),
             ..KeepaliveReport::default()
         };

@@ -1,10 +1,11 @@
 //! What an operator changes while the pair runs: its keepalive, its epoch, its staging.
 
-use super::{channel::ToSupervisor, commands::status, data_path::DataPath};
+use super::{channel::ToSupervisor, data_path::DataPath};
 use crate::{
     config::OnCapWish,
     control::refused,
     live::{self, KeepaliveReport, Session, Settings, SettingsReport, Wanted},
+    report,
     status::Response,
 };
 use anyhow::Result;
@@ -16,13 +17,21 @@ use node::{
 };
 use std::time::Duration;
 
-fn session(path: &mut DataPath) -> Session<'_> {
-    let status = status(path);
+fn session(path: &DataPath) -> Session<'_> {
     let config = &path.brief.config;
-    Session { configured: config.wish(), beats: path.run.host.beats(), status, config_file: config.config_file.clone() }
+    Session {
+        configured: config.wish(),
+        beats: path.run.host.beats(),
+        vm: config.vm,
+        node: config.node,
+        side: "primary",
+        peer: path.run.host.peer().unwrap_or_default().to_owned(),
+        paths: report::beat_paths(&path.run.host.watch),
+        config_file: config.config_file.clone(),
+    }
 }
 
-pub(super) fn keepalive(path: &mut DataPath) -> Response {
+pub(super) fn keepalive(path: &DataPath) -> Response {
     Response::Keepalive(Box::new(session(path).report()))
 }
 

@@ -14,7 +14,7 @@ const STEP: Duration = Duration::from_millis(10);
 
 impl Node {
     /// Returns why this process ends. The image is kept, unless a guest may have written to it.
-    pub(super) fn abandon(&mut self) -> anyhow::Error {
+    pub(super) fn give_takeover_up(&mut self) -> anyhow::Error {
         // Whatever runs here is not seen.
         self.gate.shut();
         let spoiled = self.pending.take().is_some_and(|pending| match &pending.attempt {

@@ -69,10 +69,10 @@ impl Node {
         }
         self.image_stands_still()?;
         let wrong = |error: anyhow::Error| refused(&exit::words(&error));
-        let (Some(vm), Some(image)) = (&self.vm, self.driver.image()) else {
+        let (Some(vm), Some(image)) = (&self.vm, self.run.driver.image()) else {
             return Err(refused("this standby has no image"));
         };
-        let (generation, epoch) = self.driver.machine().committed();
+        let (generation, epoch) = self.run.driver.machine().committed();
         let vm_name = self.config.vm.to_string();
         let argv = self.config.qemu.clone();
         let plan = Plan { vm: vm_name, dir, argv, generation: generation.0, epoch: epoch.0 };
@@ -84,7 +84,7 @@ impl Node {
     }
 
     fn image_stands_still(&self) -> Result<(), Response> {
-        let (message, remedy) = match self.driver.machine().role() {
+        let (message, remedy) = match self.run.role() {
             Role::Claiming | Role::Lost | Role::Disputed => return Ok(()),
             Role::TakingOver if !self.is_attempting() => return Ok(()),
             Role::TakingOver => ("the takeover is being tried at this moment", "try again in a few seconds"),

@@ -17,13 +17,14 @@ use super::main_loop::Node;
 use anyhow::Result;
 use mc_core::{
     id::Time,
-    register::{Owner, Swap},
+    register::Swap,
     standby::{Event, Role},
 };
 use node::{
     arbiter::{ArbiterSpec, Ask},
     events::{Event as Told, Goodbye, ImageKept, Signal, emit},
     exit::{self, Code},
+    standby::StandbyLoop,
 };
 use std::time::Duration;
 
@@ -81,9 +82,9 @@ impl Leave {
 impl Node {
     pub(super) fn hear_signals(&mut self) {
         for _ in 0..self.signals.take() {
-            let role = self.driver.machine().role().into();
+            let role = self.run.role().into();
             emit(Told::Signal(Signal { role, times: None }));
-            let now = self.clock.now();
+            let now = self.run.host.now();
             match &self.leave.state {
                 State::Asks { since, .. } | State::GaveUp { since, .. } if now.since(*since) < PATIENCE => {
                     tracing::info!("ending already");
@@ -99,8 +100,8 @@ impl Node {
 
     fn try_to_leave(&mut self, last: bool) {
         self.leave.last = last;
-        let now = self.clock.now();
-        match self.driver.machine().role() {
+        let now = self.run.host.now();
+        match self.run.role() {
             // A copy that was lost is another node's VM, which runs there.
             Role::Idle | Role::Lost => self.ending = Some(Code::Done),
             Role::Syncing | Role::Rehearsing => self.give_up(),
@@ -109,7 +110,7 @@ impl Node {
             }
             Role::Protecting => {
                 self.leave.state = State::Asks { since: now, until: now.after(FRESH) };
-                self.arbiter.ask(Ask::Read);
+                self.run.host.arbiter.ask(Ask::Read);
             }
             Role::Revoking | Role::Claiming => {
                 self.refuse_to_leave("this standby asks the arbiter for the VM, whose primary is suspect");
@@ -131,15 +132,14 @@ impl Node {
 
     /// Ends the session. The primary sees that at once, and goes on alone through the arbiter.
     fn give_up(&mut self) {
-        let now = self.clock.now();
-        emit(Told::Goodbye(Goodbye { role: self.driver.machine().role().into() }));
-        self.suspected_at = Some(now); // nobody is: whatever falls silent now does so with a reason
+        let now = self.run.host.now();
+        emit(Told::Goodbye(Goodbye { role: self.run.role().into() }));
         self.leave.state = State::GaveUp { since: now, look_at: now };
-        self.driver.event(Event::Suspect);
+        self.run.suspect(); // nobody is: whatever falls silent now does so with a reason
     }
 
     /// The machine wants to ask for the VM. True if it has to wait.
-    pub(super) fn defers(&mut self, swap: Swap) -> bool {
+    pub(super) fn defer(&mut self, swap: Swap) -> bool {
         let defers = matches!(self.leave.state, State::GaveUp { .. });
         if defers {
             self.leave.deferred = Some(swap);
@@ -152,8 +152,8 @@ impl Node {
         if !matches!(self.leave.state, State::Asks { .. }) {
             return;
         }
-        match self.driver.machine().role() {
-            Role::Protecting if self.arbiter.health().failover_possible().is_ok() => self.give_up(),
+        match self.run.role() {
+            Role::Protecting if self.run.host.arbiter.health().failover_possible().is_ok() => self.give_up(),
             Role::Protecting => {} // it would not answer the primary's swap; refused when it is late
             Role::Idle | Role::Lost => self.ending = Some(Code::Done),
             // What was asked for may be won any moment.
@@ -166,18 +166,18 @@ impl Node {
 
     /// What is due.
     pub(super) fn leave_in_order(&mut self) {
-        let now = self.clock.now();
+        let now = self.run.host.now();
         match &mut self.leave.state {
             State::Asks { until, .. } if now >= *until => {
-                let health = self.arbiter.health();
+                let health = self.run.host.arbiter.health();
                 let said = health.last_error.clone().or(health.failover_possible().err());
                 let said = said.unwrap_or_else(|| "no answer".to_owned());
-                let spec = self.arbiter.spec();
+                let spec = self.run.host.arbiter.spec();
                 self.refuse_to_leave(&format!(
                     "the arbiter {spec} does not answer, or cannot decide ({said}), and without it the primary would have to hold the VM's output"
                 ));
             }
-            State::GaveUp { .. } if matches!(self.driver.machine().role(), Role::Idle | Role::Lost) => {
+            State::GaveUp { .. } if matches!(self.run.role(), Role::Idle | Role::Lost) => {
                 self.ending = Some(Code::Done);
             }
             State::GaveUp { since, .. } if now.since(*since) > HEAD_START => {
@@ -194,7 +194,7 @@ impl Node {
             }
             State::GaveUp { look_at, .. } if self.leave.deferred.is_some() && now >= *look_at => {
                 *look_at = now.after(LOOK);
-                self.arbiter.ask(Ask::Read);
+                self.run.host.arbiter.ask(Ask::Read);
             }
             _ => {}
         }
@@ -235,15 +235,11 @@ impl Node {
 
     /// An error ends this process. The image of a VM that may be this node's outlives it.
     pub(super) fn save_image(&mut self, error: anyhow::Error) -> anyhow::Error {
-        let held = match self.driver.machine().role() {
-            Role::Protecting | Role::Revoking | Role::Claiming | Role::Disputed => true,
-            Role::TakingOver => !self.is_attempting(), // else its guest may have written to the image
-            Role::Idle | Role::Syncing | Role::Rehearsing | Role::Lost | Role::Active => false,
-        };
-        if !held {
+        // While it is tried, its guest may have written to the image.
+        if !self.run.may_be_the_last() || self.is_attempting() {
             return error;
         }
-        if !self.driver.is_whole() {
+        if !self.run.driver.is_whole() {
             return error.context("The image is of no whole epoch, and is not kept");
         }
         let kept = self
@@ -255,7 +251,7 @@ impl Node {
     /// Keeps it, if it can be put on record that it is kept: else a later process might take it for lost.
     fn keep_image(&mut self) -> Result<String> {
         if let Some(vm) = &self.vm {
-            self.last_copy.is_kept(vm.ram_path())?;
+            self.run.last_copy.is_kept(vm.ram_path())?;
         }
         self.write_image()
     }
@@ -263,7 +259,7 @@ impl Node {
     /// Keeps it, whatever can be put on record: this process ends, and has it no longer.
     pub(super) fn keep_image_at_the_end(&mut self) -> Result<String> {
         if let Some(vm) = &self.vm
-            && let Err(error) = self.last_copy.is_kept(vm.ram_path())
+            && let Err(error) = self.run.last_copy.is_kept(vm.ram_path())
         {
             tracing::error!(error = exit::words(&error), "it is not on record that the image is kept");
         }
@@ -271,13 +267,13 @@ impl Node {
     }
 
     fn write_image(&mut self) -> Result<String> {
-        let (generation, epoch) = self.driver.machine().committed();
+        let (generation, epoch) = self.run.driver.machine().committed();
         // What was committed while a throw-away QEMU loads the image belongs to it. Should it not be kept, a later one is rehearsed.
         if self.rehearsal.take().is_some() {
-            self.driver.event(Event::RehearsalAsked { generation, epoch: epoch.next() });
+            self.run.driver.event(Event::RehearsalAsked { generation, epoch: epoch.next() });
         }
-        let copy = Owner { node: self.this, instance: self.instance };
-        let (Some(vm), Some(image)) = (self.vm.as_mut(), self.driver.image()) else {
+        let copy = self.run.named();
+        let (Some(vm), Some(image)) = (self.vm.as_mut(), self.run.driver.image()) else {
             return Ok("There is no image to keep".to_owned());
         };
         let held = format!("the image of {generation}, {epoch}");

@@ -4,9 +4,8 @@
 //! |---|---|
 //! | `mod.rs` | starts it |
 //! | [`needs`] | what has to be there |
-//! | [`node`] | the loop around `mc_core`'s standby |
-//! | [`offer`] | a primary that wants to be protected, and what a session with it begins with |
-//! | [`vouch`] | before that: whether its VM fits, and whether the register vouches for it |
+//! | [`main_loop`] | what is done in a turn of [`node::standby`], which has the loop itself |
+//! | [`offer`] | a primary that wants to be protected: whether its VM fits, and a QEMU that waits for it |
 //! | [`vm`] | the waiting QEMU, its RAM file, and the image over it |
 //! | [`waiting`], [`revival`] | it is looked after: started again, or said that it cannot be |
 //! | [`ram_file`] | that file: made, locked, removed, kept; one standby of a VM per directory |
@@ -16,14 +15,12 @@
 //! | [`abandon`] | or until it is another copy's |
 //! | [`running`], [`network`] | after the takeover, also of an earlier process: the VM runs here, and a keeper has its network |
 //! | [`state`], [`export`] | all but the main memory, copied out; the VM as files for a stock QEMU |
-//! | [`last_copy`], [`renounce`] | what this node knows of its last copy, after a power cut too; what it tells the arbiter then |
 //! | [`leave`] | an orderly end, by a signal |
 //! | [`task`] | work on a thread, heard by the loop |
 //! | [`report`] | status and events |
 
 mod abandon;
 mod export;
-mod last_copy;
 mod leave;
 mod main_loop;
 mod needs;
@@ -32,7 +29,6 @@ mod offer;
 mod operator;
 mod ram_file;
 mod rehearsing;
-mod renounce;
 mod report;
 mod revival;
 mod running;
@@ -40,7 +36,6 @@ mod state;
 mod takeover;
 mod task;
 mod vm;
-mod vouch;
 mod waiting;
 mod why_not;
 

@@ -9,38 +9,22 @@ use crate::{
     control::{done, refused},
     status::Response,
 };
-use mc_core::standby::{Event, Role};
+use mc_core::standby::Role;
 
 impl Node {
     /// `takeover`.
     pub(super) fn operator_takeover(&mut self) -> Response {
-        let role = self.driver.machine().role();
-        if !matches!(role, Role::Protecting | Role::Revoking | Role::Claiming | Role::Disputed) {
-            let (message, remedy) = why_not::nothing_to_take(role);
+        if !self.run.operator_takes_over() {
+            let (message, remedy) = why_not::nothing_to_take(self.run.role());
             return Response::Refused { message, remedy: Some(remedy) };
         }
-        self.operator_wants_it = true;
-        self.suspected_at.get_or_insert(self.clock.now());
-        if role != Role::Claiming {
-            self.driver.event(Event::OperatorTakesOver);
-        }
-        self.heed_operator();
-        match self.driver.machine().role() {
+        match self.run.role() {
             Role::Disputed => refused(
                 "this copy lacks what the VM has sent since its last checkpoint, or may: nothing was decided. Say it again, and it runs \
                  from there all the same",
             ),
-            _ if self.arbiter.operator_may_decide() => done("taking over"),
+            _ if self.run.host.arbiter.operator_may_decide() => done("taking over"),
             _ => done("taking over: the arbiter decides if it answers; once it has been away for 3 s, your word does"),
-        }
-    }
-
-    /// The word that was given counts once the arbiter does not.
-    pub(super) fn heed_operator(&mut self) {
-        let claims = self.driver.machine().role() == Role::Claiming;
-        if claims && self.operator_wants_it && self.arbiter.operator_may_decide() {
-            self.driver.event(Event::OperatorTakesOver);
-            self.arbiter.operator_decides();
         }
     }
 }

@@ -12,8 +12,8 @@ impl Node {
     /// The image stands still until the outcome is heard.
     pub(super) fn begin_rehearsal(&mut self, epoch: Epoch) {
         emit(Event::Rehearsing(Rehearsing { epoch }));
-        let (Some(vm), Some(image)) = (&self.vm, self.driver.image()) else {
-            return self.driver.rehearsed(Err("there is no image".to_owned()));
+        let (Some(vm), Some(image)) = (&self.vm, self.run.driver.image()) else {
+            return self.run.driver.rehearsed(Err("there is no image".to_owned()));
         };
         match vm.rehearse(image) {
             Ok(rehearsal) => self.rehearsal = Some(rehearsal),
@@ -39,6 +39,6 @@ impl Node {
             emit(Event::RehearsalFailed(why.as_str().into()));
         }
         self.unloadable = outcome.as_ref().err().cloned();
-        self.driver.rehearsed(outcome);
+        self.run.driver.rehearsed(outcome);
     }
 }

@@ -6,11 +6,8 @@ use crate::{
     report,
     status::{OfSide, OutputStatus, SCHEMA, Standby, Status},
 };
-use mc_core::{gate::OutputGate, id::Time, standby::Role};
-use node::{
-    events::{self, Epochs, StandbyStanding, Standing, ms},
-    narration,
-};
+use mc_core::{gate::OutputGate, slab::PoolStats, standby::Role};
+use node::{events, narration, standby::StandbyLoop};
 
 pub(super) const UNPROVEN: &str =
     "the VM has changed, or cannot be protected as it is: `afterimage status` on the primary's host says which";
@@ -19,41 +16,33 @@ pub(super) fn word(role: Role) -> &'static str {
     events::Role::from(role).as_str()
 }
 
-/// How things stand: the newest commit, the end of the primary's access, output, the arbiter.
-pub(super) fn standing(node: &Node) -> Standing {
-    let machine = node.driver.machine();
-    let (generation, committed) = machine.committed();
-    let (figures, now) = (node.driver.figures(), node.clock.now());
-    let ago = |at: Option<Time>| at.map(|at| ms(now.since(at)));
-    Standing {
-        role: machine.role().into(),
-        epochs: Epochs::Standby { generation, committed, last_commit_ago_ms: ago(figures.last_commit_at) },
-        output: node.gate.stats().into(),
-        arbiter: (&node.arbiter).into(),
-        standby: Some(StandbyStanding { registered: node.registered, revoked_ago_ms: ago(figures.revoked_at) }),
-    }
+/// Staging's figures: before the first session, what it may take.
+fn staging(node: &Node) -> PoolStats {
+    let bytes = node.config.staging_bytes;
+    let none = PoolStats { cap_bytes: bytes, limit_bytes: bytes, ..PoolStats::default() };
+    node.run.driver.pool_stats().unwrap_or(none)
 }
 
 /// What metrics are made of.
 pub(super) fn snapshot(node: &Node) -> Snapshot {
     let mut snapshot = Snapshot {
         status: status(node),
-        apply: Buckets::from(&node.driver.figures().apply),
-        swaps: node.swaps.counts(),
+        apply: Buckets::from(&node.run.driver.figures().apply),
+        swaps: node.run.host.swap.counts(),
         journal_lost: events::journal_lost(),
         narration_lost: narration::lost(),
         ..Snapshot::default()
     };
-    if let Some(beats) = &node.beats {
-        report::scrape_beats(&mut snapshot, beats, &node.watch, node.clock.now());
+    if let Some(beats) = node.run.beats() {
+        report::scrape_beats(&mut snapshot, beats, &node.run.host.watch, node.run.host.now());
     }
     snapshot
 }
 
 pub(super) fn status(node: &Node) -> Status {
-    let machine = node.driver.machine();
+    let machine = node.run.driver.machine();
     let (generation, committed) = machine.committed();
-    let figures = node.driver.figures();
+    let figures = node.run.driver.figures();
     let mut status = Status {
         schema: SCHEMA,
         side: OfSide::Standby(Standby {
@@ -67,12 +56,16 @@ pub(super) fn status(node: &Node) -> Status {
         network: node.mending.trouble().map(str::to_owned),
         vm: node.config.vm.to_string(),
         node: node.config.node.to_string(),
-        peer: node.peer.clone().unwrap_or_default(),
+        peer: node.run.host.peer().unwrap_or_default().to_owned(),
         generation: node.won.unwrap_or(generation).0,
         epoch: committed.0,
         last_ack_epoch: committed.0,
         why_not_protected: why_not(node),
-        notes: report::standing_notes().into_iter().chain(node.leave.note()).chain(node.missed.clone()).collect(),
+        notes: report::standing_notes()
+            .into_iter()
+            .chain(node.leave.note())
+            .chain(node.run.missed().map(str::to_owned))
+            .collect(),
         ..Status::default()
     };
     if machine.role() != Role::Active {
@@ -80,7 +73,7 @@ pub(super) fn status(node: &Node) -> Status {
     }
     let unproven = machine.role() == Role::Protecting && machine.is_unproven();
     status.notes.extend(unproven.then(|| UNPROVEN.to_owned()));
-    let (now, staging) = (node.clock.now(), node.driver.pool_stats());
+    let (now, staging) = (node.run.host.now(), staging(node));
     if node.rehearsal.is_some() && staging.used_bytes >= staging.cap_bytes {
         status.notes.push(
             "a rehearsal is under way, and staging is full: the primary waits for its end. A larger --staging lets it go on".into(),
@@ -95,10 +88,10 @@ pub(super) fn status(node: &Node) -> Status {
     status.last_ack_age_ms = figures.last_commit_at.map(|at| now.since(at).as_millis().try_into().unwrap_or(u64::MAX));
     status.counters.insert("spilled_slabs".into(), figures.spilled_slabs);
     report::fill_gate(&mut status, node.gate.stats(), &node.gate);
-    report::fill_staging(&mut status, node.driver.pool_stats());
-    report::fill_arbiter(&mut status, &node.arbiter);
-    report::fill_paths(&mut status, &node.watch);
-    if let Some(beats) = &node.beats {
+    report::fill_staging(&mut status, staging);
+    report::fill_arbiter(&mut status, &node.run.host.arbiter);
+    report::fill_paths(&mut status, &node.run.host.watch);
+    if let Some(beats) = node.run.beats() {
         report::fill_beats(&mut status, beats);
     }
     status

@@ -139,11 +139,13 @@ pub(super) fn after_takeover(mut node: Node) -> Result<Code> {
     let base = snapshot(&node);
     let generation = node.won.unwrap_or_default();
     let qemu = node.vm.as_mut().and_then(|vm| vm.watch().ok());
-    let Node { config, this, arbiter, control, scrapes, listener, gate, driver, vm, signals, last_copy, .. } = node;
+    let Node { config, run, control, scrapes, gate, vm, signals, .. } = node;
     let mut network = Network::taken_over(Charge::of_standby(&config, generation), gate);
     network.look();
     // The image, staging, the control connection to QEMU. To unmap a large image takes a while: packets have their keeper by now.
-    drop((driver, vm, last_copy));
+    let this = run.this;
+    let (listener, arbiter) = run.into_parts();
+    drop(vm);
     let Some(qemu) = qemu else { return vm_gone(&config) };
     let desk = Desk { config, this, arbiter, control, scrapes, listener, signals };
     Running::new(desk, qemu, network, base).run()
@@ -396,7 +398,11 @@ impl Running {
         Session {
             configured: config.wish(),
             beats: None,
-            status: self.status(),
+            vm: config.vm,
+            node: config.node,
+            side: "standby",
+            peer: self.base.status.peer.clone(),
+            paths: (self.base.status.keepalive.clone(), self.base.status.beat_paths.clone()),
             config_file: config.config_file.clone(),
         }
     }

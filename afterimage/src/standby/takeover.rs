@@ -12,19 +12,17 @@
 
 use super::{
     main_loop::{NIC_PATIENCE, Node},
+    running,
     task::Task,
     vm::Lent,
 };
 use crate::report;
 use anyhow::{Context, Result};
-use mc_core::{
-    gate::OutputGate,
-    id::{Epoch, Generation, Time},
-    standby::Event,
-};
+use mc_core::{gate::OutputGate, id::Time, standby::Event};
 use node::{
     events::{self, Event as Told, QemuTimes, TakeoverFailed, emit},
     exit,
+    standby::{StandbyLoop, Won},
 };
 use std::{
     os::fd::{AsFd, BorrowedFd},
@@ -38,10 +36,7 @@ const LONGEST: Duration = Duration::from_secs(30);
 /// A takeover that has not succeeded yet.
 #[derive(Debug)]
 pub(super) struct Pending {
-    generation: Generation,
-    epoch: Epoch,
-    silence: Duration,
-    won_at: Time,
+    won: Won,
     pub(super) attempt: Option<Task<Attempt>>,
     failures: u32,
     /// Why the last attempt failed.
@@ -101,24 +96,12 @@ fn remedy(vm: &str) -> String {
 
 impl Node {
     /// The VM is ours.
-    pub(super) fn take_over(&mut self, generation: Generation, epoch: Epoch) -> Result<()> {
-        let silence = self.beats.as_ref().and_then(|b| b.suspicion()).map_or(Duration::ZERO, |s| s.silent_for);
-        self.beats = None;
-        self.watch.end();
-        if self.vm.is_none() || self.driver.image().is_none() {
-            anyhow::bail!("{generation} is ours, but there is no VM to run: this is a bug");
+    pub(super) fn begin_takeover(&mut self, won: Won) -> Result<()> {
+        if self.vm.is_none() || self.run.driver.image().is_none() {
+            anyhow::bail!("{} is ours, but there is no VM to run: this is a bug", won.generation);
         }
-        self.pending = Some(Pending {
-            generation,
-            epoch,
-            silence,
-            won_at: self.clock.now(),
-            attempt: None,
-            failures: 0,
-            why: String::new(),
-            again_at: None,
-            tried_at: self.clock.now(),
-        });
+        self.pending =
+            Some(Pending { won, attempt: None, failures: 0, why: String::new(), again_at: None, tried_at: won.at });
         self.call_export_off();
         self.attempt();
         Ok(())
@@ -136,7 +119,7 @@ impl Node {
 
     /// Goes on with a takeover: what came of an attempt, or the next one. An export that an operator asked for comes first.
     pub(super) fn pursue_takeover(&mut self) {
-        let now = self.clock.now();
+        let now = self.run.host.now();
         let Some(pending) = &mut self.pending else { return };
         if let Some(ended) = pending.attempt.as_ref().and_then(Task::take) {
             pending.attempt = None;
@@ -150,7 +133,7 @@ impl Node {
 
     fn attempt(&mut self) {
         if let Some(pending) = &mut self.pending {
-            pending.tried_at = self.clock.now();
+            pending.tried_at = self.run.host.now();
         }
         if let Err(error) = self.try_attempt() {
             self.failed(&error, true);
@@ -168,7 +151,7 @@ impl Node {
 
     /// Its gate opens before it runs: from here on it is the one visible copy.
     fn feed(&mut self, mut lent: Lent) -> Result<()> {
-        let (Some(vm), Some(image)) = (&self.vm, self.driver.image()) else { anyhow::bail!("there is no image") };
+        let (Some(vm), Some(image)) = (&self.vm, self.run.driver.image()) else { anyhow::bail!("there is no image") };
         let state = vm.state(image);
         if let Err(error) = self.gate.open() {
             self.give_back(lent);
@@ -237,12 +220,27 @@ impl Node {
         (self.revival, self.silent, self.no_tap, self.unstartable) = Default::default();
         let ms = |d: Duration| d.as_secs_f64() * 1e3;
         let qemu = QemuTimes { sent_ms: ms(times.sent), resumed_ms: ms(times.resumed) };
-        self.took_over((pending.generation, pending.epoch), (pending.silence, pending.won_at), qemu);
-        self.driver.event(Event::Running);
+        self.took_over(&pending.won, qemu);
+        self.run.driver.event(Event::Running);
+    }
+
+    fn took_over(&mut self, won: &Won, qemu: QemuTimes) {
+        let takeover = self.run.takeover(won);
+        let qmp = running::qmp_path(&self.config);
+        tracing::info!(qmp = %qmp.display(), "the VM runs here, unprotected: `afterimage protect --qmp` protects it again");
+        emit(Told::Running(Box::new(events::Running {
+            generation: won.generation,
+            epoch: won.epoch,
+            since_suspicion: takeover,
+            qemu: Some(qemu),
+            qmp: Some(qmp),
+            standing: Some(self.standing()),
+        })));
+        (self.takeover, self.won) = (Some(takeover), Some(won.generation));
     }
 
     fn failed(&mut self, error: &anyhow::Error, again: bool) {
-        let now = self.clock.now();
+        let now = self.run.host.now();
         let Some(pending) = &mut self.pending else { return };
         pending.failures += 1;
         pending.why = exit::words(error);
@@ -268,7 +266,7 @@ impl Node {
         if let Err(error) = self.gate.mend_ports(&report::nics(&self.config.nics)) {
             let why = error.to_string();
             tracing::error!(why, "the VM is taken over without this NIC");
-            self.mending.lost(self.clock.now(), why);
+            self.mending.lost(self.run.host.now(), why);
         }
     }
 }
@@ -276,15 +274,13 @@ impl Node {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mc_core::id::{Epoch, Generation};
 
     #[test]
     fn status_tells_for_how_long_it_is_being_tried() {
         let at = |s: u64| Time(s * 1_000_000_000);
         let mut pending = Pending {
-            generation: Generation(3),
-            epoch: Epoch(7),
-            silence: Duration::ZERO,
-            won_at: at(1),
+            won: Won { generation: Generation(3), epoch: Epoch(7), silence: Duration::ZERO, at: at(1) },
             attempt: None,
             failures: 0,
             why: "no memory".into(),

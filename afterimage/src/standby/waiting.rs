@@ -38,7 +38,7 @@ pub(super) struct NoTap {
 impl Node {
     /// A waiting QEMU that died is started again.
     pub(super) fn look_after_vm(&mut self) {
-        let now = self.clock.now();
+        let now = self.run.host.now();
         if now.since(self.checked_vm_at) < VM_CHECK || self.pending.is_some() {
             return;
         }
@@ -79,10 +79,10 @@ impl Node {
     }
 
     fn revive(&mut self) {
-        self.progress.busy(QEMU_START);
+        self.run.host.progress.busy(QEMU_START);
         let restarted = self.restart_vm();
-        self.progress.mark();
-        let now = self.clock.now();
+        self.run.host.progress.mark();
+        let now = self.run.host.now();
         match restarted {
             Ok(owner) => {
                 if self.revival.unable().is_some() {
@@ -91,7 +91,7 @@ impl Node {
                 }
                 self.revival.succeeded(now);
                 self.silent = None;
-                self.driver.set_owner(owner);
+                self.run.driver.set_owner(owner);
                 // One that was killed, and is not gone, holds its ends still.
                 self.gate.hang_up();
                 if let Err(error) = self.gate.connect(NIC_PATIENCE) {
@@ -104,14 +104,14 @@ impl Node {
                 if self.revival.failed(now, why.clone()) {
                     tracing::error!(why, "this host cannot run the VM: the primary is told, and goes on alone");
                     emit(Event::WaitingQemuFails(why.as_str().into()));
-                    self.driver.unable(format!("the QEMU that waits there died, and does not start again: {why}"));
+                    self.run.driver.unable(format!("the QEMU that waits there died, and does not start again: {why}"));
                 }
             }
         }
     }
 
     fn restart_vm(&mut self) -> Result<Owner> {
-        let this = self.this;
+        let this = self.run.this;
         let vm = self.vm.as_mut().ok_or_else(|| anyhow::anyhow!("no VM waits here"))?;
         vm.restart()?;
         vm.owner(this)
@@ -130,7 +130,7 @@ impl Node {
         let why = format!("a NIC of the VM would not work on this host: {error}");
         let tells = !told && now.since(since) >= NO_TAP;
         if tells {
-            self.driver.unable(format!("a NIC of the VM would not work there: {error}"));
+            self.run.driver.unable(format!("a NIC of the VM would not work there: {error}"));
         }
         self.mending.lost(now, error.to_string());
         self.no_tap = Some(NoTap { why, since, told: told || tells });
@@ -141,12 +141,12 @@ impl Node {
         let Some(pid) = self.vm.as_mut().and_then(|vm| vm.pid()) else { return };
         let specs = report::nics(&self.config.nics);
         // What fails is noted, and tried again.
-        let _ = self.mending.mend(self.clock.now(), &mut self.gate, &specs, Some(pid));
+        let _ = self.mending.mend(self.run.host.now(), &mut self.gate, &specs, Some(pid));
     }
 
     /// The gate could not be polled.
     pub(super) fn gate_failed(&mut self, why: String) {
-        let now = self.clock.now();
+        let now = self.run.host.now();
         if self.pending.is_none() {
             self.look_after_taps(now);
         }
@@ -161,7 +161,7 @@ impl Node {
     }
 
     /// Why this side does not do its work, in words.
-    pub(super) fn stalled(&self) -> Option<String> {
+    pub(super) fn why_stalled(&self) -> Option<String> {
         let unable = self.revival.unable().map(|why| format!("the QEMU that waits here does not start: {why}"));
         let silent = self.silent.as_ref().map(|why| format!("the QEMU that waits here {why}"));
         let no_tap = self.no_tap.as_ref().map(|missing| missing.why.clone());
@@ -187,10 +187,10 @@ impl Node {
         if self.rehearsal.is_some() {
             return None; // who waits here is the primary
         }
-        let machine = self.driver.machine();
-        let figures = self.driver.figures();
+        let machine = self.run.driver.machine();
+        let figures = self.run.driver.figures();
         let last = figures.last_commit_at.filter(|_| machine.role() == Role::Protecting)?;
-        let since = self.clock.now().since(last);
+        let since = self.run.host.now().since(last);
         let limit = limit(last.since(figures.synced_at?), machine.committed().1);
         (since >= limit).then(|| {
             format!("the primary has committed nothing for {} s: see whether its VM and its QEMU run", since.as_secs())

@@ -6,6 +6,7 @@ use super::{
 };
 use crate::status::WhyNot;
 use mc_core::standby::Role;
+use node::standby::StandbyLoop;
 
 /// `None` while it does.
 pub(super) fn why_not(node: &Node) -> Option<WhyNot> {
@@ -13,11 +14,11 @@ pub(super) fn why_not(node: &Node) -> Option<WhyNot> {
         return None;
     }
     let (why, what_to_do) = words(node);
-    Some(WhyNot { why, since_ms: node.role_since_ms, times: 1, next_try_in_ms: None, what_to_do })
+    Some(WhyNot { why, since_ms: node.run.role_since_ms(), times: 1, next_try_in_ms: None, what_to_do })
 }
 
 fn words(node: &Node) -> (String, Option<String>) {
-    let machine = node.driver.machine();
+    let machine = node.run.driver.machine();
     let why = match machine.role() {
         Role::Idle => match &node.unstartable {
             Some(why) => format!("the VM's QEMU did not wait here: {why}"),
@@ -28,7 +29,7 @@ fn words(node: &Node) -> (String, Option<String>) {
         Role::Protecting => protecting(node),
         Role::Revoking | Role::Claiming => {
             let peer = if machine.was_left() { "the primary has left" } else { "the primary fell silent" };
-            let health = node.arbiter.health();
+            let health = node.run.host.arbiter.health();
             let error = health.last_error.map_or_else(String::new, |error| format!(" ({error})"));
             format!(
                 "{peer}, and the arbiter has not said whose the VM is{error}: the copy here does not run, and has no network"
@@ -46,13 +47,13 @@ fn words(node: &Node) -> (String, Option<String>) {
 }
 
 fn protecting(node: &Node) -> String {
-    let machine = node.driver.machine();
+    let machine = node.run.driver.machine();
     let stalled = node.stalled();
     match stalled {
         Some(why) => why,
         None if machine.is_unproven() => UNPROVEN.to_owned(),
         None if machine.is_entitled() => {
-            let cannot = node.arbiter.health().failover_possible().err();
+            let cannot = node.run.host.arbiter.health().failover_possible().err();
             let cannot = cannot.map_or_else(String::new, |why| format!(": {why}"));
             format!("the register has not said yet that it names this copy{cannot}")
         }

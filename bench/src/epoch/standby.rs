@@ -61,9 +61,10 @@ pub fn run(
     let owner = Owner { node: super::node("bench-standby", 2)?, instance: 1 };
     let config = Config { owner, rehearse: false, sabotage: None };
     let pool = SlabPool::new(slab_bytes, spec.staging);
-    let mut driver = StandbyDriver::new(Standby::new(config), pool, None, Monotonic);
+    let mut driver = StandbyDriver::new(Standby::new(config), Monotonic);
     let image = Image::new(vec![SharedRam::anonymous(spec.ram)?]);
-    driver.attach(Attachment { link, incarnation, generation: Generation(spec.generation), instance: 1, image });
+    let generation = Generation(spec.generation);
+    driver.attach(Attachment { link, incarnation, generation, instance: 1, image, pool, spill: None });
     while !lost(&mut driver)? {
         let now = mc_core::driver::Clock::now(&Monotonic);
         let left = driver.deadline().map_or(Duration::from_millis(50), |at: Time| at.since(now));

@@ -67,6 +67,10 @@ pub struct Attachment<L> {
     pub instance: u64,
     /// Where to.
     pub image: Image,
+    /// Staging, in slabs of the primary's size.
+    pub pool: SlabPool,
+    /// Where epochs larger than staging go.
+    pub spill: Option<SpillFile>,
 }
 
 /// What the standby's loop has measured.
@@ -80,7 +84,7 @@ pub struct StandbyFigures {
     pub synced_at: Option<Time>,
     /// When the primary's access was found to have ended, and all that had arrived was handled (I3).
     pub revoked_at: Option<Time>,
-    /// Slabs that went through the spill file, in all sessions.
+    /// Slabs that went through the spill file.
     pub spilled_slabs: u64,
 }
 
@@ -109,10 +113,10 @@ pub struct StandbyDriver<L, C> {
 impl<L: Transport, C: Clock> StandbyDriver<L, C> {
     /// A driver without a session.
     #[must_use]
-    pub fn new(machine: Standby, pool: SlabPool, spill: Option<SpillFile>, clock: C) -> Self {
+    pub fn new(machine: Standby, clock: C) -> Self {
         Self {
             machine,
-            store: Store::new(pool, spill),
+            store: Store::default(),
             clock,
             link: None,
             incarnation: Incarnation(0),
@@ -132,7 +136,7 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
         assert_eq!(self.machine.role(), Role::Idle, "one session at a time");
         self.link = Some(session.link);
         self.incarnation = session.incarnation;
-        self.store.image = Some(session.image);
+        self.store = Store::new(session.image, session.pool, session.spill);
         self.posted = 0;
         (self.revoking, self.rehearsing) = (false, false);
         self.why.clear();
@@ -156,7 +160,7 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
         self.machine.handle_timeout(now);
         self.act();
         self.poll_link();
-        self.store.pool.shrink(now);
+        self.store.shrink(now);
         self.figures.spilled_slabs = self.store.spilled;
         self.within = outer;
     }
@@ -223,10 +227,10 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
         &self.figures
     }
 
-    /// The staging pool's figures.
+    /// The figures of staging; `None` before the first session.
     #[must_use]
-    pub fn pool_stats(&self) -> PoolStats {
-        self.store.pool.stats()
+    pub fn pool_stats(&self) -> Option<PoolStats> {
+        self.store.stats()
     }
 
     fn poll_link(&mut self) {
@@ -255,14 +259,14 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
     /// Whether the link took it.
     fn submit(&mut self, slab: FreeSlab) -> bool {
         let Some(link) = &mut self.link else {
-            self.store.pool.put(slab);
+            self.store.put(slab);
             return false;
         };
         let refused = link.submit(Op::Post(slab)).err();
         self.posted += usize::from(refused.is_none());
         match refused.map(|r| r.op) {
             None => return true,
-            Some(Op::Post(slab)) => self.store.pool.put(slab),
+            Some(Op::Post(slab)) => self.store.put(slab),
             Some(_) => {}
         }
         false
@@ -289,9 +293,9 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
             }
             Completion::Returned(slab) => {
                 self.posted -= 1;
-                self.store.pool.put(slab);
+                self.store.put(slab);
             }
-            Completion::Written(slab) => self.store.pool.put(slab.recycle()),
+            Completion::Written(slab) => self.store.put(slab.recycle()),
             Completion::Received(control) => self.received(control),
             Completion::Down(error) => {
                 self.link = None;
@@ -388,15 +392,13 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
 
     fn drop_arriving(&mut self) {
         if let Some(slab) = self.arriving.take() {
-            self.store.pool.put(slab.recycle());
+            self.store.put(slab.recycle());
         }
     }
 
     fn send(&mut self, generation: Generation, epoch: Epoch, body: Body) {
         let body = match body {
-            Body::Ack { .. } => {
-                Body::Ack { free_slabs: u32::try_from(self.store.pool.available()).unwrap_or(u32::MAX) }
-            }
+            Body::Ack { .. } => Body::Ack { free_slabs: u32::try_from(self.store.available()).unwrap_or(u32::MAX) },
             Body::Nack(reason) => {
                 self.explain(generation, epoch, reason);
                 body
@@ -496,8 +498,8 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
             }
             while let Some(completion) = link.poll() {
                 match completion {
-                    Completion::Arrived(slab) | Completion::Written(slab) => self.store.pool.put(slab.recycle()),
-                    Completion::Returned(slab) => self.store.pool.put(slab),
+                    Completion::Arrived(slab) | Completion::Written(slab) => self.store.put(slab.recycle()),
+                    Completion::Returned(slab) => self.store.put(slab),
                     Completion::Received(_) | Completion::Down(_) => {}
                 }
             }

@@ -1,8 +1,9 @@
 //! What the standby holds: the image, and the slabs of the epoch that is on its way, in memory or in a spill file.
 
 use crate::{
+    id::Time,
     image::{Image, ImageError},
-    slab::{FreeSlab, SealedSlab, SlabPool},
+    slab::{FreeSlab, PoolStats, SealedSlab, SlabPool},
     wire::slab::Record,
 };
 use std::{collections::VecDeque, fs::File, io, os::unix::fs::FileExt};
@@ -40,10 +41,11 @@ pub(super) enum Shortage {
     Spill(io::Error),
 }
 
-/// The standby's memory.
-#[derive(Debug)]
+/// The standby's memory: there is none before the first session.
+#[derive(Debug, Default)]
 pub(super) struct Store {
-    pub(super) pool: SlabPool,
+    /// `None` before the first session.
+    pool: Option<SlabPool>,
     /// `None` without a session, and once it could not be trusted any more.
     pub(super) image: Option<Image>,
     staged: VecDeque<Staged>,
@@ -57,9 +59,33 @@ pub(super) struct Store {
 }
 
 impl Store {
-    pub(super) fn new(pool: SlabPool, spill: Option<SpillFile>) -> Self {
+    /// Of a session.
+    pub(super) fn new(image: Image, pool: SlabPool, spill: Option<SpillFile>) -> Self {
         let staged = VecDeque::with_capacity(pool.cap());
-        Self { pool, image: None, staged, committed: 0, device_bytes: 0, spill, spilled: 0 }
+        Self { pool: Some(pool), image: Some(image), staged, spill, ..Self::default() }
+    }
+
+    /// Slabs that can be had right now.
+    pub(super) fn available(&self) -> usize {
+        self.pool.as_ref().map_or(0, SlabPool::available)
+    }
+
+    /// Takes a slab back.
+    pub(super) fn put(&mut self, slab: FreeSlab) {
+        if let Some(pool) = &mut self.pool {
+            pool.put(slab);
+        }
+    }
+
+    /// Gives back what has long been idle.
+    pub(super) fn shrink(&mut self, now: Time) {
+        if let Some(pool) = &mut self.pool {
+            pool.shrink(now);
+        }
+    }
+
+    pub(super) fn stats(&self) -> Option<PoolStats> {
+        self.pool.as_ref().map(SlabPool::stats)
     }
 
     /// Slabs that stay free: what was spilled is read back through one, and by then its epoch is ACKed.
@@ -69,7 +95,7 @@ impl Store {
 
     /// Whether a slab can be had without spilling.
     pub(super) fn has_room(&self) -> bool {
-        self.pool.available() > self.reserve()
+        self.available() > self.reserve()
     }
 
     /// A slab to receive into; `posted` of them are with the link already.
@@ -80,7 +106,7 @@ impl Store {
             }
             self.spill()?;
         }
-        self.pool.take().ok_or(Shortage::ForNow)
+        self.pool.as_mut().and_then(SlabPool::take).ok_or(Shortage::ForNow)
     }
 
     /// Moves what is staged in memory to the spill file.
@@ -94,8 +120,10 @@ impl Store {
             spill.file.write_all_at(slab.as_bytes(), at).map_err(Shortage::Spill)?;
             spill.used += len as u64;
             self.spilled += 1;
-            if let Staged::Memory(slab) = std::mem::replace(staged, Staged::Spilled { at, len }) {
-                self.pool.put(slab.recycle());
+            if let Staged::Memory(slab) = std::mem::replace(staged, Staged::Spilled { at, len })
+                && let Some(pool) = &mut self.pool
+            {
+                pool.put(slab.recycle());
             }
         }
         Ok(())
@@ -129,7 +157,7 @@ impl Store {
             image.apply(&slab);
         }
         self.count_device(&slab);
-        self.pool.put(slab.recycle());
+        self.put(slab.recycle());
     }
 
     /// The staged epoch is committed: whatever happens, it will be applied.
@@ -160,7 +188,7 @@ impl Store {
             if let Some(image) = &mut self.image {
                 image.apply(&slab);
             }
-            self.pool.put(slab.recycle());
+            self.put(slab.recycle());
         }
         Ok(())
     }
@@ -170,7 +198,7 @@ impl Store {
             Staged::Memory(slab) => return Ok(slab),
             Staged::Spilled { at, len } => (at, len),
         };
-        let (Some(spill), Some(mut slab)) = (&self.spill, self.pool.take()) else {
+        let (Some(spill), Some(mut slab)) = (&self.spill, self.pool.as_mut().and_then(SlabPool::take)) else {
             return Err(io::Error::other("no slab is free to read the spill file into"));
         };
         let (slab, error) = match spill.file.read_exact_at(&mut slab.receive_buffer()[..len], at) {
@@ -180,7 +208,7 @@ impl Store {
                 Err((slab, error)) => (slab, io::Error::other(error)),
             },
         };
-        self.pool.put(slab);
+        self.put(slab);
         Err(error)
     }
 
@@ -188,7 +216,7 @@ impl Store {
     pub(super) fn discard(&mut self) {
         while self.staged.len() > self.committed {
             if let Some(Staged::Memory(slab)) = self.staged.pop_back() {
-                self.pool.put(slab.recycle());
+                self.put(slab.recycle());
             }
         }
         self.device_bytes = 0;
@@ -219,8 +247,8 @@ mod tests {
 
     #[test]
     fn every_slab_that_is_applied_is_told() {
-        let mut store = Store::new(SlabPool::new(8192, 16 * 8192), None);
-        store.image = Some(Image::new(vec![SharedRam::anonymous(PAGE_SIZE).expect("a page")]));
+        let image = Image::new(vec![SharedRam::anonymous(PAGE_SIZE).expect("a page")]);
+        let mut store = Store::new(image, SlabPool::new(8192, 16 * 8192), None);
         for index in 0..10 {
             let mut writer = store.take(0).expect("room").writer();
             writer.page(BlockId(0), 0, &[7; PAGE_SIZE]).expect("room");

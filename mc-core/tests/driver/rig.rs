@@ -80,6 +80,7 @@ pub(crate) struct Rig {
     pub(crate) taken_over: Option<(Generation, Epoch)>,
     pub(crate) log: Vec<String>,
     source_fails: Option<usize>,
+    standby_slabs: usize,
 }
 
 pub(crate) fn name(text: &str) -> Name {
@@ -114,8 +115,7 @@ impl Rig {
         let primary = PrimaryDriver::new(Primary::new(config, register), staging, gate, clock.clone());
         let owner = Owner { node: node("b"), instance: 1 };
         let config = standby::Config { owner, rehearse: true, sabotage: None };
-        let pool = SlabPool::new(SLAB, plan.standby_slabs * SLAB);
-        let standby = StandbyDriver::new(Standby::new(config), pool, spill, clock.clone());
+        let standby = StandbyDriver::new(Standby::new(config), clock.clone());
         let (_, _, probe) = pair(None);
         let mut rig = Self {
             guest,
@@ -128,21 +128,27 @@ impl Rig {
             solo: false,
             taken_over: None,
             log: Vec::new(),
-            source_fails: None,
+            source_fails: plan.source_fails,
+            standby_slabs: plan.standby_slabs,
         };
-        rig.source_fails = plan.source_fails;
-        rig.attach(plan.cut);
+        rig.begin(plan.cut, spill);
         rig
     }
 
     /// A session.
     pub(crate) fn attach(&mut self, cut: Option<Cut>) {
+        self.begin(cut, None);
+    }
+
+    fn begin(&mut self, cut: Option<Cut>, spill: Option<SpillFile>) {
         let (ours, theirs, probe) = pair(cut);
         self.probe = probe;
         let incarnation = Incarnation(77 + self.register.generation.0);
         let generation = self.register.generation.next();
         self.guest.borrow_mut().snapshots.clear();
-        self.standby.attach(Attachment { link: theirs, incarnation, generation, instance: 1, image: image() });
+        let pool = SlabPool::new(SLAB, self.standby_slabs * SLAB);
+        let link = theirs;
+        self.standby.attach(Attachment { link, incarnation, generation, instance: 1, image: image(), pool, spill });
         let mut source = Source::new(self.guest.clone());
         source.fail_at = self.source_fails;
         self.primary.attach(ours, incarnation, source, Owner { node: node("b"), instance: 1 });
@@ -234,7 +240,7 @@ impl Rig {
 
     /// The image is that of the committed epoch, no output left that it does not cover, and no pool outgrew its cap.
     pub(crate) fn check(&mut self) {
-        for stats in [self.primary.pool_stats(), self.standby.pool_stats()] {
+        for stats in std::iter::once(self.primary.pool_stats()).chain(self.standby.pool_stats()) {
             assert!(stats.most_bytes <= stats.limit_bytes && stats.live_bytes <= stats.limit_bytes, "{stats:?}");
         }
         let (Some(expected), Some(image)) = (self.committed(), self.standby.image()) else { return };
@@ -251,6 +257,7 @@ impl Rig {
 
     /// Bytes of slabs that are not in the pools.
     pub(crate) fn slabs_away(&mut self) -> (u64, u64) {
-        (self.primary.pool_stats().used_bytes, self.standby.pool_stats().used_bytes)
+        let standby = self.standby.pool_stats().map_or(0, |stats| stats.used_bytes);
+        (self.primary.pool_stats().used_bytes, standby)
     }
 }

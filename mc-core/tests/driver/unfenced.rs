@@ -51,10 +51,11 @@ fn standby() -> (StandbyDriver<Unfenced, ManualClock>, Link) {
     let owner = Owner { node: node("b"), instance: 1 };
     let config = standby::Config { owner, rehearse: false, sabotage: None };
     let pool = SlabPool::new(SLAB, 16 * SLAB);
-    let mut driver = StandbyDriver::new(Standby::new(config), pool, None, ManualClock::default());
+    let mut driver = StandbyDriver::new(Standby::new(config), ManualClock::default());
     let (incarnation, generation) = (Incarnation(5), Generation(2));
     let (mut peer, link, _) = pair(None);
-    driver.attach(Attachment { link: Unfenced(link), incarnation, generation, instance: 1, image: image() });
+    let link = Unfenced(link);
+    driver.attach(Attachment { link, incarnation, generation, instance: 1, image: image(), pool, spill: None });
     let body = Body::Commit { slabs: 0, bytes: 0, device_bytes: 0, held: true };
     peer.submit(Op::Send(Control { incarnation, generation, epoch: Epoch(1), body })).unwrap();
     driver.pump();

@@ -54,7 +54,10 @@ pub use vm::{
 pub use why::{Other, Unexplained, Why, WhyNow};
 pub use witness::{ArbiterFault, ArbiterState, NewIdentity, WitnessAccepted};
 
-use crate::journal::{Journals, LineWriter};
+use crate::{
+    identity,
+    journal::{Journals, LineWriter},
+};
 use mc_core::id::Name;
 use serde_json::{Map, Value};
 use std::{io::Write, path::Path, sync::OnceLock, time::Duration};
@@ -75,12 +78,6 @@ fn stdout() -> Option<&'static LineWriter> {
     STDOUT.get_or_init(spawn).as_ref()
 }
 
-/// Which boot of this host it is; empty where nobody says.
-fn boot() -> String {
-    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    id.trim().to_owned()
-}
-
 /// ms, to the microsecond: as events have times.
 #[must_use]
 pub fn ms(duration: Duration) -> f64 {
@@ -95,7 +92,7 @@ pub fn ms(duration: Duration) -> f64 {
 pub fn record(vm: Name, side: Side, node: Name, process: Process, state_dir: &Path) -> std::io::Result<()> {
     let journal = Journals::spawn(state_dir, vm, side.as_str())?;
     let who = Who { vm, side, node, process, pid: std::process::id() };
-    let _ = RECORDER.set(Recorder { who, boot: boot(), journal });
+    let _ = RECORDER.set(Recorder { who, boot: identity::boot_id().unwrap_or_default(), journal });
     Ok(())
 }
 

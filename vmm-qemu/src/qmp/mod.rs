@@ -9,7 +9,7 @@ mod line;
 mod process;
 
 pub use line::{Event, LineError, Lines, MAX_LINE, Message, parse};
-pub use process::{Watched, boot_id, find_instance, has_ended, instance_id, is_stopped, kill_instance};
+pub use process::{Watched, find_instance, has_ended, instance_id, is_stopped, kill_instance};
 
 use asked::Asked;
 use node::pass;

@@ -1,5 +1,6 @@
 //! Processes, told apart for good: pids are reused, start times within one boot are not.
 
+use node::identity::boot_id;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
@@ -26,14 +27,6 @@ pub fn instance_id(pid: u32) -> io::Result<u64> {
     let mut first = [0; 8];
     first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
     Ok(u64::from_le_bytes(first))
-}
-
-/// Another one after every start of this host.
-///
-/// # Errors
-/// /proc cannot be read.
-pub fn boot_id() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
 /// Field 22 of proc(5)'s `stat`, in clock ticks since boot. The command in field 2 may hold anything but its last ')'.

@@ -11,13 +11,13 @@
 //! | kept as files | nobody knows: they may lie on a disk that is not mounted yet |
 //! | written in another file than this one: a backup, a copy of the directory | nobody knows |
 
-use crate::room;
-use anyhow::{Context, Result};
-use mc_core::id::Name;
-use node::{
+use crate::{
     exit::{Code, ExitError},
     files,
+    identity::boot_id,
 };
+use anyhow::{Context, Result};
+use mc_core::id::Name;
 use serde::{Deserialize, Serialize};
 use std::{
     fs::File,
@@ -26,7 +26,6 @@ use std::{
     path::{Path, PathBuf},
     time::UNIX_EPOCH,
 };
-use vmm_qemu::qmp::boot_id;
 
 /// Bytes of a file at most.
 const LONGEST: u64 = 8192;
@@ -55,7 +54,7 @@ struct Kept {
 
 /// See the module. Dropping it gives the place up.
 #[derive(Debug)]
-pub(super) struct LastCopy {
+pub struct LastCopy {
     path: PathBuf,
     file: File,
     written: Option<Written>,
@@ -65,8 +64,8 @@ impl LastCopy {
     /// Takes the place.
     ///
     /// # Errors
-    /// Exit code 6 while another standby has it.
-    pub(super) fn open(state_dir: &Path, vm: Name) -> Result<Self> {
+    /// Exit code 6 while another standby has it; the file cannot be read or made.
+    pub fn open(state_dir: &Path, vm: Name) -> Result<Self> {
         std::fs::create_dir_all(state_dir).with_context(|| format!("state directory {}", state_dir.display()))?;
         let path = state_dir.join(format!("{vm}.copy"));
         let opened = files::open_locked(&path).with_context(|| path.display().to_string())?;
@@ -82,7 +81,10 @@ impl LastCopy {
     }
 
     /// The instance of the copy that this node had last, if it is certain that it is no more.
-    pub(super) fn gone(&self) -> Result<Option<u64>> {
+    ///
+    /// # Errors
+    /// Nothing is known of the file, or of this boot.
+    pub fn gone(&self) -> Result<Option<u64>> {
         let Some(written) = &self.written else { return Ok(None) };
         let itself = (written.inode, written.born) == self.itself()? && written.born.is_some();
         let is_gone = match &written.kept {
@@ -93,17 +95,22 @@ impl LastCopy {
     }
 
     /// The instance of the copy that this node had last.
-    pub(super) fn instance(&self) -> Option<u64> {
+    #[must_use]
+    pub fn instance(&self) -> Option<u64> {
         self.written.as_ref().map(|written| written.instance)
     }
 
     /// Where the copy that this node had last may still lie.
-    pub(super) fn kept(&self) -> Option<&Path> {
+    #[must_use]
+    pub fn kept(&self) -> Option<&Path> {
         self.written.as_ref()?.kept.as_ref().map(|kept| kept.ram.as_path())
     }
 
     /// A session begins: before the primary is told `instance`.
-    pub(super) fn begins(&mut self, instance: u64) -> Result<()> {
+    ///
+    /// # Errors
+    /// It cannot be written down: then there is no session.
+    pub fn begins(&mut self, instance: u64) -> Result<()> {
         let (inode, born) = self.itself()?;
         self.write(Written { inode, born, instance, kept: None })
     }
@@ -115,9 +122,12 @@ impl LastCopy {
     }
 
     /// The copy is about to be kept as files around `ram`.
-    pub(super) fn is_kept(&mut self, ram: &Path) -> Result<()> {
+    ///
+    /// # Errors
+    /// It cannot be written down: a later process would take that copy for lost.
+    pub fn is_kept(&mut self, ram: &Path) -> Result<()> {
         let Some(written) = self.written.clone() else { return Ok(()) };
-        let in_memory = ram.parent().is_some_and(|dir| room::is_memory(dir).unwrap_or(false));
+        let in_memory = ram.parent().is_some_and(|dir| files::is_memory(dir).unwrap_or(false));
         let kept = Kept { ram: ram.to_owned(), in_memory, boot: boot_id()? };
         self.write(Written { kept: Some(kept), ..written })
     }
@@ -143,7 +153,7 @@ impl LastCopy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use node::exit;
+    use crate::exit;
     use std::fs;
 
     fn open(dir: &Path) -> LastCopy {

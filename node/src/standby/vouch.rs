@@ -6,42 +6,43 @@
 //!            └─ refused                              └─ no word: refused  └─ another's: refused
 //! ```
 
-use super::{main_loop::Node, vm::WaitingVm};
-use crate::{report, room::Room};
-use mc_core::{
-    id::{self, Time},
-    register::{Mode, Owner, Register},
-    standby::Role,
-    wire::session::{Hello, Purpose},
-};
-use node::{
+use super::{Standby, StandbyLoop};
+use crate::{
     arbiter::{ArbiterSpec, Ask},
-    events::{Event as Told, Refused, emit},
+    events::{Event as Told, Refused, Role as Word, emit},
     exit, identity,
     primary::session::{BUSY, NOTHING_STARTED},
     repeated::{Repeated, and_more},
 };
+use mc_core::{
+    id::{Node, Time},
+    register::{Mode, Owner, Register},
+    standby::Role,
+    wire::session::{Hello, Purpose},
+};
 use std::{
     net::SocketAddr,
-    path::Path,
     time::{Duration, Instant},
 };
 use transport_tcp::session::{Offer, SessionError};
-use vmm_qemu::{blocks, profile::Profile};
 
 /// How long the arbiter may take to say what the register holds.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Why a primary is turned away.
 #[derive(Debug)]
-pub(super) struct Refusal {
+pub struct Refusal {
     /// In a word or two that no stranger chooses: lines of one kind are counted together.
-    pub(super) kind: &'static str,
+    pub kind: &'static str,
     /// What the primary is told.
-    pub(super) why: String,
+    pub why: String,
 }
 
-pub(super) fn refusal<T>(kind: &'static str, why: impl Into<String>) -> Result<T, Refusal> {
+/// A refusal.
+///
+/// # Errors
+/// Always.
+pub fn refusal<T>(kind: &'static str, why: impl Into<String>) -> Result<T, Refusal> {
     Err(Refusal { kind, why: why.into() })
 }
 
@@ -60,7 +61,6 @@ pub(super) struct Callers {
 #[derive(Debug)]
 struct Waiting {
     offer: Offer,
-    profile: Profile,
     until: Time,
 }
 
@@ -93,109 +93,124 @@ fn vouches(held: Option<&Register>, hello: &Hello) -> Result<(), Refusal> {
     Ok(())
 }
 
-impl Node {
-    /// A primary has said who it is.
-    pub(super) fn hear_offer(&mut self, offer: Offer) {
-        match self.screen(&offer) {
-            // An operator is the arbiter: there is nobody else to ask.
-            Ok(profile) if *self.arbiter.spec() == ArbiterSpec::Manual => match self.pairs_with(&offer.hello) {
-                Ok(()) => self.take_on(offer, &profile),
-                Err(refusal) => self.turn_away(offer, &refusal),
-            },
-            Ok(profile) => {
-                self.arbiter.ask(Ask::Read);
-                self.callers.waiting = Some(Waiting { offer, profile, until: self.clock.now().after(PATIENCE) });
-            }
-            Err(refusal) => self.turn_away(offer, &refusal),
+/// One caller a turn: whoever is slow has until the listener's deadline, and keeps nobody.
+pub(super) fn hear_offers(node: &mut (impl StandbyLoop + ?Sized)) {
+    node.standby_mut().look_after_waiting();
+    node.standby_mut().callers.say_what_was_counted();
+    if !node.takes_offers() {
+        return;
+    }
+    match node.standby_mut().listener.accept(Duration::ZERO) {
+        Ok(None) => {}
+        Ok(Some(offer)) => hear_offer(node, offer),
+        Err(error) => node.standby_mut().callers.hear_stranger(&error),
+    }
+}
+
+/// A primary has said who it is.
+fn hear_offer(node: &mut (impl StandbyLoop + ?Sized), offer: Offer) {
+    let screened = screen(node, &offer);
+    let standby = node.standby_mut();
+    match screened {
+        // An operator is the arbiter: there is nobody else to ask.
+        Ok(()) if *standby.host.arbiter.spec() == ArbiterSpec::Manual => match standby.pairs_with(&offer.hello) {
+            Ok(()) => take_on(node, offer),
+            Err(refusal) => standby.callers.turn_away(offer, &refusal),
+        },
+        Ok(()) => {
+            standby.host.arbiter.ask(Ask::Read);
+            let until = standby.host.now().after(PATIENCE);
+            standby.callers.waiting = Some(Waiting { offer, until });
+        }
+        Err(refusal) => standby.callers.turn_away(offer, &refusal),
+    }
+}
+
+/// What can be told without asking anybody, and without allocating more than the hello itself has.
+fn screen(node: &mut (impl StandbyLoop + ?Sized), offer: &Offer) -> Result<(), Refusal> {
+    let (standby, hello) = (node.standby(), &offer.hello);
+    if hello.purpose != Purpose::Protect(standby.vm) {
+        let why = format!("this standby stands by for {}, not for {}", standby.vm, hello.purpose);
+        return refusal("another VM", why);
+    }
+    standby.is_free()?;
+    if standby.callers.waiting.is_some() {
+        return refusal("busy", format!("{BUSY}: it asks the arbiter about another primary; try again"));
+    }
+    node.is_able()?;
+    node.standby().has_room_for_slabs(hello)?;
+    node.fits(&offer.profile)
+}
+
+/// The arbiter has said what the register holds.
+pub(super) fn hear_register(node: &mut (impl StandbyLoop + ?Sized), held: Option<&Register>) {
+    let standby = node.standby_mut();
+    let Some(Waiting { offer, .. }) = standby.callers.waiting.take() else { return };
+    let paired = standby.is_free().and_then(|()| standby.pairs_with(&offer.hello));
+    match paired.and_then(|()| vouches(held, &offer.hello)) {
+        Ok(()) => take_on(node, offer),
+        Err(refusal) => standby.callers.turn_away(offer, &refusal),
+    }
+}
+
+fn take_on(node: &mut (impl StandbyLoop + ?Sized), offer: Offer) {
+    let who = (offer.hello.node, offer.peer_addr);
+    if let Err((offer, error)) = node.begin(offer) {
+        if node.standby().role() != Role::Lost {
+            node.unprepared();
+        }
+        let refusal = Refusal { kind: "session", why: exit::words(&error) };
+        let callers = &mut node.standby_mut().callers;
+        match offer {
+            Some(offer) => callers.turn_away(*offer, &refusal),
+            None => callers.note_refusal(who, &refusal),
+        }
+    }
+}
+
+impl Standby {
+    /// There is no session, and no copy that the register may name.
+    fn is_free(&self) -> Result<(), Refusal> {
+        match self.role() {
+            Role::Idle | Role::Lost => Ok(()),
+            role => refusal("busy", format!("{BUSY} ({})", Word::from(role))),
         }
     }
 
-    /// What can be told without asking anybody, and without allocating more than the hello itself has.
-    fn screen(&mut self, offer: &Offer) -> Result<Profile, Refusal> {
-        let role = self.driver.machine().role();
-        let hello = &offer.hello;
-        if hello.purpose != Purpose::Protect(self.config.vm) {
-            return refusal(
-                "another VM",
-                format!("this standby stands by for {}, not for {}", self.config.vm, hello.purpose),
-            );
-        }
-        if !matches!(role, Role::Idle | Role::Lost) {
-            return refusal("busy", format!("{BUSY} ({})", super::report::word(role)));
-        }
-        if self.callers.waiting.is_some() {
-            return refusal("busy", format!("{BUSY}: it asks the arbiter about another primary; try again"));
-        }
-        if let Err(error) = self.gate.mend_ports(&report::nics(&self.config.nics)) {
-            return refusal("network", format!("a NIC of the VM would not work on the standby's host: {error}"));
-        }
-        if u64::from(hello.slab_size) * 2 > self.config.staging_bytes {
-            let (slab, staging) = (hello.slab_size, self.config.staging_bytes);
+    fn has_room_for_slabs(&self, hello: &Hello) -> Result<(), Refusal> {
+        let (slab, staging) = (hello.slab_size, self.staging_bytes);
+        if u64::from(slab) * 2 > staging {
             let why = format!(
                 "slabs of {slab} bytes: this standby's staging of {staging} bytes does not hold two; raise --staging here, or \
                  lower --slab there"
             );
             return refusal("slabs", why);
         }
-        let profile = Profile::from_json(&offer.profile);
-        let profile = profile.or_else(|error| refusal("profile", format!("the primary: {error}")))?;
-        self.room_for(&profile, self.vm.as_ref().map(WaitingVm::ram_path))?;
-        Ok(profile)
+        Ok(())
     }
 
     /// Two hosts that ask the same witness. (This one knows its witness once that has answered.)
     fn pairs_with(&self, hello: &Hello) -> Result<(), Refusal> {
-        let ours = (self.this, self.arbiter.health().witness);
+        let ours = (self.this, self.host.arbiter.health().witness);
         identity::check_pair(ours, (hello.node, hello.witness)).or_else(|why| refusal("no pair", why))
     }
 
-    /// `replaced`: a file that makes way.
-    pub(super) fn room_for(&self, profile: &Profile, replaced: Option<&Path>) -> Result<(), Refusal> {
-        let main = blocks::main_block(&profile.blocks).map_or(0, |id| usize::from(id.0));
-        let sum = |blocks: &[blocks::RamBlock]| blocks.iter().fold(0, |sum: u64, b| sum.saturating_add(b.used_length));
-        let file = profile.blocks.get(main).map_or(0, |block| block.used_length);
-        let dir = &self.config.ram_dir;
-        let room = Room::look(dir, replaced);
-        let room = room.or_else(|error| refusal("room", format!("directory {}: {error}", dir.display())))?;
-        room.fits(file, sum(&profile.blocks) - file).or_else(|why| refusal("room", why))
-    }
-
-    /// The arbiter has said what the register holds.
-    pub(super) fn hear_register(&mut self, held: Option<&Register>) {
-        let Some(Waiting { offer, profile, .. }) = self.callers.waiting.take() else { return };
-        match self.pairs_with(&offer.hello).and_then(|()| vouches(held, &offer.hello)) {
-            Ok(()) => self.take_on(offer, &profile),
-            Err(refusal) => self.turn_away(offer, &refusal),
-        }
-    }
-
     /// A primary does not wait for ever for an arbiter that says nothing.
-    pub(super) fn look_after_waiting(&mut self) {
-        let now = self.clock.now();
+    fn look_after_waiting(&mut self) {
+        let now = self.host.now();
         let Some(Waiting { offer, .. }) = self.callers.waiting.take_if(|waiting| now >= waiting.until) else { return };
-        let why = self.arbiter.health().last_error.unwrap_or_else(|| format!("no answer within {PATIENCE:?}"));
+        let arbiter = &self.host.arbiter;
+        let why = arbiter.health().last_error.unwrap_or_else(|| format!("no answer within {PATIENCE:?}"));
         let why = format!(
             "{NOTHING_STARTED} before the register vouches for the primary, and the arbiter {} does not answer this \
              standby: {why}",
-            self.arbiter.spec()
+            arbiter.spec()
         );
-        self.turn_away(offer, &Refusal { kind: "arbiter", why });
+        self.callers.turn_away(offer, &Refusal { kind: "arbiter", why });
     }
+}
 
-    fn take_on(&mut self, offer: Offer, profile: &Profile) {
-        let who = (offer.hello.node, offer.peer_addr);
-        if let Err((offer, error)) = self.begin(offer, profile) {
-            if self.driver.machine().role() != Role::Lost {
-                self.vm = None;
-            }
-            let refusal = Refusal { kind: "session", why: exit::words(&error) };
-            match offer {
-                Some(offer) => self.turn_away(*offer, &refusal),
-                None => self.note_refusal(who, &refusal),
-            }
-        }
-    }
-
+impl Callers {
     fn turn_away(&mut self, offer: Offer, refusal: &Refusal) {
         self.note_refusal((offer.hello.node, offer.peer_addr), refusal);
         if let Err(error) = offer.refuse(&refusal.why) {
@@ -204,9 +219,9 @@ impl Node {
     }
 
     /// Says it; in a crowd, counts it.
-    fn note_refusal(&mut self, (node, peer): (id::Node, SocketAddr), refusal: &Refusal) {
+    fn note_refusal(&mut self, (node, peer): (Node, SocketAddr), refusal: &Refusal) {
         let Refusal { kind, why } = refusal;
-        if let Some(more) = self.callers.refused.say(kind, Instant::now()) {
+        if let Some(more) = self.refused.say(kind, Instant::now()) {
             tracing::warn!(%node, %peer, why, "refused{}", and_more(more));
             let (primary, peer, more) = (Some(node), Some(peer), Some(more));
             emit(Told::Refused(Refused { why: why.clone(), primary, peer, more, callers: None }));
@@ -214,21 +229,21 @@ impl Node {
     }
 
     /// A caller that is no primary.
-    pub(super) fn hear_stranger(&mut self, error: &SessionError) {
-        if let Some(more) = self.callers.strangers.say(error.kind(), Instant::now()) {
+    fn hear_stranger(&mut self, error: &SessionError) {
+        if let Some(more) = self.strangers.say(error.kind(), Instant::now()) {
             tracing::warn!(%error, "a caller was turned away{}", and_more(more));
         }
     }
 
     /// What was counted is said in the end, though nobody comes any more.
-    pub(super) fn say_what_was_counted(&mut self) {
+    fn say_what_was_counted(&mut self) {
         let now = Instant::now();
-        while let Some((kind, more)) = self.callers.refused.overdue(now) {
+        while let Some((kind, more)) = self.refused.overdue(now) {
             tracing::warn!(kind, "refused {more} more callers");
             let why = format!("{more} more callers: {kind}");
             emit(Told::Refused(Refused { why, callers: Some(more), ..Refused::default() }));
         }
-        while let Some((kind, more)) = self.callers.strangers.overdue(now) {
+        while let Some((kind, more)) = self.strangers.overdue(now) {
             tracing::warn!(kind, "turned {more} more callers away");
         }
     }
@@ -238,7 +253,7 @@ impl Node {
 mod tests {
     use super::*;
     use mc_core::{
-        id::{Generation, Incarnation, Name, NodeId, WitnessId},
+        id::{self, Generation, Incarnation, Name, NodeId, WitnessId},
         wire::{beat::BeatKey, session::VERSIONS},
     };
 
