@@ -230,7 +230,7 @@ fn what_makes_no_sense_is_refused_before_anything_is_sent() {
         (&["probe", "--peer", "a:1", "--interval", "20us"], "100"),
         (&["probe", "--peer", "a:1", "--transport", "tcp", "--keepalive", "ud"], "need RDMA"),
         (&["probe", "--peer", "a:1", "--load", "3"], "invalid size"),
-        (&["tune", "--from", "x", "--what-if", "k=0"], "multiplier"),
+        (&["tune", "--from", "x", "--what-if", "k=0"], "2 to 255"),
         (&["tune", "--from", "x"], "--detect-within"),
         (&["tune", "--from", "x", "--false-failovers", "1/eon"], "1/year"),
         (&["tune", "--from", "live", "--detect-within", "50ms"], "--vm"),

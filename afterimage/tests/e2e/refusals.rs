@@ -193,7 +193,7 @@ fn a_standby_with_another_vm() {
     let cases: [(&str, StandbyOptions, &[&str]); 7] = [
         ("name", StandbyOptions { vm: "db", ..StandbyOptions::default() }, &["stands by for db, not for web"]),
         ("cpu", replace("qemu64", "qemu64,-cx16"), &["vCPU 0", "on the primary"]),
-        ("ram", replace("16392K", "32776K"), &["-m of this standby"]),
+        ("ram", replace("16392K", "32776K"), &["of main memory", "-m 32776K"]),
         ("vcpus", qemu(&|line| line.extend(words("-smp 2"))), &["number of vCPUs: 1 on the primary, 2 on the standby"]),
         ("machine", replace("pc", "q35"), &["pc-i440fx", "on the primary", "pc-q35", "on the standby"]),
         (
