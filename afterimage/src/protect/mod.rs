@@ -11,14 +11,13 @@
 //! | [`namesake`] | no second name for a VM of this host |
 //! | [`stop`] | an orderly end, by a signal |
 //! | [`rejoin`] | what a fenced primary becomes, with `--rejoin` |
-//! | [`data_path`] | the process that works: the loop around `mc_core`'s primary |
-//! | [`errands`] | what the driver asks of it |
+//! | [`data_path`] | the process that works |
+//! | [`mod@turn`], [`errands`] | what it does in a turn of [`node::primary`], which has the loop itself, and what the driver asks of it |
 //! | [`hands`], [`understudy`] | the data path's way to QEMU, with and without its supervisor |
 //! | [`lookout`] | whether somebody watches QEMU and its outputs for the data path; that QEMU has ended |
 //! | [`leaving`], [`left`] | QEMU leaves its checkpoints, however long that takes; what is said of it meanwhile |
 //! | [`nics`], [`standstill`] | NICs that come back; why the VM, or this side, does not get on |
-//! | [`seek`], [`mod@look`], [`session`] | looks for a standby, again and again; shakes hands with it |
-//! | [`proving`] | proves that beats come both ways |
+//! | [`mod@look`] | makes way for a successor; says why no standby protects the VM |
 //! | [`orders`] | what an operator or a signal wants, and needs the arbiter for |
 //! | [`outputs`], [`unfit`] | whether the VM's outputs are held; what is done when the VM cannot be protected as it is |
 //! | [`channel`] | what the two processes say to each other |
