@@ -158,8 +158,7 @@ fn unknown(path: &str) -> Problem {
 }
 
 /// A name as one segment of a path (RFC 3986, 2.1): names may have spaces, and letters of any language.
-#[must_use]
-pub fn encoded(name: &str) -> String {
+pub(super) fn encoded(name: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     name.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
