@@ -10,13 +10,14 @@ use crate::{
     wire::{WireError, beat, control::Control},
 };
 use std::{
+    fmt::Debug,
     io,
     os::fd::{AsFd, BorrowedFd},
     time::Duration,
 };
 
 /// A link between one primary and one standby, for one incarnation. Never blocks.
-pub trait Transport: Send {
+pub trait Transport: Debug + Send {
     /// Hands over one operation; a refusal gives it back.
     fn submit(&mut self, op: Op) -> Result<(), Rejected>;
 
@@ -203,7 +204,7 @@ pub enum LinkError {
 }
 
 /// Best-effort datagrams for beats, apart from the bulk link: loss is normal, delay is not. Never blocks.
-pub trait Keepalive: Send {
+pub trait Keepalive: Debug + Send {
     /// Sends one beat to every other member.
     fn send(&mut self, beat: &[u8; beat::LEN]) -> io::Result<()>;
 
