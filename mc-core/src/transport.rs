@@ -24,7 +24,8 @@ pub trait Transport: Debug + Send {
     /// Moves bytes, then reports one completion if there is any. Call it until `None`.
     fn poll(&mut self) -> Option<Completion>;
 
-    /// Readable (or writable, if [`Transport::wants_write`]) when `poll` may have something to do.
+    /// Readable (or writable, if [`Transport::wants_write`]) when `poll` may have something to do. It tells of the network only:
+    /// a link may hold what came before an [`Op::Post`] that it lacked, so poll until `None` after each, and wait then.
     fn wait_fd(&self) -> Option<BorrowedFd<'_>>;
 
     /// Whether `poll` could use what the peer sends. While it is false, a slab waits for an [`Op::Post`], and `wait_fd` may
