@@ -348,7 +348,7 @@ impl Supervisor {
             }
             self.leaving.attend(qemu);
             if self.signals.take() > 0 {
-                let what = "told again to end, although QEMU has not left its checkpoint: the VM may stand still. `afterimage \
+                let what = "ended by a second signal although QEMU has not left its checkpoint: the VM may stand still. `afterimage \
                             protect` on this host lets it go on";
                 return Err(ExitError::new(Code::Degraded, what).into());
             }
