@@ -1,9 +1,6 @@
 //! Callers that are too many, that say nothing, or that are not whom they say: at everything that accepts connections.
 
-use afterimage::{
-    status::{Request, Response, ask},
-    witness::Witness,
-};
+use afterimage::status::{Request, Response, ask};
 use mc_core::{
     id::{Generation, Incarnation, Name, Node, NodeId, WitnessId},
     register::{CasOutcome, Mode, Owner, Register, Swap},
@@ -25,6 +22,7 @@ use std::{
     thread::{sleep, spawn},
     time::{Duration, Instant},
 };
+use witness::Witness;
 use transport_tcp::session::{Call, SessionError, SessionOptions};
 
 const LONG: Duration = Duration::from_secs(60);

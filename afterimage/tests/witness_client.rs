@@ -2,7 +2,7 @@
 
 mod witness_common;
 
-use afterimage::witness::Witness;
+use witness::Witness;
 use mc_core::{
     id::{Generation, WitnessId},
     register::{CasOutcome, Register, Swap},

@@ -18,7 +18,7 @@ pub use collect::Snapshot;
 pub use http::{Content, IfTaken, Server, Source, look};
 pub use node::keepalive::{BOUNDS, Buckets};
 pub use text::{openmetrics, plain};
-pub use witness::{Witness, WitnessCounters};
+pub use witness::Witness;
 
 use crate::status::Status;
 use node::inbox::{self, Inbox, Outbox};

@@ -65,18 +65,18 @@ pub enum OpenError {
 
 /// An open state directory, locked while this lives.
 #[derive(Debug)]
-pub(super) struct Store {
+pub(crate) struct Store {
     dir: PathBuf,
-    pub(super) identity: WitnessId,
+    pub(crate) identity: WitnessId,
     _lock: File,
 }
 
 /// What was in it.
 #[derive(Debug, Default)]
-pub(super) struct Found {
-    pub(super) registers: BTreeMap<Name, Register>,
+pub(crate) struct Found {
+    pub(crate) registers: BTreeMap<Name, Register>,
     /// Those that are damaged.
-    pub(super) lost: BTreeMap<Name, LoadError>,
+    pub(crate) lost: BTreeMap<Name, LoadError>,
 }
 
 const IDENTITY: &str = "identity";
@@ -89,7 +89,7 @@ fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenErr
 
 impl Store {
     /// Locks `dir` (made if its parent exists), removes what was never renamed, and reads every register.
-    pub(super) fn open(dir: &Path) -> Result<(Self, Found), OpenError> {
+    pub(crate) fn open(dir: &Path) -> Result<(Self, Found), OpenError> {
         make(dir)?;
         let lock = lock(dir)?;
         let found = recover(dir)?;
@@ -100,7 +100,7 @@ impl Store {
     }
 
     /// Writes as a swap would, and sees that the directory is still the one that was opened.
-    pub(super) fn probe(&self) -> Result<(), String> {
+    pub(crate) fn probe(&self) -> Result<(), String> {
         match read_identity(&self.dir) {
             Ok(Some(identity)) if identity == self.identity => {}
             Ok(_) => return Err(format!("{} is not the directory of this witness any more", self.dir.display())),
@@ -110,12 +110,12 @@ impl Store {
     }
 
     /// Removes the register of `vm`, durably.
-    pub(super) fn remove(&self, vm: Name) -> Result<(), StoreError> {
+    pub(crate) fn remove(&self, vm: Name) -> Result<(), StoreError> {
         file::remove(&self.dir, vm.as_str())
     }
 
     /// Makes `register` durable.
-    pub(super) fn persist(&self, vm: Name, register: Register) -> Result<(), StoreError> {
+    pub(crate) fn persist(&self, vm: Name, register: Register) -> Result<(), StoreError> {
         file::store(&self.dir, vm.as_str(), vm, register)
     }
 }

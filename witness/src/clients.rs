@@ -5,7 +5,7 @@
 //! that no crowd of them keeps the nodes out; and a newcomer, which is a stranger at first, gets the place of the one that has
 //! been idle for longest.
 
-use crate::metrics::{Witness, WitnessCounters};
+use crate::counters::{Counters, Figures};
 use mc_core::wire::arbiter::Answer;
 use node::repeated::Repeated;
 use parking_lot::Mutex;
@@ -17,7 +17,7 @@ use std::{
 };
 
 /// Connections at a time: two nodes a VM, so 2,000 VMs.
-pub(super) const MAX_CLIENTS: usize = 4096;
+pub(crate) const MAX_CLIENTS: usize = 4096;
 /// Strangers among them.
 const MAX_STRANGERS: usize = MAX_CLIENTS / 2;
 /// A known node asks once a second: one that has been idle for so long gives its place up when all are taken.
@@ -25,8 +25,8 @@ const QUIET: Duration = Duration::from_secs(10);
 
 /// One connection.
 #[derive(Debug)]
-pub(super) struct Client {
-    pub(super) stream: TcpStream,
+pub(crate) struct Client {
+    pub(crate) stream: TcpStream,
     manners: Mutex<Manners>,
 }
 
@@ -46,13 +46,13 @@ impl Client {
     }
 
     /// It has asked something.
-    pub(super) fn asks(&self) {
+    pub(crate) fn asks(&self) {
         let mut manners = self.manners.lock();
         (manners.asking, manners.heard) = (true, Instant::now());
     }
 
     /// It is told this.
-    pub(super) fn is_told(&self, answer: &Answer) {
+    pub(crate) fn is_told(&self, answer: &Answer) {
         let mut manners = self.manners.lock();
         manners.asking = false;
         manners.known |= answer.held.is_some();
@@ -61,29 +61,29 @@ impl Client {
 
 /// The connections that are open.
 #[derive(Debug, Default)]
-pub(super) struct Clients {
+pub(crate) struct Clients {
     open: Mutex<BTreeMap<u64, Arc<Client>>>,
     /// What became of their requests.
-    pub(super) counters: WitnessCounters,
+    pub(crate) counters: Counters,
     /// What is said of their ends.
-    pub(super) said: Mutex<Repeated>,
+    pub(crate) said: Mutex<Repeated>,
 }
 
 impl Clients {
     /// What metrics are made of.
-    pub(super) fn read(&self) -> Witness {
+    pub(crate) fn read(&self) -> Figures {
         self.counters.read(self.open.lock().len())
     }
 
     /// Closes every connection.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         for client in self.open.lock().values() {
             let _ = client.stream.shutdown(Shutdown::Both);
         }
     }
 
     /// A newcomer's place. `None`: all are taken by nodes that are at work.
-    pub(super) fn take_in(&self, number: u64, stream: TcpStream) -> Option<Arc<Client>> {
+    pub(crate) fn take_in(&self, number: u64, stream: TcpStream) -> Option<Arc<Client>> {
         let mut open = self.open.lock();
         let strangers = open.values().filter(|client| !client.manners.lock().known).count();
         let (full, crowded) = (open.len() >= MAX_CLIENTS, strangers >= MAX_STRANGERS);
@@ -96,12 +96,12 @@ impl Clients {
     }
 
     /// There is no file descriptor for a newcomer: the place that would be given up for it is.
-    pub(super) fn make_room(&self) {
+    pub(crate) fn make_room(&self) {
         give_up_one(&mut self.open.lock(), true, Instant::now());
     }
 
     /// It has gone.
-    pub(super) fn forget(&self, number: u64) {
+    pub(crate) fn forget(&self, number: u64) {
         self.open.lock().remove(&number);
     }
 }

@@ -2,13 +2,9 @@
 
 use super::{
     WitnessError,
-    operator::{NodeSpec, RegisterReport, WitnessReport, WitnessRequest},
+    counters::Counters,
+    operator::{NodeSpec, RegisterReport, Reply as Said, ReplyTo, WitnessReport, WitnessRequest},
     storage::{Probe, Work},
-};
-use crate::{
-    api::{ReplyTo, Response},
-    control::{done, refused},
-    metrics::WitnessCounters,
 };
 use mc_core::{
     arbiter::{Action, Arbiter, Event, Reply},
@@ -36,7 +32,7 @@ const ALIVE: Duration = Duration::from_secs(10);
 /// What the registrar is told.
 #[expect(clippy::large_enum_variant, reason = "moved once per request; a box would be allocated for each")]
 #[derive(Debug)]
-pub(super) enum Input {
+pub(crate) enum Input {
     /// A request, and where its answer goes.
     Request { peer: SocketAddr, request: Request, answer: SyncSender<Answer> },
     /// A write has ended.
@@ -49,18 +45,18 @@ pub(super) enum Input {
 
 /// Who answers.
 #[derive(Debug)]
-pub(super) struct Me {
-    pub(super) witness: WitnessId,
-    pub(super) boot: u64,
-    pub(super) probe: Arc<Probe>,
+pub(crate) struct Me {
+    pub(crate) witness: WitnessId,
+    pub(crate) boot: u64,
+    pub(crate) probe: Arc<Probe>,
 }
 
 /// What the registrar works with.
-pub(super) struct Registrar<'a> {
+pub(crate) struct Registrar<'a> {
     arbiter: Arbiter,
     me: Me,
     storage: &'a Sender<Work>,
-    counters: &'a WitnessCounters,
+    counters: &'a Counters,
     asked: BTreeMap<u64, (SocketAddr, SyncSender<Answer>)>,
     /// Requests so far.
     count: u64,
@@ -71,13 +67,13 @@ pub(super) struct Registrar<'a> {
 }
 
 impl<'a> Registrar<'a> {
-    pub(super) fn new(arbiter: Arbiter, me: Me, storage: &'a Sender<Work>, counters: &'a WitnessCounters) -> Self {
+    pub(crate) fn new(arbiter: Arbiter, me: Me, storage: &'a Sender<Work>, counters: &'a Counters) -> Self {
         let (asked, told_at, operators) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         Self { arbiter, me, storage, counters, asked, count: 0, told_at, operators }
     }
 
     /// Ends on [`Input::Stop`], or when nobody knows what the disk holds.
-    pub(super) fn run(mut self, inputs: &Receiver<Input>) -> Result<(), WitnessError> {
+    pub(crate) fn run(mut self, inputs: &Receiver<Input>) -> Result<(), WitnessError> {
         let mut stopping = false;
         while !stopping || self.arbiter.is_persisting() {
             self.counters.registers.store(self.arbiter.registers().len() as u64, Ordering::Relaxed);
@@ -167,8 +163,8 @@ impl<'a> Registrar<'a> {
         if let Some((answer, message)) = self.operators.remove(&vm) {
             let since = self.arbiter.registers().get(&vm).map_or(String::new(), |r| format!(" since {}", r.generation));
             answer.give(match &result {
-                Ok(()) => done(&format!("{message}{since}")),
-                Err(e) => refused(&format!("not stored: {e}")),
+                Ok(()) => Said::Done(format!("{message}{since}")),
+                Err(e) => Said::Refused(format!("not stored: {e}")),
             });
         }
         Ok(())
@@ -176,7 +172,7 @@ impl<'a> Registrar<'a> {
 
     fn operator(&mut self, request: WitnessRequest, answer: ReplyTo) {
         let stored = match request {
-            WitnessRequest::List => Err(Response::Witness(Box::new(self.report()))),
+            WitnessRequest::List => Err(Said::Report(Box::new(self.report()))),
             WitnessRequest::Assign { vm, node } => self.assign(vm, &node).map(|said| (vm, said)),
             WitnessRequest::Forget { vm } => self.forget(vm).map(|said| (vm, said)),
         };
@@ -186,14 +182,14 @@ impl<'a> Registrar<'a> {
         }
     }
 
-    fn assign(&mut self, vm: Name, node: &NodeSpec) -> Result<String, Response> {
-        let to = self.find(vm, node).map_err(|why| refused(&why))?;
+    fn assign(&mut self, vm: Name, node: &NodeSpec) -> Result<String, Said> {
+        let to = self.find(vm, node).map_err(|why| Said::Refused(why))?;
         self.decide(vm, Event::Assign { vm, to }, format!("{vm} belongs to {to} ({})", to.id))
     }
 
-    fn forget(&mut self, vm: Name) -> Result<String, Response> {
+    fn forget(&mut self, vm: Name) -> Result<String, Said> {
         if !self.arbiter.knows(vm) {
-            return Err(refused(&format!(
+            return Err(Said::Refused(format!(
                 "there is nothing to forget: no register of {vm}, and nobody has told of it"
             )));
         }
@@ -202,22 +198,22 @@ impl<'a> Registrar<'a> {
                 "nodes told of {vm} within the last {} s: end `afterimage` on its hosts first",
                 ALIVE.as_secs()
             );
-            return Err(refused(&why));
+            return Err(Said::Refused(why));
         }
         self.decide(vm, Event::Forget { vm }, format!("{vm} is forgotten"))
     }
 
     /// What the operator is told once it is stored; or, at once, why it is not.
-    fn decide(&mut self, vm: Name, event: Event, said: String) -> Result<String, Response> {
+    fn decide(&mut self, vm: Name, event: Event, said: String) -> Result<String, Said> {
         if self.arbiter.is_busy(vm) {
-            return Err(refused(&format!("the register of {vm} is being written: try again")));
+            return Err(Said::Refused(format!("the register of {vm} is being written: try again")));
         }
         warn!(%vm, "an operator decides: {said}");
         self.tell(event);
         if self.arbiter.is_busy(vm) {
             return Ok(said);
         }
-        Err(refused(&format!("the generation of {vm} cannot rise any more: `afterimage witness forget {vm}`")))
+        Err(Said::Refused(format!("the generation of {vm} cannot rise any more: `afterimage witness forget {vm}`")))
     }
 
     fn find(&self, vm: Name, wanted: &NodeSpec) -> Result<Node, String> {
@@ -321,7 +317,7 @@ mod tests {
         let (sender, inbox) = channel();
         let (work, todo) = channel();
         inputs.into_iter().for_each(|input| sender.send(input).unwrap());
-        let counters = WitnessCounters::default();
+        let counters = Counters::default();
         let arbiter = Arbiter::new(Limits::default(), BOOT);
         let result = Registrar::new(arbiter, me(), &work, &counters).run(&inbox);
         (result, todo.try_iter().collect())
@@ -361,7 +357,8 @@ mod tests {
         let mut answered = Vec::new();
         let spec = |text: &str| text.parse::<NodeSpec>().unwrap();
         let mut ask = |request| {
-            let (answer, answers) = ReplyTo::pair();
+            let (sender, answers) = sync_channel(1);
+            let answer = ReplyTo::new(move |said| drop(sender.send(said)));
             answered.push(answers);
             Input::Operator { request, answer }
         };
@@ -373,8 +370,8 @@ mod tests {
         let (result, work) = run(inputs);
         result.unwrap();
         assert_eq!(work.len(), 1);
-        let said: Vec<Response> = answered.into_iter().map(|mut answer| answer.try_recv().unwrap()).collect();
-        let [Response::Refused { message, .. }, Response::Done { .. }, Response::Witness(report)] = &said[..] else {
+        let said: Vec<Said> = answered.into_iter().map(|answer| answer.try_recv().unwrap()).collect();
+        let [Said::Refused(message), Said::Done(_), Said::Report(report)] = &said[..] else {
             panic!("{said:?}");
         };
         assert!(message.contains("NAME=ID"), "{message}");

@@ -39,7 +39,7 @@ const MESSAGE: Duration = Duration::from_secs(5);
 const STACK: usize = 128 * 1024;
 
 /// Accepts connections until `stop` is readable.
-pub(super) fn accept(listener: &TcpListener, stop: &Wake, clients: &Arc<Clients>, registrar: &Sender<Input>) {
+pub(crate) fn accept(listener: &TcpListener, stop: &Wake, clients: &Arc<Clients>, registrar: &Sender<Input>) {
     let next = || {
         listener.accept().inspect_err(|e| {
             if is_shortage(e) {

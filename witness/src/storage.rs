@@ -16,7 +16,7 @@ const EVERY: Duration = Duration::from_secs(1);
 
 /// What is to be written.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Work {
+pub(crate) enum Work {
     /// This register.
     Persist(Name, Register),
     /// That there is none.
@@ -25,7 +25,7 @@ pub(super) enum Work {
 
 /// When the storage last proved that it can store: nodes are told with every answer. A disk that hangs is found out by its age.
 #[derive(Debug)]
-pub(super) struct Probe {
+pub(crate) struct Probe {
     start: Instant,
     /// Milliseconds after `start`, and one; 0: never.
     passed: AtomicU64,
@@ -43,13 +43,13 @@ impl Probe {
     }
 
     /// How long ago that was; `None`: never.
-    pub(super) fn age_ms(&self) -> Option<u32> {
+    pub(crate) fn age_ms(&self) -> Option<u32> {
         let passed = self.passed.load(Ordering::Relaxed).checked_sub(1)?;
         Some(u32::try_from(self.now().saturating_sub(passed)).unwrap_or(u32::MAX - 1))
     }
 
     /// Tries it; says so when it stops working, and when it works again.
-    pub(super) fn run(&self, store: &Store, works: &mut bool) {
+    pub(crate) fn run(&self, store: &Store, works: &mut bool) {
         let began = self.now();
         let result = store.probe();
         if result.is_ok() {
@@ -65,7 +65,7 @@ impl Probe {
 }
 
 /// Writes what the registrar asks for, until it ends.
-pub(super) fn run(store: &Store, work: &Receiver<Work>, done: &Sender<Input>, probe: &Probe, mut works: bool) {
+pub(crate) fn run(store: &Store, work: &Receiver<Work>, done: &Sender<Input>, probe: &Probe, mut works: bool) {
     let mut due = Instant::now() + EVERY;
     loop {
         // However much there is to write: its age is told with every answer.
