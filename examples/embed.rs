@@ -51,7 +51,11 @@ fn main() -> Result<()> {
     let (mapped, whole) = (SharedRam::map(&ram, 1 << 20)?, MemoryVm::new(counter.clone(), ram, "counter 1"));
     if role == "primary" {
         let (say, gate) = messages(|number: u64| println!("{number}"))?;
-        thread::spawn(move || counter.run(mapped, |number| drop(say.put(number))));
+        thread::spawn(move || {
+            counter.run(mapped, |number| {
+                say.put(number);
+            })
+        });
         let settings = primary::Settings::new(vm, node, address.parse()?, arbiter.parse()?, dir);
         primary::Runner::new(settings, whole, gate)?.run().map(drop)
     } else {

@@ -22,8 +22,8 @@ use std::{
     thread::{sleep, spawn},
     time::{Duration, Instant},
 };
-use witness::Witness;
 use transport_tcp::session::{Call, SessionError, SessionOptions};
+use witness::Witness;
 
 const LONG: Duration = Duration::from_secs(60);
 /// The issue's own number.

@@ -201,4 +201,3 @@ fn thread<T: Send + 'static>(
 ) -> Result<JoinHandle<T>, WitnessError> {
     std::thread::Builder::new().name(name.into()).spawn(body).map_err(system("starting a thread"))
 }
-

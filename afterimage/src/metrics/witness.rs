@@ -6,7 +6,7 @@ use std::fmt::Error;
 use witness::Figures;
 
 /// A witness's figures, as metrics.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Witness(pub Figures);
 
 impl Collector for Witness {

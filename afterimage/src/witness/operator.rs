@@ -8,13 +8,13 @@ use crate::{
 };
 use mc_core::register::Mode;
 use node::exit::{Code, ExitError};
-use witness::{Operator, Reply, ReplyTo as Answer, WitnessReport, WitnessRequest};
 use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
+use witness::{Operator, Reply, ReplyTo as Answer, WitnessReport, WitnessRequest};
 
 /// For a write to be durable, and its answer to come.
 const PATIENCE: Duration = Duration::from_secs(10);
