@@ -7,7 +7,12 @@ use mc_core::{
 };
 use std::{collections::VecDeque, fmt, io, os::fd::AsFd};
 
-/// Holds messages of a VM until the epoch that covers them is committed. The VM puts them into the [`Outbox`] that it was made with.
+/// Messages held at most; what comes beyond is dropped, as on a wire.
+const MOST_HELD: u64 = 1 << 16;
+/// Messages taken in one poll: a VM that never stops sending keeps nobody from the rest of the loop.
+const AT_ONCE: usize = 1024;
+
+/// Holds messages of a VM, 65,536 at most, until the epoch that covers them is committed. The VM puts them into the [`Outbox`] that it was made with.
 ///
 /// ```
 /// use mc_core::{gate::OutputGate, id::Epoch};
@@ -55,22 +60,29 @@ impl<T> MessageGate<T> {
         messages.into_iter().for_each(&mut self.out);
     }
 
-    fn count(&mut self) {
-        let held = self.open.len() + self.batches.iter().map(|(_, batch)| batch.len()).sum::<usize>();
-        self.stats.held_packets = held as u64;
+    fn take(&mut self, message: T) {
+        match self.mode {
+            Mode::Open => self.let_out(vec![message]),
+            Mode::Holds if self.stats.held_packets < MOST_HELD => {
+                self.open.push(message);
+                self.stats.held_packets += 1;
+            }
+            Mode::Holds | Mode::Shut => self.stats.dropped_packets += 1,
+        }
+    }
+
+    fn let_out_held(&mut self, messages: Vec<T>) {
+        self.stats.held_packets -= messages.len() as u64;
+        self.let_out(messages);
     }
 }
 
 impl<T> OutputGate for MessageGate<T> {
     fn poll(&mut self) -> io::Result<()> {
-        while let Some(message) = self.inbox.take() {
-            match self.mode {
-                Mode::Open => self.let_out(vec![message]),
-                Mode::Holds => self.open.push(message),
-                Mode::Shut => self.stats.dropped_packets += 1,
-            }
+        for _ in 0..AT_ONCE {
+            let Some(message) = self.inbox.take() else { break };
+            self.take(message);
         }
-        self.count();
         Ok(())
     }
 
@@ -84,7 +96,9 @@ impl<T> OutputGate for MessageGate<T> {
         if self.mode == Mode::Shut {
             return Err(io::Error::other("the gate is shut"));
         }
-        self.poll()?;
+        while let Some(message) = self.inbox.take() {
+            self.take(message); // all of them: the VM is stopped
+        }
         self.batches.push_back((epoch, std::mem::take(&mut self.open)));
         Ok(())
     }
@@ -92,9 +106,8 @@ impl<T> OutputGate for MessageGate<T> {
     fn release(&mut self, epoch: Epoch) -> io::Result<()> {
         while self.batches.front().is_some_and(|(of, _)| *of <= epoch) {
             let (_, batch) = self.batches.pop_front().unwrap_or_default();
-            self.let_out(batch);
+            self.let_out_held(batch);
         }
-        self.count();
         Ok(())
     }
 
@@ -104,15 +117,14 @@ impl<T> OutputGate for MessageGate<T> {
         }
         self.mode = Mode::Open;
         let held: Vec<_> = self.batches.drain(..).flat_map(|(_, batch)| batch).collect();
-        self.let_out(held);
+        self.let_out_held(held);
         let held = std::mem::take(&mut self.open);
-        self.let_out(held);
+        self.let_out_held(held);
         self.poll()
     }
 
     fn shut(&mut self) {
         self.mode = Mode::Shut;
-        self.count();
         self.stats.dropped_packets += self.stats.held_packets;
         self.stats.held_packets = 0;
         (self.open, self.batches) = Default::default();
@@ -130,5 +142,51 @@ impl<T> OutputGate for MessageGate<T> {
 impl<T> fmt::Debug for MessageGate<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MessageGate").field("mode", &self.mode).field("stats", &self.stats).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    fn gate() -> (Outbox<u64>, MessageGate<u64>, Arc<Mutex<Vec<u64>>>) {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let outside = Arc::clone(&seen);
+        let (vm, gate) = messages(move |message| outside.lock().unwrap().push(message)).unwrap();
+        (vm, gate, seen)
+    }
+
+    #[test]
+    fn a_gate_that_is_shut_lets_nothing_out_ever_again() {
+        let (vm, mut gate, seen) = gate();
+        gate.hold();
+        vm.put(1);
+        gate.barrier(Epoch(1)).unwrap();
+        vm.put(2);
+        gate.poll().unwrap();
+        gate.shut();
+        vm.put(3);
+        gate.poll().unwrap();
+        gate.release(Epoch(9)).unwrap();
+        gate.hold();
+        gate.open().unwrap();
+        gate.poll().unwrap();
+        assert!(gate.barrier(Epoch(2)).is_err() && seen.lock().unwrap().is_empty());
+        assert_eq!((gate.stats().held_packets, gate.stats().dropped_packets), (0, 3));
+    }
+
+    #[test]
+    fn what_is_held_is_bounded_and_what_is_open_is_taken_in_turns() {
+        let (vm, mut gate, seen) = gate();
+        (0..2000).for_each(|n| assert!(vm.put(n)));
+        gate.poll().unwrap();
+        assert_eq!(seen.lock().unwrap().len(), AT_ONCE);
+        gate.hold();
+        (2000..MOST_HELD + 2000).for_each(|n| assert!(vm.put(n)));
+        gate.barrier(Epoch(1)).unwrap();
+        assert_eq!((gate.stats().held_packets, gate.stats().dropped_packets), (MOST_HELD, 2000 - AT_ONCE as u64));
+        gate.open().unwrap();
+        assert!(seen.lock().unwrap().is_sorted() && gate.stats().held_packets == 0);
     }
 }

@@ -3,6 +3,7 @@
 use super::{
     problem::{Kind, PROBLEM_JSON, Problem},
     request::{Request, Response},
+    route::encoded,
 };
 use crate::{
     live::SCHEMA,
@@ -72,7 +73,7 @@ impl Answer {
             side: status.side.word(),
             role: &status.role,
             protected: status.protected,
-            href: format!("/v1/vms/{}", status.vm),
+            href: format!("/v1/vms/{}", encoded(&status.vm)),
         };
         Self::json(&Vms { schema: SCHEMA, vms: vec![entry] })
     }

@@ -157,8 +157,26 @@ fn unknown(path: &str) -> Problem {
     Problem::new(Kind::NotFound, detail).remedy("GET /v1/vms lists what is served here; docs/API.md lists every route")
 }
 
+/// A name as one segment of a path (RFC 3986, 2.1): names may have spaces, and letters of any language.
+pub(super) fn encoded(name: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    name.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}
+
+/// The name that a segment stands for.
+fn decoded(segment: &str) -> Option<String> {
+    let mut parts = segment.split('%');
+    let mut bytes = parts.next()?.as_bytes().to_vec();
+    for part in parts {
+        bytes.push(u8::from_str_radix(part.get(..2).filter(|hex| !hex.starts_with('+'))?, 16).ok()?);
+        bytes.extend_from_slice(&part.as_bytes()[2..]);
+    }
+    String::from_utf8(bytes).ok()
+}
+
 /// The VM, if it is served here.
 fn named(serves: &Serves, path: &str, vm: &str) -> Result<Option<Name>, Problem> {
+    let vm = &decoded(vm).ok_or_else(|| bad(format!("{path}: the name of the VM is not percent-encoded UTF-8")))?;
     let of_witness = path.starts_with("/v1/witness");
     let elsewhere = |what: String| Problem::new(Kind::NotFound, what);
     match serves {
@@ -271,7 +289,7 @@ pub fn line(request: &Request, vm: &str) -> (&'static str, String, Option<Value>
     };
     let route = ROUTES.iter().find(|route| route.to == to);
     let (method, path) = route.map_or(("GET", "/"), |route| (route.method, route.path));
-    (method, path.replace("{vm}", &vm), body)
+    (method, path.replace("{vm}", &encoded(&vm)), body)
 }
 
 #[cfg(test)]
@@ -290,6 +308,18 @@ mod tests {
 
     fn ask(method: &str, target: &str, body: &str) -> Result<Routed, Problem> {
         route(&vm(), method, target, body.as_bytes())
+    }
+
+    #[test]
+    fn names_of_any_letters_are_segments_of_a_path() {
+        for text in ["web", "a b", "a<b", "a?b#c", "é", "100%", "%2F"] {
+            let (method, path, _) = line(&Request::Status, text);
+            let serves = Serves::Vm { vm: name(text), side: Side::Primary, journal: None };
+            assert_eq!(route(&serves, method, &path, b""), Ok(Routed::Ask(Request::Status)), "{path}");
+        }
+        for path in ["/v1/vms/a%", "/v1/vms/a%+1", "/v1/vms/%zz", "/v1/vms/%FF"] {
+            assert_eq!(ask("GET", path, "").unwrap_err().status, 400, "{path}");
+        }
     }
 
     #[test]

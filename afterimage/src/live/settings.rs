@@ -104,9 +104,12 @@ pub struct SettingsReport {
 /// In words: what, and what is allowed.
 pub(crate) fn check(settings: &Settings, slab_bytes: u64) -> Result<(), String> {
     let epoch = settings.epoch_us.map(|us| time_text(Duration::from_micros(us)));
-    let setting = config::live().find(|setting| setting.key == "epoch");
-    if let (Some(epoch), Some(setting)) = (epoch, setting) {
-        setting.read(&epoch).map_err(|why| format!("epoch: {why}"))?;
+    let staging = settings.max_staging_bytes.map(size_text);
+    for (key, value) in [("epoch", epoch), ("staging", staging)] {
+        let setting = config::live().find(|setting| setting.key == key);
+        if let (Some(value), Some(setting)) = (value, setting) {
+            setting.read(&value).map_err(|why| format!("{key}: {why}"))?;
+        }
     }
     match settings.max_staging_bytes {
         Some(bytes) if bytes < 2 * slab_bytes => {
@@ -145,6 +148,18 @@ impl SettingsReport {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A configuration that has them could not be read by the process that it is handed to.
+    #[test]
+    fn what_no_file_could_say_is_refused_from_a_request_too() {
+        let staging = |bytes| check(&Settings { max_staging_bytes: Some(bytes), ..Settings::default() }, 1 << 20);
+        assert!(staging(1 << 40).is_ok() && staging(3_000_001).is_ok());
+        for bytes in [(1 << 40) + 1, 1 << 63, u64::MAX, 0] {
+            assert!(staging(bytes).unwrap_err().contains("staging"), "{bytes}");
+        }
+        let epoch = |us| check(&Settings { epoch_us: Some(us), ..Settings::default() }, 1 << 20);
+        assert!(epoch(1_001).is_ok() && epoch(0).is_err() && epoch(u64::MAX).is_err());
+    }
 
     #[test]
     fn a_wrong_one_of_several_changes_nothing() {

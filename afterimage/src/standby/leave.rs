@@ -269,7 +269,8 @@ impl Node {
     fn write_image(&mut self) -> Result<String> {
         let (generation, epoch) = self.run.driver.machine().committed();
         // What was committed while a throw-away QEMU loads the image belongs to it. Should it not be kept, a later one is rehearsed.
-        if self.rehearsal.take().is_some() {
+        self.rehearsal = None;
+        if self.run.driver.is_rehearsing() {
             self.run.driver.event(Event::RehearsalAsked { generation, epoch: epoch.next() });
         }
         let copy = self.run.named();

@@ -165,6 +165,12 @@ impl<L: Transport, C: Clock> StandbyDriver<L, C> {
         self.within = outer;
     }
 
+    /// Whether the image stands still for a rehearsal: then it may be of an older epoch than the committed one, which waits in staging.
+    #[must_use]
+    pub fn is_rehearsing(&self) -> bool {
+        self.rehearsing
+    }
+
     /// Whether image and machine are of the same epoch. Not after a panic in here.
     #[must_use]
     pub fn is_whole(&self) -> bool {

@@ -18,7 +18,6 @@
 //! | the process, or the host, dies in mid-line | whoever opens the file next ends the torn line; readers name and skip it |
 
 mod line_writer;
-mod page;
 mod reader;
 mod roles;
 #[cfg(test)]
@@ -26,7 +25,6 @@ mod tests;
 mod writer;
 
 pub use line_writer::LineWriter;
-pub use page::{Cursor, CursorError, Page, page};
 #[cfg(feature = "testing")]
 pub use reader::parse;
 pub use reader::{Journal, Skipped, read};

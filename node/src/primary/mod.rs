@@ -28,7 +28,7 @@ mod vm;
 pub use runner::{Runner, Settings};
 pub use seek::{Kind, Trouble};
 pub use turn::PrimaryLoop;
-pub use vm::PrimaryVm;
+pub use vm::{Life, PrimaryVm};
 
 use crate::{
     arbiter::{ArbiterClient, Ask, Stance},

@@ -1,7 +1,7 @@
 //! The loop of a VM that needs nothing else done in it.
 
 use super::{
-    Begin, Primary, PrimaryLoop, PrimaryVm, Trouble,
+    Begin, Life, Primary, PrimaryLoop, PrimaryVm, Trouble,
     session::{Judge, Terms},
 };
 use crate::{
@@ -10,22 +10,20 @@ use crate::{
     beats::Wish,
     events::{Event as Told, Fenced, emit},
     identity,
+    inbox::{readable, wait},
     paths::PathsConfig,
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use mc_core::{
     claim::{self, Claim, Verdict},
     driver::PrimaryErrand,
     id::{Name, Time},
     machine::Machine,
-    primary::{Config, OnCap},
+    primary::{Config, Event, OnCap},
     register::{Owner, Register},
     wire::control::GoodbyeReason,
 };
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    rand::{GetRandomFlags, getrandom},
-};
+use rustix::rand::{GetRandomFlags, getrandom};
 use std::{os::fd::AsFd, path::PathBuf, time::Duration};
 
 /// What an embedder's primary is about. Times are those of `afterimage protect`, unless set.
@@ -104,6 +102,7 @@ pub struct Runner<V: PrimaryVm> {
     vm: V,
     owner: Owner,
     primary: Primary<V::Source, V::Gate>,
+    life: Life,
     end: Option<End>,
 }
 
@@ -112,8 +111,13 @@ impl<V: PrimaryVm> Runner<V> {
     /// protects the VM.
     ///
     /// # Errors
-    /// The VM is another node's, or another process's of this one; no identity, no thread.
+    /// The VM is another node's, or another process's of this one; no identity, no thread; the arbiter is an operator, whom nobody here
+    /// asks.
     pub fn new(settings: Settings, vm: V, gate: V::Gate) -> Result<Self> {
+        anyhow::ensure!(
+            settings.arbiter != ArbiterSpec::Manual,
+            "a primary's runner needs an arbiter that answers by itself: with `manual` the VM's output would be held for ever"
+        );
         let node = identity::node(&settings.state_dir, settings.node)?;
         let mut instance = [0; 8];
         getrandom(&mut instance, GetRandomFlags::empty())?;
@@ -141,7 +145,7 @@ impl<V: PrimaryVm> Runner<V> {
             patience: Duration::ZERO,
             protect: true,
         };
-        Ok(Self { primary: Primary::new(&begin, gate, arbiter), settings, vm, owner, end: None })
+        Ok(Self { primary: Primary::new(&begin, gate, arbiter), settings, vm, owner, life: Life::Lives, end: None })
     }
 
     /// Until the VM is gone, or another node's.
@@ -164,6 +168,21 @@ impl<V: PrimaryVm> Runner<V> {
     }
 }
 
+impl<V: PrimaryVm> Runner<V> {
+    /// A VM that is gone is told to the machine once, before anything else is made of a source that broke.
+    fn look_after_vm(&mut self) {
+        if self.life != Life::Lives {
+            return;
+        }
+        self.life = self.vm.life();
+        match self.life {
+            Life::Lives => {}
+            Life::ShutDown => self.primary.driver.event(Event::Unprotect(GoodbyeReason::GuestGone)),
+            Life::Died => self.primary.driver.event(Event::SourceLost),
+        }
+    }
+}
+
 /// Asks until the arbiter has said whose the VM is.
 fn ask_for(arbiter: &mut ArbiterClient, vm: &impl PrimaryVm, owner: Owner) -> Result<Register> {
     let mut machine = Claim::new(owner);
@@ -183,8 +202,8 @@ fn ask_for(arbiter: &mut ArbiterClient, vm: &impl PrimaryVm, owner: Owner) -> Re
                 (Verdict::Open, Some(Answer::Cas(outcome))) => machine.handle(Time(0), claim::Event::Cas(outcome)),
                 (Verdict::Open, Some(Answer::Fault(fault))) => tracing::warn!(%fault, "the arbiter cannot be believed"),
                 (Verdict::Open, None) => {
-                    let mut fds = [PollFd::from_borrowed_fd(arbiter.as_fd(), PollFlags::IN)];
-                    poll(&mut fds, Some(&Timespec { tv_sec: 1, tv_nsec: 0 })).context("waiting for the arbiter")?;
+                    // A signal is no reason to give up.
+                    wait(&mut [readable(arbiter.as_fd())], Time(0), None, Duration::from_secs(1))?;
                 }
             },
         }
@@ -235,13 +254,20 @@ impl<V: PrimaryVm> PrimaryLoop for Runner<V> {
         self.vm.source()
     }
 
+    fn hear(&mut self) -> Result<()> {
+        self.look_after_vm();
+        Ok(())
+    }
+
     fn errand(&mut self, errand: PrimaryErrand) -> Result<()> {
         match errand {
             PrimaryErrand::Cas(swap) => self.primary.ask_for(swap),
-            PrimaryErrand::StartSource => match self.primary.driver.source_mut() {
-                Some(source) => self.vm.start(source)?,
-                None => bail!("there is no source to start"),
-            },
+            PrimaryErrand::StartSource => {
+                // A session that ended in the turn in which it began has none any more; its end is the next errand.
+                if let Some(source) = self.primary.driver.source_mut() {
+                    self.vm.start(source)?;
+                }
+            }
             PrimaryErrand::LeaveSource => {
                 let register = *self.primary.driver.machine().register();
                 self.session_ended(None);
@@ -266,8 +292,11 @@ impl<V: PrimaryVm> PrimaryLoop for Runner<V> {
                 }
             }
             PrimaryErrand::SourceFailed(why) => {
+                self.look_after_vm();
                 self.primary.because(Trouble::passing(&why));
-                self.primary.driver.event(mc_core::primary::Event::Unprotect(GoodbyeReason::Unprotected));
+                if self.life == Life::Lives {
+                    self.primary.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
+                }
             }
             PrimaryErrand::GateFailed(why) => tracing::error!(why, "the gate has trouble; its output stays held"),
             PrimaryErrand::Refused(reason, words) => {

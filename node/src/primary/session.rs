@@ -23,6 +23,7 @@ use mc_core::{
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::{
     net::SocketAddr,
+    panic::{AssertUnwindSafe, catch_unwind},
     time::{Duration, Instant},
 };
 use transport_tcp::session::{SessionError, SessionOptions};
@@ -123,7 +124,11 @@ struct NoPair(String);
 /// No thread.
 pub fn seek(terms: Terms) -> Result<Inbox<Result<Found, Trouble>>> {
     let (outbox, inbox) = inbox::inbox()?;
-    let seek = move || outbox.put(shake_hands(terms).map_err(|error| trouble(&error)));
+    let seek = move || {
+        // An embedder's judge is called here: its bug must not end the search.
+        let found = catch_unwind(AssertUnwindSafe(|| shake_hands(terms).map_err(|error| trouble(&error))));
+        outbox.put(found.unwrap_or_else(|_| Err(Trouble::lasting("looking for the standby panicked: this is a bug"))))
+    };
     std::thread::Builder::new().name("seek".to_owned()).spawn(seek)?;
     Ok(inbox)
 }

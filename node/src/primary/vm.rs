@@ -3,6 +3,17 @@
 use super::session::{Judge, Unlike};
 use mc_core::{gate::OutputGate, register::Register, source::CheckpointSource};
 
+/// How a VM is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// It is there.
+    Lives,
+    /// Its guest or its operator shut it down: nobody shall run a copy of it.
+    ShutDown,
+    /// It ended without having been told to: the standby that has its last commit runs it.
+    Died,
+}
+
 /// A VM that runs on this host.
 ///
 /// Its calls come from the runner's loop and must not wait: what takes long is begun, and its end is told through the source.
@@ -30,7 +41,13 @@ pub trait PrimaryVm {
         true
     }
 
-    /// A source for a session that begins.
+    /// How it is. Asked in every turn; must not wait.
+    fn life(&mut self) -> Life {
+        Life::Lives
+    }
+
+    /// A source for a session that begins. One that fails, or is dropped, while it keeps the VM stopped must let it run on: its output
+    /// is held.
     ///
     /// # Errors
     /// There is no session then; the VM runs on, alone.
@@ -50,7 +67,7 @@ pub trait PrimaryVm {
     /// As for [`PrimaryVm::start`].
     fn leave(&mut self, register: &Register) -> anyhow::Result<()>;
 
-    /// Another node owns the VM: this copy is stopped for good.
+    /// Another node owns the VM: this copy is stopped for good. It may be dead already.
     ///
     /// # Errors
     /// As for [`PrimaryVm::start`].

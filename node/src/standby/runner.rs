@@ -14,7 +14,11 @@ use mc_core::{
     id::{Epoch, Name, Time},
     standby::{Event, Role},
 };
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 use transport_tcp::session::Offer;
 
 /// Between two attempts to take the VM over, at most.
@@ -80,6 +84,8 @@ pub struct Runner<V: StandbyVm> {
     vm: V,
     standby: Standby,
     pending: Option<Pending>,
+    /// The VM is being run: it may have written to the image.
+    attempting: bool,
 }
 
 impl<V: StandbyVm> Runner<V> {
@@ -107,7 +113,7 @@ impl<V: StandbyVm> Runner<V> {
             gone: last_copy.gone()?,
             last_copy,
         };
-        Ok(Self { standby: Standby::new(begin, arbiter)?, settings, vm, pending: None })
+        Ok(Self { standby: Standby::new(begin, arbiter)?, settings, vm, pending: None, attempting: false })
     }
 
     /// Where it waits.
@@ -134,31 +140,46 @@ impl<V: StandbyVm> Runner<V> {
 
     /// The error ends this runner. A VM that is being run at this moment may have written to the image: that one is of no use.
     fn save(&mut self, error: Error) -> Error {
-        let attempting = self.standby.role() == Role::TakingOver && self.pending.is_none();
-        if self.standby.may_be_the_last() && !attempting { self.keep(error) } else { error }
+        if self.standby.may_be_the_last() && !self.attempting { self.keep(error) } else { error }
     }
 
     fn keep(&mut self, error: Error) -> Error {
-        let driver = &self.standby.driver;
+        let driver = &mut self.standby.driver;
+        if !driver.is_whole() {
+            return error;
+        }
         let (generation, epoch) = driver.machine().committed();
-        let Some(image) = driver.image().filter(|_| driver.is_whole()) else { return error };
+        if driver.is_rehearsing() {
+            // What was committed meanwhile belongs to the image.
+            driver.event(Event::RehearsalAsked { generation, epoch: epoch.next() });
+        }
+        let (Some(image), last_copy) = (self.standby.driver.image(), &mut self.standby.last_copy) else { return error };
+        // On record first: whoever dies in between must not leave a copy that the next process takes for lost.
+        let instance = last_copy.instance();
+        note(last_copy.is_kept(Path::new("a place that is not known: it was being kept when its process ended")));
         match self.vm.keep(image, generation, epoch) {
             Ok(Some(path)) => {
-                if let Err(error) = self.standby.last_copy.is_kept(&path) {
-                    tracing::error!(error = exit::words(&error), "it is not on record that the image is kept");
-                }
+                note(last_copy.is_kept(&path));
                 error.context(format!("Kept: the image of {generation}, {epoch}, in {}", path.display()))
             }
-            Ok(None) => error,
+            Ok(None) => {
+                instance.into_iter().for_each(|instance| note(last_copy.begins(instance)));
+                error
+            }
             Err(failed) => error.context(format!("The image could not be kept: {}", exit::words(&failed))),
         }
     }
 
     fn try_takeover(&mut self) {
+        if self.standby.role() != Role::TakingOver {
+            return; // it is another node's since, and was not run here
+        }
         let now = self.standby.host.now();
         let Some(image) = self.standby.driver.image() else { return };
         let Some(Pending { won, failures, .. }) = self.pending.take_if(|pending| now >= pending.next) else { return };
+        self.attempting = true;
         let Err(error) = self.vm.take_over(image, won.generation, won.epoch) else { return self.runs(&won) };
+        self.attempting = false;
         let failures = failures + 1;
         // What was a moment's trouble is over at once.
         let pause = match failures {
@@ -181,6 +202,12 @@ impl<V: StandbyVm> Runner<V> {
     }
 }
 
+fn note(recorded: Result<()>) {
+    if let Err(error) = recorded {
+        tracing::error!(error = exit::words(&error), "it is not on record whether the image is kept");
+    }
+}
+
 impl<V: StandbyVm> StandbyLoop for Runner<V> {
     fn standby(&self) -> &Standby {
         &self.standby
@@ -198,7 +225,8 @@ impl<V: StandbyVm> StandbyLoop for Runner<V> {
         (self.settings.beats, self.settings.stall_after)
     }
 
-    /// A copy that was lost goes first: a VM here is asked to hold one at a time.
+    /// A copy that was lost goes first, also if no session comes about: a VM here is asked to hold one at a time, and the primary that
+    /// offers this session owns the VM.
     fn prepare(&mut self, offer: &Offer) -> Result<Ready> {
         self.make_room()?;
         self.vm.prepare(&offer.profile)
