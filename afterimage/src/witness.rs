@@ -6,7 +6,8 @@ mod operator;
 pub use operator::operate;
 pub use witness::{NodeSpec, RegisterReport, WitnessReport, WitnessRequest};
 
-use crate::{api::ControlError, config::WitnessConfig, metrics};
+use crate::config::WitnessConfig;
+use api::{ControlError, metrics};
 use node::exit::{Code, ExitError, listen_remedy};
 use rustix::event::{PollFd, PollFlags, poll};
 use signal_hook::consts::{SIGINT, SIGTERM};

@@ -1,15 +1,10 @@
 //! docs/openapi.json and docs/API.md have every route, and every answer is as they say.
 
-use afterimage::{
-    api::{Desk, Kind, Problem, ROUTES, ReplyTo, Route, Serves},
-    cli::Side,
-    control::done,
-    live::{InForce, KeepaliveReport, Remote, SettingsReport},
-    status::{
-        ArbiterStatus, ControlSocket, OfSide, OutputStatus, Request, Response, Standby, Status, Takeover, WhyNot,
-        socket_path,
-    },
-    witness::{RegisterReport, WitnessReport, WitnessRequest},
+use afterimage::{witness::RegisterReport, witness::WitnessReport, witness::WitnessRequest};
+use api::{
+    ArbiterStatus, ControlSocket, Desk, KeepaliveReport, Kind, OfSide, OutputStatus, Problem, ROUTES, ReplyTo, Request,
+    Response, Route, Serves, SettingsReport, Side, Standby, Status, Takeover, WhyNot, done, keepalive::InForce,
+    keepalive::Remote, socket_path,
 };
 use mc_core::{
     histogram::Histogram,

@@ -1,6 +1,6 @@
 //! Callers that are too many, that say nothing, or that are not whom they say: at everything that accepts connections.
 
-use afterimage::status::{Request, Response, ask};
+use api::{Request, Response, ask};
 use mc_core::{
     id::{Generation, Incarnation, Name, Node, NodeId, WitnessId},
     register::{CasOutcome, Mode, Owner, Register, Swap},

@@ -1,6 +1,6 @@
 //! What is in force, for a reader: in the manner of `show bfd peers` of FRR.
 
-use super::keepalive::KeepaliveReport;
+use api::KeepaliveReport;
 use node::keepalive::Offer;
 
 /// µs as a person reads them, to the µs.

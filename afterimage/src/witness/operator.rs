@@ -1,11 +1,8 @@
 //! What an operator says to a running witness, on its own host: `afterimage witness list`, `assign`, `forget`, over the unix
 //! socket `STATE/control.sock`, which only its user can open.
 
-use crate::{
-    api::{ControlError, ControlSocket, Desk, ReplyTo, Request, Response, Serves, ask, desk::Late},
-    cli::WitnessCommand,
-    control::{done, refused},
-};
+use crate::cli::WitnessCommand;
+use api::{ControlError, ControlSocket, Desk, Late, ReplyTo, Request, Response, Serves, ask, done, refused};
 use mc_core::register::Mode;
 use node::exit::{Code, ExitError};
 use std::{

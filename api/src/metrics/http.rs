@@ -1,10 +1,10 @@
 //! The metrics endpoint: `GET /metrics`, and nothing else, on the control plane beside the control socket.
 
 use super::text::plain;
-use crate::api::{
-    Kind, Problem,
+use crate::{
     answer::Answer,
     plane::{self, Task},
+    problem::{Kind, Problem},
     serve::{Accept, Answering, Asked, Site, serve},
 };
 use node::exit::{Code, ExitError};

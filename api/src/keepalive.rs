@@ -1,6 +1,6 @@
 //! What is in force between two sides, and what of an operator's wish is refused, with the numbers that say why.
 
-use super::SCHEMA;
+use crate::REPORT_SCHEMA;
 use mc_core::{
     detector::Parameters,
     histogram::Percentiles,
@@ -37,7 +37,7 @@ pub struct Wanted {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct KeepaliveReport {
-    /// [`SCHEMA`].
+    /// [`REPORT_SCHEMA`].
     pub schema: u32,
     /// The VM.
     pub vm: String,
@@ -192,7 +192,7 @@ impl Session<'_> {
     pub fn report(&self) -> KeepaliveReport {
         let (keepalive, paths) = self.paths.clone();
         let mut report = KeepaliveReport {
-            schema: SCHEMA,
+            schema: REPORT_SCHEMA,
             vm: self.vm.to_string(),
             node: self.node.to_string(),
             side: self.side.to_owned(),
@@ -270,7 +270,8 @@ fn words(offer: &Offer) -> String {
 }
 
 /// What of a side's parameters an operator's wish leaves, and what it changes.
-pub(super) fn wished(own: &Offer, wanted: &Wanted) -> Wish {
+#[must_use]
+pub fn wished(own: &Offer, wanted: &Wanted) -> Wish {
     let now = Duration::from_micros(own.interval_us.into());
     let interval = wanted.interval_us.map_or(now, Duration::from_micros);
     // A bound that was never wished for itself follows the interval.

@@ -1,6 +1,7 @@
 //! Takes what was asked over a socket, hands it to whoever answers, and waits for the reply.
 
-use super::{
+use crate::status::Status;
+use crate::{
     answer::Answer,
     journal,
     problem::{Kind, Problem},
@@ -8,8 +9,8 @@ use super::{
     route::{Routed, allowed, route},
     serve::{Answering, Asked, Site},
 };
-use crate::{cli::Side, status::Status};
 use mc_core::id::Name;
+use node::events::Side;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::{sync::oneshot, time::timeout};
 
@@ -41,13 +42,6 @@ pub enum Serves {
 pub struct ReplyTo(oneshot::Sender<Response>);
 
 impl ReplyTo {
-    /// One, and where its answer arrives.
-    #[cfg(test)]
-    pub(crate) fn pair() -> (Self, oneshot::Receiver<Response>) {
-        let (reply, replied) = oneshot::channel();
-        (Self(reply), replied)
-    }
-
     /// Answers. Never waits; who asked may have gone.
     pub fn give(self, response: Response) {
         let _ = self.0.send(response);
@@ -97,7 +91,7 @@ impl Desk {
 
 /// A desk as the connections of a socket share it.
 #[derive(Clone, Debug)]
-pub(super) struct Shared(pub(super) Arc<Desk>);
+pub(crate) struct Shared(pub(crate) Arc<Desk>);
 
 impl Shared {
     async fn answered(self, asked: Asked) -> Answer {

@@ -1,18 +1,17 @@
 //! Which request a method, a path, a query and a body are; and the way back, for this program's own questions.
 
-use super::{
+use crate::{
     desk::Serves,
+    keepalive::Wanted,
     problem::{Kind, Problem},
     request::Request,
-};
-use crate::{
-    live::{Settings, Wanted},
-    witness::{NodeSpec, WitnessRequest},
+    settings::Settings,
 };
 use mc_core::id::Name;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use std::path::PathBuf;
+use witness::{NodeSpec, WitnessRequest};
 
 /// Events that are answered unless `limit` says how many, and at most.
 const EVENTS: (usize, usize) = (100, 1000);
@@ -145,7 +144,7 @@ fn matches<'a>(pattern: &str, path: &'a str) -> Option<&'a str> {
 }
 
 /// The methods that a path has.
-pub(super) fn allowed(path: &str) -> Vec<&'static str> {
+pub(crate) fn allowed(path: &str) -> Vec<&'static str> {
     ROUTES.iter().filter(|route| matches(route.path, path).is_some()).map(|route| route.method).collect()
 }
 
@@ -158,7 +157,7 @@ fn unknown(path: &str) -> Problem {
 }
 
 /// A name as one segment of a path (RFC 3986, 2.1): names may have spaces, and letters of any language.
-pub(super) fn encoded(name: &str) -> String {
+pub(crate) fn encoded(name: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     name.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
@@ -295,8 +294,8 @@ pub fn line(request: &Request, vm: &str) -> (&'static str, String, Option<Value>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::Side;
     use mc_core::id::NodeId;
+    use node::events::Side;
 
     fn name(text: &str) -> Name {
         Name::new(text).unwrap()
