@@ -41,13 +41,6 @@ pub enum Serves {
 pub struct ReplyTo(oneshot::Sender<Response>);
 
 impl ReplyTo {
-    /// One, and where its answer arrives.
-    #[cfg(test)]
-    pub(crate) fn pair() -> (Self, oneshot::Receiver<Response>) {
-        let (reply, replied) = oneshot::channel();
-        (Self(reply), replied)
-    }
-
     /// Answers. Never waits; who asked may have gone.
     pub fn give(self, response: Response) {
         let _ = self.0.send(response);
