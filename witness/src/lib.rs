@@ -147,7 +147,6 @@ impl Witness {
     }
 
     /// What it has counted; called whenever somebody wants to know.
-    #[must_use]
     pub fn figures(&self) -> impl Fn() -> Figures + Send + Sync + 'static {
         let clients = Arc::clone(&self.clients);
         move || clients.read()

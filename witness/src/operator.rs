@@ -120,3 +120,18 @@ impl Operator {
         let _ = self.0.lock().send(Input::Operator { request, answer: reply });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_named_by_its_name_or_with_its_identity() {
+        let name = |text: &str| Name::new(text).unwrap();
+        assert_eq!("a".parse(), Ok(NodeSpec { name: name("a"), id: None }));
+        let id = NodeId([0xab; 16]);
+        assert_eq!(format!("a={id}").parse(), Ok(NodeSpec { name: name("a"), id: Some(id) }));
+        assert!("a=12".parse::<NodeSpec>().unwrap_err().contains("32 hexadecimal digits"));
+        assert!("".parse::<NodeSpec>().is_err());
+    }
+}

@@ -183,7 +183,7 @@ impl<'a> Registrar<'a> {
     }
 
     fn assign(&mut self, vm: Name, node: &NodeSpec) -> Result<String, Said> {
-        let to = self.find(vm, node).map_err(|why| Said::Refused(why))?;
+        let to = self.find(vm, node).map_err(Said::Refused)?;
         self.decide(vm, Event::Assign { vm, to }, format!("{vm} belongs to {to} ({})", to.id))
     }
 
