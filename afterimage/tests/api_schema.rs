@@ -126,7 +126,7 @@ fn status(side: OfSide) -> Status {
         rdma: Some(RdmaInfo::default()),
         beat_paths: vec![PathStats { last_heard_ns: Some(1), ..PathStats::default() }],
         last_ack_age_ms: Some(1),
-        beats: afterimage::status::Beats { last_heard_ago_ms: Some(3), ..Default::default() },
+        beats: api::Beats { last_heard_ago_ms: Some(3), ..Default::default() },
         arbiter: ArbiterStatus { probe_age_ms: Some(9), fault: Some("it forgot".into()), ..ArbiterStatus::default() },
         why_not_protected: Some(WhyNot { next_try_in_ms: Some(1), ..WhyNot::default() }),
         counters: [("stalls".to_owned(), 2)].into(),

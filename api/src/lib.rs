@@ -57,7 +57,7 @@ pub use desk::{Desk, EXPORT_PATIENCE, Handler, Late, PATIENCE, ReplyTo, Serves};
 pub use gather::{Answered, GONE, MUTE, NoAnswer, ask_all, ask_one, is_left_over, is_served, statuses};
 pub use head::{Head, look};
 pub use keepalive::{KeepaliveReport, Session, Wanted};
-pub use node::events::Side;
+pub use node::events::{Side, Takeover};
 pub use older::ask_any;
 pub use on_cap::OnCapWish;
 pub use problem::{Kind, PROBLEM_JSON, Problem};

@@ -78,7 +78,7 @@ impl Settings {
     }
 }
 
-fn within<T: PartialOrd>(
+fn within<T: PartialOrd + Copy>(
     key: &str,
     value: T,
     (least, most): (&str, &str),
