@@ -72,7 +72,7 @@ pub(super) fn render(report: &SettingsReport) -> String {
     );
     if report.live_bytes > report.limit_bytes {
         text.push_str(&format!(
-            "  {} exist still, of checkpoints on their way: they are freed as they come back, and none is made\n",
+            "  {} still belong to checkpoints on their way; they are freed as those complete, and no new ones are made\n",
             size_text(report.live_bytes)
         ));
     }
@@ -98,7 +98,7 @@ mod tests {
             ("epoch", "no '='"),
             ("/etc/afterimage.toml", "--save=/etc/afterimage.toml"),
             ("epoch=50", "us, ms, s, m, h or d"),
-            ("epoch=0.5ms", "allowed is 1ms to 60s"),
+            ("epoch=0.5ms", "expected 1ms to 60s"),
             ("window=3", "cannot be set on a running pair; allowed: epoch=TIME, staging=SIZE, on_cap=POLICY"),
             ("staging=64MB", "KiB, MiB or GiB"),
             ("on_cap=panic", "throttle"),
