@@ -31,3 +31,16 @@ pub mod status;
 pub mod tuner;
 pub mod why;
 pub mod witness;
+
+use std::io::{self, Write};
+
+/// Results, to stdout. A reader that has seen enough is no error.
+///
+/// # Errors
+/// They cannot be written.
+pub fn print(text: &str) -> io::Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        done => done,
+    }
+}

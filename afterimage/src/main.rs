@@ -3,7 +3,7 @@
 use afterimage::{
     cli::{self, Command, ConfigCommand, ImageCommand, KeepaliveCommand, RdmaCommand},
     config::{self, ProtectConfig, StandbyConfig, WitnessConfig},
-    keeper, live, probe, protect, standby, status, tuner, why, witness,
+    keeper, live, print, probe, protect, standby, status, tuner, why, witness,
 };
 use api::Request;
 use node::{
@@ -12,7 +12,7 @@ use node::{
     exit::{self, Code, ExitError},
     narration, rdma,
 };
-use std::{io::Write, process::ExitCode, time::Duration};
+use std::{process::ExitCode, time::Duration};
 
 /// What a process that ends has to say gets so long to be written, each way: stdout, journal, stderr.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -91,13 +91,5 @@ fn run(command: Command) -> anyhow::Result<Code> {
         Command::Keepalive { command: KeepaliveCommand::Tune(args) } => tuner::tune(&args),
         Command::DataPath => protect::data_path::run(),
         Command::Keeper(args) => keeper::run(args),
-    }
-}
-
-/// Results, to stdout. A reader that has seen enough is no error.
-fn print(text: &str) -> std::io::Result<()> {
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        done => done,
     }
 }

@@ -7,6 +7,7 @@ use super::{
 use crate::{
     cli::{KeepaliveSetArgs, KeepaliveShowArgs, SetArgs, StatusArgs},
     config::time_text,
+    print,
     status::{as_json as all_as_json, find, left, sockets},
     tuner::frequency,
 };
@@ -23,7 +24,6 @@ use node::{
     tune::{self, Assessment, Support, Verdict},
 };
 use std::{
-    io::{self, Write},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -37,13 +37,6 @@ const SETTLE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_sec
 const ENOUGH: Duration = Duration::from_secs(60);
 /// Interval at which the command checks whether the change is in force.
 const LOOK: Duration = Duration::from_millis(10);
-
-fn print(text: &str) -> Result<()> {
-    match io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()),
-    }
-}
 
 fn as_json(value: &impl serde::Serialize) -> Result<String> {
     Ok(serde_json::to_string_pretty(value)? + "\n")

@@ -11,7 +11,10 @@ pub(crate) use find::{find, left, nobody};
 pub use operator::operate;
 pub(crate) use text::as_json;
 
-use crate::cli::{ExportArgs, ReprotectArgs, StatusArgs, UnprotectArgs};
+use crate::{
+    cli::{ExportArgs, ReprotectArgs, StatusArgs, UnprotectArgs},
+    print,
+};
 use api::{EXPORT_PATIENCE, Request, Response, Side, Status, ask, ask_one, is_left_over, sockets_in};
 use mc_core::id::Name;
 use node::exit::{Code, ExitError};
@@ -50,10 +53,8 @@ pub fn show(args: &StatusArgs) -> anyhow::Result<Code> {
     let codes = statuses.iter().filter(|s| !is_left_over(s, &statuses)).map(Status::code);
     let worst = codes.max_by_key(|code| *code as u8).unwrap_or(Code::Done);
     let out = if args.json { as_json(&statuses, args.vm.is_some())? } else { for_people(&statuses, args.vm.is_some()) };
-    match io::stdout().write_all(out.as_bytes()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e.into()),
-        _ => Ok(worst),
-    }
+    print(&out)?;
+    Ok(worst)
 }
 
 /// All there is of the processes of one VM, that was `named` or is the only one; of several VMs a table.

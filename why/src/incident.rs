@@ -55,7 +55,7 @@ pub enum Kind {
 
 /// Events that belong together.
 #[derive(Clone, Debug)]
-pub struct Incident {
+pub(crate) struct Incident {
     /// The VM.
     pub vm: String,
     /// "primary" or "standby".
@@ -231,7 +231,7 @@ impl Incident {
 
 /// Groups the events of one side of a VM, sorted by time.
 #[must_use]
-pub fn incidents(vm: &str, side: &str, records: Vec<Record>) -> Vec<Incident> {
+pub(crate) fn incidents(vm: &str, side: &str, records: Vec<Record>) -> Vec<Incident> {
     let mut told = Vec::new();
     let mut open: Option<Incident> = None;
     let mut before: Vec<Record> = Vec::new();

@@ -17,7 +17,8 @@ const FIELDS: usize = 160;
 const KNOWN: [&str; 10] = ["schema", "event", "at_ms", "boot", "boot_ms", "vm", "side", "node", "pid", "process"];
 
 /// The text, ending in a newline.
-pub(super) fn render(report: &Report) -> String {
+#[must_use]
+pub fn render(report: &Report) -> String {
     let mut out = String::new();
     for told in &report.incidents {
         if !out.is_empty() {
