@@ -10,7 +10,7 @@
 //! | [`status`] | `status`, and an operator's words |
 //! | [`live`] | a running pair is changed: its keepalive, its epoch, its staging |
 //! | [`why`] | the story of each role change, from the journal |
-//! | [`probe`], [`tuner`] | `keepalive probe`, `serve`, `tune` |
+//! | [`mod@probe`] | `keepalive probe`, `serve`, `tune` |
 //! | [`predecessor`] | who has the VM on this node already makes way |
 //! | [`room`] | memory and disk that a VM's RAM may take |
 //!
@@ -28,7 +28,6 @@ pub mod protect;
 pub mod room;
 pub mod standby;
 pub mod status;
-pub mod tuner;
 pub mod why;
 pub mod witness;
 

@@ -3,7 +3,7 @@
 use afterimage::{
     cli::{self, Command, ConfigCommand, ImageCommand, KeepaliveCommand, RdmaCommand},
     config::{self, ProtectConfig, StandbyConfig, WitnessConfig},
-    keeper, live, print, probe, protect, standby, status, tuner, why, witness,
+    keeper, live, print, probe, protect, standby, status, why, witness,
 };
 use api::Request;
 use node::{
@@ -88,7 +88,7 @@ fn run(command: Command) -> anyhow::Result<Code> {
         Command::Keepalive { command: KeepaliveCommand::Show(args) } => live::show(&args),
         Command::Keepalive { command: KeepaliveCommand::Probe(args) } => probe::probe(&args),
         Command::Keepalive { command: KeepaliveCommand::Serve(args) } => probe::serve(&args),
-        Command::Keepalive { command: KeepaliveCommand::Tune(args) } => tuner::tune(&args),
+        Command::Keepalive { command: KeepaliveCommand::Tune(args) } => probe::tune(&args),
         Command::DataPath => protect::data_path::run(),
         Command::Keeper(args) => keeper::run(args),
     }

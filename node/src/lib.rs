@@ -6,7 +6,6 @@
 //! | [`gate`] | an output gate for a VM of this process |
 //! | [`paths`] | RDMA or TCP, RDMA datagrams or UDP: agreed on per session |
 //! | [`keepalive`], [`beats`] | the beat thread |
-//! | [`tune`] | what a failure detector's setting would do, from what was measured of beats |
 //! | [`arbiter`] | a node's side of the register |
 //! | [`identity`], [`address`] | which node this is; addresses as operators write them |
 //! | [`rdma`] | this host's RDMA devices |
@@ -49,6 +48,5 @@ pub mod signals;
 pub mod stalls;
 pub mod standby;
 pub mod sys;
-pub mod tune;
 pub mod units;
 pub mod wake;

@@ -94,7 +94,7 @@ pub struct Took {
 impl Facts {
     /// Of one incident.
     #[must_use]
-    pub fn of(incident: &Incident) -> Self {
+    pub(crate) fn of(incident: &Incident) -> Self {
         let session = incident.session();
         let peer = session.and_then(|s| s.standby.map(|owner| owner.node).or(s.primary));
         let running = incident.first_of(|event| match event {

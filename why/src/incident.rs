@@ -112,53 +112,53 @@ fn is_beginning(record: &Record) -> bool {
 impl Incident {
     /// The event that it began with.
     #[must_use]
-    pub fn first(&self) -> &Record {
+    pub(crate) fn first(&self) -> &Record {
         &self.records[0]
     }
 
     /// Its newest event.
     #[must_use]
-    pub fn last(&self) -> &Record {
+    pub(crate) fn last(&self) -> &Record {
         self.records.last().unwrap_or(self.first())
     }
 
     /// The first event, Unix ms.
     #[must_use]
-    pub fn began_ms(&self) -> f64 {
+    pub(crate) fn began_ms(&self) -> f64 {
         self.first().at_ms
     }
 
     /// The newest event, Unix ms.
     #[must_use]
-    pub fn last_ms(&self) -> f64 {
+    pub(crate) fn last_ms(&self) -> f64 {
         self.last().at_ms
     }
 
     /// The event that ended it, Unix ms.
     #[must_use]
-    pub fn ended_ms(&self) -> Option<f64> {
+    pub(crate) fn ended_ms(&self) -> Option<f64> {
         self.outcome_ms
     }
 
     /// The first of its events that is `wanted`.
     #[must_use]
-    pub fn find(&self, wanted: impl Fn(&Event) -> bool) -> Option<&Record> {
+    pub(crate) fn find(&self, wanted: impl Fn(&Event) -> bool) -> Option<&Record> {
         self.records.iter().find(|record| wanted(&record.event))
     }
 
     /// What `of` makes of the first of its events that it accepts.
-    pub fn first_of<'a, T>(&'a self, of: impl Fn(&'a Event) -> Option<T>) -> Option<T> {
+    pub(crate) fn first_of<'a, T>(&'a self, of: impl Fn(&'a Event) -> Option<T>) -> Option<T> {
         self.records.iter().find_map(|record| of(&record.event))
     }
 
     /// The same, of the newest.
-    pub fn newest_of<'a, T>(&'a self, of: impl Fn(&'a Event) -> Option<T>) -> Option<T> {
+    pub(crate) fn newest_of<'a, T>(&'a self, of: impl Fn(&'a Event) -> Option<T>) -> Option<T> {
         self.records.iter().rev().find_map(|record| of(&record.event))
     }
 
     /// The session that it was in.
     #[must_use]
-    pub fn session(&self) -> Option<&Syncing> {
+    pub(crate) fn session(&self) -> Option<&Syncing> {
         self.before.iter().find_map(|record| match &record.event {
             Event::Syncing(syncing) => Some(syncing),
             _ => None,
@@ -167,7 +167,7 @@ impl Incident {
 
     /// How the arbiter answered last.
     #[must_use]
-    pub fn swap(&self) -> Option<(&Record, &Answered)> {
+    pub(crate) fn swap(&self) -> Option<(&Record, &Answered)> {
         self.records.iter().rev().find_map(|record| match &record.event {
             Event::Cas(answered) => Some((record, answered)),
             _ => None,
@@ -176,7 +176,7 @@ impl Incident {
 
     /// How it ended.
     #[must_use]
-    pub fn kind(&self) -> Kind {
+    pub(crate) fn kind(&self) -> Kind {
         let has = |wanted: fn(&Event) -> bool| self.find(wanted).is_some();
         let lost = self.swap().is_some_and(|(_, answered)| answered.outcome == Outcome::Lost);
         let is_discarded = has(|e| matches!(e, Event::Discarded(_)));

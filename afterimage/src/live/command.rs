@@ -9,7 +9,6 @@ use crate::{
     config::time_text,
     print,
     status::{as_json as all_as_json, find, left, sockets},
-    tuner::frequency,
 };
 use anyhow::{Result, bail};
 use api::{
@@ -21,6 +20,9 @@ use node::{
     beats::Wish,
     exit::{Code, ExitError},
     keepalive::Offer,
+};
+use probe::{
+    frequency,
     tune::{self, Assessment, Support, Verdict},
 };
 use std::{

@@ -6,7 +6,7 @@ use super::{
     rate::{Rate, counted},
     tail::Tail,
 };
-use crate::keepalive::Measured;
+use node::keepalive::Measured;
 use serde::Serialize;
 use std::time::Duration;
 

@@ -1,25 +1,20 @@
-//! `afterimage keepalive tune`: what each setting would do, from a probe file or a running session; and which to use.
+//! What each setting would do, from what was measured; and which to use.
 //!
 //! Everything that was measured counts: each phase, and what either end heard. A setting is judged by the worst of them. The statistics
-//! are [`node::tune`]'s.
+//! are [`crate::tune`]'s.
 
 mod text;
 
-pub(crate) use text::frequency;
+pub use text::{frequency, render};
 
 use crate::{
-    cli::{Frequency, TuneArgs},
-    probe::{self, ProbeFile},
+    ProbeFile, time,
+    tune::{self, Assessment, Limit, Model, Support, Verdict},
 };
-use anyhow::Result;
 use mc_core::detector::{MAX_INTERVAL, MIN_INTERVAL};
-use node::{
-    exit::{Code, ExitError},
-    keepalive::Measured,
-    tune::{Assessment, Limit, Model, Support, Verdict},
-};
+use node::keepalive::Measured;
 use serde::Serialize;
-use std::{io::Write, time::Duration};
+use std::{str::FromStr, time::Duration};
 
 /// The version of the JSON.
 const SCHEMA: u32 = 1;
@@ -79,9 +74,9 @@ struct FitTail {
     over: u64,
 }
 
-/// Everything that is said.
+/// Everything that is said; as JSON, what `afterimage keepalive tune --json` prints.
 #[derive(Clone, Debug, Serialize)]
-struct Outcome {
+pub struct Advice {
     schema: u32,
     kind: &'static str,
     measured_interval_s: f64,
@@ -93,29 +88,50 @@ struct Outcome {
     rows: Vec<Row>,
     recommended: Option<Row>,
     /// Whether the measured tail carries the wish.
-    carried: bool,
+    pub carried: bool,
     limits: Vec<String>,
     warnings: Vec<String>,
     fits: Vec<Fit>,
 }
 
-/// The command.
-pub fn tune(args: &TuneArgs) -> Result<Code> {
-    let file = if args.from.as_os_str() == "live" {
-        let vm = args.vm.ok_or_else(|| ExitError::usage("--from live needs --vm NAME"))?;
-        probe::of_session(&args.run_dir, vm, None)?
-    } else {
-        ProbeFile::read(&args.from)
-            .map_err(|error| ExitError::new(Code::Failed, format!("{}: {error}", args.from.display())))?
-    };
-    let outcome = judge(&file, args);
-    let out = if args.json { serde_json::to_string(&outcome)? + "\n" } else { text::render(&outcome) };
-    match std::io::stdout().write_all(out.as_bytes()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => return Err(e.into()),
-        _ => {}
+/// What is wanted of a setting.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wish {
+    /// A dead peer is suspected within this time, in 99 of 100 cases.
+    pub detect_within: Option<Duration>,
+    /// A live peer is suspected at most this often; without a word about it once a year.
+    pub false_failovers: Option<Frequency>,
+    /// Only this interval and multiplier is assessed.
+    pub what_if: Option<(Duration, u8)>,
+}
+
+/// How often something may happen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Frequency {
+    /// Times per second.
+    pub per_s: f64,
+}
+
+const DAY: f64 = 86_400.0;
+const PERIODS: [(&str, f64); 5] =
+    [("hour", 3600.0), ("day", DAY), ("week", 7.0 * DAY), ("month", 365.25 / 12.0 * DAY), ("year", 365.25 * DAY)];
+
+impl FromStr for Frequency {
+    type Err = String;
+
+    /// Reads "1/year".
+    fn from_str(text: &str) -> Result<Self, String> {
+        let error = || {
+            format!("invalid frequency {text:?}: expected a number per hour, day, week, month or year, such as 1/year")
+        };
+        let (number, period) = text.split_once('/').ok_or_else(error)?;
+        let number: f64 = number.parse().map_err(|_| error())?;
+        let (_, seconds) = PERIODS.into_iter().find(|(name, _)| *name == period).ok_or_else(error)?;
+        if !(number.is_finite() && number > 0.0) {
+            return Err(error());
+        }
+        Ok(Self { per_s: number / seconds })
     }
-    let wished = args.what_if.is_none();
-    Ok(if wished && !outcome.carried { Code::BoundMissed } else { Code::Done })
 }
 
 fn views(file: &ProbeFile) -> Vec<View<'_>> {
@@ -131,7 +147,9 @@ fn views(file: &ProbeFile) -> Vec<View<'_>> {
     views
 }
 
-fn judge(file: &ProbeFile, args: &TuneArgs) -> Outcome {
+/// What the measurements of `file` say of a wish.
+#[must_use]
+pub fn advise(file: &ProbeFile, args: &Wish) -> Advice {
     let views = views(file);
     let bearable = args.false_failovers.unwrap_or(ONE_A_YEAR).per_s;
     let measured = views.iter().map(|v| v.measured.interval()).max().unwrap_or(MIN_INTERVAL);
@@ -151,7 +169,7 @@ fn judge(file: &ProbeFile, args: &TuneArgs) -> Outcome {
     }
     let told = judged.or_else(|| best(&rows, within));
     let limits = told.iter().flat_map(|row| limits(&views[row.view], &row.assessment)).collect();
-    Outcome {
+    Advice {
         schema: SCHEMA,
         kind: "keepalive-tune",
         measured_interval_s: measured.as_secs_f64(),
@@ -318,7 +336,7 @@ fn warnings(views: &[View<'_>], measured: Duration) -> Vec<String> {
                  the figures are counts only",
                 view.name,
                 m.excess.count(),
-                node::tune::FEWEST
+                tune::FEWEST
             ));
         }
         if m.unrecorded > 0 {
@@ -338,14 +356,14 @@ fn warnings(views: &[View<'_>], measured: Duration) -> Vec<String> {
 
 /// What limits a setting, in words with numbers.
 fn limits(view: &View<'_>, a: &Assessment) -> Vec<String> {
-    let time = |h: &mc_core::histogram::Histogram| text::time(h.at(0.999));
+    let slowest = |h: &mc_core::histogram::Histogram| time(h.at(0.999));
     let m = view.measured;
     let mut words = vec![];
     match a.limit {
         Limit::OwnLateness => words.push(format!(
             "own scheduling ({}): this end's thread is late by {} one time in a hundred, more than a quarter of the interval",
             view.name,
-            text::time(m.lateness.at(0.99))
+            time(m.lateness.at(0.99))
         )),
         Limit::Loss => words.push(format!(
             "loss ({}): {} of {} beats, the longest run {}",
@@ -357,18 +375,18 @@ fn limits(view: &View<'_>, a: &Assessment) -> Vec<String> {
         Limit::Stalls => {
             let sender = view.sender.filter(|s| s.lateness.at(0.999) * 2 > m.excess.at(0.999));
             let whose = match sender {
-                Some(sender) => format!("the other end's scheduling: its thread is late by {} (99.9 %)", time(&sender.lateness)),
+                Some(sender) => format!("the other end's scheduling: its thread is late by {} (99.9 %)", slowest(&sender.lateness)),
                 None if view.sender.is_some() => "the link, or what is between the threads and it".to_owned(),
                 None => "the link or the other end's scheduling (a probe of the other end would tell)".to_owned(),
             };
-            words.push(format!("{whose} ({}): silence beyond what was due: {} (99.9 %)", view.name, time(&m.excess)));
+            words.push(format!("{whose} ({}): silence beyond what was due: {} (99.9 %)", view.name, slowest(&m.excess)));
         }
     }
     if m.self_late > 0 && a.limit != Limit::OwnLateness {
         words.push(format!(
             "own scheduling, which only lengthens detection: late by more than a quarter of an interval {} times, {} at the worst; discounted",
             m.self_late,
-            text::time(m.lateness.max())
+            time(m.lateness.max())
         ));
     }
     words
@@ -376,8 +394,7 @@ fn limits(view: &View<'_>, a: &Assessment) -> Vec<String> {
 
 fn fit(view: &View<'_>) -> Fit {
     let (m, model) = (view.measured, &view.model);
-    let tail =
-        |t: &node::tune::Tail| FitTail { threshold_s: t.threshold, scale_s: t.scale, shape: t.shape, over: t.over };
+    let tail = |t: &tune::Tail| FitTail { threshold_s: t.threshold, scale_s: t.scale, shape: t.shape, over: t.over };
     Fit {
         view: view.name.clone(),
         observed_s: m.observed().as_secs_f64(),
@@ -394,17 +411,36 @@ fn fit(view: &View<'_>) -> Fit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        cli::{Cli, Command, KeepaliveCommand},
-        probe::{Phase, Settings},
-    };
-    use clap::Parser;
+    use crate::{Phase, Settings};
+    use node::units::parse_duration;
 
-    fn args(words: &str) -> TuneArgs {
-        let all = ["afterimage", "keepalive", "tune", "--from", "x"].into_iter().chain(words.split_whitespace());
-        match Cli::parse_from(all).command {
-            Command::Keepalive { command: KeepaliveCommand::Tune(args) } => args,
-            _ => unreachable!("not asked for"),
+    /// As on a command line.
+    fn args(words: &str) -> Wish {
+        let mut wish = Wish::default();
+        let words: Vec<&str> = words.split_whitespace().collect();
+        for flag in words.chunks(2) {
+            let said = flag[1];
+            match flag[0] {
+                "--detect-within" => wish.detect_within = Some(parse_duration(said).unwrap()),
+                "--false-failovers" => wish.false_failovers = Some(said.parse().unwrap()),
+                "--what-if" => {
+                    let (interval, k) = said.split_once(',').unwrap();
+                    let interval = parse_duration(interval.strip_prefix("interval=").unwrap()).unwrap();
+                    wish.what_if = Some((interval, k.strip_prefix("k=").unwrap().parse().unwrap()));
+                }
+                other => unreachable!("{other}"),
+            }
+        }
+        wish
+    }
+
+    #[test]
+    fn frequencies_are_numbers_per_period() {
+        let parse = |text: &str| text.parse::<Frequency>();
+        assert_eq!(parse("1/year").unwrap().per_s, 1.0 / 31_557_600.0);
+        assert_eq!(parse("0.5/hour").unwrap().per_s, 0.5 / 3600.0);
+        for text in ["year", "0/year", "1/eon", "-1/day"] {
+            assert!(parse(text).unwrap_err().contains("1/year"), "{text}");
         }
     }
 
@@ -433,11 +469,11 @@ mod tests {
 
     #[test]
     fn a_quiet_link_carries_the_wish_and_the_answer_keeps_to_it() {
-        let outcome = judge(&file(40, 200, 0), &args("--detect-within 100ms"));
+        let outcome = advise(&file(40, 200, 0), &args("--detect-within 100ms"));
         let best = outcome.recommended.as_ref().unwrap();
         assert!(outcome.carried && outcome.warnings.is_empty(), "{:?}", outcome.warnings);
         assert!(best.assessment.detection_s.p99 <= 0.1 && best.assessment.support == Support::Extrapolated, "{best:?}");
-        let outcome = judge(&file(40, 200, 0), &args("--false-failovers 1/year"));
+        let outcome = advise(&file(40, 200, 0), &args("--false-failovers 1/year"));
         assert!(outcome.carried && outcome.recommended.unwrap().assessment.detection_s.p99 < 0.1);
         assert!(text::render(&outcome_of("--false-failovers 1/year")).contains("never seen"));
     }
@@ -445,7 +481,7 @@ mod tests {
     #[test]
     fn a_no_is_never_recommended() {
         for wish in ["--detect-within 30ms", "--detect-within 100ms", "--false-failovers 1/year"] {
-            let outcome = judge(&file(40, 30_000, 0), &args(wish));
+            let outcome = advise(&file(40, 30_000, 0), &args(wish));
             assert!(outcome.recommended.is_none() && !outcome.carried, "{wish}: {:?}", outcome.recommended);
             let text = text::render(&outcome);
             assert!(!text.contains("recommended") && !text.contains("--beat-interval"), "{text}");
@@ -454,7 +490,7 @@ mod tests {
                 "{text}"
             );
         }
-        let outcome = judge(&file(40, 30_000, 0), &args("--what-if interval=10ms,k=3"));
+        let outcome = advise(&file(40, 30_000, 0), &args("--what-if interval=10ms,k=3"));
         assert!(
             outcome.recommended.is_none()
                 && outcome.warnings.iter().any(|w| w.contains("these measurements do not show that"))
@@ -463,7 +499,7 @@ mod tests {
 
     #[test]
     fn both_wishes_are_kept_or_it_is_said_which_cannot_be_had() {
-        let both = |stall_us, words: &str| judge(&file(40, stall_us, 0), &args(words));
+        let both = |stall_us, words: &str| advise(&file(40, stall_us, 0), &args(words));
         let outcome = both(200, "--detect-within 100ms --false-failovers 1/month");
         let best = outcome.recommended.as_ref().unwrap();
         assert!(outcome.carried && best.assessment.detection_s.p99 <= 0.1, "{best:?}");
@@ -481,17 +517,17 @@ mod tests {
         assert!(said.contains("no measured setting reaches at most 1.0/year"), "{said}");
     }
 
-    fn outcome_of(words: &str) -> Outcome {
-        judge(&file(40, 200, 0), &args(words))
+    fn outcome_of(words: &str) -> Advice {
+        advise(&file(40, 200, 0), &args(words))
     }
 
     #[test]
     fn a_tail_that_does_not_carry_the_wish_is_said_so_with_numbers() {
-        let outcome = judge(&file(40, 30_000, 0), &args("--detect-within 30ms"));
+        let outcome = advise(&file(40, 30_000, 0), &args("--detect-within 30ms"));
         assert!(!outcome.carried);
         let text = text::render(&outcome);
         assert!(text.contains("no setting that detects within 30 ms is shown") && text.contains("95 %"), "{text}");
-        let outcome = judge(&file(40, 30_000, 0), &args("--false-failovers 1/year"));
+        let outcome = advise(&file(40, 30_000, 0), &args("--false-failovers 1/year"));
         assert!(
             !outcome.carried && outcome.warnings.iter().any(|w| w.contains("no setting is shown")),
             "{:?}",
@@ -501,9 +537,9 @@ mod tests {
 
     #[test]
     fn one_setting_is_one_row_and_what_cannot_be_told_is_not_told() {
-        let outcome = judge(&file(40, 200, 3), &args("--what-if interval=10ms,k=5"));
+        let outcome = advise(&file(40, 200, 3), &args("--what-if interval=10ms,k=5"));
         assert_eq!(outcome.rows.len(), 1);
-        let outcome = judge(&file(40, 200, 3), &args("--what-if interval=1ms,k=5"));
+        let outcome = advise(&file(40, 200, 3), &args("--what-if interval=1ms,k=5"));
         assert_eq!(outcome.rows[0].assessment.support, Support::Untold);
         assert!(outcome.warnings.iter().any(|w| w.contains("--interval 1 ms")), "{:?}", outcome.warnings);
         let json = serde_json::to_value(&outcome).unwrap();

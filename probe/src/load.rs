@@ -1,6 +1,6 @@
 //! The load of a probe: sends checkpoints of generated pages; the other end counts and ACKs them.
 
-use super::SLABS;
+use crate::SLABS;
 use anyhow::{Context, Result, bail, ensure};
 use mc_core::{
     id::{BlockId, Epoch, Generation, Incarnation, PAGE_SIZE},
@@ -19,14 +19,14 @@ const DEPTH: u64 = 2;
 const DEAD: Duration = Duration::from_secs(2);
 
 /// Sleeps until the link has something to do, at most so long.
-pub(super) fn rest(link: &(impl Transport + ?Sized), most: Duration) {
+pub(crate) fn rest(link: &(impl Transport + ?Sized), most: Duration) {
     let Some(fd) = node::inbox::link(link) else { return std::thread::sleep(most) };
     // An error or a signal is as good as readiness: the link is polled next.
     let _ = node::inbox::wait(&mut [fd], mc_core::id::Time(0), None, most);
 }
 
 /// The sending end.
-pub(super) struct Load {
+pub(crate) struct Load {
     incarnation: Incarnation,
     slabs: Vec<SealedSlab>,
     per_checkpoint: u32,
@@ -40,7 +40,7 @@ pub(super) struct Load {
 }
 
 impl Load {
-    pub(super) fn new(bytes: u64, slab_size: u32, incarnation: Incarnation) -> Result<Self> {
+    pub(crate) fn new(bytes: u64, slab_size: u32, incarnation: Incarnation) -> Result<Self> {
         let mut pool = SlabPool::new(slab_size as usize, SLABS * slab_size as usize);
         let mut slabs = vec![];
         while slabs.len() < SLABS {
@@ -70,7 +70,7 @@ impl Load {
 
     /// What was wrong with the way of the checkpoints by the phase's end, and whether that ended it: beats beside no load tell
     /// nothing of beats beside load.
-    pub(super) fn trouble(&self, phase: &str, peer: &str) -> Option<(String, bool)> {
+    pub(crate) fn trouble(&self, phase: &str, peer: &str) -> Option<(String, bool)> {
         let now = self.last_ack.elapsed();
         let longest = self.longest.max(now).as_secs_f64();
         if self.acked == 0 {
@@ -85,12 +85,12 @@ impl Load {
     }
 
     /// Bytes of pages that were ACKed.
-    pub(super) fn acked_bytes(&self) -> u64 {
+    pub(crate) fn acked_bytes(&self) -> u64 {
         self.acked * u64::from(self.per_checkpoint) * self.pages * PAGE_SIZE as u64
     }
 
     /// Submits what the link takes. Whether it took anything.
-    pub(super) fn push(&mut self, link: &mut dyn Transport) -> bool {
+    pub(crate) fn push(&mut self, link: &mut dyn Transport) -> bool {
         let mut any = false;
         while self.epoch - self.acked < DEPTH {
             if self.sent < self.per_checkpoint {
@@ -116,7 +116,7 @@ impl Load {
         any
     }
 
-    pub(super) fn take(&mut self, completion: Completion) -> Result<()> {
+    pub(crate) fn take(&mut self, completion: Completion) -> Result<()> {
         match completion {
             Completion::Written(slab) => self.slabs.push(slab),
             Completion::Received(Control { epoch, body: Body::Ack { .. }, .. }) => {
@@ -132,7 +132,7 @@ impl Load {
 }
 
 /// The receiving end.
-pub(super) struct Sink {
+pub(crate) struct Sink {
     slabs: u32,
     bytes: u64,
     waiting: VecDeque<Op>,
@@ -140,7 +140,7 @@ pub(super) struct Sink {
 
 impl Sink {
     /// Posts slabs.
-    pub(super) fn new(link: &mut dyn Transport, slab_size: u32) -> Result<Self> {
+    pub(crate) fn new(link: &mut dyn Transport, slab_size: u32) -> Result<Self> {
         let mut pool = SlabPool::new(slab_size as usize, SLABS * slab_size as usize);
         let mut sink = Self { slabs: 0, bytes: 0, waiting: VecDeque::new() };
         for _ in 0..SLABS {
@@ -159,7 +159,7 @@ impl Sink {
     }
 
     /// Takes what has come. Whether the other end has said goodbye, or hung up.
-    pub(super) fn turn(&mut self, link: &mut dyn Transport) -> Result<bool> {
+    pub(crate) fn turn(&mut self, link: &mut dyn Transport) -> Result<bool> {
         self.retry(link);
         while let Some(completion) = link.poll() {
             match completion {

@@ -1,12 +1,13 @@
 //! Prints the results of a probe.
 
-use super::file::{Phase, ProbeFile};
+use crate::file::{Phase, ProbeFile};
 use mc_core::histogram::Histogram;
 use node::keepalive::{LossRuns, Measured};
 use std::{fmt::Write, time::Duration};
 
 /// A time with three digits and its unit.
-pub(crate) fn time(time: Duration) -> String {
+#[must_use]
+pub fn time(time: Duration) -> String {
     let us = time.as_secs_f64() * 1e6;
     match us {
         _ if us < 9.995 => format!("{us:.2} us"),
@@ -18,7 +19,8 @@ pub(crate) fn time(time: Duration) -> String {
 }
 
 /// The whole report as text.
-pub(super) fn render(file: &ProbeFile) -> String {
+#[must_use]
+pub fn render(file: &ProbeFile) -> String {
     let mut out = format!("{} with {}\n", file.machine.host, file.peer);
     for phase in &file.phases {
         phase_lines(&mut out, phase, &file.settings.keepalive);

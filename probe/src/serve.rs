@@ -1,13 +1,9 @@
-//! The serving end: answers one probe at a time, and refuses others with that reason.
+//! The serving end: answers one probe at a time, and refuses others with that reason. Synchronous: see the crate.
 
-use super::{
+use crate::{
     MULTIPLIER, SLABS,
     greeting::{self, Answer, Ask, Greeting},
     load::{self, Sink},
-};
-use crate::{
-    cli::ServeArgs,
-    config::{self, PathsConfig},
 };
 use anyhow::{Context, Result, bail};
 use mc_core::{
@@ -18,15 +14,14 @@ use mc_core::{
 use node::{
     beats::{self, Wish},
     clock::Clock,
-    exit::{self, Code, ExitError, cannot_listen},
+    exit::{self, cannot_listen},
     keepalive::{BeatHandle, Measured, Verdict},
-    paths::{self, Route},
+    paths::{self, PathsConfig, Route},
     repeated::{Repeated, and_more},
 };
 use parking_lot::Mutex;
-use signal_hook::consts::{SIGINT, SIGTERM};
 use std::{
-    io::Write,
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -47,7 +42,7 @@ const GONE: Duration = Duration::from_secs(5);
 const MAX_SLAB: u32 = 4 << 20;
 
 /// What the sessions leave.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Shared {
     /// A probe is under way.
     busy: bool,
@@ -55,38 +50,58 @@ struct Shared {
     last: Option<(Incarnation, Answer)>,
 }
 
-/// The command: serves until SIGTERM or SIGINT. Prints the address it listens on.
-pub fn serve(args: &ServeArgs) -> Result<Code> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGTERM, SIGINT] {
-        signal_hook::flag::register(signal, Arc::clone(&stop))?;
-    }
-    let config = config::paths(args.paths.clone(), u64::from(MAX_SLAB) * SLABS as u64).map_err(ExitError::from)?;
-    paths::check(&config)?;
-    let mut listener = Listener::bind(args.listen, SessionOptions::default()).map_err(cannot_listen)?;
-    // Whoever started us may have gone.
-    let _ = writeln!(std::io::stdout(), "listening on {}", listener.local_addr());
-    let mut server = Server { config, shared: Arc::default(), stop, said: Repeated::default() };
-    while !server.stop.load(Ordering::Acquire) {
-        match listener.accept(GLANCE) {
-            Ok(None) => {}
-            Ok(Some(offer)) => server.hear(offer),
-            Err(error) => server.say(error.kind(), |more| {
-                tracing::warn!(%error, "refused a connection{}", and_more(more));
-            }),
-        }
-    }
-    Ok(Code::Done)
+/// Memory that the checkpoints of a probe may take here, which a device has to register.
+pub const SERVED_BYTES: u64 = MAX_SLAB as u64 * SLABS as u64;
+
+/// Answers probes.
+#[derive(Debug)]
+pub struct Server {
+    listener: Listener,
+    answers: Answers,
 }
 
-struct Server {
+impl Server {
+    /// Listens. Once `stop` is true, [`Server::run`] ends, and the probe that is under way.
+    ///
+    /// # Errors
+    /// The address cannot be had, or a way that `config` asks for.
+    pub fn bind(listen: SocketAddr, config: PathsConfig, stop: Arc<AtomicBool>) -> Result<Self> {
+        paths::check(&config)?;
+        let listener = Listener::bind(listen, SessionOptions::default()).map_err(cannot_listen)?;
+        let answers = Answers { config, shared: Arc::default(), stop, said: Repeated::default() };
+        Ok(Self { listener, answers })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.listener.local_addr()
+    }
+
+    /// Serves, until it is to stop.
+    pub fn run(mut self) {
+        let answers = &mut self.answers;
+        while !answers.stop.load(Ordering::Acquire) {
+            match self.listener.accept(GLANCE) {
+                Ok(None) => {}
+                Ok(Some(offer)) => answers.hear(offer),
+                Err(error) => answers.say(error.kind(), |more| {
+                    tracing::warn!(%error, "refused a connection{}", and_more(more));
+                }),
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Answers {
     config: PathsConfig,
     shared: Arc<Mutex<Shared>>,
     stop: Arc<AtomicBool>,
     said: Repeated,
 }
 
-impl Server {
+impl Answers {
     /// Says it; in a crowd, counts it.
     fn say(&mut self, kind: &str, line: impl FnOnce(u64)) {
         if let Some(more) = self.said.say(kind, Instant::now()) {

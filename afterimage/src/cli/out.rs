@@ -10,7 +10,7 @@ use std::{
 
 /// A file that can be written, and is not yet.
 #[derive(Debug)]
-pub(super) struct Out {
+pub(crate) struct Out {
     path: PathBuf,
     file: File,
     /// Whether it was not there before.
@@ -22,7 +22,7 @@ impl Out {
     ///
     /// # Errors
     /// With what to do.
-    pub(super) fn open(path: &Path) -> Result<Self, ExitError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, ExitError> {
         let open = |new| OpenOptions::new().write(true).create_new(new).open(path);
         let made = open(true).map(|file| (file, true));
         let opened = made.or_else(|error| match error.kind() {
@@ -37,7 +37,7 @@ impl Out {
     }
 
     /// Writes it.
-    pub(super) fn write(mut self, text: &str) -> io::Result<()> {
+    pub(crate) fn write(mut self, text: &str) -> io::Result<()> {
         self.made = false;
         if self.file.metadata()?.is_file() {
             self.file.set_len(0)?;

@@ -149,6 +149,18 @@ impl ProbeFile {
         Self { schema: SCHEMA, kind, taken_unix_s, machine, peer, settings, phases: vec![], notes: vec![] }
     }
 
+    /// What a session's beats measured at one end: `of`, "the session of web, at its standby".
+    #[must_use]
+    pub fn of_session(of: String, here: Measured) -> Self {
+        let ways = here.paths.iter().map(|path| path.name.as_str()).collect::<Vec<_>>().join("+");
+        let settings = Settings { keepalive: ways, interval_us: here.interval_us, ..Settings::default() };
+        let mut file = Self::new(of, settings);
+        let seconds = here.observed().as_secs_f64();
+        file.phases = vec![Phase { name: "session".into(), seconds, load_mib_per_s: None, here, there: None }];
+        file.notes.push("this shows one end only; run the command on the other host for the other end".into());
+        file
+    }
+
     /// What is in a file.
     ///
     /// # Errors

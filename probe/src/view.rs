@@ -1,6 +1,6 @@
 //! What a probe shows while it measures: on a terminal one line that is drawn anew, elsewhere a line every ten seconds.
 
-use super::text::time;
+use crate::text::time;
 use node::keepalive::Measured;
 use std::{
     fmt::Write as _,
@@ -12,7 +12,7 @@ const REDRAW: Duration = Duration::from_millis(250);
 const LINE: Duration = Duration::from_secs(10);
 
 /// One phase's view, on stderr.
-pub(super) struct View {
+pub(crate) struct View {
     name: String,
     whole: Duration,
     terminal: bool,
@@ -20,13 +20,13 @@ pub(super) struct View {
 }
 
 impl View {
-    pub(super) fn new(name: &str, whole: Duration) -> Self {
+    pub(crate) fn new(name: &str, whole: Duration) -> Self {
         let terminal = std::io::stderr().is_terminal();
         Self { name: name.to_owned(), whole, terminal, next: if terminal { Duration::ZERO } else { LINE } }
     }
 
     /// Shows it if it is time to.
-    pub(super) fn show(&mut self, passed: Duration, measured: impl FnOnce() -> Option<Measured>) {
+    pub(crate) fn show(&mut self, passed: Duration, measured: impl FnOnce() -> Option<Measured>) {
         if passed < self.next {
             return;
         }
@@ -38,7 +38,7 @@ impl View {
     }
 
     /// Leaves the line.
-    pub(super) fn end(&self) {
+    pub(crate) fn end(&self) {
         if self.terminal {
             let _ = writeln!(std::io::stderr());
         }

@@ -10,7 +10,7 @@ const VERSION: u32 = 1;
 const KIND: &str = "keepalive-probe";
 
 /// This host's name, for the other end's log.
-pub(super) fn this_host() -> Name {
+pub(crate) fn this_host() -> Name {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     Name::new(&host).unwrap_or_else(|_| Name::new("a host").expect("a name"))
 }

@@ -1,6 +1,6 @@
 //! How long after a death the suspicion comes.
 
-use crate::keepalive::Measured;
+use node::keepalive::Measured;
 use serde::Serialize;
 use std::time::Duration;
 

@@ -1,20 +1,16 @@
-//! The probing end: runs the phases, and collects what both ends measured.
+//! The probing end: runs the phases, and collects what both ends measured. Synchronous: see the crate.
 
-use super::{
+use crate::{
     MULTIPLIER, SLAB, SLABS,
     file::{Phase, ProbeFile, Settings},
     greeting::{self, Answer, Ask, Greeting},
     load::{self, Load},
-    out::Out,
-    text,
     view::View,
 };
-use crate::{cli::ProbeArgs, config, config::PathsConfig, config::parse_size, status::find};
 use anyhow::{Context, Result, bail, ensure};
-use api::{Request, Response, Side, ask};
 use mc_core::{
     detector::Parameters,
-    id::{Epoch, Generation, Incarnation, Name, Node, NodeId, WitnessId},
+    id::{Epoch, Generation, Incarnation, Node, NodeId, WitnessId},
     transport::{Completion, Op, Transport},
     wire::{
         beat::BeatKey,
@@ -23,20 +19,16 @@ use mc_core::{
     },
 };
 use node::{
+    address::LocalAddr,
+    arbiter::HostPort,
     beats::{self, Wish},
     exit::{self, Code, ExitError},
     keepalive::{BeatHandle, Measured},
-    paths::{self, Ours, Report},
+    paths::{self, Ours, PathsConfig, Report},
 };
 use rustix::rand::{GetRandomFlags, getrandom};
-use signal_hook::consts::{SIGINT, SIGTERM};
 use std::{
-    io::Write,
-    path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 use transport_tcp::session::{Connected, SessionError, SessionOptions};
@@ -47,48 +39,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const REPORT: Duration = Duration::from_secs(10);
 /// How long a goodbye may take to leave.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// For an answer over the control socket.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest sleep of a phase's loop.
 const GLANCE: Duration = Duration::from_millis(50);
-
-/// Runs `afterimage keepalive probe`.
-pub fn probe(args: &ProbeArgs) -> Result<Code> {
-    let out = args.out.as_deref().map(Out::open).transpose()?;
-    let (file, failed) = match (&args.peer, args.vm) {
-        (Some(_), _) => measure(args)?,
-        (None, Some(vm)) => (of_session(&args.run_dir, vm, args.role)?, None),
-        (None, None) => bail!("neither --peer nor --vm"),
-    };
-    let json = serde_json::to_string(&file)?;
-    if let (Some(out), Some(path)) = (out, &args.out) {
-        out.write(&json).with_context(|| format!("writing {}", path.display()))?;
-    }
-    let out = if args.json { json + "\n" } else { text::render(&file) };
-    match std::io::stdout().write_all(out.as_bytes()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e.into()),
-        // What was measured is shown all the same.
-        _ => failed.map_or(Ok(Code::Done), Err),
-    }
-}
-
-/// The measurements of a session that runs on this host.
-pub(crate) fn of_session(run_dir: &Path, vm: Name, side: Option<Side>) -> Result<ProbeFile> {
-    let wanted = side.map_or_else(|| vec![Side::Primary, Side::Standby], |side| vec![side]);
-    let (path, side) = find(run_dir, vm, &wanted, "keepalive probe")?;
-    let here = match ask(&path, Request::Measured, PATIENCE)? {
-        Response::Measured(measured) => *measured,
-        Response::Refused { message, .. } => return Err(ExitError::new(Code::Failed, message).into()),
-        other => bail!("{} answered {:?} with {other:?}", side.as_str(), Request::Measured),
-    };
-    let ways = here.paths.iter().map(|path| path.name.as_str()).collect::<Vec<_>>().join("+");
-    let settings = Settings { keepalive: ways, interval_us: here.interval_us, ..Settings::default() };
-    let mut file = ProbeFile::new(format!("the session of {vm}, at its {}", side.as_str()), settings);
-    let seconds = here.observed().as_secs_f64();
-    file.phases = vec![Phase { name: "session".into(), seconds, load_mib_per_s: None, here, there: None }];
-    file.notes.push("this shows one end only; run the command on the other host for the other end".into());
-    Ok(file)
-}
 
 /// A session for one phase.
 struct Session {
@@ -98,15 +50,35 @@ struct Session {
     report: Report,
 }
 
-/// What was measured, and why it is not all that was asked for.
-fn measure(args: &ProbeArgs) -> Result<(ProbeFile, Option<anyhow::Error>)> {
+/// What to measure.
+#[derive(Clone, Debug)]
+pub struct Probe {
+    /// Where a [`Server`](crate::Server) listens.
+    pub peer: HostPort,
+    /// From one beat to the next.
+    pub interval: Duration,
+    /// How long each phase takes.
+    pub duration: Duration,
+    /// Bytes of a checkpoint of the second phase; without, there is none.
+    pub load: Option<u64>,
+    /// This end's address; without, the route's.
+    pub bind: Option<LocalAddr>,
+    /// Which way checkpoints and beats go.
+    pub paths: PathsConfig,
+}
+
+/// Memory that the checkpoints of a probe take, which a device has to register.
+pub const LOAD_BYTES: u64 = SLAB as u64 * SLABS as u64;
+
+/// Measures, until it is done or `stop` says so: then what was measured by then. Also says why it is not all that was asked for.
+///
+/// # Errors
+/// Nothing was measured.
+pub fn measure(args: &Probe, stop: &AtomicBool) -> Result<(ProbeFile, Option<anyhow::Error>)> {
     // Refused here with words, before anything is sent.
     Parameters::new(args.interval, args.interval, MULTIPLIER).map_err(ExitError::usage)?;
-    let config = config::paths(args.paths.clone(), u64::from(SLAB) * SLABS as u64).map_err(ExitError::from)?;
-    paths::check(&config)?;
-    let load = args.load.as_ref().map(|size| parse_size(size)).transpose().map_err(ExitError::usage)?;
-    let peer = args.peer.as_ref().context("a peer")?;
-    let stop = stopped_by_signals()?;
+    paths::check(&args.paths)?;
+    let (load, peer) = (args.load, &args.peer);
     let stopped = || stop.load(Ordering::Relaxed);
     let mut file = ProbeFile::new(peer.to_string(), Settings::default());
     let mut failed = None;
@@ -116,8 +88,8 @@ fn measure(args: &ProbeArgs) -> Result<(ProbeFile, Option<anyhow::Error>)> {
             file.notes.push(format!("interrupted: phase {name} was not measured"));
             continue;
         }
-        let measured = open(args, &config).and_then(|mut session| {
-            let beside = phase(&mut session, name, args.duration, load, &stop)?;
+        let measured = open(args).and_then(|mut session| {
+            let beside = phase(&mut session, name, args.duration, load, stop)?;
             Ok((session, beside))
         });
         let (session, Beside { here, rate, took, trouble }) = match measured {
@@ -167,17 +139,7 @@ fn dead_path(what: String) -> anyhow::Error {
     ExitError::new(Code::Failed, what).remedy(remedy).into()
 }
 
-/// ^C, or SIGTERM: what was measured by then is shown. A second one ends the process at once.
-fn stopped_by_signals() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGTERM, SIGINT] {
-        signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&stop))?;
-        signal_hook::flag::register(signal, Arc::clone(&stop))?;
-    }
-    Ok(stop)
-}
-
-fn hello(args: &ProbeArgs, beat_port: u16) -> Result<Hello> {
+fn hello(args: &Probe, beat_port: u16) -> Result<Hello> {
     let (mut incarnation, mut key) = ([0; 8], [0; 32]);
     getrandom(&mut incarnation, GetRandomFlags::empty())?;
     getrandom(&mut key, GetRandomFlags::empty())?;
@@ -215,8 +177,8 @@ fn explain(error: SessionError) -> anyhow::Error {
     ExitError::new(Code::Failed, error).remedy(remedy).into()
 }
 
-fn open(args: &ProbeArgs, config: &PathsConfig) -> Result<Session> {
-    let to = args.peer.as_ref().context("a peer")?;
+fn open(args: &Probe) -> Result<Session> {
+    let (to, config) = (&args.peer, &args.paths);
     let options = SessionOptions { deadline: HANDSHAKE, ..SessionOptions::default() };
     let call = paths::call(to, args.bind, &options).map_err(explain)?;
     let keepalive = paths::beats_at(config, call.local_addr(), paths::End::Caller)?;
@@ -306,14 +268,13 @@ fn goodbye(mut session: Session) {
 }
 
 /// What the other end measured. It may need a moment to see that the session is over.
-fn fetch(args: &ProbeArgs, incarnation: Incarnation) -> Result<Answer> {
-    let to = args.peer.as_ref().context("a peer")?;
+fn fetch(args: &Probe, incarnation: Incarnation) -> Result<Answer> {
     let greeting = Greeting::new(Ask::Report(incarnation.0)).encode();
     let options = SessionOptions { deadline: HANDSHAKE, ..SessionOptions::default() };
     let start = Instant::now();
     loop {
         let hello = hello(args, 0)?;
-        let call = paths::call(to, args.bind, &options);
+        let call = paths::call(&args.peer, args.bind, &options);
         match call.and_then(|call| call.shake_hands(&hello, &greeting, None)) {
             Ok(connected) => return Answer::decode(&connected.profile),
             Err(SessionError::Refused { .. }) if start.elapsed() < REPORT => {

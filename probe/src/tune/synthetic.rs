@@ -1,8 +1,8 @@
 //! The tuner against worlds whose law is known: the stated 95 % intervals must hold the true rate about that often.
 
 use super::*;
-use crate::keepalive::Measured;
 use mc_core::detector::jittered;
+use node::keepalive::Measured;
 use std::time::Duration;
 
 const INTERVAL: f64 = 0.01;

@@ -1,9 +1,10 @@
 //! Prints the tuner's table, recommendation and warnings.
 
-pub(super) use crate::probe::time;
-
-use super::{Fit, Outcome, Row};
-use node::tune::{Assessment, Limit, Support, Verdict};
+use super::{Advice, Fit, Row};
+use crate::{
+    time,
+    tune::{Assessment, Limit, Support, Verdict},
+};
 use std::{fmt::Write, time::Duration};
 
 const HOUR: f64 = 3600.0;
@@ -11,7 +12,8 @@ const DAY: f64 = 86_400.0;
 const YEAR: f64 = 365.25 * DAY;
 
 /// So often, in the unit that suits.
-pub(crate) fn frequency(per_s: f64) -> String {
+#[must_use]
+pub fn frequency(per_s: f64) -> String {
     let with = |seconds: f64, unit: &str| {
         let n = per_s * seconds;
         if n >= 99.5 { format!("{n:.0}/{unit}") } else { format!("{}/{unit}", digits(n)) }
@@ -51,7 +53,8 @@ pub(super) fn setting(a: &Assessment) -> String {
 }
 
 /// The whole of it.
-pub(super) fn render(outcome: &Outcome) -> String {
+#[must_use]
+pub fn render(outcome: &Advice) -> String {
     let mut out = String::new();
     let _ = writeln!(
         out,
@@ -138,7 +141,7 @@ fn fit_line(out: &mut String, fit: &Fit) {
 }
 
 /// Where the answer goes beyond what was seen.
-fn support(out: &mut String, outcome: &Outcome) {
+fn support(out: &mut String, outcome: &Advice) {
     let row = outcome.recommended.as_ref().or(outcome.rows.first());
     let Some(Row { assessment: a, worst, .. }) = row else { return };
     if matches!(a.support, Support::Extrapolated | Support::RuleOfThree) {
@@ -157,7 +160,7 @@ fn support(out: &mut String, outcome: &Outcome) {
     }
 }
 
-fn recommendation(out: &mut String, outcome: &Outcome) {
+fn recommendation(out: &mut String, outcome: &Advice) {
     if let Some(row) = outcome.recommended.as_ref().filter(|_| outcome.rows.len() > 1) {
         let a = &row.assessment;
         let wish = match outcome.detect_within_s {

@@ -9,7 +9,7 @@ use super::{
     rate::{Rate, counted},
     tail::Z,
 };
-use crate::keepalive::LossRuns;
+use node::keepalive::LossRuns;
 
 /// Runs beyond the threshold, at least, for ρ to be taken from them alone.
 const ENOUGH: u64 = 10;
