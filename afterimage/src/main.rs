@@ -3,7 +3,7 @@
 use afterimage::{
     cli::{self, Command, ConfigCommand, ImageCommand, KeepaliveCommand, RdmaCommand},
     config::{self, ProtectConfig, StandbyConfig, WitnessConfig},
-    keeper, live, print, probe, protect, standby, status, why, witness,
+    keeper, live, orders, print, probe, protect, standby, status, why, witness,
 };
 use api::Request;
 use node::{
@@ -70,12 +70,12 @@ fn run(command: Command) -> anyhow::Result<Code> {
         }
         Command::Status(args) => status::show(&args),
         Command::Why(args) => why::run(&args),
-        Command::Takeover(args) => status::operate(&args, &Request::Takeover),
-        Command::Solo(args) => status::operate(&args, &Request::Solo),
+        Command::Takeover(args) => orders::operate(&args, &Request::Takeover),
+        Command::Solo(args) => orders::operate(&args, &Request::Solo),
         Command::Set(args) => live::set(&args),
-        Command::Unprotect(args) => status::unprotect(&args),
-        Command::Reprotect(args) => status::reprotect(&args),
-        Command::Image { command: ImageCommand::Export(args) } => status::export(&args),
+        Command::Unprotect(args) => orders::unprotect(&args),
+        Command::Reprotect(args) => orders::reprotect(&args),
+        Command::Image { command: ImageCommand::Export(args) } => orders::export(&args),
         Command::Protect(args) => protect::run(ProtectConfig::resolve(args).map_err(ExitError::from)?),
         Command::Standby(args) => standby::run(StandbyConfig::resolve(args).map_err(ExitError::from)?),
         Command::Rdma { command: RdmaCommand::Devices { json } } => {

@@ -3,11 +3,12 @@
 
 use crate::{
     cli::{Out, ProbeArgs, ServeArgs, TuneArgs},
-    config, print,
-    status::find,
+    config,
+    find::find,
+    print,
 };
 use anyhow::{Context, Result, bail};
-use api::{Request, Response, Side, ask};
+use api::{ANSWER_PATIENCE, Request, Response, Side, ask};
 use mc_core::id::Name;
 use node::exit::{Code, ExitError};
 use probe::{LOAD_BYTES, Probe, ProbeFile, SERVED_BYTES, Server, Wish};
@@ -15,11 +16,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use std::{
     path::Path,
     sync::{Arc, atomic::AtomicBool},
-    time::Duration,
 };
-
-/// For an answer over the control socket.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// `afterimage keepalive probe`
 pub fn probe(args: &ProbeArgs) -> Result<Code> {
@@ -64,7 +61,7 @@ fn stopped_by_signals(twice: bool) -> Result<Arc<AtomicBool>> {
 fn of_session(run_dir: &Path, vm: Name, side: Option<Side>) -> Result<ProbeFile> {
     let wanted = side.map_or_else(|| vec![Side::Primary, Side::Standby], |side| vec![side]);
     let (path, side) = find(run_dir, vm, &wanted, "keepalive probe")?;
-    match ask(&path, Request::Measured, PATIENCE)? {
+    match ask(&path, Request::Measured, ANSWER_PATIENCE)? {
         Response::Measured(here) => Ok(ProbeFile::of_session(format!("the session of {vm}, at its {side}"), *here)),
         Response::Refused { message, .. } => Err(ExitError::new(Code::Failed, message).into()),
         other => bail!("{side} answered {:?} with {other:?}", Request::Measured),

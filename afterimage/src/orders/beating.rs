@@ -1,43 +1,17 @@
-//! `takeover` and `solo`: an operator says that the other side is stopped. Its beats may say otherwise.
+//! Whether the other side of a VM, which an operator says is stopped, beats all the same.
 
-use super::{PATIENCE, find, order};
 use crate::cli::OperatorArgs;
-use api::{Request, Response, Side, Status, ask};
-use node::exit::{Code, ExitError};
+use api::{ANSWER_PATIENCE, Request, Response, Side, Status, ask};
+use node::exit::ExitError;
 use std::{path::Path, time::Duration};
 
 /// Whoever asks does not wait for longer; a longer silence is a matter of seconds, and may be asked for again.
 const LONGEST_LOOK: Duration = Duration::from_secs(5);
 
-/// Tells the process what its operator decided: `takeover` on the standby, `solo` on the primary.
-pub fn operate(args: &OperatorArgs, request: &Request) -> anyhow::Result<Code> {
-    let (word, side, other) = match request {
-        Request::Solo => ("solo", Side::Primary, Side::Standby),
-        _ => ("takeover", Side::Standby, Side::Primary),
-    };
-    let path = find(&args.run_dir, args.vm, &[side], word).ok().map(|(path, _)| path);
-    let alive = path.and_then(|path| heard_again(&path));
-    match alive {
-        Some(beating) => beating.confirm(args, word, other)?,
-        None if args.yes_the_other_side_is_stopped || args.although_it_beats.is_some() => {}
-        None => {
-            let what = format!("afterimage {word} needs --yes-the-other-side-is-stopped");
-            let remedy = format!(
-                "make sure that {} does not run on the {}: power that host off, or kill its QEMU and check; then add \
-                 the flag",
-                args.vm,
-                other.as_str()
-            );
-            return Err(ExitError::usage(what).remedy(remedy).into());
-        }
-    }
-    order((&args.run_dir, args.vm, args.no_wait), side, request)
-}
-
 /// The other side, if it beats: was heard within a detection time, and again within another. Of one that has just died the last beat
 /// is as young.
-fn heard_again(path: &Path) -> Option<Beating> {
-    let look = || match ask(path, Request::Status, PATIENCE) {
+pub(super) fn heard_again(path: &Path) -> Option<Beating> {
+    let look = || match ask(path, Request::Status, ANSWER_PATIENCE) {
         Ok(Response::Status(status)) => Beating::of(&status).map(|beating| (beating, status.beats.detection_time_us)),
         _ => None, // told later, by whoever does not answer
     };
@@ -49,7 +23,7 @@ fn heard_again(path: &Path) -> Option<Beating> {
 
 /// The other side, which is heard.
 #[derive(Debug, PartialEq, Eq)]
-struct Beating {
+pub(super) struct Beating {
     node: String,
     ago_ms: u64,
     /// The arbiter would decide a swap now, and not the operator.
@@ -73,7 +47,7 @@ impl Beating {
     }
 
     /// The word has to name the one that it contradicts.
-    fn confirm(&self, args: &OperatorArgs, word: &str, other: Side) -> Result<(), ExitError> {
+    pub(super) fn confirm(&self, args: &OperatorArgs, word: &str, other: Side) -> Result<(), ExitError> {
         let Self { node, ago_ms, decided_by_arbiter } = self;
         let (vm, other) = (args.vm, other.as_str());
         let heard = format!("beats of {node} arrive (the last one {ago_ms} ms ago): the {other} is alive");

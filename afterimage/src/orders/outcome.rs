@@ -1,8 +1,7 @@
 //! Waits for the outcome of `takeover`, `solo` or `unprotect`: the order was taken, and is decided
 //! later. The command looks at it until it is, or until nothing has changed for a while.
 
-use super::PATIENCE;
-use api::{RUNNING, Request, Response, Status, ask, is_served};
+use api::{ANSWER_PATIENCE, RUNNING, Request, Response, Status, ask, is_served};
 use node::exit::{Code, ExitError};
 use std::{
     path::Path,
@@ -41,7 +40,7 @@ pub(super) fn wait(path: &Path, request: &Request, (vm, peer): (&str, &str)) -> 
     let mut last: Option<Status> = None;
     let (mut news, mut heard) = (Instant::now(), Instant::now());
     loop {
-        if let Ok(Response::Status(status)) = ask(path, Request::Status, PATIENCE) {
+        if let Ok(Response::Status(status)) = ask(path, Request::Status, ANSWER_PATIENCE) {
             match judge(request, &status.role) {
                 Verdict::Won => return Ok(won(request, vm, &status)),
                 Verdict::Lost => return Err(lost(request, (vm, peer), &status.role)),

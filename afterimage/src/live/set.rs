@@ -1,10 +1,49 @@
-//! `afterimage set`: its words, and what is in force for a reader.
+//! `afterimage set`: what of a primary is changed while it runs, and what is in force then.
 
-use crate::config::{self, Setting};
-use api::{Settings, SettingsReport};
-use node::units::{parse_duration, parse_size, size_text};
+use super::save::{Entry, prepare, save};
+use crate::{
+    cli::SetArgs,
+    config::{self, Setting},
+    find::find,
+    print,
+    status::as_json,
+};
+use anyhow::{Result, bail};
+use api::{ANSWER_PATIENCE, Request, Response, Settings, SettingsReport, Side, ask_one};
+use node::{
+    exit::{Code, ExitError},
+    units::{parse_duration, parse_size, size_text},
+};
 use std::{str::FromStr, time::Duration};
 use toml::{Table, Value};
+
+/// `afterimage set`
+pub fn set(args: &SetArgs) -> Result<Code> {
+    let (settings, written) = wanted(&args.settings).map_err(ExitError::usage)?;
+    let (path, side) = find(&args.run_dir, args.vm, &[Side::Primary], "set")?;
+    let ask = |settings| match ask_one(&path, Request::Set(settings), ANSWER_PATIENCE)? {
+        Response::Settings(report) => Ok(*report),
+        other => bail!("{} answered `set` with {other:?}", path.display()),
+    };
+    let edit = match &args.save {
+        None => None,
+        Some(_) => {
+            let file = ask(Settings::default())?.config_file;
+            let entries: Vec<Entry> =
+                written.iter().map(|(key, value)| (key.clone(), value.as_str().map(Into::into))).collect();
+            prepare(args.save.as_ref(), file.as_deref(), side, &entries)?
+        }
+    };
+    let report: SettingsReport = ask(settings)?;
+    let saved = save(edit);
+    let mut out = if args.json { as_json(&[&report], true)? } else { render(&report) };
+    if let (Ok(Some(saved)), false) = (&saved, args.json) {
+        out.push_str(&format!("  {saved}\n"));
+    }
+    print(&out)?;
+    saved?;
+    Ok(Code::Done)
+}
 
 /// `KEY=VALUE`, as it was written.
 #[derive(Clone, Debug)]
@@ -16,7 +55,7 @@ pub struct Assignment {
 impl FromStr for Assignment {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
         let (key, value) = text.split_once('=').ok_or_else(|| no_assignment(text))?;
         let name = if key == "max-staging" { "staging".to_owned() } else { key.replace('-', "_") };
         let setting = config::live().find(|setting| setting.key == name);
@@ -43,7 +82,7 @@ fn no_assignment(text: &str) -> String {
 ///
 /// # Errors
 /// One key twice.
-pub(super) fn wanted(assignments: &[Assignment]) -> Result<(Settings, Table), String> {
+fn wanted(assignments: &[Assignment]) -> std::result::Result<(Settings, Table), String> {
     let mut table = Table::new();
     for Assignment { setting, value } in assignments {
         if table.insert(setting.key.to_owned(), value.clone()).is_some() {
@@ -61,7 +100,7 @@ pub(super) fn wanted(assignments: &[Assignment]) -> Result<(Settings, Table), St
 }
 
 /// For a reader.
-pub(super) fn render(report: &SettingsReport) -> String {
+fn render(report: &SettingsReport) -> String {
     let mut text = format!(
         "{}: epoch {} ms, staging {} (no more than {}), on-cap {}\n",
         report.vm,

@@ -1,19 +1,20 @@
-//! The operator's end of `keepalive set`, `keepalive show` and `set`.
+//! `afterimage keepalive set` and `show`.
 
 use super::{
-    save::{Edit, Entry, edit},
-    settings, text,
+    save::{Entry, prepare, save},
+    text,
 };
 use crate::{
-    cli::{KeepaliveSetArgs, KeepaliveShowArgs, SetArgs, StatusArgs},
+    cli::{KeepaliveSetArgs, KeepaliveShowArgs, StatusArgs},
     config::time_text,
+    find::{find, left},
     print,
-    status::{as_json as all_as_json, find, left, sockets},
+    status::{as_json, sockets},
 };
 use anyhow::{Result, bail};
 use api::{
-    KeepaliveReport, NoAnswer, REPORT_SCHEMA, Request, Response, Settings, SettingsReport, Side, Wanted, ask, ask_all,
-    ask_one, keepalive::wished, side_of,
+    ANSWER_PATIENCE, KeepaliveReport, NoAnswer, REPORT_SCHEMA, Request, Response, Side, Wanted, ask, ask_all, ask_one,
+    keepalive::wished, side_of,
 };
 use mc_core::id::Name;
 use node::{
@@ -31,8 +32,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// For an answer over the control socket.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a change may take to settle: many of the longest beats that it has to wait for, within these bounds.
 const SETTLE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 /// So much of a session may say something of its silences.
@@ -40,19 +39,13 @@ const ENOUGH: Duration = Duration::from_secs(60);
 /// Interval at which the command checks whether the change is in force.
 const LOOK: Duration = Duration::from_millis(10);
 
-fn as_json(value: &impl serde::Serialize) -> Result<String> {
-    Ok(serde_json::to_string_pretty(value)? + "\n")
-}
-
-fn refused(message: String, remedy: Option<String>) -> anyhow::Error {
-    let error = ExitError::new(Code::Failed, message);
-    remedy.into_iter().fold(error, |error, remedy| error.remedy(remedy)).into()
+fn refused(message: String, remedy: &str) -> anyhow::Error {
+    ExitError::new(Code::Failed, message).remedy(remedy).into()
 }
 
 fn report(path: &Path, request: Request) -> Result<KeepaliveReport> {
-    match ask_one(path, request, PATIENCE)? {
+    match ask_one(path, request, ANSWER_PATIENCE)? {
         Response::Keepalive(report) => Ok(*report),
-        Response::Refused { message, remedy } => Err(refused(message, remedy)),
         other => bail!("{} answered a question about its keepalive with {other:?}", path.display()),
     }
 }
@@ -70,7 +63,7 @@ pub fn show(args: &KeepaliveShowArgs) -> Result<Code> {
     let reports: Vec<KeepaliveReport> =
         ask_all(&paths, &Request::Keepalive).into_iter().map(|(path, answer)| told_by(&path, answer)).collect();
     let heard = reports.iter().all(|report| matches!(report.state.as_str(), "up" | "late"));
-    print(&if *json { all_as_json(&reports, vm.is_some())? } else { reports.iter().map(text::render).collect() })?;
+    print(&if *json { as_json(&reports, vm.is_some())? } else { reports.iter().map(text::render).collect() })?;
     Ok(if heard { Code::Done } else { Code::Degraded })
 }
 
@@ -96,38 +89,6 @@ fn told_by(path: &Path, answer: std::result::Result<Response, NoAnswer>) -> Keep
 
 /// The sides that send beats.
 const PAIR: [Side; 2] = [Side::Primary, Side::Standby];
-
-/// What `--save` asks for: the file, edited and checked, and not written yet.
-fn prepare(
-    save: Option<&Option<PathBuf>>,
-    file: Option<&Path>,
-    side: Side,
-    entries: &[Entry],
-) -> Result<Option<Edit>, ExitError> {
-    let Some(named) = save else { return Ok(None) };
-    let Some(file) = named.as_deref().or(file) else {
-        let what = "--save needs a configuration file, and the process was started without one; nothing was changed";
-        return Err(ExitError::usage(what).remedy("name one: --save=FILE"));
-    };
-    edit(file, side, entries).map(Some)
-}
-
-/// Writes what [`prepare`] made, after the change. What was written where.
-///
-/// # Errors
-/// They say both: that the change is in force, and that the file does not have it.
-fn save(edit: Option<Edit>) -> Result<Option<String>, ExitError> {
-    let Some(edit) = edit else { return Ok(None) };
-    edit.write().map_err(|error| {
-        let remedy = "run the command again, or write the change into the file yourself; otherwise it is lost when \
-             the process ends";
-        let message = format!("the change is in force, but it was not saved: {}", error.message);
-        ExitError { message, remedy: error.remedy.or_else(|| Some(remedy.to_owned())), ..error }
-    })?;
-    Ok(Some(edit.told()))
-}
-
-// --- keepalive set ---
 
 /// `afterimage keepalive set`
 pub fn change(args: &KeepaliveSetArgs) -> Result<Code> {
@@ -157,7 +118,7 @@ pub fn change(args: &KeepaliveSetArgs) -> Result<Code> {
     expect(&after, &ordered.local.configured)?;
     let saved = save(edit);
     let where_to = saved.as_ref().ok().and_then(Option::as_deref);
-    print(&if args.json { as_json(&after)? } else { told(&after, args.this_side, where_to) })?;
+    print(&if args.json { as_json(&[&after], true)? } else { told(&after, args.this_side, where_to) })?;
     saved?;
     Ok(Code::Done)
 }
@@ -184,7 +145,7 @@ struct Doubt {
 /// What the tuner says of the wish, from what this session has measured so far; nothing if that carries it. Here and not in
 /// the process, whose loop must not wait for statistics.
 fn doubt(path: &Path, before: &KeepaliveReport, wish: Wish) -> Option<Doubt> {
-    let Ok(Response::Measured(measured)) = ask(path, Request::Measured, PATIENCE) else { return None };
+    let Ok(Response::Measured(measured)) = ask(path, Request::Measured, ANSWER_PATIENCE) else { return None };
     let found = tune::assess(&measured, wish.interval, wish.multiplier);
     let own = before.local.advertised;
     let now = Duration::from_micros(own.interval_us.into()) * u32::from(own.multiplier);
@@ -221,7 +182,7 @@ fn says_nothing_yet(seen: f64, vm: Name) -> anyhow::Error {
          or use --force",
         ENOUGH.as_secs()
     );
-    refused(what, Some(remedy))
+    refused(what, &remedy)
 }
 
 /// Waits until both sides have settled.
@@ -237,17 +198,14 @@ fn settle(path: &Path, before: &KeepaliveReport) -> Result<KeepaliveReport> {
         }
         if now.state == "suspect" || now.state == "none" {
             let what = format!("the session ended during the change (role now: {})", now.state);
-            return Err(refused(what, Some("look at `afterimage status`".to_owned())));
+            return Err(refused(what, "look at `afterimage status`"));
         }
         if start.elapsed() > limit {
             let what = format!(
                 "the other side did not confirm within {limit:?}. The request stands, nothing that needs its \
                  confirmation is in force, and protection goes on"
             );
-            return Err(refused(
-                what,
-                Some("watch `afterimage keepalive show` until it shows no poll in progress".into()),
-            ));
+            return Err(refused(what, "watch `afterimage keepalive show` until it shows no poll in progress"));
         }
         thread::sleep(LOOK);
     }
@@ -260,10 +218,7 @@ fn expect(after: &KeepaliveReport, wish: &Offer) -> Result<()> {
     }
     let what = "a change made on the other side at the same time replaced this one; that change is in force, this \
          one is not";
-    Err(refused(
-        what.to_owned(),
-        Some("check `afterimage keepalive show`, and set values from one side only".to_owned()),
-    ))
+    Err(refused(what.to_owned(), "check `afterimage keepalive show`, and set values from one side only"))
 }
 
 fn told(after: &KeepaliveReport, this_side: bool, saved: Option<&str>) -> String {
@@ -285,37 +240,6 @@ fn told(after: &KeepaliveReport, this_side: bool, saved: Option<&str>) -> String
         say(format!("{saved}; the other host has its own file: use --save there, too"));
     }
     out.concat()
-}
-
-// --- set ---
-
-/// `afterimage set`
-pub fn set(args: &SetArgs) -> Result<Code> {
-    let (wanted, written) = settings::wanted(&args.settings).map_err(ExitError::usage)?;
-    let (path, side) = find(&args.run_dir, args.vm, &[Side::Primary], "set")?;
-    let ask = |settings| match ask_one(&path, Request::Set(settings), PATIENCE)? {
-        Response::Settings(report) => Ok(*report),
-        Response::Refused { message, remedy } => Err(refused(message, remedy)),
-        other => bail!("{} answered `set` with {other:?}", path.display()),
-    };
-    let edit = match &args.save {
-        None => None,
-        Some(_) => {
-            let file = ask(Settings::default())?.config_file;
-            let entries: Vec<Entry> =
-                written.iter().map(|(key, value)| (key.clone(), value.as_str().map(Into::into))).collect();
-            prepare(args.save.as_ref(), file.as_deref(), side, &entries)?
-        }
-    };
-    let report: SettingsReport = ask(wanted)?;
-    let saved = save(edit);
-    let mut out = if args.json { as_json(&report)? } else { settings::render(&report) };
-    if let (Ok(Some(saved)), false) = (&saved, args.json) {
-        out.push_str(&format!("  {saved}\n"));
-    }
-    print(&out)?;
-    saved?;
-    Ok(Code::Done)
 }
 
 #[cfg(test)]
