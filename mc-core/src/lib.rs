@@ -53,6 +53,7 @@ pub mod machine;
 pub mod primary;
 pub mod ram;
 pub mod register;
+mod sabotage;
 pub mod seen;
 pub mod slab;
 pub mod source;

@@ -131,12 +131,8 @@ impl<V: PrimaryVm> Runner<V> {
             accept_witness: false,
         })?;
         let register = ask_for(&mut arbiter, &vm, owner)?;
-        let machine = Config {
-            epoch: settings.epoch,
-            window: settings.window,
-            commit_deadline: settings.commit_deadline(false),
-            sabotage: None,
-        };
+        let machine =
+            Config { epoch: settings.epoch, window: settings.window, commit_deadline: settings.commit_deadline(false) };
         let begin = Begin {
             machine,
             register,
