@@ -88,6 +88,7 @@ impl Settings {
 
 /// How a [`Runner`] ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum End {
     /// Another node owns the VM; this copy was stopped.
     Fenced,
