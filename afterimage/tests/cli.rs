@@ -1,10 +1,10 @@
 //! The command line and the file: what is read, what is refused, and with which exit code.
 
 use afterimage::{
-    cli::{Cli, Command, Side},
-    config::{ConfigError, KeepaliveWish, ProtectConfig, StandbyConfig, TransportWish, WitnessConfig},
-    status::Status,
+    cli::Cli, cli::Command, config::ConfigError, config::KeepaliveWish, config::ProtectConfig, config::StandbyConfig,
+    config::TransportWish, config::WitnessConfig,
 };
+use api::{Side, Status};
 use clap::{CommandFactory, Parser};
 use mc_core::testing::skip;
 use serde_json::Value;
@@ -277,7 +277,7 @@ fn a_wrong_file_is_refused_with_its_key_name_and_line() {
         ("protect = 1\n", 1, "begin it with a line [protect]"),
         ("[standby]\nepoch = '20ms'\n", 2, "`epoch` is not a key of [standby], but of [protect]"),
         ("[protect]\naccept_witness = true\n", 2, "a flag of `afterimage protect`, and no key"),
-        ("[protect]\nepoch = 20\n", 2, "epoch: expected a time with its unit, such as \"20ms\", not 20"),
+        ("[protect]\nepoch = 20\n", 2, "epoch: expected a time with its unit, such as \"20ms\", found 20"),
         ("[protect]\nepoch = '20'\n", 2, "epoch: invalid duration \"20\""),
         ("[protect]\nepoch = '0.5ms'\n", 2, "epoch: 0.5ms is out of range: expected 1ms to 60s"),
         ("[protect]\nepoch_ms = 0\n", 2, "epoch_ms: 0 is out of range"),
@@ -299,7 +299,7 @@ fn a_wrong_file_is_refused_with_its_key_name_and_line() {
         ("[standby]\nqemu = []\n", 2, "QEMU"),
         ("[standby]\nvm = 'web'\nqemu = ['qemu-system-x86_64 -m 2G']\n", 3, "write each word as its own element"),
         ("[standby]\nqemu = ['qemu', '-loadvm', 'x']\n", 2, "leave it out"),
-        ("[standby]\nnics = ['/a=tap0', '/b=tap0']\n", 2, "tap0 is another NIC's already"),
+        ("[standby]\nnics = ['/a=tap0', '/b=tap0']\n", 2, "tap0 is used by two NICs"),
         ("[protect]\nnics = ['/a=tap0', '/a=tap1']\n", 2, "/a is another NIC's already"),
         ("[protect]\nrejoin = true\n", 2, "needs a section [standby]"),
         ("[protect]\nvm = 'web'\nrejoin = true\n[standby]\nvm = 'db'\n", 5, "this one stands by for db"),

@@ -1,9 +1,7 @@
 //! The control socket, and the commands that speak over it.
 
-use afterimage::{
-    api::{Desk, ReplyTo, Serves},
-    cli::Side,
-    status::{ControlError, ControlSocket, Request, Response, SCHEMA, Status, ask, socket_path},
+use api::{
+    ControlError, ControlSocket, Desk, ReplyTo, Request, Response, SCHEMA, Serves, Side, Status, ask, socket_path,
 };
 use mc_core::id::Name;
 use std::{
@@ -304,7 +302,7 @@ fn a_dead_socket_hides_no_living_process_of_the_same_vm() {
     assert!(stderr.contains("not in this test"), "the standby was asked: {stderr}");
     let (code, stdout, _) = run(dir.path(), &["status"]);
     assert_eq!(code, 0, "{stdout}");
-    let left = format!("left over from before the failover, and harms nobody: `rm {}`", dead.display());
+    let left = format!("left over from before the failover, and harmless: `rm {}`", dead.display());
     assert!(stdout.contains(&left) && !stdout.contains("start it again"), "{stdout}");
 }
 

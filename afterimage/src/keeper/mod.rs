@@ -25,14 +25,9 @@ mod start;
 
 pub use start::{Charge, Keeper, relieve, running, take_network};
 
-use crate::{
-    cli::{KeeperArgs, Side},
-    config,
-    control::Control,
-    report,
-    status::socket_path,
-};
+use crate::{cli::KeeperArgs, config};
 use anyhow::{Context, Result};
+use api::{Control, Side, socket_path};
 use luggage::{FromKeeper, Luggage, ToKeeper};
 use mc_core::id::Name;
 use node::{
@@ -70,7 +65,7 @@ pub fn run(args: KeeperArgs) -> Result<Code> {
         false => Some(starter()?),
     };
     let control = Control::listen((&args.run_dir, &args.state_dir), args.vm, node, Side::Keeper)?;
-    let nics = report::nics(&args.nics);
+    let nics = args.nics.clone();
     let parts = match &starter {
         Some(starter) => handed_over(starter, nics.clone())?,
         None => nics.iter().map(|spec| NicParts { spec: spec.clone(), stream: None, tap: None }).collect(),

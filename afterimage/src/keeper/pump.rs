@@ -1,12 +1,8 @@
 //! A keeper's loop: passes packets, answers the control socket, reopens lost NICs and TAP devices.
 
-use crate::{
-    cli::KeeperArgs,
-    control::{Control, done, refused},
-    report,
-    status::{OfSide, Request, Response, SCHEMA, Status},
-};
+use crate::cli::KeeperArgs;
 use anyhow::Result;
+use api::{Control, OfSide, Request, Response, SCHEMA, Status, done, refused, report};
 use mc_core::{
     gate::OutputGate,
     id::{Name, Time},
@@ -168,7 +164,7 @@ impl Pump {
     fn status(&self) -> Status {
         let process =
             self.vm.as_ref().map_or_else(|| "of an unknown process".to_owned(), |vm| format!("process {}", vm.pid()));
-        let refused = self.stays.map(|why| format!("a signal to end was refused: {why}. Another one is obeyed"));
+        let refused = self.stays.map(|why| format!("refused to end: {why}. The next signal ends this process"));
         let notes = [
             format!(
                 "nobody protects the VM (QEMU {process}): this process passes its packets on until `afterimage protect` relieves it"
@@ -194,7 +190,7 @@ impl Pump {
         status.counters.insert("inbound_packets".into(), stats.inbound_packets);
         status.counters.insert("inbound_dropped".into(), self.gate.drops().inbound);
         status.counters.insert("mended".into(), self.mending.times());
-        report::fill_gate(&mut status, stats, &self.gate);
+        report::fill_gate(&mut status, stats, self.gate.hold_histogram().percentiles());
         status
     }
 }

@@ -4,13 +4,9 @@ use super::{
     log_path,
     luggage::{FromKeeper, Luggage, ToKeeper, pair},
 };
-use crate::{
-    cli::Side,
-    config::{NicSpec, ProtectConfig, StandbyConfig},
-    control::ask_any,
-    status::{Request, Response, socket_path},
-};
+use crate::{config::NicSpec, config::ProtectConfig, config::StandbyConfig};
 use anyhow::{Context, Result};
+use api::{Request, Response, Side, ask_any, socket_path};
 use mc_core::{
     gate::OutputGate,
     id::{Generation, Name, Time},

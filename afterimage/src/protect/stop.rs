@@ -90,7 +90,7 @@ pub(super) fn note(why: &str) -> String {
 
 /// A refused signal, as an event and in the log.
 pub(super) fn tell_refused(why: &str) {
-    tracing::error!(why, "a signal to end was refused, and the next one is obeyed: it closes the VM's gate");
+    tracing::error!(why, "refused to end on this signal; the next signal ends this process and closes the VM's gate");
     emit(Told::StopRefused(why.into()));
 }
 

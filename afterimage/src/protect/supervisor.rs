@@ -27,7 +27,7 @@ use super::{
     leaving::Leaving,
     vm_health::Health,
 };
-use crate::control;
+use crate::predecessor;
 use anyhow::{Context, Result};
 use mc_core::id::{Generation, Time};
 use node::primary::seek::Seek;
@@ -132,7 +132,7 @@ impl Supervisor {
     /// QEMU is gone, or another process on this host is the VM's way to its network.
     fn is_relieved(&self) -> bool {
         has_ended(self.brief.qemu_pid, self.brief.register.owner.instance)
-            || control::is_anybody_here(&self.brief.config.run_dir, self.brief.config.vm)
+            || predecessor::is_anybody_here(&self.brief.config.run_dir, self.brief.config.vm)
     }
 
     /// Starts one, and serves it until it ends, whatever the reason.
@@ -348,7 +348,7 @@ impl Supervisor {
             }
             self.leaving.attend(qemu);
             if self.signals.take() > 0 {
-                let what = "told again to end, although QEMU has not left its checkpoint: the VM may stand still. `afterimage \
+                let what = "ended by a second signal although QEMU has not left its checkpoint: the VM may stand still. `afterimage \
                             protect` on this host lets it go on";
                 return Err(ExitError::new(Code::Degraded, what).into());
             }

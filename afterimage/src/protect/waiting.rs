@@ -2,14 +2,9 @@
 //! serves the control socket itself, and hears signals: a process that waits is not one that hangs.
 
 use super::commanded::Qemu;
-use crate::{
-    cli::Side,
-    config::ProtectConfig,
-    control::{Control, ControlRequest, done, refused},
-    report,
-    status::{Request, Response, SCHEMA, Status},
-};
+use crate::config::ProtectConfig;
 use anyhow::Result;
+use api::{Control, ControlRequest, Request, Response, SCHEMA, Side, Status, done, refused, report};
 use mc_core::{
     id::{Generation, Node, Time},
     register::{CasOutcome, Register, Swap},

@@ -39,8 +39,9 @@ mod vm;
 mod waiting;
 mod why_not;
 
-use crate::{cli::Side, config::StandbyConfig, keeper, status::socket_path};
+use crate::{config::StandbyConfig, keeper};
 use anyhow::{Context, Result};
+use api::{Side, socket_path};
 use node::{
     beats,
     events::{self, Process},
