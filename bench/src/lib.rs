@@ -49,7 +49,7 @@ mod load;
 mod machine;
 pub mod peer;
 mod pong;
-mod progress;
+pub mod progress;
 mod qemu;
 pub mod record;
 mod register;

@@ -25,7 +25,7 @@ static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 const TICK: Duration = Duration::from_millis(250);
 
 /// Says a line on stderr.
-pub(crate) fn say(line: impl Display) {
+pub fn say(line: impl Display) {
     let line = format!("mc-bench: {line}");
     if BARS.is_hidden() || BARS.println(&line).is_err() {
         eprintln!("{line}");
@@ -34,7 +34,7 @@ pub(crate) fn say(line: impl Display) {
 
 /// A measurement of a known number of steps. The bar goes when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Progress {
+pub struct Progress {
     what: String,
     bar: ProgressBar,
 }
@@ -42,7 +42,7 @@ pub(crate) struct Progress {
 impl Progress {
     /// Nothing of it done yet.
     #[must_use]
-    pub(crate) fn new(what: impl Into<String>, steps: u64) -> Self {
+    pub fn new(what: impl Into<String>, steps: u64) -> Self {
         let bar = BARS.add(ProgressBar::new(steps));
         let template = "{prefix:<10} {bar:28.cyan/dim} {pos}/{len} {elapsed} (left: {eta}) {wide_msg:.dim}";
         bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
@@ -55,12 +55,12 @@ impl Progress {
     }
 
     /// What is being done now; shown beside the bar only.
-    pub(crate) fn doing(&self, words: impl Display) {
+    pub fn doing(&self, words: impl Display) {
         self.bar.set_message(words.to_string());
     }
 
     /// A step is done, with what came out of it.
-    pub(crate) fn step(&self, words: impl Display) {
+    pub fn step(&self, words: impl Display) {
         self.bar.inc(1);
         self.bar.set_message(words.to_string());
         if BARS.is_hidden() {
