@@ -58,7 +58,8 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// With the defaults: epochs of 20 ms, beats every 10 ms of which five may be missed, 64 MiB of staging, over TCP.
+    /// With the defaults: epochs of 20 ms, beats every 10 ms of which five may be missed, 64 MiB of staging; over RDMA where both sides
+    /// have it, else over TCP.
     #[must_use]
     pub fn new(vm: Name, node: Name, to: HostPort, arbiter: ArbiterSpec, state_dir: impl Into<PathBuf>) -> Self {
         let staging_bytes = 64 << 20;
@@ -69,13 +70,13 @@ impl Settings {
             arbiter,
             state_dir: state_dir.into(),
             bind: None,
-            paths: PathsConfig::tcp(staging_bytes),
+            paths: PathsConfig::auto(staging_bytes as u64),
             epoch: Duration::from_millis(20),
             window: 2,
             beats: Wish::default(),
             stall_after: None,
             slab_bytes: 1 << 20,
-            staging_bytes: 64 << 20,
+            staging_bytes,
         }
     }
 
@@ -107,13 +108,13 @@ pub struct Runner<V: PrimaryVm> {
 }
 
 impl<V: PrimaryVm> Runner<V> {
-    /// Asks the arbiter for the VM, as often as it takes to be answered. Its output is let out by `gate`, which is open while no standby
-    /// protects the VM.
+    /// Asks the arbiter for the VM, as often as it takes to be answered, and lets the VM run. Its output is let out by `gate`, which is
+    /// open while no standby protects the VM.
     ///
     /// # Errors
     /// The VM is another node's, or another process's of this one; no identity, no thread; the arbiter is an operator, whom nobody here
     /// asks.
-    pub fn new(settings: Settings, vm: V, gate: V::Gate) -> Result<Self> {
+    pub fn new(settings: Settings, mut vm: V, gate: V::Gate) -> Result<Self> {
         anyhow::ensure!(
             settings.arbiter != ArbiterSpec::Manual,
             "a primary's runner needs an arbiter that answers by itself: with `manual` the VM's output would be held for ever"
@@ -131,6 +132,7 @@ impl<V: PrimaryVm> Runner<V> {
             accept_witness: false,
         })?;
         let register = ask_for(&mut arbiter, &vm, owner)?;
+        vm.leave(&register)?;
         let machine = Config {
             epoch: settings.epoch,
             window: settings.window,

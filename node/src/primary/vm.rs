@@ -61,7 +61,7 @@ pub trait PrimaryVm {
         Ok(())
     }
 
-    /// The register says `register`, (solo, self): the VM sends no more checkpoints, and runs.
+    /// The register says `register`, (solo, self): the VM runs, and sends no checkpoints. So it begins, too; a VM may run before.
     ///
     /// # Errors
     /// As for [`PrimaryVm::start`].

@@ -50,7 +50,8 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// With the defaults: beats every 10 ms of which five may be missed, 64 MiB of staging, over TCP, without a rehearsal.
+    /// With the defaults: beats every 10 ms of which five may be missed, 64 MiB of staging, no rehearsal; over RDMA where both sides
+    /// have it, else over TCP.
     #[must_use]
     pub fn new(vm: Name, node: Name, listen: SocketAddr, arbiter: ArbiterSpec, state_dir: impl Into<PathBuf>) -> Self {
         let staging = 64 << 20;
@@ -60,7 +61,7 @@ impl Settings {
             listen,
             arbiter,
             state_dir: state_dir.into(),
-            paths: PathsConfig::tcp(staging),
+            paths: PathsConfig::auto(staging),
             beats: Wish::default(),
             stall_after: None,
             staging_bytes: staging,
