@@ -1,6 +1,6 @@
 //! A machine counts, and says each number. Its process is killed; the standby's process counts on, and says no number twice.
 use anyhow::{Context, Result, ensure};
-use node::{arbiter::ArbiterSpec, gate::messages, primary, standby, sys::child::ends_with_this_thread};
+use node::{arbiter::ArbiterSpec, gate, host::HostSettings, primary, standby, sys::child::ends_with_this_thread};
 use std::io::{BufRead, BufReader};
 use std::{env, net::SocketAddr, net::TcpListener, process::Command, process::Stdio, thread, time::Duration};
 use vmm_memory::{MemoryVm, SharedRam, Steps};
@@ -23,13 +23,13 @@ impl Steps for Counter {
 
 /// The process of one host. Who has the VM protects it to whoever waits at `at`; a standby waits there for it first.
 fn host(role: &str, at: SocketAddr, arbiter: ArbiterSpec, dir: &str) -> Result<()> {
-    let (out, gate) = messages(|number: u64| println!("{number}"))?;
+    let (out, gate) = gate::messages(|number: u64| println!("{number}"))?;
     let mut vm = MemoryVm::stepped(Counter::default(), 1 << 20, "counter 1", out)?;
-    let (name, node) = ("counter".parse()?, role.parse()?);
+    let us = HostSettings::new("counter".parse()?, role.parse()?, arbiter, dir).beating(Duration::from_millis(100), 10);
     if role == "standby" {
-        vm = standby::Runner::new(standby::Settings::new(name, node, at, arbiter.clone(), dir), vm)?.run()?;
+        vm = standby::Runner::new(standby::Settings::new(us.clone(), at), vm)?.run()?;
     }
-    primary::Runner::new(primary::Settings::new(name, node, at.into(), arbiter, dir), vm, gate)?.run().map(drop)
+    primary::Runner::new(primary::Settings::new(us, at), vm, gate)?.run().map(drop)
 }
 
 fn main() -> Result<()> {
