@@ -1,4 +1,4 @@
-//! A machine counts, and says each number. Its process is killed; the standby's process counts on, and says no number twice.
+//! A VM counts, and says each number. Its process is killed; the standby's process counts on, and says no number twice.
 use anyhow::{Context, Result, ensure};
 use node::{arbiter::ArbiterSpec, gate, host::HostSettings, primary, standby, sys::child::ends_with_this_thread};
 use std::io::{BufRead, BufReader};

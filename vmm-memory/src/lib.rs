@@ -2,8 +2,8 @@
 //!
 //! | you have | you implement | |
 //! |---|---|---|
-//! | a machine that runs in steps on a thread | [`Steps`] | [`MemoryVm::stepped`] |
-//! | threads of your own, such as KVM's | [`Machine`]: how they are stopped and let go on | [`MemoryVm::new`] |
+//! | a VM that runs in steps on a thread | [`Steps`] | [`MemoryVm::stepped`] |
+//! | threads of your own, such as KVM's | [`Cpus`]: how they are stopped and let go on | [`MemoryVm::new`] |
 //!
 //! A [`MemoryVm`] is both sides' VM: what a [`node::primary::Runner`] protects, and what a [`node::standby::Runner`] continues and gives
 //! back, for a primary's runner to protect it again. `examples/embed.rs` is a whole program.
@@ -44,11 +44,11 @@ use std::{
     },
 };
 
-/// A VM that can be continued elsewhere. Its clones command the same VM.
+/// What runs a VM, here or, later, elsewhere: its processors and its devices. Clones command the same ones.
 ///
 /// ```
 /// use std::{io, sync::{Arc, Mutex}};
-/// use vmm_memory::{Guest, Machine};
+/// use vmm_memory::{Cpus, Guest};
 ///
 /// #[derive(Clone, Default)]
 /// struct Vcpus(Arc<Mutex<Vec<u8>>>); // what KVM_GET_REGS and its like said
@@ -65,7 +65,7 @@ use std::{
 ///     }
 /// }
 ///
-/// impl Machine for Vcpus {
+/// impl Cpus for Vcpus {
 ///     fn restore(&mut self, device: &[u8]) -> io::Result<()> {
 ///         *self.0.lock().unwrap() = device.to_vec(); // KVM_SET_REGS
 ///         Ok(())
@@ -78,11 +78,11 @@ use std::{
 /// assert_eq!(there.device()?, b"rip");
 /// # Ok::<(), io::Error>(())
 /// ```
-pub trait Machine: Guest + Clone {
+pub trait Cpus: Guest + Clone {
     /// Takes over this state, which [`Guest::device`] gave elsewhere. RAM is as it was then; the VM is stopped.
     ///
     /// # Errors
-    /// It makes no sense to this machine.
+    /// It makes no sense here.
     fn restore(&mut self, device: &[u8]) -> io::Result<()>;
 
     /// How it is. Asked in every turn; must not wait.
@@ -91,10 +91,10 @@ pub trait Machine: Guest + Clone {
     }
 }
 
-/// The RAM of a VM that sends messages of type `T`, and its machine.
+/// The RAM of a VM that sends messages of type `T`, and what runs it.
 #[derive(Debug)]
-pub struct MemoryVm<M, T> {
-    machine: Commanded<M>,
+pub struct MemoryVm<C, T> {
+    cpus: Commanded<C>,
     ram: Arc<File>,
     profile: Vec<u8>,
     /// Of the copy that is, or was, continued here.
@@ -102,7 +102,7 @@ pub struct MemoryVm<M, T> {
     messages: PhantomData<fn() -> T>,
 }
 
-/// RAM of so many bytes, all of them zero: what a machine maps, and [`MemoryVm::new`] takes.
+/// RAM of so many bytes, all of them zero: what its processors map, and [`MemoryVm::new`] takes.
 ///
 /// # Errors
 /// No descriptor, no memory.
@@ -113,26 +113,26 @@ pub fn memory(bytes: u64) -> io::Result<Arc<File>> {
 }
 
 impl<S: Steps> MemoryVm<Stepped<S>, S::Message> {
-    /// A machine with so many bytes of RAM. A runner lets it run, once the VM is this node's. What it sends goes into `out`, the other end of a [`node::gate::messages`].
+    /// A VM with so many bytes of RAM. A runner lets it run, once the VM is this node's. What it sends goes into `out`, the other end of a [`node::gate::messages`].
     ///
     /// # Errors
     /// No descriptor, no memory, no thread.
-    pub fn stepped(machine: S, bytes: u64, profile: &str, out: Outbox<S::Message>) -> Result<Self> {
+    pub fn stepped(vm: S, bytes: u64, profile: &str, out: Outbox<S::Message>) -> Result<Self> {
         let ram = memory(bytes)?;
-        let stepped = Stepped::spawn(machine, map(&ram)?, out)?;
+        let stepped = Stepped::spawn(vm, map(&ram)?, out)?;
         Self::new(stepped, ram, profile)
     }
 }
 
-impl<M: Machine, T> MemoryVm<M, T> {
-    /// Over a machine that is stopped: a runner lets it run, once the VM is this node's. `profile`: what both sides must have in common besides the size of the RAM, such as the machine's version.
+impl<C: Cpus, T> MemoryVm<C, T> {
+    /// Over processors that are stopped: a runner lets it run, once the VM is this node's. `profile`: what both sides must have in common besides the size of the RAM, such as the VMM's version.
     ///
     /// # Errors
     /// The file cannot be asked for its size.
-    pub fn new(machine: M, ram: Arc<File>, profile: &str) -> Result<Self> {
+    pub fn new(cpus: C, ram: Arc<File>, profile: &str) -> Result<Self> {
         let profile = format!("{profile}, {} bytes of RAM", ram.metadata()?.len()).into_bytes();
-        let machine = Commanded { machine, fenced: Arc::default() };
-        Ok(Self { machine, ram, profile, instance: None, messages: PhantomData })
+        let cpus = Commanded { cpus, fenced: Arc::default() };
+        Ok(Self { cpus, ram, profile, instance: None, messages: PhantomData })
     }
 }
 
@@ -140,29 +140,29 @@ fn map(ram: &File) -> Result<SharedRam> {
     Ok(SharedRam::map(ram, usize::try_from(ram.metadata()?.len())?)?)
 }
 
-/// A machine that does not run again once another node owns its VM.
+/// Processors that do not run again once another node owns their VM.
 #[derive(Clone, Debug)]
-pub struct Commanded<M> {
-    machine: M,
+pub struct Commanded<C> {
+    cpus: C,
     fenced: Arc<AtomicBool>,
 }
 
-impl<M: Machine> Guest for Commanded<M> {
+impl<C: Cpus> Guest for Commanded<C> {
     fn pause(&mut self) -> io::Result<()> {
-        self.machine.pause()
+        self.cpus.pause()
     }
 
     fn resume(&mut self) -> io::Result<()> {
-        if self.fenced.load(Ordering::Acquire) { Ok(()) } else { self.machine.resume() }
+        if self.fenced.load(Ordering::Acquire) { Ok(()) } else { self.cpus.resume() }
     }
 
     fn device(&mut self) -> io::Result<Vec<u8>> {
-        self.machine.device()
+        self.cpus.device()
     }
 }
 
-impl<M: Machine, T> PrimaryVm for MemoryVm<M, T> {
-    type Source = MemorySource<Commanded<M>, Clock>;
+impl<C: Cpus, T> PrimaryVm for MemoryVm<C, T> {
+    type Source = MemorySource<Commanded<C>, Clock>;
     type Gate = MessageGate<T>;
 
     fn profile(&self) -> Vec<u8> {
@@ -174,24 +174,24 @@ impl<M: Machine, T> PrimaryVm for MemoryVm<M, T> {
     }
 
     fn life(&mut self) -> Life {
-        self.machine.machine.life()
+        self.cpus.cpus.life()
     }
 
     fn source(&mut self) -> Result<Self::Source> {
-        Ok(MemorySource::over(self.machine.clone(), Clock, &self.ram)?)
+        Ok(MemorySource::over(self.cpus.clone(), Clock, &self.ram)?)
     }
 
     fn leave(&mut self, _register: &Register) -> Result<()> {
-        Ok(self.machine.resume()?)
+        Ok(self.cpus.resume()?)
     }
 
     fn fence(&mut self) -> Result<()> {
-        self.machine.fenced.store(true, Ordering::Release);
-        if self.life() == Life::Lives { Ok(self.machine.pause()?) } else { Ok(()) }
+        self.cpus.fenced.store(true, Ordering::Release);
+        if self.life() == Life::Lives { Ok(self.cpus.pause()?) } else { Ok(()) }
     }
 }
 
-impl<M: Machine, T> StandbyVm for MemoryVm<M, T> {
+impl<C: Cpus, T> StandbyVm for MemoryVm<C, T> {
     fn prepare(&mut self, profile: &[u8]) -> Result<Ready> {
         if profile != self.profile {
             let [theirs, ours] = [profile, &self.profile].map(String::from_utf8_lossy);
@@ -205,8 +205,8 @@ impl<M: Machine, T> StandbyVm for MemoryVm<M, T> {
     }
 
     fn take_over(&mut self, image: &Image, _generation: Generation, _epoch: Epoch) -> Result<()> {
-        self.machine.machine.restore(image.device())?;
-        Ok(self.machine.resume()?)
+        self.cpus.cpus.restore(image.device())?;
+        Ok(self.cpus.resume()?)
     }
 
     fn discard(&mut self) {}

@@ -1,13 +1,13 @@
-//! A machine that a thread of this process runs, step by step. It is stopped between two steps.
+//! A VM that a thread of this process runs, step by step. It is stopped between two steps.
 
-use super::{Guest, Machine};
+use super::{Cpus, Guest};
 use mc_core::ram::SharedRam;
 use node::{inbox::Outbox, primary::Life};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{fmt, io, sync::Arc};
 
-/// A machine that runs in steps. What serde writes of it is its state; the rest is its RAM.
+/// A VM that runs in steps. What serde writes of it is its state; the rest is its RAM.
 ///
 /// ```
 /// use vmm_memory::{MemoryVm, SharedRam, Steps};
@@ -34,12 +34,11 @@ pub trait Steps: Serialize + DeserializeOwned + Send + 'static {
     /// What it sends.
     type Message: Send + 'static;
 
-    /// Runs on a little: whoever stops the machine waits for the end of the step. What it returns is sent. A panic is the machine's
-    /// death.
+    /// Runs on a little: whoever stops the VM waits for the end of the step. What it returns is sent. A panic is the VM's death.
     fn step(&mut self, ram: &mut SharedRam) -> Option<Self::Message>;
 }
 
-/// Commands a machine and its thread, which ends when the last clone of this is dropped.
+/// Commands a VM and its thread, which ends when the last clone of this is dropped.
 #[derive(Debug)]
 pub struct Stepped<S>(Arc<Owner<S>>);
 
@@ -47,12 +46,12 @@ pub struct Stepped<S>(Arc<Owner<S>>);
 struct Owner<S>(Arc<Shared<S>>);
 
 struct Shared<S> {
-    cpu: Mutex<Cpu<S>>,
+    state: Mutex<State<S>>,
     changed: Condvar,
 }
 
-struct Cpu<S> {
-    machine: S,
+struct State<S> {
+    vm: S,
     ram: SharedRam,
     wanted: Wanted,
     /// Its thread is there.
@@ -71,9 +70,9 @@ impl<S: Steps> Stepped<S> {
     ///
     /// # Errors
     /// No thread.
-    pub(super) fn spawn(machine: S, ram: SharedRam, out: Outbox<S::Message>) -> io::Result<Self> {
-        let cpu = Mutex::new(Cpu { machine, ram, wanted: Wanted::Stop, lives: true });
-        let shared = Arc::new(Shared { cpu, changed: Condvar::new() });
+    pub(super) fn spawn(vm: S, ram: SharedRam, out: Outbox<S::Message>) -> io::Result<Self> {
+        let state = Mutex::new(State { vm, ram, wanted: Wanted::Stop, lives: true });
+        let shared = Arc::new(Shared { state, changed: Condvar::new() });
         let of_thread = Arc::clone(&shared);
         std::thread::Builder::new().name("vm".into()).spawn(move || {
             let died = Died(&of_thread);
@@ -85,28 +84,28 @@ impl<S: Steps> Stepped<S> {
 
 impl<S> Stepped<S> {
     /// When this returns, no step is under way that began before.
-    fn want(&self, wanted: Wanted) -> io::Result<MutexGuard<'_, Cpu<S>>> {
+    fn want(&self, wanted: Wanted) -> io::Result<MutexGuard<'_, State<S>>> {
         let shared = &self.0.0;
-        let mut cpu = shared.cpu.lock();
-        if !cpu.lives {
-            return Err(io::Error::other("the machine's thread has panicked"));
+        let mut state = shared.state.lock();
+        if !state.lives {
+            return Err(io::Error::other("the VM's thread has panicked"));
         }
-        cpu.wanted = wanted;
+        state.wanted = wanted;
         shared.changed.notify_one();
-        Ok(cpu)
+        Ok(state)
     }
 }
 
 fn run<S: Steps>(shared: &Shared<S>, out: &Outbox<S::Message>) {
-    let mut locked = shared.cpu.lock();
+    let mut locked = shared.state.lock();
     loop {
-        let cpu = &mut *locked;
-        match cpu.wanted {
+        let state = &mut *locked;
+        match state.wanted {
             Wanted::Stop => shared.changed.wait(&mut locked),
             Wanted::End => return,
             Wanted::Run => {
-                // In the outbox before the machine can be stopped: the gate's barrier finds it there.
-                if let Some(message) = cpu.machine.step(&mut cpu.ram) {
+                // In the outbox before the VM can be stopped: the gate's barrier finds it there.
+                if let Some(message) = state.vm.step(&mut state.ram) {
                     out.put(message);
                 }
                 MutexGuard::bump(&mut locked);
@@ -115,18 +114,18 @@ fn run<S: Steps>(shared: &Shared<S>, out: &Outbox<S::Message>) {
     }
 }
 
-/// A step that panics is the machine's death.
+/// A step that panics is the VM's death.
 struct Died<'a, S>(&'a Shared<S>);
 
 impl<S> Drop for Died<'_, S> {
     fn drop(&mut self) {
-        self.0.cpu.lock().lives = false;
+        self.0.state.lock().lives = false;
     }
 }
 
 impl<S> Drop for Owner<S> {
     fn drop(&mut self) {
-        self.0.cpu.lock().wanted = Wanted::End;
+        self.0.state.lock().wanted = Wanted::End;
         self.0.changed.notify_one();
     }
 }
@@ -153,17 +152,17 @@ impl<S: Steps> Guest for Stepped<S> {
     }
 
     fn device(&mut self) -> io::Result<Vec<u8>> {
-        Ok(serde_json::to_vec(&self.0.0.cpu.lock().machine)?)
+        Ok(serde_json::to_vec(&self.0.0.state.lock().vm)?)
     }
 }
 
-impl<S: Steps> Machine for Stepped<S> {
+impl<S: Steps> Cpus for Stepped<S> {
     fn restore(&mut self, device: &[u8]) -> io::Result<()> {
-        self.want(Wanted::Stop)?.machine = serde_json::from_slice(device)?;
+        self.want(Wanted::Stop)?.vm = serde_json::from_slice(device)?;
         Ok(())
     }
 
     fn life(&mut self) -> Life {
-        if self.0.0.cpu.lock().lives { Life::Lives } else { Life::Died }
+        if self.0.0.state.lock().lives { Life::Lives } else { Life::Died }
     }
 }

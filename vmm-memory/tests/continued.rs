@@ -123,7 +123,7 @@ fn a_fenced_vm_never_runs_again() -> Result<()> {
 }
 
 #[test]
-fn a_machine_that_panics_has_died_and_another_ones_profile_is_refused() -> Result<()> {
+fn a_vm_that_panics_has_died_and_another_ones_profile_is_refused() -> Result<()> {
     let (out, said) = inbox()?;
     let counter = Counter { count: 0, breaks: true };
     let mut vm = MemoryVm::stepped(counter, PAGE_SIZE as u64, "counter 1", out)?;
