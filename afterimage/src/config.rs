@@ -13,7 +13,6 @@ mod given;
 mod look;
 mod manual;
 mod near;
-mod on_cap;
 mod resolve;
 mod setting;
 mod table;
@@ -26,13 +25,13 @@ pub use manual::manual;
 pub(crate) use near::nearest;
 pub use node::paths::{KeepaliveWish, PathsConfig, TransportWish};
 pub use node::units::{parse_ago, parse_duration, parse_size, size_text, time_text};
-pub use on_cap::OnCapWish;
+pub(crate) use resolve::hostname;
 pub use resolve::{check, check_text, next_standby, paths};
-pub(crate) use resolve::{hostname, two_slabs};
 pub(crate) use setting::Setting;
 pub(crate) use table::{live, parse_beat_interval, parse_multiplier};
-pub use units::NicSpec;
+pub use vmm_qemu::gate::NicSpec;
 
+use api::OnCapWish;
 use mc_core::id::{Name, Node};
 use node::{
     address::LocalAddr,
@@ -64,13 +63,13 @@ pub struct WitnessConfig {
 pub struct ProtectConfig {
     /// The VM.
     pub vm: Name,
-    /// This host.
+    /// This host's node name in the register.
     pub node: Name,
     /// QEMU's QMP socket.
     pub qmp: PathBuf,
-    /// The standby.
+    /// Address of the standby's --listen.
     pub to: HostPort,
-    /// Who arbitrates.
+    /// The arbiter of the VM.
     pub arbiter: ArbiterSpec,
     /// The next witness that answers may be another one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -139,11 +138,11 @@ pub struct ProtectConfig {
 pub struct StandbyConfig {
     /// The VM.
     pub vm: Name,
-    /// This host.
+    /// This host's node name in the register.
     pub node: Name,
     /// Where it waits for the primary.
     pub listen: SocketAddr,
-    /// Who arbitrates.
+    /// The arbiter of the VM.
     pub arbiter: ArbiterSpec,
     /// The next witness that answers may be another one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -194,15 +193,15 @@ pub enum ConfigError {
     /// The file cannot be read.
     #[error("reading {}: {source}", path.display())]
     Read {
-        /// Which.
+        /// The file that could not be read. / The file that is too long.
         path: PathBuf,
         /// What the operating system said.
         source: io::Error,
     },
     /// The file is too long to be one.
-    #[error("{}: longer than {limit} bytes: no configuration file", path.display())]
+    #[error("{}: longer than {limit} bytes; not a configuration file", path.display())]
     TooLong {
-        /// Which.
+        /// The file that could not be read. / The file that is too long.
         path: PathBuf,
         /// Bytes at most.
         limit: u64,
@@ -212,28 +211,28 @@ pub enum ConfigError {
     Syntax {
         /// Which file.
         path: PathBuf,
-        /// From 1.
+        /// Line number in the file, counted from 1.
         line: usize,
         /// What is wrong there.
         what: String,
     },
     /// A value is out of its range.
-    #[error("{setting}: allowed is {allowed}")]
+    #[error("{setting}: expected {allowed}")]
     Range {
         /// Which setting, its value, and where it comes from: as it was said there.
         setting: String,
-        /// What it may be.
+        /// The allowed range, for the message.
         allowed: String,
     },
     /// The settings do not make what a command runs with.
     #[error("the settings do not fit: {0}")]
     Table(toml::de::Error),
-    /// Something has to be said.
+    /// A required setting is missing.
     #[error("afterimage {command} needs {what}")]
     Missing {
         /// Which command.
         command: &'static str,
-        /// Flags, and keys.
+        /// The missing settings, each as its flag and its key.
         what: String,
     },
     /// A setting that needs another one, which is not there or contradicts it.
@@ -245,9 +244,9 @@ pub enum ConfigError {
         what: String,
     },
     /// The host's name is none, and no other was given.
-    #[error("this host's name {hostname:?} cannot name a node; give --node NAME")]
+    #[error("this host's name {hostname:?} cannot be used as a node name; set --node NAME")]
     Hostname {
-        /// As the kernel says.
+        /// The hostname that the kernel reports.
         hostname: String,
     },
 }
@@ -264,7 +263,7 @@ fn least_commit_deadline(epoch: Duration, detection: Duration) -> Duration {
 }
 
 impl ProtectConfig {
-    /// While protected, so long an epoch may wait for its ACK: the standby is suspect then, whatever beats say. RDMA may have
+    /// While protected, so long an epoch may wait for its ACK: the standby is suspected then, whatever beats say. RDMA may have
     /// to fall back within that time. Epochs and beats that were made longer since are waited for all the same.
     #[must_use]
     pub fn commit_deadline(&self, rdma: bool) -> Duration {

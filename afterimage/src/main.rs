@@ -5,6 +5,7 @@ use afterimage::{
     config::{self, ProtectConfig, StandbyConfig, WitnessConfig},
     keeper, live, probe, protect, standby, status, tuner, why, witness,
 };
+use api::Request;
 use node::{
     arbiter,
     events::{self, Event, Exit},
@@ -51,7 +52,7 @@ fn run(command: Command) -> anyhow::Result<Code> {
         Command::Witness { command: Some(command), .. } => witness::operate(&command),
         Command::AcceptWitness(args) => {
             arbiter::accept_witness(&args.state_dir, args.vm)?;
-            print(&format!("whichever witness answers next about {} is accepted, once\n", args.vm))?;
+            print(&format!("the next witness that answers about {} is accepted, once\n", args.vm))?;
             Ok(Code::Done)
         }
         Command::Witness { args, command: None } => {
@@ -69,8 +70,8 @@ fn run(command: Command) -> anyhow::Result<Code> {
         }
         Command::Status(args) => status::show(&args),
         Command::Why(args) => why::run(&args),
-        Command::Takeover(args) => status::operate(&args, &status::Request::Takeover),
-        Command::Solo(args) => status::operate(&args, &status::Request::Solo),
+        Command::Takeover(args) => status::operate(&args, &Request::Takeover),
+        Command::Solo(args) => status::operate(&args, &Request::Solo),
         Command::Set(args) => live::set(&args),
         Command::Unprotect(args) => status::unprotect(&args),
         Command::Reprotect(args) => status::reprotect(&args),

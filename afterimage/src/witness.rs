@@ -6,7 +6,8 @@ mod operator;
 pub use operator::operate;
 pub use witness::{NodeSpec, RegisterReport, WitnessReport, WitnessRequest};
 
-use crate::{api::ControlError, config::WitnessConfig, metrics};
+use crate::config::WitnessConfig;
+use api::{ControlError, metrics};
 use node::exit::{Code, ExitError, listen_remedy};
 use rustix::event::{PollFd, PollFlags, poll};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -64,12 +65,12 @@ fn explain(error: &WitnessError) -> ExitError {
         WitnessError::State(OpenError::Locked { .. }) => {
             "one witness per directory: stop the other, or choose another --state"
         }
-        WitnessError::State(OpenError::Misnamed { .. }) => "move it out of the directory: it is no register",
+        WitnessError::State(OpenError::Misnamed { .. }) => "move it out of the directory: it is not a register",
         WitnessError::State(OpenError::Identity { .. }) => {
             "remove that file: a new identity is made, and every node has to accept it (`afterimage accept-witness`)"
         }
         WitnessError::State(OpenError::Io { .. } | OpenError::Unreadable(_) | OpenError::Store(_)) => {
-            "--state needs a directory that this user can write, on a disk that keeps"
+            "--state needs a directory on a persistent disk that this user may write to"
         }
         WitnessError::Storage { .. } | WitnessError::System { .. } => {
             return ExitError::new(Code::Failed, error.to_string());

@@ -1,11 +1,10 @@
 //! The control socket to strangers: clients that are slow, long-winded, of another version or release, too many, or gone; and a
 //! loop that does not answer. Each gets a clear answer, and the loop never waits for one of them.
 
-use afterimage::{
-    api::{Desk, Kind, Problem, ReplyTo, Serves, desk::Late},
-    cli::Side,
-    control::{Control, done, relieve_primary},
-    status::{ControlSocket, OfSide, Primary, Request, Response, SCHEMA, Status, ask, socket_path},
+use afterimage::predecessor::relieve_primary;
+use api::{
+    Control, ControlSocket, Desk, Kind, Late, OfSide, Primary, Problem, ReplyTo, Request, Response, SCHEMA, Serves,
+    Side, Status, ask, done, socket_path,
 };
 use mc_core::id::Name;
 use serde_json::Value;
@@ -102,7 +101,7 @@ fn what_is_no_request_is_named_and_the_socket_lives_on() {
         (&long_body, Kind::BodyTooLong, "at most 65536 bytes"),
         (endless.as_bytes(), Kind::BodyTooLong, "at most 65536 bytes"),
         (&slip, Kind::BadRequest, "\"epok\", which is not known"),
-        (&half, Kind::BadRequest, "no JSON"),
+        (&half, Kind::BadRequest, "not JSON"),
         (b"GET /v2/vms HTTP/1.1\r\n\r\n", Kind::NotFound, "version 2"),
         (b"GET /v1/vms/db HTTP/1.1\r\n\r\n", Kind::NotFound, "this socket is of the VM web"),
         (b"PUT /v1/vms/web/settings HTTP/1.1\r\n\r\n", Kind::MethodNotAllowed, "GET and POST"),

@@ -1,9 +1,7 @@
 //! The control socket, and the commands that speak over it.
 
-use afterimage::{
-    api::{Desk, ReplyTo, Serves},
-    cli::Side,
-    status::{ControlError, ControlSocket, Request, Response, SCHEMA, Status, ask, socket_path},
+use api::{
+    ControlError, ControlSocket, Desk, ReplyTo, Request, Response, SCHEMA, Serves, Side, Status, ask, socket_path,
 };
 use mc_core::id::Name;
 use std::{
@@ -78,7 +76,7 @@ fn status_shows_what_was_asked_for_and_exits_accordingly() {
 
     let (code, stdout, _) = run(dir.path(), &["status", "--vm", "web"]);
     assert_eq!(code, 0, "{stdout}");
-    assert!(stdout.starts_with("web on alpha (primary): protected, protected\n"), "{stdout}");
+    assert!(stdout.starts_with("web on alpha (primary): protected\n"), "{stdout}");
     let (code, stdout, _) = run(dir.path(), &["status", "--vm", "db.1", "--json"]);
     assert_eq!(code, 3);
     assert_eq!(serde_json::from_str::<Status>(&stdout).unwrap(), status("db.1", "syncing", false));
@@ -108,7 +106,7 @@ fn a_watch_survives_a_process_that_goes_and_comes_back() {
     };
     next("nothing runs here yet");
     let first = serve(dir.path(), "web", Side::Primary, "protected", true);
-    next("web primary: protected, protected");
+    next("web primary: protected, generation");
     drop(first);
     next("web primary: gone (");
     let _second = serve(dir.path(), "web", Side::Primary, "solo", false);
@@ -304,7 +302,7 @@ fn a_dead_socket_hides_no_living_process_of_the_same_vm() {
     assert!(stderr.contains("not in this test"), "the standby was asked: {stderr}");
     let (code, stdout, _) = run(dir.path(), &["status"]);
     assert_eq!(code, 0, "{stdout}");
-    let left = format!("left over from before the failover, and harms nobody: `rm {}`", dead.display());
+    let left = format!("left over from before the failover, and harmless: `rm {}`", dead.display());
     assert!(stdout.contains(&left) && !stdout.contains("start it again"), "{stdout}");
 }
 

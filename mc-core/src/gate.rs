@@ -1,7 +1,7 @@
 //! Output commit: what the VM sends to the outside waits here until its epoch is committed.
 
 use crate::id::{Epoch, Time};
-use std::{io, os::fd::BorrowedFd};
+use std::{fmt::Debug, io, os::fd::BorrowedFd};
 
 mod several;
 
@@ -15,7 +15,7 @@ pub use several::Gates;
 /// use std::io;
 ///
 /// /// A serial line: what the VM wrote, and what came out at the other end.
-/// #[derive(Default)]
+/// #[derive(Debug, Default)]
 /// struct Serial { written: String, holds: bool, shut: bool, batches: Vec<(Epoch, String)>, seen: String }
 ///
 /// impl OutputGate for Serial {
@@ -62,7 +62,7 @@ pub use several::Gates;
 /// assert_eq!(gate.seen, "paid");
 /// # Ok::<(), io::Error>(())
 /// ```
-pub trait OutputGate {
+pub trait OutputGate: Debug {
     /// The time of the calls that follow. The driver says it before each round of them.
     fn tick(&mut self, _now: Time) {}
 

@@ -8,8 +8,9 @@ use super::{
     setting::{PROBE, PROTECT, STANDBY, Setting, Usual, WITNESS},
     table,
 };
+use api::two_slabs;
 use mc_core::id::Name;
-use node::units::{size_text, time_text};
+use node::units::time_text;
 use serde::de::DeserializeOwned;
 use std::{
     collections::BTreeMap,
@@ -32,7 +33,7 @@ enum Origin {
     Flag,
     /// The file: this line, and the key of before if it has that.
     Line(usize, Option<&'static str>),
-    /// Neither.
+    /// Neither a flag nor the file sets it: the default applies.
     Default,
 }
 
@@ -163,18 +164,12 @@ impl<'a> Resolved<'a> {
 
 fn check_paths(paths: &PathsConfig, r: &Resolved<'_>) -> Result<(), ConfigError> {
     let (has_ud, is_tcp) = (paths.keepalive != KeepaliveWish::Udp, paths.transport == TransportWish::Tcp);
-    r.check("keepalive", !(has_ud && is_tcp), "udp with transport = tcp: ud and both need RDMA")?;
+    r.check("keepalive", !(has_ud && is_tcp), "udp, because transport = tcp; ud and both need RDMA")?;
     let only_ud = paths.keepalive == KeepaliveWish::Ud && paths.transport == TransportWish::Auto;
-    r.check("keepalive", !only_ud, "udp or both with transport = auto, which may come down to TCP")?;
+    r.check("keepalive", !only_ud, "udp or both, because transport = auto may end up with TCP")?;
     let without = "only with transport = rdma or auto";
     r.check("rdma_device", !(is_tcp && paths.rdma_device.is_some()), without)?;
     r.check("rdma_gid_index", !(is_tcp && paths.rdma_gid_index.is_some()), without)
-}
-
-/// What a primary's staging is at least: one slab is filled while one is sent.
-pub(crate) fn two_slabs(slab_bytes: u64) -> String {
-    let (two, slab) = (size_text(2 * slab_bytes), size_text(slab_bytes));
-    format!("at least {two}, two slabs of {slab} (one is filled while one is sent)")
 }
 
 impl Resolve for PathsConfig {

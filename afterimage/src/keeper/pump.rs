@@ -1,12 +1,8 @@
-//! A keeper's loop: packets, the control socket, and whatever was lost comes back.
+//! A keeper's loop: passes packets, answers the control socket, reopens lost NICs and TAP devices.
 
-use crate::{
-    cli::KeeperArgs,
-    control::{Control, done, refused},
-    report,
-    status::{OfSide, Request, Response, SCHEMA, Status},
-};
+use crate::cli::KeeperArgs;
 use anyhow::Result;
+use api::{Control, OfSide, Request, Response, SCHEMA, Status, done, refused, report};
 use mc_core::{
     gate::OutputGate,
     id::{Name, Time},
@@ -30,10 +26,10 @@ const LONGEST: Duration = Duration::from_secs(1);
 
 /// Why a keeper stays.
 const STAYS: &str =
-    "the VM's network passes through this process, and its end takes it along; `afterimage protect` relieves it";
+    "the VM's network passes through this process and would end with it; run `afterimage protect` to replace it";
 /// What it means that it does not.
 const OBEYED: &str =
-    "told again to end, although the VM's network passes through this process: the VM runs on, without a network";
+    "ending on the second signal: the VM runs on without a network, because it passed through this process";
 
 /// The loop's state.
 #[derive(Debug)]
@@ -125,7 +121,7 @@ impl Pump {
                 self.ending = self.ending.or(Some((Code::Degraded, OBEYED)));
                 continue;
             }
-            tracing::error!(why = STAYS, "a signal to end was refused, and the next one is obeyed");
+            tracing::error!(why = STAYS, "refused to end on this signal; the next signal ends this process");
             emit(Event::StopRefused(STAYS.into()));
             self.stays = Some(STAYS);
         }
@@ -138,7 +134,7 @@ impl Pump {
             // Somebody else is the VM's network now; with us there would be two.
             Err(GateError::Tap { name, source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {
                 let what = format!(
-                    "another process has the TAP device {name} of {}: leaving the VM's network to it",
+                    "another process has opened the TAP device {name} of {}; leaving the VM's network to it",
                     self.args.vm
                 );
                 Err(ExitError::new(Code::Failed, what).into())
@@ -168,13 +164,13 @@ impl Pump {
     fn status(&self) -> Status {
         let process =
             self.vm.as_ref().map_or_else(|| "of an unknown process".to_owned(), |vm| format!("process {}", vm.pid()));
-        let refused = self.stays.map(|why| format!("a signal to end was refused: {why}. Another one is obeyed"));
+        let refused = self.stays.map(|why| format!("refused to end: {why}. The next signal ends this process"));
         let notes = [
             format!(
                 "nobody protects the VM (QEMU {process}): this process passes its packets on until `afterimage protect` relieves it"
             ),
-            "a keeper does not read the register: the generation is the one that it was started with, and whether the VM is still \
-             this host's, `afterimage protect` asks"
+            "a keeper does not read the register: the generation shown is from its start. Run `afterimage protect` \
+             to find out whether the VM still belongs to this host"
                 .to_owned(),
         ];
         let notes = notes.into_iter().chain(refused).collect();
@@ -194,7 +190,7 @@ impl Pump {
         status.counters.insert("inbound_packets".into(), stats.inbound_packets);
         status.counters.insert("inbound_dropped".into(), self.gate.drops().inbound);
         status.counters.insert("mended".into(), self.mending.times());
-        report::fill_gate(&mut status, stats, &self.gate);
+        report::fill_gate(&mut status, stats, self.gate.hold_histogram().percentiles());
         status
     }
 }

@@ -1,21 +1,20 @@
 //! The operator's end of `keepalive set`, `keepalive show` and `set`.
 
 use super::{
-    SCHEMA,
-    keepalive::{KeepaliveReport, Wanted, wished},
     save::{Edit, Entry, edit},
-    settings::{Settings, SettingsReport},
-    text,
+    settings, text,
 };
 use crate::{
-    cli::{KeepaliveSetArgs, KeepaliveShowArgs, SetArgs, Side, StatusArgs},
+    cli::{KeepaliveSetArgs, KeepaliveShowArgs, SetArgs, StatusArgs},
     config::time_text,
-    status::{
-        NoAnswer, Request, Response, as_json as all_as_json, ask, ask_all, ask_one, find, left, side, sockets, whose,
-    },
+    status::{as_json as all_as_json, find, left, sockets},
     tuner::frequency,
 };
 use anyhow::{Result, bail};
+use api::{
+    KeepaliveReport, NoAnswer, REPORT_SCHEMA, Request, Response, Settings, SettingsReport, Side, Wanted, ask, ask_all,
+    ask_one, keepalive::wished, side_of,
+};
 use mc_core::id::Name;
 use node::{
     beats::Wish,
@@ -36,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const SETTLE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 /// So much of a session may say something of its silences.
 const ENOUGH: Duration = Duration::from_secs(60);
-/// How often that is looked at.
+/// Interval at which the command checks whether the change is in force.
 const LOOK: Duration = Duration::from_millis(10);
 
 fn print(text: &str) -> Result<()> {
@@ -71,7 +70,7 @@ pub fn show(args: &KeepaliveShowArgs) -> Result<Code> {
         left(run_dir, *vm, role.as_ref().map_or(&PAIR[..], std::slice::from_ref), "keepalive show")?;
     }
     // Without a word about it, keepers are not meant: they have no beats.
-    let keeper = |path: &PathBuf| role.is_none() && side(path) == Some(Side::Keeper);
+    let keeper = |path: &PathBuf| role.is_none() && side_of(path).is_some_and(|(_, side)| side == Side::Keeper);
     let paths: Vec<PathBuf> = sockets(&which)?.into_iter().filter(|path| !keeper(path)).collect();
     let reports: Vec<KeepaliveReport> =
         ask_all(&paths, &Request::Keepalive).into_iter().map(|(path, answer)| told_by(&path, answer)).collect();
@@ -88,9 +87,10 @@ fn told_by(path: &Path, answer: std::result::Result<Response, NoAnswer>) -> Keep
         Ok(other) => ("none", format!("it answered a question about its keepalive with {other:?}")),
         Err(NoAnswer { role, why }) => (role, why),
     };
-    let (vm, side) = whose(path);
+    let named = |(vm, side): (Name, Side)| (vm.to_string(), side.as_str().to_owned());
+    let (vm, side) = side_of(path).map_or_else(Default::default, named);
     KeepaliveReport {
-        schema: SCHEMA,
+        schema: REPORT_SCHEMA,
         vm,
         side,
         state: state.to_owned(),
@@ -99,7 +99,7 @@ fn told_by(path: &Path, answer: std::result::Result<Response, NoAnswer>) -> Keep
     }
 }
 
-/// What has beats.
+/// The sides that send beats.
 const PAIR: [Side; 2] = [Side::Primary, Side::Standby];
 
 /// What `--save` asks for: the file, edited and checked, and not written yet.
@@ -111,7 +111,7 @@ fn prepare(
 ) -> Result<Option<Edit>, ExitError> {
     let Some(named) = save else { return Ok(None) };
     let Some(file) = named.as_deref().or(file) else {
-        let what = "--save: the process was started without a configuration file; nothing was changed";
+        let what = "--save needs a configuration file, and the process was started without one; nothing was changed";
         return Err(ExitError::usage(what).remedy("name one: --save=FILE"));
     };
     edit(file, side, entries).map(Some)
@@ -124,7 +124,8 @@ fn prepare(
 fn save(edit: Option<Edit>) -> Result<Option<String>, ExitError> {
     let Some(edit) = edit else { return Ok(None) };
     edit.write().map_err(|error| {
-        let remedy = "write it into the file by hand, or it is lost when the process ends; or run the command again";
+        let remedy = "run the command again, or write the change into the file yourself; otherwise it is lost when \
+             the process ends";
         let message = format!("the change is in force, but it was not saved: {}", error.message);
         ExitError { message, remedy: error.remedy.or_else(|| Some(remedy.to_owned())), ..error }
     })?;
@@ -203,7 +204,9 @@ fn doubted(found: &Assessment, shortens: bool, vm: &str) -> Option<Doubt> {
     let seen = found.observed_s;
     let more = format!("`afterimage keepalive tune --from live --vm {vm}` has the table");
     let words = if found.support == Support::Untold {
-        format!("{seen:.0} s of beats as they were cannot tell whether a live peer keeps to this: {more}")
+        format!(
+            "{seen:.0} s of beats are too few to tell whether a live peer would be suspected at this setting: {more}"
+        )
     } else {
         let (low, high) = (frequency(found.false_per_s.low), frequency(found.false_per_s.high));
         format!("by {seen:.0} s of this session's beats, a live peer would be suspected {low} to {high} (95 %): {more}")
@@ -215,10 +218,12 @@ fn doubted(found: &Assessment, shortens: bool, vm: &str) -> Option<Doubt> {
 
 fn says_nothing_yet(seen: f64, vm: Name) -> anyhow::Error {
     let what = format!(
-        "{seen:.0} s of session say nothing yet of how often so short a detection time would suspect a live peer; nothing was changed"
+        "{seen:.0} s of this session are too short to tell how often this detection time would suspect a live peer; \
+         nothing was changed"
     );
     let remedy = format!(
-        "wait until there are {} s of it (`afterimage keepalive tune --from live --vm {vm}` tells what they say), or --force",
+        "wait until the session is {} s old (`afterimage keepalive tune --from live --vm {vm}` shows the estimate), \
+         or use --force",
         ENOUGH.as_secs()
     );
     refused(what, Some(remedy))
@@ -236,15 +241,18 @@ fn settle(path: &Path, before: &KeepaliveReport) -> Result<KeepaliveReport> {
             return Ok(now);
         }
         if now.state == "suspect" || now.state == "none" {
-            let what = format!("the session ended while the change was under way (it is {} now)", now.state);
+            let what = format!("the session ended during the change (role now: {})", now.state);
             return Err(refused(what, Some("look at `afterimage status`".to_owned())));
         }
         if start.elapsed() > limit {
             let what = format!(
-                "the other side has not confirmed within {limit:?}: it stays asked, nothing that it must confirm is in force, \
-                 and protection goes on"
+                "the other side did not confirm within {limit:?}. The request stands, nothing that needs its \
+                 confirmation is in force, and protection goes on"
             );
-            return Err(refused(what, Some("look at `afterimage keepalive show` until no poll is in progress".into())));
+            return Err(refused(
+                what,
+                Some("watch `afterimage keepalive show` until it shows no poll in progress".into()),
+            ));
         }
         thread::sleep(LOOK);
     }
@@ -255,9 +263,12 @@ fn expect(after: &KeepaliveReport, wish: &Offer) -> Result<()> {
     if after.local.advertised == *wish {
         return Ok(());
     }
-    let what = "another change, made on the other side at the same time, took the place of this one; all of that is in force, \
-                and nothing of this";
-    Err(refused(what.to_owned(), Some("look at `afterimage keepalive show`, and agree on who sets what".to_owned())))
+    let what = "a change made on the other side at the same time replaced this one; that change is in force, this \
+         one is not";
+    Err(refused(
+        what.to_owned(),
+        Some("check `afterimage keepalive show`, and set values from one side only".to_owned()),
+    ))
 }
 
 fn told(after: &KeepaliveReport, this_side: bool, saved: Option<&str>) -> String {
@@ -267,8 +278,8 @@ fn told(after: &KeepaliveReport, this_side: bool, saved: Option<&str>) -> String
     let mut say = |text: String| out.push(format!("  {text}\n"));
     if let Some(peer) = after.remote.advertised.filter(|peer| *peer != own && !this_side) {
         say(format!(
-            "the other side did not take all of it: it keeps to {} x {}, receiving no faster than {}; either its machine \
-             cannot time what was asked, or it is an older afterimage: run the command there, too",
+            "the other side accepted only part of it: it uses {} x {}, receiving no faster than {}. Its machine \
+             cannot keep that timing, or it runs an older afterimage; run the command there, too",
             text::micros(peer.interval_us.into()),
             peer.multiplier,
             text::micros(peer.min_rx_us.into()),
@@ -276,7 +287,7 @@ fn told(after: &KeepaliveReport, this_side: bool, saved: Option<&str>) -> String
     }
     after.warnings.iter().for_each(|warning| say(format!("warning: {warning}")));
     if let Some(saved) = saved {
-        say(format!("{saved}; the other host has a file of its own: --save there, too"));
+        say(format!("{saved}; the other host has its own file: use --save there, too"));
     }
     out.concat()
 }
@@ -285,7 +296,7 @@ fn told(after: &KeepaliveReport, this_side: bool, saved: Option<&str>) -> String
 
 /// `afterimage set`
 pub fn set(args: &SetArgs) -> Result<Code> {
-    let (settings, written) = Settings::new(&args.settings).map_err(ExitError::usage)?;
+    let (wanted, written) = settings::wanted(&args.settings).map_err(ExitError::usage)?;
     let (path, side) = find(&args.run_dir, args.vm, &[Side::Primary], "set")?;
     let ask = |settings| match ask_one(&path, Request::Set(settings), PATIENCE)? {
         Response::Settings(report) => Ok(*report),
@@ -301,9 +312,9 @@ pub fn set(args: &SetArgs) -> Result<Code> {
             prepare(args.save.as_ref(), file.as_deref(), side, &entries)?
         }
     };
-    let report: SettingsReport = ask(settings)?;
+    let report: SettingsReport = ask(wanted)?;
     let saved = save(edit);
-    let mut out = if args.json { as_json(&report)? } else { report.text() };
+    let mut out = if args.json { as_json(&report)? } else { settings::render(&report) };
     if let (Ok(Some(saved)), false) = (&saved, args.json) {
         out.push_str(&format!("  {saved}\n"));
     }

@@ -1,4 +1,4 @@
-//! The serving end: one probe at a time; whoever else comes is told so.
+//! The serving end: answers one probe at a time, and refuses others with that reason.
 
 use super::{
     MULTIPLIER, SLABS,
@@ -12,6 +12,7 @@ use crate::{
 use anyhow::{Context, Result, bail};
 use mc_core::{
     id::{Incarnation, Node, NodeId},
+    transport::Transport,
     wire::session::{Hello, MAX_PROFILE, Purpose},
 };
 use node::{
@@ -71,7 +72,7 @@ pub fn serve(args: &ServeArgs) -> Result<Code> {
             Ok(None) => {}
             Ok(Some(offer)) => server.hear(offer),
             Err(error) => server.say(error.kind(), |more| {
-                tracing::warn!(%error, "a caller was turned away{}", and_more(more));
+                tracing::warn!(%error, "refused a connection{}", and_more(more));
             }),
         }
     }
@@ -105,7 +106,8 @@ impl Server {
 
     fn consider(&self, offer: Offer) -> Result<(), (Option<Box<Offer>>, String)> {
         if offer.hello.purpose != Purpose::Probe {
-            let why = "this is `afterimage keepalive serve`, which only measures beats; `afterimage standby` stands by for VMs";
+            let why = "this is `afterimage keepalive serve`, which only measures beats; to protect a VM, connect to \
+                 `afterimage standby`";
             return Err((Some(Box::new(offer)), why.to_owned()));
         }
         let greeting = match Greeting::decode(&offer.profile) {
@@ -124,7 +126,7 @@ impl Server {
     fn report(&self, offer: Offer, incarnation: Incarnation) -> Result<(), (Option<Box<Offer>>, String)> {
         let last = self.shared.lock().last.clone().filter(|(of, _)| *of == incarnation);
         let Some((_, answer)) = last else {
-            return Err((Some(Box::new(offer)), format!("nothing is known of a probe {incarnation}, or it goes on")));
+            return Err((Some(Box::new(offer)), format!("probe {incarnation} is unknown here, or still running")));
         };
         let hello = answering(&offer.hello, offer.hello.node, 0);
         offer.accept(hello, &answer.encode(), None).map(drop).map_err(|error| (None, error.to_string()))
@@ -132,11 +134,11 @@ impl Server {
 
     fn prepare(&self, offer: &Offer) -> Result<paths::Answer> {
         if self.shared.lock().busy {
-            bail!("another probe is under way here; try again when it is over");
+            bail!("another probe is running here; try again when it has ended");
         }
         let hello = &offer.hello;
         if hello.slab_size > MAX_SLAB {
-            bail!("slabs of {} bytes: a probe's have {MAX_SLAB} at most", hello.slab_size);
+            bail!("slabs of {} bytes are too large for a probe: at most {MAX_SLAB}", hello.slab_size);
         }
         wish(hello)?;
         paths::Answer::prepare(&self.config, offer.local_addr, hello, offer.endpoint.as_ref())
@@ -155,7 +157,7 @@ impl Server {
         let accepted = offer.accept(hello, &words, answer.endpoint().as_ref())?;
         let Route { link, keepalive, report } = answer.settle(accepted.link, keepalive)?;
         let session = (theirs.incarnation, theirs.beat_key);
-        let beats = beats::start(keepalive.0, session, beats::STANDBY, wish(&theirs)?, None)?;
+        let beats = beats::start(keepalive, session, beats::STANDBY, wish(&theirs)?, None)?;
         tracing::info!(%peer, node = %theirs.node, transport = report.transport, keepalive = report.keepalive, "a probe begins");
         let (shared, stop) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
         shared.lock().busy = true;
@@ -193,7 +195,7 @@ fn answering(theirs: &Hello, node: Node, beat_port: u16) -> Hello {
 }
 
 /// Takes checkpoints until the other end hangs up, is dead, or we shall stop.
-fn session_loop(mut link: Box<dyn paths::Link>, beats: &BeatHandle, slab_size: u32, stop: &AtomicBool) -> Result<()> {
+fn session_loop(mut link: Box<dyn Transport>, beats: &BeatHandle, slab_size: u32, stop: &AtomicBool) -> Result<()> {
     let mut sink = Sink::new(link.as_mut(), slab_size)?;
     while !stop.load(Ordering::Acquire) {
         if sink.turn(link.as_mut())? {
@@ -217,7 +219,7 @@ fn account(measured: Option<Measured>, beats: &BeatHandle) -> Answer {
         *measured = Measured { paths: vec![], ..measured.clone() };
         answer
             .notes
-            .push(format!("the histograms of each way ({whole} beats) did not fit the answer, and are missing"));
+            .push(format!("the histograms of each path ({whole} beats) did not fit into the answer and are missing"));
     }
     answer
 }

@@ -44,12 +44,12 @@ const SILENT: Duration = Duration::from_secs(10);
 /// For the arbiter to take back what was won for a VM that is gone.
 const HAND_BACK: Duration = Duration::from_secs(60);
 
-/// Whose the VM is.
+/// Who owns the VM according to the arbiter.
 #[derive(Debug)]
 pub(super) enum Verdict {
     /// The register says (solo, self), and QEMU answers.
     Ours(Register),
-    /// Another copy's.
+    /// Another copy owns it.
     Theirs,
     /// QEMU is gone: it shut down (`orderly`), or died; this standby may have the last commit.
     VmGone { orderly: bool, standby: Option<Name> },
@@ -70,8 +70,8 @@ pub(super) fn claim(brief: &Brief, proven: Option<Generation>, qemu: &mut Qemu, 
     let what = What {
         role: Role::Claiming,
         generation: brief.register.generation,
-        note: "the data path died; the VM waits for the arbiter's verdict",
-        busy: "the data path died, and the arbiter has not answered yet whose the VM is",
+        note: "the data path died; the VM stands still until the arbiter answers",
+        busy: "the data path died, and the arbiter has not answered yet who owns the VM",
         may_leave: false,
     };
     let owner = brief.register.owner;
@@ -243,7 +243,7 @@ impl Claim<'_> {
         let name = standby.node.name;
         if self.proven != Some(generation) {
             return Ok(Verdict::Stranded(format!(
-                "the copy of {name} may lack what the VM has sent, so it was not handed back"
+                "the VM was not handed back to {name}, because its copy may lack what the VM has sent"
             )));
         }
         // Just that copy: the standby may have been started anew, and have another.
@@ -279,7 +279,8 @@ impl Claim<'_> {
 
     fn tell_silence(&mut self) {
         if self.waiting.notes.is_empty() {
-            let why = "QEMU does not answer its control connection: nothing is asked for it, and nothing is killed";
+            let why = "QEMU does not answer on its control connection; the arbiter is not asked for the VM, and QEMU \
+                 is not killed";
             tracing::error!("{why}");
             emit(Told::QemuSilent(why.into()));
             self.waiting.notes.push(why.to_owned());
@@ -289,7 +290,7 @@ impl Claim<'_> {
     /// A signal. The first is refused: nobody knows yet whose the VM is. True for the second.
     fn told(&mut self) -> bool {
         self.signals += 1;
-        let why = "the data path died, and the arbiter has not answered yet whose the VM is";
+        let why = "the data path died, and the arbiter has not answered yet who owns the VM";
         if self.signals == 1 {
             super::stop::tell_refused(why);
             self.waiting.notes.push(super::stop::note(why));

@@ -1,4 +1,4 @@
-//! The data path's hands on QEMU: its supervisor, or, when that died, a thread that takes its part ([`super::understudy`]).
+//! The data path's channel to whoever controls QEMU: its supervisor, or after that died a thread that replaces it ([`super::understudy`]).
 //!
 //! A supervisor that is killed must not take protection with it: the data path goes on, and hears from QEMU itself when the
 //! VM shuts down. Neither of the two makes the data path's loop wait.
@@ -23,7 +23,7 @@ use std::{
 /// For the supervisor to take what a data path that ends has said.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// See the module.
+/// The connection to the supervisor or the understudy.
 #[derive(Debug)]
 pub(super) struct Hands {
     /// To the supervisor, or the understudy; `None`: no thread could be had.
@@ -107,7 +107,7 @@ impl Hands {
         if let Some(channel) = &mut self.channel
             && let Err(error) = channel.finish(LAST_WORDS)
         {
-            tracing::debug!(%error, "the supervisor did not hear the last words");
+            tracing::debug!(%error, "the last message did not reach the supervisor");
         }
         if let Some(understudy) = self.understudy.take() {
             self.channel = None;
@@ -123,7 +123,7 @@ impl Hands {
         match understudy::take_the_part(self.qmp.clone(), self.process, self.nics.clone()) {
             Ok((channel, thread)) => (self.channel, self.understudy) = (Some(channel), Some(thread)),
             Err(error) => {
-                tracing::error!(%error, "no thread that commands QEMU");
+                tracing::error!(%error, "could not start the thread that controls QEMU");
                 self.channel = None;
             }
         }

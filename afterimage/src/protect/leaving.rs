@@ -59,7 +59,7 @@ impl Leaving {
             None => self.0 = None,
             Some(why) => {
                 if attempt.why.as_ref() != Some(why) {
-                    tracing::error!(why, "QEMU was not brought to leave its checkpoints; it is told again");
+                    tracing::error!(why, "QEMU has not left checkpoint mode; telling it again");
                 }
                 attempt.why = Some(why.clone());
                 attempt.at = Instant::now() + attempt.pause;

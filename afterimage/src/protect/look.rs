@@ -1,8 +1,8 @@
 //! The data path looks for a standby: begins, hears what came of it, and says why there is none.
 
 use super::{channel::ToSupervisor, data_path::DataPath};
-use crate::status::WhyNot;
 use anyhow::Result;
+use api::WhyNot;
 use mc_core::{
     primary::{Event, Role},
     wire::control::GoodbyeReason,
@@ -32,7 +32,7 @@ impl DataPath {
         self.supervisor.say(&ToSupervisor::MakeWay)
     }
 
-    /// It did not come.
+    /// The successor did not start: this process keeps its place.
     pub(super) fn take_back_place(&mut self) {
         self.made_way_at = None;
         self.run.seek.make_way(self.run.host.now(), false);

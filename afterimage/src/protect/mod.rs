@@ -54,12 +54,9 @@ pub mod vm_health;
 mod waiting;
 mod yielding;
 
-use crate::{
-    config::{ProtectConfig, next_standby},
-    control::{self, Predecessor},
-    metrics, report,
-};
+use crate::{config::ProtectConfig, config::next_standby, predecessor, predecessor::Predecessor};
 use anyhow::{Context, Result};
+use api::{metrics, report};
 use channel::Brief;
 use mc_core::register::{Owner, Register};
 use node::{
@@ -85,12 +82,12 @@ pub fn run(mut config: ProtectConfig) -> Result<Code> {
     beats::check(&config.wish())?;
     let next = config.rejoin.then(|| next_standby(&config)).transpose().map_err(ExitError::from)?;
     std::fs::create_dir_all(&config.run_dir).with_context(|| format!("run directory {}", config.run_dir.display()))?;
-    if control::is_anybody_here(&config.run_dir, config.vm) {
+    if predecessor::is_anybody_here(&config.run_dir, config.vm) {
         nics::look(&config)?; // before anybody is told anything
     } else if let Some(listen) = config.metrics {
         metrics::look(listen)?; // who has the VM here, or its network, may have that address, and makes way
     }
-    let predecessor = control::ask_to_make_way(&config.run_dir, config.vm)?;
+    let predecessor = predecessor::ask_to_make_way(&config.run_dir, config.vm)?;
     let relieves = predecessor == Predecessor::MadeWay;
     let told = |_: &anyhow::Error| tell_who_goes_on(predecessor);
     let Looked { mut qmp, found, profile, outputs } = look(&config).inspect_err(told)?;
@@ -100,13 +97,13 @@ pub fn run(mut config: ProtectConfig) -> Result<Code> {
     let owner = Owner { node, instance: instance_id(qemu_pid)? };
     let signals = Signals::catch().context("catching signals")?;
     let Owned::Ours(register) = own_the_vm(&config, owner, &signals, relieves).inspect_err(told)? else {
-        let why = "told to end before the arbiter had said whose the VM is; nothing had begun";
+        let why = "ended by a signal before the arbiter had said who owns the VM; nothing had been started";
         emit(Event::Ended(Ended { vm: None, code: Some(Code::Done as u8), why: why.to_owned() }));
         return Ok(Code::Done);
     };
     config.accept_witness = false; // once
     if predecessor == Predecessor::Tells {
-        control::relieve_teller(&config.run_dir, config.vm)?;
+        predecessor::relieve_teller(&config.run_dir, config.vm)?;
     }
     tell_attached(&config, &profile, register);
     if found == Found::LeftOver {
@@ -152,7 +149,7 @@ fn tell_who_goes_on(predecessor: Predecessor) {
         Predecessor::Tells => "the standby that took the VM over goes on, and so does its network",
         Predecessor::Kept => "the keeper goes on: it has the VM's network",
     };
-    tracing::warn!("this `protect` does not begin; {who}");
+    tracing::warn!("this `protect` did not start; {who}");
 }
 
 fn tell_attached(config: &ProtectConfig, profile: &Profile, register: Register) {

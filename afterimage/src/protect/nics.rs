@@ -4,7 +4,7 @@
 //! with what there is, and mends the rest.
 
 use super::{channel::Brief, data_path::DataPath};
-use crate::{config::ProtectConfig, keeper, report};
+use crate::{config::ProtectConfig, keeper};
 use anyhow::Result;
 use mc_core::id::Time;
 use node::{
@@ -26,7 +26,7 @@ const NICS_IN_PLACE: Duration = Duration::from_millis(500);
 
 /// Looks whether the gate could be opened, before anybody is told to leave for it: a wrong name must not cost the VM its network.
 pub(super) fn look(config: &ProtectConfig) -> Result<()> {
-    NicGate::check(&report::nics(&config.nics)).map_err(|error| cannot_open(&error))
+    NicGate::check(&config.nics).map_err(|error| cannot_open(&error))
 }
 
 /// Looks again, at the last moment.
@@ -49,7 +49,7 @@ pub(super) fn open(config: &ProtectConfig, replaces: bool) -> Result<NicGate> {
         Ok(gate) => Ok(gate),
         Err(error) if replaces => {
             tracing::error!(%error, "a NIC of the VM is not connected; it is tried again");
-            Ok(NicGate::unconnected(&report::nics(&config.nics), options)?)
+            Ok(NicGate::unconnected(&config.nics, options)?)
         }
         Err(error) => Err(cannot_open(&error)),
     }
@@ -58,7 +58,7 @@ pub(super) fn open(config: &ProtectConfig, replaces: bool) -> Result<NicGate> {
 fn open_all(config: &ProtectConfig, options: Options, patience: Duration) -> Result<NicGate, GateError> {
     let deadline = Instant::now() + TAPS;
     let mut gate = loop {
-        match NicGate::new(report::nics(&config.nics), options) {
+        match NicGate::new(config.nics.clone(), options) {
             Err(error) if is_busy(&error) && Instant::now() < deadline => std::thread::sleep(STEP),
             opened => break opened?,
         }
@@ -87,7 +87,7 @@ impl DataPath {
         if self.is_vm_gone() || self.stop.is_ending() {
             tracing::info!(%why, "a NIC's connection has ended, as the VM or this process does");
         } else {
-            tracing::error!(%why, "the gate has trouble; its output stays held");
+            tracing::error!(%why, "the gate reported an error; output stays held");
         }
         emit(Event::GateFailed(why.as_str().into()));
         if self.run.driver.gate.nics().any(|nic| !nic.connected || !nic.port_works) {
@@ -102,7 +102,7 @@ impl DataPath {
         if self.is_vm_gone() || self.run.driver.gate.mode() == Mode::Shut {
             return self.mending.forget();
         }
-        let specs = report::nics(&self.brief.config.nics);
+        let specs = self.brief.config.nics.clone();
         // What fails is noted, and tried again.
         let _ = self.mending.mend(self.run.host.now(), &mut self.run.driver.gate, &specs, Some(self.listener));
     }

@@ -6,8 +6,8 @@
 //! | is another one | the standby rehearses; until that has passed the VM is not called protected | the next session begins with it |
 
 use super::{channel::ToSupervisor, data_path::DataPath};
-use crate::status::OutputStatus;
 use anyhow::Result;
+use api::OutputStatus;
 use mc_core::{
     id::Epoch,
     primary::{Event, Role},
@@ -57,15 +57,16 @@ impl Outputs {
         let open = self.forced.left_open(&self.inventory);
         let one = |output: &&Output| format!("{}; what to do: {}", output.told(), output.class.remedy());
         let told = open.iter().map(one).collect::<Vec<_>>().join(". ");
-        (!open.is_empty()).then(|| format!("the VM has an output that nobody holds: {told}"))
+        (!open.is_empty()).then(|| format!("the VM has an output that is not held: {told}"))
     }
 
     /// `holds`: the gate does.
     pub(super) fn status(&self, holds: bool) -> Vec<OutputStatus> {
         let one = |output: &Output| {
-            let status = OutputStatus::from(output);
             let flows = !holds && output.class == Class::Held;
-            if flows { OutputStatus { why: FLOWS.to_owned(), ..status } } else { status }
+            let why = if flows { FLOWS } else { output.class.why() }.to_owned();
+            let class = output.class.word().to_owned();
+            OutputStatus { name: output.name.clone(), kind: output.kind.clone(), class, why }
         };
         self.inventory.outputs.iter().map(one).collect()
     }
@@ -200,7 +201,7 @@ mod tests {
 
         let open = inventory(vec![output("n0", false), output("n1", true), output("n2", true)], &["b", "c"]);
         assert_eq!(outputs.update(open), Some((vec!["netdev n2 (unheld)".into()], vec![])));
-        let told = "the VM has an output that nobody holds: netdev n2: it leaves at once; what to do: remove it";
+        let told = "the VM has an output that is not held: netdev n2: it leaves at once; what to do: remove it";
         assert_eq!(outputs.left_open().as_deref(), Some(told));
         assert_eq!(outputs.notes()[1], told);
     }

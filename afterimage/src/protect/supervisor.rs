@@ -27,7 +27,7 @@ use super::{
     leaving::Leaving,
     vm_health::Health,
 };
-use crate::control;
+use crate::predecessor;
 use anyhow::{Context, Result};
 use mc_core::id::{Generation, Time};
 use node::primary::seek::Seek;
@@ -132,7 +132,7 @@ impl Supervisor {
     /// QEMU is gone, or another process on this host is the VM's way to its network.
     fn is_relieved(&self) -> bool {
         has_ended(self.brief.qemu_pid, self.brief.register.owner.instance)
-            || control::is_anybody_here(&self.brief.config.run_dir, self.brief.config.vm)
+            || predecessor::is_anybody_here(&self.brief.config.run_dir, self.brief.config.vm)
     }
 
     /// Starts one, and serves it until it ends, whatever the reason.
@@ -198,7 +198,7 @@ impl Supervisor {
                 Err(error) if !error.is::<ExitError>() => {
                     let why = exit::words(&error);
                     if why != said {
-                        tracing::error!(why, "nobody says whose the VM is; trying again");
+                        tracing::error!(why, "the owner of the VM is not known yet; trying again");
                         said = why;
                     }
                     self.rest(AGAIN)?;
@@ -211,7 +211,7 @@ impl Supervisor {
     /// The register may name the standby: the arbiter says whose the VM is.
     fn claim(&mut self) -> Result<Option<Code>> {
         let Some(qemu) = &mut self.qemu else { return Ok(Some(Code::Done)) };
-        tracing::error!("the data path died; looking whether the VM is there, and whose it is");
+        tracing::error!("the data path died; checking whether the VM runs and who owns it");
         let verdict = match self.alone.register(qemu) {
             Some(register) => Verdict::Ours(register),
             None => claim(&self.brief, self.proven, qemu, &self.signals)?,
@@ -348,7 +348,7 @@ impl Supervisor {
             }
             self.leaving.attend(qemu);
             if self.signals.take() > 0 {
-                let what = "told again to end, although QEMU has not left its checkpoint: the VM may stand still. `afterimage \
+                let what = "ended by a second signal although QEMU has not left its checkpoint: the VM may stand still. `afterimage \
                             protect` on this host lets it go on";
                 return Err(ExitError::new(Code::Degraded, what).into());
             }
@@ -452,7 +452,7 @@ impl Supervisor {
         }
         match self.retake() {
             Ok(()) => {
-                tracing::warn!("the successor that this process made way for did not come; going on");
+                tracing::warn!("the process that was to replace this one did not start; going on");
                 let _ = child.channel.say(&ToDataPath::Resume);
             }
             // QEMU is gone, and nobody heard why.

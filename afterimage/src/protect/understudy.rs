@@ -71,7 +71,7 @@ pub(super) fn take_the_part(
     };
     let thread = std::thread::Builder::new().name("understudy".to_owned()).spawn(move || {
         if let Err(error) = understudy.run() {
-            tracing::error!(error = exit::words(&error), "nobody commands QEMU any more");
+            tracing::error!(error = exit::words(&error), "there is no longer a control connection to QEMU");
         }
     })?;
     Ok((ours, thread))

@@ -2,14 +2,9 @@
 //! serves the control socket itself, and hears signals: a process that waits is not one that hangs.
 
 use super::commanded::Qemu;
-use crate::{
-    cli::Side,
-    config::ProtectConfig,
-    control::{Control, ControlRequest, done, refused},
-    report,
-    status::{Request, Response, SCHEMA, Status},
-};
+use crate::config::ProtectConfig;
 use anyhow::Result;
+use api::{Control, ControlRequest, Request, Response, SCHEMA, Side, Status, done, refused, report};
 use mc_core::{
     id::{Generation, Node, Time},
     register::{CasOutcome, Register, Swap},
@@ -41,7 +36,7 @@ pub(super) struct What {
     pub(super) may_leave: bool,
 }
 
-/// What came.
+/// What ended the wait.
 #[derive(Debug)]
 pub(super) enum Heard {
     /// What the register holds; also once a second, unasked.
@@ -56,7 +51,7 @@ pub(super) enum Heard {
     Successor,
     /// An operator's word that this node goes on, and the arbiter cannot answer: it counts for what is asked next.
     Operator,
-    /// The time is up.
+    /// The deadline passed.
     Late,
 }
 

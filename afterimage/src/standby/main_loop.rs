@@ -12,16 +12,12 @@ use super::{
     vm::WaitingVm,
     waiting::NoTap,
 };
-use crate::{
-    cli::Side,
-    config::StandbyConfig,
-    control::{Control, refused},
-    live::{KeepaliveReport, Session, Wanted},
-    metrics::{IfTaken, Scrapes},
-    report,
-    status::{Request, Response},
-};
+use crate::config::StandbyConfig;
 use anyhow::{Error, Result};
+use api::{
+    Control, KeepaliveReport, Request, Response, Session, Side, Wanted, metrics::IfTaken, metrics::Scrapes, refused,
+    report,
+};
 use mc_core::{
     driver::SpillFile,
     gate::{GateStats, OutputGate},
@@ -103,7 +99,7 @@ impl Node {
         // Two things tell of a copy that was kept: the record, and the files.
         let gone = last_copy.gone()?.filter(|instance| claim.kept(*instance).is_none());
         spill_file(&config)?; // found at the first session that it cannot be made, it is too late
-        let gate = NicGate::new(report::nics(&config.nics), Options { mode: Mode::Closed, ..Options::default() });
+        let gate = NicGate::new(config.nics.clone(), Options { mode: Mode::Closed, ..Options::default() });
         let gate = gate.map_err(|error| match error.is_prerequisite() {
             true => ExitError::new(Code::Prerequisite, error),
             false => ExitError::new(Code::Failed, error),
@@ -176,11 +172,14 @@ impl Node {
                 Request::KeepaliveSet(wanted) => self.set_keepalive(wanted),
                 Request::Measured => report::measured(&self.run.host.watch, self.run.beats()),
                 Request::Takeover => self.operator_takeover(),
-                Request::Handover => refused("this node stands by for it; `protect` belongs on the node that runs it"),
+                Request::Handover => {
+                    refused("this node is the VM's standby; run `protect` on the node where the VM runs")
+                }
                 Request::Set(_) => refused(
-                    "epoch, max-staging and on-cap are the primary's; this is the standby, whose staging is its --staging",
+                    "this is the standby; set epoch, max-staging and on-cap on the primary (the standby's own \
+                     staging is its --staging)",
                 ),
-                Request::Witness(_) => refused("that is for a witness; this is the standby"),
+                Request::Witness(_) => refused("this is the standby; run that command against the witness"),
                 Request::Solo | Request::Unprotect | Request::Protect | Request::MakeWay | Request::Export { .. } => {
                     refused("that is for the primary; this is the standby: see `takeover`")
                 }

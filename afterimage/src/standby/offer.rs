@@ -4,7 +4,7 @@ use super::{
     main_loop::{NIC_PATIENCE, Node},
     vm::WaitingVm,
 };
-use crate::{config::StandbyConfig, report, room::Room};
+use crate::{config::StandbyConfig, room::Room};
 use anyhow::{Context, Result};
 use mc_core::driver::SpillFile;
 use node::{
@@ -18,7 +18,7 @@ use vmm_qemu::{blocks, profile::Profile};
 impl Node {
     /// A VM without its network is not taken on.
     pub(super) fn has_network(&mut self) -> Result<(), Refusal> {
-        let mended = self.gate.mend_ports(&report::nics(&self.config.nics));
+        let mended = self.gate.mend_ports(&self.config.nics);
         mended.or_else(|error| {
             refusal("network", format!("a NIC of the VM would not work on the standby's host: {error}"))
         })

@@ -21,18 +21,12 @@ use super::{
     report::snapshot,
     vm::earlier,
 };
-use crate::{
-    cli::Side,
-    config::StandbyConfig,
-    control::{Control, done, refused},
-    keeper::{self, Charge},
-    live::Session,
-    metrics::{IfTaken, Scrapes, Snapshot},
-    protect::vm_health::Watcher,
-    report,
-    status::{OfSide, RUNNING, Request, Response, SCHEMA, Status, socket_path},
-};
+use crate::{config::StandbyConfig, keeper, keeper::Charge, protect::vm_health::Watcher};
 use anyhow::{Context, Result};
+use api::{
+    Control, OfSide, RUNNING, Request, Response, SCHEMA, Session, Side, Status, done, metrics::IfTaken,
+    metrics::Scrapes, metrics::Snapshot, refused, report, socket_path,
+};
 use mc_core::{
     gate::OutputGate,
     id::{self, Time},
@@ -217,7 +211,7 @@ impl Running {
             match self.ending {
                 Some(Code::Done) => return Ok(Code::Done),
                 Some(code) => {
-                    let what = format!("told again to end, although {}", self.stays.unwrap_or_default());
+                    let what = format!("ended by a second signal although {}", self.stays.unwrap_or_default());
                     let remedy =
                         "`afterimage protect` on this host, or `afterimage standby`, gives the VM its network again";
                     return Err(ExitError::new(code, what).remedy(remedy).into());
@@ -271,7 +265,7 @@ impl Running {
                 }
                 (true, None) => {
                     let why = "no keeper has the VM's network yet: it passes through this process".to_owned();
-                    tracing::error!(why, "a signal to end was refused, and the next one is obeyed");
+                    tracing::error!(why, "refused to end on this signal; the next signal ends this process");
                     emit(Event::StopRefused(why.as_str().into()));
                     self.stays = Some(why);
                     None
@@ -313,7 +307,7 @@ impl Running {
                 let fenced = Fenced { vm: Some(vm), register: register_now, keeper_relieved, ..Fenced::default() };
                 emit(Event::Fenced(Box::new(fenced)));
                 let what = format!(
-                    "{vm} belongs to {} since {}: the copy that runs here must not be seen",
+                    "{vm} belongs to {} since {}, so the copy that runs here must not reach the network",
                     owner(&register, &us),
                     register.generation
                 );
@@ -413,7 +407,7 @@ impl Running {
         status.last_ack_age_ms = status.last_ack_age_ms.map(|ms| ms.saturating_add(elapsed));
         report::fill_arbiter(&mut status, &self.desk.arbiter);
         if let Some(gate) = self.network.gate() {
-            report::fill_gate(&mut status, gate.stats(), gate);
+            report::fill_gate(&mut status, gate.stats(), gate.hold_histogram().percentiles());
         }
         if let OfSide::Standby(standby) = &mut status.side {
             standby.qmp = Some(qmp_path(&self.desk.config).display().to_string());
@@ -424,10 +418,10 @@ impl Running {
         status.notes.extend(self.network.note());
         status.notes.extend(self.desk.scrapes.as_ref().and_then(Scrapes::note));
         let stays = self.stays.as_ref();
-        status.notes.extend(stays.map(|why| format!("a signal to end was refused: {why}. Another one is obeyed")));
+        status.notes.extend(stays.map(|why| format!("refused to end: {why}. The next signal ends this process")));
         if !self.network.is_entitled() {
             status.notes.push(
-                "the register has not said yet that this node runs the VM alone: its network is not opened anew before; \
+                "the register does not yet say that this node runs the VM alone, so its network stays closed; \
                  `afterimage protect` asks for the VM"
                     .into(),
             );

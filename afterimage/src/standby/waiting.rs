@@ -2,7 +2,6 @@
 //! to the primary. One that is there and does nothing is as good as dead. Its NICs come back, too.
 
 use super::main_loop::{NIC_PATIENCE, Node, VM_CHECK};
-use crate::report;
 use anyhow::Result;
 use mc_core::{
     id::{Epoch, Time},
@@ -102,7 +101,7 @@ impl Node {
                 let why = exit::words(&error);
                 tracing::warn!(why, "the waiting QEMU does not start");
                 if self.revival.failed(now, why.clone()) {
-                    tracing::error!(why, "this host cannot run the VM: the primary is told, and goes on alone");
+                    tracing::error!(why, "this host cannot run the VM; telling the primary to go on alone");
                     emit(Event::WaitingQemuFails(why.as_str().into()));
                     self.run.driver.unable(format!("the QEMU that waits there died, and does not start again: {why}"));
                 }
@@ -120,7 +119,7 @@ impl Node {
     /// A VM that is taken over without its TAP device is mute, and so it is while the device is down. So this host counts as one that
     /// cannot run it meanwhile: that is said at once, and to the primary unless the device is back in a moment.
     fn look_after_taps(&mut self, now: Time) {
-        let Err(error) = self.gate.mend_ports(&report::nics(&self.config.nics)) else {
+        let Err(error) = self.gate.mend_ports(&self.config.nics) else {
             if self.no_tap.take().is_some() && self.vm.is_none() {
                 self.mending.forget();
             }
@@ -139,7 +138,7 @@ impl Node {
     /// NICs of a QEMU that waits; one that is gone has none.
     fn mend_nics(&mut self) {
         let Some(pid) = self.vm.as_mut().and_then(|vm| vm.pid()) else { return };
-        let specs = report::nics(&self.config.nics);
+        let specs = self.config.nics.clone();
         // What fails is noted, and tried again.
         let _ = self.mending.mend(self.run.host.now(), &mut self.gate, &specs, Some(pid));
     }
@@ -168,7 +167,7 @@ impl Node {
         let unstartable = self
             .unstartable
             .as_ref()
-            .map(|why| format!("the VM's QEMU did not come to wait here when it was tried last: {why}"));
+            .map(|why| format!("the waiting QEMU could not be started at the last try: {why}"));
         unable.or(silent).or(no_tap).or(unstartable).or_else(|| self.uncommitted())
     }
 
@@ -192,9 +191,8 @@ impl Node {
         let last = figures.last_commit_at.filter(|_| machine.role() == Role::Protecting)?;
         let since = self.run.host.now().since(last);
         let limit = limit(last.since(figures.synced_at?), machine.committed().1);
-        (since >= limit).then(|| {
-            format!("the primary has committed nothing for {} s: see whether its VM and its QEMU run", since.as_secs())
-        })
+        (since >= limit)
+            .then(|| format!("no commit for {} s: check that the VM and its QEMU run on the primary", since.as_secs()))
     }
 }
 

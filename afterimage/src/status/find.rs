@@ -1,24 +1,9 @@
-//! Which process of a VM a command is for; and the one way to say that there is none.
+//! Finds the process of a VM that a command is for, and reports when there is none.
 
-use super::{gather, socket_path};
-use crate::cli::Side;
+use api::{Side, is_served, socket_path};
 use mc_core::id::Name;
 use node::exit::{Code, ExitError};
-use std::{
-    io,
-    path::{Path, PathBuf},
-};
-
-/// What may run here for a VM.
-pub(super) const SIDES: [Side; 3] = [Side::Primary, Side::Standby, Side::Keeper];
-
-/// Whether somebody listens at a control socket: a process that died left its socket behind. Never waits.
-pub(super) fn is_served(path: &Path) -> bool {
-    match gather::connect_now(path) {
-        Ok(_) => true,
-        Err(error) => !matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound),
-    }
-}
+use std::path::{Path, PathBuf};
 
 /// The control socket of the first of the `wanted` sides that lives here for `vm`; `command` is what wants it.
 ///
@@ -29,7 +14,7 @@ pub(crate) fn find(run_dir: &Path, vm: Name, wanted: &[Side], command: &str) -> 
     if let Some(side) = wanted.iter().copied().find(lives) {
         return Ok((socket_path(run_dir, vm, side), side));
     }
-    let Some(here) = SIDES.into_iter().find(lives) else {
+    let Some(here) = Side::ALL.into_iter().find(lives) else {
         return Err(dead(run_dir, vm, wanted).unwrap_or_else(|| nobody(Some(vm), run_dir)));
     };
     Err(another(here, vm, wanted, command))
@@ -65,9 +50,8 @@ fn dead(run_dir: &Path, vm: Name, wanted: &[Side]) -> Option<ExitError> {
         path.display()
     );
     let command = if side == Side::Primary { "protect" } else { side.as_str() };
-    let remedy = format!(
-        "`afterimage why --vm {vm}` tells how it ended; start `afterimage {command}` again if it is to come back"
-    );
+    let remedy =
+        format!("`afterimage why --vm {vm}` shows how it ended; to bring it back, start `afterimage {command}` again");
     Some(ExitError::new(Code::Failed, what).remedy(remedy))
 }
 
@@ -76,5 +60,5 @@ pub(crate) fn nobody(vm: Option<Name>, run_dir: &Path) -> ExitError {
     let whom = vm.map_or_else(String::new, |vm| format!(" for {vm}"));
     let what = format!("nothing runs here{whom}: no control socket in {}", run_dir.display());
     ExitError::new(Code::Failed, what)
-        .remedy("start `afterimage protect` or `afterimage standby`, or name the --run-dir that they use")
+        .remedy("start `afterimage protect` or `afterimage standby`; if they use another --run-dir, give the same here")
 }

@@ -1,7 +1,8 @@
 //! `takeover` and `solo`: an operator says that the other side is stopped. Its beats may say otherwise.
 
-use super::{PATIENCE, Request, Response, Status, ask, find, order};
-use crate::cli::{OperatorArgs, Side};
+use super::{PATIENCE, find, order};
+use crate::cli::OperatorArgs;
+use api::{Request, Response, Side, Status, ask};
 use node::exit::{Code, ExitError};
 use std::{path::Path, time::Duration};
 
@@ -22,7 +23,8 @@ pub fn operate(args: &OperatorArgs, request: &Request) -> anyhow::Result<Code> {
         None => {
             let what = format!("afterimage {word} needs --yes-the-other-side-is-stopped");
             let remedy = format!(
-                "make sure that {} cannot be running on the {}: power that host off, or kill its QEMU and look; then say so",
+                "make sure that {} does not run on the {}: power that host off, or kill its QEMU and check; then add \
+                 the flag",
                 args.vm,
                 other.as_str()
             );
@@ -89,9 +91,9 @@ impl Beating {
             )
         } else {
             format!(
-                "power {node} off, or end its `afterimage` and its QEMU, and look; the beats stop then. Only if you know that {vm} \
-                 does not run there, and cannot begin to: `afterimage {word} --vm {vm} --although-it-beats {node}`. Were it \
-                 running, two copies would answer the same clients"
+                "power {node} off, or stop its `afterimage` and its QEMU, and check; then the beats stop. Only if \
+                 you know that {vm} does not run there and cannot start: `afterimage {word} --vm {vm} \
+                 --although-it-beats {node}`. If it ran there, two copies would answer the same clients"
             )
         };
         Err(ExitError::usage(format!("{heard}; nothing was done")).remedy(remedy))
@@ -101,7 +103,7 @@ impl Beating {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::{ArbiterStatus, Beats};
+    use api::{ArbiterStatus, Beats};
 
     #[test]
     fn only_who_was_heard_within_the_detection_time_is_alive() {

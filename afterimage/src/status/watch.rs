@@ -1,4 +1,4 @@
-//! `afterimage status --watch`: again and again, until somebody ends it.
+//! `afterimage status --watch`: repeats the status until it is interrupted.
 //!
 //! | stdout is | then |
 //! |---|---|
@@ -9,8 +9,9 @@
 //! A process that goes away is shown as `gone` until it, or a successor, is back; one that is stopped as one that `does not
 //! answer`, and the others beside it as ever.
 
-use super::{OfSide, Status, for_people, gather, sockets};
+use super::{for_people, sockets, text::shown};
 use crate::cli::StatusArgs;
+use api::{OfSide, Status};
 use node::exit::Code;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -47,7 +48,7 @@ pub(super) fn run(args: &StatusArgs, interval: Duration) -> anyhow::Result<Code>
 
 fn head(args: &StatusArgs, interval: Duration) -> String {
     let now = humantime::format_rfc3339_seconds(SystemTime::now());
-    format!("{now}  {}  every {interval:?}; Ctrl-C ends it\n", args.run_dir.display())
+    format!("{now}  {}  every {interval:?}; press Ctrl-C to end\n", args.run_dir.display())
 }
 
 fn lines_of_json(statuses: &[Status]) -> anyhow::Result<String> {
@@ -67,7 +68,7 @@ struct Watch {
 impl Watch {
     fn look(&mut self, args: &StatusArgs) -> Vec<Status> {
         self.known.extend(sockets(args).unwrap_or_default());
-        gather::statuses(&self.known.iter().cloned().collect::<Vec<_>>())
+        api::statuses(&self.known.iter().cloned().collect::<Vec<_>>())
     }
 
     /// A line for each that is not as it was told last.
@@ -90,13 +91,13 @@ impl Watch {
 
 /// What a change is a change of.
 fn line(s: &Status) -> String {
-    let mut line = format!("{} {}: {}", s.vm, s.side.word(), gather::shown(&s.role));
+    let mut line = format!("{} {}: {}", s.vm, s.side.word(), shown(&s.role));
     if !s.is_told() {
         return line + &s.notes.first().map_or_else(String::new, |why| format!(" ({why})"));
     }
     line.push_str(match (s.protected, s.no_failover()) {
         (false, _) => ", NOT PROTECTED",
-        (true, None) => ", protected",
+        (true, None) => "",
         (true, Some(_)) => ", but NO FAILOVER",
     });
     line.push_str(&format!(", generation {}", s.generation));
@@ -127,7 +128,7 @@ mod tests {
         (status.epoch, status.released_packets) = (9, 9);
         assert_eq!(watch.changes(std::slice::from_ref(&status)), "", "figures are no change");
         (status.role, status.protected) = ("protected".into(), true);
-        assert!(watch.changes(std::slice::from_ref(&status)).contains("protected, protected"));
+        assert!(watch.changes(std::slice::from_ref(&status)).contains("web primary: protected, generation"));
         status.network = Some("tap0 is gone".into());
         assert!(watch.changes(std::slice::from_ref(&status)).contains(", NETWORK: tap0 is gone"));
         status.arbiter.failover_impossible = Some("the arbiter cannot be reached".into());

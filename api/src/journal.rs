@@ -12,7 +12,7 @@ const MAX_BYTES: usize = 1 << 20;
 
 /// What is answered.
 #[derive(Debug, Serialize)]
-pub(super) struct Events {
+pub(crate) struct Events {
     schema: u64,
     /// The oldest first.
     events: Vec<Record>,
@@ -21,7 +21,7 @@ pub(super) struct Events {
 }
 
 /// The newest events, `limit` at most, none of them from before `since_ms`.
-pub(super) fn newest(file: &Path, limit: usize, since_ms: u64) -> io::Result<Events> {
+pub(crate) fn newest(file: &Path, limit: usize, since_ms: u64) -> io::Result<Events> {
     let wanted = read(file)?.records.into_iter().filter(|record| record.at_ms >= since_ms as f64);
     let wanted: Vec<Record> = wanted.collect();
     let (count, mut bytes) = (wanted.len(), 0);

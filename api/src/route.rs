@@ -1,18 +1,17 @@
 //! Which request a method, a path, a query and a body are; and the way back, for this program's own questions.
 
-use super::{
+use crate::{
     desk::Serves,
+    keepalive::Wanted,
     problem::{Kind, Problem},
     request::Request,
-};
-use crate::{
-    live::{Settings, Wanted},
-    witness::{NodeSpec, WitnessRequest},
+    settings::Settings,
 };
 use mc_core::id::Name;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use std::path::PathBuf;
+use witness::{NodeSpec, WitnessRequest};
 
 /// Events that are answered unless `limit` says how many, and at most.
 const EVENTS: (usize, usize) = (100, 1000);
@@ -145,7 +144,7 @@ fn matches<'a>(pattern: &str, path: &'a str) -> Option<&'a str> {
 }
 
 /// The methods that a path has.
-pub(super) fn allowed(path: &str) -> Vec<&'static str> {
+pub(crate) fn allowed(path: &str) -> Vec<&'static str> {
     ROUTES.iter().filter(|route| matches(route.path, path).is_some()).map(|route| route.method).collect()
 }
 
@@ -158,7 +157,7 @@ fn unknown(path: &str) -> Problem {
 }
 
 /// A name as one segment of a path (RFC 3986, 2.1): names may have spaces, and letters of any language.
-pub(super) fn encoded(name: &str) -> String {
+pub(crate) fn encoded(name: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     name.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
@@ -184,7 +183,7 @@ fn named(serves: &Serves, path: &str, vm: &str) -> Result<Option<Name>, Problem>
             Err(elsewhere("this is a witness; that is for `protect` or `standby`".to_owned()))
         }
         Serves::Vm { side, .. } if of_witness => {
-            Err(elsewhere(format!("that is for a witness; this is the {}", side.as_str())))
+            Err(elsewhere(format!("this is the {}; run that command against the witness", side.as_str())))
         }
         _ if vm.is_empty() => Ok(None),
         Serves::Witness => vm.parse().map(Some).map_err(bad),
@@ -239,8 +238,8 @@ fn nothing(body: &[u8]) -> Result<(), Problem> {
 
 /// An object of which every field is known: a slip must not pass for a wish that was left out.
 fn read<T: DeserializeOwned + Serialize>(body: &[u8]) -> Result<T, Problem> {
-    let value: Value = serde_json::from_slice(body).map_err(|error| bad(format!("the body is no JSON: {error}")))?;
-    let Value::Object(given) = &value else { return Err(bad("the body is no JSON object")) };
+    let value: Value = serde_json::from_slice(body).map_err(|error| bad(format!("the body is not JSON: {error}")))?;
+    let Value::Object(given) = &value else { return Err(bad("the body is not a JSON object")) };
     let given: Vec<String> = given.keys().cloned().collect();
     let read: T = serde_json::from_value(value).map_err(|error| bad(format!("the body: {error}")))?;
     let known = serde_json::to_value(&read).map_err(bad)?;
@@ -295,8 +294,8 @@ pub fn line(request: &Request, vm: &str) -> (&'static str, String, Option<Value>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::Side;
     use mc_core::id::NodeId;
+    use node::events::Side;
 
     fn name(text: &str) -> Name {
         Name::new(text).unwrap()
@@ -373,13 +372,13 @@ mod tests {
             ("GET", "/v1/vms/web/", "", Kind::NotFound, "nothing is at"),
             ("GET", "/v1/vms//keepalive", "", Kind::NotFound, "nothing is at"),
             ("GET", "/v1/vms/../vms/web", "", Kind::NotFound, "nothing is at"),
-            ("GET", "/v1/witness", "", Kind::NotFound, "that is for a witness; this is the primary"),
+            ("GET", "/v1/witness", "", Kind::NotFound, "this is the primary; run that command against the witness"),
             ("POST", "/v1/vms", "", Kind::MethodNotAllowed, "/v1/vms has GET"),
             ("DELETE", "/v1/vms/web/keepalive", "", Kind::MethodNotAllowed, "has GET and POST"),
             ("GET", "/v1/vms/web/takeover", "", Kind::MethodNotAllowed, "has POST"),
             ("GET", "/v1/vms/web?x=1", "", Kind::BadRequest, "takes no parameters"),
-            ("POST", "/v1/vms/web/settings", "", Kind::BadRequest, "no JSON"),
-            ("POST", "/v1/vms/web/settings", "[]", Kind::BadRequest, "no JSON object"),
+            ("POST", "/v1/vms/web/settings", "", Kind::BadRequest, "not JSON"),
+            ("POST", "/v1/vms/web/settings", "[]", Kind::BadRequest, "not a JSON object"),
             ("POST", "/v1/vms/web/settings", "{\"epok\":5}", Kind::BadRequest, "a field \"epok\""),
             ("POST", "/v1/vms/web/settings", "{\"epoch_us\":-5}", Kind::BadRequest, "-5"),
             ("POST", "/v1/vms/web/takeover", "{\"force\":true}", Kind::BadRequest, "a field \"force\""),

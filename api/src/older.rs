@@ -1,13 +1,12 @@
 //! The release before spoke lines of JSON over the same socket. Both ways round, whoever meets it says so; and a process of
 //! that release is told to give up its place: else it could not be upgraded without an outage.
 
-use super::{
-    ControlError,
-    client::connect,
+use crate::{
+    client::{ask, connect},
     request::{Request, Response},
-    socket::failed,
+    socket::{ControlError, failed},
+    status::Status,
 };
-use crate::status::Status;
 use serde_json::Value;
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -19,7 +18,7 @@ use std::{
 const MAX_ANSWER: u64 = 1 << 20;
 
 /// What a command of the release before is told.
-pub(super) fn refusal() -> Vec<u8> {
+pub(crate) fn refusal() -> Vec<u8> {
     let message = "this process speaks the control protocol of a newer afterimage".to_owned();
     let remedy =
         Some("upgrade the program that asks: run the command with the `afterimage` of this process".to_owned());
@@ -30,12 +29,12 @@ pub(super) fn refusal() -> Vec<u8> {
 }
 
 /// Whether these bytes are what a process of the release before says to HTTP.
-pub(super) fn is_older(heard: &[u8]) -> bool {
+pub(crate) fn is_older(heard: &[u8]) -> bool {
     heard.starts_with(br#"{"refused":{"message":"no request"#)
 }
 
 /// Asks a process of the release before. Of its status only the role is known here.
-pub(crate) fn ask_older(path: &Path, request: &Request, timeout: Duration) -> Result<Response, ControlError> {
+fn ask_older(path: &Path, request: &Request, timeout: Duration) -> Result<Response, ControlError> {
     let mut stream = connect(path, timeout)?;
     stream.set_read_timeout(Some(timeout)).map_err(failed("setting a timeout", path))?;
     let mut line = serde_json::to_vec(request).map_err(|e| failed("asking", path)(e.into()))?;
@@ -45,6 +44,14 @@ pub(crate) fn ask_older(path: &Path, request: &Request, timeout: Duration) -> Re
     let read = BufReader::new(stream).take(MAX_ANSWER).read_until(b'\n', &mut heard);
     read.map_err(failed("waiting for the answer", path))?;
     response(&heard).map_err(|why| ControlError::answer(path, &heard, why))
+}
+
+/// Asks whoever may be of the release before: it gives up its place when it is told to, or could not be upgraded in place.
+pub fn ask_any(path: &Path, request: &Request, patience: Duration) -> Result<Response, ControlError> {
+    match ask(path, request.clone(), patience) {
+        Err(ControlError::Older { .. }) => ask_older(path, request, patience),
+        asked => asked,
+    }
 }
 
 fn response(line: &[u8]) -> Result<Response, String> {

@@ -1,11 +1,15 @@
-//! Asks every process of a host at once: one that is dead, or stopped, hides no other.
+//! Asks all processes of a host at the same time, so that a dead or stopped one does not hide the others.
 //!
 //! All questions share one deadline, and each has a thread of its own. A socket that nobody listens on was left behind by a
 //! process that died: `gone`. A process that is there and says nothing by the deadline `does-not-answer`.
 
-use super::{ControlError, OfSide, PATIENCE, Request, Response, SCHEMA, Status, ask, side_of};
-use crate::cli::Side;
-use mc_core::id::Name;
+use crate::{
+    client::ask,
+    request::{Request, Response},
+    socket::ControlError,
+    sockets::side_of,
+    status::{OfSide, SCHEMA, Status},
+};
 use node::exit::{Code, ExitError};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
 use std::{
@@ -17,25 +21,27 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// For an answer: its thread only copies figures.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// The role of a process that died, and left its socket.
-pub(crate) const GONE: &str = "gone";
+pub const GONE: &str = "gone";
 /// The role of a process that is there, and says nothing.
-pub(crate) const MUTE: &str = "does-not-answer";
+pub const MUTE: &str = "does-not-answer";
 
 /// Why a process gave no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct NoAnswer {
+pub struct NoAnswer {
     /// [`GONE`] or [`MUTE`].
-    pub(crate) role: &'static str,
+    pub role: &'static str,
     /// In words, with what to do.
-    pub(crate) why: String,
+    pub why: String,
 }
 
 /// A process that was asked, and what it said.
-pub(crate) type Asked = (PathBuf, Result<Response, NoAnswer>);
+pub type Answered = (PathBuf, Result<Response, NoAnswer>);
 
 /// Asks the processes behind these sockets the same, all of them at once.
-pub(crate) fn ask_all(paths: &[PathBuf], request: &Request) -> Vec<Asked> {
+pub fn ask_all(paths: &[PathBuf], request: &Request) -> Vec<Answered> {
     let (deadline, (say, said)) = (Instant::now() + PATIENCE, channel());
     for (index, path) in paths.iter().cloned().enumerate() {
         let (say, request) = (say.clone(), request.clone());
@@ -62,7 +68,7 @@ pub(crate) fn ask_all(paths: &[PathBuf], request: &Request) -> Vec<Asked> {
 ///
 /// # Errors
 /// It did not answer: why, and what to do.
-pub(crate) fn ask_one(path: &Path, request: Request, patience: Duration) -> Result<Response, ExitError> {
+pub fn ask_one(path: &Path, request: Request, patience: Duration) -> Result<Response, ExitError> {
     ask(path, request, patience).map_err(|error| {
         let why = no_answer(path, &error).why;
         let (what, remedy) = why.split_once("; ").unwrap_or((&why, "`afterimage status` shows what runs here"));
@@ -74,7 +80,7 @@ fn no_answer(path: &Path, error: &ControlError) -> NoAnswer {
     match error {
         ControlError::Io { source, .. } => match source.kind() {
             io::ErrorKind::ConnectionRefused => {
-                let remedy = format!("start it again, or remove {} if it is not to come back", path.display());
+                let remedy = format!("start it again, or remove {} if it is no longer needed", path.display());
                 NoAnswer { role: GONE, why: format!("its process has ended, and left its socket; {remedy}") }
             }
             io::ErrorKind::NotFound => NoAnswer { role: GONE, why: "its process has ended".to_owned() },
@@ -104,11 +110,20 @@ fn mute(path: &Path) -> NoAnswer {
 }
 
 /// Connects, or says at once why not.
-pub(super) fn connect_now(path: &Path) -> io::Result<OwnedFd> {
+fn connect_now(path: &Path) -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     connect(&socket, &SocketAddrUnix::new(path)?)?;
     Ok(socket)
+}
+
+/// Whether somebody listens at a control socket: a process that died left its socket behind. Never waits.
+#[must_use]
+pub fn is_served(path: &Path) -> bool {
+    match connect_now(path) {
+        Ok(_) => true,
+        Err(error) => !matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound),
+    }
 }
 
 /// Who listens at a socket.
@@ -122,19 +137,9 @@ fn state(pid: i32) -> Option<char> {
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
-/// The VM and the side that a socket is of.
-fn named(path: &Path) -> Option<(Name, Side)> {
-    path.file_name().and_then(|n| n.to_str()).and_then(side_of)
-}
-
-/// The same, as words.
-pub(crate) fn whose(path: &Path) -> (String, String) {
-    named(path).map_or_else(Default::default, |(vm, side)| (vm.to_string(), side.as_str().to_owned()))
-}
-
 /// The status of each, in order.
-pub(super) fn statuses(paths: &[PathBuf]) -> Vec<Status> {
-    let one = |(path, answer): Asked| match answer {
+pub fn statuses(paths: &[PathBuf]) -> Vec<Status> {
+    let one = |(path, answer): Answered| match answer {
         Ok(Response::Status(status)) if status.schema != SCHEMA => silent(&path, MUTE, another_schema(status.schema)),
         Ok(Response::Status(status)) => *status,
         Ok(Response::Refused { message, .. }) => silent(&path, MUTE, message),
@@ -145,7 +150,7 @@ pub(super) fn statuses(paths: &[PathBuf]) -> Vec<Status> {
     let over: Vec<bool> = all.iter().map(|status| is_left_over(status, &all)).collect();
     for ((status, path), over) in all.iter_mut().zip(paths).zip(over) {
         if over {
-            let why = "its process has ended; its socket is left over from before the failover, and harms nobody";
+            let why = "its process has ended; its socket is left over from before the failover, and harmless";
             status.notes = vec![format!("{why}: `rm {}`", path.display())];
         }
     }
@@ -153,13 +158,13 @@ pub(super) fn statuses(paths: &[PathBuf]) -> Vec<Status> {
 }
 
 /// Whether it is what a process left that another one of the same VM has followed on this host: nothing is wrong with that.
-pub(super) fn is_left_over(status: &Status, all: &[Status]) -> bool {
+pub fn is_left_over(status: &Status, all: &[Status]) -> bool {
     let follows = |other: &Status| other.vm == status.vm && other.is_told() && other.side != OfSide::Keeper;
     status.role == GONE && all.iter().any(follows)
 }
 
 fn silent(path: &Path, role: &str, why: String) -> Status {
-    let (vm, side) = named(path).map_or_else(Default::default, |(vm, side)| (vm.to_string(), side.into()));
+    let (vm, side) = side_of(path).map_or_else(Default::default, |(vm, side)| (vm.to_string(), side.into()));
     Status { schema: SCHEMA, vm, side, role: role.to_owned(), notes: vec![why], ..Status::default() }
 }
 
@@ -168,32 +173,4 @@ fn another_schema(schema: u32) -> String {
         "its process is of another release: its status has schema {schema}, and this program reads {SCHEMA}; ask it with the \
          `afterimage` of its release, or start it again with this one"
     )
-}
-
-impl Status {
-    /// Whether its process said this; else all there is to know is in the notes.
-    #[must_use]
-    pub fn is_told(&self) -> bool {
-        !matches!(self.role.as_str(), GONE | MUTE)
-    }
-
-    /// Of a process that said nothing: a line about it.
-    pub(super) fn silence(&self) -> Option<String> {
-        let why = self.notes.first().map_or("", String::as_str);
-        (!self.is_told()).then(|| format!("{} {}: {}: {why}\n", self.vm, self.side.word(), shown(&self.role)))
-    }
-}
-
-/// A role for people.
-pub(super) fn shown(role: &str) -> &str {
-    if role == MUTE { "does not answer" } else { role }
-}
-
-/// Several results as JSON: an array, unless one process of a VM was asked for by name and is the only one.
-pub(crate) fn as_json<T: serde::Serialize>(all: &[T], named: bool) -> serde_json::Result<String> {
-    let text = match all {
-        [one] if named => serde_json::to_string_pretty(one),
-        all => serde_json::to_string_pretty(all),
-    };
-    Ok(text? + "\n")
 }

@@ -1,13 +1,13 @@
 //! This program's own questions: one request, on a runtime of its own that ends with the answer.
 
-use super::{
+use crate::{
     answer,
     older::is_older,
     request::{Request, Response},
     route::line,
     socket::{ControlError, failed},
+    sockets::side_of,
 };
-use crate::status::side_of;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
     Request as HttpRequest,
@@ -44,7 +44,7 @@ const MAX_RESPONSE: usize = 16 << 20;
 const KEPT: usize = 80;
 
 /// Connects. A listener that is stopped, and whose queue is full, would be waited for without end.
-pub(super) fn connect(path: &Path, timeout: Duration) -> Result<StdStream, ControlError> {
+pub(crate) fn connect(path: &Path, timeout: Duration) -> Result<StdStream, ControlError> {
     let connect = || {
         let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
         let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
@@ -105,7 +105,7 @@ impl From<hyper::Error> for Trouble {
 /// The request as HTTP has it.
 fn written(path: &Path, request: &Request) -> Result<HttpRequest<Full<Bytes>>, Trouble> {
     // A witness's socket is of no VM, and its routes name none.
-    let vm = path.file_name().and_then(|name| name.to_str()).and_then(side_of).map(|(vm, _)| vm.to_string());
+    let vm = side_of(path).map(|(vm, _)| vm.to_string());
     let (method, target, body) = line(request, &vm.unwrap_or_default());
     let body = body.map_or_else(Bytes::new, |body| body.to_string().into());
     let http = HttpRequest::builder().method(method).uri(target).header(HOST, "localhost");

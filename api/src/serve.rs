@@ -1,7 +1,7 @@
 //! Connections of a listener on the control plane: bytes in, bytes out. hyper speaks HTTP/1.1; every limit and deadline is here,
 //! and whoever meets one hears so as a problem document. A connection is for one request.
 
-use super::{
+use crate::{
     answer::Answer,
     head::{Head, look},
     problem::{Kind, Problem},

@@ -1,6 +1,7 @@
 //! Takes what was asked over a socket, hands it to whoever answers, and waits for the reply.
 
-use super::{
+use crate::status::Status;
+use crate::{
     answer::Answer,
     journal,
     problem::{Kind, Problem},
@@ -8,8 +9,8 @@ use super::{
     route::{Routed, allowed, route},
     serve::{Answering, Asked, Site},
 };
-use crate::{cli::Side, status::Status};
 use mc_core::id::Name;
+use node::events::Side;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::{sync::oneshot, time::timeout};
 
@@ -90,7 +91,7 @@ impl Desk {
 
 /// A desk as the connections of a socket share it.
 #[derive(Clone, Debug)]
-pub(super) struct Shared(pub(super) Arc<Desk>);
+pub(crate) struct Shared(pub(crate) Arc<Desk>);
 
 impl Shared {
     async fn answered(self, asked: Asked) -> Answer {

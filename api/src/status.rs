@@ -1,38 +1,15 @@
-//! `afterimage status`, and the operator's words: what a running `protect` or `standby` says over its control socket.
+//! How one VM is doing on one side: what `status`, the API and the metrics say.
 
-mod find;
-mod gather;
-mod operator;
-mod outcome;
-mod table;
-mod text;
-mod watch;
-
-pub(crate) use find::{find, left, nobody};
-pub(crate) use gather::{NoAnswer, as_json, ask_all, ask_one, whose};
-pub use node::events::Takeover;
-pub use operator::operate;
-
-pub use crate::api::{ControlError, ControlSocket, Request, Response, ask, socket_path};
-
-use crate::{
-    api::desk::EXPORT_PATIENCE,
-    cli::{ExportArgs, ReprotectArgs, Side, StatusArgs, UnprotectArgs},
-};
-use mc_core::{histogram::Percentiles, id::Name};
+use crate::gather::{GONE, MUTE};
+use mc_core::histogram::Percentiles;
 use node::{
-    exit::{Code, ExitError},
+    events::{Side, Takeover},
+    exit::Code,
     keepalive::PathStats,
     paths::RdmaInfo,
 };
 use serde::{Deserialize, Serialize};
-use std::{
-    collections::BTreeMap,
-    io::{self, Write},
-    path::{Path, PathBuf},
-    time::Duration,
-};
-use vmm_qemu::inventory::Output;
+use std::collections::BTreeMap;
 
 /// The version of [`Status`] as JSON. Fields may be added under the same number; a reader ignores those it does not know.
 pub const SCHEMA: u32 = 2;
@@ -40,8 +17,6 @@ pub const SCHEMA: u32 = 2;
 pub const WAITING: &str = "waiting-for-arbiter";
 /// The role of a standby whose VM runs there.
 pub const RUNNING: &str = "running";
-/// For an answer over the control socket: its thread only copies figures.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How one VM is doing on one side. Times in µs unless their name says otherwise; sizes in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -227,13 +202,6 @@ pub struct OutputStatus {
     pub why: String,
 }
 
-impl From<&Output> for OutputStatus {
-    fn from(output: &Output) -> Self {
-        let (class, why) = (output.class.word().to_owned(), output.class.why().to_owned());
-        Self { name: output.name.clone(), kind: output.kind.clone(), class, why }
-    }
-}
-
 /// The keepalive's figures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -322,126 +290,12 @@ impl Status {
     pub fn unheld(&self) -> usize {
         self.outputs.iter().filter(|output| output.class == "unheld").count()
     }
-}
 
-/// The sockets of `side` (`None`: all) of `vm` (`None`: all) in the run directory, by name.
-pub(crate) fn sockets(args: &StatusArgs) -> Result<Vec<PathBuf>, ExitError> {
-    let dir = &args.run_dir;
-    if let Some(vm) = args.vm {
-        let wanted: &[Side] = args.role.as_ref().map_or(&find::SIDES, std::slice::from_ref);
-        left(dir, vm, wanted, "status")?;
+    /// Whether its process said this; else all there is to know is in the notes.
+    #[must_use]
+    pub fn is_told(&self) -> bool {
+        !matches!(self.role.as_str(), GONE | MUTE)
     }
-    let entries = std::fs::read_dir(dir).map_err(|_| nobody(None, dir))?;
-    let wanted = |path: &PathBuf| {
-        let named = path.file_name().and_then(|n| n.to_str()).and_then(side_of);
-        named.is_some_and(|(vm, side)| args.vm.is_none_or(|v| v == vm) && args.role.is_none_or(|r| r == side))
-    };
-    let mut found: Vec<_> = entries.filter_map(|e| Some(e.ok()?.path())).filter(wanted).collect();
-    found.sort();
-    if found.is_empty() {
-        return Err(nobody(None, dir));
-    }
-    Ok(found)
-}
-
-/// The command: prints the status of every VM asked about; of one all there is, of several a table. The worst one decides
-/// the exit code; a process that cannot be asked is one that does not protect.
-pub fn show(args: &StatusArgs) -> anyhow::Result<Code> {
-    if let Some(interval) = args.watch {
-        return watch::run(args, interval);
-    }
-    let statuses = gather::statuses(&sockets(args)?);
-    let codes = statuses.iter().filter(|s| !gather::is_left_over(s, &statuses)).map(Status::code);
-    let worst = codes.max_by_key(|code| *code as u8).unwrap_or(Code::Done);
-    let out = if args.json { as_json(&statuses, args.vm.is_some())? } else { for_people(&statuses, args.vm.is_some()) };
-    match io::stdout().write_all(out.as_bytes()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e.into()),
-        _ => Ok(worst),
-    }
-}
-
-/// All there is of the processes of one VM, that was `named` or is the only one; of several VMs a table.
-fn for_people(statuses: &[Status], named: bool) -> String {
-    match statuses {
-        [one] => text::render(one),
-        several if named => several.iter().map(text::render).collect::<Vec<_>>().join("\n"),
-        several => table::render(several),
-    }
-}
-
-/// The command `unprotect`.
-pub fn unprotect(args: &UnprotectArgs) -> anyhow::Result<Code> {
-    order((&args.run_dir, args.vm, args.no_wait), Side::Primary, &Request::Unprotect)
-}
-
-/// The command `reprotect`.
-pub fn reprotect(args: &ReprotectArgs) -> anyhow::Result<Code> {
-    tell(&args.run_dir, args.vm, Side::Primary, &Request::Protect)
-}
-
-/// The command `image export`: the running standby writes it.
-pub fn export(args: &ExportArgs) -> anyhow::Result<Code> {
-    let dir = std::fs::canonicalize(&args.to).map_err(|e| {
-        ExitError::usage(format!("--to {}: {e}", args.to.display()))
-            .remedy("name a directory that is there, with room for the VM's memory")
-    })?;
-    tell(&args.run_dir, args.vm, Side::Standby, &Request::Export { dir })
-}
-
-fn tell(run_dir: &Path, vm: Name, side: Side, request: &Request) -> anyhow::Result<Code> {
-    let (path, _) = find(run_dir, vm, &[side], request.word())?;
-    let _ = writeln!(io::stdout(), "{}", say(&path, request)?);
-    Ok(Code::Done)
-}
-
-/// Gives an order that somebody else decides, and waits for what comes of it unless `no_wait`.
-fn order((run_dir, vm, no_wait): (&Path, Name, bool), side: Side, request: &Request) -> anyhow::Result<Code> {
-    let (path, _) = find(run_dir, vm, &[side], request.word())?;
-    // Once it has lost, a standby has no other side any more.
-    let peer = match ask(&path, Request::Status, PATIENCE) {
-        Ok(Response::Status(status)) => status.peer.split(' ').next().unwrap_or_default().to_owned(),
-        _ => String::new(),
-    };
-    let taken = say(&path, request)?;
-    let told = if no_wait { taken } else { outcome::wait(&path, request, (&vm.to_string(), &peer))? };
-    let _ = writeln!(io::stdout(), "{told}");
-    Ok(Code::Done)
-}
-
-/// What the process behind a socket says to a request that it can do or refuse.
-fn say(path: &Path, request: &Request) -> Result<String, ExitError> {
-    let patience = if matches!(request, Request::Export { .. }) { EXPORT_PATIENCE } else { PATIENCE };
-    match ask_one(path, request.clone(), patience)? {
-        Response::Done { message } => Ok(message),
-        Response::Refused { message, remedy } => {
-            let refused = ExitError::new(Code::Failed, message);
-            Err(remedy.into_iter().fold(refused, |e: ExitError, r: String| e.remedy(r)))
-        }
-        Response::Away { message, remedy } => Err(ExitError::new(Code::Prerequisite, message).remedy(remedy)),
-        other => Err(ExitError::new(Code::Failed, format!("{} answered {request:?} with {other:?}", path.display()))),
-    }
-}
-
-/// The VM and the side of a control socket, by its file's name: see [`socket_path`].
-pub(crate) fn side_of(file_name: &str) -> Option<(Name, Side)> {
-    let (vm, side) = file_name.strip_suffix(".sock")?.rsplit_once('.')?;
-    let side = [Side::Primary, Side::Standby, Side::Keeper].into_iter().find(|s| s.as_str() == side)?;
-    Some((Name::new(vm).ok()?, side))
-}
-
-/// Every control socket in a run directory, with its VM.
-pub(crate) fn sockets_in(run_dir: &Path) -> Vec<(PathBuf, Name)> {
-    let entries = std::fs::read_dir(run_dir).into_iter().flatten();
-    let named = |path: PathBuf| {
-        let (vm, _) = path.file_name().and_then(|name| name.to_str()).and_then(side_of)?;
-        Some((path, vm))
-    };
-    entries.filter_map(|entry| named(entry.ok()?.path())).collect()
-}
-
-/// Whose control socket it is.
-pub(crate) fn side(path: &Path) -> Option<Side> {
-    path.file_name().and_then(|name| name.to_str()).and_then(side_of).map(|(_, side)| side)
 }
 
 #[cfg(test)]

@@ -1,16 +1,14 @@
 //! An answer as HTTP has it: a status and a body; and the way back, for this program's own questions.
 
-use super::{
+use crate::{
+    REPORT_SCHEMA,
     problem::{Kind, PROBLEM_JSON, Problem},
     request::{Request, Response},
     route::encoded,
-};
-use crate::{
-    live::SCHEMA,
     status::Status,
-    witness::{WitnessReport, WitnessRequest},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use witness::{WitnessReport, WitnessRequest};
 
 const JSON: &str = "application/json";
 
@@ -75,7 +73,7 @@ impl Answer {
             protected: status.protected,
             href: format!("/v1/vms/{}", encoded(&status.vm)),
         };
-        Self::json(&Vms { schema: SCHEMA, vms: vec![entry] })
+        Self::json(&Vms { schema: REPORT_SCHEMA, vms: vec![entry] })
     }
 
     /// What came back from the loop. `path`: what was asked for.
@@ -108,7 +106,7 @@ fn ended(mut body: Vec<u8>) -> Vec<u8> {
 ///
 /// # Errors
 /// It is none.
-pub(super) fn read(request: &Request, status: u16, content_type: &str, body: &[u8]) -> Result<Response, String> {
+pub(crate) fn read(request: &Request, status: u16, content_type: &str, body: &[u8]) -> Result<Response, String> {
     if content_type.starts_with(PROBLEM_JSON) {
         return parse::<Problem>(body).map(of_problem);
     }

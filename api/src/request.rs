@@ -1,13 +1,14 @@
 //! What can be asked over a control socket, and what comes back.
 
 use crate::{
-    live::{KeepaliveReport, Settings, SettingsReport, Wanted},
+    keepalive::{KeepaliveReport, Wanted},
+    settings::{Settings, SettingsReport},
     status::Status,
-    witness::{WitnessReport, WitnessRequest},
 };
 use node::{events::Order, keepalive::Measured};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+use witness::{WitnessReport, WitnessRequest};
 
 /// What can be asked. As JSON it is the line that the release before sends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,7 +49,7 @@ pub enum Request {
 impl Request {
     /// The command that asks this.
     #[must_use]
-    pub(crate) fn word(&self) -> &'static str {
+    pub fn word(&self) -> &'static str {
         match self {
             Self::Takeover => "takeover",
             Self::Solo => "solo",

@@ -1,7 +1,7 @@
 //! Looks at the first bytes of a connection, before an HTTP server gets them: whoever speaks something else, or too slowly, or
 //! too much, is to hear so in words.
 
-use super::problem::{Kind, Problem};
+use crate::problem::{Kind, Problem};
 
 /// Headers of a request at most.
 const HEADERS: usize = 64;

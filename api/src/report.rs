@@ -1,13 +1,14 @@
-//! What both sides report in the same words.
+//! Status and event texts that both sides share.
 
 use crate::{
-    config,
     control::refused,
     metrics::Snapshot,
-    status::{ArbiterStatus, Beats, Response, Status, WhyNot},
+    request::Response,
+    status::{ArbiterStatus, Beats, Status, WhyNot},
 };
 use mc_core::{
     gate::GateStats,
+    histogram::Percentiles,
     id::{Time, WitnessId},
     slab::PoolStats,
 };
@@ -17,7 +18,6 @@ use node::{
     keepalive::{BeatHandle, PathStats, PathsReader},
     paths::Watch,
 };
-use vmm_qemu::gate;
 
 /// Of a primary whose role is claiming: what is held, why, and the way out. What a host that is cut off cannot know, it does not
 /// say: whether a failover is possible.
@@ -28,12 +28,12 @@ pub fn fill_claim(status: &mut Status, cause: &str, since_ms: u64) {
     let arbiter = &mut status.arbiter;
     let error = arbiter.last_error.as_ref().map_or_else(String::new, |error| format!(" ({error})"));
     let why = match arbiter.reachable {
-        true => format!("{cause}, and the arbiter has not said whose the VM is{error}"),
+        true => format!("{cause}, and the arbiter has not said who owns the VM{error}"),
         false => {
             format!("{cause}, and this host cannot reach the arbiter{error}: the standby may have taken the VM over")
         }
     };
-    let what_to_do = format!("{LOOK}. Only once that host is stopped for certain: {solo}");
+    let what_to_do = format!("{LOOK}. Only when you are certain that the other host is stopped: {solo}");
     if !arbiter.reachable {
         (arbiter.failover_impossible, arbiter.remedy) = (None, Some(LOOK.to_owned()));
     }
@@ -52,19 +52,13 @@ pub fn standing_notes() -> Vec<String> {
     vec!["consoles and other channels for an operator are not held: a takeover may take back what they showed".into()]
 }
 
-/// The NICs, as the gate wants them.
-#[must_use]
-pub fn nics(nics: &[config::NicSpec]) -> Vec<gate::NicSpec> {
-    nics.iter().map(|n| gate::NicSpec { socket: n.socket.clone(), tap: n.tap.clone() }).collect()
-}
-
-/// Fills in what the gate knows.
-pub fn fill_gate(status: &mut Status, stats: GateStats, gate: &gate::NicGate) {
+/// Fills in what the gate knows, and how long it held output.
+pub fn fill_gate(status: &mut Status, stats: GateStats, hold_us: Percentiles) {
     status.held_packets = stats.held_packets;
     status.held_bytes = stats.held_bytes;
     status.released_packets = stats.released_packets;
     status.dropped_packets = stats.dropped_packets;
-    status.hold_us = gate.hold_histogram().percentiles();
+    status.hold_us = hold_us;
 }
 
 /// Fills in what the staging pool knows.

@@ -1,13 +1,11 @@
 //! The unix socket: `RUN_DIR/<vm>.<side>.sock`, mode 0600, one process at a time.
 
-use super::{
+use crate::{
     desk::{Desk, Shared},
     plane::{self, Task},
     problem::{Kind, Problem},
     serve::{Accept, serve},
 };
-use crate::cli::Side;
-use mc_core::id::Name;
 use node::files;
 use rustix::process::{Uid, geteuid};
 use std::{
@@ -64,21 +62,15 @@ pub enum ControlError {
 }
 
 impl ControlError {
-    pub(super) fn answer(path: &Path, heard: &[u8], why: String) -> Self {
+    pub(crate) fn answer(path: &Path, heard: &[u8], why: String) -> Self {
         let answer = String::from_utf8_lossy(&heard[..heard.len().min(QUOTED)]).into_owned();
         Self::Answer { path: path.to_owned(), answer, why }
     }
 }
 
-pub(super) fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ControlError {
+pub(crate) fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ControlError {
     let path = path.to_owned();
     move |source| ControlError::Io { path, doing, source }
-}
-
-/// Where the control socket of one side of a VM is.
-#[must_use]
-pub fn socket_path(run_dir: &Path, vm: Name, side: Side) -> PathBuf {
-    run_dir.join(format!("{vm}.{}.sock", side.as_str()))
 }
 
 /// A served control socket. Dropping it ends the service and removes the socket.

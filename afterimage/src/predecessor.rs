@@ -1,126 +1,23 @@
-//! The control socket's requests, brought to the loop that owns the state, and its answers brought back.
+//! Whoever has the VM on this node already: it is asked to make way, and relieved.
 
-use crate::{
-    api::{
-        Desk, ReplyTo, Serves, ask_older,
-        desk::{Late, PATIENCE},
-    },
-    cli::Side,
-    keeper,
-    status::{ControlError, ControlSocket, RUNNING, Request, Response, SCHEMA, Status, WAITING, ask, socket_path},
-};
+use crate::keeper;
 use anyhow::Result;
+use api::{Control, ControlError, PATIENCE, RUNNING, Request, Response, Side, WAITING, ask_any, socket_path};
 use mc_core::id::Name;
-use node::{
-    clock::Clock,
-    events::{Event, OperatorRefused, emit},
-    exit::{Code, ExitError},
-    inbox::{self, Inbox},
-    journal,
-    progress::Progress,
-};
+use node::exit::{Code, ExitError};
 use std::{
-    os::{
-        fd::{AsFd, BorrowedFd},
-        unix::net::UnixStream,
-    },
+    os::unix::net::UnixStream,
     path::Path,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 /// Between two looks whether a place is free.
 const STEP: Duration = Duration::from_millis(2);
 
-/// A request on its way to the loop.
-#[derive(Debug)]
-pub struct ControlRequest {
-    /// What is asked.
-    pub request: Request,
-    reply: ReplyTo,
-}
-
-impl ControlRequest {
-    /// Answers it. Who asked may have gone. That an order was refused belongs into the journal, as the order does.
-    pub fn reply(self, response: Response) {
-        if let (Some(request), Response::Refused { message, .. }) = (self.request.decision(), &response) {
-            emit(Event::OperatorRefused(OperatorRefused { request, role: None, why: message.clone() }));
-        }
-        self.reply.give(response);
-    }
-}
-
-/// The socket, and the requests that come through it.
-#[derive(Debug)]
-pub struct Control {
-    requests: Inbox<ControlRequest>,
-    turns: Progress,
-    _socket: ControlSocket,
-}
-
-impl Control {
-    /// Serves the control socket of one side of a VM, whose events are in `state_dir`. A loop that does not answer does not make
-    /// the operator guess: its socket tells how long it has not turned.
-    pub fn listen((run_dir, state_dir): (&Path, &Path), vm: Name, node: Name, side: Side) -> Result<Self> {
-        let (outbox, requests) = inbox::inbox()?;
-        let turns = Progress::new();
-        let turned = turns.clone();
-        let serves = Serves::Vm { vm, side, journal: Some(journal::path(state_dir, vm, side.as_str())) };
-        let handler = move |request, reply| {
-            // A loop that is gone drops the reply, and that is heard.
-            let _ = outbox.put(ControlRequest { request, reply });
-        };
-        let desk = Desk::new(serves, Arc::new(handler)).late(PATIENCE, move || {
-            let why = format!("the loop has not turned for {} s", turned.since(Clock.now()).as_secs());
-            let status = Some(stalled((vm, node, side), why.clone()));
-            Late { why: format!("the process is there, but {why}"), status }
-        });
-        let socket = ControlSocket::spawn(&socket_path(run_dir, vm, side), desk)?;
-        Ok(Self { requests, turns, _socket: socket })
-    }
-
-    /// The next request, if any. Called in every turn of the loop.
-    pub fn take(&self) -> Option<ControlRequest> {
-        self.turns.mark();
-        self.requests.take()
-    }
-}
-
-/// What is known of a side whose loop stands still.
-fn stalled((vm, node, side): (Name, Name, Side), why: String) -> Status {
-    Status {
-        schema: SCHEMA,
-        side: side.into(),
-        role: "stalled".into(),
-        vm: vm.to_string(),
-        node: node.to_string(),
-        stalled: Some(why),
-        ..Status::default()
-    }
-}
-
-impl AsFd for Control {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.requests.as_fd()
-    }
-}
-
-/// A refusal without a remedy.
-#[must_use]
-pub fn refused(why: &str) -> Response {
-    Response::Refused { message: why.to_owned(), remedy: None }
-}
-
-/// It was done.
-#[must_use]
-pub fn done(what: &str) -> Response {
-    Response::Done { message: what.to_owned() }
-}
-
 /// What became of a process on this node that runs the VM solo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Predecessor {
-    /// There is none.
+    /// No process of this VM answers here.
     Nobody,
     /// It goes on being the VM's way to its network until [`relieve_primary`] has it leave.
     MadeWay,
@@ -189,20 +86,15 @@ fn await_its_end_of_protection(path: &Path) -> Result<()> {
         if !matches!(status.role.as_str(), "registering" | "holding" | "protected" | "claiming") {
             break;
         }
-        let what =
-            format!("the process at {} was to end protection, and has not: it is {}", path.display(), status.role);
+        let what = format!(
+            "the process at {} was told to end protection but has not; its role is {}",
+            path.display(),
+            status.role
+        );
         anyhow::ensure!(start.elapsed() < PATIENCE * 5, what);
         std::thread::sleep(STEP);
     }
     Ok(())
-}
-
-/// Asks whoever may be of the release before: it gives up its place when it is told to, or could not be upgraded in place.
-pub(crate) fn ask_any(path: &Path, request: &Request, patience: Duration) -> Result<Response, ControlError> {
-    match ask(path, request.clone(), patience) {
-        Err(ControlError::Older { .. }) => ask_older(path, request, patience),
-        asked => asked,
-    }
 }
 
 /// False: nobody is there (any more).
@@ -214,7 +106,7 @@ fn tell_predecessor(path: &Path, vm: Name, request: &Request) -> Result<bool> {
         Err(error) => Err(error.into()),
         Ok(Response::Done { .. }) => Ok(true),
         Ok(Response::Refused { message, .. }) => {
-            let what = format!("another afterimage on this node has {vm}: {message}");
+            let what = format!("another afterimage process on this node runs {vm}: {message}");
             Err(ExitError::new(Code::Failed, what).into())
         }
         Ok(Response::Away { message, remedy }) => {
@@ -250,7 +142,11 @@ fn is_busy(error: &anyhow::Error) -> bool {
 fn wait_until_gone(path: &Path) -> Result<()> {
     let start = Instant::now();
     while ask_any(path, &Request::Status, PATIENCE).is_ok() {
-        anyhow::ensure!(start.elapsed() < PATIENCE, "the process at {} agreed to leave, and stays", path.display());
+        anyhow::ensure!(
+            start.elapsed() < PATIENCE,
+            "the process at {} agreed to leave, but is still running",
+            path.display()
+        );
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(())
