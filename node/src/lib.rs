@@ -64,4 +64,4 @@ pub mod sys;
 pub mod units;
 pub mod wake;
 
-pub use host::{Host, Session};
+pub use host::{Host, HostSettings, Session};
