@@ -3,13 +3,15 @@
 mod guess;
 mod keepalive;
 mod keeper;
+mod out;
 mod pair;
 mod set;
 
 pub use crate::config::{ProtectArgs, StandbyArgs, WitnessArgs};
 pub use guess::parse;
-pub use keepalive::{Frequency, KeepaliveCommand, ProbeArgs, ServeArgs, TuneArgs};
+pub use keepalive::{KeepaliveCommand, ProbeArgs, ServeArgs, TuneArgs};
 pub use keeper::KeeperArgs;
+pub(crate) use out::Out;
 pub use pair::{KeepaliveSetArgs, KeepaliveShowArgs};
 pub use set::SetArgs;
 

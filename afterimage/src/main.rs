@@ -3,7 +3,7 @@
 use afterimage::{
     cli::{self, Command, ConfigCommand, ImageCommand, KeepaliveCommand, RdmaCommand},
     config::{self, ProtectConfig, StandbyConfig, WitnessConfig},
-    keeper, live, probe, protect, standby, status, tuner, why, witness,
+    keeper, live, orders, print, probe, protect, standby, status, why, witness,
 };
 use api::Request;
 use node::{
@@ -12,7 +12,7 @@ use node::{
     exit::{self, Code, ExitError},
     narration, rdma,
 };
-use std::{io::Write, process::ExitCode, time::Duration};
+use std::{process::ExitCode, time::Duration};
 
 /// What a process that ends has to say gets so long to be written, each way: stdout, journal, stderr.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -70,12 +70,12 @@ fn run(command: Command) -> anyhow::Result<Code> {
         }
         Command::Status(args) => status::show(&args),
         Command::Why(args) => why::run(&args),
-        Command::Takeover(args) => status::operate(&args, &Request::Takeover),
-        Command::Solo(args) => status::operate(&args, &Request::Solo),
+        Command::Takeover(args) => orders::operate(&args, &Request::Takeover),
+        Command::Solo(args) => orders::operate(&args, &Request::Solo),
         Command::Set(args) => live::set(&args),
-        Command::Unprotect(args) => status::unprotect(&args),
-        Command::Reprotect(args) => status::reprotect(&args),
-        Command::Image { command: ImageCommand::Export(args) } => status::export(&args),
+        Command::Unprotect(args) => orders::unprotect(&args),
+        Command::Reprotect(args) => orders::reprotect(&args),
+        Command::Image { command: ImageCommand::Export(args) } => orders::export(&args),
         Command::Protect(args) => protect::run(ProtectConfig::resolve(args).map_err(ExitError::from)?),
         Command::Standby(args) => standby::run(StandbyConfig::resolve(args).map_err(ExitError::from)?),
         Command::Rdma { command: RdmaCommand::Devices { json } } => {
@@ -88,16 +88,8 @@ fn run(command: Command) -> anyhow::Result<Code> {
         Command::Keepalive { command: KeepaliveCommand::Show(args) } => live::show(&args),
         Command::Keepalive { command: KeepaliveCommand::Probe(args) } => probe::probe(&args),
         Command::Keepalive { command: KeepaliveCommand::Serve(args) } => probe::serve(&args),
-        Command::Keepalive { command: KeepaliveCommand::Tune(args) } => tuner::tune(&args),
+        Command::Keepalive { command: KeepaliveCommand::Tune(args) } => probe::tune(&args),
         Command::DataPath => protect::data_path::run(),
         Command::Keeper(args) => keeper::run(args),
-    }
-}
-
-/// Results, to stdout. A reader that has seen enough is no error.
-fn print(text: &str) -> std::io::Result<()> {
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        done => done,
     }
 }

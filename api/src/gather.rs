@@ -21,8 +21,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// For an answer: its thread only copies figures.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long whoever asks waits for an answer of a process: its thread only copies figures.
+pub const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 /// The role of a process that died, and left its socket.
 pub const GONE: &str = "gone";
 /// The role of a process that is there, and says nothing.
@@ -42,13 +42,13 @@ pub type Answered = (PathBuf, Result<Response, NoAnswer>);
 
 /// Asks the processes behind these sockets the same, all of them at once.
 pub fn ask_all(paths: &[PathBuf], request: &Request) -> Vec<Answered> {
-    let (deadline, (say, said)) = (Instant::now() + PATIENCE, channel());
+    let (deadline, (say, said)) = (Instant::now() + ANSWER_PATIENCE, channel());
     for (index, path) in paths.iter().cloned().enumerate() {
         let (say, request) = (say.clone(), request.clone());
         // Without a thread for it the answer is missing, which is told below.
         let _ = thread::Builder::new().name("question".into()).spawn(move || {
             // Whoever asked may have gone on without this one.
-            let _ = say.send((index, ask(&path, request, PATIENCE)));
+            let _ = say.send((index, ask(&path, request, ANSWER_PATIENCE)));
         });
     }
     drop(say);
@@ -67,13 +67,21 @@ pub fn ask_all(paths: &[PathBuf], request: &Request) -> Vec<Answered> {
 /// Asks one process.
 ///
 /// # Errors
-/// It did not answer: why, and what to do.
+/// It did not answer, or refused: why, and what to do.
 pub fn ask_one(path: &Path, request: Request, patience: Duration) -> Result<Response, ExitError> {
-    ask(path, request, patience).map_err(|error| {
+    let answer = ask(path, request, patience).map_err(|error| {
         let why = no_answer(path, &error).why;
         let (what, remedy) = why.split_once("; ").unwrap_or((&why, "`afterimage status` shows what runs here"));
         ExitError::new(Code::Failed, format!("{}: {what}", path.display())).remedy(remedy)
-    })
+    })?;
+    match answer {
+        Response::Refused { message, remedy } => {
+            let refused = ExitError::new(Code::Failed, message);
+            Err(remedy.into_iter().fold(refused, |error: ExitError, remedy: String| error.remedy(remedy)))
+        }
+        Response::Away { message, remedy } => Err(ExitError::new(Code::Prerequisite, message).remedy(remedy)),
+        answer => Ok(answer),
+    }
 }
 
 fn no_answer(path: &Path, error: &ControlError) -> NoAnswer {
@@ -106,7 +114,7 @@ fn mute(path: &Path) -> NoAnswer {
         Some((pid, _)) => format!("look at it: `ps -o pid,stat,wchan,cmd -p {pid}`"),
         None => format!("look at who has {}: `ss -xlp`", path.display()),
     };
-    NoAnswer { role: MUTE, why: format!("{process} is there, and did not answer within {PATIENCE:?}; {remedy}") }
+    NoAnswer { role: MUTE, why: format!("{process} is there, and did not answer within {ANSWER_PATIENCE:?}; {remedy}") }
 }
 
 /// Connects, or says at once why not.

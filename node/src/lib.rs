@@ -22,7 +22,6 @@
 //! |---|---|
 //! | [`clock`], [`progress`], [`wake`], [`inbox`], [`signals`] | time, and whether a loop gets on; waking and waiting |
 //! | [`journal`], [`stalls`], [`narration`] | events, kept; the log, which never makes anybody wait |
-//! | [`tune`] | what a failure detector's setting would do, from what was measured of beats |
 //! | [`rdma`] | this host's RDMA devices |
 //! | [`accepting`], [`repeated`] | loops that strangers can call: they rest, and count what they would repeat |
 //! | [`files`], [`pass`], [`program`], [`scope`] | files that are ours; descriptors for another process; processes that outlive us |
@@ -62,7 +61,6 @@ pub mod signals;
 pub mod stalls;
 pub mod standby;
 pub mod sys;
-pub mod tune;
 pub mod units;
 pub mod wake;
 
