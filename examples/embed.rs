@@ -1,6 +1,6 @@
 //! A VM counts, and says each number. Its process is killed; the standby's process counts on, and says no number twice.
 use anyhow::{Context, Result, ensure};
-use node::{arbiter::ArbiterSpec, gate, host::HostSettings, primary, standby, sys::child::ends_with_this_thread};
+use node::{HostSettings, arbiter::ArbiterSpec, gate, primary, standby, sys::child::ends_with_this_thread};
 use std::io::{BufRead, BufReader};
 use std::{env, net::SocketAddr, net::TcpListener, process::Command, process::Stdio, thread, time::Duration};
 use vmm_memory::{MemoryVm, SharedRam, Steps};

@@ -6,10 +6,10 @@
 //!
 //! | engine | copies by |
 //! |---|---|
-//! | [`memcpy::Memcpy`] | the processor, one thread |
+//! | [`Memcpy`] | the processor, one thread |
 //! | [`parallel::Parallel`] | the processor, several threads ([`threads`]), past the caches |
 //! | [`rdma::LocalCopy`] (feature `rdma`) | the device, by local RDMA writes |
-//! | [`spare::WithSpare`] | another engine, and by `memcpy` from its first failure on |
+//! | [`WithSpare`] | another engine, and by `memcpy` from its first failure on |
 //!
 //! QEMU sends its pages itself. [`source::MemorySource`] puts a guest, a tracker and an engine together for a source that sees guest RAM:
 //! `vmm-memory` runs it with [`memcpy`], and `bench` with every engine (`mc-bench capture`, `epoch`). Slabs come out byte for byte the
@@ -17,11 +17,14 @@
 
 #![deny(unsafe_code)]
 
-pub mod memcpy;
+mod memcpy;
 pub mod parallel;
 #[cfg(feature = "rdma")]
 pub mod rdma;
 pub mod source;
-pub mod spare;
+mod spare;
 pub mod threads;
 pub mod track;
+
+pub use memcpy::{Memcpy, covers};
+pub use spare::WithSpare;

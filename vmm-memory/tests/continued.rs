@@ -6,9 +6,9 @@ use mc_core::{
     register::{CasOutcome, Register, generation_of},
 };
 use node::{
+    HostSettings,
     arbiter::{Answer, ArbiterClient, ArbiterSpec, Ask, Attempt, Backend},
     gate::{MessageGate, messages},
-    host::HostSettings,
     inbox::inbox,
     primary::{self, Life, PrimaryLoop, PrimaryVm},
     standby::{self, StandbyVm},

@@ -19,11 +19,11 @@ use super::{
 };
 use mc_core::wire::arbiter::{Answer, Request};
 use node::{
-    accepting::is_shortage,
     clock::Clock,
     repeated::{Repeated, and_more},
 };
 use parking_lot::Mutex;
+use rustix::io::Errno;
 use std::{
     collections::BTreeMap,
     io,
@@ -248,6 +248,11 @@ impl Hub {
             warn!("{}{}", line(), and_more(more));
         }
     }
+}
+
+/// Whether `error` says that this process, or this host, has no file descriptor left.
+fn is_shortage(error: &io::Error) -> bool {
+    Errno::from_io_error(error).is_some_and(|e| e == Errno::MFILE || e == Errno::NFILE)
 }
 
 /// Moves one connection's bytes, until it closes or sends what is no request.

@@ -58,6 +58,7 @@ impl Settings {
 
 /// How a [`Runner`] ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum End {
     /// Another node owns the VM; this copy was stopped.
     Fenced,
@@ -103,12 +104,8 @@ impl<V: PrimaryVm> Runner<V> {
         let owner = Owner { node, instance: u64::from_le_bytes(instance) };
         let register = ask_for(&mut arbiter, &vm, owner)?;
         vm.leave(&register)?;
-        let machine = Config {
-            epoch: settings.epoch,
-            window: settings.window,
-            commit_deadline: settings.commit_deadline(false),
-            sabotage: None,
-        };
+        let machine =
+            Config { epoch: settings.epoch, window: settings.window, commit_deadline: settings.commit_deadline(false) };
         let begin = Begin {
             machine,
             register,
