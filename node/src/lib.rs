@@ -23,7 +23,7 @@
 //! | [`clock`], [`progress`], [`wake`], [`inbox`], [`signals`] | time, and whether a loop gets on; waking and waiting |
 //! | [`journal`], [`stalls`], [`narration`] | events, kept; the log, which never makes anybody wait |
 //! | [`rdma`] | this host's RDMA devices |
-//! | [`accepting`], [`repeated`] | loops that strangers can call: they rest, and count what they would repeat |
+//! | [`repeated`] | lines that strangers can bring about: counted instead of repeated |
 //! | [`files`], [`pass`], [`program`], [`scope`] | files that are ours; descriptors for another process; processes that outlive us |
 //! | [`units`] | sizes, as operators write them |
 //! | [`sys`] | the only `unsafe` |
@@ -33,7 +33,6 @@
 
 #![deny(unsafe_code)]
 
-pub mod accepting;
 pub mod address;
 pub mod arbiter;
 mod as_text;
