@@ -11,7 +11,7 @@
 //! | `mod.rs` | how a keeper begins |
 //! | [`pump`] | its loop |
 //! | [`start`] | how others start one, find one, relieve one |
-//! | [`luggage`] | what it is handed: the open NICs and TAP devices, so that no frame is lost |
+//! | [`handoff`] | what it is handed: the open NICs and TAP devices, so that no frame is lost |
 //!
 //! **Who may.** A keeper passes output on, so it may exist only where the register says (solo, this node). It cannot know, and
 //! does not ask: its starter knows, and says "go" over a socket that only it has. By hand, an operator says so
@@ -19,7 +19,7 @@
 //! ends, the keeper does, and it never connects to another one that listens at the same place, such as a QEMU that waits for a
 //! takeover.
 
-mod luggage;
+mod handoff;
 mod pump;
 mod start;
 
@@ -33,7 +33,7 @@ use crate::{
     status::socket_path,
 };
 use anyhow::{Context, Result};
-use luggage::{FromKeeper, Luggage, ToKeeper};
+use handoff::{FromKeeper, Handoff, ToKeeper};
 use mc_core::id::Name;
 use node::{
     events::{self, Event, Keeping, Process, emit},
@@ -91,7 +91,7 @@ pub fn run(args: KeeperArgs) -> Result<Code> {
 }
 
 /// The end of a socket pair that whoever started this keeper holds the other end of.
-fn starter() -> Result<Luggage> {
+fn starter() -> Result<Handoff> {
     let end = std::io::stdin().as_fd().try_clone_to_owned().context("stdin")?;
     let by_hand = || {
         let what = "a keeper is started by `afterimage standby` or `afterimage protect`: nobody told this one that the VM \
@@ -102,7 +102,7 @@ fn starter() -> Result<Luggage> {
         ExitError::usage(what).remedy(remedy)
     };
     let is_pair = rustix::net::sockopt::socket_type(&end) == Ok(rustix::net::SocketType::SEQPACKET);
-    is_pair.then(|| Luggage::over(end)).ok_or_else(|| by_hand().into())
+    is_pair.then(|| Handoff::over(end)).ok_or_else(|| by_hand().into())
 }
 
 /// By hand it is started only where nobody else has the VM's network: its place would be behind theirs, and open when they
@@ -120,7 +120,7 @@ fn no_other(args: &KeeperArgs) -> Result<()> {
 }
 
 /// Takes its place, says so, and waits for what it is to carry on with, and for "go".
-fn handed_over(starter: &Luggage, nics: Vec<NicSpec>) -> Result<Vec<NicParts>> {
+fn handed_over(starter: &Handoff, nics: Vec<NicSpec>) -> Result<Vec<NicParts>> {
     let mut parts: Vec<NicParts> = nics.into_iter().map(|spec| NicParts { spec, stream: None, tap: None }).collect();
     starter.say(&FromKeeper::Ready, &[]).context("the starter went away")?;
     let deadline = Instant::now() + GO;

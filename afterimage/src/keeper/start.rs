@@ -1,8 +1,8 @@
 //! How a keeper is started, found and relieved.
 
 use super::{
+    handoff::{FromKeeper, Handoff, ToKeeper, pair},
     log_path,
-    luggage::{FromKeeper, Luggage, ToKeeper, pair},
 };
 use crate::{
     cli::Side,
@@ -191,13 +191,13 @@ pub fn running(run_dir: &Path, vm: Name) -> Option<Keeper> {
 /// A keeper that does not pass packets yet. Dropped: killed.
 struct Starting {
     child: Option<Child>,
-    luggage: Luggage,
+    handoff: Handoff,
     log: PathBuf,
 }
 
 impl Starting {
     fn new(charge: &Charge) -> Result<Self> {
-        let (luggage, theirs) = pair().context("a socket pair")?;
+        let (handoff, theirs) = pair().context("a socket pair")?;
         let log = log_path(&charge.run_dir, charge.vm);
         let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&log);
         let file = file.with_context(|| log.display().to_string())?;
@@ -206,14 +206,14 @@ impl Starting {
         // Its events go to its journal: a pipe of ours may end with us, or be read by nobody.
         command.args(charge.arguments()).stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(file);
         let child = scope.spawn(&mut command).context("starting a keeper of the VM's network")?;
-        Ok(Self { child: Some(child), luggage, log })
+        Ok(Self { child: Some(child), handoff, log })
     }
 
     /// Waits until it has its place. Meanwhile packets go on through `gate`.
     fn await_ready(&self, mut gate: Option<&mut NicGate>) -> Result<()> {
         let deadline = Instant::now() + START;
         loop {
-            let mut fds = vec![readable(self.luggage.as_fd())];
+            let mut fds = vec![readable(self.handoff.as_fd())];
             if let Some(gate) = &gate {
                 inbox::gate(&mut fds, &**gate);
             }
@@ -244,9 +244,9 @@ impl Starting {
         for (number, (stream, tap)) in gate.iter().flat_map(|gate| gate.lend()).enumerate() {
             let nic = ToKeeper::Nic { number, stream: stream.is_some(), tap: tap.is_some() };
             let along: Vec<_> = stream.into_iter().chain(tap).collect();
-            self.luggage.say(&nic, &along).with_context(|| self.last_words())?;
+            self.handoff.say(&nic, &along).with_context(|| self.last_words())?;
         }
-        self.luggage.say(&ToKeeper::Go, &[]).with_context(|| self.last_words())?;
+        self.handoff.say(&ToKeeper::Go, &[]).with_context(|| self.last_words())?;
         self.expect(FromKeeper::Keeping)?;
         let pid = self.child.as_ref().context("a child")?.id();
         let process = Watched::new(pid).context("the keeper ended")?;
@@ -254,7 +254,7 @@ impl Starting {
     }
 
     fn expect(&self, what: FromKeeper) -> Result<()> {
-        match self.luggage.hear::<FromKeeper>(Instant::now() + START) {
+        match self.handoff.hear::<FromKeeper>(Instant::now() + START) {
             Ok(Some((said, _))) if said == what => Ok(()),
             Ok(Some((said, _))) => anyhow::bail!("the keeper says {said:?}, and not {what:?}"),
             Ok(None) => Err(ExitError::new(Code::Failed, self.last_words()).into()),

@@ -39,7 +39,7 @@ pub(super) struct Qemu {
 
 /// How a QEMU is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Condition {
+pub enum Condition {
     /// It answers.
     Answers,
     /// Its VM was shut down, by its guest or its operator.
@@ -141,7 +141,7 @@ impl Qemu {
         self.watcher.patience()
     }
 
-    /// Ends checkpoints, and sees that the VM runs. Repeated until it succeeds: see [`super::leaving`]. A QEMU that does not answer
+    /// Ends checkpoints, and sees that the VM runs. Repeated until it succeeds: see [`super::supervisor`]. A QEMU that does not answer
     /// holds nobody up. A VM that its guest or QEMU itself has stopped has left its checkpoints, and says so itself.
     fn leave(&mut self) -> Result<()> {
         self.sending = false;
@@ -219,11 +219,6 @@ impl Qemu {
             Err(QmpError::Timeout { .. }) => Condition::Silent,
             Err(_) => Condition::Gone,
         }
-    }
-
-    /// Whether it said so, as far as it was heard.
-    pub(super) fn has_shut_down(&self) -> bool {
-        self.shut_down
     }
 
     fn said_shutdown(&mut self) -> bool {

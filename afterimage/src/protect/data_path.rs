@@ -6,13 +6,13 @@
 
 use super::{
     channel::{Brief, Channel, ToDataPath, ToSupervisor},
-    hands::Hands,
     left::Left,
-    lookout::Lookout,
     nics,
     orders::Order,
     outputs::Outputs,
+    qemu_controller::QemuController,
     stop::{Heard, Stop},
+    supervisor_watchdog::Watchdog,
     unfit::Unfit,
     vm_health::Watcher,
     yielding::Parked,
@@ -50,9 +50,9 @@ pub(super) struct DataPath {
     /// What the loop knows.
     pub(super) run: Primary<ColoSource, NicGate>,
     pub(super) notes: Vec<String>,
-    pub(super) supervisor: Hands,
+    pub(super) supervisor: QemuController,
     /// Whether somebody looks at the VM's outputs, and QEMU is there.
-    pub(super) lookout: Lookout,
+    pub(super) watchdog: Watchdog,
     /// Whether the VM runs.
     pub(super) vm: Watcher,
     pub(super) parked: Option<Parked>,
@@ -91,7 +91,7 @@ pub fn run() -> Result<Code> {
     let mut channel = Channel::new(UnixStream::from(channel))?;
     let brief = hear_brief(&mut channel)?;
     super::record(&brief.config, Process::DataPath)?;
-    let mut supervisor = Hands::new(channel, &brief);
+    let mut supervisor = QemuController::new(channel, &brief);
     scope::find_out();
     let mut replaces = brief.deaths > 0;
     let prepared = match prepare(&brief, &mut replaces) {
@@ -139,7 +139,7 @@ fn hear_brief(channel: &mut Channel) -> Result<Brief> {
 impl DataPath {
     fn new(
         brief: Brief,
-        supervisor: Hands,
+        supervisor: QemuController,
         signals: Signals,
         prepared: (NicGate, ArbiterClient, Control),
     ) -> Result<Self> {
@@ -165,7 +165,7 @@ impl DataPath {
             run,
             notes: report::standing_notes(),
             supervisor,
-            lookout: Lookout::new(now),
+            watchdog: Watchdog::new(now),
             vm: Watcher::new(brief.qemu_process().0, brief.qemu_process().1),
             parked: None,
             left: Left::default(),
@@ -212,7 +212,7 @@ impl DataPath {
             match message {
                 ToDataPath::Begin(_) | ToDataPath::Started { error: None, .. } => {}
                 ToDataPath::Started { error: Some(why), unsupported } => self.source_broken(why, unsupported),
-                ToDataPath::Here => self.lookout.heard(self.run.host.now()),
+                ToDataPath::Here => self.watchdog.heard(self.run.host.now()),
                 ToDataPath::VmIs(health) => self.vm.qemu_says(health),
                 ToDataPath::VmGone { orderly: true } if self.vm_died => {} // too late
                 ToDataPath::VmGone { orderly: true } => {

@@ -6,16 +6,14 @@
 //! | [`supervisor`] | the process that stays: QEMU's control connection, and the VM's fate when the data path dies |
 //! | [`commanded`] | QEMU, as whoever holds that connection commands it |
 //! | [`own`], [`waiting`] | waits for the arbiter before anything begins, and answers meanwhile |
-//! | [`claim`] | what the supervisor does when the data path died: asks QEMU and the arbiter |
-//! | [`alone`] | when it need not ask the arbiter |
 //! | [`namesake`] | no second name for a VM of this host |
 //! | [`stop`] | an orderly end, by a signal |
 //! | [`rejoin`] | what a fenced primary becomes, with `--rejoin` |
 //! | [`data_path`] | the process that works |
 //! | [`mod@turn`], [`errands`] | what it does in a turn of [`node::primary`], which has the loop itself, and what the driver asks of it |
-//! | [`hands`], [`understudy`] | the data path's way to QEMU, with and without its supervisor |
-//! | [`lookout`] | whether somebody watches QEMU and its outputs for the data path; that QEMU has ended |
-//! | [`leaving`], [`left`] | QEMU leaves its checkpoints, however long that takes; what is said of it meanwhile |
+//! | [`qemu_controller`], [`acting_supervisor`] | the data path's way to QEMU, with and without its supervisor |
+//! | [`supervisor_watchdog`] | whether somebody watches QEMU and its outputs for the data path; that QEMU has ended |
+//! | [`left`] | what is said while QEMU has not left its checkpoints |
 //! | [`nics`], [`standstill`] | NICs that come back; why the VM, or this side, does not get on |
 //! | [`mod@look`] | makes way for a successor; says why no standby protects the VM |
 //! | [`orders`] | what an operator or a signal wants, and needs the arbiter for |
@@ -25,30 +23,27 @@
 //! | [`vm_health`], [`yielding`] | whether the VM runs, and what is done when it does not |
 //! | [`live`] | and what it changes while the pair runs |
 
-mod alone;
+mod acting_supervisor;
 pub mod channel;
-mod claim;
-mod commanded;
+pub mod commanded;
 mod commands;
 pub mod data_path;
 mod errands;
-mod hands;
-mod leaving;
 mod left;
 mod live;
 mod look;
-mod lookout;
 mod namesake;
 mod nics;
 mod orders;
 mod outputs;
 mod own;
+mod qemu_controller;
 mod rejoin;
 mod standstill;
 mod stop;
-mod supervisor;
+pub mod supervisor;
+mod supervisor_watchdog;
 mod turn;
-mod understudy;
 mod unfit;
 pub mod vm_health;
 mod waiting;

@@ -33,14 +33,14 @@ pub(super) enum Owned {
 /// Asks the arbiter, however long that takes: when everything boots at once after a power cut, it may come last. Until it has
 /// answered the VM's gate stays closed, since the register may name another node. An answer that cannot be believed is none.
 ///
-/// It swaps even when the register says (solo, self) already: see [`super::claim`] for what an earlier process of ours may have left
+/// It swaps even when the register says (solo, self) already: see [`super::supervisor`] for what an earlier process of ours may have left
 /// under way. `relieves`: one that lives is to be relieved. It has nothing under way, and goes on if this comes to nothing, so the
 /// register stays as it knows it; and nobody waits here while it is the VM's way to its network.
 ///
 /// A VM that was protected as another QEMU process, before its host started again, waits likewise: its standby has the last commit
 /// and takes over; or it has lost that, too, and renounces.
 pub(super) fn own_the_vm(config: &ProtectConfig, owner: Owner, signals: &Signals, relieves: bool) -> Result<Owned> {
-    let mut waiting = Waiting::new(config, owner.node, signals, what(config), !relieves)?;
+    let mut waiting = Waiting::new(config, owner.node, what(config), !relieves)?;
     let waits = !config.once && !relieves;
     let mut claim = Claim::new(owner);
     let mut until = None;
@@ -76,15 +76,15 @@ pub(super) fn own_the_vm(config: &ProtectConfig, owner: Owner, signals: &Signals
             }
             Verdict::OtherInstance(held) | Verdict::Beside(held) => return Err(other_instance(config, &held)),
         }
-        match waiting.hear(None, until)? {
+        match waiting.hear(signals, until)? {
             Heard::Read(Some(held)) if relieves && held.mode == Mode::Solo && held.owner == owner => {
                 return Ok(Owned::Ours(held));
             }
             Heard::Read(held) => claim.handle(Time(0), Event::RegisterRead(held)),
             Heard::Operator => claim.handle(Time(0), Event::RegisterRead(waiting.arbiter.seen())),
             Heard::Cas(outcome) => claim.handle(Time(0), Event::Cas(outcome)),
-            Heard::Signal | Heard::Successor | Heard::VmGone(_) => return Ok(Owned::Left),
-            Heard::Late => return Err(arbiter_away(&waiting)),
+            Heard::Signal | Heard::Successor => return Ok(Owned::Left),
+            Heard::Late => return Err(arbiter_unreachable(&waiting)),
         }
     }
 }
@@ -110,7 +110,7 @@ pub(super) fn standby_of(held: &Register) -> Option<Name> {
     }
 }
 
-fn arbiter_away(waiting: &Waiting<'_>) -> anyhow::Error {
+fn arbiter_unreachable(waiting: &Waiting) -> anyhow::Error {
     let health = waiting.arbiter.health();
     let spec = waiting.arbiter.spec();
     let what = match (health.failover_possible().err(), health.last_error) {

@@ -88,9 +88,12 @@ pub(super) fn note(why: &str) -> String {
     format!("a signal to end was refused: {why}. Another one is obeyed: it closes the VM's gate")
 }
 
+/// A refused signal, in the log.
+pub(super) const REFUSED: &str = "a signal to end was refused, and the next one is obeyed: it closes the VM's gate";
+
 /// A refused signal, as an event and in the log.
 pub(super) fn tell_refused(why: &str) {
-    tracing::error!(why, "a signal to end was refused, and the next one is obeyed: it closes the VM's gate");
+    tracing::error!(why, "{REFUSED}");
     emit(Told::StopRefused(why.into()));
 }
 

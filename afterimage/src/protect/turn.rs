@@ -91,7 +91,7 @@ impl PrimaryLoop for DataPath {
     }
 
     fn mind_the_vm(&mut self) {
-        self.keep_a_lookout();
+        self.watch_supervisor();
         self.look_at_the_vm();
     }
 

@@ -37,7 +37,7 @@ impl DataPath {
         let decides =
             *self.run.host.arbiter.spec() != ArbiterSpec::Manual && self.run.driver.machine().role() == Role::Protected;
         // QEMU would not be told to leave its checkpoints.
-        let decides = decides && !self.lookout.is_silent();
+        let decides = decides && !self.watchdog.is_silent();
         let Some(Unfit { why, .. }) = self.unfit.take_if(|_| decides) else { return };
         emit(Told::GaveUp(why.as_str().into()));
         self.run.because(Trouble::lasting(why));

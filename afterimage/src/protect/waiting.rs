@@ -1,7 +1,6 @@
 //! The supervisor while it waits for the arbiter: at the start, and when its data path died. There is no data path then, so it
 //! serves the control socket itself, and hears signals: a process that waits is not one that hangs.
 
-use super::commanded::Qemu;
 use crate::{
     cli::Side,
     config::ProtectConfig,
@@ -21,6 +20,7 @@ use node::{
     inbox::{readable, wait},
     signals::Signals,
 };
+use rustix::event::PollFd;
 use std::{
     os::fd::AsFd,
     time::{Duration, Instant},
@@ -50,8 +50,6 @@ pub(super) enum Heard {
     Cas(CasOutcome),
     /// SIGTERM or SIGINT.
     Signal,
-    /// QEMU is gone: it shut down (true), or died.
-    VmGone(bool),
     /// A successor takes this process's place.
     Successor,
     /// An operator's word that this node goes on, and the arbiter cannot answer: it counts for what is asked next.
@@ -62,10 +60,9 @@ pub(super) enum Heard {
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Waiting<'a> {
-    pub(super) config: &'a ProtectConfig,
+pub(super) struct Waiting {
+    pub(super) config: ProtectConfig,
     pub(super) arbiter: ArbiterClient,
-    signals: &'a Signals,
     control: Option<Control>,
     what: What,
     /// The operator has said that the other side is stopped, perhaps before that was asked; the arbiter is one, or cannot answer.
@@ -75,24 +72,21 @@ pub(super) struct Waiting<'a> {
     pub(super) notes: Vec<String>,
     watch: ArbiterWatch,
     trouble: Option<String>,
+    /// As [`Waiting::trouble_changed`] said last.
+    told: Option<String>,
     since_ms: u64,
 }
 
-impl<'a> Waiting<'a> {
+impl Waiting {
     /// `serve`: the control socket is free; while a process that is to be relieved has it, it answers there.
-    pub(super) fn new(
-        config: &'a ProtectConfig,
-        node: Node,
-        signals: &'a Signals,
-        what: What,
-        serve: bool,
-    ) -> Result<Self> {
+    pub(super) fn new(config: &ProtectConfig, node: Node, what: What, serve: bool) -> Result<Self> {
         let arbiter = ArbiterClient::spawn(&config.asks(node))?;
         let listen = || Control::listen((&config.run_dir, &config.state_dir), config.vm, config.node, Side::Primary);
         let control = serve.then(listen).transpose()?;
         let (decided, notes, watch) = (false, Vec::new(), ArbiterWatch::default());
-        let (undecidable, trouble, since_ms) = (None, None, unix_ms());
-        Ok(Self { config, arbiter, signals, control, what, decided, undecidable, notes, watch, trouble, since_ms })
+        let (config, since_ms) = (config.clone(), unix_ms());
+        let (undecidable, trouble, told) = (None, None, None);
+        Ok(Self { config, arbiter, control, what, decided, undecidable, notes, watch, trouble, told, since_ms })
     }
 
     /// Asks; the answer comes in time. What an operator has decided is contested: else it would not be an operator's to decide.
@@ -114,44 +108,60 @@ impl<'a> Waiting<'a> {
         self.undecidable = Some(why);
     }
 
-    /// The next thing that comes, until `until`. With `qemu`, its end is heard as well.
-    pub(super) fn hear(&mut self, mut qemu: Option<&mut Qemu>, until: Option<Instant>) -> Result<Heard> {
+    /// The next thing that comes, until `until`.
+    pub(super) fn hear(&mut self, signals: &Signals, until: Option<Instant>) -> Result<Heard> {
         loop {
-            match self.arbiter.take_answer() {
-                Some(Answer::Read(held)) => return Ok(Heard::Read(held)),
-                Some(Answer::Cas(outcome)) => {
-                    self.decided &= self.config.arbiter == ArbiterSpec::Manual; // a word is for one swap
-                    return Ok(Heard::Cas(outcome));
-                }
-                Some(Answer::Fault(_)) => continue, // decides nothing; said below
-                None => {}
+            if let Some(heard) = self.take() {
+                return Ok(heard);
             }
-            if let Some(orderly) = qemu.as_mut().and_then(|qemu| qemu.gone()) {
-                return Ok(Heard::VmGone(orderly));
-            }
-            if self.signals.take() > 0 {
+            if signals.take() > 0 {
                 return Ok(Heard::Signal);
             }
-            while let Some(request) = self.control.as_ref().and_then(Control::take) {
-                if let Some(heard) = self.answer(request) {
-                    return Ok(heard);
-                }
-            }
-            self.tell_health();
             let left = until.map_or(GLANCE, |until| until.saturating_duration_since(Instant::now()).min(GLANCE));
             if left.is_zero() {
                 return Ok(Heard::Late);
             }
-            self.sleep(qemu.as_deref(), left)?;
+            let mut fds = self.fds();
+            fds.push(readable(signals.as_fd()));
+            wait(&mut fds, Time(0), None, left)?;
         }
     }
 
-    fn sleep(&self, qemu: Option<&Qemu>, longest: Duration) -> Result<()> {
-        let mut fds = vec![readable(self.arbiter.as_fd()), readable(self.signals.as_fd())];
-        fds.extend(self.control.as_ref().map(|control| readable(control.as_fd())));
-        fds.extend(qemu.map(|qemu| readable(qemu.as_fd())));
-        wait(&mut fds, Time(0), None, longest)?;
-        Ok(())
+    /// What came of the arbiter or the control socket, if anything did: called in every turn.
+    pub(super) fn take(&mut self) -> Option<Heard> {
+        while let Some(answer) = self.arbiter.take_answer() {
+            match answer {
+                Answer::Read(held) => return Some(Heard::Read(held)),
+                Answer::Cas(outcome) => {
+                    self.decided &= self.config.arbiter == ArbiterSpec::Manual; // a word is for one swap
+                    return Some(Heard::Cas(outcome));
+                }
+                Answer::Fault(_) => {} // decides nothing; said below
+            }
+        }
+        while let Some(request) = self.control.as_ref().and_then(Control::take) {
+            if let Some(heard) = self.answer(request) {
+                return Some(heard);
+            }
+        }
+        self.tell_health();
+        None
+    }
+
+    /// What may have something to say.
+    pub(super) fn fds(&self) -> Vec<PollFd<'_>> {
+        let control = self.control.as_ref().map(|control| readable(control.as_fd()));
+        control.into_iter().chain([readable(self.arbiter.as_fd())]).collect()
+    }
+
+    /// What the arbiter's client says of its last failure, if that has changed.
+    pub(super) fn trouble_changed(&mut self) -> Option<Option<String>> {
+        let now = self.arbiter.health().last_error;
+        if now == self.told {
+            return None;
+        }
+        self.told.clone_from(&now);
+        Some(now)
     }
 
     /// Says once what it waits for, and again when the reason changes.

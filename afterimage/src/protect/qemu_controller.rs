@@ -1,12 +1,13 @@
-//! The data path's hands on QEMU: its supervisor, or, when that died, a thread that takes its part ([`super::understudy`]).
+//! How the data path controls QEMU: through its supervisor, or, when that died, through a thread that acts as one
+//! ([`super::acting_supervisor`]).
 //!
 //! A supervisor that is killed must not take protection with it: the data path goes on, and hears from QEMU itself when the
 //! VM shuts down. Neither of the two makes the data path's loop wait.
 
 use super::{
+    acting_supervisor,
     channel::{Brief, Channel, ToDataPath, ToSupervisor},
     commanded::Process,
-    understudy,
 };
 use anyhow::Result;
 use node::events::{Event, emit};
@@ -25,34 +26,25 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Hands {
-    /// To the supervisor, or the understudy; `None`: no thread could be had.
+pub(super) struct QemuController {
+    /// To the supervisor, or the acting supervisor; `None`: no thread could be had.
     channel: Option<Channel>,
     supervised: bool,
     /// The supervisor's pid.
     supervisor: u32,
     /// QEMU was told to leave its checkpoints, and nobody has said that it has.
     leaving: bool,
-    understudy: Option<JoinHandle<()>>,
+    acting: Option<JoinHandle<()>>,
     qmp: PathBuf,
     process: Process,
     nics: Vec<PathBuf>,
 }
 
-impl Hands {
+impl QemuController {
     pub(super) fn new(channel: Channel, brief: &Brief) -> Self {
         let (qmp, process, nics) = (brief.config.qmp.clone(), brief.qemu_process(), brief.config.nic_sockets());
         let supervisor = parent_id();
-        Self {
-            channel: Some(channel),
-            supervised: true,
-            supervisor,
-            leaving: false,
-            understudy: None,
-            qmp,
-            process,
-            nics,
-        }
+        Self { channel: Some(channel), supervised: true, supervisor, leaving: false, acting: None, qmp, process, nics }
     }
 
     pub(super) fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
@@ -102,16 +94,16 @@ impl Hands {
         self.supervised.then_some(self.supervisor)
     }
 
-    /// Before this process ends: what was said leaves. What the understudy was told it also does; a fence above all.
+    /// Before this process ends: what was said leaves. What the acting supervisor was told it also does; a fence above all.
     pub(super) fn finish(&mut self) {
         if let Some(channel) = &mut self.channel
             && let Err(error) = channel.finish(LAST_WORDS)
         {
             tracing::debug!(%error, "the supervisor did not hear the last words");
         }
-        if let Some(understudy) = self.understudy.take() {
+        if let Some(acting) = self.acting.take() {
             self.channel = None;
-            let _ = understudy.join();
+            let _ = acting.join();
         }
     }
 
@@ -120,8 +112,8 @@ impl Hands {
             tracing::warn!("the supervisor died; this data path goes on without it");
             emit(Event::SupervisorDied);
         }
-        match understudy::take_the_part(self.qmp.clone(), self.process, self.nics.clone()) {
-            Ok((channel, thread)) => (self.channel, self.understudy) = (Some(channel), Some(thread)),
+        match acting_supervisor::start(self.qmp.clone(), self.process, self.nics.clone()) {
+            Ok((channel, thread)) => (self.channel, self.acting) = (Some(channel), Some(thread)),
             Err(error) => {
                 tracing::error!(%error, "no thread that commands QEMU");
                 self.channel = None;

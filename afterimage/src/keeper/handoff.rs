@@ -63,15 +63,15 @@ pub(super) enum FromKeeper {
 
 /// One end.
 #[derive(Debug)]
-pub(super) struct Luggage(OwnedFd);
+pub(super) struct Handoff(OwnedFd);
 
 /// Both ends.
-pub(super) fn pair() -> io::Result<(Luggage, OwnedFd)> {
+pub(super) fn pair() -> io::Result<(Handoff, OwnedFd)> {
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-    Ok((Luggage(ours), theirs))
+    Ok((Handoff(ours), theirs))
 }
 
-impl Luggage {
+impl Handoff {
     /// The end that a keeper was started with.
     pub(super) fn over(end: OwnedFd) -> Self {
         Self(end)
@@ -125,7 +125,7 @@ impl Luggage {
     }
 }
 
-impl AsFd for Luggage {
+impl AsFd for Handoff {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn descriptors_come_along_and_the_end_is_heard() {
         let (ours, theirs) = pair().unwrap();
-        let theirs = Luggage::over(theirs);
+        let theirs = Handoff::over(theirs);
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         let nic = ToKeeper::Nic { number: 255, stream: true, tap: true };
         ours.say(&nic, &[writer.as_fd(), reader.as_fd()]).unwrap();
@@ -168,7 +168,7 @@ mod tests {
     #[test]
     fn silence_and_nonsense_are_errors() {
         let (ours, theirs) = pair().unwrap();
-        let theirs = Luggage::over(theirs);
+        let theirs = Handoff::over(theirs);
         assert_eq!(theirs.hear::<ToKeeper>(Instant::now()).unwrap_err().kind(), io::ErrorKind::TimedOut);
         ours.say(&"what?", &[]).unwrap();
         assert!(theirs.hear::<ToKeeper>(soon()).is_err());

@@ -1,10 +1,10 @@
-//! The supervisor died, and the data path goes on: a thread of it takes the dead one's part, over a channel as before. It may wait
-//! for QEMU, whose answers take seconds when it is stuck; the loop, which passes the VM's packets, may not.
+//! The supervisor died, and the data path goes on: a thread of it is the acting supervisor, over a channel as before. It may wait for
+//! QEMU, whose answers take seconds when it is stuck; the loop, which passes the VM's packets, may not.
 
 use super::{
     channel::{Channel, ToDataPath, ToSupervisor},
     commanded::{Process, Qemu, Task},
-    leaving::Leaving,
+    supervisor::leaving::{self, Leaving},
     vm_health::Health,
 };
 use anyhow::Result;
@@ -30,7 +30,7 @@ const STEP: Duration = Duration::from_millis(20);
 /// For a successor that way was made for to take QEMU's control connection.
 const MAKE_WAY: Duration = Duration::from_secs(10);
 
-struct Understudy {
+struct ActingSupervisor {
     channel: Channel,
     qmp: PathBuf,
     process: Process,
@@ -40,6 +40,8 @@ struct Understudy {
     /// When QEMU is tried again, while there is no connection.
     connect_at: Instant,
     looked: Instant,
+    /// The times of `leaving` begin here.
+    began: Instant,
     health: Health,
     leaving: Leaving,
     /// The data path knows that the VM is gone.
@@ -48,15 +50,11 @@ struct Understudy {
 }
 
 /// Starts the thread; it ends with the channel's other end, when it has done what was said until then.
-pub(super) fn take_the_part(
-    qmp: PathBuf,
-    process: Process,
-    nics: Vec<PathBuf>,
-) -> io::Result<(Channel, JoinHandle<()>)> {
+pub(super) fn start(qmp: PathBuf, process: Process, nics: Vec<PathBuf>) -> io::Result<(Channel, JoinHandle<()>)> {
     let (ours, theirs) = UnixStream::pair()?;
     let (ours, theirs) = (Channel::new(ours)?, Channel::new(theirs)?);
     let now = Instant::now();
-    let understudy = Understudy {
+    let acting = ActingSupervisor {
         channel: theirs,
         qmp,
         process,
@@ -64,20 +62,21 @@ pub(super) fn take_the_part(
         qemu: None,
         connect_at: now,
         looked: now,
+        began: now,
         health: Health::Runs,
         leaving: Leaving::default(),
         gone: false,
         trouble: None,
     };
-    let thread = std::thread::Builder::new().name("understudy".to_owned()).spawn(move || {
-        if let Err(error) = understudy.run() {
+    let thread = std::thread::Builder::new().name("acting-super".to_owned()).spawn(move || {
+        if let Err(error) = acting.run() {
             tracing::error!(error = exit::words(&error), "nobody commands QEMU any more");
         }
     })?;
     Ok((ours, thread))
 }
 
-impl Understudy {
+impl ActingSupervisor {
     fn run(mut self) -> Result<()> {
         let mut closed_at = None;
         while closed_at.is_none_or(|at: Instant| self.may_still_leave() && at.elapsed() < LAST) {
@@ -87,8 +86,7 @@ impl Understudy {
             while let Some(message) = self.channel.hear::<ToSupervisor>()? {
                 self.serve(&message);
             }
-            let left = self.qemu.as_mut().and_then(|qemu| self.leaving.attend(qemu));
-            left.into_iter().for_each(|news| self.tell(&news));
+            self.attend_to_leaving();
             self.look_at_vm();
             self.look_at_outputs();
             if self.channel.is_closed() {
@@ -103,6 +101,20 @@ impl Understudy {
         self.leaving.is_pending() && self.qemu.is_some()
     }
 
+    fn now(&self) -> Time {
+        Time(0).after(self.began.elapsed())
+    }
+
+    fn attend_to_leaving(&mut self) {
+        let now = self.now();
+        let Some(qemu) = self.qemu.as_mut().filter(|_| self.leaving.is_due(now)) else { return };
+        let error = qemu.perform(&Task::Leave).err().map(|error| exit::words(&error));
+        if self.leaving.told(self.now(), error.as_deref()) {
+            tracing::error!(why = error, "{}", leaving::FAILED);
+        }
+        self.tell(&ToDataPath::Left { error });
+    }
+
     fn tell(&mut self, news: &ToDataPath) {
         let _ = self.channel.say(news); // it ends with its other end
     }
@@ -110,9 +122,9 @@ impl Understudy {
     fn sleep(&self) -> Result<()> {
         let mut fds = vec![readable(self.channel.as_fd())];
         fds.extend(self.qemu.as_ref().map(|qemu| readable(qemu.as_fd())));
-        let leaving = self.leaving.patience().filter(|_| self.qemu.is_some());
-        let patience = leaving.into_iter().chain(self.qemu.as_ref().map(Qemu::patience)).min();
-        wait(&mut fds, Time(0), None, patience.map_or(LOOK, |patience| patience.min(LOOK)))?;
+        let leaving = self.leaving.deadline().filter(|_| self.qemu.is_some());
+        let longest = self.qemu.as_ref().map_or(LOOK, |qemu| qemu.patience().min(LOOK));
+        wait(&mut fds, self.now(), leaving, longest)?;
         Ok(())
     }
 
@@ -150,7 +162,7 @@ impl Understudy {
     fn serve(&mut self, message: &ToSupervisor) {
         match message {
             ToSupervisor::LeaveSource if self.gone => return, // it has left everything
-            ToSupervisor::LeaveSource => return self.leaving.begin(),
+            ToSupervisor::LeaveSource => return self.leaving.begin(self.now()),
             ToSupervisor::MakeWay => (self.qemu, self.connect_at) = (None, Instant::now() + MAKE_WAY),
             ToSupervisor::Fence => self.leaving.give_up(),
             _ => {}

@@ -6,14 +6,11 @@
 //! again. (An operator may have given the VM to another node meanwhile. The next data path reads that within a second, as the dead
 //! one would have.)
 
-use super::{
-    channel::ToSupervisor,
-    commanded::{Condition, Qemu},
-};
+use super::super::channel::ToSupervisor;
 use mc_core::register::Register;
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Alone {
     /// What the register holds, as long as nothing can have been asked for since.
     register: Option<Register>,
@@ -41,9 +38,8 @@ impl Alone {
         self.began
     }
 
-    /// It died. What the next one begins with, if nobody has to be asked; `None` too where QEMU is gone: then more has to be found
-    /// out. One that does not answer has not gone: its VM may run, and miss its network.
-    pub(super) fn register(&self, qemu: &mut Qemu) -> Option<Register> {
-        self.register.filter(|_| matches!(qemu.condition(), Condition::Answers | Condition::Silent))
+    /// It died. What the next one begins with, if nobody has to be asked.
+    pub(super) fn register(&self) -> Option<Register> {
+        self.register
     }
 }

@@ -1,4 +1,4 @@
-//! Whether somebody commands QEMU for this data path and looks at the VM's outputs: its supervisor, or the understudy. A supervisor that
+//! Whether somebody commands QEMU for this data path and looks at the VM's outputs: its supervisor, or the acting supervisor. A supervisor that
 //! a signal stopped (SIGSTOP, ^Z) is not dead. Its data path carries epochs on without it, and does not call the VM protected: an output
 //! that came meanwhile would be nobody's to notice.
 //!
@@ -15,8 +15,8 @@ use vmm_qemu::qmp::has_ended;
 const SILENT: Duration = Duration::from_secs(5);
 /// As many signs again, and the outputs have been looked at in between.
 const BACK: u32 = 2;
-/// Whoever was away for so long himself has missed signs of life.
-const AWAY: Duration = Duration::from_secs(1);
+/// A loop that did not turn for so long has missed signs of life.
+const PAUSED: Duration = Duration::from_secs(1);
 /// Between two looks whether QEMU's process has ended.
 const LOOK: Duration = Duration::from_millis(250);
 /// After QEMU has ended, for the word that its VM was shut down.
@@ -24,7 +24,7 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Lookout {
+pub(super) struct Watchdog {
     heard_at: Time,
     turned_at: Time,
     /// While nobody is there: the signs of life since.
@@ -39,7 +39,7 @@ enum News {
     Back,
 }
 
-impl Lookout {
+impl Watchdog {
     pub(super) fn new(now: Time) -> Self {
         Self { heard_at: now, turned_at: now, signs: None, looked_at: None, ended_at: None }
     }
@@ -51,7 +51,7 @@ impl Lookout {
     }
 
     fn turn(&mut self, now: Time) -> Option<News> {
-        if now.since(std::mem::replace(&mut self.turned_at, now)) >= AWAY {
+        if now.since(std::mem::replace(&mut self.turned_at, now)) >= PAUSED {
             self.heard_at = now;
         }
         match self.signs {
@@ -83,9 +83,9 @@ impl Lookout {
 }
 
 impl DataPath {
-    pub(super) fn keep_a_lookout(&mut self) {
+    pub(super) fn watch_supervisor(&mut self) {
         let now = self.run.host.now();
-        match self.lookout.turn(now) {
+        match self.watchdog.turn(now) {
             Some(News::Silent) => {
                 let why = self.unwatched().unwrap_or_default();
                 tracing::error!(why, "the VM is not called protected until somebody looks at its outputs again");
@@ -102,7 +102,7 @@ impl DataPath {
             None => {}
         }
         let (pid, instance) = self.brief.qemu_process();
-        if !self.is_vm_gone() && self.lookout.is_qemu_dead(now, || has_ended(pid, instance)) {
+        if !self.is_vm_gone() && self.watchdog.is_qemu_dead(now, || has_ended(pid, instance)) {
             tracing::error!(pid, "QEMU has ended, and nobody says that its VM was shut down");
             self.vm_has_died();
         }
@@ -110,7 +110,7 @@ impl DataPath {
 
     /// For the status: in words, if nobody looks.
     pub(super) fn unwatched(&self) -> Option<String> {
-        let since = self.lookout.is_silent().then(|| self.run.host.now().since(self.lookout.heard_at))?;
+        let since = self.watchdog.is_silent().then(|| self.run.host.now().since(self.watchdog.heard_at))?;
         let nobody = format!("nobody has looked at the VM's outputs for {} s", since.as_secs());
         Some(match self.supervisor.supervisor() {
             Some(pid) => format!(
@@ -134,38 +134,38 @@ mod tests {
     }
 
     /// Turns until then, ten times a second.
-    fn turn(lookout: &mut Lookout, from: u64, to: u64) -> Vec<News> {
-        (from..=to).step_by(100).filter_map(|ms| lookout.turn(at(ms))).collect()
+    fn turn(watchdog: &mut Watchdog, from: u64, to: u64) -> Vec<News> {
+        (from..=to).step_by(100).filter_map(|ms| watchdog.turn(at(ms))).collect()
     }
 
     #[test]
     fn who_says_nothing_is_told_once_and_back_when_it_has_looked() {
-        let mut lookout = Lookout::new(at(0));
-        lookout.heard(at(1000));
-        assert_eq!(turn(&mut lookout, 0, 5900), []);
-        assert_eq!(turn(&mut lookout, 6000, 9000), [News::Silent]);
-        lookout.heard(at(9000));
-        assert_eq!(turn(&mut lookout, 9100, 9900), []);
-        lookout.heard(at(10_000));
-        assert_eq!(turn(&mut lookout, 10_000, 10_500), [News::Back]);
-        assert!(!lookout.is_silent());
+        let mut watchdog = Watchdog::new(at(0));
+        watchdog.heard(at(1000));
+        assert_eq!(turn(&mut watchdog, 0, 5900), []);
+        assert_eq!(turn(&mut watchdog, 6000, 9000), [News::Silent]);
+        watchdog.heard(at(9000));
+        assert_eq!(turn(&mut watchdog, 9100, 9900), []);
+        watchdog.heard(at(10_000));
+        assert_eq!(turn(&mut watchdog, 10_000, 10_500), [News::Back]);
+        assert!(!watchdog.is_silent());
     }
 
     #[test]
-    fn who_was_away_himself_blames_nobody() {
-        let mut lookout = Lookout::new(at(0));
-        assert_eq!(turn(&mut lookout, 0, 1000), []);
-        assert_eq!(turn(&mut lookout, 60_000, 64_900), []);
-        assert_eq!(turn(&mut lookout, 65_000, 65_000), [News::Silent]);
+    fn who_did_not_turn_himself_blames_nobody() {
+        let mut watchdog = Watchdog::new(at(0));
+        assert_eq!(turn(&mut watchdog, 0, 1000), []);
+        assert_eq!(turn(&mut watchdog, 60_000, 64_900), []);
+        assert_eq!(turn(&mut watchdog, 65_000, 65_000), [News::Silent]);
     }
 
     #[test]
     fn a_qemu_that_has_ended_is_dead_after_a_moment() {
-        let mut lookout = Lookout::new(at(0));
-        assert!(!lookout.is_qemu_dead(at(0), || false));
-        assert!(!lookout.is_qemu_dead(at(100), || unreachable!("too soon")));
-        assert!(!lookout.is_qemu_dead(at(300), || true));
-        assert!(!lookout.is_qemu_dead(at(2200), || unreachable!("it is known")));
-        assert!(lookout.is_qemu_dead(at(2300), || unreachable!("it is known")));
+        let mut watchdog = Watchdog::new(at(0));
+        assert!(!watchdog.is_qemu_dead(at(0), || false));
+        assert!(!watchdog.is_qemu_dead(at(100), || unreachable!("too soon")));
+        assert!(!watchdog.is_qemu_dead(at(300), || true));
+        assert!(!watchdog.is_qemu_dead(at(2200), || unreachable!("it is known")));
+        assert!(watchdog.is_qemu_dead(at(2300), || unreachable!("it is known")));
     }
 }
