@@ -64,13 +64,13 @@ pub struct WitnessConfig {
 pub struct ProtectConfig {
     /// The VM.
     pub vm: Name,
-    /// This host.
+    /// This host's node name in the register.
     pub node: Name,
     /// QEMU's QMP socket.
     pub qmp: PathBuf,
-    /// The standby.
+    /// Address of the standby's --listen.
     pub to: HostPort,
-    /// Who arbitrates.
+    /// The arbiter of the VM.
     pub arbiter: ArbiterSpec,
     /// The next witness that answers may be another one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -139,11 +139,11 @@ pub struct ProtectConfig {
 pub struct StandbyConfig {
     /// The VM.
     pub vm: Name,
-    /// This host.
+    /// This host's node name in the register.
     pub node: Name,
     /// Where it waits for the primary.
     pub listen: SocketAddr,
-    /// Who arbitrates.
+    /// The arbiter of the VM.
     pub arbiter: ArbiterSpec,
     /// The next witness that answers may be another one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -194,15 +194,15 @@ pub enum ConfigError {
     /// The file cannot be read.
     #[error("reading {}: {source}", path.display())]
     Read {
-        /// Which.
+        /// The file that could not be read. / The file that is too long.
         path: PathBuf,
         /// What the operating system said.
         source: io::Error,
     },
     /// The file is too long to be one.
-    #[error("{}: longer than {limit} bytes: no configuration file", path.display())]
+    #[error("{}: longer than {limit} bytes; not a configuration file", path.display())]
     TooLong {
-        /// Which.
+        /// The file that could not be read. / The file that is too long.
         path: PathBuf,
         /// Bytes at most.
         limit: u64,
@@ -212,28 +212,28 @@ pub enum ConfigError {
     Syntax {
         /// Which file.
         path: PathBuf,
-        /// From 1.
+        /// Line number in the file, counted from 1.
         line: usize,
         /// What is wrong there.
         what: String,
     },
     /// A value is out of its range.
-    #[error("{setting}: allowed is {allowed}")]
+    #[error("{setting}: expected {allowed}")]
     Range {
         /// Which setting, its value, and where it comes from: as it was said there.
         setting: String,
-        /// What it may be.
+        /// The allowed range, for the message.
         allowed: String,
     },
     /// The settings do not make what a command runs with.
     #[error("the settings do not fit: {0}")]
     Table(toml::de::Error),
-    /// Something has to be said.
+    /// A required setting is missing.
     #[error("afterimage {command} needs {what}")]
     Missing {
         /// Which command.
         command: &'static str,
-        /// Flags, and keys.
+        /// The missing settings, each as its flag and its key.
         what: String,
     },
     /// A setting that needs another one, which is not there or contradicts it.
@@ -245,9 +245,9 @@ pub enum ConfigError {
         what: String,
     },
     /// The host's name is none, and no other was given.
-    #[error("this host's name {hostname:?} cannot name a node; give --node NAME")]
+    #[error("this host's name {hostname:?} cannot be used as a node name; set --node NAME")]
     Hostname {
-        /// As the kernel says.
+        /// The hostname that the kernel reports.
         hostname: String,
     },
 }
@@ -264,7 +264,7 @@ fn least_commit_deadline(epoch: Duration, detection: Duration) -> Duration {
 }
 
 impl ProtectConfig {
-    /// While protected, so long an epoch may wait for its ACK: the standby is suspect then, whatever beats say. RDMA may have
+    /// While protected, so long an epoch may wait for its ACK: the standby is suspected then, whatever beats say. RDMA may have
     /// to fall back within that time. Epochs and beats that were made longer since are waited for all the same.
     #[must_use]
     pub fn commit_deadline(&self, rdma: bool) -> Duration {

@@ -1,4 +1,4 @@
-//! The control socket's requests, brought to the loop that owns the state, and its answers brought back.
+//! Carries requests from the control socket's threads to the main loop, which owns the state, and answers back.
 
 use crate::{
     api::{
@@ -35,7 +35,7 @@ const STEP: Duration = Duration::from_millis(2);
 /// A request on its way to the loop.
 #[derive(Debug)]
 pub struct ControlRequest {
-    /// What is asked.
+    /// The request as the client sent it.
     pub request: Request,
     reply: ReplyTo,
 }
@@ -71,7 +71,7 @@ impl Control {
             let _ = outbox.put(ControlRequest { request, reply });
         };
         let desk = Desk::new(serves, Arc::new(handler)).late(PATIENCE, move || {
-            let why = format!("the loop has not turned for {} s", turned.since(Clock.now()).as_secs());
+            let why = format!("the main loop has made no progress for {} s", turned.since(Clock.now()).as_secs());
             let status = Some(stalled((vm, node, side), why.clone()));
             Late { why: format!("the process is there, but {why}"), status }
         });
@@ -120,7 +120,7 @@ pub fn done(what: &str) -> Response {
 /// What became of a process on this node that runs the VM solo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Predecessor {
-    /// There is none.
+    /// No process of this VM answers here.
     Nobody,
     /// It goes on being the VM's way to its network until [`relieve_primary`] has it leave.
     MadeWay,
@@ -189,8 +189,11 @@ fn await_its_end_of_protection(path: &Path) -> Result<()> {
         if !matches!(status.role.as_str(), "registering" | "holding" | "protected" | "claiming") {
             break;
         }
-        let what =
-            format!("the process at {} was to end protection, and has not: it is {}", path.display(), status.role);
+        let what = format!(
+            "the process at {} was told to end protection but has not; its role is {}",
+            path.display(),
+            status.role
+        );
         anyhow::ensure!(start.elapsed() < PATIENCE * 5, what);
         std::thread::sleep(STEP);
     }
@@ -214,7 +217,7 @@ fn tell_predecessor(path: &Path, vm: Name, request: &Request) -> Result<bool> {
         Err(error) => Err(error.into()),
         Ok(Response::Done { .. }) => Ok(true),
         Ok(Response::Refused { message, .. }) => {
-            let what = format!("another afterimage on this node has {vm}: {message}");
+            let what = format!("another afterimage process on this node runs {vm}: {message}");
             Err(ExitError::new(Code::Failed, what).into())
         }
         Ok(Response::Away { message, remedy }) => {
@@ -250,7 +253,11 @@ fn is_busy(error: &anyhow::Error) -> bool {
 fn wait_until_gone(path: &Path) -> Result<()> {
     let start = Instant::now();
     while ask_any(path, &Request::Status, PATIENCE).is_ok() {
-        anyhow::ensure!(start.elapsed() < PATIENCE, "the process at {} agreed to leave, and stays", path.display());
+        anyhow::ensure!(
+            start.elapsed() < PATIENCE,
+            "the process at {} agreed to leave, but is still running",
+            path.display()
+        );
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(())

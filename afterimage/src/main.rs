@@ -51,7 +51,7 @@ fn run(command: Command) -> anyhow::Result<Code> {
         Command::Witness { command: Some(command), .. } => witness::operate(&command),
         Command::AcceptWitness(args) => {
             arbiter::accept_witness(&args.state_dir, args.vm)?;
-            print(&format!("whichever witness answers next about {} is accepted, once\n", args.vm))?;
+            print(&format!("the next witness that answers about {} is accepted, once\n", args.vm))?;
             Ok(Code::Done)
         }
         Command::Witness { args, command: None } => {

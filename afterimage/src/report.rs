@@ -1,4 +1,4 @@
-//! What both sides report in the same words.
+//! Status and event texts that both sides share.
 
 use crate::{
     config,
@@ -28,12 +28,12 @@ pub fn fill_claim(status: &mut Status, cause: &str, since_ms: u64) {
     let arbiter = &mut status.arbiter;
     let error = arbiter.last_error.as_ref().map_or_else(String::new, |error| format!(" ({error})"));
     let why = match arbiter.reachable {
-        true => format!("{cause}, and the arbiter has not said whose the VM is{error}"),
+        true => format!("{cause}, and the arbiter has not said who owns the VM{error}"),
         false => {
             format!("{cause}, and this host cannot reach the arbiter{error}: the standby may have taken the VM over")
         }
     };
-    let what_to_do = format!("{LOOK}. Only once that host is stopped for certain: {solo}");
+    let what_to_do = format!("{LOOK}. Only when you are certain that the other host is stopped: {solo}");
     if !arbiter.reachable {
         (arbiter.failover_impossible, arbiter.remedy) = (None, Some(LOOK.to_owned()));
     }

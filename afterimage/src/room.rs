@@ -40,8 +40,8 @@ impl Room {
         let mib = |bytes: u64| bytes.div_ceil(1 << 20);
         if file > self.directory {
             return Err(format!(
-                "the VM's main memory has {} MiB, and the directory for its RAM file has room for {} MiB; enlarge that \
-                 tmpfs (`mount -o remount,size=`), or choose another --ram-dir",
+                "the VM needs {} MiB in --ram-dir, which has {} MiB free: enlarge that tmpfs (`mount -o \
+                 remount,size=`), or choose another directory",
                 mib(file),
                 self.directory >> 20
             ));
@@ -80,7 +80,7 @@ mod tests {
         assert!(why.contains("needs 8193 MiB of memory, and this host has 8192 MiB"), "{why}");
         let why = room.fits(4 * GIB + 1, 0).unwrap_err();
         assert!(
-            why.contains("has 4097 MiB") && why.contains("room for 4096 MiB") && why.contains("--ram-dir"),
+            why.contains("needs 4097 MiB") && why.contains("has 4096 MiB free") && why.contains("--ram-dir"),
             "{why}"
         );
         assert!(room.fits(GIB, u64::MAX).is_err());

@@ -255,7 +255,7 @@ fn refusal(rows: &[Row], recommended: Option<&Row>, within: Option<f64>, bearabl
             let (rate, setting) = (&a.false_per_s, text::setting(a));
             let why = match a.support {
                 Support::Untold => {
-                    format!("the measurement cannot tell: probe with --interval {}", text::ms(a.interval_s))
+                    format!("not known from this measurement: probe with --interval {}", text::ms(a.interval_s))
                 }
                 _ if a.limit == Limit::OwnLateness => "a host does not keep that interval".to_owned(),
                 _ => format!(
@@ -270,7 +270,7 @@ fn refusal(rows: &[Row], recommended: Option<&Row>, within: Option<f64>, bearabl
         (None, _) => Some(match (best(rows, within), within) {
             (Some(best), _) => no_setting(best, within, bearable),
             (None, Some(within)) => format!(
-                "nothing that was measured detects within {}: probe with a shorter --interval, or wish for more time",
+                "no measured setting detects within {}: probe with a shorter --interval, or allow more time",
                 text::ms(within)
             ),
             (None, None) => return None,
@@ -304,7 +304,7 @@ fn instead(views: &[View<'_>], measured: Duration, within: f64, bearable: f64) -
             text::setting(&row.assessment),
             text::ms(row.assessment.detection_s.p99),
         ),
-        _ => format!("at most {often} cannot be had by any setting that was measured, however long detection may take"),
+        _ => format!("no measured setting reaches at most {often}, however long detection may take"),
     }
 }
 
@@ -314,8 +314,8 @@ fn warnings(views: &[View<'_>], measured: Duration) -> Vec<String> {
         let m = view.measured;
         if view.model.tail.is_none() && m.excess.count() > 0 {
             warnings.push(format!(
-                "{}: no tail fits its {} silences ({} and more beyond one threshold are needed, of one form): only what was counted is \
-                 said",
+                "{}: no distribution fits the tail of its {} silences (at least {} beyond one threshold are needed); \
+                 the figures are counts only",
                 view.name,
                 m.excess.count(),
                 node::tune::FEWEST
@@ -478,7 +478,7 @@ mod tests {
         assert!(!outcome.carried && outcome.recommended.is_none(), "{said}");
         assert!(said.contains("without detection within 15 ms, at most 1.0/year can be had: "), "{said}");
         let said = both(30_000, "--detect-within 30ms --false-failovers 1/year").warnings.join("\n");
-        assert!(said.contains("at most 1.0/year cannot be had by any setting"), "{said}");
+        assert!(said.contains("no measured setting reaches at most 1.0/year"), "{said}");
     }
 
     fn outcome_of(words: &str) -> Outcome {

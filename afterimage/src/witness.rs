@@ -117,8 +117,8 @@ impl Witness {
     pub fn start(listen: SocketAddr, dir: &Path) -> Result<Self, WitnessError> {
         let (store, found) = store::Store::open(dir)?;
         for (vm, damage) in &found.lost {
-            error!(%vm, "damaged: {damage}. No swap of it is tried until its nodes have told what it was (they do so by themselves), or \
-                 `afterimage witness assign` or `forget` on this host");
+            error!(%vm, "damaged: {damage}. No swap is tried until its nodes have reported what it was, which they \
+                 do by themselves, or until `afterimage witness assign` or `forget` on this host");
         }
         let vms = found.registers.len();
         let listener = bind(listen).map_err(|source| WitnessError::Listen { listen, source })?;
@@ -252,7 +252,7 @@ fn explain(error: &WitnessError) -> ExitError {
         WitnessError::State(OpenError::Locked { .. }) => {
             "one witness per directory: stop the other, or choose another --state"
         }
-        WitnessError::State(OpenError::Misnamed { .. }) => "move it out of the directory: it is no register",
+        WitnessError::State(OpenError::Misnamed { .. }) => "move it out of the directory: it is not a register",
         WitnessError::State(OpenError::Identity { .. }) => {
             "remove that file: a new identity is made, and every node has to accept it (`afterimage accept-witness`)"
         }
@@ -261,7 +261,7 @@ fn explain(error: &WitnessError) -> ExitError {
                                       witness serves"
         }
         WitnessError::State(OpenError::Io { .. } | OpenError::Unreadable(_) | OpenError::Store(_)) => {
-            "--state needs a directory that this user can write, on a disk that keeps"
+            "--state needs a directory on a persistent disk that this user may write to"
         }
         WitnessError::Storage { .. } | WitnessError::System { .. } => {
             return ExitError::new(Code::Failed, error.to_string());

@@ -102,7 +102,7 @@ fn what_is_no_request_is_named_and_the_socket_lives_on() {
         (&long_body, Kind::BodyTooLong, "at most 65536 bytes"),
         (endless.as_bytes(), Kind::BodyTooLong, "at most 65536 bytes"),
         (&slip, Kind::BadRequest, "\"epok\", which is not known"),
-        (&half, Kind::BadRequest, "no JSON"),
+        (&half, Kind::BadRequest, "not JSON"),
         (b"GET /v2/vms HTTP/1.1\r\n\r\n", Kind::NotFound, "version 2"),
         (b"GET /v1/vms/db HTTP/1.1\r\n\r\n", Kind::NotFound, "this socket is of the VM web"),
         (b"PUT /v1/vms/web/settings HTTP/1.1\r\n\r\n", Kind::MethodNotAllowed, "GET and POST"),

@@ -131,7 +131,7 @@ fn the_ways_of_checkpoints_and_beats_fit_each_other() {
     let wrong: [(&[&str], &str); 4] = [
         (&["--transport", "tcp", "--keepalive", "ud"], "ud and both need RDMA"),
         (&["--transport", "tcp", "--keepalive", "both"], "ud and both need RDMA"),
-        (&["--keepalive", "ud"], "may come down to TCP"),
+        (&["--keepalive", "ud"], "may end up with TCP"),
         (&["--transport", "tcp", "--rdma-device", "rxe0"], "only with transport = rdma or auto"),
     ];
     for (flags, what) in wrong {
@@ -275,29 +275,29 @@ fn a_wrong_file_is_refused_with_its_key_name_and_line() {
         ("[standby]\nnic = ['/run/web.net=tap0']\n", 2, "did you mean `nics`?"),
         ("epoch = '20ms'\n", 1, "`epoch` stands in no section; there are [witness], [protect], [standby]"),
         ("protect = 1\n", 1, "begin it with a line [protect]"),
-        ("[standby]\nepoch = '20ms'\n", 2, "`epoch` is no key of [standby], but of [protect]"),
+        ("[standby]\nepoch = '20ms'\n", 2, "`epoch` is not a key of [standby], but of [protect]"),
         ("[protect]\naccept_witness = true\n", 2, "a flag of `afterimage protect`, and no key"),
-        ("[protect]\nepoch = 20\n", 2, "epoch: allowed is a time with its unit, such as \"20ms\", not 20"),
+        ("[protect]\nepoch = 20\n", 2, "epoch: expected a time with its unit, such as \"20ms\", not 20"),
         ("[protect]\nepoch = '20'\n", 2, "epoch: invalid duration \"20\""),
-        ("[protect]\nepoch = '0.5ms'\n", 2, "epoch: 0.5ms is out of range: allowed is 1ms to 60s"),
+        ("[protect]\nepoch = '0.5ms'\n", 2, "epoch: 0.5ms is out of range: expected 1ms to 60s"),
         ("[protect]\nepoch_ms = 0\n", 2, "epoch_ms: 0 is out of range"),
         ("[protect]\nepoch_ms = -1\n", 2, "epoch_ms: -1 is out of range"),
         ("[protect]\nepoch_ms = nan\n", 2, "epoch_ms: nan is out of range"),
         ("[protect]\nepoch_ms = 20\nepoch = '30ms'\n", 3, "`epoch` and `epoch_ms` (line 2) are one setting"),
         ("[protect]\nstaging = '64MiB'\nstaging_mib = 64\n", 3, "`staging` and `staging_mib` (line 2) are one setting"),
-        ("[protect]\nnics = '/run/web.net=tap0'\n", 2, "nics: allowed is a list of texts"),
-        ("[witness]\nmetrics = '99999'\n", 2, "metrics: port 99999 is out of range: allowed is 0 to 65535"),
+        ("[protect]\nnics = '/run/web.net=tap0'\n", 2, "nics: expected a list of texts"),
+        ("[witness]\nmetrics = '99999'\n", 2, "metrics: port 99999 is out of range: expected 0 to 65535"),
         ("[protect]\narbiter = 'none'\n", 2, "witness://HOST:PORT"),
         ("[protect]\nvm = ''\n", 2, "1 to 47 bytes"),
         ("[protect]\nto = '10.0.0.2'\n", 2, "no port"),
         ("[protect]\ndetect_multiplier = 256\n", 2, "256"),
-        ("[protect]\ndetect_multiplier = 1\n", 2, "2 to 255 (1 bears no lost beat"),
+        ("[protect]\ndetect_multiplier = 1\n", 2, "2 to 255 (with 1, a single lost or late beat"),
         ("[protect]\n\n\nslab = '100KiB'\n", 4, "256KiB to 16MiB"),
         ("[protect]\nslab = '16MiB'\nstaging = '16MiB'\n", 3, "at least 32MiB, two slabs of 16MiB"),
         ("[protect]\nwindow = 0\n", 2, "1 to 64"),
         ("[standby]\nnics = ['/run/web.net']\n", 2, "SOCKET=TAP"),
         ("[standby]\nqemu = []\n", 2, "QEMU"),
-        ("[standby]\nvm = 'web'\nqemu = ['qemu-system-x86_64 -m 2G']\n", 3, "each word is an element of its own"),
+        ("[standby]\nvm = 'web'\nqemu = ['qemu-system-x86_64 -m 2G']\n", 3, "write each word as its own element"),
         ("[standby]\nqemu = ['qemu', '-loadvm', 'x']\n", 2, "leave it out"),
         ("[standby]\nnics = ['/a=tap0', '/b=tap0']\n", 2, "tap0 is another NIC's already"),
         ("[protect]\nnics = ['/a=tap0', '/a=tap1']\n", 2, "/a is another NIC's already"),
@@ -319,7 +319,7 @@ fn a_wrong_file_is_refused_with_its_key_name_and_line() {
     }
     let standby = file("[standby]\nvm = 'web'\n");
     let (code, _, stderr) = run(&["protect", "--config", standby.path().to_str().unwrap()]);
-    assert!(code == 2 && stderr.contains("has no section [protect], only [standby]: nothing of it counts"), "{stderr}");
+    assert!(code == 2 && stderr.contains("has only [standby], and no section [protect], so it is ignored"), "{stderr}");
     let (code, _, stderr) = run(&["config", "check", "/nonexistent.toml"]);
     assert!(code == 2 && stderr.contains("/nonexistent.toml"), "{code} {stderr}");
     let binary = file("");
@@ -336,19 +336,16 @@ fn a_wrong_command_line_exits_with_2_and_says_what_is_allowed() {
     let cases: [(&[&str], &str); 26] = [
         (&[], "Usage"),
         (&["protekt"], "protect"),
-        (
-            &["protect", "--epoch", "20"],
-            "invalid duration \"20\": allowed is a number and a unit (us, ms, s, m, h or d)",
-        ),
+        (&["protect", "--epoch", "20"], "invalid duration \"20\": expected a number and a unit (us, ms, s, m, h or d)"),
         (&["protect", "--staging", "64MB"], "KiB, MiB or GiB"),
-        (&["protect", "--epoch", "1h"], "1h is out of range: allowed is 1ms to 60s"),
-        (&["protect", "--rdma-retry", "7"], "7 means for ever"),
+        (&["protect", "--epoch", "1h"], "1h is out of range: expected 1ms to 60s"),
+        (&["protect", "--rdma-retry", "7"], "retry for ever at 7"),
         (&["protect", "--rdma-timeout", "31"], "8 to 22 (1 ms to 17 s)"),
-        (&["witness", "--metrics", "99999"], "port 99999 is out of range: allowed is 0 to 65535"),
+        (&["witness", "--metrics", "99999"], "port 99999 is out of range: expected 0 to 65535"),
         (&["protect", "--qpm", "/run/web.qmp"], "a similar argument exists: '--qmp'"),
-        (&["keepalive", "set", "--vm", "web", "--interval", "20s"], "20s is out of range: allowed is 100us to 10s"),
-        (&["set", "--vm", "web", "epoch=1h"], "epoch: 1h is out of range: allowed is 1ms to 60s"),
-        (&["protect", "--arbiter", "none"], "no word for none"),
+        (&["keepalive", "set", "--vm", "web", "--interval", "20s"], "20s is out of range: expected 100us to 10s"),
+        (&["set", "--vm", "web", "epoch=1h"], "epoch: 1h is out of range: expected 1ms to 60s"),
+        (&["protect", "--arbiter", "none"], "no 'none'"),
         (&["protect", "--arbiter", "witness://w"], "no port"),
         (&["protect", "--to", "fd00::2:7410"], "brackets"),
         (&["protect", "--nic", "x"], "SOCKET=TAP"),
@@ -371,7 +368,7 @@ fn a_wrong_command_line_exits_with_2_and_says_what_is_allowed() {
     }
     assert_eq!(protect(&["--slab", "300KiB"]).unwrap().slab_bytes, 300 << 10);
     let error = protect(&["--slab", "257KiB"]).unwrap_err().to_string();
-    assert!(error.contains("--slab 257KiB: allowed is 256KiB to 16MiB, whole pages of 4KiB"), "{error}");
+    assert!(error.contains("--slab 257KiB: expected 256KiB to 16MiB, whole pages of 4KiB"), "{error}");
 }
 
 #[test]

@@ -78,7 +78,7 @@ fn status_shows_what_was_asked_for_and_exits_accordingly() {
 
     let (code, stdout, _) = run(dir.path(), &["status", "--vm", "web"]);
     assert_eq!(code, 0, "{stdout}");
-    assert!(stdout.starts_with("web on alpha (primary): protected, protected\n"), "{stdout}");
+    assert!(stdout.starts_with("web on alpha (primary): protected\n"), "{stdout}");
     let (code, stdout, _) = run(dir.path(), &["status", "--vm", "db.1", "--json"]);
     assert_eq!(code, 3);
     assert_eq!(serde_json::from_str::<Status>(&stdout).unwrap(), status("db.1", "syncing", false));
@@ -108,7 +108,7 @@ fn a_watch_survives_a_process_that_goes_and_comes_back() {
     };
     next("nothing runs here yet");
     let first = serve(dir.path(), "web", Side::Primary, "protected", true);
-    next("web primary: protected, protected");
+    next("web primary: protected, generation");
     drop(first);
     next("web primary: gone (");
     let _second = serve(dir.path(), "web", Side::Primary, "solo", false);

@@ -68,7 +68,7 @@ fn a_change_that_could_not_be_saved_is_said_to_be_in_force() {
     let Some((code, stdout, stderr)) = set(dir.path(), "mount --bind -o ro \"$D\" \"$D\"") else { return };
     assert_eq!(code, 1, "{stdout} {stderr}");
     assert!(stdout.contains("web: epoch 50 ms") && !stdout.contains("saved"), "{stdout}");
-    for words in ["the change is in force, but it was not saved", "the file is as it was", "what to do: "] {
+    for words in ["the change is in force, but it was not saved", "the file is unchanged", "what to do: "] {
         assert!(stderr.contains(words), "{words}: {stderr}");
     }
 }

@@ -288,7 +288,7 @@ fn nothing_is_told_before_it_is_kept() {
     let obstacle = home.path().join("state/vm.seen.tmp");
     std::fs::create_dir(&obstacle).unwrap();
     client.ask(cas(0, "a", false));
-    until(&client, true, "cannot keep what it sees");
+    until(&client, true, "cannot store what it reads from the witness");
     std::fs::remove_dir(&obstacle).unwrap();
     assert_eq!(swapped(&client), won(1, "a"));
     witness.stop().unwrap();

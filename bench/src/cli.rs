@@ -386,7 +386,7 @@ pub struct CompareArgs {
 
 fn percent(text: &str) -> std::result::Result<f64, String> {
     let percent = text.parse().ok().filter(|p| (0.0..=100.0).contains(p));
-    percent.ok_or_else(|| format!("{text:?} is no share; allowed: 0 to 100 per cent"))
+    percent.ok_or_else(|| format!("{text:?} is not a share: expected 0 to 100 per cent"))
 }
 
 fn checkpoint_size(text: &str) -> std::result::Result<usize, String> {
@@ -403,7 +403,7 @@ fn slab_size(text: &str) -> std::result::Result<usize, String> {
 
 fn threads(text: &str) -> std::result::Result<usize, String> {
     let threads = text.parse().ok().filter(|n| (1..=64).contains(n));
-    threads.ok_or_else(|| format!("{text:?} is no number of threads; allowed: 1 to 64"))
+    threads.ok_or_else(|| format!("{text:?} is not a number of threads: expected 1 to 64"))
 }
 
 fn guest_ram(text: &str) -> std::result::Result<usize, String> {
@@ -418,12 +418,12 @@ fn rate(text: &str) -> std::result::Result<Rate, String> {
     }
     let rate = text.parse().ok().filter(|n| (1..=100_000_000).contains(n));
     rate.map(|n| Rate(Some(n)))
-        .ok_or_else(|| format!("{text:?} is no rate; allowed: free, or 1 to 100000000 per second"))
+        .ok_or_else(|| format!("{text:?} is not a rate: expected free, or 1 to 100000000 per second"))
 }
 
 fn depth(text: &str) -> std::result::Result<usize, String> {
     let depth = text.parse().ok().filter(|d| (1..=64).contains(d));
-    depth.ok_or_else(|| format!("{text:?} is no depth; allowed: 1 to 64"))
+    depth.ok_or_else(|| format!("{text:?} is not a depth: expected 1 to 64"))
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ pub fn read(path: &Path) -> Result<Record> {
     let mut text = String::new();
     let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
     file.take(LARGEST + 1).read_to_string(&mut text).with_context(|| format!("reading {}", path.display()))?;
-    parse(&text).with_context(|| format!("{} is no record that can be shown", path.display()))
+    parse(&text).with_context(|| format!("{} is not a record that can be shown", path.display()))
 }
 
 /// As much of a record as says whether it can be read, and takes next to no memory.
@@ -49,7 +49,7 @@ struct OutlineSection {
 /// As above.
 pub fn parse(text: &str) -> Result<Record> {
     ensure!(text.len() as u64 <= LARGEST, "it is larger than {} MiB", LARGEST >> 20);
-    serde_json::from_str::<IgnoredAny>(text).context("it is no JSON (what `mc-bench ... --json` prints is)")?;
+    serde_json::from_str::<IgnoredAny>(text).context("it is not JSON (what `mc-bench ... --json` prints is)")?;
     let outline: Outline = serde_json::from_str(text).context("it is not from mc-bench")?;
     let commit = outline.machine.commit.map(|commit| format!(", commit {commit:?}")).unwrap_or_default();
     match outline.schema {
@@ -113,7 +113,7 @@ mod tests {
     fn what_is_no_record_is_refused_in_words() {
         let refused = |text: &str| format!("{:#}", parse(text).unwrap_err());
         for (text, words) in [
-            ("", "no JSON"),
+            ("", "not JSON"),
             ("[]", "no schema number"),
             (r#"{"schema":1,"machine":{"commit":"abc"}}"#, "schema is 1, and this mc-bench reads 2: use the mc-bench"),
             (r#"{"schema":2}"#, "missing field `command`"),

@@ -14,7 +14,7 @@ fn split(text: &str) -> (Option<f64>, &str) {
 
 /// Reads "4KiB", "1.5MiB", "1GiB". Bytes.
 pub fn parse_size(text: &str) -> Result<usize, String> {
-    let error = || format!("invalid size {text:?}: allowed is a number and KiB, MiB or GiB, such as 64MiB, up to 1GiB");
+    let error = || format!("invalid size {text:?}: expected a number and KiB, MiB or GiB, such as 64MiB, up to 1GiB");
     let (Some(number), unit) = split(text) else { return Err(error()) };
     let shift = match unit {
         "KiB" => 10,

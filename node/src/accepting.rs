@@ -1,4 +1,4 @@
-//! The loop of every thread that accepts connections. What fails comes at once again as a rule (out of file descriptors: the
+//! The accept loop that all listeners share. An accept that fails usually fails again at once (out of file descriptors: the
 //! connection stays in the backlog), so it rests a little, longer each time, and says it once and then counts.
 
 use crate::{

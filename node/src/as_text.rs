@@ -1,4 +1,4 @@
-//! Values that files and JSON write as an operator does.
+//! Serde helpers: values that files and JSON write in the same text form as the command line.
 
 /// `Serialize` by `Display`, `Deserialize` by `FromStr`.
 #[macro_export]

@@ -58,7 +58,7 @@ pub fn check(file: &File) -> io::Result<()> {
         return wrong(format!("it belongs to user {}, this process runs as {us}", meta.uid()));
     }
     if meta.nlink() > 1 {
-        return wrong(format!("it has {} names", meta.nlink()));
+        return wrong(format!("it has {} hard links", meta.nlink()));
     }
     Ok(())
 }
@@ -141,7 +141,7 @@ mod tests {
         assert!(!at("nowhere").exists());
         open(&at("a")).unwrap();
         fs::hard_link(at("a"), at("b")).unwrap();
-        assert!(open(&at("a")).unwrap_err().to_string().contains("2 names"));
+        assert!(open(&at("a")).unwrap_err().to_string().contains("2 hard links"));
         assert!(
             Path::new("/dev/null").exists()
                 && open(Path::new("/dev/null")).unwrap_err().to_string().contains("regular")

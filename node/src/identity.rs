@@ -98,7 +98,7 @@ pub fn check_pair(ours: (Node, WitnessId), theirs: (Node, WitnessId)) -> Result<
     let ((node, witness), (other, their_witness)) = (ours, theirs);
     if node.id == other.id {
         return Err(format!(
-            "both sides are the same node ({}): the two use one state directory, or a copy of it; see --state-dir",
+            "both sides have the same node identity ({}): they use the same --state-dir, or a copy of it",
             node.id
         ));
     }
@@ -112,7 +112,7 @@ pub fn check_pair(ours: (Node, WitnessId), theirs: (Node, WitnessId)) -> Result<
     if witness != their_witness {
         let (ours, theirs) = (asks(witness), asks(their_witness));
         return Err(format!(
-            "the two do not have the same arbiter: {node} {ours}, {other} {theirs}; compare --arbiter on both"
+            "the two sides use different arbiters: {node} {ours}, {other} {theirs}; check --arbiter on both"
         ));
     }
     Ok(())
@@ -251,7 +251,7 @@ mod tests {
         };
         no((node("b", 1), one), "the same node");
         no((node("a", 2), one), "both nodes are named a");
-        no((node("b", 2), two), "not have the same arbiter");
+        no((node("b", 2), two), "use different arbiters");
         no((node("b", 2), WitnessId::NONE), "knows no witness");
         let manual = WitnessId::NONE;
         assert_eq!(check_pair((node("a", 1), manual), (node("b", 2), manual)), Ok(()));

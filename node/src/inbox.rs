@@ -1,4 +1,4 @@
-//! A loop's sleep and its letters: one `poll(2)`, rebuilt for every turn from whoever has a file descriptor, and queues that
+//! The wait of a main loop: one `poll(2)` over all its file descriptors, and queues that
 //! other threads put values into.
 
 use crate::wake::Wake;

@@ -33,7 +33,7 @@ pub fn begin() -> io::Result<()> {
         let more = lost.saturating_sub(told.swap(lost, Ordering::Relaxed));
         let mut stderr = io::stderr().lock();
         if more > 0 {
-            writeln!(stderr, "({more} lines are missing here: stderr was not read)")?;
+            writeln!(stderr, "({more} lines were lost here because stderr was not read)")?;
         }
         stderr.write_all(line.as_bytes())
     })?;

@@ -76,7 +76,7 @@ pub fn check(config: &PathsConfig) -> Result<(), ExitError> {
     match config.transport {
         TransportWish::Rdma => half::check(config),
         TransportWish::Auto if named => half::check(config).map_err(|error| {
-            let or = "or leave --rdma-device and --rdma-gid-index out, and --transport auto takes what there is";
+            let or = "or leave out --rdma-device and --rdma-gid-index, so that --transport auto chooses";
             let remedy = error.remedy.as_ref().map_or_else(|| or.to_owned(), |remedy| format!("{remedy}; {or}"));
             error.remedy(remedy)
         }),
@@ -144,12 +144,12 @@ impl Ours {
             }
             (Ok(_), None) if self.config.transport == TransportWish::Rdma => {
                 bail!(
-                    "standby {} has no RDMA, or does not want it (its own messages say why); use --transport auto to go on \
-                     over TCP",
+                    "standby {} has no RDMA, or is set not to use it (its log says why); use --transport auto to \
+                     fall back to TCP",
                     hello.node
                 )
             }
-            (Ok(_), None) => over_tcp(tcp, udp, format!("standby {} has no RDMA, or does not want it", hello.node)),
+            (Ok(_), None) => over_tcp(tcp, udp, format!("standby {} has no RDMA, or is set not to use it", hello.node)),
             (Err(why), _) => over_tcp(tcp, udp, why),
         }
     }
@@ -180,13 +180,16 @@ impl Answer {
                     hello.node
                 )
             }
-            None => Err(format!("primary {} has no RDMA, or does not want it", hello.node)),
+            None => Err(format!("primary {} has no RDMA, or is set not to use it", hello.node)),
         };
         let has_udp = config.wants_udp() && hello.beat_port != 0;
         let has_ud = first.as_ref().is_ok_and(|(_, endpoint)| endpoint.beats.is_some());
         if !has_udp && !has_ud {
             let no_rdma = first.err().map_or_else(String::new, |why| format!(" (no RDMA: {why})"));
-            bail!("no common way for beats{no_rdma}; set --transport and --keepalive alike on both sides");
+            bail!(
+                "the two sides have no way for beats in common{no_rdma}; use the same --transport and --keepalive \
+                 on both"
+            );
         }
         Ok(Self { first, has_udp })
     }
@@ -280,7 +283,10 @@ pub fn beats_at(config: &PathsConfig, local: SocketAddr, end: End) -> Result<Udp
         (Some(port), _) => UdpKeepalive::bind_at(at_port(local, port)),
     };
     bound.map_err(|error| {
-        missing(error, "free that UDP port (`ss -lunp` names who has it), or take another one: --beat-port")
+        missing(
+            error,
+            "free that UDP port (`ss -lunp` names the process that has it), or choose another with --beat-port",
+        )
     })
 }
 

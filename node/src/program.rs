@@ -1,4 +1,4 @@
-//! This program's own file, for whoever starts it once more.
+//! The path of the running executable, for starting it again as a child.
 
 use std::path::PathBuf;
 

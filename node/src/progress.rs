@@ -1,4 +1,4 @@
-//! When a loop was last seen to get on: marked by the loop, read by whoever must not speak for a loop that stands still.
+//! The time of the main loop's last turn: the loop writes it, the beat thread reads it and stops beating when it is too old.
 
 use crate::clock::Clock;
 use mc_core::id::Time;

@@ -1,5 +1,5 @@
-//! Lines that would repeat: said at first, then counted. Whoever can be called by strangers would otherwise write a line for
-//! every one of them, and its log would be its end.
+//! Rate limit for repeated log lines: the first is written, the rest are counted. A process that strangers
+//! can call would otherwise write a line for every call, and fill its log.
 
 use std::{
     fmt::Write,

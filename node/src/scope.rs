@@ -61,7 +61,11 @@ impl Means {
             let found = Self::find();
             match &found {
                 Self::Group(why) => {
-                    tracing::warn!(why, "processes that should outlive this one stay in its control group: what ends the group ends them");
+                    tracing::warn!(
+                        why,
+                        "processes that should outlive this one stay in its control group, and end \
+                         when that group is ended"
+                    );
                 }
                 other => tracing::debug!(means = %other, "scopes"),
             }

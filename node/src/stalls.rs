@@ -1,4 +1,4 @@
-//! How long what took: this loop's own absences, and the arbiter's answers. Told as events, for `afterimage why`.
+//! Events about slowness, for `afterimage why`: absences of the main loop, and the arbiter's response times.
 
 use crate::events::{Answered, Event, Stalled, emit, ms};
 use mc_core::{id::Time, register::CasOutcome};

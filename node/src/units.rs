@@ -16,7 +16,7 @@ fn split(text: &str) -> (Option<f64>, &str) {
 /// Reads "256KiB", "64MiB", "1GiB". Bytes.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let error =
-        || format!("invalid size {text:?}: allowed is a number and KiB, MiB or GiB, such as 64MiB, up to 1024GiB");
+        || format!("invalid size {text:?}: expected a number and KiB, MiB or GiB, such as 64MiB, at most 1024GiB");
     let (Some(number), unit) = split(text) else {
         return Err(error());
     };

@@ -79,7 +79,7 @@ pub enum ControlError {
     #[error("the VM is still in checkpoint mode")]
     InColo,
     /// The VM does not run.
-    #[error("the VM is {status:?}, and has to run to be protected")]
+    #[error("the VM must be running to be protected; it is {status:?}")]
     NotRunning {
         /// QEMU's word.
         status: String,

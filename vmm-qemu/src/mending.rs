@@ -1,4 +1,4 @@
-//! NICs that lost their connection to QEMU, or their TAP device, come back: whoever passes a VM's packets tries until they have.
+//! Reconnects NICs that lost QEMU or their TAP device, with retries.
 
 use crate::gate::{GateError, NicGate, NicSpec};
 use mc_core::id::Time;

@@ -12,7 +12,9 @@ pub(super) fn remove_stale(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
-        Ok(found) if !found.file_type().is_socket() => wrong(io::ErrorKind::AlreadyExists, "exists, and is no socket"),
+        Ok(found) if !found.file_type().is_socket() => {
+            wrong(io::ErrorKind::AlreadyExists, "exists, but is not a socket")
+        }
         Ok(_) => match UnixStream::connect(path) {
             Ok(_) => wrong(io::ErrorKind::AddrInUse, "another process listens there"),
             Err(_) => fs::remove_file(path),

@@ -260,7 +260,9 @@ fn what_was_lost_comes_back_but_not_from_a_stranger() {
         assert!(gate.nics().all(|nic| nic.connected && nic.port_works));
         qemu.hang_up();
         gate.poll().unwrap_err();
-        assert!(gate.mend(&specs, |_| false).unwrap_err().to_string().contains("another process than this VM's QEMU"));
+        assert!(
+            gate.mend(&specs, |_| false).unwrap_err().to_string().contains("another process, not to this VM's QEMU")
+        );
         assert!(gate.nics().all(|nic| !nic.connected));
         gate.shut();
         assert!(matches!(gate.mend(&specs, |_| true), Err(GateError::Shut)));

@@ -184,7 +184,7 @@ fn named(serves: &Serves, path: &str, vm: &str) -> Result<Option<Name>, Problem>
             Err(elsewhere("this is a witness; that is for `protect` or `standby`".to_owned()))
         }
         Serves::Vm { side, .. } if of_witness => {
-            Err(elsewhere(format!("that is for a witness; this is the {}", side.as_str())))
+            Err(elsewhere(format!("this is the {}; run that command against the witness", side.as_str())))
         }
         _ if vm.is_empty() => Ok(None),
         Serves::Witness => vm.parse().map(Some).map_err(bad),
@@ -239,8 +239,8 @@ fn nothing(body: &[u8]) -> Result<(), Problem> {
 
 /// An object of which every field is known: a slip must not pass for a wish that was left out.
 fn read<T: DeserializeOwned + Serialize>(body: &[u8]) -> Result<T, Problem> {
-    let value: Value = serde_json::from_slice(body).map_err(|error| bad(format!("the body is no JSON: {error}")))?;
-    let Value::Object(given) = &value else { return Err(bad("the body is no JSON object")) };
+    let value: Value = serde_json::from_slice(body).map_err(|error| bad(format!("the body is not JSON: {error}")))?;
+    let Value::Object(given) = &value else { return Err(bad("the body is not a JSON object")) };
     let given: Vec<String> = given.keys().cloned().collect();
     let read: T = serde_json::from_value(value).map_err(|error| bad(format!("the body: {error}")))?;
     let known = serde_json::to_value(&read).map_err(bad)?;
@@ -373,13 +373,13 @@ mod tests {
             ("GET", "/v1/vms/web/", "", Kind::NotFound, "nothing is at"),
             ("GET", "/v1/vms//keepalive", "", Kind::NotFound, "nothing is at"),
             ("GET", "/v1/vms/../vms/web", "", Kind::NotFound, "nothing is at"),
-            ("GET", "/v1/witness", "", Kind::NotFound, "that is for a witness; this is the primary"),
+            ("GET", "/v1/witness", "", Kind::NotFound, "this is the primary; run that command against the witness"),
             ("POST", "/v1/vms", "", Kind::MethodNotAllowed, "/v1/vms has GET"),
             ("DELETE", "/v1/vms/web/keepalive", "", Kind::MethodNotAllowed, "has GET and POST"),
             ("GET", "/v1/vms/web/takeover", "", Kind::MethodNotAllowed, "has POST"),
             ("GET", "/v1/vms/web?x=1", "", Kind::BadRequest, "takes no parameters"),
-            ("POST", "/v1/vms/web/settings", "", Kind::BadRequest, "no JSON"),
-            ("POST", "/v1/vms/web/settings", "[]", Kind::BadRequest, "no JSON object"),
+            ("POST", "/v1/vms/web/settings", "", Kind::BadRequest, "not JSON"),
+            ("POST", "/v1/vms/web/settings", "[]", Kind::BadRequest, "not a JSON object"),
             ("POST", "/v1/vms/web/settings", "{\"epok\":5}", Kind::BadRequest, "a field \"epok\""),
             ("POST", "/v1/vms/web/settings", "{\"epoch_us\":-5}", Kind::BadRequest, "-5"),
             ("POST", "/v1/vms/web/takeover", "{\"force\":true}", Kind::BadRequest, "a field \"force\""),

@@ -120,9 +120,8 @@ const PERIODS: [(&str, f64); 5] =
 
 /// Reads "1/year".
 fn parse_frequency(text: &str) -> Result<Frequency, String> {
-    let error = || {
-        format!("invalid frequency {text:?}: allowed is a number per hour, day, week, month or year, such as 1/year")
-    };
+    let error =
+        || format!("invalid frequency {text:?}: expected a number per hour, day, week, month or year, such as 1/year");
     let (number, period) = text.split_once('/').ok_or_else(error)?;
     let number: f64 = number.parse().map_err(|_| error())?;
     let (_, seconds) = PERIODS.into_iter().find(|(name, _)| *name == period).ok_or_else(error)?;
@@ -134,7 +133,7 @@ fn parse_frequency(text: &str) -> Result<Frequency, String> {
 
 /// Reads "interval=5ms,k=3".
 fn parse_setting(text: &str) -> Result<(Duration, u8), String> {
-    let error = || format!("invalid setting {text:?}: allowed is interval=TIME,k=N, such as interval=5ms,k=3");
+    let error = || format!("invalid setting {text:?}: expected interval=TIME,k=N, such as interval=5ms,k=3");
     let (mut interval, mut k) = (None, None);
     for part in text.split(',') {
         match part.split_once('=').ok_or_else(error)? {

@@ -142,7 +142,7 @@ fn no_key(section: &str, on: u8, name: &str) -> String {
     }
     match others.is_empty() {
         true => near::unknown("key", name, table::keys(on)),
-        false => format!("`{name}` is no key of [{section}], but of {}", others.join(" and ")),
+        false => format!("`{name}` is not a key of [{section}], but of {}", others.join(" and ")),
     }
 }
 

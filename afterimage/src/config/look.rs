@@ -1,4 +1,4 @@
-//! What `config check` finds and a reader of values does not: that they cannot be meant together.
+//! Checks of `config check` across settings: values that are valid alone and contradict each other.
 
 use super::{ConfigError, NicSpec, file::File, setting::SECTIONS};
 use std::collections::HashSet;
@@ -13,14 +13,14 @@ pub(super) fn closer(file: &File) -> Result<(), ConfigError> {
     nics(file, "protect")?;
     if let Some(rejoin) = file.said("protect", "rejoin").filter(|rejoin| rejoin.value == Value::Boolean(true)) {
         if file.section("standby").is_none() {
-            let missing = "rejoin = true needs a section [standby], which says how to stand by here";
+            let missing = "rejoin = true needs a section [standby]: this host becomes a standby with its settings";
             return Err(wrong(file, rejoin.line, missing));
         }
         if let (Some(ours), Some(theirs)) = (file.said("protect", "vm"), file.said("standby", "vm"))
             && ours.value != theirs.value
         {
             let [ours, named] = [ours, theirs].map(|said| said.value.as_str().unwrap_or_default());
-            let what = format!("rejoin = true needs a section [standby] of {ours}; this one stands by for {named}");
+            let what = format!("rejoin = true needs a section [standby] with vm = {ours}; this one has vm = {named}");
             return Err(wrong(file, theirs.line, &what));
         }
     }
@@ -30,7 +30,8 @@ pub(super) fn closer(file: &File) -> Result<(), ConfigError> {
     let Some(program) = qemu.first() else { return Ok(()) };
     if let Some((name, _)) = program.split_once(" -") {
         let what = format!(
-            "there is no program {program:?}: each word is an element of its own, qemu = [{name:?}, \"-machine\", \"pc\", …]"
+            "program {program:?} not found; write each word as its own element, qemu = [{name:?}, \"-machine\", \
+             \"pc\", …]"
         );
         return Err(wrong(file, said.line, &what));
     }
@@ -50,8 +51,7 @@ fn nics(file: &File, section: &str) -> Result<(), ConfigError> {
     let nics: Vec<NicSpec> = texts(&said.value).iter().filter_map(|nic| nic.parse().ok()).collect();
     match twice(&nics) {
         Some((nic, name)) => {
-            let what =
-                format!("nics: {nic}: {name} is another NIC's already; give each a socket and a TAP device of its own");
+            let what = format!("nics: {nic}: {name} is used by two NICs; give each NIC its own socket and TAP device");
             Err(wrong(file, said.line, &what))
         }
         None => Ok(()),
@@ -73,9 +73,9 @@ pub(super) fn has_nothing_for(command: &str, file: &File) -> Option<String> {
     let others: Vec<_> = SECTIONS.iter().filter(|s| there(s)).map(|(name, _)| format!("[{name}]")).collect();
     let nothing = !file.path().as_os_str().is_empty() && file.section(command).is_none();
     nothing.then(|| match others.is_empty() {
-        true => format!("{} has no section [{command}]: nothing of it counts", file.path().display()),
+        true => format!("{} has no section [{command}], so it is ignored", file.path().display()),
         false => format!(
-            "{} has no section [{command}], only {}: nothing of it counts",
+            "{} has only {}, and no section [{command}], so it is ignored",
             file.path().display(),
             others.join(" and ")
         ),

@@ -1,4 +1,4 @@
-//! What a full staging means: `throttle`, `grow:SIZE`, `unprotect`.
+//! The policy for full staging: `throttle`, `grow:SIZE`, `unprotect`.
 
 use mc_core::primary::OnCap;
 use node::serde_as_text;
@@ -29,9 +29,9 @@ impl FromStr for OnCapWish {
             None if text == "unprotect" => OnCap::Unprotect,
             Some(("grow", size)) => OnCap::Grow { bytes: parse_size(size)? },
             _ => {
-                let allowed = "throttle (the VM is held), grow:SIZE such as grow:64MiB (memory beyond the cap, then the VM is \
-                               held), unprotect (protection is given up)";
-                return Err(format!("invalid policy for a full staging {text:?}: allowed is {allowed}"));
+                let allowed = "throttle (pause the VM), grow:SIZE such as grow:64MiB (take up to SIZE more memory, \
+                     then pause the VM) or unprotect (end protection)";
+                return Err(format!("invalid policy for full staging {text:?}: expected {allowed}"));
             }
         };
         Ok(Self(wish))
@@ -62,7 +62,7 @@ mod tests {
         assert_eq!("grow:64MiB".parse::<OnCapWish>().unwrap().to_string(), "grow:64MiB");
         for text in ["", "grow", "grow:", "grow:0MiB", "grow:64", "hold", "throttle:1MiB", "Throttle"] {
             let error = text.parse::<OnCapWish>().unwrap_err();
-            assert!(error.contains("allowed"), "{text}: {error}");
+            assert!(error.contains("expected"), "{text}: {error}");
         }
     }
 }

@@ -32,7 +32,7 @@ enum Origin {
     Flag,
     /// The file: this line, and the key of before if it has that.
     Line(usize, Option<&'static str>),
-    /// Neither.
+    /// Neither a flag nor the file sets it: the default applies.
     Default,
 }
 
@@ -163,9 +163,9 @@ impl<'a> Resolved<'a> {
 
 fn check_paths(paths: &PathsConfig, r: &Resolved<'_>) -> Result<(), ConfigError> {
     let (has_ud, is_tcp) = (paths.keepalive != KeepaliveWish::Udp, paths.transport == TransportWish::Tcp);
-    r.check("keepalive", !(has_ud && is_tcp), "udp with transport = tcp: ud and both need RDMA")?;
+    r.check("keepalive", !(has_ud && is_tcp), "udp, because transport = tcp; ud and both need RDMA")?;
     let only_ud = paths.keepalive == KeepaliveWish::Ud && paths.transport == TransportWish::Auto;
-    r.check("keepalive", !only_ud, "udp or both with transport = auto, which may come down to TCP")?;
+    r.check("keepalive", !only_ud, "udp or both, because transport = auto may end up with TCP")?;
     let without = "only with transport = rdma or auto";
     r.check("rdma_device", !(is_tcp && paths.rdma_device.is_some()), without)?;
     r.check("rdma_gid_index", !(is_tcp && paths.rdma_gid_index.is_some()), without)

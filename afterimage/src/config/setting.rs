@@ -131,7 +131,7 @@ impl Setting {
 
     fn outside(&self, said: &str) -> String {
         let note = if self.note.is_empty() { String::new() } else { format!(" ({})", self.note) };
-        format!("{said} is out of range: allowed is {}{note}", self.range().unwrap_or_default())
+        format!("{said} is out of range: expected {}{note}", self.range().unwrap_or_default())
     }
 
     /// Reads what a flag, or `afterimage set`, says. Of a list, one element.
@@ -149,7 +149,7 @@ impl Setting {
             }
             Kind::Number(least, most) => {
                 let number =
-                    said.parse().map_err(|_| format!("invalid number {said:?}: allowed is {least} to {most}"))?;
+                    said.parse().map_err(|_| format!("invalid number {said:?}: expected {least} to {most}"))?;
                 self.within(number, (Some(least), Some(most)), said)?;
                 number.into()
             }
@@ -196,7 +196,7 @@ impl Setting {
             Kind::List(..) => "a list of texts, such as [\"…\", \"…\"]",
             Kind::Switch => "true or false",
         };
-        format!("allowed is {expected}, not {said}")
+        format!("expected {expected}, found {said}")
     }
 
     /// What holds if nothing is said and nothing else decides.

@@ -60,7 +60,7 @@ pub(super) static SETTINGS: &[Setting] = &[
         "Shortest interval at which this side is willing to receive beats").was("beat_min_rx_ms", MS),
     setting(PAIR, "detect_multiplier", "N", Number(2, 255), Is("5"),
         "Missed beats after which the other side is suspected")
-        .note("1 bears no lost beat: the first that is lost, or late, would be a death"),
+        .note("with 1, a single lost or late beat would count as a death"),
     setting(PAIR, "stall_after", "TIME", Time("500ms", "600s"), Follows("four times the detection time, at least 1s"),
         "Stop this side's beats when its own loop has made no progress for this long, so that the other side may go on")
         .was("stall_after_ms", MS),
@@ -118,7 +118,7 @@ pub(super) static SETTINGS: &[Setting] = &[
     setting(BOTH, "rdma_timeout", "N", Number(8, 22), Follows("from size and rate, at least 14, which is 67 ms"),
         "How long the device waits for one answer of the other side's: 4.096 us x 2^N").note("1 ms to 17 s"),
     setting(BOTH, "rdma_retry", "N", Number(0, 6), Is("6"),
-        "How often it tries again before it gives RDMA up").note("7 means for ever on some devices"),
+        "How often it tries again before it gives RDMA up").note("some devices retry for ever at 7"),
 ];
 
 /// Those of one command.

@@ -18,7 +18,7 @@ use std::{
 /// Reads "10.0.0.2:9180", or "9180", which is that port on loopback.
 pub(super) fn parse_listen(text: &str) -> Result<SocketAddr, String> {
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        let port = text.parse().map_err(|_| format!("port {text} is out of range: allowed is 0 to 65535"))?;
+        let port = text.parse().map_err(|_| format!("port {text} is out of range: expected 0 to 65535"))?;
         return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
     }
     parse_address(text).map_err(|why| format!("{why}, or a port alone for loopback"))
@@ -117,7 +117,7 @@ impl FromStr for NicSpec {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let error = |why| format!("invalid NIC {text:?} ({why}): allowed is SOCKET=TAP, such as /run/web.net=tap0");
+        let error = |why| format!("invalid NIC {text:?} ({why}): expected SOCKET=TAP, such as /run/web.net=tap0");
         let (socket, tap) = text.rsplit_once('=').ok_or_else(|| error("no '='"))?;
         if socket.is_empty() {
             return Err(error("no socket"));
@@ -151,7 +151,7 @@ mod tests {
         }
         for text in ["65536", "99999"] {
             let error = parse_listen(text).unwrap_err();
-            assert_eq!(error, format!("port {text} is out of range: allowed is 0 to 65535"));
+            assert_eq!(error, format!("port {text} is out of range: expected 0 to 65535"));
         }
     }
 

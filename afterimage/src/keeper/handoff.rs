@@ -1,4 +1,4 @@
-//! What a keeper and the process that starts it say to each other: one JSON object per message over a pair of sockets, some
+//! The messages between a keeper and the process that starts it: one JSON object per message over a pair of sockets, some
 //! with descriptors (`SCM_RIGHTS`, unix(7)).
 //!
 //! ```text
@@ -34,7 +34,7 @@ const MESSAGE: usize = 256;
 /// Descriptors in a message at most.
 const DESCRIPTORS: usize = 2;
 
-/// From the starter.
+/// Messages to the keeper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "say", rename_all = "kebab-case")]
 pub(super) enum ToKeeper {
@@ -51,7 +51,7 @@ pub(super) enum ToKeeper {
     Go,
 }
 
-/// From the keeper.
+/// Messages from the keeper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "say", rename_all = "kebab-case")]
 pub(super) enum FromKeeper {
@@ -61,11 +61,11 @@ pub(super) enum FromKeeper {
     Keeping,
 }
 
-/// One end.
+/// One end of the socket pair.
 #[derive(Debug)]
 pub(super) struct Handoff(OwnedFd);
 
-/// Both ends.
+/// Creates the socket pair.
 pub(super) fn pair() -> io::Result<(Handoff, OwnedFd)> {
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     Ok((Handoff(ours), theirs))

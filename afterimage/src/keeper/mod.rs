@@ -94,11 +94,10 @@ pub fn run(args: KeeperArgs) -> Result<Code> {
 fn starter() -> Result<Handoff> {
     let end = std::io::stdin().as_fd().try_clone_to_owned().context("stdin")?;
     let by_hand = || {
-        let what = "a keeper is started by `afterimage standby` or `afterimage protect`: nobody told this one that the VM \
-                    is this host's";
-        let remedy = "`afterimage protect` is the VM's way to its network, and protects it; to have the network alone, by \
-                      hand, make sure that the VM cannot be running on the other host and say so: \
-                      --yes-the-other-side-is-stopped";
+        let what = "a keeper is normally started by `afterimage standby` or `afterimage protect`; nobody has \
+             confirmed to this one that the VM belongs to this host";
+        let remedy = "run `afterimage protect`, which gives the VM its network and protects it. For the network \
+             alone, make sure that the VM does not run on the other host, then add --yes-the-other-side-is-stopped";
         ExitError::usage(what).remedy(remedy)
     };
     let is_pair = rustix::net::sockopt::socket_type(&end) == Ok(rustix::net::SocketType::SEQPACKET);
@@ -111,8 +110,8 @@ fn no_other(args: &KeeperArgs) -> Result<()> {
     for side in [Side::Primary, Side::Standby] {
         let path = socket_path(&args.run_dir, args.vm, side);
         if UnixStream::connect(&path).is_ok() {
-            let what = format!("afterimage runs here for {} already: {}", args.vm, path.display());
-            let remedy = "it is the VM's way to its network; see `afterimage status`";
+            let what = format!("an afterimage process already runs here for {}: {}", args.vm, path.display());
+            let remedy = "the VM's network passes through that process; see `afterimage status`";
             return Err(ExitError::new(Code::Failed, what).remedy(remedy).into());
         }
     }
@@ -126,7 +125,8 @@ fn handed_over(starter: &Handoff, nics: Vec<NicSpec>) -> Result<Vec<NicParts>> {
     let deadline = Instant::now() + GO;
     loop {
         let heard = starter.hear(deadline).context("waiting to be told to begin")?;
-        let (message, along): (ToKeeper, Vec<OwnedFd>) = heard.context("the starter went away before it said go")?;
+        let (message, along): (ToKeeper, Vec<OwnedFd>) =
+            heard.context("the process that started this keeper ended before it said go")?;
         let ToKeeper::Nic { number, stream, tap } = message else { return Ok(parts) };
         let mut along = along.into_iter();
         let part = parts.get_mut(number).with_context(|| format!("there is no NIC {number}"))?;

@@ -1,4 +1,4 @@
-//! A keeper's loop: packets, the control socket, and whatever was lost comes back.
+//! A keeper's loop: passes packets, answers the control socket, reopens lost NICs and TAP devices.
 
 use crate::{
     cli::KeeperArgs,
@@ -30,10 +30,10 @@ const LONGEST: Duration = Duration::from_secs(1);
 
 /// Why a keeper stays.
 const STAYS: &str =
-    "the VM's network passes through this process, and its end takes it along; `afterimage protect` relieves it";
+    "the VM's network passes through this process and would end with it; run `afterimage protect` to replace it";
 /// What it means that it does not.
 const OBEYED: &str =
-    "told again to end, although the VM's network passes through this process: the VM runs on, without a network";
+    "ending on the second signal: the VM runs on without a network, because it passed through this process";
 
 /// The loop's state.
 #[derive(Debug)]
@@ -125,7 +125,7 @@ impl Pump {
                 self.ending = self.ending.or(Some((Code::Degraded, OBEYED)));
                 continue;
             }
-            tracing::error!(why = STAYS, "a signal to end was refused, and the next one is obeyed");
+            tracing::error!(why = STAYS, "refused to end on this signal; the next signal ends this process");
             emit(Event::StopRefused(STAYS.into()));
             self.stays = Some(STAYS);
         }
@@ -138,7 +138,7 @@ impl Pump {
             // Somebody else is the VM's network now; with us there would be two.
             Err(GateError::Tap { name, source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {
                 let what = format!(
-                    "another process has the TAP device {name} of {}: leaving the VM's network to it",
+                    "another process has opened the TAP device {name} of {}; leaving the VM's network to it",
                     self.args.vm
                 );
                 Err(ExitError::new(Code::Failed, what).into())
@@ -173,8 +173,8 @@ impl Pump {
             format!(
                 "nobody protects the VM (QEMU {process}): this process passes its packets on until `afterimage protect` relieves it"
             ),
-            "a keeper does not read the register: the generation is the one that it was started with, and whether the VM is still \
-             this host's, `afterimage protect` asks"
+            "a keeper does not read the register: the generation shown is from its start. Run `afterimage protect` \
+             to find out whether the VM still belongs to this host"
                 .to_owned(),
         ];
         let notes = notes.into_iter().chain(refused).collect();

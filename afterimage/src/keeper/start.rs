@@ -103,7 +103,7 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Its pid.
+    /// Process id of the keeper.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process.pid()
@@ -166,7 +166,7 @@ pub fn relieve(run_dir: &Path, vm: Name) -> Result<bool> {
     let Some(mut keeper) = running(run_dir, vm) else { return Ok(false) };
     let path = socket_path(run_dir, vm, Side::Keeper);
     let stays = |why: &str| {
-        let what = format!("the keeper of {vm}'s network, process {}, does not leave ({why})", keeper.pid());
+        let what = format!("the keeper of {vm}'s network (process {}) does not hand over ({why})", keeper.pid());
         ExitError::new(Code::Failed, what).remedy("end that process")
     };
     match ask_any(&path, &Request::Handover, LEAVE) {
@@ -227,7 +227,7 @@ impl Starting {
                 self.expect(FromKeeper::Ready)?;
                 break;
             }
-            anyhow::ensure!(Instant::now() < deadline, "the keeper does not start within {START:?}");
+            anyhow::ensure!(Instant::now() < deadline, "the keeper did not start within {START:?}");
         }
         let deadline = Instant::now() + REST;
         while let Some(gate) = gate.as_deref_mut().filter(|gate| !gate.at_rest()) {
@@ -256,7 +256,7 @@ impl Starting {
     fn expect(&self, what: FromKeeper) -> Result<()> {
         match self.handoff.hear::<FromKeeper>(Instant::now() + START) {
             Ok(Some((said, _))) if said == what => Ok(()),
-            Ok(Some((said, _))) => anyhow::bail!("the keeper says {said:?}, and not {what:?}"),
+            Ok(Some((said, _))) => anyhow::bail!("the keeper answered {said:?}; expected {what:?}"),
             Ok(None) => Err(ExitError::new(Code::Failed, self.last_words()).into()),
             Err(error) => Err(error).with_context(|| format!("waiting for the keeper to say {what:?}")),
         }
@@ -265,7 +265,7 @@ impl Starting {
     fn last_words(&self) -> String {
         let text = std::fs::read(&self.log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text[text.len().saturating_sub(TAIL)..]).trim().replace('\n', "; ");
-        format!("the keeper ended before it passed packets; it said ({}): {text}", self.log.display())
+        format!("the keeper ended before it passed any packets; its output ({}): {text}", self.log.display())
     }
 }
 

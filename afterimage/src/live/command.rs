@@ -36,7 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const SETTLE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 /// So much of a session may say something of its silences.
 const ENOUGH: Duration = Duration::from_secs(60);
-/// How often that is looked at.
+/// Interval at which the command checks whether the change is in force.
 const LOOK: Duration = Duration::from_millis(10);
 
 fn print(text: &str) -> Result<()> {
@@ -99,7 +99,7 @@ fn told_by(path: &Path, answer: std::result::Result<Response, NoAnswer>) -> Keep
     }
 }
 
-/// What has beats.
+/// The sides that send beats.
 const PAIR: [Side; 2] = [Side::Primary, Side::Standby];
 
 /// What `--save` asks for: the file, edited and checked, and not written yet.
@@ -111,7 +111,7 @@ fn prepare(
 ) -> Result<Option<Edit>, ExitError> {
     let Some(named) = save else { return Ok(None) };
     let Some(file) = named.as_deref().or(file) else {
-        let what = "--save: the process was started without a configuration file; nothing was changed";
+        let what = "--save needs a configuration file, and the process was started without one; nothing was changed";
         return Err(ExitError::usage(what).remedy("name one: --save=FILE"));
     };
     edit(file, side, entries).map(Some)
@@ -124,7 +124,8 @@ fn prepare(
 fn save(edit: Option<Edit>) -> Result<Option<String>, ExitError> {
     let Some(edit) = edit else { return Ok(None) };
     edit.write().map_err(|error| {
-        let remedy = "write it into the file by hand, or it is lost when the process ends; or run the command again";
+        let remedy = "run the command again, or write the change into the file yourself; otherwise it is lost when \
+             the process ends";
         let message = format!("the change is in force, but it was not saved: {}", error.message);
         ExitError { message, remedy: error.remedy.or_else(|| Some(remedy.to_owned())), ..error }
     })?;
@@ -203,7 +204,9 @@ fn doubted(found: &Assessment, shortens: bool, vm: &str) -> Option<Doubt> {
     let seen = found.observed_s;
     let more = format!("`afterimage keepalive tune --from live --vm {vm}` has the table");
     let words = if found.support == Support::Untold {
-        format!("{seen:.0} s of beats as they were cannot tell whether a live peer keeps to this: {more}")
+        format!(
+            "{seen:.0} s of beats are too few to tell whether a live peer would be suspected at this setting: {more}"
+        )
     } else {
         let (low, high) = (frequency(found.false_per_s.low), frequency(found.false_per_s.high));
         format!("by {seen:.0} s of this session's beats, a live peer would be suspected {low} to {high} (95 %): {more}")
@@ -215,10 +218,12 @@ fn doubted(found: &Assessment, shortens: bool, vm: &str) -> Option<Doubt> {
 
 fn says_nothing_yet(seen: f64, vm: Name) -> anyhow::Error {
     let what = format!(
-        "{seen:.0} s of session say nothing yet of how often so short a detection time would suspect a live peer; nothing was changed"
+        "{seen:.0} s of this session are too short to tell how often this detection time would suspect a live peer; \
+         nothing was changed"
     );
     let remedy = format!(
-        "wait until there are {} s of it (`afterimage keepalive tune --from live --vm {vm}` tells what they say), or --force",
+        "wait until the session is {} s old (`afterimage keepalive tune --from live --vm {vm}` shows the estimate), \
+         or use --force",
         ENOUGH.as_secs()
     );
     refused(what, Some(remedy))
@@ -236,15 +241,18 @@ fn settle(path: &Path, before: &KeepaliveReport) -> Result<KeepaliveReport> {
             return Ok(now);
         }
         if now.state == "suspect" || now.state == "none" {
-            let what = format!("the session ended while the change was under way (it is {} now)", now.state);
+            let what = format!("the session ended during the change (role now: {})", now.state);
             return Err(refused(what, Some("look at `afterimage status`".to_owned())));
         }
         if start.elapsed() > limit {
             let what = format!(
-                "the other side has not confirmed within {limit:?}: it stays asked, nothing that it must confirm is in force, \
-                 and protection goes on"
+                "the other side did not confirm within {limit:?}. The request stands, nothing that needs its \
+                 confirmation is in force, and protection goes on"
             );
-            return Err(refused(what, Some("look at `afterimage keepalive show` until no poll is in progress".into())));
+            return Err(refused(
+                what,
+                Some("watch `afterimage keepalive show` until it shows no poll in progress".into()),
+            ));
         }
         thread::sleep(LOOK);
     }
@@ -255,9 +263,12 @@ fn expect(after: &KeepaliveReport, wish: &Offer) -> Result<()> {
     if after.local.advertised == *wish {
         return Ok(());
     }
-    let what = "another change, made on the other side at the same time, took the place of this one; all of that is in force, \
-                and nothing of this";
-    Err(refused(what.to_owned(), Some("look at `afterimage keepalive show`, and agree on who sets what".to_owned())))
+    let what = "a change made on the other side at the same time replaced this one; that change is in force, this \
+         one is not";
+    Err(refused(
+        what.to_owned(),
+        Some("check `afterimage keepalive show`, and set values from one side only".to_owned()),
+    ))
 }
 
 fn told(after: &KeepaliveReport, this_side: bool, saved: Option<&str>) -> String {
@@ -267,8 +278,8 @@ fn told(after: &KeepaliveReport, this_side: bool, saved: Option<&str>) -> String
     let mut say = |text: String| out.push(format!("  {text}\n"));
     if let Some(peer) = after.remote.advertised.filter(|peer| *peer != own && !this_side) {
         say(format!(
-            "the other side did not take all of it: it keeps to {} x {}, receiving no faster than {}; either its machine \
-             cannot time what was asked, or it is an older afterimage: run the command there, too",
+            "the other side accepted only part of it: it uses {} x {}, receiving no faster than {}. Its machine \
+             cannot keep that timing, or it runs an older afterimage; run the command there, too",
             text::micros(peer.interval_us.into()),
             peer.multiplier,
             text::micros(peer.min_rx_us.into()),
@@ -276,7 +287,7 @@ fn told(after: &KeepaliveReport, this_side: bool, saved: Option<&str>) -> String
     }
     after.warnings.iter().for_each(|warning| say(format!("warning: {warning}")));
     if let Some(saved) = saved {
-        say(format!("{saved}; the other host has a file of its own: --save there, too"));
+        say(format!("{saved}; the other host has its own file: use --save there, too"));
     }
     out.concat()
 }

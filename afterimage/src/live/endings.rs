@@ -1,4 +1,4 @@
-//! A file's byte order mark and the ends of its lines, which no TOML library keeps.
+//! Keeps a file's byte order mark and line endings when it is rewritten; TOML libraries drop both.
 
 /// What some editors of other systems put first.
 const MARK: char = '\u{feff}';

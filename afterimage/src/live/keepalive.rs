@@ -1,4 +1,4 @@
-//! What is in force between two sides, and what of an operator's wish is refused, with the numbers that say why.
+//! The keepalive settings in force between two sides, and the checks of an operator's change, with the numbers behind a refusal.
 
 use super::SCHEMA;
 use mc_core::{
@@ -57,7 +57,7 @@ pub struct KeepaliveReport {
     pub local: Local,
     /// The other side's, as it says.
     pub remote: Remote,
-    /// What the two come to.
+    /// The parameters in force, derived from both sides' parameters.
     pub in_force: InForce,
     /// Whether a change has yet to settle on either side.
     pub change_under_way: bool,
@@ -93,7 +93,7 @@ pub struct Local {
     pub polling: bool,
 }
 
-/// The other side's.
+/// Parameters of the other side, as its beats say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Remote {
@@ -109,11 +109,11 @@ pub struct Remote {
 pub struct InForce {
     /// How often this side sends.
     pub transmit_interval_us: u64,
-    /// Whose wish that is.
+    /// Which side's parameter limits it: "local" or "remote".
     pub transmit_limited_by: String,
     /// How often the other side sends; none before its first beat.
     pub receive_interval_us: Option<u64>,
-    /// Whose wish that is.
+    /// Which side's parameter limits it: "local" or "remote".
     pub receive_limited_by: String,
     /// How long the other side may be silent; before its first beat, the start-up limit.
     pub detection_time_us: u64,
@@ -129,7 +129,7 @@ pub struct Machine {
     pub shortest_interval_us: u64,
     /// Half of the timers were late by no more than this when the session began.
     pub timer_late_p50_us: u64,
-    /// None was later then.
+    /// Largest lateness measured, µs.
     pub timer_late_max_us: u64,
     /// The longest that a beat of the other side came after it was due, in this session.
     pub overdue_max_us: u64,
@@ -141,13 +141,13 @@ pub struct Machine {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Counters {
-    /// Left.
+    /// Beats sent.
     pub sent: u64,
-    /// Could not leave.
+    /// Sends that failed.
     pub send_errors: u64,
     /// New ones of the other side.
     pub received: u64,
-    /// Overdue.
+    /// Beats of the other side that were overdue.
     pub missed: u64,
     /// Duplicate, late or replayed.
     pub duplicates: u64,
@@ -174,7 +174,7 @@ pub struct Session<'a> {
     pub peer: String,
     /// What beats go over, and what came and went by each path.
     pub paths: (String, Vec<PathStats>),
-    /// Of this process.
+    /// The configuration file that this process was started with.
     pub config_file: Option<PathBuf>,
 }
 
@@ -216,20 +216,23 @@ impl Session<'_> {
     /// In words, and what to do.
     pub fn change(&self, wanted: &Wanted) -> Result<(Wish, Vec<String>), Refusal> {
         let Some(beats) = self.beats else {
-            return Err(Refusal::new("there is no session: nobody beats", "protect the VM first, or edit the file"));
+            return Err(Refusal::new(
+                "there is no session, so no beats are sent",
+                "protect the VM first, or edit the file",
+            ));
         };
         let (now, under_way) = beats.negotiation();
         let Some(peer) = now.peer.filter(|_| now.state != "suspect") else {
-            let what = format!("the other side is {}: nobody would confirm a change", now.state);
+            let what = format!("the other side is {}, so it cannot confirm a change", now.state);
             return Err(Refusal::new(what, "look at `afterimage status`"));
         };
         if under_way {
             let what = format!(
-                "a change is under way (advertised so far: {} here, {} there); this command changed nothing",
+                "another change is in progress (advertised so far: {} here, {} there); nothing was changed",
                 words(&now.own),
                 words(&peer)
             );
-            return Err(Refusal::new(what, "see what came of it with `afterimage keepalive show`, then try again"));
+            return Err(Refusal::new(what, "check its result with `afterimage keepalive show`, then try again"));
         }
         let wish = wished(&now.own, wanted);
         let parameters = wish.parameters().map_err(|error| Refusal::new(error, "give values within these bounds"))?;
@@ -247,7 +250,7 @@ impl Session<'_> {
 /// Why not, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// Why not.
+    /// The reason for the refusal.
     pub what: String,
     /// What to do.
     pub remedy: String,
@@ -298,13 +301,13 @@ fn judge(
     let late = Duration::from_micros(beats.stats().max_self_late_us);
     if late > interval / 4 {
         warnings.push(format!(
-            "this side was itself late by up to {late:?} in this session; that is more than a quarter of {interval:?}, and \
-             counts as not listening"
+            "this side's own beat thread was late by up to {late:?} in this session, more than a quarter of \
+             {interval:?}; that lengthens detection"
         ));
     }
     let Err(doubt) = fit::has_borne(receive, peer.multiplier, now.overdue_max) else { return Ok(()) };
     if !wanted.force {
-        let more = "or accept false suspicions with --force: each costs the protection, or a takeover";
+        let more = "or accept false suspicions with --force: each one ends protection or causes a takeover";
         return Err(Refusal { remedy: format!("{}; {more}", doubt.remedy), what: doubt.what });
     }
     warnings.push(doubt.what);

@@ -34,7 +34,7 @@ pub(super) struct Edit {
 }
 
 fn failed(path: &Path, doing: &str, error: &io::Error) -> ExitError {
-    ExitError::new(Code::Failed, format!("{}: {doing}: {error}; the file is as it was", path.display()))
+    ExitError::new(Code::Failed, format!("{}: {doing} failed: {error}; the file is unchanged", path.display()))
 }
 
 /// Puts the entries into the file's section for `side`. Nothing is written.
@@ -63,7 +63,7 @@ pub(super) fn edit(path: &Path, side: Side, entries: &[Entry]) -> Result<Edit, E
     let other = document.contains_key(other).then_some(other);
     let section = document.entry(name).or_insert(toml_edit::table());
     let Some(table) = section.as_table_like_mut() else {
-        return Err(ExitError::usage(format!("{}: its section is no table", path.display())));
+        return Err(ExitError::usage(format!("{}: the section is not a TOML table", path.display())));
     };
     entries.iter().for_each(|(key, value)| put(table, key, value.clone()));
     let after = endings::like(text, &document.to_string());
@@ -123,7 +123,10 @@ impl Edit {
         // The new name must outlive a power cut, too.
         let directory = self.path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         File::open(directory).and_then(|dir| dir.sync_all()).map_err(|error| {
-            ExitError::new(Code::Failed, format!("{}: written, but not on the disk: {error}", self.path.display()))
+            ExitError::new(
+                Code::Failed,
+                format!("{}: written, but it may not survive a crash of this host: {error}", self.path.display()),
+            )
         })
     }
 
@@ -139,8 +142,10 @@ impl Edit {
         written.map_err(|error| failed(&self.path, "writing its successor", &error))?;
         let now = fs::read_to_string(&self.path).ok();
         if now != self.before {
-            let what = format!("{}: somebody else changed it meanwhile; it was left alone", self.path.display());
-            return Err(ExitError::new(Code::Failed, what).remedy("run the command again: what it sets is set already"));
+            let what =
+                format!("{}: another program changed the file meanwhile; it was left as it is", self.path.display());
+            return Err(ExitError::new(Code::Failed, what)
+                .remedy("run the command again to save; the change itself is in force"));
         }
         Ok(())
     }
@@ -152,7 +157,9 @@ impl Edit {
         let written = file.write_all(self.after.as_bytes()).and_then(|()| file.set_len(self.after.len() as u64));
         written.and_then(|()| file.sync_all()).map_err(|error| {
             let (path, whole) = (self.path.display(), temporary.display());
-            let what = format!("{path}: writing it in place: {error}; it may be torn, and its new text is in {whole}");
+            let what = format!(
+                "{path}: writing in place failed: {error}. The file may be incomplete; the new text is in {whole}"
+            );
             ExitError::new(Code::Failed, what).remedy(format!("make room, then `cp {whole} {path}`"))
         })?;
         let _ = fs::remove_file(temporary);
@@ -254,7 +261,7 @@ epoch_ms = 20
         let (dir, path) = file(FILE);
         let edit = edit(&path, Side::Primary, &[entry("epoch", Some("5ms".into()))]).unwrap();
         fs::write(&path, "# mine\n").unwrap();
-        assert!(edit.write().unwrap_err().message.contains("somebody else"));
+        assert!(edit.write().unwrap_err().message.contains("another program"));
         assert_eq!(fs::read_to_string(&path).unwrap(), "# mine\n");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }

@@ -113,7 +113,7 @@ pub(crate) fn check(settings: &Settings, slab_bytes: u64) -> Result<(), String> 
     }
     match settings.max_staging_bytes {
         Some(bytes) if bytes < 2 * slab_bytes => {
-            Err(format!("staging = {}: allowed is {}", size_text(bytes), two_slabs(slab_bytes)))
+            Err(format!("staging = {}: expected {}", size_text(bytes), two_slabs(slab_bytes)))
         }
         _ => Ok(()),
     }
@@ -133,7 +133,8 @@ impl SettingsReport {
         );
         if self.live_bytes > self.limit_bytes {
             text.push_str(&format!(
-                "  {} exist still, of checkpoints on their way: they are freed as they come back, and none is made\n",
+                "  {} still belong to checkpoints on their way; they are freed as those complete, and no new ones \
+                 are made\n",
                 size_text(self.live_bytes)
             ));
         }
@@ -176,7 +177,7 @@ mod tests {
             ("epoch", "no '='"),
             ("/etc/afterimage.toml", "--save=/etc/afterimage.toml"),
             ("epoch=50", "us, ms, s, m, h or d"),
-            ("epoch=0.5ms", "allowed is 1ms to 60s"),
+            ("epoch=0.5ms", "expected 1ms to 60s"),
             ("window=3", "cannot be set on a running pair; allowed: epoch=TIME, staging=SIZE, on_cap=POLICY"),
             ("staging=64MB", "KiB, MiB or GiB"),
             ("on_cap=panic", "throttle"),
@@ -192,6 +193,6 @@ mod tests {
         let low = Settings { max_staging_bytes: Some((2 << 20) - 4096), ..good };
         assert!(check(&low, slab).unwrap_err().contains("at least 2MiB, two slabs of 1MiB"));
         let short = Settings { epoch_us: Some(999), ..good };
-        assert_eq!(check(&short, slab), Err("epoch: 999us is out of range: allowed is 1ms to 60s".to_owned()));
+        assert_eq!(check(&short, slab), Err("epoch: 999us is out of range: expected 1ms to 60s".to_owned()));
     }
 }

@@ -1,4 +1,4 @@
-//! What is in force, for a reader: in the manner of `show bfd peers` of FRR.
+//! Prints the keepalive settings in force, in the layout of FRR's `show bfd peers`.
 
 use super::keepalive::KeepaliveReport;
 use node::keepalive::Offer;
@@ -43,7 +43,7 @@ pub(super) fn render(r: &KeepaliveReport) -> String {
     let mut out = Lines(format!("{} on {} ({})\n", r.vm, r.node, r.side));
     let peer = if r.peer.is_empty() { "none" } else { &r.peer };
     if r.state == "none" {
-        out.0.push_str("  no session: nobody beats\n");
+        out.0.push_str("  no session: no beats are sent\n");
         out.group("the next one begins with");
         out.line("local, configured", offer(&r.local.configured));
         r.warnings.iter().for_each(|warning| out.line("note", warning));
@@ -74,9 +74,9 @@ fn session(out: &mut Lines, r: &KeepaliveReport) {
         out.line("uptime", format!("{}.{} s", ms / 1_000, ms % 1_000 / 100));
     }
     let poll = match (r.local.polling, r.remote.polling, r.change_under_way) {
-        (true, _, _) => "the other side has yet to confirm this side's parameters",
+        (true, _, _) => "waiting for the other side to confirm this side's parameters",
         (_, true, _) => "the other side waits for a confirmation",
-        (_, _, true) => "a change was ordered",
+        (_, _, true) => "a change was requested",
         _ => "none",
     };
     out.line("poll in progress", poll);
@@ -135,7 +135,7 @@ mod tests {
         report.state = "none".into();
         report.local.configured = Offer { interval_us: 10_000, min_rx_us: 10_000, multiplier: 5 };
         let text = render(&report);
-        assert!(text.contains("no session: nobody beats") && text.contains("transmit 10 ms"), "{text}");
+        assert!(text.contains("no session: no beats are sent") && text.contains("transmit 10 ms"), "{text}");
         assert!(!text.contains("detection time") && !text.contains("0 us"), "{text}");
     }
 }

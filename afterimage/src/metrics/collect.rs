@@ -11,7 +11,7 @@ use prometheus_client::{
 };
 use std::fmt::Error;
 
-/// How one side is, in numbers.
+/// One side's figures for a scrape.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     /// As `afterimage status` has it.
@@ -22,15 +22,15 @@ pub struct Snapshot {
     pub silence_seconds: Vec<(String, f64)>,
     /// Histograms: pauses, commits, holds, applying, gaps between beats, their round trips.
     pub pause: Buckets,
-    /// See `pause`.
+    /// Histogram of `afterimage_commit_seconds`.
     pub commit: Buckets,
-    /// See `pause`.
+    /// Histogram of `afterimage_commit_seconds`.
     pub hold: Buckets,
-    /// See `pause`.
+    /// Histogram of `afterimage_commit_seconds`.
     pub apply: Buckets,
-    /// See `pause`.
+    /// Histogram of `afterimage_commit_seconds`.
     pub gap: Buckets,
-    /// See `pause`.
+    /// Histogram of `afterimage_commit_seconds`.
     pub round_trip: Buckets,
     /// Of the thread of the beats.
     pub lateness: Buckets,

@@ -31,7 +31,7 @@ const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// OpenMetrics text.
 pub type Content = Arc<str>;
-/// Says how it is now; `None` if the loop does not answer. It must wait for nothing but tokio.
+/// Says how it is now; `None` if the main loop does not answer. It must wait for nothing but tokio.
 pub type Source = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Option<Content>> + Send>> + Send + Sync>;
 
 /// What an address means that cannot be had.
@@ -93,9 +93,9 @@ fn bind_now(listen: SocketAddr) -> Result<StdListener, ExitError> {
     bound.map_err(|error| {
         let remedy = match error.kind() {
             io::ErrorKind::AddrInUse => {
-                "`ss -ltnp` names the process that listens there: end it, or take another --metrics"
+                "`ss -ltnp` names the process that listens there: stop it, or choose another --metrics"
             }
-            _ => "name an address of this host with --metrics",
+            _ => "--metrics needs an address of this host",
         };
         ExitError::new(Code::Prerequisite, format!("metrics: listening on {listen}: {error}")).remedy(remedy)
     })
@@ -142,7 +142,7 @@ impl Site for Endpoint {
                 Err(answer) => answer,
                 Ok(format) => match source().await {
                     Some(content) => format.of(&content),
-                    None => Answer::problem(&Problem::new(Kind::Stalled, "the loop does not answer")),
+                    None => Answer::problem(&Problem::new(Kind::Stalled, "the main loop does not answer")),
                 },
             }
         })
@@ -257,7 +257,7 @@ mod tests {
         let stuck: Source = Arc::new(|| Box::pin(std::future::ready(None)));
         let _server = Server::spawn(address, IfTaken::Refuse, stuck).unwrap();
         let told = heard(address, b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
-        assert!(told.starts_with("HTTP/1.1 504 ") && told.contains("the loop does not answer"), "{told}");
+        assert!(told.starts_with("HTTP/1.1 504 ") && told.contains("the main loop does not answer"), "{told}");
     }
 
     #[test]

@@ -120,6 +120,6 @@ impl Asking {
 /// A loop that was there, and does not turn: the metric `afterimage_stalled` is all that it still has to say.
 fn stalled(was: &Status) -> Status {
     let (vm, node, side) = (was.vm.clone(), was.node.clone(), was.side.side().into());
-    let why = Some("the loop does not turn".to_owned());
+    let why = Some("the main loop makes no progress".to_owned());
     Status { vm, node, side, role: "stalled".into(), stalled: why, ..Status::default() }
 }

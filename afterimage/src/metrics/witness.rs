@@ -1,4 +1,4 @@
-//! What a witness counts.
+//! The metrics of a witness.
 
 use super::collect::{Writer, float};
 use prometheus_client::{collector::Collector, encoding::DescriptorEncoder};
@@ -24,7 +24,7 @@ pub struct WitnessCounters {
     pub registers: AtomicU64,
 }
 
-/// How a witness is.
+/// A witness's figures for a scrape.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Witness {
     /// Answers: read, won, lost, failed, refused.

@@ -1,4 +1,4 @@
-//! The probing end.
+//! The probing end: runs the phases, and collects what both ends measured.
 
 use super::{
     MULTIPLIER, SLAB, SLABS,
@@ -55,7 +55,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest sleep of a phase's loop.
 const GLANCE: Duration = Duration::from_millis(50);
 
-/// The command.
+/// Runs `afterimage keepalive probe`.
 pub fn probe(args: &ProbeArgs) -> Result<Code> {
     let out = args.out.as_deref().map(Out::open).transpose()?;
     let (file, failed) = match (&args.peer, args.vm) {
@@ -89,7 +89,7 @@ pub(crate) fn of_session(run_dir: &Path, vm: Name, side: Option<Side>) -> Result
     let mut file = ProbeFile::new(format!("the session of {vm}, at its {}", side.as_str()), settings);
     let seconds = here.observed().as_secs_f64();
     file.phases = vec![Phase { name: "session".into(), seconds, load_mib_per_s: None, here, there: None }];
-    file.notes.push("one end only: probe the other host for the other one".into());
+    file.notes.push("this shows one end only; run the command on the other host for the other end".into());
     Ok(file)
 }
 
@@ -146,7 +146,7 @@ fn measure(args: &ProbeArgs) -> Result<(ProbeFile, Option<anyhow::Error>)> {
         let incarnation = session.incarnation;
         goodbye(session);
         let there = fetch(args, incarnation).unwrap_or_else(|error| {
-            let what = format!("what the other end measured in phase {name} is not known: {}", exit::words(&error));
+            let what = format!("could not get the other end's measurements of phase {name}: {}", exit::words(&error));
             failed.get_or_insert(error);
             Answer::new(None, vec![what])
         });
@@ -165,8 +165,8 @@ fn measure(args: &ProbeArgs) -> Result<(ProbeFile, Option<anyhow::Error>)> {
 }
 
 fn dead_path(what: String) -> anyhow::Error {
-    let remedy = "look for what lets small packets through and no large ones, or drops TCP: the MTU on the way, a packet filter; \
-                  then probe again";
+    let remedy = "check the MTU on the way and packet filters: something passes small packets but not large ones, or \
+         drops TCP. Then probe again";
     ExitError::new(Code::Failed, what).remedy(remedy).into()
 }
 
@@ -208,8 +208,8 @@ fn hello(args: &ProbeArgs, beat_port: u16) -> Result<Hello> {
 fn explain(error: SessionError) -> anyhow::Error {
     let remedy = match &error {
         SessionError::Refused { .. } | SessionError::Stranger { .. } | SessionError::Silent { .. } => {
-            "start `afterimage keepalive serve --listen ADDR:PORT` there, and name its port; a standby measures only its own \
-             session: `afterimage keepalive probe --vm NAME`"
+            "start `afterimage keepalive serve --listen ADDR:PORT` there, and use that port. To measure a standby's \
+             own session: `afterimage keepalive probe --vm NAME`"
         }
         SessionError::Connect { .. } => "start `afterimage keepalive serve --listen ADDR:PORT` there",
         SessionError::Version { .. } | SessionError::Wire { .. } => "use the same build of afterimage on both hosts",
@@ -264,7 +264,9 @@ fn phase(session: &mut Session, name: &str, time: Duration, load: Option<u64>, s
                     break;
                 }
                 (completion, Some(load)) => load.take(completion)?,
-                (other, None) => bail!("the other side sent what no `keepalive serve` does: {other:?}"),
+                (other, None) => {
+                    bail!("unexpected message from the other side, which `keepalive serve` never sends: {other:?}")
+                }
             }
         }
         view.show(start.elapsed(), || session.report.measured(&session.beats));
@@ -282,7 +284,7 @@ fn phase(session: &mut Session, name: &str, time: Duration, load: Option<u64>, s
     let measured = session.report.measured(&session.beats).filter(|measured| !measured.gap.is_empty());
     let here = measured.with_context(|| {
         format!(
-            "no two beats were heard of {} over {}: does a packet filter stop them?",
+            "fewer than two beats arrived from {} over {}; check for a packet filter",
             session.link.peer(),
             session.report.keepalive
         )

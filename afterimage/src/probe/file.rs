@@ -25,11 +25,11 @@ pub struct ProbeFile {
     pub kind: String,
     /// When: seconds since 1970.
     pub taken_unix_s: f64,
-    /// Where.
+    /// The machine that measured.
     pub machine: Machine,
     /// Who was at the other end.
     pub peer: String,
-    /// How.
+    /// The settings of the measurement.
     pub settings: Settings,
     /// What was measured, phase by phase.
     #[serde(deserialize_with = "few")]
@@ -75,7 +75,7 @@ pub struct Phase {
     pub load_mib_per_s: Option<f64>,
     /// What the probing end heard.
     pub here: Measured,
-    /// What the other one did.
+    /// What the serving end heard; none if it did not answer.
     pub there: Option<Measured>,
 }
 
@@ -95,7 +95,7 @@ pub enum FileError {
         source: io::Error,
     },
     /// Too long.
-    #[error("{}: longer than {MAX_FILE} bytes: no probe file", path.display())]
+    #[error("{}: longer than {MAX_FILE} bytes; not a probe file", path.display())]
     TooLong {
         /// Which.
         path: PathBuf,
@@ -108,17 +108,18 @@ pub enum FileError {
     },
     /// Written by another version.
     #[error(
-        "a probe file of schema {found}; this afterimage reads schema {SCHEMA}: probe again, or use the version that wrote it"
+        "the probe file has schema {found}, and this afterimage reads schema {SCHEMA}: probe again, or use the \
+         version that wrote it"
     )]
     Schema {
         /// What it says.
         found: u64,
     },
-    /// Not what a probe writes.
-    #[error("no probe file: {0}")]
+    /// The JSON does not have the fields of a probe file.
+    #[error("not a probe file: {0}")]
     Content(#[from] serde_json::Error),
-    /// No phase.
-    #[error("a probe file without a phase: nothing was measured")]
+    /// The file has no phase.
+    #[error("the probe file has no phase, so it contains no measurements")]
     Empty,
 }
 
@@ -131,7 +132,7 @@ struct Head {
 }
 
 impl ProbeFile {
-    /// One of now.
+    /// A new probe file with the present time and this machine.
     #[must_use]
     pub fn new(peer: String, settings: Settings) -> Self {
         let name = rustix::system::uname();
@@ -198,7 +199,7 @@ mod tests {
         assert_eq!(ProbeFile::parse(text(&file).as_bytes()).unwrap(), file);
         let good = text(&file);
         for (from, to, words) in [
-            ("\"schema\":1", "\"schema\":2", "schema 2; this afterimage reads schema 1"),
+            ("\"schema\":1", "\"schema\":2", "schema 2, and this afterimage reads schema 1"),
             ("keepalive-probe", "mc-bench", "kind \"mc-bench\""),
             ("\"interval_us\":10000", "\"interval_us\":1", "beats are"),
             ("\"unit\":\"ns\"", "\"unit\":\"s\"", "only \"ns\""),

@@ -1,4 +1,4 @@
-//! What the two ends say in the place of a VM's profile.
+//! The messages that the two ends exchange in place of a VM's profile.
 
 use anyhow::{Result, bail};
 use mc_core::id::Name;
@@ -31,7 +31,7 @@ pub enum Ask {
 pub struct Greeting {
     kind: String,
     version: u32,
-    /// What it wants.
+    /// The request.
     pub ask: Ask,
 }
 
@@ -59,11 +59,12 @@ struct Head {
 fn check(bytes: &[u8]) -> Result<()> {
     let head: Head = serde_json::from_slice(bytes).unwrap_or(Head { kind: String::new(), version: 0 });
     if head.kind != KIND {
-        bail!("the other side does not measure beats; it is no `afterimage keepalive` probe or serve");
+        bail!("the other side is not an `afterimage keepalive` probe or serve");
     }
     if head.version != VERSION {
         bail!(
-            "the other side measures beats in version {}, this one in version {VERSION}: use one build",
+            "the other side speaks version {} of the probe, this one version {VERSION}: use the same build on both \
+             hosts",
             head.version
         );
     }
@@ -71,13 +72,13 @@ fn check(bytes: &[u8]) -> Result<()> {
 }
 
 impl Greeting {
-    /// Words that ask for that.
+    /// A greeting that asks for `ask`.
     #[must_use]
     pub fn new(ask: Ask) -> Self {
         Self { kind: KIND.to_owned(), version: VERSION, ask }
     }
 
-    /// As sent.
+    /// Encodes it as JSON bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         serde_json::to_vec(self).unwrap_or_default()
@@ -100,7 +101,7 @@ impl Answer {
         Self { kind: KIND.to_owned(), version: VERSION, measured, notes }
     }
 
-    /// As sent.
+    /// Encodes it as JSON bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         serde_json::to_vec(self).unwrap_or_default()
@@ -129,9 +130,9 @@ mod tests {
         let answer = Answer::new(None, vec!["x".into()]);
         assert_eq!(Answer::decode(&answer.encode()).unwrap(), answer);
         for (bytes, words) in [
-            (&b"{\"machine\":\"pc\"}"[..], "does not measure beats"),
-            (b"\xff", "does not measure beats"),
-            (br#"{"kind":"keepalive-probe","version":2,"ask":"measure"}"#, "in version 2"),
+            (&b"{\"machine\":\"pc\"}"[..], "is not an `afterimage keepalive` probe or serve"),
+            (b"\xff", "is not an `afterimage keepalive` probe or serve"),
+            (br#"{"kind":"keepalive-probe","version":2,"ask":"measure"}"#, "version 2 of the probe"),
             (br#"{"kind":"keepalive-probe","version":1,"ask":"dance"}"#, "dance"),
         ] {
             let error = Greeting::decode(bytes).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! Bulk beside the beats: checkpoints of made-up pages, and the end that counts and ACKs them.
+//! The load of a probe: sends checkpoints of generated pages; the other end counts and ACKs them.
 
 use super::SLABS;
 use anyhow::{Context, Result, bail, ensure};
@@ -74,12 +74,12 @@ impl Load {
         let now = self.last_ack.elapsed();
         let longest = self.longest.max(now).as_secs_f64();
         if self.acked == 0 {
-            let what = format!("phase {phase}: no checkpoint reached {peer}: its beats are not beside any load");
+            let what = format!("phase {phase}: no checkpoint reached {peer}, so its beats were measured without load");
             return Some((what, true));
         }
         (self.longest.max(now) >= DEAD).then(|| {
-            let until = if now >= DEAD { ", and did not go on" } else { "" };
-            let what = format!("phase {phase}: checkpoints to {peer} stood still for {longest:.1} s{until}");
+            let until = if now >= DEAD { ", and never resumed" } else { "" };
+            let what = format!("phase {phase}: checkpoints to {peer} stalled for {longest:.1} s{until}");
             (what, now >= DEAD)
         })
     }

@@ -1,4 +1,4 @@
-//! Where a probe file goes: opened before anything is measured, because an hour later is late to find out that it cannot be
+//! The output file of a probe: opened before the measurement, so that a bad path is reported at once and not an hour later
 //! written.
 
 use node::exit::ExitError;
@@ -31,7 +31,7 @@ impl Out {
         });
         let (file, made) = opened.map_err(|error| {
             let what = format!("--out {}: {error}; nothing was measured", path.display());
-            ExitError::usage(what).remedy("name a file that can be written, in a directory that is there")
+            ExitError::usage(what).remedy("choose a file in an existing directory that this user may write to")
         })?;
         Ok(Self { path: path.to_owned(), file, made })
     }

@@ -1,4 +1,4 @@
-//! The serving end: one probe at a time; whoever else comes is told so.
+//! The serving end: answers one probe at a time, and refuses others with that reason.
 
 use super::{
     MULTIPLIER, SLABS,
@@ -71,7 +71,7 @@ pub fn serve(args: &ServeArgs) -> Result<Code> {
             Ok(None) => {}
             Ok(Some(offer)) => server.hear(offer),
             Err(error) => server.say(error.kind(), |more| {
-                tracing::warn!(%error, "a caller was turned away{}", and_more(more));
+                tracing::warn!(%error, "refused a connection{}", and_more(more));
             }),
         }
     }
@@ -105,7 +105,8 @@ impl Server {
 
     fn consider(&self, offer: Offer) -> Result<(), (Option<Box<Offer>>, String)> {
         if offer.hello.purpose != Purpose::Probe {
-            let why = "this is `afterimage keepalive serve`, which only measures beats; `afterimage standby` stands by for VMs";
+            let why = "this is `afterimage keepalive serve`, which only measures beats; to protect a VM, connect to \
+                 `afterimage standby`";
             return Err((Some(Box::new(offer)), why.to_owned()));
         }
         let greeting = match Greeting::decode(&offer.profile) {
@@ -124,7 +125,7 @@ impl Server {
     fn report(&self, offer: Offer, incarnation: Incarnation) -> Result<(), (Option<Box<Offer>>, String)> {
         let last = self.shared.lock().last.clone().filter(|(of, _)| *of == incarnation);
         let Some((_, answer)) = last else {
-            return Err((Some(Box::new(offer)), format!("nothing is known of a probe {incarnation}, or it goes on")));
+            return Err((Some(Box::new(offer)), format!("probe {incarnation} is unknown here, or still running")));
         };
         let hello = answering(&offer.hello, offer.hello.node, 0);
         offer.accept(hello, &answer.encode(), None).map(drop).map_err(|error| (None, error.to_string()))
@@ -132,11 +133,11 @@ impl Server {
 
     fn prepare(&self, offer: &Offer) -> Result<paths::Answer> {
         if self.shared.lock().busy {
-            bail!("another probe is under way here; try again when it is over");
+            bail!("another probe is running here; try again when it has ended");
         }
         let hello = &offer.hello;
         if hello.slab_size > MAX_SLAB {
-            bail!("slabs of {} bytes: a probe's have {MAX_SLAB} at most", hello.slab_size);
+            bail!("slabs of {} bytes are too large for a probe: at most {MAX_SLAB}", hello.slab_size);
         }
         wish(hello)?;
         paths::Answer::prepare(&self.config, offer.local_addr, hello, offer.endpoint.as_ref())
@@ -217,7 +218,7 @@ fn account(measured: Option<Measured>, beats: &BeatHandle) -> Answer {
         *measured = Measured { paths: vec![], ..measured.clone() };
         answer
             .notes
-            .push(format!("the histograms of each way ({whole} beats) did not fit the answer, and are missing"));
+            .push(format!("the histograms of each path ({whole} beats) did not fit into the answer and are missing"));
     }
     answer
 }

@@ -1,4 +1,4 @@
-//! What a probe found, for people.
+//! Prints the results of a probe.
 
 use super::file::{Phase, ProbeFile};
 use mc_core::histogram::Histogram;
@@ -17,7 +17,7 @@ pub(crate) fn time(time: Duration) -> String {
     }
 }
 
-/// The whole of it.
+/// The whole report as text.
 pub(super) fn render(file: &ProbeFile) -> String {
     let mut out = format!("{} with {}\n", file.machine.host, file.peer);
     for phase in &file.phases {

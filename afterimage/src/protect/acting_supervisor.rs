@@ -70,7 +70,7 @@ pub(super) fn start(qmp: PathBuf, process: Process, nics: Vec<PathBuf>) -> io::R
     };
     let thread = std::thread::Builder::new().name("acting-super".to_owned()).spawn(move || {
         if let Err(error) = acting.run() {
-            tracing::error!(error = exit::words(&error), "nobody commands QEMU any more");
+            tracing::error!(error = exit::words(&error), "there is no longer a control connection to QEMU");
         }
     })?;
     Ok((ours, thread))

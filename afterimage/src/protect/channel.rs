@@ -26,7 +26,7 @@ pub struct Brief {
     pub config: ProtectConfig,
     /// What the register holds: (solo, self).
     pub register: Register,
-    /// Of the VM.
+    /// Profile of the VM.
     pub profile: Profile,
     /// Its outputs.
     pub outputs: Inventory,
@@ -58,7 +58,7 @@ pub enum ToDataPath {
     Begin(Box<Brief>),
     /// What came of [`ToSupervisor::StartSource`].
     Started {
-        /// Why not.
+        /// The error, if QEMU did not do it.
         error: Option<String>,
         /// This QEMU, or this VM, cannot do it at all.
         unsupported: bool,
@@ -117,14 +117,14 @@ pub enum ToSupervisor {
     },
     /// An operator wants protection, or does not: what the next data path begins with.
     Wanted {
-        /// Which.
+        /// True: look for a standby; false: end protection.
         protect: bool,
     },
     /// An operator has changed what this side runs with: so will the next data path.
     Changed(Box<ProtectConfig>),
     /// The VM is protected, in this generation: the standby that the register names then has ACKed an epoch whose output was held.
     Protected {
-        /// Of the register.
+        /// Generation of the register.
         generation: Generation,
     },
     /// A [`ToDataPath::Stop`] was heard, and what becomes of it will be said.
@@ -135,7 +135,7 @@ pub enum ToSupervisor {
     Ending {
         /// An exit code.
         code: u8,
-        /// For the operator.
+        /// The reason, for the operator.
         why: String,
     },
 }

@@ -1,4 +1,4 @@
-//! QEMU, as far as whoever holds its control connection may command it.
+//! The commands to QEMU over its control connection, for the supervisor and the acting supervisor.
 
 use super::{
     channel::{ToDataPath, ToSupervisor},
@@ -168,7 +168,7 @@ impl Qemu {
     fn fence(&mut self) -> Result<()> {
         let (pid, instance) = self.process;
         let Err(error) = control::fence(&mut self.qmp) else { return Ok(()) };
-        tracing::warn!(%error, pid, "the fenced VM's QEMU does not end by itself; killing it");
+        tracing::warn!(%error, pid, "the fenced VM's QEMU does not exit; killing it");
         kill_instance(pid, instance).with_context(|| format!("killing the fenced VM's QEMU, process {pid} ({error})"))
     }
 
@@ -193,7 +193,7 @@ impl Qemu {
             MigrationState::Completed => UNSUPPORTED.to_owned(),
             MigrationState::None => "QEMU did not begin to send checkpoints".to_owned(),
             MigrationState::Cancelled => {
-                "somebody cancelled the VM's migration, by which checkpoints are sent".to_owned()
+                "the VM's migration, which carries the checkpoints, was cancelled from outside".to_owned()
             }
             MigrationState::Failed(error) => format!("QEMU failed to send checkpoints: {error}"),
             state => format!("QEMU says {state:?}"),

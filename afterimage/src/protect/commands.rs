@@ -42,19 +42,21 @@ pub(super) fn answer(path: &mut DataPath, asked: ControlRequest) {
             return path.order(Wanted::Unprotect(asked));
         }
         (Request::Handover | Request::MakeWay, role) => {
-            refused(&format!("it is {} there; `afterimage unprotect` ends that", word(role)))
+            refused(&format!("the VM is {} by that process; end it with `afterimage unprotect`", word(role)))
         }
         (Request::Solo, Role::Claiming) if path.run.host.arbiter.operator_decides() => done("going solo"),
-        (Request::Solo, Role::Claiming) => refused("the arbiter was asked, and decides; it is no operator"),
+        (Request::Solo, Role::Claiming) => {
+            refused("the witness has been asked and decides; an operator's word is only needed with --arbiter manual")
+        }
         // Its operator says that the standby is stopped, and the arbiter is one, or has been away for long enough.
         (Request::Solo, Role::Registering | Role::Protected) if path.run.host.arbiter.operator_may_decide() => {
             path.operator_wants_solo = true;
             path.end_protection();
-            done("going solo: your word decides")
+            done("going solo, on your word")
         }
         (Request::Solo | Request::Unprotect, _) if needs_arbiter => return path.order(Wanted::Unprotect(asked)),
         (Request::Solo | Request::Unprotect, Role::HandingBack | Role::Fenced | Role::Ended) => {
-            refused(&format!("this copy is {}: it does not go on", word(role)))
+            refused(&format!("this copy is {}, so it does not go on", word(role)))
         }
         (Request::Solo | Request::Unprotect, Role::Solo) => {
             path.wants_protection(false);
@@ -62,7 +64,7 @@ pub(super) fn answer(path: &mut DataPath, asked: ControlRequest) {
         }
         (Request::Solo | Request::Unprotect, Role::Syncing | Role::Registering | Role::Protected | Role::Claiming) => {
             path.end_protection();
-            done("the VM was not protected yet; the copy that was on its way is given up")
+            done("the VM was not protected yet; the full copy in progress was cancelled")
         }
         (Request::Protect, Role::Solo) if path.made_way_at.is_some() => {
             refused("another `afterimage protect` on this node is about to take this one's place")
@@ -72,17 +74,19 @@ pub(super) fn answer(path: &mut DataPath, asked: ControlRequest) {
             done("looking for the standby")
         }
         (Request::Protect, Role::HandingBack | Role::Fenced | Role::Ended) => {
-            refused(&format!("this copy is {}: it does not go on", word(role)))
+            refused(&format!("this copy is {}, so it does not go on", word(role)))
         }
-        (Request::Protect, role) => done(&format!("there is a standby: the VM is {}", word(role))),
+        (Request::Protect, role) => done(&format!("there already is a standby; the VM is {}", word(role))),
         (Request::Keepalive, _) => live::keepalive(path),
         (Request::KeepaliveSet(wanted), _) => live::keepalive_set(path, &wanted),
         (Request::Set(settings), _) => live::set(path, &settings),
-        (Request::Witness(_), _) => refused("that is for a witness; this is the primary"),
+        (Request::Witness(_), _) => refused("this is the primary; run that command against the witness"),
         (Request::Export { .. }, _) => {
             refused("`image export` is for the standby, which has the image; this is the primary")
         }
-        (Request::Takeover, _) => refused("`takeover` is for the standby; this is the primary: see `solo`"),
+        (Request::Takeover, _) => {
+            refused("this is the primary; `takeover` is for the standby. On the primary use `solo`")
+        }
     };
     asked.reply(response);
 }
@@ -147,12 +151,13 @@ pub(super) fn status(path: &mut DataPath) -> Status {
 }
 
 /// What it means that the data path goes on alone.
-const ORPHANED: &str = "the supervisor died, and this data path goes on without it: nobody starts another one if it dies too. Start \
-                        `afterimage protect` again as it was: protection ends for a moment, and there is a supervisor again";
+const ORPHANED: &str = "the supervisor died; the data path goes on, but would not be restarted if it died too. Run \
+     the same `afterimage protect` again: protection pauses for a moment, and there is a supervisor again";
 
 /// What the operator should know.
 fn notes(path: &DataPath) -> Vec<String> {
-    let proving = "the VM has changed: it is not called protected until the standby has proven that it can load it";
+    let proving = "the VM's devices have changed; it counts as protected again once the standby has loaded the new \
+         state in a rehearsal";
     let proving = path.run.driver.machine().is_proving().then(|| proving.to_owned());
     let standing = path.notes.iter().cloned().chain(path.outputs.notes());
     let metrics = path.scrapes.as_ref().and_then(Scrapes::note);

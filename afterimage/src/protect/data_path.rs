@@ -249,7 +249,10 @@ impl DataPath {
         }
         let first = self.run.driver.figures().last_ack_at.is_none();
         let (why, unsupported) = match unsupported && !first {
-            true => ("somebody ended the VM's checkpoints (`x-colo-lost-heartbeat` at a monitor)".to_owned(), false),
+            true => (
+                "the VM's checkpoints were ended from outside (`x-colo-lost-heartbeat` at a monitor)".to_owned(),
+                false,
+            ),
             false => (why, unsupported),
         };
         tracing::error!(%why, "the checkpoint stream broke; giving protection up");

@@ -1,4 +1,4 @@
-//! What the primary's driver asks of the data path.
+//! Carries out what the primary's driver asks: swaps, fencing, events.
 
 use super::{channel::ToSupervisor, data_path::DataPath};
 use crate::config;
@@ -52,7 +52,7 @@ impl DataPath {
     fn refused(&mut self, reason: NackReason, words: &str) {
         let why = match reason {
             NackReason::TooLarge => {
-                "a checkpoint was larger than the standby's staging: give it more with --staging, or a file with --spill"
+                "a checkpoint did not fit into the standby's staging; raise --staging there, or give it a --spill file"
             }
             NackReason::OutOfOrder => "the standby missed a part of a checkpoint",
             NackReason::Malformed => "the standby says that a checkpoint does not fit the VM's profile",
@@ -76,10 +76,10 @@ impl DataPath {
     fn gave_up(&mut self) {
         let cap = config::size_text(self.run.driver.pool_stats().cap_bytes);
         let why = format!(
-            "a checkpoint was larger than staging ({cap}), and on-cap is unprotect; give it more with `afterimage set \
-             max-staging=SIZE`, or accept that the VM is held with on-cap=throttle"
+            "a checkpoint did not fit into staging ({cap}), and on-cap is unprotect. Raise it with `afterimage set \
+             max-staging=SIZE`, or let the VM be paused with on-cap=throttle"
         );
-        tracing::error!(why, "giving protection up rather than hold the VM");
+        tracing::error!(why, "ending protection, because on-cap=unprotect does not let the VM be paused");
         emit(Event::GaveUp(why.as_str().into()));
         self.run.because(Trouble::lasting(why));
     }
@@ -127,7 +127,7 @@ impl DataPath {
 
     fn ended(&mut self) {
         let end = match self.vm_died {
-            true => (Code::Failed, "the VM's QEMU died, and no standby had it"),
+            true => (Code::Failed, "the VM's QEMU died, and no standby had a copy of the VM"),
             false => (Code::Done, "the VM is gone"),
         };
         self.ending.get_or_insert((end.0, end.1.to_owned()));

@@ -29,7 +29,7 @@ impl Left {
     /// Why the VM may stand still.
     pub(super) fn stalled(&self, now: Time) -> Option<String> {
         let since = now.since(self.told_at?);
-        let what = "QEMU has not left its checkpoint, and the VM may stand still; QEMU is told again until it has";
+        let what = "QEMU has not left checkpoint mode, so the VM may stand still; QEMU is told again until it has";
         match &self.why {
             Some(why) => Some(format!("{what} ({why})")),
             None => (since >= USUAL).then(|| what.to_owned()),

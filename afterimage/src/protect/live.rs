@@ -102,7 +102,7 @@ impl DataPath {
 fn tell_supervisor(path: &mut DataPath) {
     let config = Box::new(path.brief.config.clone());
     if let Err(error) = path.supervisor.say(&ToSupervisor::Changed(config)) {
-        tracing::warn!(%error, "the supervisor does not hear what was changed");
+        tracing::warn!(%error, "the change did not reach the supervisor");
     }
 }
 

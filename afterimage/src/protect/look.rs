@@ -32,7 +32,7 @@ impl DataPath {
         self.supervisor.say(&ToSupervisor::MakeWay)
     }
 
-    /// It did not come.
+    /// The successor did not start: this process keeps its place.
     pub(super) fn take_back_place(&mut self) {
         self.made_way_at = None;
         self.run.seek.make_way(self.run.host.now(), false);

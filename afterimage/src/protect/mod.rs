@@ -95,7 +95,7 @@ pub fn run(mut config: ProtectConfig) -> Result<Code> {
     let owner = Owner { node, instance: instance_id(qemu_pid)? };
     let signals = Signals::catch().context("catching signals")?;
     let Owned::Ours(register) = own_the_vm(&config, owner, &signals, relieves).inspect_err(told)? else {
-        let why = "told to end before the arbiter had said whose the VM is; nothing had begun";
+        let why = "ended by a signal before the arbiter had said who owns the VM; nothing had been started";
         emit(Event::Ended(Ended { vm: None, code: Some(Code::Done as u8), why: why.to_owned() }));
         return Ok(Code::Done);
     };
@@ -147,7 +147,7 @@ fn tell_who_goes_on(predecessor: Predecessor) {
         Predecessor::Tells => "the standby that took the VM over goes on, and so does its network",
         Predecessor::Kept => "the keeper goes on: it has the VM's network",
     };
-    tracing::warn!("this `protect` does not begin; {who}");
+    tracing::warn!("this `protect` did not start; {who}");
 }
 
 fn tell_attached(config: &ProtectConfig, profile: &Profile, register: Register) {

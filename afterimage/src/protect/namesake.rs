@@ -1,4 +1,4 @@
-//! A VM has one name: the register decides about names, and a slip in `--vm` must not go round it.
+//! Refuses a second name for a QEMU: the register decides by name, so a typo in `--vm` could run the VM twice.
 //!
 //! Whoever has a VM on this host under another name says at its control socket which QEMU that is. Only what uses the same run directory
 //! is found, and only while it runs: that is a guard against a slip, and no more.
@@ -36,10 +36,12 @@ pub(super) fn explain(config: &ProtectConfig, error: &QmpError) -> Option<anyhow
 
 fn refused(status: &Status, asked: Name, qemu: u32) -> ExitError {
     let (vm, side) = (&status.vm, status.side.word());
-    let what =
-        format!("this QEMU, process {qemu}, is the VM {vm} on this host, by its {side}; it is not {asked} as well");
+    let what = format!(
+        "this QEMU (process {qemu}) already runs as VM {vm} on this host (its {side}); it cannot also be {asked}"
+    );
     let remedy = format!(
-        "name it with --vm {vm}; if it really is to have another name, end what has it as {vm} first: `afterimage status --vm {vm}`"
+        "use --vm {vm}; to give it another name, first stop the process that has it as {vm} (`afterimage status --vm \
+         {vm}`)"
     );
     ExitError::new(Code::Prerequisite, what).remedy(remedy)
 }

@@ -87,7 +87,7 @@ impl DataPath {
         if self.is_vm_gone() || self.stop.is_ending() {
             tracing::info!(%why, "a NIC's connection has ended, as the VM or this process does");
         } else {
-            tracing::error!(%why, "the gate has trouble; its output stays held");
+            tracing::error!(%why, "the gate reported an error; output stays held");
         }
         emit(Event::GateFailed(why.as_str().into()));
         if self.run.driver.gate.nics().any(|nic| !nic.connected || !nic.port_works) {

@@ -1,5 +1,5 @@
-//! What an operator or a signal wants and the arbiter has to agree to. While the arbiter is away it is refused, and nothing is
-//! changed: protection that is ended by a swap which nobody answers would hold the VM's output for as long as that lasts.
+//! Orders of an operator or a signal that need the arbiter's consent. While the arbiter is away an order is refused, and
+//! nothing is changed: protection that is ended by a swap which nobody answers would hold the VM's output for as long as that lasts.
 //!
 //! So the arbiter is asked first what the register holds. Its answer, not some earlier one, is the sign that it is there.
 
@@ -50,9 +50,10 @@ impl DataPath {
     pub(super) fn order(&mut self, wanted: Wanted) {
         if *self.run.host.arbiter.spec() == ArbiterSpec::Manual {
             let vm = self.brief.config.vm;
-            let why = "the arbiter is an operator: nobody else can say that the standby will not take the VM over";
+            let why = "with --arbiter manual only an operator can rule out that the standby takes the VM over";
             let remedy = format!(
-                "stop the standby, make sure that it is, then run `afterimage solo --vm {vm} --yes-the-other-side-is-stopped`"
+                "stop the standby and check that it is stopped; then run `afterimage solo --vm {vm} \
+                 --yes-the-other-side-is-stopped`"
             );
             return self.refuse(wanted, why, &remedy);
         }
@@ -96,9 +97,9 @@ impl DataPath {
         } else {
             "nothing was changed"
         };
-        let why = format!("the arbiter {spec} {fails} ({said}), and protection is ended through it; {held}");
-        let remedy = "start the witness, or repair it or the way to it, and say it again; without it, once it has been away for 3 s: \
-                      stop the standby, make sure that it is, and run `afterimage solo`";
+        let why = format!("protection can only be ended through the arbiter, and {spec} {fails} ({said}); {held}");
+        let remedy = "start or repair the witness or the network to it, then repeat the command. Without a witness \
+             for 3 s or more: stop the standby, check that it is stopped, and run `afterimage solo`";
         for order in late {
             self.refuse(order.wanted, &why, remedy);
         }

@@ -57,7 +57,7 @@ impl Outputs {
         let open = self.forced.left_open(&self.inventory);
         let one = |output: &&Output| format!("{}; what to do: {}", output.told(), output.class.remedy());
         let told = open.iter().map(one).collect::<Vec<_>>().join(". ");
-        (!open.is_empty()).then(|| format!("the VM has an output that nobody holds: {told}"))
+        (!open.is_empty()).then(|| format!("the VM has an output that is not held: {told}"))
     }
 
     /// `holds`: the gate does.
@@ -200,7 +200,7 @@ mod tests {
 
         let open = inventory(vec![output("n0", false), output("n1", true), output("n2", true)], &["b", "c"]);
         assert_eq!(outputs.update(open), Some((vec!["netdev n2 (unheld)".into()], vec![])));
-        let told = "the VM has an output that nobody holds: netdev n2: it leaves at once; what to do: remove it";
+        let told = "the VM has an output that is not held: netdev n2: it leaves at once; what to do: remove it";
         assert_eq!(outputs.left_open().as_deref(), Some(told));
         assert_eq!(outputs.notes()[1], told);
     }

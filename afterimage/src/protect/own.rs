@@ -21,7 +21,7 @@ use vmm_qemu::qmp::find_instance;
 /// How long the arbiter may take to answer where nobody can wait for it.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// How it went.
+/// Outcome of claiming the register at the start.
 #[derive(Debug)]
 pub(super) enum Owned {
     /// The register says (solo, self).
@@ -114,7 +114,7 @@ fn arbiter_unreachable(waiting: &Waiting) -> anyhow::Error {
     let health = waiting.arbiter.health();
     let spec = waiting.arbiter.spec();
     let what = match (health.failover_possible().err(), health.last_error) {
-        (Some(why), _) if health.reachable => format!("the arbiter {spec} does not say whose the VM is: {why}"),
+        (Some(why), _) if health.reachable => format!("the arbiter {spec} does not say who owns the VM: {why}"),
         (_, why) => {
             let why = why.unwrap_or_else(|| format!("no answer within {PATIENCE:?}"));
             format!("the arbiter {spec} cannot be reached: {why}")
@@ -127,7 +127,7 @@ fn arbiter_unreachable(waiting: &Waiting) -> anyhow::Error {
 
 fn owned_elsewhere(config: &ProtectConfig, held: &Register) -> anyhow::Error {
     let what = format!(
-        "{} belongs to node {} since {}: this copy must not run visibly",
+        "{} belongs to node {} since {}, so this copy must not reach the network",
         config.vm, held.owner.node, held.generation
     );
     let remedy = "stop this QEMU and protect the VM on that node; if that node is gone for good and had no standby, \
@@ -139,9 +139,9 @@ fn owned_elsewhere(config: &ProtectConfig, held: &Register) -> anyhow::Error {
 fn tell_awaited(config: &ProtectConfig, held: &Register) -> String {
     let standby = standby_of(held).map_or_else(|| "its node".to_owned(), |name| format!("node {name}"));
     let why = format!(
-        "{} was protected as another QEMU process of this node, which is gone: start the standby on \
-         {standby}: if it still has the last commit it takes over; if not, this VM runs. If that node never comes back: \
-         `afterimage witness assign {} {}` on the witness's host",
+        "{} was protected as another QEMU process of this node, which is gone. Start the standby on {standby}: it \
+         takes over if it has the last commit; if not, this VM runs. If that node never comes back: `afterimage \
+         witness assign {} {}` on the witness's host",
         config.vm, config.vm, config.node
     );
     tracing::warn!("{why}. Until then the VM's gate stays closed");

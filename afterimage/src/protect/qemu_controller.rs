@@ -1,5 +1,4 @@
-//! How the data path controls QEMU: through its supervisor, or, when that died, through a thread that acts as one
-//! ([`super::acting_supervisor`]).
+//! The data path's channel to whoever controls QEMU: its supervisor, or after that died a thread that replaces it ([`super::acting_supervisor`]).
 //!
 //! A supervisor that is killed must not take protection with it: the data path goes on, and hears from QEMU itself when the
 //! VM shuts down. Neither of the two makes the data path's loop wait.
@@ -24,7 +23,7 @@ use std::{
 /// For the supervisor to take what a data path that ends has said.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// See the module.
+/// The connection to the supervisor or the acting supervisor.
 #[derive(Debug)]
 pub(super) struct QemuController {
     /// To the supervisor, or the acting supervisor; `None`: no thread could be had.
@@ -99,7 +98,7 @@ impl QemuController {
         if let Some(channel) = &mut self.channel
             && let Err(error) = channel.finish(LAST_WORDS)
         {
-            tracing::debug!(%error, "the supervisor did not hear the last words");
+            tracing::debug!(%error, "the last message did not reach the supervisor");
         }
         if let Some(acting) = self.acting.take() {
             self.channel = None;
@@ -115,7 +114,7 @@ impl QemuController {
         match acting_supervisor::start(self.qmp.clone(), self.process, self.nics.clone()) {
             Ok((channel, thread)) => (self.channel, self.acting) = (Some(channel), Some(thread)),
             Err(error) => {
-                tracing::error!(%error, "no thread that commands QEMU");
+                tracing::error!(%error, "could not start the thread that controls QEMU");
                 self.channel = None;
             }
         }

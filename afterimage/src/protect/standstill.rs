@@ -1,4 +1,4 @@
-//! Why this side does not do its work, though its process is there: the VM does not run, no checkpoint of it is committed, or nobody
+//! Explains why this side is stalled although its process runs: the VM does not run, no checkpoint of it is committed, or nobody
 //! looks at its outputs.
 
 use super::data_path::DataPath;
@@ -22,8 +22,8 @@ impl DataPath {
         (since >= limit).then(|| {
             let (pid, limit) = (self.brief.qemu_pid, ms(limit));
             format!(
-                "no checkpoint of the VM was captured and ACKed for {} s (the limit is {limit} ms): see whether its QEMU \
-                 (process {pid}) runs, and is not in a control group that is frozen",
+                "no checkpoint was captured and ACKed for {} s (limit {limit} ms): check that QEMU (process {pid}) \
+                 runs and is not in a frozen control group",
                 since.as_secs()
             )
         })
@@ -37,7 +37,7 @@ impl DataPath {
         }
         match why {
             Some(why) => {
-                tracing::error!(why, "nothing is committed any more: the VM is not protected");
+                tracing::error!(why, "no more checkpoints are committed: the VM is not protected");
                 let standing = Some(self.run.standing());
                 emit(Event::NoCommits(WhyNow { why, standing }));
             }

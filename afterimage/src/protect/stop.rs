@@ -85,7 +85,7 @@ impl Stop {
 
 /// A refused signal, as a note of the status.
 pub(super) fn note(why: &str) -> String {
-    format!("a signal to end was refused: {why}. Another one is obeyed: it closes the VM's gate")
+    format!("refused to end: {why}. The next signal ends this process and closes the VM's gate")
 }
 
 /// A refused signal, in the log.
@@ -100,9 +100,9 @@ pub(super) fn tell_refused(why: &str) {
 /// What it means that a second signal was obeyed.
 pub(super) fn obeyed(why: &str) -> String {
     format!(
-        "told again to end, although {why}: the VM's gate is closed. Its QEMU was left alone, without a network; a standby that \
-         has its last commit takes over when the arbiter answers. `afterimage protect` on this host opens the gate again, if the VM \
-         is still this host's"
+        "ended by a second signal although {why}. The VM's gate is closed, and its QEMU runs without a network. A \
+         standby that has the last commit takes over when the arbiter answers; else `afterimage protect` on this \
+         host opens the gate again"
     )
 }
 
@@ -126,7 +126,7 @@ impl DataPath {
         let now = self.run.host.now();
         match &self.stop.state {
             State::Ending(since) if now.since(*since) < PATIENCE => tracing::info!("ending already"),
-            State::Ending(_) => self.obey("an orderly end was under way, and took too long"),
+            State::Ending(_) => self.obey("an orderly end took too long"),
             State::Refused(_) => self.try_to_stop(true),
             State::Runs => self.try_to_stop(false),
         }
@@ -172,7 +172,7 @@ impl DataPath {
                 self.brief.stay = true;
                 let error = exit::words(&error);
                 let note =
-                    format!("stays, though --once was said: the VM's network has nobody else to keep it: {error}");
+                    format!("staying despite --once, because no keeper for the VM's network could be started: {error}");
                 tracing::error!(why = note);
                 emit(Told::StopRefused(note.as_str().into()));
                 self.notes.push(note);
@@ -187,7 +187,7 @@ impl DataPath {
             return Ok("the VM runs on, unprotected");
         };
         emit(Told::KeeperStarted(KeeperStarted { keeper: keeper.pid(), generation, handed_over: true }));
-        Ok("the VM runs on, unprotected, and its network keeper has its network")
+        Ok("the VM runs on, unprotected; a keeper passes its packets")
     }
 
     /// The end that a signal asked for cannot be an orderly one.

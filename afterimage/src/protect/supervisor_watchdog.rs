@@ -1,4 +1,4 @@
-//! Whether somebody commands QEMU for this data path and looks at the VM's outputs: its supervisor, or the acting supervisor. A supervisor that
+//! Watches that the supervisor or the acting supervisor still controls QEMU and checks the VM's outputs. A supervisor that
 //! a signal stopped (SIGSTOP, ^Z) is not dead. Its data path carries epochs on without it, and does not call the VM protected: an output
 //! that came meanwhile would be nobody's to notice.
 //!
@@ -44,7 +44,7 @@ impl Watchdog {
         Self { heard_at: now, turned_at: now, signs: None, looked_at: None, ended_at: None }
     }
 
-    /// A sign of life.
+    /// Records that the supervisor was heard at `now`.
     pub(super) fn heard(&mut self, now: Time) {
         self.heard_at = now;
         self.signs = self.signs.map(|signs| signs + 1);
@@ -88,7 +88,7 @@ impl DataPath {
         match self.watchdog.turn(now) {
             Some(News::Silent) => {
                 let why = self.unwatched().unwrap_or_default();
-                tracing::error!(why, "the VM is not called protected until somebody looks at its outputs again");
+                tracing::error!(why, "the VM does not count as protected until its outputs are checked again");
                 emit(Told::Unwatched(why.into()));
                 self.run.driver.event(Event::Unfit);
             }
@@ -103,7 +103,7 @@ impl DataPath {
         }
         let (pid, instance) = self.brief.qemu_process();
         if !self.is_vm_gone() && self.watchdog.is_qemu_dead(now, || has_ended(pid, instance)) {
-            tracing::error!(pid, "QEMU has ended, and nobody says that its VM was shut down");
+            tracing::error!(pid, "QEMU has exited, and it is not known whether the VM was shut down");
             self.vm_has_died();
         }
     }
@@ -111,11 +111,11 @@ impl DataPath {
     /// For the status: in words, if nobody looks.
     pub(super) fn unwatched(&self) -> Option<String> {
         let since = self.watchdog.is_silent().then(|| self.run.host.now().since(self.watchdog.heard_at))?;
-        let nobody = format!("nobody has looked at the VM's outputs for {} s", since.as_secs());
+        let nobody = format!("the VM's outputs have not been checked for {} s", since.as_secs());
         Some(match self.supervisor.supervisor() {
             Some(pid) => format!(
-                "the supervisor (process {pid}) gives no sign of life: {nobody}. If a signal stopped it (^Z), `kill -CONT {pid}` lets \
-                 it go on; or end it with `kill -KILL {pid}`: the data path goes on without it"
+                "the supervisor (process {pid}) does not respond: {nobody}. If it was stopped (^Z), continue it with \
+                 `kill -CONT {pid}`; or kill it with `kill -KILL {pid}`: the data path goes on without it"
             ),
             None => format!(
                 "{nobody}: the supervisor is dead, and QEMU's control connection cannot be had. End whatever else uses it (`ss -xp` \

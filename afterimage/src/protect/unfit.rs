@@ -60,7 +60,7 @@ impl DataPath {
                 "The arbiter is an operator: stop the standby, make sure that it is, and run `afterimage solo`"
                     .to_owned()
             }
-            spec => format!("Protection is ended as soon as the arbiter {spec} answers"),
+            spec => format!("Protection ends as soon as the arbiter {spec} answers"),
         };
         let why = format!("{why}. {end}; until then output leaves as before");
         Some(WhyNot { why, since_ms: *since_ms, times: 1, next_try_in_ms: None, what_to_do: None })

@@ -23,7 +23,7 @@ const LOOK: Duration = Duration::from_millis(250);
 /// A process that is stopped for so long was not stopped in passing: by a debugger that attaches, or a shell's job control.
 const SURE: Duration = Duration::from_secs(1);
 
-/// How the VM is.
+/// Whether the VM runs, and if not, why.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "health", content = "why", rename_all = "kebab-case")]
 pub enum Health {
@@ -156,7 +156,8 @@ impl Watcher {
             Health::Paused(format!("the VM is paused: a debugger (process {tracer}) holds its QEMU (process {pid})"))
         } else {
             Health::Halted(format!(
-                "the VM does not run: a signal stopped its QEMU (process {pid}); SIGCONT lets it go on"
+                "the VM does not run: its QEMU (process {pid}) was stopped by a signal; continue it with `kill -CONT \
+                 {pid}`"
             ))
         };
     }

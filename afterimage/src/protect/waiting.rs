@@ -41,7 +41,7 @@ pub(super) struct What {
     pub(super) may_leave: bool,
 }
 
-/// What came.
+/// What ended the wait.
 #[derive(Debug)]
 pub(super) enum Heard {
     /// What the register holds; also once a second, unasked.
@@ -54,7 +54,7 @@ pub(super) enum Heard {
     Successor,
     /// An operator's word that this node goes on, and the arbiter cannot answer: it counts for what is asked next.
     Operator,
-    /// The time is up.
+    /// The deadline passed.
     Late,
 }
 

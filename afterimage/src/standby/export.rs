@@ -26,8 +26,7 @@ use std::{
 use vmm_qemu::{argv::quoted, standby::stock_command};
 
 /// The export ends nothing.
-const STILL_TRIES: &str =
-    "This standby goes on trying to take the VM over: stop it before the exported copy is started anywhere";
+const STILL_TRIES: &str = "This standby still tries to take the VM over: stop it before you start the exported copy";
 
 /// An export under way.
 #[derive(Debug)]
@@ -93,7 +92,7 @@ impl Node {
             }
             Role::Protecting | Role::Revoking => (
                 "the image changes with every epoch while the primary lives",
-                "of a VM that runs, let its own QEMU make a file: QMP's `migrate`; export is for a VM that cannot be run here",
+                "for a running VM use QMP's `migrate` to a file; export is for a VM that cannot run here",
             ),
             Role::Active => ("the VM runs here; its image is gone", "let its own QEMU make a file: QMP's `migrate`"),
         };

@@ -73,7 +73,7 @@ impl Leave {
     /// For the status.
     pub(super) fn note(&self) -> Option<String> {
         match &self.state {
-            State::Refused(why) => Some(format!("a signal to end was refused: {why}. Another one is obeyed")),
+            State::Refused(why) => Some(format!("refused to end: {why}. The next signal ends this process")),
             _ => None,
         }
     }
@@ -174,7 +174,8 @@ impl Node {
                 let said = said.unwrap_or_else(|| "no answer".to_owned());
                 let spec = self.run.host.arbiter.spec();
                 self.refuse_to_leave(&format!(
-                    "the arbiter {spec} does not answer, or cannot decide ({said}), and without it the primary would have to hold the VM's output"
+                    "the arbiter {spec} does not answer or cannot decide ({said}); if this standby ended now, the \
+                     primary would have to hold the VM's output"
                 ));
             }
             State::GaveUp { .. } if matches!(self.run.role(), Role::Idle | Role::Lost) => {
@@ -261,7 +262,7 @@ impl Node {
         if let Some(vm) = &self.vm
             && let Err(error) = self.run.last_copy.is_kept(vm.ram_path())
         {
-            tracing::error!(error = exit::words(&error), "it is not on record that the image is kept");
+            tracing::error!(error = exit::words(&error), "could not record that the image is kept");
         }
         self.write_image()
     }
@@ -280,6 +281,6 @@ impl Node {
         let held = format!("the image of {generation}, {epoch}");
         let ram = vm.keep(copy, image, (generation, epoch))?;
         emit(Told::ImageKept(ImageKept { ram: ram.clone(), generation, epoch }));
-        Ok(format!("Kept: {held}: its RAM in {}, and what belongs to it beside that", ram.display()))
+        Ok(format!("Kept {held}: its RAM in {}, and the rest beside that file", ram.display()))
     }
 }

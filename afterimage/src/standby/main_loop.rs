@@ -176,11 +176,14 @@ impl Node {
                 Request::KeepaliveSet(wanted) => self.set_keepalive(wanted),
                 Request::Measured => report::measured(&self.run.host.watch, self.run.beats()),
                 Request::Takeover => self.operator_takeover(),
-                Request::Handover => refused("this node stands by for it; `protect` belongs on the node that runs it"),
+                Request::Handover => {
+                    refused("this node is the VM's standby; run `protect` on the node where the VM runs")
+                }
                 Request::Set(_) => refused(
-                    "epoch, max-staging and on-cap are the primary's; this is the standby, whose staging is its --staging",
+                    "this is the standby; set epoch, max-staging and on-cap on the primary (the standby's own \
+                     staging is its --staging)",
                 ),
-                Request::Witness(_) => refused("that is for a witness; this is the standby"),
+                Request::Witness(_) => refused("this is the standby; run that command against the witness"),
                 Request::Solo | Request::Unprotect | Request::Protect | Request::MakeWay | Request::Export { .. } => {
                     refused("that is for the primary; this is the standby: see `takeover`")
                 }

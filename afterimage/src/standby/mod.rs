@@ -78,8 +78,8 @@ fn refuse_beside_another(config: &StandbyConfig) -> Result<()> {
     let process = peer(stream.as_fd()).map_or_else(String::new, |pid| format!(" (process {pid})"));
     let what = format!("another standby of {} runs here{process}", config.vm);
     let remedy = format!(
-        "a VM has one standby: leave that one, or end it first (`afterimage status --vm {0}` tells of it); if they are of two VMs, \
-         give this one another --vm",
+        "a VM can have one standby per host: keep that one, or stop it first (`afterimage status --vm {0}` shows \
+         it); if it is another VM, use another --vm",
         config.vm
     );
     Err(ExitError::new(Code::Prerequisite, what).remedy(remedy).into())

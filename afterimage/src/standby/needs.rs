@@ -1,4 +1,4 @@
-//! What a standby cannot do without. Looked at when it is started: found at the first session, or at a takeover, it is too late.
+//! Checks a standby's prerequisites at its start, because a takeover is too late to find one missing.
 
 use crate::config::{NicSpec, StandbyConfig, twice};
 use node::exit::{Code, ExitError};

@@ -20,7 +20,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 /// Between two looks whether the TAP devices are there, and up.
 const TAPS: Duration = Duration::from_secs(1);
 
-/// See the module.
+/// The keeper of the VM's network, and when to start another.
 #[derive(Debug)]
 pub(super) struct Network {
     /// What a keeper is to keep; `None` while the register does not say that the VM is this node's.
@@ -160,12 +160,11 @@ impl Network {
     pub(super) fn note(&self) -> Option<String> {
         let trouble = self.trouble.as_ref().map_or_else(String::new, |why| format!(": {why}"));
         match (&self.keeper, &self.gate, &self.charge) {
-            (Some(keeper), ..) => Some(format!(
-                "process {} keeps the VM's network: the end of this one takes nothing along",
-                keeper.pid()
-            )),
+            (Some(keeper), ..) => {
+                Some(format!("process {} keeps the VM's network, so this process can end without harm", keeper.pid()))
+            }
             (None, Some(gate), _) if gate.nics().next().is_some() => {
-                Some(format!("the VM's network passes through this process: its end would take it along{trouble}"))
+                Some(format!("the VM's network passes through this process and would end with it{trouble}"))
             }
             (None, None, Some(charge)) if !charge.nics.is_empty() => Some(format!("the VM has no network{trouble}")),
             _ => None,

@@ -20,11 +20,11 @@ impl Node {
         }
         match self.run.role() {
             Role::Disputed => refused(
-                "this copy lacks what the VM has sent since its last checkpoint, or may: nothing was decided. Say it again, and it runs \
-                 from there all the same",
+                "this copy may lack what the VM has sent since its last checkpoint; nothing was done. Repeat the \
+                 command to run it all the same",
             ),
             _ if self.run.host.arbiter.operator_may_decide() => done("taking over"),
-            _ => done("taking over: the arbiter decides if it answers; once it has been away for 3 s, your word does"),
+            _ => done("taking over: the arbiter decides if it answers within 3 s; else you do"),
         }
     }
 }

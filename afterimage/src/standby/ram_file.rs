@@ -67,8 +67,7 @@ impl Drop for Claim {
 
 fn cannot_use(dir: &Path, error: &io::Error) -> ExitError {
     let what = format!("RAM directory {}: {error}", dir.display());
-    let remedy =
-        "--ram-dir names a directory that is there, that this user may write to, and that has room for the VM's memory";
+    let remedy = "--ram-dir needs an existing directory that this user may write to, with room for the VM's memory";
     ExitError::new(Code::Prerequisite, what).remedy(remedy)
 }
 

@@ -1,4 +1,4 @@
-//! Has the image loaded by a QEMU that is thrown away, and tells what came of it.
+//! Runs rehearsals from the standby's loop, and reports their results.
 
 use super::main_loop::Node;
 use mc_core::id::Epoch;

@@ -76,7 +76,9 @@ pub(super) fn status(node: &Node) -> Status {
     let (now, staging) = (node.run.host.now(), staging(node));
     if node.rehearsal.is_some() && staging.used_bytes >= staging.cap_bytes {
         status.notes.push(
-            "a rehearsal is under way, and staging is full: the primary waits for its end. A larger --staging lets it go on".into(),
+            "staging is full during a rehearsal, so the primary waits until the rehearsal ends; raise --staging to \
+             avoid that"
+                .into(),
         );
     }
     status.notes.extend(node.vm.iter().flat_map(|vm| vm.notes()).map(|note| format!("on QEMU's command line, {note}")));

@@ -1,4 +1,4 @@
-//! When a waiting QEMU that died is started again, and when this standby says that it cannot run the VM. A plain value.
+//! Schedules restarts of a waiting QEMU that died, and decides when to report that the VM cannot run here. A plain value.
 
 use mc_core::id::Time;
 use std::time::Duration;

@@ -313,7 +313,7 @@ impl Running {
                 let fenced = Fenced { vm: Some(vm), register: register_now, keeper_relieved, ..Fenced::default() };
                 emit(Event::Fenced(Box::new(fenced)));
                 let what = format!(
-                    "{vm} belongs to {} since {}: the copy that runs here must not be seen",
+                    "{vm} belongs to {} since {}, so the copy that runs here must not reach the network",
                     owner(&register, &us),
                     register.generation
                 );
@@ -427,7 +427,7 @@ impl Running {
         status.notes.extend(stays.map(|why| format!("a signal to end was refused: {why}. Another one is obeyed")));
         if !self.network.is_entitled() {
             status.notes.push(
-                "the register has not said yet that this node runs the VM alone: its network is not opened anew before; \
+                "the register does not yet say that this node runs the VM alone, so its network stays closed; \
                  `afterimage protect` asks for the VM"
                     .into(),
             );

@@ -91,7 +91,7 @@ impl Pending {
 }
 
 fn remedy(vm: &str) -> String {
-    format!("What to do: mend what it names; or write the VM out with `afterimage image export --vm {vm} --to DIR`")
+    format!("What to do: fix the named cause, or export the VM with `afterimage image export --vm {vm} --to DIR`")
 }
 
 impl Node {

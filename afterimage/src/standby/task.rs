@@ -1,4 +1,4 @@
-//! Work that would hold the loop up, on a thread of its own; the loop hears of its end as it hears of everything else.
+//! Runs long work on its own thread, and wakes the main loop when it ends.
 
 use node::inbox::{Inbox, inbox};
 use std::{

@@ -102,7 +102,7 @@ impl Node {
                 let why = exit::words(&error);
                 tracing::warn!(why, "the waiting QEMU does not start");
                 if self.revival.failed(now, why.clone()) {
-                    tracing::error!(why, "this host cannot run the VM: the primary is told, and goes on alone");
+                    tracing::error!(why, "this host cannot run the VM; telling the primary to go on alone");
                     emit(Event::WaitingQemuFails(why.as_str().into()));
                     self.run.driver.unable(format!("the QEMU that waits there died, and does not start again: {why}"));
                 }
@@ -168,7 +168,7 @@ impl Node {
         let unstartable = self
             .unstartable
             .as_ref()
-            .map(|why| format!("the VM's QEMU did not come to wait here when it was tried last: {why}"));
+            .map(|why| format!("the waiting QEMU could not be started at the last try: {why}"));
         unable.or(silent).or(no_tap).or(unstartable).or_else(|| self.uncommitted())
     }
 
@@ -192,9 +192,8 @@ impl Node {
         let last = figures.last_commit_at.filter(|_| machine.role() == Role::Protecting)?;
         let since = self.run.host.now().since(last);
         let limit = limit(last.since(figures.synced_at?), machine.committed().1);
-        (since >= limit).then(|| {
-            format!("the primary has committed nothing for {} s: see whether its VM and its QEMU run", since.as_secs())
-        })
+        (since >= limit)
+            .then(|| format!("no commit for {} s: check that the VM and its QEMU run on the primary", since.as_secs()))
     }
 }
 

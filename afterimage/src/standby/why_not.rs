@@ -22,7 +22,7 @@ fn words(node: &Node) -> (String, Option<String>) {
     let why = match machine.role() {
         Role::Idle => match &node.unstartable {
             Some(why) => format!("the VM's QEMU did not wait here: {why}"),
-            None => "no primary protects a VM by this standby".to_owned(),
+            None => "no primary uses this standby now".to_owned(),
         },
         Role::Syncing => "the full copy is on its way".to_owned(),
         Role::Rehearsing => "this host's QEMU tries whether it can load the VM".to_owned(),
@@ -71,7 +71,8 @@ pub(super) fn what_to_do(role: Role, vm: &str) -> Option<String> {
                 .to_owned(),
         ),
         Role::Revoking | Role::Claiming => Some(format!(
-            "nothing, once the arbiter answers; if it does not, look at the other host. Once that is stopped for certain: {takeover}"
+            "wait for the arbiter. If it stays away, check the other host; when you are certain that it is stopped: \
+             {takeover}"
         )),
         Role::Lost => Some("look at the other host: `afterimage status` there".to_owned()),
         Role::Disputed => Some(format!(
@@ -93,8 +94,8 @@ pub(super) fn nothing_to_take(role: Role) -> (String, String) {
     let todo = match role {
         Role::TakingOver | Role::Active => "wait: `afterimage status` here says how far it is",
         _ => {
-            "`afterimage status` on the other host says whether the VM runs there; if that host is gone, start the VM as one starts it \
-              without Afterimage"
+            "run `afterimage status` on the other host to see whether the VM runs there; if that host is gone, start \
+             the VM without Afterimage"
         }
     };
     (format!("nothing to take over: this standby is {}: {why}", word(role)), todo.to_owned())
@@ -110,7 +111,7 @@ mod tests {
         assert_eq!(why, "nothing to take over: this standby is idle: it has no copy of the VM");
         assert!(todo.contains("afterimage status"), "{todo}");
         let todo = what_to_do(Role::Claiming, "web").unwrap();
-        assert!(todo.contains("afterimage takeover --vm web") && todo.contains("stopped for certain"), "{todo}");
+        assert!(todo.contains("afterimage takeover --vm web") && todo.contains("certain that it is stopped"), "{todo}");
         assert!(what_to_do(Role::Idle, "web").unwrap().contains("--to"));
     }
 }

@@ -1,4 +1,4 @@
-//! Which process of a VM a command is for; and the one way to say that there is none.
+//! Finds the process of a VM that a command is for, and reports when there is none.
 
 use super::{gather, socket_path};
 use crate::cli::Side;
@@ -65,9 +65,8 @@ fn dead(run_dir: &Path, vm: Name, wanted: &[Side]) -> Option<ExitError> {
         path.display()
     );
     let command = if side == Side::Primary { "protect" } else { side.as_str() };
-    let remedy = format!(
-        "`afterimage why --vm {vm}` tells how it ended; start `afterimage {command}` again if it is to come back"
-    );
+    let remedy =
+        format!("`afterimage why --vm {vm}` shows how it ended; to bring it back, start `afterimage {command}` again");
     Some(ExitError::new(Code::Failed, what).remedy(remedy))
 }
 
@@ -76,5 +75,5 @@ pub(crate) fn nobody(vm: Option<Name>, run_dir: &Path) -> ExitError {
     let whom = vm.map_or_else(String::new, |vm| format!(" for {vm}"));
     let what = format!("nothing runs here{whom}: no control socket in {}", run_dir.display());
     ExitError::new(Code::Failed, what)
-        .remedy("start `afterimage protect` or `afterimage standby`, or name the --run-dir that they use")
+        .remedy("start `afterimage protect` or `afterimage standby`; if they use another --run-dir, give the same here")
 }

@@ -1,4 +1,4 @@
-//! Asks every process of a host at once: one that is dead, or stopped, hides no other.
+//! Asks all processes of a host at the same time, so that a dead or stopped one does not hide the others.
 //!
 //! All questions share one deadline, and each has a thread of its own. A socket that nobody listens on was left behind by a
 //! process that died: `gone`. A process that is there and says nothing by the deadline `does-not-answer`.
@@ -74,7 +74,7 @@ fn no_answer(path: &Path, error: &ControlError) -> NoAnswer {
     match error {
         ControlError::Io { source, .. } => match source.kind() {
             io::ErrorKind::ConnectionRefused => {
-                let remedy = format!("start it again, or remove {} if it is not to come back", path.display());
+                let remedy = format!("start it again, or remove {} if it is no longer needed", path.display());
                 NoAnswer { role: GONE, why: format!("its process has ended, and left its socket; {remedy}") }
             }
             io::ErrorKind::NotFound => NoAnswer { role: GONE, why: "its process has ended".to_owned() },
@@ -145,7 +145,7 @@ pub(super) fn statuses(paths: &[PathBuf]) -> Vec<Status> {
     let over: Vec<bool> = all.iter().map(|status| is_left_over(status, &all)).collect();
     for ((status, path), over) in all.iter_mut().zip(paths).zip(over) {
         if over {
-            let why = "its process has ended; its socket is left over from before the failover, and harms nobody";
+            let why = "its process has ended; its socket is left over from before the failover, and harmless";
             status.notes = vec![format!("{why}: `rm {}`", path.display())];
         }
     }

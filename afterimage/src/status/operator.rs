@@ -22,7 +22,8 @@ pub fn operate(args: &OperatorArgs, request: &Request) -> anyhow::Result<Code> {
         None => {
             let what = format!("afterimage {word} needs --yes-the-other-side-is-stopped");
             let remedy = format!(
-                "make sure that {} cannot be running on the {}: power that host off, or kill its QEMU and look; then say so",
+                "make sure that {} does not run on the {}: power that host off, or kill its QEMU and check; then add \
+                 the flag",
                 args.vm,
                 other.as_str()
             );
@@ -89,9 +90,9 @@ impl Beating {
             )
         } else {
             format!(
-                "power {node} off, or end its `afterimage` and its QEMU, and look; the beats stop then. Only if you know that {vm} \
-                 does not run there, and cannot begin to: `afterimage {word} --vm {vm} --although-it-beats {node}`. Were it \
-                 running, two copies would answer the same clients"
+                "power {node} off, or stop its `afterimage` and its QEMU, and check; then the beats stop. Only if \
+                 you know that {vm} does not run there and cannot start: `afterimage {word} --vm {vm} \
+                 --although-it-beats {node}`. If it ran there, two copies would answer the same clients"
             )
         };
         Err(ExitError::usage(format!("{heard}; nothing was done")).remedy(remedy))

@@ -1,5 +1,5 @@
-//! What came of `takeover`, `solo` or `unprotect`: the order was taken, and is decided later. It is looked at until it is, or until
-//! nothing has changed for a while.
+//! Waits for the outcome of `takeover`, `solo` or `unprotect`: the order was taken, and is decided
+//! later. The command looks at it until it is, or until nothing has changed for a while.
 
 use super::{PATIENCE, RUNNING, Request, Response, Status, ask};
 use node::exit::{Code, ExitError};
@@ -82,7 +82,7 @@ fn lost(request: &Request, (vm, peer): (&str, &str), role: &str) -> ExitError {
 
 fn gone(request: &Request, vm: &str) -> ExitError {
     let what = match request {
-        Request::Takeover => format!("the standby of {vm} ended before it said what came of the order"),
+        Request::Takeover => format!("the standby of {vm} ended before it reported the outcome"),
         _ => format!(
             "`protect` of {vm} ended before it said what came of the order, as it does when the other side won, or when the VM is gone"
         ),
@@ -95,7 +95,7 @@ fn gone(request: &Request, vm: &str) -> ExitError {
 
 fn open(request: &Request, vm: &str, last: Option<&Status>) -> ExitError {
     let Some(status) = last else {
-        let what = format!("not decided yet: its process took the order, and has not answered for {QUIET:?}");
+        let what = format!("not decided yet: the process accepted the order, but has not answered for {QUIET:?}");
         return ExitError::new(Code::Degraded, what).remedy(format!("`afterimage status --vm {vm}` says more"));
     };
     let arbiter = &status.arbiter;
@@ -113,7 +113,8 @@ fn open(request: &Request, vm: &str, last: Option<&Status>) -> ExitError {
     };
     let word = request.word();
     ExitError::new(Code::Degraded, what).remedy(format!(
-        "`afterimage status --vm {vm}` shows how it goes on. `{word}` need not be said again for an arbiter that comes back"
+        "follow it with `afterimage status --vm {vm}`. When the arbiter comes back the order is carried out; do not \
+         repeat `{word}`"
     ))
 }
 

@@ -1,4 +1,4 @@
-//! Several VMs: a line each.
+//! Prints the table of several VMs, one line each.
 
 use super::{
     OfSide, Status,

@@ -48,7 +48,7 @@ pub(super) fn render(s: &Status) -> String {
     if let Some(line) = s.silence() {
         return line;
     }
-    let mut out = Lines(format!("{} on {} ({}): {}, {}\n", s.vm, s.node, s.side.word(), s.role, verdict(s)));
+    let mut out = Lines(format!("{} on {} ({}): {}{}\n", s.vm, s.node, s.side.word(), s.role, verdict(s)));
     if let Some(why) = &s.stalled {
         out.group(&format!("STALLED: {why}"));
     }
@@ -91,13 +91,12 @@ pub(super) fn render(s: &Status) -> String {
     out.0
 }
 
-/// Whether it is protected, and what that is worth now.
+/// What has to be said of the protection beside the role, which says "protected" by itself.
 fn verdict(s: &Status) -> String {
     match (s.protected, s.no_failover(), exceptions(s)) {
-        (false, ..) => "NOT PROTECTED".to_owned(),
-        (true, None, exceptions) => format!("protected{exceptions}"),
-        (true, Some(why), exceptions) if exceptions.is_empty() => format!("but NO FAILOVER: {why}"),
-        (true, Some(why), exceptions) => format!("protected{exceptions}, and NO FAILOVER: {why}"),
+        (false, ..) => ", NOT PROTECTED".to_owned(),
+        (true, None, exceptions) => exceptions,
+        (true, Some(why), exceptions) => format!("{exceptions}, but NO FAILOVER: {why}"),
     }
 }
 
@@ -112,7 +111,7 @@ fn pair(out: &mut Lines, s: &Status) {
     out.group("pair");
     let peer = match (s.peer.as_str(), s.transport.as_str()) {
         ("", _) => "none".to_owned(),
-        (peer, "") => format!("{peer}, until the session ended"),
+        (peer, "") => format!("{peer} (the session has ended)"),
         (peer, transport) => format!("{peer} over {transport}"),
     };
     out.line("peer", peer);
@@ -258,8 +257,11 @@ mod tests {
         assert!(text.contains("cap 64 MiB") && text.contains("    the serial console is not held\n"), "{text}");
         assert!(text.contains("NO: there is no failover"), "{text}");
         assert!(!text.contains("STALLED"), "{text}");
-        status.stalled = Some("the loop has not turned for 7 s".into());
-        assert!(render(&status).contains("NOT PROTECTED\n  STALLED: the loop has not turned for 7 s\n"), "{text}");
+        status.stalled = Some("the main loop has made no progress for 7 s".into());
+        assert!(
+            render(&status).contains("NOT PROTECTED\n  STALLED: the main loop has made no progress for 7 s\n"),
+            "{text}"
+        );
         assert!(!text.contains("commit "), "an empty histogram says nothing: {text}");
         assert!(!text.contains("next try"), "{text}");
         let why = "cannot connect to 10.0.1.2:7410: Connection refused (os error 111)".to_owned();
@@ -290,10 +292,7 @@ mod tests {
         status.outputs = vec![output("d0", "unheld"), output("d1", "harmless")];
         assert_eq!(status.code(), Code::Degraded);
         let text = render(&status);
-        assert!(
-            text.starts_with("web on a (primary): protected, protected but for d0, which nothing holds\n"),
-            "{text}"
-        );
+        assert!(text.starts_with("web on a (primary): protected but for d0, which nothing holds\n"), "{text}");
         assert!(text.contains("d1             harmless disk: because"), "{text}");
     }
 
@@ -315,12 +314,16 @@ mod tests {
         status.role = "claiming".into();
         status.arbiter.failover_impossible = Some("the arbiter cannot be reached: refused".into());
         status.arbiter.last_error = Some("refused".into());
-        crate::report::fill_claim(&mut status, "the standby was silent for too long", 1_764_000_000_000);
+        crate::report::fill_claim(
+            &mut status,
+            "the standby was silent for longer than the detection time",
+            1_764_000_000_000,
+        );
         let text = render(&status);
         for words in [
             "claiming, NOT PROTECTED\n",
-            "the standby was silent for too long, and this host cannot reach the arbiter (refused): the standby may have taken \
-             the VM over. Output is held: the VM has no network\n",
+            "the standby was silent for longer than the detection time, and this host cannot reach the arbiter \
+             (refused): the standby may have taken the VM over. Output is held: the VM has no network\n",
             "since          2025-11-24T16:00:00Z\n",
             "what to do     look at the other host first",
             "afterimage solo --vm web --yes-the-other-side-is-stopped`",

@@ -1,4 +1,4 @@
-//! `afterimage status --watch`: again and again, until somebody ends it.
+//! `afterimage status --watch`: repeats the status until it is interrupted.
 //!
 //! | stdout is | then |
 //! |---|---|
@@ -47,7 +47,7 @@ pub(super) fn run(args: &StatusArgs, interval: Duration) -> anyhow::Result<Code>
 
 fn head(args: &StatusArgs, interval: Duration) -> String {
     let now = humantime::format_rfc3339_seconds(SystemTime::now());
-    format!("{now}  {}  every {interval:?}; Ctrl-C ends it\n", args.run_dir.display())
+    format!("{now}  {}  every {interval:?}; press Ctrl-C to end\n", args.run_dir.display())
 }
 
 fn lines_of_json(statuses: &[Status]) -> anyhow::Result<String> {
@@ -96,7 +96,7 @@ fn line(s: &Status) -> String {
     }
     line.push_str(match (s.protected, s.no_failover()) {
         (false, _) => ", NOT PROTECTED",
-        (true, None) => ", protected",
+        (true, None) => "",
         (true, Some(_)) => ", but NO FAILOVER",
     });
     line.push_str(&format!(", generation {}", s.generation));
@@ -127,7 +127,7 @@ mod tests {
         (status.epoch, status.released_packets) = (9, 9);
         assert_eq!(watch.changes(std::slice::from_ref(&status)), "", "figures are no change");
         (status.role, status.protected) = ("protected".into(), true);
-        assert!(watch.changes(std::slice::from_ref(&status)).contains("protected, protected"));
+        assert!(watch.changes(std::slice::from_ref(&status)).contains("web primary: protected, generation"));
         status.network = Some("tap0 is gone".into());
         assert!(watch.changes(std::slice::from_ref(&status)).contains(", NETWORK: tap0 is gone"));
         status.arbiter.failover_impossible = Some("the arbiter cannot be reached".into());

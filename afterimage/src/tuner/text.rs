@@ -1,4 +1,4 @@
-//! What the tuner says, for people.
+//! Prints the tuner's table, recommendation and warnings.
 
 pub(super) use crate::probe::time;
 
@@ -143,7 +143,7 @@ fn support(out: &mut String, outcome: &Outcome) {
     let Some(Row { assessment: a, worst, .. }) = row else { return };
     if matches!(a.support, Support::Extrapolated | Support::RuleOfThree) {
         let fit = if a.support == Support::Extrapolated {
-            "; the figures are the fit's, and hold if longer silences come from what those seen came from"
+            "; the figures come from the fit, and hold if longer silences have the same causes as those seen"
         } else {
             ""
         };

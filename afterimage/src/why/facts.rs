@@ -1,4 +1,4 @@
-//! What was known at the time, in numbers: the machine's half of a story.
+//! The facts of an incident as JSON numbers, for `why --json`.
 
 use super::incident::Incident;
 use mc_core::{

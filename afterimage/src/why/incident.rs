@@ -1,4 +1,4 @@
-//! Which events belong together.
+//! Groups journal events into incidents.
 //!
 //! ```text
 //!               trigger                        outcome                          nothing for 5 s,

@@ -90,7 +90,7 @@ pub fn run(args: &WhyArgs) -> anyhow::Result<Code> {
 fn since(text: &str, now: SystemTime) -> Result<f64, ExitError> {
     let ago = parse_ago(text).ok().and_then(|ago| now.checked_sub(ago));
     let at = ago.or_else(|| humantime::parse_rfc3339_weak(text).ok()).ok_or_else(|| {
-        ExitError::usage(format!("--since {text:?} is neither a duration nor a time"))
+        ExitError::usage(format!("invalid --since {text:?}: not a duration or a time"))
             .remedy("write how long ago, such as 10m, 2h or 3d, or a time in UTC, such as \"2026-11-25 22:31:00\"")
     })?;
     Ok(at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs_f64() * 1e3)
@@ -160,8 +160,8 @@ fn tell(incident: Incident) -> Told {
 /// The VMs and sides that have a journal in `dir`.
 fn journals(dir: &Path, vm: Option<Name>) -> Result<Vec<(Name, &'static str)>, ExitError> {
     let none = |why: String| {
-        let remedy = "name the --state-dir of `afterimage protect` and `afterimage standby`; what happened before they \
-                      ran, nobody wrote down";
+        let remedy = "use the --state-dir of `afterimage protect` and `afterimage standby`; nothing was recorded \
+             before they first ran";
         ExitError::new(Code::Failed, why).remedy(remedy)
     };
     let entries = std::fs::read_dir(dir).map_err(|e| none(format!("no journals: {}: {e}", dir.display())))?;
@@ -170,7 +170,7 @@ fn journals(dir: &Path, vm: Option<Name>) -> Result<Vec<(Name, &'static str)>, E
     found.sort_by_key(|(vm, side)| (vm.to_string(), *side));
     found.dedup();
     if found.is_empty() {
-        let what = vm.map_or_else(|| "no VM".to_owned(), |vm| format!("no {vm}"));
+        let what = vm.map_or_else(|| "no VM".to_owned(), |vm| format!("no journal of {vm}"));
         return Err(none(format!("{what} has a journal in {}", dir.display())));
     }
     Ok(found)

@@ -1,4 +1,4 @@
-//! What came before what on this host: by boot and the time since, not by a wall clock that somebody may set.
+//! Orders events by boot and time since boot, because the wall clock may be set.
 
 use node::events::Record;
 use std::collections::HashSet;

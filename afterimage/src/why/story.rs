@@ -1,4 +1,4 @@
-//! Facts in sentences.
+//! Turns the facts of an incident into sentences.
 
 use super::{
     facts::Facts,
@@ -30,7 +30,7 @@ pub(super) fn headline(kind: Kind) -> &'static str {
         Kind::VmGone => "the VM ended",
         Kind::Refused => "no session came about",
         Kind::OrderRefused => "an operator's order was refused; nothing was changed",
-        Kind::Open => "no outcome is written",
+        Kind::Open => "no outcome was recorded",
     }
 }
 
@@ -130,7 +130,7 @@ fn arbiter(incident: &Incident, record: &Record) -> Option<String> {
             format!("The arbiter answered, and a failover was impossible: {}.{todo}", fault.why)
         }
         Event::ArbiterMended => {
-            format!("It was as it should be {} later.", since(|e| matches!(e, Event::ArbiterFault(_))))
+            format!("It recovered {} later.", since(|e| matches!(e, Event::ArbiterFault(_))))
         }
         _ => return None,
     })
@@ -218,7 +218,7 @@ fn swap(facts: &Facts) -> Option<String> {
             let error = error.map_or_else(String::new, |error| format!(" ({error})"));
             match facts.read.as_ref().map(register) {
                 Some(held) => format!("{asked} no answer is written{error}; read again, the register held {held}."),
-                None => format!("{asked} no answer is written{error}. Until there is one, output stays held."),
+                None => format!("{asked} no answer was recorded{error}. Until there is one, output stays held."),
             }
         }
     })
@@ -262,7 +262,7 @@ fn outcome(incident: &Incident, facts: &Facts) -> Option<String> {
             Some(format!("{copy}{committed}"))
         }
         Kind::Open if incident.ended_ms().is_none() && facts.swap.is_some() => None,
-        Kind::Open => Some("Nothing more was written: this is still going on, or the process died.".to_owned()),
+        Kind::Open => Some("Nothing more was recorded: this is still in progress, or the process died.".to_owned()),
         _ => None,
     }
 }

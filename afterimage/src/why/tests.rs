@@ -181,7 +181,7 @@ fn a_standby_that_lost_and_keeps_its_copy_has_an_end_of_its_story() {
 fn a_primary_that_asked_for_nothing_tells_what_it_read() {
     let dir = tempfile::tempdir().unwrap();
     let held = register(3, "host-b", &json!("solo"));
-    let yielding = json!({ "event": "yielding", "at_ms": 1001.0, "expect": 2, "why": "a signal stopped its QEMU" });
+    let yielding = json!({ "event": "yielding", "at_ms": 1001.0, "expect": 2, "why": "was stopped by a signal" });
     let older = json!({ "event": "register", "at_ms": 1001.5, "register": register(2, "host-a", &json!("solo")) });
     let fenced = json!({ "event": "fenced", "at_ms": 1002.0, "register": held });
     let exit = json!({ "event": "exit", "at_ms": 1003.0, "code": 4, "why": null });
@@ -296,7 +296,7 @@ fn a_lost_standby_an_arbiters_fault_and_a_keeper_have_stories() {
     assert_eq!(kinds, [Kind::LostSwap, Kind::ArbiterFault, Kind::Unloadable, Kind::KeptNetwork]);
     let stories = [
         "the register holds generation 3 (host-a, alone). This standby keeps its copy until a new session needs the room, and lets nothing out.",
-        "a failover was impossible: its disk is full. What to do: make room. It was as it should be 1500.0 ms later. \
+        "a failover was impossible: its disk is full. What to do: make room. It recovered 1500.0 ms later. \
          This process had been away for 6500.0 ms.",
         "this host's QEMU could not load the VM: Unknown savevm section.",
         "A keeper passed the packets of 2 NICs, which were handed over by the process before it. A NIC was lost: tap0 is gone.",
@@ -312,7 +312,7 @@ fn a_vm_that_died_where_it_was_taken_over_has_a_story() {
     let mut events = takeover(1000.0).to_vec();
     events.push(json!({ "event": "vm-gone", "at_ms": 9_000.0, "orderly": false }));
     events.push(
-        json!({ "event": "exit", "at_ms": 9_001.0, "code": 1, "why": "the VM's QEMU died, and no standby had it" }),
+        json!({ "event": "exit", "at_ms": 9_001.0, "code": 1, "why": "the VM's QEMU died, and no standby had a copy of the VM" }),
     );
     journal(dir.path(), "standby", &events);
     let report = told(dir.path());
@@ -329,7 +329,7 @@ fn a_swap_without_an_answer_is_not_told_as_won_or_lost() {
     let report = told(dir.path());
     assert_eq!((report.incidents[0].kind, report.incidents[0].ended_ms), (Kind::Open, None));
     let story = report.incidents[0].story.join(" ");
-    assert!(story.contains("no answer is written") && !story.contains("won") && !story.contains("lost"), "{story}");
+    assert!(story.contains("no answer was recorded") && !story.contains("won") && !story.contains("lost"), "{story}");
 }
 
 #[test]
@@ -348,7 +348,7 @@ fn hostile_bytes_are_named_and_no_terminal_obeys_them() {
     fs::write(&path, bytes).unwrap();
     let text = render(&told(dir.path()));
     assert!(!text.contains('\u{1b}'), "{text}");
-    assert!(text.contains("web.standby.journal:3: no JSON object"), "{text}");
+    assert!(text.contains("web.standby.journal:3: not a JSON object"), "{text}");
 }
 
 #[test]

@@ -26,7 +26,7 @@ pub(super) fn render(report: &Report) -> String {
         incident(&mut out, told);
     }
     if report.incidents.is_empty() {
-        out.push_str("nothing happened that is worth a story\n");
+        out.push_str("no role has changed\n");
     }
     for skipped in &report.skipped {
         let _ = writeln!(out, "skipped: {}:{}: {}", skipped.file.display(), skipped.line, skipped.why);

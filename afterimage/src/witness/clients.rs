@@ -1,4 +1,4 @@
-//! The connections that are open, and who gives its place up when there are too many.
+//! The open connections, and which one is closed when there are too many.
 //!
 //! A node asks once a second over a connection that it keeps. It is *known* once it was told of a register: whoever asks about
 //! a VM that nobody has protected yet, and whoever only connects, is a stranger. Strangers hold half of the places at most, so

@@ -144,7 +144,8 @@ pub fn operate(command: &WitnessCommand) -> anyhow::Result<Code> {
 
 fn nobody(state: &Path, error: &ControlError) -> ExitError {
     let what = format!("no witness answers for {}: {error}", state.display());
-    let remedy = "these commands speak to a running `afterimage witness`, on its host, as its user: name its --state";
+    let remedy = "these commands need a running `afterimage witness` on this host: use its --state, and run as its \
+         user";
     ExitError::new(Code::Prerequisite, what).remedy(remedy)
 }
 
@@ -164,8 +165,9 @@ fn render(report: &WitnessReport) -> String {
                 }
             },
         };
-        let told =
-            entry.last_told_ms.map_or("nobody has told since the start".to_owned(), |ms| format!("told {ms} ms ago"));
+        let told = entry
+            .last_told_ms
+            .map_or("no node has reported since the start".to_owned(), |ms| format!("told {ms} ms ago"));
         let awaited =
             if entry.awaited.is_empty() { String::new() } else { format!(", waits for {}", entry.awaited.join(", ")) };
         out.push_str(&format!("  {}: {holds}; {}{awaited}; {told}\n", entry.vm, entry.standing));

@@ -194,12 +194,12 @@ impl<'a> Registrar<'a> {
     fn forget(&mut self, vm: Name) -> Result<String, Response> {
         if !self.arbiter.knows(vm) {
             return Err(refused(&format!(
-                "there is nothing to forget: no register of {vm}, and nobody has told of it"
+                "there is no register of {vm}, and no node has reported it: nothing to forget"
             )));
         }
         if self.told_at.get(&vm).is_some_and(|at| at.elapsed() < ALIVE) {
             let why = format!(
-                "nodes told of {vm} within the last {} s: end `afterimage` on its hosts first",
+                "nodes reported {vm} within the last {} s: stop `afterimage` on its hosts first",
                 ALIVE.as_secs()
             );
             return Err(refused(&why));

@@ -1,4 +1,4 @@
-//! The witness's connections.
+//! Accepts the nodes' connections, and reads and answers their requests.
 //!
 //! ```text
 //! accept ── a thread per connection ──request, where to answer──> registrar (owns the Arbiter) ──> connection ──> reply

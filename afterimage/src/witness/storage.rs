@@ -1,4 +1,4 @@
-//! The thread that writes, one register at a time; and once a second something that nobody needs, to know that it could.
+//! The thread that stores registers, one at a time; once a second it writes a test file, to prove that it still can.
 
 use super::{registrar::Input, store::Store};
 use mc_core::{id::Name, register::Register};

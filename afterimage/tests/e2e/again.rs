@@ -65,7 +65,7 @@ fn a_protect_that_is_busy_is_not_relieved() {
     let Some((world, _witness)) = World::with_witness() else { return };
     let (vm, mut first, standby) = world.pair();
     let mut second = world.protect("a", "a2", &vm.qmp, standby.addr, "");
-    second.expect_end(1, &["another afterimage on this node has web", "protected", "afterimage unprotect"]);
+    second.expect_end(1, &["another afterimage process on this node runs web", "protected", "afterimage unprotect"]);
     assert_eq!(world.status("a")["role"], "protected");
     assert!(first.is_running());
     vm.serial.goes_on();

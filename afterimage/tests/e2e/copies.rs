@@ -134,7 +134,7 @@ fn a_vm_that_was_taken_over_is_not_seen_beside_a_later_copy_of_its_host() {
     };
     let won = ask_once(&config, Ask::Cas(Swap { expect: held.generation, new, contested: false }), LONG).unwrap();
     assert_eq!(won, Answer::Cas(CasOutcome::Won(new)));
-    standby.proc.expect_end(4, &["belongs to another QEMU process of this node since", "must not be seen"]);
+    standby.proc.expect_end(4, &["belongs to another QEMU process of this node since", "must not reach the network"]);
     // Not by its keeper, either; and its QEMU is left to the operator.
     assert!(client.hears_nothing(), "{}", standby.proc.said());
     standby.serial.goes_on();

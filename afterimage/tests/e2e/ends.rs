@@ -33,7 +33,7 @@ fn protection_that_is_ended_leaves_a_solo_vm_and_a_standby_that_waits() {
     assert_eq!(standby.proc.count("running"), 0, "{}", standby.proc.said());
     vm.serial.goes_on();
     vm.serial.assert_sound();
-    assert!(protect.is_running(), "it is the VM's way to its network");
+    assert!(protect.is_running(), "the VM's network passes through that process");
     assert_eq!(world.run("a", &format!("unprotect --vm {VM}")).0, 0, "ended already");
 }
 

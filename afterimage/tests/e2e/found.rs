@@ -26,7 +26,7 @@ fn a_paused_vm_stays_paused() {
     let Some((world, _witness)) = World::with_witness() else { return };
     let vm = world.vm("vm", &[]);
     ask(&vm, "stop");
-    refused(&world, &vm, "paused", &["\"paused\"", "has to run", "cont"]);
+    refused(&world, &vm, "paused", &["\"paused\"", "must be running", "cont"]);
     assert_eq!(ask(&vm, "query-status")["status"], "paused");
     ask(&vm, "cont");
     vm.serial.goes_on();

@@ -36,7 +36,7 @@ fn two_nodes_of_one_name() {
 #[test]
 fn one_node_with_itself() {
     let Some((world, _witness)) = World::with_witness() else { return };
-    is_refused(&world, ("a", "state-b"), "b", "both sides are the same node");
+    is_refused(&world, ("a", "state-b"), "b", "both sides have the same node identity");
 }
 
 #[test]
@@ -48,8 +48,8 @@ fn two_nodes_with_two_witnesses() {
     std::fs::rename(&first, world.path("the-first-witness")).unwrap(); // it goes on in there
     let _second = world.witness();
     let mut protect = protect(&world, ("a", "state-a"), &vm, standby.addr);
-    protect.expect_end(1, &["do not have the same arbiter"]);
+    protect.expect_end(1, &["use different arbiters"]);
     let refused = standby.proc.wait_event("refused");
-    assert!(refused["why"].as_str().is_some_and(|why| why.contains("same arbiter")), "{refused}");
+    assert!(refused["why"].as_str().is_some_and(|why| why.contains("different arbiters")), "{refused}");
     vm.serial.goes_on();
 }

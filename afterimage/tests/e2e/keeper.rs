@@ -125,7 +125,7 @@ fn an_attempt_that_is_made_once_and_comes_to_nothing_leaves_the_vm_its_network()
     let mut client = Client::new();
     // Nobody is there.
     let mut alone = world.protect("a", "alone", &vm.qmp, free_addr(), &flags);
-    alone.expect_end(1, &["Connection refused", "its network keeper has its network"]);
+    alone.expect_end(1, &["Connection refused", "a keeper passes its packets"]);
     assert_eq!(alone.wait_event("keeper-started")["handed_over"], true, "{}", alone.said());
     client.is_served(5);
     let (code, stdout, _) = world.run("a", &format!("status --vm {VM}"));
@@ -142,7 +142,7 @@ fn an_attempt_that_is_made_once_and_comes_to_nothing_leaves_the_vm_its_network()
     let b = vec!["--nic".to_owned(), nic(world.dir.path(), "b")];
     let other = world.standby_with("b", &StandbyOptions { qemu: Some(qemu), flags: b, ..StandbyOptions::default() });
     let mut refused = world.protect("a", "refused", &vm.qmp, other.addr, &flags);
-    refused.expect_end(1, &["its network keeper has its network"]);
+    refused.expect_end(1, &["a keeper passes its packets"]);
     client.is_served(5);
     vm.serial.assert_sound();
 }
@@ -216,7 +216,7 @@ fn a_keeper_refuses_the_first_signal_and_obeys_the_second() {
     signal(keeper, Signal::TERM);
     until("it says that it stays", || {
         let said = status(&world, "a", "keeper");
-        said["notes"].to_string().contains("a signal to end was refused").then_some(())
+        said["notes"].to_string().contains("refused to end on this signal").then_some(())
     });
     client.is_served(5);
     signal(keeper, Signal::TERM);
@@ -241,11 +241,11 @@ fn a_vm_has_no_second_name_on_its_host() {
         command.arg("--run-dir").arg(world.run_dir("a")).arg("--state-dir").arg(world.path("state-a"));
         Proc::spawn(world.dir.path(), "other", command)
     };
-    another().expect_end(6, &["is the VM web on this host, by its primary", "what to do: name it with --vm web"]);
+    another().expect_end(6, &["already runs as VM web on this host (its primary)", "what to do: use --vm web"]);
     client.is_served(5);
     signal(protect.pid(), Signal::TERM);
     protect.expect_end(0, &[]);
-    another().expect_end(6, &["is the VM web on this host, by its keeper", "what to do: name it with --vm web"]);
+    another().expect_end(6, &["already runs as VM web on this host (its keeper)", "what to do: use --vm web"]);
     client.is_served(5);
 }
 
@@ -262,7 +262,7 @@ fn an_operator_gives_a_vm_its_network_by_hand() {
     let (code, _, stderr) = world.run("a", &line(""));
     assert!(code == 2 && stderr.contains(yes) && stderr.contains("`afterimage protect`"), "{code}: {stderr}");
     let (code, _, stderr) = world.run("a", &line(yes));
-    assert!(code == 1 && stderr.contains("afterimage runs here for web already"), "{code}: {stderr}");
+    assert!(code == 1 && stderr.contains("an afterimage process already runs here for web"), "{code}: {stderr}");
 
     assert_eq!(world.run("a", &format!("unprotect --vm {VM}")).0, 0);
     world.wait_role("a", "solo");

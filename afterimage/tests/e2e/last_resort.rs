@@ -13,7 +13,7 @@ const YES: &str = "--yes-the-other-side-is-stopped";
 fn goes_solo(world: &World) {
     until("its word is heard", || {
         let (code, stdout, stderr) = world.run("a", &format!("solo --vm {VM} {YES}"));
-        assert!(code == 0 || stderr.contains("whose the VM is"), "{code} {stdout} {stderr}");
+        assert!(code == 0 || stderr.contains("who owns the VM"), "{code} {stdout} {stderr}");
         (code == 0).then_some(())
     });
     world.wait_role("a", "solo");

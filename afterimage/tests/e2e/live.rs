@@ -81,7 +81,13 @@ fn impossible_settings_are_refused_with_numbers_and_change_nothing() {
     let before = keepalive(&world, "a", "show");
     let set = format!("keepalive set --vm {VM}");
     fails(&world, "a", &format!("{set} --interval 10ms --multiplier 0"), 2, &["2 to 255"]);
-    fails(&world, "a", &format!("{set} --multiplier 1 --force"), 2, &["1 bears no lost beat", "2 to 255"]);
+    fails(
+        &world,
+        "a",
+        &format!("{set} --multiplier 1 --force"),
+        2,
+        &["with 1, a single lost or late beat", "2 to 255"],
+    );
     fails(&world, "a", &format!("{set} --interval 50us"), 2, &["50us is out of range", "100us to 10s"]);
     fails(&world, "a", &format!("{set} --interval 11s"), 2, &["11s is out of range", "100us to 10s"]);
     fails(&world, "a", &format!("{set} --interval 5m"), 2, &["5m is out of range", "100us to 10s"]);
@@ -91,7 +97,7 @@ fn impossible_settings_are_refused_with_numbers_and_change_nothing() {
     let shortest = number(&before, "/machine/shortest_interval_us");
     if shortest > 100 {
         let line = format!("{set} --interval {}us --multiplier 200 --force", shortest - 1);
-        fails(&world, "a", &line, 1, &["cannot be timed by this machine", "late", "The shortest interval here is"]);
+        fails(&world, "a", &line, 1, &["is too short for this machine", "late", "The shortest interval here is"]);
     }
     let after = keepalive(&world, "a", "show");
     assert_eq!((&after["local"], &after["changes"]), (&before["local"], &before["changes"]));
@@ -125,7 +131,7 @@ fn a_second_operator_is_told_that_a_change_is_under_way() {
         (serde_json::from_str::<Value>(&stdout).ok()?["change_under_way"] == true).then_some(())
     });
     let second = format!("keepalive set --vm {VM} --interval 80ms --force");
-    fails(&world, "a", &second, 1, &["a change is under way", "changed nothing"]);
+    fails(&world, "a", &second, 1, &["another change is in progress", "nothing was changed"]);
     crate::proc::signal(standby.proc.pid(), rustix::process::Signal::CONT);
     let ended = first.wait().unwrap();
     let report = until("it settles", || {
@@ -235,7 +241,7 @@ fn rather_than_hold_the_vm_protection_is_given_up_through_the_arbiter() {
     assert_eq!(standby.proc.count("running"), 0, "{}", standby.proc.said());
     vm.serial.goes_on();
     vm.serial.assert_sound();
-    assert!(protect.is_running(), "it is the VM's way to its network");
+    assert!(protect.is_running(), "the VM's network passes through that process");
 }
 
 /// Nobody could say that protection has ended: the VM waits for room, and is heard.

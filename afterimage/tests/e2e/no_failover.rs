@@ -74,7 +74,7 @@ fn a_standby_that_waits_for_the_arbiter_says_why_and_the_way_out() {
     kill_host(&mut vm, &mut protect);
     let status = world.wait_role("b", "claiming");
     let why = &status["why_not_protected"];
-    assert!(why["why"].as_str().unwrap().contains("the arbiter has not said whose the VM is"), "{why}");
+    assert!(why["why"].as_str().unwrap().contains("the arbiter has not said who owns the VM"), "{why}");
     assert!(why["what_to_do"].as_str().unwrap().contains("afterimage takeover"), "{why}");
     assert!(why["since_ms"].as_u64().unwrap() > 0, "{why}");
     until_said(&standby.proc, "role=\"claiming\"");
@@ -86,7 +86,7 @@ fn an_end_in_order_is_no_warning() {
     let Some((world, _witness)) = World::with_witness() else { return };
     let idle = world.standby("b");
     let (code, text, _) = world.run("b", &format!("status --vm {VM}"));
-    assert!(code == 3 && text.contains("no primary protects a VM by this standby"), "{text}");
+    assert!(code == 3 && text.contains("no primary uses this standby now"), "{text}");
     let refused = world.run("b", &format!("takeover --vm {VM} --yes-the-other-side-is-stopped")).2;
     assert!(refused.contains("this standby is idle: it has no copy") && refused.contains("what to do"), "{refused}");
 

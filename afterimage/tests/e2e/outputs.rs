@@ -205,7 +205,8 @@ fn a_change_is_no_end_of_protection_where_nothing_is_rehearsed() {
     // The claim ends; the standby's answer may come so soon that nobody sees it.
     until("it is claimed again", || {
         let status = world.status("a");
-        (status["protected"] == true && !status["notes"].to_string().contains("the VM has changed")).then_some(())
+        (status["protected"] == true && !status["notes"].to_string().contains("the VM's devices have changed"))
+            .then_some(())
     });
     assert_eq!(protect.count("solo"), 1, "protection did not end: {}", protect.said());
     let rehearsals = ["rehearsing", "rehearsed"].map(|event| standby.proc.count(event));

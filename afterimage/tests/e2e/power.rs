@@ -88,7 +88,7 @@ fn a_vm_that_is_booted_anew_waits_while_its_standby_takes_over() {
     let vm = world.vm("vm", &[]);
     let mut protect = world.protect("a", "a", &vm.qmp, standby.addr, "");
     let _witness = world.witness_again();
-    protect.expect_end(4, &["web belongs to node b since", "must not run visibly"]);
+    protect.expect_end(4, &["web belongs to node b since", "must not reach the network"]);
     standby.proc.wait_event("running");
     assert_eq!(standby.proc.count("renouncing"), 0, "{}", standby.proc.said());
     assert_eq!(protect.count("attached"), 0, "{}", protect.said());

@@ -36,7 +36,7 @@ fn a_qmp_socket_that_is_missing_or_something_else() {
     protect("dead", &dead).expect_end(6, &["dead.qmp", "refused", "what to do"]);
 
     let talks: [(&str, &'static [u8], &str); 3] = [
-        ("silent", b"", "nobody greets at"),
+        ("silent", b"", "no QMP greeting at"),
         ("noisy", b"220 mail.example ESMTP\r\n", "is not a QMP socket"),
         ("json", b"{\"hello\": 1}\n", "is not a QMP socket"),
     ];

@@ -48,13 +48,13 @@ fn a_primary_whose_arbiter_is_away_refuses_the_first_signal_and_obeys_the_second
     assert!(told["why"].as_str().is_some_and(|why| why.contains("does not answer")), "{told}");
     let status = world.status("a");
     assert_eq!(status["role"], "protected", "{status}");
-    assert!(status["notes"].to_string().contains("a signal to end was refused"), "{status}");
+    assert!(status["notes"].to_string().contains("refused to end on this signal"), "{status}");
     let epoch = status["last_ack_epoch"].as_u64();
     until("epochs are still committed", || (world.status("a")["last_ack_epoch"].as_u64() > epoch).then_some(()));
     vm.serial.goes_on();
     signal(protect.pid(), Signal::INT);
     protect
-        .expect_end(3, &["error: told again to end", "the VM's gate is closed", "takes over when the arbiter answers"]);
+        .expect_end(3, &["error: told again to end", "The VM's gate is closed", "takes over when the arbiter answers"]);
     assert!(is_alive(vm.proc.pid()), "its QEMU was left alone");
 }
 
@@ -76,10 +76,10 @@ fn a_supervisor_that_waits_for_a_verdict_refuses_the_first_signal() {
     world.wait_role("a", "claiming");
     signal(protect.pid(), Signal::TERM);
     let told = protect.wait_event("stop-refused");
-    assert!(told["why"].as_str().is_some_and(|why| why.contains("whose the VM is")), "{told}");
-    assert!(world.status("a")["notes"].to_string().contains("a signal to end was refused"));
+    assert!(told["why"].as_str().is_some_and(|why| why.contains("who owns the VM")), "{told}");
+    assert!(world.status("a")["notes"].to_string().contains("refused to end on this signal"));
     signal(protect.pid(), Signal::TERM);
-    protect.expect_end(3, &["told again to end"]);
+    protect.expect_end(3, &["the second signal"]);
 }
 
 #[test]

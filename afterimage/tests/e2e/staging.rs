@@ -58,8 +58,8 @@ fn without_a_spill_file_it_ends_protection() {
     assert_eq!(protect.count("protected"), 0, "the standby never had all that was said: {}", protect.said());
     let status = world.wait_role("a", "solo");
     let notes = status["why_not_protected"]["why"].to_string();
-    assert!(notes.contains("larger than the standby's staging") && notes.contains("--spill"), "{status}");
-    assert!(protect.stderr().contains("larger than the standby's staging"), "{}", protect.said());
+    assert!(notes.contains("did not fit into the standby's staging") && notes.contains("--spill"), "{status}");
+    assert!(protect.stderr().contains("did not fit into the standby's staging"), "{}", protect.said());
     vm.serial.goes_on();
     vm.serial.assert_sound();
     standby.proc.wait_events("waiting", 2);
@@ -124,7 +124,7 @@ fn a_slow_rehearsal_holds_the_vm_and_does_not_end_protection() {
     let change = serde_json::json!({ "qom-type": "rng-builtin", "id": "r0" });
     proc::qmp(&vm.look).execute("object-add", change, proc::LONG).unwrap();
     until("staging is full, and status says so", || {
-        world.status("b")["notes"].to_string().contains("staging is full: the primary waits").then_some(())
+        world.status("b")["notes"].to_string().contains("staging is full during a rehearsal").then_some(())
     });
     standby.proc.wait_events("rehearsed", 2);
     protect.wait_events("protected", 2);

@@ -25,7 +25,7 @@ pub fn stream(time: Duration) -> Result<f64, YardError> {
 }
 
 fn received(json: &str) -> Result<f64, String> {
-    let report: Value = serde_json::from_str(json).map_err(|e| format!("its output is no JSON: {e}"))?;
+    let report: Value = serde_json::from_str(json).map_err(|e| format!("its output is not JSON: {e}"))?;
     if let Some(error) = report.get("error").and_then(Value::as_str) {
         return Err(error.to_owned());
     }
@@ -56,7 +56,7 @@ mod tests {
     fn errors_are_passed_on() {
         let refused = r#"{"start":{},"end":{},"error":"unable to connect to server: Connection refused"}"#;
         assert_eq!(received(refused), Err("unable to connect to server: Connection refused".to_owned()));
-        assert!(received("iperf3: error").unwrap_err().contains("no JSON"));
+        assert!(received("iperf3: error").unwrap_err().contains("not JSON"));
         assert!(received("{}").unwrap_err().contains("sum_received"));
     }
 }

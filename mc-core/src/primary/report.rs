@@ -113,7 +113,7 @@ pub enum Action {
         /// The first that will do; [`Epoch::NEVER`]: none will.
         epoch: Epoch,
     },
-    /// For the log: an ACK is overdue, so the standby is suspect.
+    /// For the log: an ACK is overdue, so the standby is suspected.
     Late,
     /// For the log: the VM died while the arbiter was asked; what is won goes to the standby.
     Dead,

@@ -1,4 +1,4 @@
-//! How an arbiter is: whether a failover would find it able, and if not, why and what to do.
+//! The arbiter's health: whether a failover would succeed now, and if not, why and what to do.
 
 use mc_core::{id::WitnessId, seen::Fault, wire::arbiter::Standing};
 use std::time::{Duration, Instant};
@@ -124,8 +124,8 @@ mod tests {
         no(health(Standing::Waiting, Some(1)), "waits", "witness assign");
         no(health(Standing::Disputed, Some(1)), "does not hold", "witness assign");
         no(Health { reachable: false, last_error: Some("refused".into()), ..good.clone() }, "refused", "network");
-        let own = Health { own_trouble: true, last_error: Some("cannot keep".into()), ..good.clone() };
-        no(own, "cannot keep", "this host's");
+        let own = Health { own_trouble: true, last_error: Some("cannot store".into()), ..good.clone() };
+        no(own, "cannot store", "this host's");
         let fault = Fault::Foreign { known: WitnessId([1; 16]), found: WitnessId([2; 16]) };
         no(Health { fault: Some(fault), ..good }, "another witness", "accept-witness");
     }

@@ -102,7 +102,7 @@ impl Link {
         let answer = answer_to(&request, &connection)?;
         let address = connection.address;
         let heard = self.memory.hear(&answer, connection.opened.take())?;
-        let heard = heard.ok_or_else(|| format!("{address}: an answer of a witness process that is gone"))?;
+        let heard = heard.ok_or_else(|| format!("{address}: the answer is from a witness process that has ended"))?;
         self.connection = Some(connection);
         self.told = Some(Told { boot: answer.boot, standing: answer.standing, probe_age_ms: answer.probe_age_ms });
         Ok(Said { answer, heard, counted: answer.boot == asker.boot })
@@ -129,7 +129,7 @@ impl Link {
         let seen = self.memory.latest().seen.register;
         let others = seen.into_iter().flat_map(named).flatten().filter(|node| node.id != self.node.id);
         let others: Vec<_> = others.map(|node| node.name.to_string()).collect();
-        if others.is_empty() { "nodes that this one does not know of".to_owned() } else { others.join(", ") }
+        if others.is_empty() { "nodes unknown to this one".to_owned() } else { others.join(", ") }
     }
 
     fn refused(&self, refusal: Refusal) -> String {
@@ -210,7 +210,9 @@ fn round_trip(mut stream: &TcpStream, request: &Request) -> io::Result<[u8; ANSW
 }
 
 fn kept_nothing(error: &MemoryError) -> Attempt {
-    Attempt::NotKept(format!("this node cannot keep what it sees, and acts on nothing that it could not: {error}"))
+    Attempt::NotKept(format!(
+        "this node cannot store what it reads from the witness, so it does not act on it: {error}"
+    ))
 }
 
 impl Backend for Link {
@@ -224,7 +226,7 @@ impl Backend for Link {
         match self.ask(*ask) {
             Ok(said) => self.interpret(*ask, &said).unwrap_or_else(|| {
                 self.connection = None;
-                Attempt::Unreachable(format!("{}: {:?} is no answer to {ask:?}", self.witness, said.answer.outcome))
+                Attempt::Unreachable(format!("{}: {:?} is not an answer to {ask:?}", self.witness, said.answer.outcome))
             }),
             Err(Trouble::Unreachable(why)) => Attempt::Unreachable(why),
             Err(Trouble::Memory(error)) => kept_nothing(&error),

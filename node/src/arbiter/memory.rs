@@ -43,7 +43,7 @@ pub enum MemoryError {
         source: io::Error,
     },
     /// It is not what was written.
-    #[error("{}: damaged ({why}): what this node has seen of the VM's register is not known", path.display())]
+    #[error("{}: damaged ({why}); this node no longer knows what it had seen of the VM's register", path.display())]
     Damaged {
         /// Which file.
         path: PathBuf,
@@ -141,7 +141,8 @@ impl Memory {
         let accept = self.accept;
         let (was_foreign, heard) = self.update(|now| (now.is_foreign(answer), now.hear(answer, opened, accept)))?;
         if accept && was_foreign && heard.is_some() {
-            tracing::warn!(vm = %self.vm, witness = %answer.witness, "another witness: accepted, as --accept-witness says");
+            tracing::warn!(vm = %self.vm, witness = %answer.witness, "accepted a new witness, as --accept-witness \
+                 asked");
             emit(Event::WitnessAccepted(WitnessAccepted { vm: self.vm, witness: answer.witness }));
         }
         self.accept &= heard.is_none();

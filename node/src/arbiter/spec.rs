@@ -15,7 +15,7 @@ pub struct HostPort {
 /// Why a text is no [`HostPort`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "invalid HOST:PORT {text:?} ({why}): allowed is 10.0.0.2:7410, [fd00::2]:7410, [fe80::2%eth0]:7410, \
+    "invalid HOST:PORT {text:?} ({why}): expected 10.0.0.2:7410, [fd00::2]:7410, [fe80::2%eth0]:7410, \
          standby.example:7410"
 )]
 pub struct HostPortError {
@@ -83,8 +83,8 @@ pub enum ArbiterSpec {
 pub enum ArbiterSpecError {
     /// Neither of the two.
     #[error(
-        "invalid arbiter {0:?}: allowed is witness://HOST:PORT (an `afterimage witness` on a third host), or manual (nothing is \
-         promoted until an operator says so). Without an arbiter two hosts could run the VM at once, so there is no word for none"
+        "invalid arbiter {0:?}: expected witness://HOST:PORT (an `afterimage witness` on a third host), or manual (nothing is \
+         promoted until an operator says so). Without an arbiter two hosts could run the VM at the same time, so there is no 'none'"
     )]
     Kind(String),
     /// `witness://`, and then no host and port.
@@ -157,7 +157,7 @@ mod tests {
             "[fe80::9]:7400",
         ] {
             let error = format!("witness://{text}").parse::<ArbiterSpec>().unwrap_err().to_string();
-            assert!(error.contains("allowed is 10.0.0.2:7410"), "{text:?}: {error}");
+            assert!(error.contains("expected 10.0.0.2:7410"), "{text:?}: {error}");
         }
     }
 

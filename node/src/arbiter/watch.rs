@@ -60,7 +60,7 @@ impl ArbiterWatch {
             why if why == before.1 => {}
             Some(why) => unfit(&why, health),
             None if health.reachable => {
-                tracing::info!("the arbiter is as it should be again: failover is possible");
+                tracing::info!("the arbiter has recovered: failover is possible");
                 emit(Event::ArbiterMended);
             }
             None => {}

@@ -1,4 +1,4 @@
-//! The thread that asks: one question at a time, again and again until it is answered.
+//! The thread that asks the arbiter one question at a time, and repeats it until it is answered.
 
 use super::{Answer, Ask, Health, Told};
 use crate::wake::Wake;

@@ -52,7 +52,7 @@ impl Record {
     /// # Errors
     /// Why it is none, in words.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let fields: Map<String, Value> = serde_json::from_str(text).map_err(|e| format!("no JSON object: {e}"))?;
+        let fields: Map<String, Value> = serde_json::from_str(text).map_err(|e| format!("not a JSON object: {e}"))?;
         match fields.get("schema").and_then(Value::as_u64) {
             Some(SCHEMA) => {}
             _ => return Err(format!("of schema {:?}; only {SCHEMA} is known", fields.get("schema"))),

@@ -57,7 +57,7 @@ fn a_torn_line_is_ended_by_the_next_writer_and_named_by_readers() {
     let journal = read(&path).unwrap();
     assert_eq!(journal.records.iter().map(|e| e.event.name()).collect::<Vec<_>>(), ["one", "two"]);
     assert_eq!((journal.skipped.len(), journal.skipped[0].line), (1, 2));
-    assert!(journal.skipped[0].why.contains("no JSON object"), "{:?}", journal.skipped);
+    assert!(journal.skipped[0].why.contains("not a JSON object"), "{:?}", journal.skipped);
 }
 
 #[test]
@@ -75,8 +75,8 @@ fn a_journal_that_was_removed_is_begun_anew() {
 fn what_is_no_event_is_named_and_skipped() {
     let long = format!("{{\"schema\":1,\"event\":\"e\",\"at_ms\":1,\"x\":\"{}\"}}", "z".repeat(LONGEST));
     let cases: [(&[u8], &str); 8] = [
-        (b"nonsense", "no JSON object"),
-        (b"[1]", "no JSON object"),
+        (b"nonsense", "not a JSON object"),
+        (b"[1]", "not a JSON object"),
         (b"\xff\xfe", "not UTF-8"),
         (b"{\"schema\":2,\"event\":\"e\",\"at_ms\":1}", "only 1 is known"),
         (b"{\"event\":\"e\",\"at_ms\":1}", "of schema None"),

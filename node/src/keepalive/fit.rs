@@ -31,14 +31,13 @@ pub fn can_time(interval: Duration, timer: Timer) -> Result<(), Unfit> {
         return Ok(());
     }
     let what = format!(
-        "beats every {interval:?} cannot be timed by this machine: half of its timers were up to {:?} late (the worst \
-         {} us) when they were measured, and a beat that is late by a quarter of the interval is as good as none. The \
-         shortest interval here is {:?}",
+        "beat interval {interval:?} is too short for this machine: half of its timers were up to {:?} late (at worst \
+         {} us). The shortest interval here is {:?}",
         timer.late_p50,
         timer.late_max.as_micros(),
         timer.floor()
     );
-    Err(unfit(what, "take a longer interval, or see to the machine: `afterimage status` has notes on it"))
+    Err(unfit(what, "use a longer interval, or make the machine more punctual (see the notes in `afterimage status`)"))
 }
 
 /// Whether a detection time of `multiplier` intervals is more than a live peer needs.
@@ -50,15 +49,15 @@ pub fn can_bear(interval: Duration, multiplier: u8) -> Result<(), Unfit> {
     let remedy = "take a multiplier of 2 or more, and a longer interval";
     if multiplier < 2 {
         let what = format!(
-            "a detection time of {detection:?} ({interval:?} x {multiplier}) bears no lost beat: the first one that is lost, or \
-             late by a tenth of the interval, would be taken for the death of a live host"
+            "detection time {detection:?} ({interval:?} x {multiplier}) is too short: a single lost beat, or one \
+             late by a tenth of the interval, would count as the host's death"
         );
         return Err(unfit(what, remedy));
     }
     if detection < SHORTEST_DETECTION {
         let what = format!(
-            "a detection time of {detection:?} ({interval:?} x {multiplier}) is shorter than {SHORTEST_DETECTION:?}: a live \
-             host's kernel may keep a beat waiting for as long as that"
+            "detection time {detection:?} ({interval:?} x {multiplier}) is too short: a live host's kernel may delay \
+             a beat by {SHORTEST_DETECTION:?}"
         );
         return Err(unfit(what, remedy));
     }
@@ -75,8 +74,8 @@ pub fn has_borne(interval: Duration, multiplier: u8, overdue: Duration) -> Resul
         return Ok(());
     }
     let what = format!(
-        "a detection time of {detection:?} ({interval:?} x {multiplier}) is within what a live peer did in this session: a beat \
-         came {overdue:?} after it was due, which would have been a silence of {worst:?}, taken for its death"
+        "detection time {detection:?} ({interval:?} x {multiplier}) is too short: the live peer was silent for up to \
+         {worst:?} in this session"
     );
     Err(unfit(what, "take a longer interval or a larger multiplier"))
 }
@@ -108,10 +107,10 @@ mod tests {
     #[test]
     fn what_bears_nothing_is_refused_with_the_numbers() {
         for (interval, multiplier, words) in [
-            (us(1_000), 1, "(1ms x 1) bears no lost beat"),
-            (us(10_000), 1, "(10ms x 1) bears no lost beat"),
-            (us(10_000_000), 1, "(10s x 1) bears no lost beat"),
-            (us(100), 3, "300µs (100µs x 3) is shorter than 2ms"),
+            (us(1_000), 1, "(1ms x 1) is too short: a single lost beat"),
+            (us(10_000), 1, "(10ms x 1) is too short: a single lost beat"),
+            (us(10_000_000), 1, "(10s x 1) is too short: a single lost beat"),
+            (us(100), 3, "300µs (100µs x 3) is too short: "),
         ] {
             let why = can_bear(interval, multiplier).expect_err("unfit").what;
             assert!(why.contains(words), "{why}");
@@ -126,13 +125,16 @@ mod tests {
         let timer = Timer { late_p50: us(60), late_max: us(900) };
         assert_eq!(can_time(us(240), timer), Ok(()));
         let why = can_time(us(239), timer).expect_err("unfit").what;
-        assert!(why.contains("every 239µs") && why.contains("the worst 900 us") && why.contains("240µs"), "{why}");
+        assert!(
+            why.contains("beat interval 239µs") && why.contains("at worst 900 us") && why.contains("240µs"),
+            "{why}"
+        );
     }
 
     #[test]
     fn what_was_seen_of_a_live_peer_must_fit() {
         assert_eq!(has_borne(us(5_000), 3, us(9_999)), Ok(()));
         let why = has_borne(us(5_000), 3, us(10_000)).expect_err("unfit").what;
-        assert!(why.contains("15ms (5ms x 3)") && why.contains("a silence of 15ms"), "{why}");
+        assert!(why.contains("15ms (5ms x 3)") && why.contains("silent for up to 15ms"), "{why}");
     }
 }

@@ -150,7 +150,7 @@ impl BeatThread {
             let _ = settled.send(worker.settle());
             worker.run();
         })?;
-        let (notes, timer) = notes.recv().map_err(|_| io::Error::other("the thread \"beats\" died at its start"))?;
+        let (notes, timer) = notes.recv().map_err(|_| io::Error::other("the beat thread failed to start"))?;
         Ok(BeatHandle { shared, notes, timer, started: clock.now(), startup_limit, thread: Some(thread) })
     }
 }

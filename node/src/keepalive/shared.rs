@@ -1,4 +1,4 @@
-//! What the driver and the beat thread share. The thread never waits for the driver: it reads and writes atomics, and tries
+//! The state that the main loop and the beat thread share. The thread never waits for the driver: it reads and writes atomics, and tries
 //! locks.
 
 use super::{SuspicionReport, Verdict, stats::Published};

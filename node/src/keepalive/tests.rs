@@ -324,7 +324,7 @@ fn what_bears_no_lost_beat_is_not_fit_to_be_relied_on() {
     until_up(&ends);
     until("it knows the other side's", || ends[0].beats.negotiation().0.peer.is_some());
     let why = ends[0].beats.fit().expect_err("the other side's multiplier is 1").what;
-    assert!(why.contains("2s (2s x 1) bears no lost beat"), "{why}");
+    assert!(why.contains("2s (2s x 1) is too short: a single lost beat"), "{why}");
 }
 
 /// What one side sends is dropped on the way: each knows which direction fails.

@@ -1,4 +1,4 @@
-//! How punctual this machine is: measured when a session's beats begin, by the thread that will send them.
+//! Measures how punctual this machine's timers are, at the start of a session, on the beat thread.
 
 use super::worker::settle;
 use mc_core::{detector::MIN_INTERVAL, histogram::Histogram};

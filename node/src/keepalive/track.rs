@@ -1,4 +1,4 @@
-//! What the beats that arrive tell of their way: gaps, losses, and how much longer than the fastest each one took.
+//! Statistics of received beats: gaps, losses, and extra delay beyond the fastest beat.
 //!
 //! Clocks of two hosts have nothing in common but, nearly, their rate. So a one-way time is told relative to the fastest beat: what
 //! a beat took by both clocks, less the least that any took. That least may rise by [`DRIFT`] (50 ppm, more than crystals differ by)

@@ -1,4 +1,4 @@
-//! One side of RDMA: a device, queue pairs for checkpoints, a queue pair for beats.
+//! This host's side of an RDMA session: the device, the queue pairs for checkpoints, the queue pair for beats.
 
 use super::PathsConfig;
 use super::{Beats, RdmaInfo, Report, Route, UdpEnds, either, missing};

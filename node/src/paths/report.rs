@@ -1,4 +1,4 @@
-//! What the operator hears of a session's way.
+//! Explains to the operator how a session's checkpoints and beats go, and what is wrong with them.
 
 use crate::{
     events::{self, Event, FellBack, PathSilence, emit, ms},
@@ -60,8 +60,9 @@ pub fn unproven(proof: Proof, peer: &str, (by, udp): (&str, Option<UdpEnds>), af
         Proof { heard: 0, .. } => format!("no beat from {peer} arrived by {way} in {after:.1?}: {open}"),
         Proof { echoed: 0, .. } => format!("{peer} does not hear this side's beats: {dropped}"),
         Proof { heard, echoed, .. } => format!(
-            "beats between here and {peer} have gaps beyond the detection time: in {after:.1?} {heard} arrived here, and {echoed} \
-             of those told of one that arrived there; take a longer --beat-interval, or see to the network between the hosts"
+            "beats between this host and {peer} have gaps longer than the detection time: in {after:.1?}, {heard} \
+             arrived here, and {echoed} of them confirmed one of ours. Use a longer --beat-interval, or check the \
+             network between the hosts"
         ),
     }
 }
@@ -223,7 +224,7 @@ mod tests {
             ("by ud or udp in 5.0s", say(0, 0, ("both", ends))),
             ("by ud in 5.0s: let RoCE's UDP port 4791 pass", say(0, 0, ("ud", None))),
             ("let RoCE's UDP port 4791 pass from here to there", say(9, 0, ("ud", None))),
-            ("in 5.0s 9 arrived here, and 4 of those told of one", say(9, 4, ("udp", ends))),
+            ("in 5.0s, 9 arrived here, and 4 of them confirmed one of ours", say(9, 4, ("udp", ends))),
         ] {
             assert!(said.contains(words), "{said}");
         }

@@ -80,9 +80,12 @@ fn a_standby_without_rdma_answers_over_tcp_or_says_why_not() {
     for transport in [(Auto, Both), (Tcp, Udp)] {
         let config = config(transport.0, transport.1);
         assert_eq!(answer(&config, 7, None), Ok(true));
-        assert_eq!(answer(&config, 7, Some(&endpoint())), Ok(true), "the primary may come down to TCP");
+        assert_eq!(answer(&config, 7, Some(&endpoint())), Ok(true), "the primary may end up with TCP");
         let why = answer(&config, 0, Some(&endpoint())).unwrap_err();
-        assert!(why.contains("no common way for beats (no RDMA: ") && why.contains("--keepalive"), "{why}");
+        assert!(
+            why.contains("the two sides have no way for beats in common (no RDMA: ") && why.contains("--keepalive"),
+            "{why}"
+        );
     }
     let why = answer(&config(Rdma, Ud), 7, None).unwrap_err();
     assert!(why.contains("takes RDMA only, and a offers none"), "{why}");

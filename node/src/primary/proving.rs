@@ -86,8 +86,8 @@ impl<S: CheckpointSource, G: OutputGate> Primary<S, G> {
 
     /// An ACK is overdue: the machine asks the arbiter.
     pub fn late(&mut self) {
-        let why = "no epoch was ACKed in time, though beats may come";
-        tracing::error!(why, "the standby is suspect");
+        let why = "no epoch was ACKed within the commit deadline, although beats may still arrive";
+        tracing::error!(why, "the standby is suspected");
         let standing = Some(self.standing());
         emit(Told::Suspect(Box::new(Suspect { why: why.to_owned(), standing, ..Suspect::default() })));
         self.because(Trouble::passing("the standby ACKed no epoch in time"));

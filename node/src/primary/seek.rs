@@ -85,7 +85,7 @@ enum State {
     Session,
 }
 
-/// See the module.
+/// When to look for a standby next, and why there is none.
 #[derive(Debug)]
 pub struct Seek {
     state: State,
@@ -264,7 +264,7 @@ mod tests {
     fn what_an_operator_must_change_is_tried_slowly_and_what_nobody_can_is_not() {
         let mut seek = Seek::new(at(0), true);
         assert!(seek.begin(at(0)));
-        assert!(seek.failed((at(0), 7), &Trouble::lasting("the standby's VM differs"), MIDDLE));
+        assert!(seek.failed((at(0), 7), &Trouble::lasting("the VM that the standby would run differs"), MIDDLE));
         assert_eq!(wait(&seek, 0), SLOW);
         assert!(!seek.begin(at(29_000)) && seek.begin(at(31_000)));
         assert!(seek.failed((at(0), 9), &Trouble::hopeless("this QEMU cannot"), MIDDLE));
@@ -280,7 +280,7 @@ mod tests {
         seek.anew(at(1));
         assert!(!seek.is_trying(), "what is found now is of the VM as it was");
         assert!(seek.begin(at(1)));
-        seek.failed((at(1), 1), &Trouble::lasting("the VM has an output that nobody holds"), MIDDLE);
+        seek.failed((at(1), 1), &Trouble::lasting("the VM has an output that is not held"), MIDDLE);
         seek.anew(at(2));
         assert!(seek.begin(at(2)));
         seek.found();

@@ -106,7 +106,7 @@ impl Found {
 #[derive(Debug, thiserror::Error)]
 pub enum Unlike {
     /// Its profile says so.
-    #[error("the standby's VM differs: {0}")]
+    #[error("the VM that the standby would run differs: {0}")]
     Differs(String),
     /// Its profile makes no sense.
     #[error("the standby: {0}")]

@@ -235,7 +235,7 @@ pub trait PrimaryLoop {
 
     /// Beats prove nothing.
     fn no_beats(&mut self, why: String) {
-        tracing::error!(why, "not protected: beats prove nothing");
+        tracing::error!(why, "not protected: beats do not pass both ways");
         emit(Told::NoBeats(why.as_str().into()));
         self.unproven(why);
     }
@@ -253,7 +253,7 @@ pub trait PrimaryLoop {
             emit(Told::Suspect(Box::new(Suspect::by_beats(beats, &host.watch, host.now(), standing))));
         }
         primary.host.suspect();
-        primary.because(Trouble::passing("the standby was silent for too long"));
+        primary.because(Trouble::passing("the standby was silent for longer than the detection time"));
         primary.driver.event(Event::Suspect);
     }
 

@@ -59,7 +59,7 @@ fn detail(out: &mut String, device: &Device) {
         *out += &format!("  GID {:<4} {:<8} {:<40} {netdev}{mark}\n", gid.index, gid.kind.as_str(), gid.address());
     }
     if let Some(why) = &device.probe_failed {
-        *out += &format!("  what it can do is unknown: {why}\n");
+        *out += &format!("  capabilities unknown: {why}\n");
     }
     if let Some(capabilities) = &device.capabilities {
         able(out, capabilities);
@@ -72,7 +72,7 @@ fn able(out: &mut String, c: &Capabilities) {
     line("gather", format!("{} pieces", c.pieces));
     line("datagrams (UD)", words(&c.datagrams));
     line("multicast", words(&c.multicast));
-    line("atomics", if c.atomics { "yes, says the driver" } else { "no, says the driver" }.to_owned());
+    line("atomics", if c.atomics { "yes (reported by the driver)" } else { "no, says the driver" }.to_owned());
     line("huge pages", words(&c.huge_pages));
     line("largest region", format!("{}, says the driver", size(c.max_region_bytes)));
     line("lockable memory", c.memlock_bytes.map_or_else(|| "no limit".to_owned(), size));

@@ -71,7 +71,8 @@ impl LastCopy {
         let opened = files::open_locked(&path).with_context(|| path.display().to_string())?;
         let Some(file) = opened else {
             let what = format!("another standby of {vm} uses {}", state_dir.display());
-            let remedy = "a node has one standby of a VM: stop the other one; if they are of two VMs, give this one another --vm";
+            let remedy = "a node can have one standby per VM: stop the other one, or, if it is another VM, use \
+                 another --vm";
             return Err(ExitError::new(Code::Prerequisite, what).remedy(remedy).into());
         };
         let mut text = String::new();

@@ -80,7 +80,7 @@ impl Standby {
     fn why_missed(&self, owner: &Owner, kept: Option<&Path>) -> String {
         let because = match self.last_copy.kept().or(kept) {
             Some(ram) => format!("it was kept in {}", ram.display()),
-            None => "nothing here proves that it is no more".to_owned(),
+            None => "nothing here proves that the copy is lost".to_owned(),
         };
         let vm = self.vm;
         format!(

@@ -79,7 +79,7 @@ fn vouches(held: Option<&Register>, hello: &Hello) -> Result<(), Refusal> {
     };
     if owner.id != node.id || held.mode != Mode::Solo {
         let says = format!("it says that {vm} belongs to {owner}, {mode}, since generation {generation}");
-        return refusal("register", format!("{nothing}: {says}; {node} is not its owner, or not alone"));
+        return refusal("register", format!("{nothing}: {says}; {node} must own it, alone"));
     }
     if !held.owner.names(&Owner { node, instance: hello.instance }) {
         let says = format!("it says that {vm} belongs to another QEMU process of {node} since generation {generation}");
@@ -135,7 +135,7 @@ fn screen(node: &mut (impl StandbyLoop + ?Sized), offer: &Offer) -> Result<(), R
     }
     standby.is_free()?;
     if standby.callers.waiting.is_some() {
-        return refusal("busy", format!("{BUSY}: it asks the arbiter about another primary; try again"));
+        return refusal("busy", format!("{BUSY} asking the arbiter about another primary; try again"));
     }
     node.is_able()?;
     node.standby().has_room_for_slabs(hello)?;
@@ -244,7 +244,7 @@ impl Callers {
             emit(Told::Refused(Refused { why, callers: Some(more), ..Refused::default() }));
         }
         while let Some((kind, more)) = self.strangers.overdue(now) {
-            tracing::warn!(kind, "turned {more} more callers away");
+            tracing::warn!(kind, "refused {more} more callers");
         }
     }
 }
@@ -295,7 +295,7 @@ mod tests {
         assert!(vouches(Some(&solo("a", 7)), &hello(8)).is_ok());
         for (held, words) in [
             (None, "it knows no web"),
-            (Some(solo("c", 7)), "belongs to c, alone, since generation 7; a is not its owner"),
+            (Some(solo("c", 7)), "belongs to c, alone, since generation 7; a must own it, alone"),
             (Some(other), "belongs to another QEMU process of a since generation 7"),
             (Some(protected), "belongs to a, protected by b, since generation 7"),
             (Some(solo("a", 8)), "it holds generation 8, so a session is of generation 9, not of generation 8"),

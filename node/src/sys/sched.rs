@@ -1,4 +1,4 @@
-//! What a thread needs in order to be punctual: real-time priority, and memory that is not paged out.
+//! Real-time priority and locked memory, for threads that must be punctual.
 
 use rustix::mm::{MlockFlags, mlock, mlock_with};
 use std::{collections::BTreeSet, ffi::c_void, fs, io, ops::Range, ptr};

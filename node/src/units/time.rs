@@ -7,7 +7,7 @@ const LONGEST: Duration = Duration::from_secs(3600);
 /// The longest that can be said at all: how long ago something was.
 const LONGEST_AGO: Duration = Duration::from_secs(1000 * 86_400);
 /// What is allowed.
-const ALLOWED: &str = "allowed is a number and a unit (us, ms, s, m, h or d), such as 20ms, 1.5s or 1h30m";
+const ALLOWED: &str = "expected a number and a unit (us, ms, s, m, h or d), such as 20ms, 1.5s or 1h30m";
 
 /// A unit's microseconds.
 fn unit(name: &str) -> Option<f64> {

@@ -62,7 +62,7 @@ impl UdKeepalive {
         }
         let ip = |gid| Ipv6Addr::from(gid).to_canonical();
         if !ip(group).is_multicast() {
-            return refused("it is no multicast address");
+            return refused("it is not a multicast address");
         }
         if ip(group).is_ipv4() != ip(self.place.gid).is_ipv4() {
             return refused("it is not of the family of the device's chosen address");

@@ -36,7 +36,7 @@ pub enum GateError {
     )]
     Occupied(PathBuf),
     /// Another process than the VM's QEMU listens on a NIC's socket.
-    #[error("NIC {}: it is served by another process than this VM's QEMU", .0.display())]
+    #[error("NIC {}: the socket belongs to another process, not to this VM's QEMU", .0.display())]
     Stranger(PathBuf),
     /// QEMU closed a NIC's connection.
     #[error("NIC {}: QEMU closed the connection", .0.display())]

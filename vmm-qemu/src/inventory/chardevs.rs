@@ -71,7 +71,7 @@ fn leaves(backend: &str, users: &[User]) -> Class {
         Some(User::Device { kind, port }) => format!("{kind} {port:?}"),
         Some(User::Object(kind)) => kind.clone(),
     };
-    let why = format!("what {what} prints reaches others at once through a chardev of type {backend}");
+    let why = format!("output of {what} leaves at once through a chardev of type {backend}");
     Class::unheld(why, "use a pty, or remove it")
 }
 

@@ -220,7 +220,7 @@ fn object(object: &Named) -> Option<Output> {
         known::Verdict::Operator(why) => Class::operator(why),
         known::Verdict::Unheld { why, remedy } => Class::unheld(format!("{}: {why}", object.kind), remedy),
         known::Verdict::Unknown => {
-            let why = format!("what an object of type {} lets out is not known to this program", object.kind);
+            let why = format!("afterimage does not know whether objects of type {} let output out", object.kind);
             Class::unheld(why, "remove it")
         }
     };

@@ -95,7 +95,7 @@ fn output(device: &Device, added: &BTreeSet<String>) -> Option<Output> {
         known::Verdict::Operator(why) => Class::operator(why),
         known::Verdict::Unheld { why, remedy } => Class::unheld(format!("{}: {why}", device.kind), remedy),
         known::Verdict::Unknown if added.contains(&device.kind) => {
-            let why = format!("what a device of type {} lets out is not known to this program", device.kind);
+            let why = format!("afterimage does not know whether devices of type {} let output out", device.kind);
             Class::unheld(why, "remove it")
         }
         known::Verdict::Unknown => return None,
@@ -142,7 +142,7 @@ mod tests {
         let found: Vec<_> = outputs(&devices, &added).into_iter().map(|o| (o.name, o.class)).collect();
         let names: Vec<_> = found.iter().map(|(name, class)| (name.as_str(), class.word())).collect();
         assert_eq!(names, [("gpu", "unheld"), ("virtio-9p-pci@04.0", "unheld"), ("a-new-one@06.0", "unheld")]);
-        assert!(found[2].1.why().contains("not known"), "{:?}", found[2]);
+        assert!(found[2].1.why().contains("does not know"), "{:?}", found[2]);
         let mut users = Users::new();
         add_users(&devices, &mut users);
         let agent = User::Device { kind: "virtserialport".into(), port: "org.qemu.guest_agent.0".into() };

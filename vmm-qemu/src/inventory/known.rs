@@ -18,7 +18,7 @@ const REMOVE: &str = "remove the device";
 
 /// By the beginning of the type's name; the first that fits.
 const UNHELD_DEVICES: &[(&str, &str, &str)] = &[
-    ("vfio-", "a device of this host does at once what the guest tells it, and its state cannot be copied", REMOVE),
+    ("vfio-", "a device of this host acts at once on what the guest does, and its state cannot be copied", REMOVE),
     ("vhost-user-fs", "virtio-fs: another program writes the guest's files at once", "share no writable directory"),
     ("vhost-user-vsock", "vsock: what the guest sends reaches other programs at once", REMOVE),
     ("vhost-vsock", "vsock: what the guest sends reaches other programs at once", REMOVE),

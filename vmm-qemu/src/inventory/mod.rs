@@ -180,7 +180,7 @@ impl Inventory {
     /// What is to be thought of a VM whose outputs could not be asked for: nothing good.
     #[must_use]
     pub fn unknown(error: &InventoryError) -> Self {
-        let why = format!("what the VM's outputs are cannot be told: {error}");
+        let why = format!("the VM's outputs could not be read: {error}");
         let class = Class::unheld(why, "look at QEMU's monitor; protect the VM again when it answers");
         Self { outputs: vec![Output::new("device", "inventory", class)], shape: vec![error.to_string()] }
     }

@@ -129,7 +129,7 @@ fn class(client: &Client, line: &CommandLine, held: &BTreeSet<String>) -> Class 
     };
     let (kind, stream) = (&client.kind, client.kind == "stream");
     let why = match stream {
-        true => format!("{nic} sends through a stream that --nic does not name: nobody holds it"),
+        true => format!("{nic} sends through a stream that --nic does not name, so its output is not held"),
         false => format!("{nic} sends through a netdev of type {kind}, which lets everything out at once"),
     };
     let remedy = match stream {

@@ -58,7 +58,8 @@ pub enum QmpError {
         found: String,
     },
     /// It does not greet in time.
-    #[error("nobody greets at {} within {after:?}: another client has it (QMP serves one client at a time), or this is no QMP socket", path.display())]
+    #[error("no QMP greeting at {} within {after:?}: another client is connected (QMP serves one at a time), or this \
+         is not a QMP socket", path.display())]
     Busy {
         /// Where.
         path: PathBuf,

@@ -1,4 +1,4 @@
-//! Whether the QEMU that waits would take the VM: a process that is there and a socket that is connected do not say so.
+//! Checks that the waiting QEMU responds; a running process and a connected socket do not prove that.
 //!
 //! It is asked (`query-status`) and has [`ANSWER`] to answer. One that a signal stopped, or a cgroup freezer, is there and does
 //! nothing: a takeover must not wait for whoever lets it go on.

@@ -1,4 +1,4 @@
-//! Why there is no standby VM.
+//! Errors of preparing, rehearsing and taking over on the standby.
 
 use crate::{profile::ProfileError, qmp::QmpError, stream::StandbyStreamError};
 use std::{
@@ -7,7 +7,7 @@ use std::{
     process::ExitStatus,
 };
 
-/// Why there is no standby VM.
+/// Errors of preparing, rehearsing and taking over on the standby.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StandbyError {
@@ -93,7 +93,7 @@ pub enum StandbyError {
     #[error("the QEMU that waits here {0}; it was killed, and another one is started in its place")]
     Silent(String),
     /// The guest ran for a moment, and was ended.
-    #[error("the VM ran for a moment and was ended, so its memory is not that of the last commit any more: {0}")]
+    #[error("the VM ran for a moment and was ended, so its memory no longer matches the last commit: {0}")]
     Spoiled(Box<Self>),
 }
 

@@ -89,8 +89,8 @@ pub enum RehearsalError {
     Option(#[from] NotIsolated),
     /// Too little memory.
     #[error(
-        "no memory to rehearse with: {available} bytes are available, and a rehearsal of this VM may take {needed}; free some, or \
-         let it stand by unrehearsed with --no-rehearsal"
+        "not enough memory for a rehearsal: {available} bytes available, up to {needed} needed; free some, or skip \
+         rehearsals with --no-rehearsal"
     )]
     Memory {
         /// Bytes (MemAvailable of /proc/meminfo).

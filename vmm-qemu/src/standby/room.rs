@@ -1,4 +1,4 @@
-//! The memory that a rehearsal takes: a bound, and what it was.
+//! The memory that a rehearsal needs: an upper bound before, the measured peak after.
 
 use super::{RehearsalConfig, RehearsalError};
 use mc_core::id::PAGE_SIZE;

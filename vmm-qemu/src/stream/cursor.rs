@@ -1,4 +1,4 @@
-//! Reads from a buffer that may end anywhere.
+//! A cursor over a buffer that may end in the middle of a value.
 
 use super::Problem;
 

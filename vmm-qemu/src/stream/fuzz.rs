@@ -1,4 +1,4 @@
-//! The door for fuzzing: arbitrary bytes, in arbitrary pieces, into a parser.
+//! Entry points for fuzz targets: feed a parser arbitrary bytes in arbitrary pieces.
 
 use super::{Kind, Outcome, Parser, StreamError};
 use crate::blocks::RamBlock;

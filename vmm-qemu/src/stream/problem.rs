@@ -18,7 +18,7 @@ pub struct StreamError {
 #[non_exhaustive]
 pub enum Problem {
     /// Not a migration stream.
-    #[error("magic {0:#010x}, which is no migration stream")]
+    #[error("not a migration stream: it begins with {0:#010x}")]
     Magic(u32),
     /// A version that no supported QEMU writes.
     #[error("{what} has version {found}, supported is {supported}")]

@@ -1,5 +1,5 @@
-//! Whether a data path that died can have asked the arbiter for anything. One that has not leaves the register as it was, (solo, self),
-//! and the next one begins at once: a VM that nobody protects must not lose its network for as long as the arbiter is away.
+//! Tells whether a data path that died may have asked the arbiter for something. One that has not leaves the register as it
+//! was, (solo, self), and the next one begins at once: a VM that nobody protects must not lose its network for as long as the arbiter is away.
 //!
 //! A data path asks for "protected" only when a standby has the whole VM, and for that QEMU has to be told to send it: by this
 //! supervisor, which so knows of it before anything can be asked for. What it asks for afterwards is over when it says that it is alone
@@ -9,7 +9,7 @@
 use super::super::channel::ToSupervisor;
 use mc_core::register::Register;
 
-/// See the module.
+/// State of the check: what the data path has said and asked.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Alone {
     /// What the register holds, as long as nothing can have been asked for since.
@@ -24,7 +24,7 @@ impl Alone {
         *self = Self { register: Some(register), began: false };
     }
 
-    /// What it says.
+    /// Takes a message of the data path into account.
     pub(super) fn hear(&mut self, message: &ToSupervisor) {
         match message {
             ToSupervisor::StartSource => *self = Self { register: None, began: true },

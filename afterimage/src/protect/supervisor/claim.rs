@@ -40,14 +40,14 @@ const SILENT: Duration = Duration::from_secs(10);
 /// For the arbiter to take back what was won for a VM that is gone.
 const HAND_BACK: Duration = Duration::from_secs(60);
 /// Why a first signal is refused.
-const UNDECIDED: &str = "the data path died, and the arbiter has not answered yet whose the VM is";
+const UNDECIDED: &str = "the data path died, and the arbiter has not answered yet who owns the VM";
 
-/// Whose the VM is.
+/// Who owns the VM according to the arbiter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// The register says (solo, self), and QEMU answers.
     Ours(Register),
-    /// Another copy's.
+    /// Another copy owns it.
     Theirs,
     /// QEMU is gone: it shut down (`orderly`), or died; this standby may have the last commit.
     VmGone { orderly: bool, standby: Option<Name> },
@@ -331,7 +331,7 @@ impl Claim {
         let name = standby.node.name;
         if self.proven != Some(generation) {
             self.verdict = Some(Verdict::Stranded(format!(
-                "the copy of {name} may lack what the VM has sent, so it was not handed back"
+                "the VM was not handed back to {name}, because its copy may lack what the VM has sent"
             )));
             return;
         }
@@ -356,7 +356,7 @@ impl Claim {
 
     fn tell_silence(&mut self) {
         if !std::mem::replace(&mut self.silence_told, true) {
-            let why = "QEMU does not answer its control connection: nothing is asked for it, and nothing is killed";
+            let why = "QEMU does not answer on its control connection; the arbiter is not asked for the VM, and QEMU is not killed";
             self.log(why, None);
             self.actions.push_back(Action::Emit(Told::QemuSilent(why.into())));
             self.actions.push_back(Action::Note(why.to_owned()));

@@ -9,7 +9,7 @@ use std::time::Duration;
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 /// What the log is told when it fails.
-pub(in super::super) const FAILED: &str = "QEMU was not brought to leave its checkpoints; it is told again";
+pub(in super::super) const FAILED: &str = "QEMU has not left checkpoint mode; telling it again";
 
 /// What is left to be done, if anything: a value, which whoever holds QEMU's control connection asks.
 #[derive(Clone, Debug, Default)]

@@ -353,7 +353,7 @@ impl Supervisor {
             (State::Connecting, Err(_)) => self.rest(now, AGAIN, Next::Connect),
             // Somebody has to command QEMU.
             (State::Watching { .. }, Ok(())) => {
-                let what = "the successor that this process made way for did not come; going on".to_owned();
+                let what = "the process that was to replace this one did not start; going on".to_owned();
                 self.act(Action::Log { level: Level::WARN, what, why: None });
                 self.act(Action::Say(ToDataPath::Resume));
             }
@@ -368,7 +368,7 @@ impl Supervisor {
 
     /// The data path died: what becomes of the VM?
     fn ask(&mut self, now: Time) {
-        self.log("the data path died; looking whether the VM is there, and whose it is", None);
+        self.log("the data path died; checking whether the VM runs and who owns it", None);
         match self.alone.register() {
             Some(register) => {
                 self.state = State::AskingQemu(register);
@@ -415,7 +415,7 @@ impl Supervisor {
 
     fn ask_again(&mut self, now: Time, why: String) {
         if self.said.as_ref() != Some(&why) {
-            self.log("nobody says whose the VM is; trying again", Some(why.clone()));
+            self.log("the owner of the VM is not known yet; trying again", Some(why.clone()));
             self.said = Some(why);
         }
         self.rest(now, AGAIN, Next::Claim);

@@ -257,8 +257,8 @@ impl Runner {
         let what = What {
             role: Role::Claiming,
             generation: register.generation,
-            note: "the data path died; the VM waits for the arbiter's verdict",
-            busy: "the data path died, and the arbiter has not answered yet whose the VM is",
+            note: "the data path died; the VM stands still until the arbiter answers",
+            busy: "the data path died, and the arbiter has not answered yet who owns the VM",
             may_leave: false,
         };
         self.claimant = Some(Waiting::new(config, register.owner.node, what, true)?);

@@ -58,7 +58,7 @@ pub fn excuses(events: &[Entry], undue: impl Fn(&Suspicion) -> bool) -> Vec<Stri
     honest_suspicions(events).iter().filter(|s| undue(s)).filter_map(|s| s.excuse(metronome::worst)).collect()
 }
 
-/// Those among the events. One after a shorter silence than is allowed is none of them: nothing excuses it.
+/// Those among the events. One after a shorter silence than is expected none of them: nothing excuses it.
 fn honest_suspicions(events: &[Entry]) -> Vec<Suspicion> {
     let of = |e: &Entry| {
         let Some(Event::Suspect(suspect)) = &e.told else { return None };

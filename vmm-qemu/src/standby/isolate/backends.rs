@@ -1,4 +1,4 @@
-//! Everything else that a VM has beside it.
+//! Isolation of the remaining options for a rehearsal: chardevs, disks, objects, devices.
 
 use super::{NotIsolated, refuse};
 use crate::argv::{Item, Params};

@@ -15,7 +15,8 @@ use std::path::Path;
 /// An option that cannot be cut off from the outside.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{option}: {why}; so no state can be rehearsed with it: change the standby's command line, or let it stand by unrehearsed with --no-rehearsal"
+    "{option}: {why}, so no rehearsal is possible: change the standby's command line, or skip rehearsals with \
+     --no-rehearsal"
 )]
 pub struct NotIsolated {
     /// The option, as it was written.
