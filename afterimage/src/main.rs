@@ -1,8 +1,8 @@
 //! The `afterimage` binary: reads the command line, runs the command, and turns what comes of it into an exit code.
 
 use afterimage::{
-    cli::{self, Command, ConfigCommand, ImageCommand, KeepaliveCommand, RdmaCommand},
-    config::{self, ProtectConfig, StandbyConfig, WitnessConfig},
+    cli::{self, PROGRAM, Command, ConfigCommand, ImageCommand, KeepaliveCommand, RdmaCommand},
+    config,
     keeper, live, probe, protect, standby, status, tuner, why, witness,
 };
 use node::{
@@ -55,7 +55,7 @@ fn run(command: Command) -> anyhow::Result<Code> {
             Ok(Code::Done)
         }
         Command::Witness { args, command: None } => {
-            let config = WitnessConfig::resolve(args).map_err(ExitError::from)?;
+            let config = config::witness(args).map_err(ExitError::from)?;
             witness::run(&config)?;
             Ok(Code::Done)
         }
@@ -75,8 +75,12 @@ fn run(command: Command) -> anyhow::Result<Code> {
         Command::Unprotect(args) => status::unprotect(&args),
         Command::Reprotect(args) => status::reprotect(&args),
         Command::Image { command: ImageCommand::Export(args) } => status::export(&args),
-        Command::Protect(args) => protect::run(ProtectConfig::resolve(args).map_err(ExitError::from)?),
-        Command::Standby(args) => standby::run(StandbyConfig::resolve(args).map_err(ExitError::from)?),
+        Command::Protect(args) => {
+            let settings = config::protect(args).map_err(ExitError::from)?;
+            let rejoin = config::rejoin(&settings).map_err(ExitError::from)?;
+            protect::run(settings, PROGRAM, rejoin.as_ref())
+        }
+        Command::Standby(args) => standby::run(config::standby(args).map_err(ExitError::from)?, PROGRAM),
         Command::Rdma { command: RdmaCommand::Devices { json } } => {
             let report = rdma::devices(json)?;
             print(&report.text)?;
@@ -88,8 +92,8 @@ fn run(command: Command) -> anyhow::Result<Code> {
         Command::Keepalive { command: KeepaliveCommand::Probe(args) } => probe::probe(&args),
         Command::Keepalive { command: KeepaliveCommand::Serve(args) } => probe::serve(&args),
         Command::Keepalive { command: KeepaliveCommand::Tune(args) } => tuner::tune(&args),
-        Command::DataPath => protect::data_path::run(),
-        Command::Keeper(args) => keeper::run(args),
+        Command::DataPath => protect::data_path::run(PROGRAM),
+        Command::Keeper(args) => keeper::run(args.settings().map_err(ExitError::from)?),
     }
 }
 

@@ -26,8 +26,8 @@ mod start;
 pub use start::{Charge, Keeper, relieve, running, take_network};
 
 use crate::{
-    cli::{KeeperArgs, Side},
-    config,
+    cli::Side,
+    config::NicSpec as Nic,
     control::Control,
     report,
     status::socket_path,
@@ -41,6 +41,7 @@ use node::{
     signals::Signals,
 };
 use std::{
+    path::{Path, PathBuf},
     os::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixStream,
@@ -58,14 +59,33 @@ const GO: Duration = Duration::from_secs(30);
 /// For a NIC's socket that was not handed over.
 const NIC_PATIENCE: Duration = Duration::from_secs(2);
 
+/// What a keeper runs with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The VM.
+    pub vm: Name,
+    /// This host.
+    pub node: Name,
+    /// Of the register, which says (solo, this node); only to show it.
+    pub generation: u64,
+    /// The VM's NICs, in order.
+    pub nics: Vec<Nic>,
+    /// Where sockets and locks are.
+    pub run_dir: PathBuf,
+    /// Where its journal is.
+    pub state_dir: PathBuf,
+    /// An operator starts it, and says that the VM runs on no other host.
+    pub by_hand: bool,
+}
+
 /// Passes packets until it is relieved, told to end, or the VM's QEMU ends.
-pub fn run(args: KeeperArgs) -> Result<Code> {
-    let node = args.node.map_or_else(config::hostname, Ok).map_err(ExitError::from)?;
+pub fn run(args: Settings) -> Result<Code> {
+    let node = args.node;
     let record = events::record(args.vm, events::Side::Keeper, node, Process::Keeper, &args.state_dir);
     record.context("threads for events")?;
     // Before the place is taken: from here on nothing that a starter counts on is lost by a signal.
     let signals = Signals::catch().context("catching signals")?;
-    let starter = match args.yes_the_other_side_is_stopped {
+    let starter = match args.by_hand {
         true => no_other(&args).map(|()| None)?,
         false => Some(starter()?),
     };
@@ -87,7 +107,7 @@ pub fn run(args: KeeperArgs) -> Result<Code> {
     let qemu = vm.as_ref().map(Watched::pid);
     let (vm_name, generation) = (args.vm, args.generation);
     emit(Event::Keeping(Keeping { vm: vm_name, generation, qemu, nics: nics.len(), handed_over: handed }));
-    pump::Pump::new(args, node, nics, gate, vm, control, signals).run()
+    pump::Pump::new(args, nics, gate, vm, control, signals).run()
 }
 
 /// The end of a socket pair that whoever started this keeper holds the other end of.
@@ -106,7 +126,7 @@ fn starter() -> Result<Handoff> {
 
 /// By hand it is started only where nobody else has the VM's network: its place would be behind theirs, and open when they
 /// have left it for good reason.
-fn no_other(args: &KeeperArgs) -> Result<()> {
+fn no_other(args: &Settings) -> Result<()> {
     for side in [Side::Primary, Side::Standby] {
         let path = socket_path(&args.run_dir, args.vm, side);
         if UnixStream::connect(&path).is_ok() {
@@ -154,6 +174,6 @@ fn open(mut parts: Vec<NicParts>, begun: bool) -> Result<NicGate, GateError> {
 }
 
 /// Where a keeper of this VM says why it does not start, and what it goes through.
-fn log_path(run_dir: &std::path::Path, vm: Name) -> std::path::PathBuf {
+fn log_path(run_dir: &Path, vm: Name) -> PathBuf {
     run_dir.join(format!("{vm}.keeper.log"))
 }

@@ -1,7 +1,7 @@
 //! A keeper's loop: passes packets, answers the control socket, reopens lost NICs and TAP devices.
 
 use crate::{
-    cli::KeeperArgs,
+    keeper::Settings,
     control::{Control, done, refused},
     report,
     status::{OfSide, Request, Response, SCHEMA, Status},
@@ -38,8 +38,7 @@ const OBEYED: &str =
 /// The loop's state.
 #[derive(Debug)]
 pub(super) struct Pump {
-    args: KeeperArgs,
-    node: Name,
+    args: Settings,
     nics: Vec<NicSpec>,
     gate: NicGate,
     /// The VM's QEMU; `None` if it cannot be told who that is.
@@ -54,9 +53,8 @@ pub(super) struct Pump {
 
 impl Pump {
     pub(super) fn new(
-        args: KeeperArgs,
-        node: Name,
-        nics: Vec<NicSpec>,
+        args: Settings,
+            nics: Vec<NicSpec>,
         gate: NicGate,
         vm: Option<Watched>,
         control: Control,
@@ -64,7 +62,6 @@ impl Pump {
     ) -> Self {
         Self {
             args,
-            node,
             nics,
             gate,
             vm,
@@ -183,7 +180,7 @@ impl Pump {
             side: OfSide::Keeper,
             role: "keeping".into(),
             vm: self.args.vm.to_string(),
-            node: self.node.to_string(),
+            node: self.args.node.to_string(),
             qemu: self.vm.as_ref().map(Watched::pid),
             generation: self.args.generation,
             notes,

@@ -6,7 +6,9 @@ use super::{
 };
 use crate::{
     cli::Side,
-    config::{NicSpec, ProtectConfig, StandbyConfig},
+    config::NicSpec,
+    processes::Program,
+    protect, standby,
     control::ask_any,
     status::{Request, Response, socket_path},
 };
@@ -18,7 +20,6 @@ use mc_core::{
 use node::{
     exit::{Code, ExitError},
     inbox::{self, readable, wait},
-    program,
     scope::Scope,
 };
 use rustix::net::sockopt::socket_peercred;
@@ -45,7 +46,7 @@ const LEAVE: Duration = Duration::from_secs(5);
 const TAIL: usize = 500;
 
 /// What a keeper is to keep.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Charge {
     /// The VM.
     pub vm: Name,
@@ -59,31 +60,34 @@ pub struct Charge {
     pub run_dir: PathBuf,
     /// Where journals are.
     pub state_dir: PathBuf,
+    /// What starts it.
+    pub program: Program,
 }
 
 impl Charge {
     /// The network of the VM that `protect` leaves.
     #[must_use]
-    pub fn of_primary(config: &ProtectConfig, generation: Generation) -> Self {
-        let ProtectConfig { vm, node, nics, run_dir, state_dir, .. } = config.clone();
-        Self { vm, node, generation, nics, run_dir, state_dir }
+    pub fn of_primary(config: &protect::settings::Settings, generation: Generation, program: Program) -> Self {
+        let protect::settings::Settings { vm, node, nics, run_dir, state_dir, .. } = config.clone();
+        Self { vm, node, generation, nics, run_dir, state_dir, program }
     }
 
     /// The network of the VM that a standby took over.
     #[must_use]
-    pub fn of_standby(config: &StandbyConfig, generation: Generation) -> Self {
-        let StandbyConfig { vm, node, nics, run_dir, state_dir, .. } = config.clone();
-        Self { vm, node, generation, nics, run_dir, state_dir }
+    pub fn of_standby(config: &standby::settings::Settings, generation: Generation, program: Program) -> Self {
+        let standby::settings::Settings { vm, node, nics, run_dir, state_dir, .. } = config.clone();
+        Self { vm, node, generation, nics, run_dir, state_dir, program }
     }
 
-    /// Of `afterimage`. (With "=", because a name may begin with a dash.)
-    fn arguments(&self) -> Vec<OsString> {
+    /// Of the program. (With "=", because a name may begin with a dash.)
+    #[must_use]
+    pub fn arguments(&self) -> Vec<OsString> {
         let flag = |name: &str, value: &dyn AsRef<std::ffi::OsStr>| {
             let mut flag = OsString::from(format!("--{name}="));
             flag.push(value.as_ref());
             flag
         };
-        let mut words = vec![OsString::from("keeper")];
+        let mut words = vec![OsString::from(self.program.keeper)];
         words.push(flag("vm", &self.vm.to_string()));
         words.push(flag("node", &self.node.to_string()));
         words.push(flag("generation", &self.generation.0.to_string()));
@@ -202,7 +206,7 @@ impl Starting {
         let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&log);
         let file = file.with_context(|| log.display().to_string())?;
         let scope = Scope::new(&charge.vm.to_string(), "keeper");
-        let mut command = scope.command(program::own());
+        let mut command = scope.command((charge.program.path)());
         // Its events go to its journal: a pipe of ours may end with us, or be read by nobody.
         command.args(charge.arguments()).stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(file);
         let child = scope.spawn(&mut command).context("starting a keeper of the VM's network")?;
@@ -275,30 +279,5 @@ impl Drop for Starting {
             let _ = child.kill();
             let _ = child.wait();
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cli::{Cli, Command};
-    use clap::Parser;
-
-    #[test]
-    fn what_is_asked_of_a_keeper_is_what_it_reads() {
-        let nics: Vec<NicSpec> = ["/run/a=b c.net=tap0", "-x=tap1"].iter().map(|n| n.parse().unwrap()).collect();
-        let charge = Charge {
-            vm: Name::new("-we b").unwrap(),
-            node: Name::new("--help").unwrap(),
-            generation: Generation(u64::MAX),
-            nics: nics.clone(),
-            run_dir: "-run dir".into(),
-            state_dir: "/state".into(),
-        };
-        let line = [OsString::from("afterimage")].into_iter().chain(charge.arguments());
-        let Command::Keeper(args) = Cli::try_parse_from(line).unwrap().command else { panic!("another command") };
-        assert_eq!((args.vm, args.node, args.generation), (charge.vm, Some(charge.node), u64::MAX));
-        assert_eq!((args.nics, args.run_dir, args.state_dir), (nics, charge.run_dir, charge.state_dir));
-        assert!(!args.yes_the_other_side_is_stopped, "that is an operator's word");
     }
 }

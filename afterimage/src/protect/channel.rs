@@ -1,7 +1,7 @@
 //! What supervisor and data path say to each other: lines of JSON over a socket pair.
 
 use super::vm_health::Health;
-use crate::config::ProtectConfig;
+use super::settings::Settings;
 use mc_core::{id::Generation, register::Register};
 use node::pass;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -23,7 +23,7 @@ use vmm_qemu::{
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Brief {
     /// The operator's wishes.
-    pub config: ProtectConfig,
+    pub config: Settings,
     /// What the register holds: (solo, self).
     pub register: Register,
     /// Profile of the VM.
@@ -121,7 +121,7 @@ pub enum ToSupervisor {
         protect: bool,
     },
     /// An operator has changed what this side runs with: so will the next data path.
-    Changed(Box<ProtectConfig>),
+    Changed(Box<Settings>),
     /// The VM is protected, in this generation: the standby that the register names then has ACKed an epoch whose output was held.
     Protected {
         /// Generation of the register.

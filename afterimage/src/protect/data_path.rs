@@ -21,6 +21,7 @@ use crate::{
     control::{self, Control},
     keeper,
     metrics::{IfTaken, Scrapes},
+    processes::Program,
     report,
 };
 use anyhow::{Context, Result};
@@ -47,6 +48,7 @@ use vmm_qemu::{colo::ColoSource, gate::NicGate, mending::Mending};
 /// The loop's state.
 pub(super) struct DataPath {
     pub(super) brief: Brief,
+    pub(super) program: Program,
     /// What the loop knows.
     pub(super) run: Primary<ColoSource, NicGate>,
     pub(super) notes: Vec<String>,
@@ -85,7 +87,7 @@ pub(super) struct DataPath {
 }
 
 /// Runs the data path; `stdin` is the channel to the supervisor.
-pub fn run() -> Result<Code> {
+pub fn run(program: Program) -> Result<Code> {
     let signals = Signals::catch().context("catching signals")?;
     let channel = std::io::stdin().as_fd().try_clone_to_owned().context("the channel on stdin")?;
     let mut channel = Channel::new(UnixStream::from(channel))?;
@@ -106,7 +108,7 @@ pub fn run() -> Result<Code> {
             return Ok(code);
         }
     };
-    DataPath::new(brief, supervisor, signals, prepared)?.run()
+    DataPath::new(brief, program, supervisor, signals, prepared)?.run()
 }
 
 /// What may be missing: the NICs, their TAP devices, a free control socket. A process that is to be relieved is told to leave as late
@@ -139,6 +141,7 @@ fn hear_brief(channel: &mut Channel) -> Result<Brief> {
 impl DataPath {
     fn new(
         brief: Brief,
+        program: Program,
         supervisor: QemuController,
         signals: Signals,
         prepared: (NicGate, ArbiterClient, Control),
@@ -185,6 +188,7 @@ impl DataPath {
             vm_died: false,
             end_when_solo: None,
             ending: None,
+            program,
             brief,
         })
     }

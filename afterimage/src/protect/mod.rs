@@ -39,6 +39,7 @@ mod outputs;
 mod own;
 mod qemu_controller;
 mod rejoin;
+mod settings;
 mod standstill;
 mod stop;
 pub mod supervisor;
@@ -50,9 +51,10 @@ mod waiting;
 mod yielding;
 
 use crate::{
-    config::{ProtectConfig, next_standby},
     control::{self, Predecessor},
-    metrics, report,
+    metrics,
+    processes::{Program, Rejoin},
+    report,
 };
 use anyhow::{Context, Result};
 use channel::Brief;
@@ -65,6 +67,7 @@ use node::{
     signals::Signals,
 };
 use own::{Owned, own_the_vm};
+pub use settings::{Settings, least_commit_deadline};
 use std::time::Duration;
 use vmm_qemu::{
     control::{self as qemu, ControlError, Found},
@@ -73,12 +76,11 @@ use vmm_qemu::{
     qmp::{Qmp, QmpError, instance_id},
 };
 
-/// Runs until the VM is gone, fenced, handed over, or a signal ends it. Returns the exit code; after a fence with `--rejoin` it does
-/// not return, but becomes the standby.
-pub fn run(mut config: ProtectConfig) -> Result<Code> {
+/// Runs until the VM is gone, fenced, handed over, or a signal ends it. Returns the exit code; after a fence it
+/// does not return, but becomes what `rejoin` says.
+pub fn run(mut config: Settings, program: Program, rejoin: Option<&Rejoin>) -> Result<Code> {
     paths::check(&config.paths)?;
     beats::check(&config.wish())?;
-    let next = config.rejoin.then(|| next_standby(&config)).transpose().map_err(ExitError::from)?;
     std::fs::create_dir_all(&config.run_dir).with_context(|| format!("run directory {}", config.run_dir.display()))?;
     if control::is_anybody_here(&config.run_dir, config.vm) {
         nics::look(&config)?; // before anybody is told anything
@@ -111,10 +113,10 @@ pub fn run(mut config: ProtectConfig) -> Result<Code> {
     let stay = !config.once || predecessor != Predecessor::Nobody;
     let relieve = relieves;
     let brief = Brief { config, register, profile, outputs, qemu_pid, protect: true, stay, relieve, deaths: 0 };
-    let ended = supervisor::supervise(qmp, brief, signals);
-    match (ended, next) {
+    let ended = supervisor::supervise(qmp, brief, signals, program);
+    match (ended, rejoin) {
         (Err(error), Some(next)) if exit::explain(&error).0 == Code::Fenced => {
-            rejoin::stand_by(&next, (qemu_pid, owner.instance), error)
+            rejoin::stand_by(program, next, (qemu_pid, owner.instance), &error)
         }
         (ended, _) => ended,
     }
@@ -128,7 +130,7 @@ struct Looked {
     outputs: inventory::Inventory,
 }
 
-fn look(config: &ProtectConfig) -> Result<Looked> {
+fn look(config: &Settings) -> Result<Looked> {
     let connected = Qmp::connect(&config.qmp, Duration::from_secs(5));
     let mut qmp = connected.map_err(|error| namesake::explain(config, &error).unwrap_or_else(|| no_qmp(error)))?;
     namesake::refuse(config, qmp.peer_pid()?)?;
@@ -150,7 +152,7 @@ fn tell_who_goes_on(predecessor: Predecessor) {
     tracing::warn!("this `protect` did not start; {who}");
 }
 
-fn tell_attached(config: &ProtectConfig, profile: &Profile, register: Register) {
+fn tell_attached(config: &Settings, profile: &Profile, register: Register) {
     emit(Event::Attached(Attached {
         vm: config.vm,
         machine: profile.machine.clone(),
@@ -167,7 +169,7 @@ fn tell_attached(config: &ProtectConfig, profile: &Profile, register: Register) 
 }
 
 /// From here on what happens is kept.
-fn record(config: &ProtectConfig, process: Process) -> Result<()> {
+fn record(config: &Settings, process: Process) -> Result<()> {
     events::record(config.vm, Side::Primary, config.node, process, &config.state_dir).context("threads for events")
 }
 

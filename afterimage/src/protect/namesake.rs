@@ -4,7 +4,7 @@
 //! is found, and only while it runs: that is a guard against a slip, and no more.
 
 use crate::{
-    config::ProtectConfig,
+    protect::settings::Settings,
     status::{Request, Response, Status, ask_all, sockets_in},
 };
 use mc_core::id::Name;
@@ -15,7 +15,7 @@ use vmm_qemu::qmp::QmpError;
 ///
 /// # Errors
 /// It is: exit code 6, with that name.
-pub(super) fn refuse(config: &ProtectConfig, qemu: u32) -> Result<(), ExitError> {
+pub(super) fn refuse(config: &Settings, qemu: u32) -> Result<(), ExitError> {
     let others = sockets_in(&config.run_dir).into_iter().filter(|(_, vm)| *vm != config.vm);
     let paths: Vec<_> = others.map(|(path, _)| path).collect();
     let answers = ask_all(&paths, &Request::Status);
@@ -27,7 +27,7 @@ pub(super) fn refuse(config: &ProtectConfig, qemu: u32) -> Result<(), ExitError>
 }
 
 /// The QMP socket has another client. Is it one that has the QEMU behind it as another VM?
-pub(super) fn explain(config: &ProtectConfig, error: &QmpError) -> Option<anyhow::Error> {
+pub(super) fn explain(config: &Settings, error: &QmpError) -> Option<anyhow::Error> {
     match error {
         QmpError::Busy { listener: Some(qemu), .. } => Some(refuse(config, *qemu).err()?.into()),
         _ => None,

@@ -4,7 +4,8 @@
 //! with what there is, and mends the rest.
 
 use super::{channel::Brief, data_path::DataPath};
-use crate::{config::ProtectConfig, keeper, report};
+use super::settings::Settings;
+use crate::{keeper, report};
 use anyhow::Result;
 use mc_core::id::Time;
 use node::{
@@ -25,7 +26,7 @@ const NICS: Duration = Duration::from_secs(5);
 const NICS_IN_PLACE: Duration = Duration::from_millis(500);
 
 /// Looks whether the gate could be opened, before anybody is told to leave for it: a wrong name must not cost the VM its network.
-pub(super) fn look(config: &ProtectConfig) -> Result<()> {
+pub(super) fn look(config: &Settings) -> Result<()> {
     NicGate::check(&report::nics(&config.nics)).map_err(|error| cannot_open(&error))
 }
 
@@ -41,7 +42,7 @@ pub(super) fn check(brief: &Brief) -> Result<()> {
 
 /// The gate of a VM that runs solo. Whoever had its TAP devices may be about to let them go. `replaces`: the VM's packets passed
 /// through another process until now.
-pub(super) fn open(config: &ProtectConfig, replaces: bool) -> Result<NicGate> {
+pub(super) fn open(config: &Settings, replaces: bool) -> Result<NicGate> {
     let held_limit_bytes = usize::try_from(config.held_limit_bytes)?;
     let options = Options { held_limit_bytes, mode: Mode::Open };
     let opened = open_all(config, options, if replaces { NICS_IN_PLACE } else { NICS });
@@ -55,7 +56,7 @@ pub(super) fn open(config: &ProtectConfig, replaces: bool) -> Result<NicGate> {
     }
 }
 
-fn open_all(config: &ProtectConfig, options: Options, patience: Duration) -> Result<NicGate, GateError> {
+fn open_all(config: &Settings, options: Options, patience: Duration) -> Result<NicGate, GateError> {
     let deadline = Instant::now() + TAPS;
     let mut gate = loop {
         match NicGate::new(report::nics(&config.nics), options) {

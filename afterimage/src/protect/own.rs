@@ -1,7 +1,8 @@
 //! At the start: makes the register say (solo, self), or explains why it cannot.
 
 use super::waiting::{Heard, Waiting, What};
-use crate::{config::ProtectConfig, keeper};
+use super::settings::Settings;
+use crate::keeper;
 use anyhow::{Context, Result};
 use mc_core::{
     claim::{Action, Claim, Event, Verdict},
@@ -39,7 +40,7 @@ pub(super) enum Owned {
 ///
 /// A VM that was protected as another QEMU process, before its host started again, waits likewise: its standby has the last commit
 /// and takes over; or it has lost that, too, and renounces.
-pub(super) fn own_the_vm(config: &ProtectConfig, owner: Owner, signals: &Signals, relieves: bool) -> Result<Owned> {
+pub(super) fn own_the_vm(config: &Settings, owner: Owner, signals: &Signals, relieves: bool) -> Result<Owned> {
     let mut waiting = Waiting::new(config, owner.node, what(config), !relieves)?;
     let waits = !config.once && !relieves;
     let mut claim = Claim::new(owner);
@@ -89,7 +90,7 @@ pub(super) fn own_the_vm(config: &ProtectConfig, owner: Owner, signals: &Signals
     }
 }
 
-fn what(config: &ProtectConfig) -> What {
+fn what(config: &Settings) -> What {
     let (note, busy) = match keeper::running(&config.run_dir, config.vm) {
         Some(_) => (
             "the arbiter has not given the VM to this QEMU yet: until it does, a keeper goes on keeping the VM's network",
@@ -125,7 +126,7 @@ fn arbiter_unreachable(waiting: &Waiting) -> anyhow::Error {
     ExitError::new(Code::Prerequisite, what).remedy(remedy).into()
 }
 
-fn owned_elsewhere(config: &ProtectConfig, held: &Register) -> anyhow::Error {
+fn owned_elsewhere(config: &Settings, held: &Register) -> anyhow::Error {
     let what = format!(
         "{} belongs to node {} since {}, so this copy must not reach the network",
         config.vm, held.owner.node, held.generation
@@ -136,7 +137,7 @@ fn owned_elsewhere(config: &ProtectConfig, held: &Register) -> anyhow::Error {
 }
 
 /// Says once for whom this waits; the words are for the status, too.
-fn tell_awaited(config: &ProtectConfig, held: &Register) -> String {
+fn tell_awaited(config: &Settings, held: &Register) -> String {
     let standby = standby_of(held).map_or_else(|| "its node".to_owned(), |name| format!("node {name}"));
     let why = format!(
         "{} was protected as another QEMU process of this node, which is gone. Start the standby on {standby}: it \
@@ -150,7 +151,7 @@ fn tell_awaited(config: &ProtectConfig, held: &Register) -> String {
 }
 
 /// The register names another QEMU process of this host.
-fn other_instance(config: &ProtectConfig, held: &Register) -> anyhow::Error {
+fn other_instance(config: &Settings, held: &Register) -> anyhow::Error {
     if let Ok(Some(pid)) = find_instance(held.owner.instance) {
         return beside(config, held, pid);
     }
@@ -163,7 +164,7 @@ fn other_instance(config: &ProtectConfig, held: &Register) -> anyhow::Error {
 }
 
 /// And that one lives, though it may be stopped: there would be two copies.
-fn beside(config: &ProtectConfig, held: &Register, pid: u32) -> anyhow::Error {
+fn beside(config: &Settings, held: &Register, pid: u32) -> anyhow::Error {
     let what = format!(
         "{} is another QEMU process of this host, {pid}, and has been since {}: a second copy must not run visibly beside it",
         config.vm, held.generation

@@ -182,7 +182,7 @@ impl DataPath {
 
     fn hand_network_over(&mut self) -> Result<&'static str> {
         let generation = self.run.driver.machine().register().generation;
-        let charge = Charge::of_primary(&self.brief.config, generation);
+        let charge = Charge::of_primary(&self.brief.config, generation, self.program);
         let Some(keeper) = keeper::take_network(&charge, Some(&mut self.run.driver.gate))? else {
             return Ok("the VM runs on, unprotected");
         };

@@ -3,7 +3,7 @@
 
 use crate::{
     cli::Side,
-    config::ProtectConfig,
+    protect::settings::Settings,
     control::{Control, ControlRequest, done, refused},
     report,
     status::{Request, Response, SCHEMA, Status},
@@ -61,7 +61,7 @@ pub(super) enum Heard {
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Waiting {
-    pub(super) config: ProtectConfig,
+    pub(super) config: Settings,
     pub(super) arbiter: ArbiterClient,
     control: Option<Control>,
     what: What,
@@ -79,7 +79,7 @@ pub(super) struct Waiting {
 
 impl Waiting {
     /// `serve`: the control socket is free; while a process that is to be relieved has it, it answers there.
-    pub(super) fn new(config: &ProtectConfig, node: Node, what: What, serve: bool) -> Result<Self> {
+    pub(super) fn new(config: &Settings, node: Node, what: What, serve: bool) -> Result<Self> {
         let arbiter = ArbiterClient::spawn(&config.asks(node))?;
         let listen = || Control::listen((&config.run_dir, &config.state_dir), config.vm, config.node, Side::Primary);
         let control = serve.then(listen).transpose()?;

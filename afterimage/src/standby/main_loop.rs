@@ -14,7 +14,8 @@ use super::{
 };
 use crate::{
     cli::Side,
-    config::StandbyConfig,
+    processes::Program,
+    standby::settings::Settings,
     control::{Control, refused},
     live::{KeepaliveReport, Session, Wanted},
     metrics::{IfTaken, Scrapes},
@@ -57,7 +58,8 @@ pub(super) const VM_CHECK: Duration = Duration::from_millis(500);
 /// The loop's state.
 #[derive(Debug)]
 pub(super) struct Node {
-    pub(super) config: StandbyConfig,
+    pub(super) config: Settings,
+    pub(super) program: Program,
     /// What the loop knows.
     pub(super) run: Standby,
     pub(super) gate: NicGate,
@@ -96,7 +98,7 @@ pub(super) struct Node {
 }
 
 impl Node {
-    pub(super) fn new(config: StandbyConfig) -> Result<Self> {
+    pub(super) fn new(config: Settings, program: Program) -> Result<Self> {
         let claim = Claim::take(&config.ram_dir, config.vm)?;
         let this = identity::node(&config.state_dir, config.node)?;
         let last_copy = LastCopy::open(&config.state_dir, config.vm)?;
@@ -137,6 +139,7 @@ impl Node {
             leave: Leave::default(),
             ending: None,
             last_words: None,
+            program,
             config,
         })
     }

@@ -32,6 +32,7 @@ mod rehearsing;
 mod report;
 mod revival;
 mod running;
+mod settings;
 mod state;
 mod takeover;
 mod task;
@@ -39,7 +40,9 @@ mod vm;
 mod waiting;
 mod why_not;
 
-use crate::{cli::Side, config::StandbyConfig, keeper, status::socket_path};
+use crate::{cli::Side, keeper, processes::Program, status::socket_path};
+pub use needs::twice;
+pub use settings::Settings;
 use anyhow::{Context, Result};
 use node::{
     beats,
@@ -51,7 +54,7 @@ use std::os::{fd::AsFd, unix::net::UnixStream};
 use vmm_qemu::{mending::peer, standby::check_command};
 
 /// Runs until the VM that it took over is gone, or handed over. Returns the exit code.
-pub fn run(config: StandbyConfig) -> Result<Code> {
+pub fn run(config: Settings, program: Program) -> Result<Code> {
     paths::check(&config.paths)?;
     check_command(&config.qemu).map_err(ExitError::usage)?;
     beats::check(&config.wish())?;
@@ -64,15 +67,15 @@ pub fn run(config: StandbyConfig) -> Result<Code> {
     let record = events::record(config.vm, events::Side::Standby, config.node, Process::Standby, &config.state_dir);
     record.context("threads for events")?;
     if let Some(vm) = running::find(&config)? {
-        return running::after_restart(config, vm);
+        return running::after_restart(config, program, vm);
     }
     refuse_beside_a_keeper(&config)?;
     needs::check_program(&config)?;
-    main_loop::Node::new(config)?.run()
+    main_loop::Node::new(config, program)?.run()
 }
 
 /// One that waits has its QEMU's control socket: it is to be found before that is taken for one that was left over.
-fn refuse_beside_another(config: &StandbyConfig) -> Result<()> {
+fn refuse_beside_another(config: &Settings) -> Result<()> {
     let path = socket_path(&config.run_dir, config.vm, Side::Standby);
     let Ok(stream) = UnixStream::connect(path) else { return Ok(()) };
     let process = peer(stream.as_fd()).map_or_else(String::new, |pid| format!(" (process {pid})"));
@@ -86,7 +89,7 @@ fn refuse_beside_another(config: &StandbyConfig) -> Result<()> {
 }
 
 /// A VM whose network is kept here, and which is none that a standby took over, was left here by `protect`.
-fn refuse_beside_a_keeper(config: &StandbyConfig) -> Result<()> {
+fn refuse_beside_a_keeper(config: &Settings) -> Result<()> {
     let Some(keeper) = keeper::running(&config.run_dir, config.vm) else { return Ok(()) };
     let what = format!("{} runs on this host: process {} keeps its network", config.vm, keeper.pid());
     let remedy = "a standby belongs on another host; `afterimage protect` protects the VM, and relieves that process";

@@ -1,8 +1,10 @@
 //! Checks a standby's prerequisites at its start, because a takeover is too late to find one missing.
 
-use crate::config::{NicSpec, StandbyConfig, twice};
+use super::settings::Settings;
+use crate::config::NicSpec;
 use node::exit::{Code, ExitError};
 use std::{
+    collections::HashSet,
     env,
     ffi::OsStr,
     fs,
@@ -10,6 +12,16 @@ use std::{
     path::{Path, PathBuf},
 };
 use vmm_qemu::argv::{CommandLine, Item, Params};
+
+/// The first NIC that has a socket or a TAP device of another one, and which: it would never be connected.
+#[must_use]
+pub fn twice(nics: &[NicSpec]) -> Option<(&NicSpec, String)> {
+    let mut seen = HashSet::new();
+    nics.iter().find_map(|nic| {
+        let names = [nic.socket.display().to_string(), nic.tap.clone()];
+        names.into_iter().find(|name| !seen.insert(name.clone())).map(|name| (nic, name))
+    })
+}
 
 /// One NIC for each socket, and for each TAP device: a second one would never be connected.
 ///
@@ -25,7 +37,7 @@ pub(super) fn check_names(nics: &[NicSpec]) -> Result<(), ExitError> {
 ///
 /// # Errors
 /// Exit code 2.
-pub(super) fn check_sockets(config: &StandbyConfig) -> Result<(), ExitError> {
+pub(super) fn check_sockets(config: &Settings) -> Result<(), ExitError> {
     let line = CommandLine::parse(&config.qemu);
     let is_qemu = line.program.last().is_some_and(|program| {
         Path::new(program).file_name().is_some_and(|name| name.to_string_lossy().starts_with("qemu"))
@@ -58,7 +70,7 @@ fn absolute(path: &Path) -> PathBuf {
 ///
 /// # Errors
 /// Exit code 6.
-pub(super) fn check_program(config: &StandbyConfig) -> Result<(), ExitError> {
+pub(super) fn check_program(config: &Settings) -> Result<(), ExitError> {
     let Some(program) = config.qemu.first() else { return Ok(()) };
     if find(program, env::var_os("PATH").as_deref()).is_some() {
         return Ok(());
@@ -111,7 +123,7 @@ mod tests {
             words.extend(["--nic", "/run/n0.net=t0", "--", program]);
             words.extend(options);
             let Command::Standby(args) = Cli::try_parse_from(words).unwrap().command else { panic!("another command") };
-            StandbyConfig::resolve(args).unwrap()
+            Settings::resolve(args).unwrap()
         };
         let stream = |path: &str| format!("stream,id=n0,server=on,addr.type=unix,addr.path={path}");
         let qemu = "/usr/bin/qemu-system-x86_64";

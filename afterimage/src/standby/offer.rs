@@ -4,7 +4,8 @@ use super::{
     main_loop::{NIC_PATIENCE, Node},
     vm::WaitingVm,
 };
-use crate::{config::StandbyConfig, report, room::Room};
+use super::settings::Settings;
+use crate::{report, room::Room};
 use anyhow::{Context, Result};
 use mc_core::driver::SpillFile;
 use node::{
@@ -81,7 +82,7 @@ impl Node {
 
 /// The spill file: made anew beside the configured name, so that nobody's file is touched, and unlinked at once, so that it
 /// ends with this process.
-pub(super) fn spill_file(config: &StandbyConfig) -> Result<Option<SpillFile>> {
+pub(super) fn spill_file(config: &Settings) -> Result<Option<SpillFile>> {
     let Some(path) = &config.spill else { return Ok(None) };
     let mut name =
         path.file_name().with_context(|| format!("spill file {}: not a file's name", path.display()))?.to_owned();

@@ -23,7 +23,8 @@ use super::{
 };
 use crate::{
     cli::Side,
-    config::StandbyConfig,
+    processes::Program,
+    standby::settings::Settings,
     control::{Control, done, refused},
     keeper::{self, Charge},
     live::Session,
@@ -69,7 +70,8 @@ const READ_AGAIN: Duration = Duration::from_secs(1);
 /// What a standby has beside its VM.
 #[derive(Debug)]
 struct Desk {
-    config: StandbyConfig,
+    config: Settings,
+    program: Program,
     /// This host.
     this: id::Node,
     arbiter: ArbiterClient,
@@ -80,7 +82,7 @@ struct Desk {
 }
 
 impl Desk {
-    fn new(config: StandbyConfig) -> Result<Self> {
+    fn new(config: Settings, program: Program) -> Result<Self> {
         let this = identity::node(&config.state_dir, config.node)?;
         Ok(Self {
             this,
@@ -89,6 +91,7 @@ impl Desk {
             scrapes: Scrapes::serve(config.metrics, IfTaken::TryAgain)?,
             listener: Listener::bind(config.listen, SessionOptions::default()).map_err(cannot_listen)?,
             signals: Signals::catch()?,
+            program,
             config,
         })
     }
@@ -112,7 +115,7 @@ struct Running {
 }
 
 /// The process of a QEMU at our control socket that is past its takeover; `None`: there is none, or it still waits.
-pub(super) fn find(config: &StandbyConfig) -> Result<Option<Watched>> {
+pub(super) fn find(config: &Settings) -> Result<Option<Watched>> {
     let path = qmp_path(config);
     if UnixStream::connect(&path).is_err() {
         return Ok(None);
@@ -130,7 +133,7 @@ pub(super) fn find(config: &StandbyConfig) -> Result<Option<Watched>> {
 }
 
 /// The control socket of the VM's QEMU.
-pub(super) fn qmp_path(config: &StandbyConfig) -> PathBuf {
+pub(super) fn qmp_path(config: &Settings) -> PathBuf {
     config.run_dir.join(config.vm.to_string()).join("standby.qmp")
 }
 
@@ -139,21 +142,21 @@ pub(super) fn after_takeover(mut node: Node) -> Result<Code> {
     let base = snapshot(&node);
     let generation = node.won.unwrap_or_default();
     let qemu = node.vm.as_mut().and_then(|vm| vm.watch().ok());
-    let Node { config, run, control, scrapes, gate, vm, signals, .. } = node;
-    let mut network = Network::taken_over(Charge::of_standby(&config, generation), gate);
+    let Node { config, program, run, control, scrapes, gate, vm, signals, .. } = node;
+    let mut network = Network::taken_over(Charge::of_standby(&config, generation, program), gate);
     network.look();
     // The image, staging, the control connection to QEMU. To unmap a large image takes a while: packets have their keeper by now.
     let this = run.this;
     let (listener, arbiter) = run.into_parts();
     drop(vm);
     let Some(qemu) = qemu else { return vm_gone(&config) };
-    let desk = Desk { config, this, arbiter, control, scrapes, listener, signals };
+    let desk = Desk { config, program, this, arbiter, control, scrapes, listener, signals };
     Running::new(desk, qemu, network, base).run()
 }
 
 /// The VM's QEMU has ended. In order it takes its control socket along (its guest shut down, or it was told to end); one that dies
 /// leaves it behind. So a process that did not start it can tell, too.
-fn vm_gone(config: &StandbyConfig) -> Result<Code> {
+fn vm_gone(config: &Settings) -> Result<Code> {
     let orderly = !qmp_path(config).exists();
     emit(Event::VmGone(VmGone { orderly }));
     if orderly {
@@ -166,8 +169,8 @@ fn vm_gone(config: &StandbyConfig) -> Result<Code> {
 }
 
 /// What is left to do for a VM that an earlier process took over.
-pub(super) fn after_restart(config: StandbyConfig, vm: Watched) -> Result<Code> {
-    Running::again(config, vm)?.run()
+pub(super) fn after_restart(config: Settings, program: Program, vm: Watched) -> Result<Code> {
+    Running::again(config, program, vm)?.run()
 }
 
 impl Running {
@@ -188,7 +191,7 @@ impl Running {
     }
 
     /// Found running.
-    fn again(config: StandbyConfig, vm: Watched) -> Result<Self> {
+    fn again(config: Settings, program: Program, vm: Watched) -> Result<Self> {
         let kept = keeper::running(&config.run_dir, config.vm);
         let keeper = kept.as_ref().map(keeper::Keeper::pid);
         let found = Reattached { vm: config.vm, qemu: vm.pid(), keeper };
@@ -203,7 +206,7 @@ impl Running {
             ..Status::default()
         };
         let base = Snapshot { status, ..Snapshot::default() };
-        let running = Self::new(Desk::new(config)?, vm, Network::found(kept), base);
+        let running = Self::new(Desk::new(config, program)?, vm, Network::found(kept), base);
         emit(Event::Reattached(found));
         Ok(Self { read_at: Some(Clock.now()), ..running })
     }
@@ -324,7 +327,7 @@ impl Running {
                 self.base.status.generation = self.base.status.generation.max(register.generation.0);
                 if !self.network.is_entitled() {
                     emit(Event::Register(RegisterRead { register: Some(register) }));
-                    self.network.entitle(Charge::of_standby(&self.desk.config, register.generation));
+                    self.network.entitle(Charge::of_standby(&self.desk.config, register.generation, self.desk.program));
                 }
                 Ok(())
             }

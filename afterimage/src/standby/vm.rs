@@ -1,7 +1,8 @@
 //! The VM that waits: a stock QEMU over a shared RAM file, the image that writes into the same file, and the takeover.
 
 use super::{ram_file::RamFile, state::VmState};
-use crate::config::{StandbyConfig, size_text};
+use super::settings::Settings;
+use node::units::size_text;
 use anyhow::{Context, Result};
 use mc_core::{
     id::{BlockId, Epoch, Generation, Node},
@@ -24,7 +25,7 @@ use vmm_qemu::{
     profile::Profile,
     qmp::{Qmp, QmpError, Watched, instance_id, kill_instance},
     standby::{
-        DEADLINE, Look, Rehearsal, RehearsalConfig, StandbyConfig as VmConfig, StandbyError, StandbyVm, TakeoverTimes,
+        DEADLINE, Look, Rehearsal, RehearsalConfig, Settings as VmConfig, StandbyError, StandbyVm, TakeoverTimes,
         stock_command,
     },
 };
@@ -67,7 +68,7 @@ pub(super) struct WaitingVm {
 
 impl WaitingVm {
     /// Starts a QEMU for a primary with this profile, and compares.
-    pub(super) fn start(config: &StandbyConfig, theirs: &Profile) -> Result<Self> {
+    pub(super) fn start(config: &Settings, theirs: &Profile) -> Result<Self> {
         let shared = blocks::main_block(&theirs.blocks).context("the primary's profile has no RAM block")?;
         let main_ram = theirs.blocks[usize::from(shared.0)].clone();
         let run_dir = config.run_dir.join(config.vm.to_string());

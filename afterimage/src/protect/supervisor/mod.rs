@@ -21,7 +21,7 @@ use super::{
     commanded::{ANSWER, Qemu, Task},
     waiting::{Heard, Waiting, What},
 };
-use crate::control;
+use crate::{control, processes::Program};
 use anyhow::{Context, Result};
 use machine::{Action, Arbiter, Event, LOOK, NotConnected, Supervisor};
 use mc_core::{id::Time, machine::Machine};
@@ -29,7 +29,6 @@ use node::{
     events::{Role, emit},
     exit::{Code, ExitError, words},
     inbox::{readable, wait},
-    program,
     signals::Signals,
     sys::child::in_its_own_session,
 };
@@ -38,17 +37,17 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixStream,
     },
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
     time::Instant,
 };
 use tracing::Level;
 use vmm_qemu::qmp::{Qmp, QmpError, has_ended};
 
 /// Watches over one VM until it is gone, fenced, or handed over. Returns the exit code.
-pub(super) fn supervise(qmp: Qmp, brief: Brief, signals: Signals) -> Result<Code> {
+pub(super) fn supervise(qmp: Qmp, brief: Brief, signals: Signals, program: Program) -> Result<Code> {
     let qemu = Some(Qemu::new(qmp, brief.qemu_process(), brief.config.nic_sockets()));
     let machine = Supervisor::new(Time(0), brief);
-    Runner { machine, start: Instant::now(), signals, qemu, data_path: None, claimant: None, over: None }.run()
+    Runner { machine, start: Instant::now(), program, signals, qemu, data_path: None, claimant: None, over: None }.run()
 }
 
 /// What carries the machine's decisions out.
@@ -56,6 +55,7 @@ struct Runner {
     machine: Supervisor,
     /// The machine's time begins here.
     start: Instant,
+    program: Program,
     signals: Signals,
     qemu: Option<Qemu>,
     data_path: Option<DataPathProcess>,
@@ -216,7 +216,7 @@ impl Runner {
     }
 
     fn spawn(&mut self, brief: &Brief) -> Result<(), String> {
-        let spawned = DataPathProcess::spawn(brief).map_err(|error| words(&error))?;
+        let spawned = DataPathProcess::spawn(self.program, brief).map_err(|error| words(&error))?;
         self.data_path = Some(spawned);
         Ok(())
     }
@@ -289,10 +289,10 @@ impl DataPathProcess {
         self.process.wait().map_or_else(|error| error.to_string(), |status| status.to_string())
     }
 
-    fn spawn(brief: &Brief) -> Result<Self> {
+    fn spawn(program: Program, brief: &Brief) -> Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
-        let mut command = Command::new(program::own());
-        command.arg("data-path").stdin(Stdio::from(OwnedFd::from(theirs)));
+        let mut command = program.data_path();
+        command.stdin(Stdio::from(OwnedFd::from(theirs)));
         // A ^C at our terminal is the supervisor's to hear.
         in_its_own_session(&mut command);
         let process = command.spawn().context("starting the data path")?;

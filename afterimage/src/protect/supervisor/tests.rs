@@ -10,7 +10,7 @@ use super::{
     },
     machine::{Action, Arbiter, Event, NotConnected, Supervisor},
 };
-use crate::config::{OnCapWish, PathsConfig, ProtectConfig};
+use crate::{config::OnCapWish, protect::settings::Settings};
 use mc_core::{
     id::{Generation, Name, Node, NodeId, Time},
     machine::Machine,
@@ -50,7 +50,7 @@ fn protected(generation: u64) -> Register {
 }
 
 fn brief() -> Brief {
-    let config = ProtectConfig {
+    let config = Settings {
         vm: Name::new("web").unwrap(),
         node: here().node.name,
         qmp: "/run/web.qmp".into(),
@@ -77,7 +77,7 @@ fn brief() -> Brief {
         once: false,
         rejoin: false,
         unheld: Vec::new(),
-        paths: PathsConfig::tcp(64 << 20),
+        paths: node::paths::PathsConfig::tcp(64 << 20),
         config_file: None,
     };
     let profile = Profile {
@@ -465,7 +465,7 @@ fn a_channel_that_breaks_ends_the_process_behind_it() {
 #[test]
 fn what_the_data_path_was_told_the_next_one_begins_with() {
     let mut play = Play::new();
-    let config = ProtectConfig { epoch: Duration::from_millis(50), ..brief().config };
+    let config = Settings { epoch: Duration::from_millis(50), ..brief().config };
     play.say(ToSupervisor::Changed(Box::new(config)));
     play.say(ToSupervisor::Wanted { protect: false });
     let next = play.machine.brief();
