@@ -277,7 +277,7 @@ fn a_wrong_file_is_refused_with_its_key_name_and_line() {
         ("protect = 1\n", 1, "begin it with a line [protect]"),
         ("[standby]\nepoch = '20ms'\n", 2, "`epoch` is not a key of [standby], but of [protect]"),
         ("[protect]\naccept_witness = true\n", 2, "a flag of `afterimage protect`, and no key"),
-        ("[protect]\nepoch = 20\n", 2, "epoch: expected a time with its unit, such as \"20ms\", not 20"),
+        ("[protect]\nepoch = 20\n", 2, "epoch: expected a time with its unit, such as \"20ms\", found 20"),
         ("[protect]\nepoch = '20'\n", 2, "epoch: invalid duration \"20\""),
         ("[protect]\nepoch = '0.5ms'\n", 2, "epoch: 0.5ms is out of range: expected 1ms to 60s"),
         ("[protect]\nepoch_ms = 0\n", 2, "epoch_ms: 0 is out of range"),

@@ -304,7 +304,7 @@ fn a_dead_socket_hides_no_living_process_of_the_same_vm() {
     assert!(stderr.contains("not in this test"), "the standby was asked: {stderr}");
     let (code, stdout, _) = run(dir.path(), &["status"]);
     assert_eq!(code, 0, "{stdout}");
-    let left = format!("left over from before the failover, and harms nobody: `rm {}`", dead.display());
+    let left = format!("left over from before the failover, and harmless: `rm {}`", dead.display());
     assert!(stdout.contains(&left) && !stdout.contains("start it again"), "{stdout}");
 }
 

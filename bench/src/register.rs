@@ -9,7 +9,7 @@ use crate::{
     units,
 };
 use anyhow::{Context, Result};
-use memmap2::{MmapOptions, MmapRaw};
+use mc_core::ram::{Mapping, SharedRam};
 use rustix::fs::{MemfdFlags, memfd_create};
 use std::{fs::File, sync::Arc, time::Duration};
 use transport_rdma::{
@@ -61,8 +61,8 @@ fn measure(size: &str, runs: &[Cost]) -> Measure {
 }
 
 /// Shared memory, as guest RAM is, and the size of its pages.
-fn memory(bytes: usize) -> Result<(Arc<MmapRaw>, usize)> {
+fn memory(bytes: usize) -> Result<(Arc<Mapping>, usize)> {
     let file = File::from(memfd_create("mc-bench-register", MemfdFlags::CLOEXEC)?);
     file.set_len(bytes as u64)?;
-    Ok((Arc::new(MmapOptions::new().len(bytes).map_raw(&file)?), mr::page_size_of(&file)?))
+    Ok((Arc::clone(SharedRam::map(&file, bytes)?.mapping()), mr::page_size_of(&file)?))
 }

@@ -1,7 +1,7 @@
 //! Output commit: what the VM sends to the outside waits here until its epoch is committed.
 
 use crate::id::{Epoch, Time};
-use std::{io, os::fd::BorrowedFd};
+use std::{fmt::Debug, io, os::fd::BorrowedFd};
 
 mod several;
 
@@ -9,7 +9,7 @@ pub use several::Gates;
 
 /// Holds what the VM sends. **Fail-closed (I6)**: an error, or the death of the process, keeps or drops output, and never
 /// releases it. Inbound traffic is not held: the outside may know more than the VM, never the reverse.
-pub trait OutputGate {
+pub trait OutputGate: Debug {
     /// The time of the calls that follow. The driver says it before each round of them.
     fn tick(&mut self, _now: Time) {}
 

@@ -5,33 +5,60 @@
 //! form of the argument.)
 #![allow(unsafe_code)]
 
+mod mapping;
+
+pub use mapping::{Mapping, RamError, page_size_of};
+
 use crate::{id::PAGE_SIZE, slab::Place};
-use memmap2::{MmapOptions, MmapRaw};
-use std::{fs::File, io, sync::Arc};
+use std::{any::Any, fs::File, ptr::NonNull, sync::Arc};
 
 /// The memory of one RAM block.
 #[derive(Debug)]
 pub struct SharedRam {
-    map: Arc<MmapRaw>,
+    map: Arc<Mapping>,
 }
 
 impl SharedRam {
-    /// Maps the first `len` bytes of `file`, shared with whoever else maps it.
+    /// Maps the first `len` bytes of `file`: [`SharedRam::map_at`].
+    pub fn map(file: &File, len: usize) -> Result<Self, RamError> {
+        Self::map_at(file, 0, len)
+    }
+
+    /// Maps `len` bytes of `file` from `offset` on, shared with whoever else maps them: a RAM block in a file, in a memfd, or
+    /// in huge pages. `file` may be closed afterwards.
+    ///
+    /// Who may shorten the file can end this process by it: its next access is a fault (`SIGBUS`). A memfd that is
+    /// sealed against that (`F_SEAL_SHRINK`, as QEMU's are) is safe from it.
     ///
     /// # Errors
-    /// When the file is shorter (a page fault would end the process), or the system refuses.
-    pub fn map(file: &File, len: usize) -> io::Result<Self> {
-        let have = file.metadata()?.len();
-        if have < len as u64 {
-            let text = format!("the RAM file has {have} bytes, the RAM block {len}");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-        }
-        Ok(Self { map: Arc::new(MmapOptions::new().len(len).map_raw(file)?) })
+    /// When the offset is not a multiple of the file's page size ([`page_size_of`]), the block ends beyond the file's end, a
+    /// memfd is sealed against writing, or the system refuses (a file that is open for reading only; no huge pages left).
+    pub fn map_at(file: &File, offset: u64, len: usize) -> Result<Self, RamError> {
+        Ok(Self { map: Arc::new(Mapping::of_file(file, offset, len)?) })
     }
 
     /// Private memory of `len` bytes of zeros.
-    pub fn anonymous(len: usize) -> io::Result<Self> {
-        Ok(Self { map: Arc::new(MmapOptions::new().len(len).map_anon()?.into()) })
+    pub fn anonymous(len: usize) -> Result<Self, RamError> {
+        Ok(Self { map: Arc::new(Mapping::anonymous(len)?) })
+    }
+
+    /// Memory of `len` bytes at `at` that somebody else has mapped, such as a VMM in this process. `owner` is dropped with the
+    /// last user of the memory, which may be a device that has it registered.
+    ///
+    /// # Errors
+    /// When there are no bytes, or `at` is not the beginning of a page.
+    ///
+    /// # Safety
+    /// Until `owner` is dropped,
+    /// * `at..at + len` stays mapped there, readable and writable; a file behind it is not made shorter;
+    /// * no Rust reference to any of it exists anywhere; who else uses it does so by raw pointers or from another process;
+    /// * nobody writes to what is being read here or reads what is being written here, but who can live with torn values:
+    ///   as with memory that a QEMU shares, the VM is stopped while a checkpoint is copied, and does not run while an image is
+    ///   written.
+    pub unsafe fn of_another(at: NonNull<u8>, len: usize, owner: Box<dyn Any + Send + Sync>) -> Result<Self, RamError> {
+        // SAFETY: the caller promises what is asked for.
+        let map = unsafe { Mapping::of_another(at, len, owner) };
+        Ok(Self { map: Arc::new(map?) })
     }
 
     /// Bytes.
@@ -43,7 +70,7 @@ impl SharedRam {
 
     /// The mapping itself, for a device that reads it: whoever registers it keeps it alive by this.
     #[must_use]
-    pub fn mapping(&self) -> &Arc<MmapRaw> {
+    pub fn mapping(&self) -> &Arc<Mapping> {
         &self.map
     }
 
@@ -225,12 +252,72 @@ mod kernel {
 mod tests {
     use super::*;
     use crate::id::BlockId;
+    use std::{
+        alloc::{Layout, alloc_zeroed, dealloc},
+        sync::atomic::{AtomicBool, Ordering},
+    };
 
     fn ram(pages: usize, seed: usize) -> SharedRam {
         let mut ram = SharedRam::anonymous(pages * PAGE_SIZE).unwrap();
         let bytes: Vec<u8> = (0..ram.len()).map(|at| (at * 31 / 7 + seed).to_le_bytes()[0]).collect();
         ram.write(0, &bytes);
         ram
+    }
+
+    /// Pages of the heap, given back when this is dropped.
+    struct Heap(NonNull<u8>, Layout, Arc<AtomicBool>);
+
+    // SAFETY: nobody else has the pages.
+    unsafe impl Send for Heap {}
+    // SAFETY: a shared reference has no use for them.
+    unsafe impl Sync for Heap {}
+
+    impl Drop for Heap {
+        fn drop(&mut self) {
+            self.2.store(true, Ordering::Release);
+            // SAFETY: allocated in `heap` with this layout, and given back once.
+            unsafe { dealloc(self.0.as_ptr(), self.1) };
+        }
+    }
+
+    fn heap(pages: usize) -> (NonNull<u8>, Box<Heap>, Arc<AtomicBool>) {
+        let (layout, gone) =
+            (Layout::from_size_align(pages * PAGE_SIZE, PAGE_SIZE).unwrap(), Arc::new(AtomicBool::new(false)));
+        // SAFETY: the layout is not empty.
+        let at = NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap();
+        (at, Box::new(Heap(at, layout, Arc::clone(&gone))), gone)
+    }
+
+    #[test]
+    fn memory_of_another_is_used_in_place_and_its_owner_outlives_the_last_user() {
+        let (at, owner, gone) = heap(2);
+        // SAFETY: the pages stay until `owner` is dropped, and nobody has a reference to them.
+        let mut ram = unsafe { SharedRam::of_another(at, 2 * PAGE_SIZE, owner) }.unwrap();
+        ram.write(PAGE_SIZE, b"here");
+        // SAFETY: the owner lives, and this thread is not writing.
+        assert_eq!(unsafe { at.as_ptr().wrapping_add(PAGE_SIZE).read() }, b'h');
+        assert_eq!(bytes(&ram, PAGE_SIZE, 4), b"here");
+        let device = Arc::clone(ram.mapping());
+        drop(ram);
+        assert!(!gone.load(Ordering::Acquire), "a device still has it");
+        drop(device);
+        assert!(gone.load(Ordering::Acquire));
+    }
+
+    #[test]
+    fn memory_of_another_begins_with_a_page_and_has_bytes() {
+        let (at, owner, gone) = heap(1);
+        // SAFETY: inside the page.
+        let inside = unsafe { at.byte_add(8) };
+        // SAFETY: the bytes stay until the owner is dropped.
+        let refused = unsafe { SharedRam::of_another(inside, 8, owner) }.unwrap_err();
+        assert!(refused.to_string().contains("is not a multiple of 4096"), "{refused}");
+        assert!(gone.load(Ordering::Acquire), "who is refused owns nothing");
+        for len in [0, usize::MAX] {
+            // SAFETY: refused before anybody looks there.
+            let refused = unsafe { SharedRam::of_another(NonNull::dangling(), len, Box::new(())) };
+            assert!(matches!(refused, Err(RamError::Empty)), "{refused:?}");
+        }
     }
 
     fn bytes(ram: &SharedRam, offset: usize, len: usize) -> Vec<u8> {

@@ -10,20 +10,22 @@ use crate::{
     wire::{WireError, beat, control::Control},
 };
 use std::{
+    fmt::Debug,
     io,
     os::fd::{AsFd, BorrowedFd},
     time::Duration,
 };
 
 /// A link between one primary and one standby, for one incarnation. Never blocks.
-pub trait Transport: Send {
+pub trait Transport: Debug + Send {
     /// Hands over one operation; a refusal gives it back.
     fn submit(&mut self, op: Op) -> Result<(), Rejected>;
 
     /// Moves bytes, then reports one completion if there is any. Call it until `None`.
     fn poll(&mut self) -> Option<Completion>;
 
-    /// Readable (or writable, if [`Transport::wants_write`]) when `poll` may have something to do.
+    /// Readable (or writable, if [`Transport::wants_write`]) when `poll` may have something to do. It tells of the network only:
+    /// a link may hold what came before an [`Op::Post`] that it lacked, so poll until `None` after each, and wait then.
     fn wait_fd(&self) -> Option<BorrowedFd<'_>>;
 
     /// Whether `poll` could use what the peer sends. While it is false, a slab waits for an [`Op::Post`], and `wait_fd` may
@@ -203,7 +205,7 @@ pub enum LinkError {
 }
 
 /// Best-effort datagrams for beats, apart from the bulk link: loss is normal, delay is not. Never blocks.
-pub trait Keepalive: Send {
+pub trait Keepalive: Debug + Send {
     /// Sends one beat to every other member.
     fn send(&mut self, beat: &[u8; beat::LEN]) -> io::Result<()>;
 

@@ -45,28 +45,15 @@ use transport_tcp::{
     udp::UdpKeepalive,
 };
 
-/// A [`Transport`] that can be printed.
-pub trait Link: Transport + std::fmt::Debug {}
-impl<T: Transport + std::fmt::Debug> Link for T {}
-
 /// A session's way.
 #[derive(Debug)]
 pub struct Route {
     /// For checkpoints.
-    pub link: Box<dyn Link>,
+    pub link: Box<dyn Transport>,
     /// For beats.
-    pub keepalive: Beats,
+    pub keepalive: Box<dyn Keepalive>,
     /// For the operator.
     pub report: Report,
-}
-
-/// A session's keepalive.
-pub struct Beats(pub Box<dyn Keepalive>);
-
-impl std::fmt::Debug for Beats {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Beats")
-    }
 }
 
 /// Before anything is started: a host that shall use RDMA has it, and a device that was named is there. Who names one does not
@@ -159,7 +146,7 @@ fn over_tcp(tcp: TcpLink, udp: Option<UdpKeepalive>, why: String) -> Result<Rout
     let Some(udp) = udp else { bail!("{} takes no beats over UDP; set --keepalive alike on both sides", tcp.peer()) };
     let ends = UdpEnds::of(Some(&udp));
     let report = Report { transport: "tcp", why, rdma: None, keepalive: "udp", beat_paths: None, udp: ends };
-    Ok(Route { link: Box::new(tcp), keepalive: Beats(Box::new(udp)), report })
+    Ok(Route { link: Box::new(tcp), keepalive: Box::new(udp), report })
 }
 
 /// What a standby answers. Its queue pairs are connected: the primary may speak as soon as it has the endpoint.

@@ -39,6 +39,7 @@ const BROKEN: u8 = 2;
 type Fate = Arc<AtomicU8>;
 
 /// One path's end, whose fate a test decides.
+#[derive(Debug)]
 struct Fated(UdpKeepalive, Fate);
 
 impl Fated {

@@ -45,7 +45,7 @@ mod region;
 
 pub use library::{LibraryError, open as open_library};
 pub use queue::{CHAIN, Qp};
-pub use region::{Region, is_resident, touch};
+pub use region::{Region, is_resident, populate, touch};
 
 /// Turns what a verb returned (0, an error number, or -1 and `errno`) into a result.
 fn check(returned: c_int) -> io::Result<()> {

@@ -3,8 +3,11 @@
 mod common;
 
 use common::places;
-use mc_core::{id::PAGE_SIZE, ram::SharedRam, testing::skip};
-use memmap2::{MmapOptions, MmapRaw};
+use mc_core::{
+    id::PAGE_SIZE,
+    ram::{Mapping, SharedRam},
+    testing::skip,
+};
 use rustix::{
     fs::{MemfdFlags, memfd_create},
     process::{Resource, Rlimit, getrlimit, setrlimit},
@@ -35,11 +38,11 @@ fn device() -> Option<Device> {
     places().map(|(place, _)| Device { context: place.context, _alone })
 }
 
-fn shared(len: usize, flags: MemfdFlags) -> io::Result<(File, Arc<MmapRaw>)> {
+fn shared(len: usize, flags: MemfdFlags) -> io::Result<(File, Arc<Mapping>)> {
     let file = File::from(memfd_create("registered", flags | MemfdFlags::CLOEXEC)?);
     file.set_len(len as u64)?;
-    let map = MmapOptions::new().len(len).map_raw(&file)?;
-    Ok((file, Arc::new(map)))
+    let map = Arc::clone(SharedRam::map(&file, len)?.mapping());
+    Ok((file, map))
 }
 
 /// `FIGURES_MIB`: how much the figures are taken on.

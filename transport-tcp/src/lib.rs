@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`session`] | one connection's beginning: hello, profile, ready or a refusal; the [`session::Listener`] |
 //! | [`link`] | [`link::TcpLink`], the [`mc_core::transport::Transport`]: slabs and control records in one byte stream |
+//! | [`stream`] | the byte stream under both: plain TCP today, an enum so that TLS becomes an arm |
 //! | [`reach`] | the connection to one of a name's addresses |
 //! | [`udp`] | [`udp::UdpKeepalive`], the [`mc_core::transport::Keepalive`] |
 //! | [`options`] | the knobs, and the one place that sets TCP options |
@@ -34,4 +35,5 @@ pub mod link;
 pub mod options;
 pub mod reach;
 pub mod session;
+pub mod stream;
 pub mod udp;

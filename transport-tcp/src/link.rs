@@ -1,4 +1,4 @@
-//! [`TcpLink`]: slabs and control records over one TCP connection.
+//! [`TcpLink`]: slabs and control records over one [`Stream`].
 //!
 //! ```text
 //!        peer closed, error, hostile bytes            slabs handed back,
@@ -27,21 +27,16 @@
 mod rx;
 mod tx;
 
-use crate::options::LinkOptions;
+use crate::{options::LinkOptions, stream::Stream};
 use mc_core::{
     slab::FreeSlab,
     transport::{Completion, LinkError, NotFenced, Op, RejectReason, Rejected, Transport},
 };
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    io::ioctl_fionread,
-    net::connect_unspec,
-};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rx::{Filled, Inbox};
 use std::{
     collections::VecDeque,
     io,
-    net::{Shutdown, TcpStream},
     os::fd::{AsFd, BorrowedFd},
 };
 use tx::{Outbox, Outgoing};
@@ -56,7 +51,7 @@ enum State {
 /// A [`Transport`] over TCP. Warm, it allocates nothing.
 #[derive(Debug)]
 pub struct TcpLink {
-    stream: TcpStream,
+    stream: Stream,
     peer: String,
     inbox: Inbox,
     outbox: Outbox,
@@ -70,18 +65,19 @@ pub struct TcpLink {
 impl TcpLink {
     /// A link over a connected stream whose handshake is over, with default options. `slab_size` is the hello's; `peer` is
     /// for messages. Fails if the system refuses a socket option.
-    pub fn new(stream: TcpStream, slab_size: usize, peer: impl Into<String>) -> io::Result<Self> {
+    pub fn new(stream: impl Into<Stream>, slab_size: usize, peer: impl Into<String>) -> io::Result<Self> {
         Self::with_options(stream, slab_size, peer, &LinkOptions::default())
     }
 
     /// As [`TcpLink::new`], with options. Buffer sizes must have been set before the stream was connected.
     pub fn with_options(
-        stream: TcpStream,
+        stream: impl Into<Stream>,
         slab_size: usize,
         peer: impl Into<String>,
         options: &LinkOptions,
     ) -> io::Result<Self> {
-        options.set_stream(&stream)?;
+        let stream = stream.into();
+        options.set_stream(stream.socket())?;
         let queue = options.queue.max(1);
         Ok(Self {
             stream,
@@ -103,10 +99,9 @@ impl TcpLink {
         if !self.is_up() {
             return;
         }
-        // Either fails only if the connection is gone already.
-        let abort = matches!(why, LinkError::Revoked { .. } | LinkError::Wire { .. });
-        if !abort || connect_unspec(&self.stream).is_err() {
-            let _ = self.stream.shutdown(Shutdown::Both);
+        match why {
+            LinkError::Revoked { .. } | LinkError::Wire { .. } => self.stream.reset(),
+            _ => self.stream.shut(),
         }
         self.state = State::Ending(why);
     }
@@ -147,12 +142,12 @@ impl TcpLink {
     /// Writes what the kernel takes, then reads until a record is complete or the kernel has no more.
     fn exchange(&mut self) {
         if self.broken.is_none()
-            && let Err(source) = self.outbox.flush(self.stream.as_fd())
+            && let Err(source) = self.outbox.flush(&mut self.stream)
         {
             self.broken = Some(self.io_error("writing", source));
         }
         while self.is_up() && !self.inbox.is_stalled() {
-            match self.inbox.fill(self.stream.as_fd(), usize::MAX) {
+            match self.inbox.fill(&mut self.stream, usize::MAX) {
                 Ok(Filled::Bytes(_)) => {}
                 Ok(Filled::Nothing) => break,
                 Ok(Filled::End) => self.end_of_stream(),
@@ -187,19 +182,18 @@ impl TcpLink {
         let polled = poll(&mut fds, Some(&Timespec::default()));
         if polled.is_ok() && !fds[0].revents().is_empty() {
             let closed = LinkError::Closed { peer: self.peer.clone() };
-            let error = self.stream.take_error().ok().flatten();
+            let error = self.stream.socket().take_error().ok().flatten();
             self.end(error.map_or(closed, |source| self.io_error("waiting to read", source)));
         }
     }
 
     /// Takes in what the kernel had received when this was called.
     fn drain(&mut self) {
-        let arrived = ioctl_fionread(&self.stream).unwrap_or(0);
-        let mut left = usize::try_from(arrived).unwrap_or(0);
+        let mut left = self.stream.arrived();
         loop {
             match self.inbox.next() {
                 Ok(Some(completion)) => self.arrived.push_back(completion),
-                Ok(None) if left > 0 && !self.inbox.is_stalled() => match self.inbox.fill(self.stream.as_fd(), left) {
+                Ok(None) if left > 0 && !self.inbox.is_stalled() => match self.inbox.fill(&mut self.stream, left) {
                     Ok(Filled::Bytes(bytes)) => left -= bytes.min(left),
                     Ok(Filled::Nothing | Filled::End) | Err(_) => return,
                 },
@@ -244,7 +238,7 @@ impl Transport for TcpLink {
     }
 
     fn wants_write(&self) -> bool {
-        self.is_up() && self.outbox.has_bytes()
+        self.is_up() && (self.outbox.has_bytes() || self.stream.wants_write())
     }
 
     /// Never fails: only this code writes into slabs.
@@ -265,7 +259,7 @@ impl Transport for TcpLink {
 impl Drop for TcpLink {
     fn drop(&mut self) {
         if self.is_up() {
-            let _ = self.stream.shutdown(Shutdown::Both);
+            self.stream.shut();
         }
     }
 }

@@ -27,7 +27,7 @@ pub use error::SessionError;
 pub use listen::Listener;
 pub use offer::Offer;
 
-use crate::{link::TcpLink, options::LinkOptions, reach::reach};
+use crate::{link::TcpLink, options::LinkOptions, reach::reach, stream::Stream};
 use frame::{FrameStream, endpoint_of, hello_of};
 use mc_core::wire::{
     rdma::Endpoint,
@@ -35,7 +35,7 @@ use mc_core::wire::{
 };
 use socket2::{SockRef, Socket};
 use std::{
-    net::{SocketAddr, TcpStream},
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -78,7 +78,7 @@ pub struct Connected {
 /// so they are known before it is sent.
 #[derive(Debug)]
 pub struct Call {
-    stream: TcpStream,
+    stream: Stream,
     peer_addr: SocketAddr,
     local_addr: SocketAddr,
     deadline: Instant,
@@ -104,7 +104,7 @@ impl Call {
         let local = stream.local_addr();
         let local_addr =
             local.map_err(|source| SessionError::Io { peer: peer_addr, doing: "preparing the socket", source })?;
-        Ok(Self { stream, peer_addr, local_addr, deadline, options: *options })
+        Ok(Self { stream: stream.into(), peer_addr, local_addr, deadline, options: *options })
     }
 
     /// Where we are: beats leave from there.

@@ -165,7 +165,7 @@ impl Pump {
     fn status(&self) -> Status {
         let process =
             self.vm.as_ref().map_or_else(|| "of an unknown process".to_owned(), |vm| format!("process {}", vm.pid()));
-        let refused = self.stays.map(|why| format!("a signal to end was refused: {why}. Another one is obeyed"));
+        let refused = self.stays.map(|why| format!("refused to end: {why}. The next signal ends this process"));
         let notes = [
             format!(
                 "nobody protects the VM (QEMU {process}): this process passes its packets on until `afterimage protect` relieves it"

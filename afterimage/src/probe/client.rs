@@ -18,7 +18,7 @@ use anyhow::{Context, Result, bail, ensure};
 use mc_core::{
     detector::Parameters,
     id::{Epoch, Generation, Incarnation, Name, Node, NodeId, WitnessId},
-    transport::{Completion, Op},
+    transport::{Completion, Op, Transport},
     wire::{
         beat::BeatKey,
         control::{Body, Control, GoodbyeReason},
@@ -29,7 +29,7 @@ use node::{
     beats::{self, Wish},
     exit::{self, Code, ExitError},
     keepalive::{BeatHandle, Measured},
-    paths::{self, Link, Ours, Report},
+    paths::{self, Ours, Report},
 };
 use rustix::rand::{GetRandomFlags, getrandom};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -96,7 +96,7 @@ pub(crate) fn of_session(run_dir: &Path, vm: Name, side: Option<Side>) -> Result
 /// A session for one phase.
 struct Session {
     incarnation: Incarnation,
-    link: Box<dyn Link>,
+    link: Box<dyn Transport>,
     beats: BeatHandle,
     report: Report,
 }
@@ -234,7 +234,7 @@ fn open(args: &ProbeArgs, config: &PathsConfig) -> Result<Session> {
     let route = ours.settle(link, endpoint.as_ref(), keepalive, &peer, peer_addr)?;
     let wish = Wish { interval: args.interval, min_rx: None, multiplier: MULTIPLIER };
     let key = (hello.incarnation, hello.beat_key);
-    let beats = beats::start(route.keepalive.0, key, beats::PRIMARY, wish, None)?;
+    let beats = beats::start(route.keepalive, key, beats::PRIMARY, wish, None)?;
     Ok(Session { incarnation: hello.incarnation, link: route.link, beats, report: route.report })
 }
 

@@ -12,6 +12,7 @@ use crate::{
 use anyhow::{Context, Result, bail};
 use mc_core::{
     id::{Incarnation, Node, NodeId},
+    transport::Transport,
     wire::session::{Hello, MAX_PROFILE, Purpose},
 };
 use node::{
@@ -156,7 +157,7 @@ impl Server {
         let accepted = offer.accept(hello, &words, answer.endpoint().as_ref())?;
         let Route { link, keepalive, report } = answer.settle(accepted.link, keepalive)?;
         let session = (theirs.incarnation, theirs.beat_key);
-        let beats = beats::start(keepalive.0, session, beats::STANDBY, wish(&theirs)?, None)?;
+        let beats = beats::start(keepalive, session, beats::STANDBY, wish(&theirs)?, None)?;
         tracing::info!(%peer, node = %theirs.node, transport = report.transport, keepalive = report.keepalive, "a probe begins");
         let (shared, stop) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
         shared.lock().busy = true;
@@ -194,7 +195,7 @@ fn answering(theirs: &Hello, node: Node, beat_port: u16) -> Hello {
 }
 
 /// Takes checkpoints until the other end hangs up, is dead, or we shall stop.
-fn session_loop(mut link: Box<dyn paths::Link>, beats: &BeatHandle, slab_size: u32, stop: &AtomicBool) -> Result<()> {
+fn session_loop(mut link: Box<dyn Transport>, beats: &BeatHandle, slab_size: u32, stop: &AtomicBool) -> Result<()> {
     let mut sink = Sink::new(link.as_mut(), slab_size)?;
     while !stop.load(Ordering::Acquire) {
         if sink.turn(link.as_mut())? {

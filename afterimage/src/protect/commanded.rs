@@ -146,7 +146,7 @@ impl Qemu {
     fn leave(&mut self) -> Result<()> {
         self.sending = false;
         if self.condition() == Condition::Silent {
-            bail!("QEMU does not answer its control connection");
+            bail!("QEMU does not answer on its control connection");
         }
         match control::leave_colo(&mut self.qmp, self.before.as_ref()) {
             Err(ControlError::NotRunning { status }) => {

@@ -94,11 +94,11 @@ fn what(config: &Settings) -> What {
     let (note, busy) = match keeper::running(&config.run_dir, config.vm) {
         Some(_) => (
             "the arbiter has not given the VM to this QEMU yet: until it does, a keeper goes on keeping the VM's network",
-            "the arbiter has not said yet whose the VM is; nothing is protected, and a keeper has the VM's network",
+            "the arbiter has not said yet who owns the VM; nothing is protected, and a keeper has the VM's network",
         ),
         None => (
             "the arbiter has not given the VM to this QEMU yet: until it does, the VM's gate stays closed",
-            "the arbiter has not said yet whose the VM is; nothing is protected, and the VM's gate is closed",
+            "the arbiter has not said yet who owns the VM; nothing is protected, and the VM's gate is closed",
         ),
     };
     What { role: Role::WaitingForArbiter, generation: Generation(0), note, busy, may_leave: true }

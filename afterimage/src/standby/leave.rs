@@ -215,7 +215,7 @@ impl Node {
             return self.obey(why);
         }
         self.leave.state = State::Refused(why.to_owned());
-        tracing::error!(why, "a signal to end was refused, and the next one is obeyed");
+        tracing::error!(why, "refused to end on this signal; the next signal ends this process");
         emit(Told::StopRefused(why.into()));
     }
 
@@ -229,7 +229,7 @@ impl Node {
                 return self.refuse_to_leave(&format!("{why}, and the image cannot be kept: {}", exit::words(&error)));
             }
         };
-        let words = format!("told again to end, although {why}. {kept}");
+        let words = format!("ended by a second signal although {why}. {kept}");
         emit(Told::StopObeyed(words.as_str().into()));
         (self.ending, self.last_words) = (Some(Code::Degraded), Some(words));
     }

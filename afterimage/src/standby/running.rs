@@ -220,7 +220,7 @@ impl Running {
             match self.ending {
                 Some(Code::Done) => return Ok(Code::Done),
                 Some(code) => {
-                    let what = format!("told again to end, although {}", self.stays.unwrap_or_default());
+                    let what = format!("ended by a second signal although {}", self.stays.unwrap_or_default());
                     let remedy =
                         "`afterimage protect` on this host, or `afterimage standby`, gives the VM its network again";
                     return Err(ExitError::new(code, what).remedy(remedy).into());
@@ -274,7 +274,7 @@ impl Running {
                 }
                 (true, None) => {
                     let why = "no keeper has the VM's network yet: it passes through this process".to_owned();
-                    tracing::error!(why, "a signal to end was refused, and the next one is obeyed");
+                    tracing::error!(why, "refused to end on this signal; the next signal ends this process");
                     emit(Event::StopRefused(why.as_str().into()));
                     self.stays = Some(why);
                     None
@@ -427,7 +427,7 @@ impl Running {
         status.notes.extend(self.network.note());
         status.notes.extend(self.desk.scrapes.as_ref().and_then(Scrapes::note));
         let stays = self.stays.as_ref();
-        status.notes.extend(stays.map(|why| format!("a signal to end was refused: {why}. Another one is obeyed")));
+        status.notes.extend(stays.map(|why| format!("refused to end: {why}. The next signal ends this process")));
         if !self.network.is_entitled() {
             status.notes.push(
                 "the register does not yet say that this node runs the VM alone, so its network stays closed; \

@@ -32,7 +32,7 @@ fn words(node: &Node) -> (String, Option<String>) {
             let health = node.run.host.arbiter.health();
             let error = health.last_error.map_or_else(String::new, |error| format!(" ({error})"));
             format!(
-                "{peer}, and the arbiter has not said whose the VM is{error}: the copy here does not run, and has no network"
+                "{peer}, and the arbiter has not said who owns the VM{error}: the copy here does not run, and has no network"
             )
         }
         Role::Lost => "the other host has the VM; this copy is kept until its room is needed".to_owned(),

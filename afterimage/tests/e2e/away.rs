@@ -20,7 +20,7 @@ pub(crate) fn output_flows(world: &World) {
 fn refuses(world: &World, line: &str) {
     let (code, stdout, stderr) = world.run("a", line);
     assert_eq!((code, stdout.as_str()), (6, ""), "{line}: {stderr}");
-    for word in ["error: the arbiter witness://", "does not answer", "nothing was changed", "what to do"] {
+    for word in ["through the arbiter, and witness://", "does not answer", "nothing was changed", "what to do"] {
         assert!(stderr.contains(word), "{line}: {word:?} is not in {stderr}");
     }
     let status = world.status("a");

@@ -98,7 +98,7 @@ fn a_takeover_is_given_up_when_the_vm_is_given_to_another_node() {
     assign.args(["witness", "assign", VM, "a", "--yes-the-others-are-stopped", "--state"]).arg(world.path("witness"));
     assert!(assign.output().unwrap().status.success());
     // Else it would run the VM as soon as it can.
-    standby.proc.expect_end(4, &["error: web was given to another node", "Kept: the image of"]);
+    standby.proc.expect_end(4, &["error: web was given to another node", "Kept the image of"]);
     assert_eq!(standby.proc.count("running"), 0, "{}", standby.proc.said());
     let kept = standby.proc.wait_event("image-kept");
     let ram = Path::new(kept["ram"].as_str().unwrap());

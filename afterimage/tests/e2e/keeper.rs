@@ -216,7 +216,7 @@ fn a_keeper_refuses_the_first_signal_and_obeys_the_second() {
     signal(keeper, Signal::TERM);
     until("it says that it stays", || {
         let said = status(&world, "a", "keeper");
-        said["notes"].to_string().contains("refused to end on this signal").then_some(())
+        said["notes"].to_string().contains("refused to end: ").then_some(())
     });
     client.is_served(5);
     signal(keeper, Signal::TERM);

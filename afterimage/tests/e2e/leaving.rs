@@ -16,7 +16,7 @@ fn a_qemu_that_does_not_answer_when_it_has_to_leave_is_told_until_it_has() {
     let told = protect.wait_event("not-left");
     assert!(told["why"].as_str().is_some_and(|why| why.contains("does not answer")), "{told}");
     let (code, stdout, stderr) = world.run("a", &format!("status --vm {VM}"));
-    assert!(code == 3 && stdout.contains("STALLED: QEMU has not left its checkpoint"), "{code}: {stdout} {stderr}");
+    assert!(code == 3 && stdout.contains("STALLED: QEMU has not left checkpoint mode"), "{code}: {stdout} {stderr}");
     assert!(stdout.contains(": solo, NOT PROTECTED"), "{stdout}");
     frozen.thaw();
     protect.wait_event("left");

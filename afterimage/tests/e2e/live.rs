@@ -93,7 +93,7 @@ fn impossible_settings_are_refused_with_numbers_and_change_nothing() {
     fails(&world, "a", &format!("{set} --interval 5m"), 2, &["5m is out of range", "100us to 10s"]);
     fails(&world, "a", &format!("{set} --interval 5"), 2, &["invalid duration \"5\"", "us, ms, s, m, h or d"]);
     fails(&world, "a", &set, 2, &["--interval"]);
-    fails(&world, "a", &format!("{set} --interval 20ms --save"), 2, &["without a configuration file", "--save=FILE"]);
+    fails(&world, "a", &format!("{set} --interval 20ms --save"), 2, &["started without one", "--save=FILE"]);
     let shortest = number(&before, "/machine/shortest_interval_us");
     if shortest > 100 {
         let line = format!("{set} --interval {}us --multiplier 200 --force", shortest - 1);
@@ -231,7 +231,7 @@ fn rather_than_hold_the_vm_protection_is_given_up_through_the_arbiter() {
     let (code, _, stderr) = world.run("a", &format!("set --vm {VM} staging=2MiB on-cap=unprotect"));
     assert_eq!(code, 0, "{stderr}");
     let event = protect.wait_event("gave-up");
-    assert!(event["why"].as_str().unwrap().contains("larger than staging (2MiB)"), "{event}");
+    assert!(event["why"].as_str().unwrap().contains("did not fit into staging (2MiB)"), "{event}");
     let status = world.wait_role("a", "solo");
     let why = status["why_not_protected"]["why"].as_str();
     assert!(why.is_some_and(|why| why.contains("on-cap is unprotect")), "{status}");

@@ -67,11 +67,11 @@ fn outputs_that_nobody_holds_are_refused_by_name_and_forced_by_name() {
     }
     let (code, text, _) = world.run("a", &format!("status --vm {VM}"));
     assert_eq!(code, 3, "{text}");
-    assert!(text.contains("protected but for serial1, d0, n1, which nothing holds"), "{text}");
+    assert!(text.contains(" but for serial1, d0, n1, which nothing holds"), "{text}");
     assert!(text.contains("not held, as --unheld allows: netdev n1: "), "{text}");
     let (code, text, _) = world.run("b", &format!("status --vm {VM}"));
     assert_eq!(code, 3, "{text}");
-    assert!(text.contains("protected but for serial1, d0, n1, which nothing holds"), "{text}");
+    assert!(text.contains(" but for serial1, d0, n1, which nothing holds"), "{text}");
     vm.serial.goes_on();
 }
 
@@ -98,7 +98,7 @@ fn a_leak_comes(world: &World, vm: &Vm, protect: &Proc, standby: &mut Proc) {
     let news = told(protect).unwrap();
     assert_eq!((&news["unheld"], &news["came"]), (&json!(["leak"]), &json!(["chardev leak (unheld)"])), "{news}");
     let why = status["why_not_protected"]["why"].as_str().unwrap();
-    for word in ["that nobody holds: chardev leak", "type socket", "what to do"] {
+    for word in ["that is not held: chardev leak", "type socket", "what to do"] {
         assert!(why.contains(word), "{word}: {why}");
     }
     let (code, text, _) = world.run("a", &format!("status --vm {VM}"));

@@ -25,7 +25,7 @@ fn waits_for_its_standby(world: &World, protect: &mut Proc) {
     protect.wait_event("waiting-for-standby");
     let status = world.wait_role("a", "waiting-for-arbiter");
     let notes = status["notes"].to_string();
-    for words in ["was protected as another QEMU process", "start the standby on node b", "gate stays closed"] {
+    for words in ["was protected as another QEMU process", "Start the standby on node b", "gate stays closed"] {
         assert!(notes.contains(words), "{words:?} is not in {status}");
     }
     assert_eq!(world.run("a", &format!("status --vm {VM}")).0, 3);
@@ -110,7 +110,7 @@ fn an_operators_solo_is_not_kept_while_the_vm_waits_for_its_standby() {
     // Once it may have counted, since nobody could say what the register holds: what this node has seen says the same.
     until("it is refused", || {
         let (code, _, stderr) = world.run("a", &solo);
-        (code != 0 && stderr.contains("start the standby on node b")).then_some(())
+        (code != 0 && stderr.contains("Start the standby on node b")).then_some(())
     });
     let _witness = world.witness_again();
     protect.wait_event("waiting-for-standby");
@@ -136,7 +136,7 @@ fn a_copy_that_was_kept_is_not_renounced_whatever_the_record_says() {
     }
     kill_host(&mut vm, &mut protect);
     signal(standby.proc.pid(), Signal::TERM);
-    standby.proc.expect_end(3, &["Kept: the image of"]);
+    standby.proc.expect_end(3, &["Kept the image of"]);
     let path = world.path("state-b").join(format!("{VM}.copy"));
     let mut record: serde_json::Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
     record["kept"] = serde_json::Value::Null;

@@ -240,7 +240,7 @@ fn a_standby_finds_its_own_mistakes_at_once() {
     ends("program", &ram, &none, 6, &["no program qemu-system-x86-64", "what to do: install it"]);
     let missing = world.path("missing");
     let at = missing.display().to_string();
-    ends("ram-dir", &format!("--ram-dir {at}"), &good, 6, &[&at, "No such file", "what to do: --ram-dir names"]);
+    ends("ram-dir", &format!("--ram-dir {at}"), &good, 6, &[&at, "No such file", "what to do: --ram-dir needs"]);
     let lone = format!("{ram} {}", nic("tap-x", 7));
     ends("socket", &lone, &good, 2, &["no -netdev of the standby's QEMU command", "what to do: give QEMU"]);
     ends(

@@ -48,13 +48,15 @@ fn a_primary_whose_arbiter_is_away_refuses_the_first_signal_and_obeys_the_second
     assert!(told["why"].as_str().is_some_and(|why| why.contains("does not answer")), "{told}");
     let status = world.status("a");
     assert_eq!(status["role"], "protected", "{status}");
-    assert!(status["notes"].to_string().contains("refused to end on this signal"), "{status}");
+    assert!(status["notes"].to_string().contains("refused to end: "), "{status}");
     let epoch = status["last_ack_epoch"].as_u64();
     until("epochs are still committed", || (world.status("a")["last_ack_epoch"].as_u64() > epoch).then_some(()));
     vm.serial.goes_on();
     signal(protect.pid(), Signal::INT);
-    protect
-        .expect_end(3, &["error: told again to end", "The VM's gate is closed", "takes over when the arbiter answers"]);
+    protect.expect_end(
+        3,
+        &["error: ended by a second signal", "The VM's gate is closed", "takes over when the arbiter answers"],
+    );
     assert!(is_alive(vm.proc.pid()), "its QEMU was left alone");
 }
 
@@ -77,7 +79,7 @@ fn a_supervisor_that_waits_for_a_verdict_refuses_the_first_signal() {
     signal(protect.pid(), Signal::TERM);
     let told = protect.wait_event("stop-refused");
     assert!(told["why"].as_str().is_some_and(|why| why.contains("who owns the VM")), "{told}");
-    assert!(world.status("a")["notes"].to_string().contains("refused to end on this signal"));
+    assert!(world.status("a")["notes"].to_string().contains("refused to end: "));
     signal(protect.pid(), Signal::TERM);
     protect.expect_end(3, &["the second signal"]);
 }
@@ -121,7 +123,7 @@ fn a_standby_whose_arbiter_is_away_refuses_and_then_keeps_its_image() {
     assert_eq!(world.status("a")["role"], "protected", "{}", protect.said());
     vm.serial.goes_on();
     signal(standby.proc.pid(), Signal::TERM);
-    standby.proc.expect_end(3, &["error: told again to end", "Kept: the image of", "afterimage-web-"]);
+    standby.proc.expect_end(3, &["error: ended by a second signal", "Kept the image of", "afterimage-web-"]);
     let kept = standby.proc.wait_event("image-kept");
     let ram = PathBuf::from(kept["ram"].as_str().unwrap());
     for path in [ram.clone(), ram.with_extension("state"), ram.with_extension("json")] {
@@ -172,7 +174,7 @@ fn a_standby_that_was_told_twice_asks_for_nothing_as_it_leaves() {
     protect.wait_event("arbiter-unreachable");
     let held = world.register();
     signal(standby.proc.pid(), Signal::TERM);
-    standby.proc.expect_end(3, &["error: told again to end", "does not go on alone", "Kept: the image of"]);
+    standby.proc.expect_end(3, &["error: ended by a second signal", "does not go on alone", "Kept the image of"]);
     assert_eq!(standby.proc.count("asking"), 0, "{}", standby.proc.said());
     assert_eq!(world.register(), held);
     // The VM is there, and goes on.

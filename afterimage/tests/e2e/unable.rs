@@ -25,7 +25,7 @@ fn a_standby_whose_qemu_does_not_start_any_more_is_given_up() {
     assert!(told["why"].as_str().unwrap().contains("no space left on the device of the day"), "{told}");
     let (code, status) = world.status_code("b");
     assert_eq!((code, &status["protected"]), (3, &false.into()), "{status}");
-    assert!(status["stalled"].as_str().is_some_and(|why| why.contains("did not start")), "{status}");
+    assert!(status["stalled"].as_str().is_some_and(|why| why.contains("does not start")), "{status}");
     let told = protect.wait_event("refused");
     let why = told["why"].as_str().unwrap();
     assert!(why.contains("the standby cannot run the VM") && why.contains("of the day"), "{told}");
@@ -86,7 +86,7 @@ fn a_waiting_qemu_that_a_signal_stopped_is_told_of_and_replaced() {
     let told = until("status tells", || {
         let (code, stdout, _) = world.run("b", &format!("status --vm {VM} --json"));
         let status: Value = serde_json::from_str(&stdout).ok()?;
-        status["stalled"].as_str().is_some_and(|why| why.contains("If it was stopped")).then_some((code, status))
+        status["stalled"].as_str().is_some_and(|why| why.contains("was stopped by a signal")).then_some((code, status))
     });
     assert_eq!((told.0, &told.1["protected"]), (3, &false.into()), "{}", told.1);
     let died = standby.proc.wait_event("waiting-qemu-died");

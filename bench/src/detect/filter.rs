@@ -27,18 +27,13 @@ pub struct Failing {
 const HELD: usize = 64;
 
 /// The keepalive with the failing link before it.
+#[derive(Debug)]
 pub struct Filter {
     inner: Box<dyn Keepalive>,
     failing: Failing,
     cut: Arc<AtomicBool>,
     dice: Dice,
     held: Vec<(Instant, usize, [u8; beat::LEN + 1])>,
-}
-
-impl std::fmt::Debug for Filter {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Filter").field("failing", &self.failing).finish_non_exhaustive()
-    }
 }
 
 impl Filter {
@@ -91,6 +86,7 @@ mod tests {
     use super::*;
 
     /// Has so many datagrams.
+    #[derive(Debug)]
     struct Full(usize);
 
     impl Keepalive for Full {

@@ -21,14 +21,10 @@ use mc_core::{
     slab::SlabPool,
     source::CheckpointSource,
     staging::Staging,
-    transport::{Completion, NotFenced, Op, Rejected, Transport},
+    transport::Transport,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use std::{
-    fmt,
-    os::fd::BorrowedFd,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 /// The generation before protection; the standby's is the next one.
 pub const GENERATION: u64 = 1;
@@ -71,45 +67,6 @@ pub struct Run {
     pub cpu_s: f64,
 }
 
-/// A link that can be printed, as the driver wants it.
-struct Link(Box<dyn Transport>);
-
-impl fmt::Debug for Link {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.peer())
-    }
-}
-
-impl Transport for Link {
-    fn submit(&mut self, op: Op) -> Result<(), Rejected> {
-        self.0.submit(op)
-    }
-
-    fn poll(&mut self) -> Option<Completion> {
-        self.0.poll()
-    }
-
-    fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.0.wait_fd()
-    }
-
-    fn wants_read(&self) -> bool {
-        self.0.wants_read()
-    }
-
-    fn wants_write(&self) -> bool {
-        self.0.wants_write()
-    }
-
-    fn revoke(&mut self) -> Result<(), NotFenced> {
-        self.0.revoke()
-    }
-
-    fn peer(&self) -> String {
-        self.0.peer()
-    }
-}
-
 type Driver = PrimaryDriver<Source, Gate, Monotonic>;
 
 /// A session under way.
@@ -131,7 +88,7 @@ impl Session {
         let staging = Staging::new(SlabPool::new(setup.slab, setup.staging));
         let gate = Gate::new(source.guest().messages()?);
         let mut driver = PrimaryDriver::new(Primary::new(config, register), staging, gate, Monotonic);
-        driver.attach(Link(link), incarnation, source, Owner { node: super::node("bench-standby", 2)?, instance: 1 });
+        driver.attach(link, incarnation, source, Owner { node: super::node("bench-standby", 2)?, instance: 1 });
         driver.event(Event::BeatsProven); // there are none to wait for
         let mut this = Self { driver };
         this.until("the full synchronisation", |driver| driver.machine().role() == Role::Protected)?;

@@ -66,7 +66,7 @@ pub struct PrimaryDriver<S, G, C> {
     /// The gate, for its figures and file descriptors.
     pub gate: G,
     clock: C,
-    link: Option<Box<dyn Link>>,
+    link: Option<Box<dyn Transport>>,
     incarnation: Incarnation,
     in_flight: VecDeque<InFlight>,
     errands: VecDeque<PrimaryErrand>,
@@ -100,10 +100,6 @@ pub struct Figures {
     pub device_bytes: u64,
 }
 
-/// A [`Transport`] that can be printed.
-trait Link: Transport + std::fmt::Debug {}
-impl<T: Transport + std::fmt::Debug> Link for T {}
-
 impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
     /// A driver without a session: the VM runs solo, its gate is open.
     #[must_use]
@@ -127,13 +123,7 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
     }
 
     /// A session with a standby is up: starts the full synchronisation.
-    pub fn attach(
-        &mut self,
-        link: impl Transport + std::fmt::Debug + 'static,
-        incarnation: Incarnation,
-        source: S,
-        standby: Owner,
-    ) {
+    pub fn attach(&mut self, link: impl Transport + 'static, incarnation: Incarnation, source: S, standby: Owner) {
         self.link = Some(Box::new(link));
         self.source = Some(source);
         self.incarnation = incarnation;

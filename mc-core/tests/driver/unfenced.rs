@@ -17,6 +17,7 @@ use mc_core::{
 use std::os::fd::BorrowedFd;
 
 /// A link that cannot fence.
+#[derive(Debug)]
 struct Unfenced(Link);
 
 fn not_fenced() -> NotFenced {

@@ -13,6 +13,7 @@ const KEY: BeatKey = BeatKey([1; 32]);
 const HANG: Duration = Duration::from_secs(30);
 
 /// The smallest `Keepalive`, which also remembers what it sent, for the replays.
+#[derive(Debug)]
 struct Udp {
     socket: UdpSocket,
     peer: SocketAddr,
@@ -266,6 +267,7 @@ fn stopping_does_not_wait_for_a_beat() {
 }
 
 /// A network that is gone.
+#[derive(Debug)]
 struct Broken;
 
 impl Keepalive for Broken {
@@ -289,6 +291,7 @@ fn a_socket_that_only_fails_ends_in_suspicion_and_is_counted() {
     assert!(stats.send_errors > 0 && stats.receive_errors > 0 && stats.sent == 0, "{stats:?}");
 }
 
+#[derive(Debug)]
 struct Panics;
 
 impl Keepalive for Panics {

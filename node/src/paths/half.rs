@@ -1,7 +1,7 @@
 //! This host's side of an RDMA session: the device, the queue pairs for checkpoints, the queue pair for beats.
 
 use super::PathsConfig;
-use super::{Beats, RdmaInfo, Report, Route, UdpEnds, either, missing};
+use super::{RdmaInfo, Report, Route, UdpEnds, either, missing};
 use crate::{
     clock::Clock,
     exit::ExitError,
@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use mc_core::{
     failover::Failover,
     id::Incarnation,
-    transport::{LinkError, PollableKeepalive, Transport},
+    transport::{Keepalive, LinkError, PollableKeepalive, Transport},
     wire::{
         beat::BeatKey,
         rdma::{self, Endpoint},
@@ -142,10 +142,10 @@ pub(super) fn give_up(
     let report = Report { transport: "rdma", why, rdma: None, keepalive: "udp", beat_paths: None, udp: ends };
     let why = LinkError::Network(Box::new(error));
     let link = Failover::<RdmaLink, _>::without_first(why, tcp, incarnation, LinkOptions::default().queue);
-    Ok(Route { link: Box::new(link), keepalive: Beats(Box::new(udp)), report })
+    Ok(Route { link: Box::new(link), keepalive: Box::new(udp), report })
 }
 
-type Keepalives = (Beats, &'static str, Option<PathsReader>);
+type Keepalives = (Box<dyn Keepalive>, &'static str, Option<PathsReader>);
 
 fn keepalive(
     session: (Incarnation, BeatKey),
@@ -157,10 +157,10 @@ fn keepalive(
             let paths: Vec<(_, Box<dyn PollableKeepalive>)> = vec![("ud", Box::new(ud)), ("udp", Box::new(udp))];
             let both = Paths::new(session, Clock, paths);
             let reader = both.reader();
-            (Beats(Box::new(both)), "both", Some(reader))
+            (Box::new(both), "both", Some(reader))
         }
-        (Some(ud), None) => (Beats(Box::new(ud)), "ud", None),
-        (None, Some(udp)) => (Beats(Box::new(udp)), "udp", None),
+        (Some(ud), None) => (Box::new(ud), "ud", None),
+        (None, Some(udp)) => (Box::new(udp), "udp", None),
         (None, None) => bail!("no common way for beats; set --keepalive alike on both sides"),
     })
 }

@@ -9,12 +9,13 @@ use crate::{
     exit, identity,
     inbox::{self, Inbox},
     keepalive::{BeatHandle, Watched},
-    paths::{self, Link, Ours, PathsConfig, Report, Route},
+    paths::{self, Ours, PathsConfig, Report, Route},
 };
 use anyhow::{Context, Result};
 use mc_core::{
     id::{Generation, Incarnation, Name, WitnessId},
     register::Owner,
+    transport::Transport,
     wire::{
         beat::BeatKey,
         session::{Hello, Purpose, VERSIONS},
@@ -95,9 +96,9 @@ impl Found {
     ///
     /// # Errors
     /// No thread, or a machine that cannot time the interval.
-    pub fn start(self, wish: Wish, watched: Watched) -> Result<(Box<dyn Link>, BeatHandle, Report)> {
+    pub fn start(self, wish: Wish, watched: Watched) -> Result<(Box<dyn Transport>, BeatHandle, Report)> {
         let Route { link, keepalive, report } = self.route;
-        let beats = beats::start(keepalive.0, (self.incarnation, self.key), beats::PRIMARY, wish, Some(watched))?;
+        let beats = beats::start(keepalive, (self.incarnation, self.key), beats::PRIMARY, wish, Some(watched))?;
         Ok((link, beats, report))
     }
 }

@@ -41,7 +41,6 @@ use crate::{
     exit::cannot_listen,
     host::Host,
     keepalive::BeatHandle,
-    paths::Link,
 };
 use anyhow::Result;
 use mc_core::{
@@ -50,6 +49,7 @@ use mc_core::{
     id::{Epoch, Generation, Name, Node, Time},
     register::{Mode, Owner, Register, Swap},
     standby::{Config, Event, Role, Standby as Machine},
+    transport::Transport,
 };
 use renounce::Renounce;
 use std::{net::SocketAddr, time::Duration};
@@ -63,7 +63,7 @@ const LONGEST_SLEEP: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct Standby {
     /// The machine, its staging, its image, its link.
-    pub driver: StandbyDriver<Box<dyn Link>, WatchedClock>,
+    pub driver: StandbyDriver<Box<dyn Transport>, WatchedClock>,
     /// The half that the primary has as well.
     pub host: Host,
     /// This host.

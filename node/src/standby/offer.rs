@@ -52,7 +52,7 @@ fn accept(node: &mut (impl StandbyLoop + ?Sized), offer: Offer, answer: Answer, 
     let standby = node.standby_mut();
     let watched = Watched { progress: standby.host.progress.clone(), limit };
     let session = (theirs.incarnation, theirs.beat_key);
-    let beats = beats::start(keepalive.0, session, beats::STANDBY, wish, Some(watched))?;
+    let beats = beats::start(keepalive, session, beats::STANDBY, wish, Some(watched))?;
     standby.host.session = Some(Session::new(beats, format!("{} at {peer}", theirs.node)));
     standby.copy = Some(VmCopy::new(instance, Owner { node: theirs.node, instance: theirs.instance }));
     node.attached();

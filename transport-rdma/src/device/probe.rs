@@ -6,6 +6,7 @@ use crate::{
     memlock,
     types::{Access, Limits, QpSizes},
 };
+use mc_core::ram::Mapping;
 use memmap2::{MmapOptions, MmapRaw};
 use serde::Serialize;
 use std::{io, sync::Arc};
@@ -114,7 +115,7 @@ impl Bench {
     fn huge_page(&self) -> Ability {
         let len = 1 << HUGE_BITS;
         let map = match MmapOptions::new().len(len).huge(Some(HUGE_BITS)).map_anon() {
-            Ok(map) => Arc::new(MmapRaw::from(map)),
+            Ok(map) => Arc::new(Mapping::from(MmapRaw::from(map))),
             Err(error) => return Ability::No(format!("no huge page is free (vm.nr_hugepages): {error}")),
         };
         Ability::of(Region::of_mapping(&self.domain, &map, 0, len, Access::RemoteWrite).map(drop))

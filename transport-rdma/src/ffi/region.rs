@@ -2,8 +2,11 @@
 
 use super::{Domain, check, made};
 use crate::{memlock, types::Access};
-use mc_core::slab::{FreeSlab, SealedSlab, SlabWriter};
-use memmap2::{MmapMut, MmapRaw};
+use mc_core::{
+    ram::Mapping,
+    slab::{FreeSlab, SealedSlab, SlabWriter},
+};
+use memmap2::MmapMut;
 use rdma_sys as sys;
 use std::{
     fmt, io,
@@ -49,7 +52,7 @@ enum Memory {
     Owned(MmapMut),
     /// A reference of ours, so that it outlives the region.
     Shared {
-        _map: Arc<MmapRaw>,
+        _map: Arc<Mapping>,
     },
 }
 
@@ -85,7 +88,7 @@ impl Region {
     /// When they are not inside.
     pub fn of_mapping(
         domain: &Arc<Domain>,
-        map: &Arc<MmapRaw>,
+        map: &Arc<Mapping>,
         at: usize,
         len: usize,
         access: Access,
@@ -191,7 +194,7 @@ impl Region {
 /// # Panics
 /// When they are not inside.
 #[must_use]
-pub fn is_resident(map: &MmapRaw, at: usize, len: usize) -> bool {
+pub fn is_resident(map: &Mapping, at: usize, len: usize) -> bool {
     assert!(at.checked_add(len).is_some_and(|end| end <= map.len()), "outside the mapping");
     let mut pages = vec![0_u8; len.div_ceil(4096)];
     // SAFETY: the range is inside a mapping of ours (asserted), whose content is not touched; `pages` has a byte for each.
@@ -199,12 +202,26 @@ pub fn is_resident(map: &MmapRaw, at: usize, len: usize) -> bool {
     returned == 0 && pages.iter().all(|page| page & 1 != 0)
 }
 
+/// Has the kernel make the pages of `len` bytes from `at` on (page aligned) present and writable; it changes no byte.
+///
+/// # Errors
+/// There is no memory; the mapping is not writable; `EINVAL` before Linux 5.14 (madvise(2)).
+///
+/// # Panics
+/// When they are not inside.
+pub fn populate(map: &Mapping, at: usize, len: usize) -> io::Result<()> {
+    assert!(at.checked_add(len).is_some_and(|end| end <= map.len()), "outside the mapping");
+    let from = map.as_mut_ptr().wrapping_add(at).cast();
+    // SAFETY: the range is inside a mapping that lives as long as the borrow (asserted); its content does not change.
+    Ok(unsafe { rustix::mm::madvise(from, len, rustix::mm::Advice::LinuxPopulateWrite) }?)
+}
+
 /// Makes the pages of `len` bytes from `at` on present and writable, and changes no byte, not even one that somebody else
 /// is changing. For kernels that cannot populate by themselves.
 ///
 /// # Panics
 /// When they are not inside.
-pub fn touch(map: &MmapRaw, at: usize, len: usize) {
+pub fn touch(map: &Mapping, at: usize, len: usize) {
     assert!(at.checked_add(len).is_some_and(|end| end <= map.len()), "outside the mapping");
     for at in (at..at + len).step_by(4096) {
         // SAFETY: inside the mapping (asserted), which is readable and writable and lives as long as the borrow; bytes are

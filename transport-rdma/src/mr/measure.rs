@@ -5,7 +5,7 @@ use crate::{
     ffi::{Domain, Region},
     types::Access,
 };
-use memmap2::MmapRaw;
+use mc_core::ram::Mapping;
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -37,7 +37,7 @@ impl Cost {
 /// Registers `map` `rounds` times each way, in turns.
 pub fn registration(
     domain: &Arc<Domain>,
-    map: &Arc<MmapRaw>,
+    map: &Arc<Mapping>,
     options: &RegisterOptions,
     rounds: usize,
 ) -> Result<Cost, MrError> {

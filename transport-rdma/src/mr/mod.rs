@@ -20,15 +20,15 @@ mod chunks;
 pub mod measure;
 
 pub use chunks::{Chunks, MAX_CHUNK, Span};
+pub use mc_core::ram::page_size_of;
 
 use crate::{
     ffi::{self, Domain, Region},
     memlock::{self, MemlockError},
     types::Access,
 };
-use memmap2::{Advice, MmapRaw};
+use mc_core::{id::PAGE_SIZE, ram::Mapping};
 use std::{
-    fs::File,
     io,
     num::NonZeroUsize,
     sync::{
@@ -52,19 +52,8 @@ pub struct RegisterOptions {
 impl Default for RegisterOptions {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(8);
-        Self { threads, chunk_bytes: MAX_CHUNK, page_size: SMALL_PAGE }
+        Self { threads, chunk_bytes: MAX_CHUNK, page_size: PAGE_SIZE }
     }
-}
-
-const SMALL_PAGE: usize = 4096;
-
-/// Bytes of the pages that a mapping of `file` has: those of hugetlbfs, or 4096.
-pub fn page_size_of(file: &File) -> io::Result<usize> {
-    /// `HUGETLBFS_MAGIC` of <linux/magic.h>.
-    const HUGETLBFS: u64 = 0x9584_58f6;
-    let fs = rustix::fs::fstatfs(file)?;
-    let is_huge = u64::try_from(fs.f_type).is_ok_and(|kind| kind == HUGETLBFS);
-    Ok(if is_huge { usize::try_from(fs.f_bsize).map_err(io::Error::other)? } else { SMALL_PAGE })
 }
 
 /// Where the time of a registration went.
@@ -138,7 +127,7 @@ impl RegisteredMemory {
     /// Nothing stays registered then.
     pub fn register(
         domain: &Arc<Domain>,
-        map: &Arc<MmapRaw>,
+        map: &Arc<Mapping>,
         access: Access,
         options: &RegisterOptions,
     ) -> Result<Self, MrError> {
@@ -199,7 +188,7 @@ impl RegisteredMemory {
 const STRIPE: usize = 32 << 20;
 
 /// Makes every page present, and those that were not writable, without changing any.
-fn touch(map: &MmapRaw, threads: usize) -> Result<(), MrError> {
+fn touch(map: &Mapping, threads: usize) -> Result<(), MrError> {
     let next = AtomicUsize::new(0);
     let work = || -> Result<(), MrError> {
         loop {
@@ -218,11 +207,11 @@ fn touch(map: &MmapRaw, threads: usize) -> Result<(), MrError> {
 }
 
 /// Asking whether pages are there is many times cheaper than having each of them populated once more.
-fn populate(map: &MmapRaw, offset: usize, bytes: usize) -> io::Result<()> {
+fn populate(map: &Mapping, offset: usize, bytes: usize) -> io::Result<()> {
     if ffi::is_resident(map, offset, bytes) {
         return Ok(());
     }
-    match map.advise_range(Advice::PopulateWrite, offset, bytes) {
+    match ffi::populate(map, offset, bytes) {
         // Before Linux 5.14 there is no such advice (madvise(2)).
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
             ffi::touch(map, offset, bytes);
@@ -235,19 +224,23 @@ fn populate(map: &MmapRaw, offset: usize, bytes: usize) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use memmap2::MmapOptions;
+    use mc_core::ram::SharedRam;
     use rustix::fs::{MemfdFlags, memfd_create};
-    use std::os::unix::fs::FileExt;
+    use std::{fs::File, os::unix::fs::FileExt};
+
+    fn mapping(file: &File, len: usize) -> Arc<Mapping> {
+        Arc::clone(SharedRam::map(file, len).unwrap().mapping())
+    }
 
     /// Both ways of making pages present, the kernel's and that for kernels which have none.
     #[test]
     fn touched_memory_is_there_and_holds_what_it_held() {
-        let ways: [fn(&MmapRaw); 2] = [|map| touch(map, 2).unwrap(), |map| ffi::touch(map, 0, map.len())];
+        let ways: [fn(&Mapping); 2] = [|map| touch(map, 2).unwrap(), |map| ffi::touch(map, 0, map.len())];
         for way in ways {
             let file = File::from(memfd_create("touched", MemfdFlags::CLOEXEC).unwrap());
             file.set_len(9 * 4096).unwrap();
             file.write_all_at(b"as it was", 3 * 4096 - 4).unwrap();
-            let map = MmapOptions::new().map_raw(&file).unwrap();
+            let map = mapping(&file, 9 * 4096);
             assert!(!ffi::is_resident(&map, 0, map.len()));
             way(&map);
             assert!(ffi::is_resident(&map, 0, map.len()));
@@ -262,7 +255,7 @@ mod tests {
     fn memory_that_cannot_be_touched_is_an_error_that_says_where() {
         let file = File::from(memfd_create("short", MemfdFlags::CLOEXEC).unwrap());
         file.set_len(8 * 4096).unwrap();
-        let map = MmapOptions::new().map_raw(&file).unwrap();
+        let map = mapping(&file, 8 * 4096);
         file.set_len(4096).unwrap(); // Its end is gone.
         let said = touch(&map, 1).unwrap_err().to_string();
         assert!(said.contains("touching 32768 bytes at 0x0"), "{said}");

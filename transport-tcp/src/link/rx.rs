@@ -12,6 +12,7 @@
 //! that begins in there at most [`BUFFER`] bytes are copied. The rest of the body is read into the slab itself, and what
 //! follows it into the buffer, by the same call. Its checksum is computed as it comes, while the bytes are in the cache.
 
+use crate::stream::Stream;
 use mc_core::{
     slab::{Ahead, FreeSlab},
     transport::Completion,
@@ -21,11 +22,9 @@ use mc_core::{
         slab::{self, HEADER_LEN, SlabHeader},
     },
 };
-use rustix::io::{Errno, readv};
 use std::{
     collections::VecDeque,
-    io::{self, IoSliceMut},
-    os::fd::BorrowedFd,
+    io::{self, ErrorKind, IoSliceMut, Read},
 };
 
 /// Bytes read ahead between records.
@@ -158,22 +157,22 @@ impl Inbox {
     }
 
     /// One read of at most `limit` bytes (not zero), after [`Inbox::next`] found nothing.
-    pub(super) fn fill(&mut self, socket: BorrowedFd<'_>, limit: usize) -> io::Result<Filled> {
+    pub(super) fn fill(&mut self, stream: &mut Stream, limit: usize) -> io::Result<Filled> {
         debug_assert!(limit > 0 && !self.stalled);
         self.buffer.copy_within(self.start..self.end, 0);
         (self.start, self.end) = (0, self.end - self.start);
         loop {
-            return match self.read_some(socket, limit) {
+            return match self.read_some(stream, limit) {
                 Ok(0) => Ok(Filled::End),
                 Ok(bytes) => Ok(self.account(bytes)),
-                Err(Errno::INTR) => continue,
-                Err(Errno::AGAIN) => Ok(Filled::Nothing),
-                Err(error) => Err(error.into()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(Filled::Nothing),
+                Err(error) => Err(error),
             };
         }
     }
 
-    fn read_some(&mut self, socket: BorrowedFd<'_>, limit: usize) -> Result<usize, Errno> {
+    fn read_some(&mut self, stream: &mut Stream, limit: usize) -> io::Result<usize> {
         let direct = match &mut self.filling {
             Some(f) => &mut f.slab.receive_buffer()[f.have..f.need],
             None => &mut [][..],
@@ -181,7 +180,8 @@ impl Inbox {
         let direct_len = direct.len().min(limit);
         let ahead = &mut self.buffer[self.end..];
         let ahead_len = ahead.len().min(limit - direct_len);
-        readv(socket, &mut [IoSliceMut::new(&mut direct[..direct_len]), IoSliceMut::new(&mut ahead[..ahead_len])])
+        stream
+            .read_vectored(&mut [IoSliceMut::new(&mut direct[..direct_len]), IoSliceMut::new(&mut ahead[..ahead_len])])
     }
 
     fn account(&mut self, bytes: usize) -> Filled {

@@ -1,14 +1,10 @@
 //! The sending half: a bounded queue of slabs and control records, written in order, several at once.
 
+use crate::stream::Stream;
 use mc_core::{slab::SealedSlab, transport::Op, wire::control};
-use rustix::{
-    io::Errno,
-    net::{SendAncillaryBuffer, SendFlags, sendmsg},
-};
 use std::{
     collections::VecDeque,
-    io::{self, IoSlice},
-    os::fd::BorrowedFd,
+    io::{self, ErrorKind, IoSlice, Write},
 };
 
 /// Operations per system call at most.
@@ -32,11 +28,11 @@ impl Outgoing {
     }
 }
 
-/// What waits to be sent, and the slabs whose last byte the kernel has taken.
+/// What waits to be sent, and the slabs whose last byte the stream has taken.
 #[derive(Debug)]
 pub(super) struct Outbox {
     queue: VecDeque<Outgoing>,
-    /// Bytes of the queue's first that the kernel has taken.
+    /// Bytes of the queue's first that the stream has taken.
     sent: usize,
     written: VecDeque<SealedSlab>,
     capacity: usize,
@@ -58,12 +54,12 @@ impl Outbox {
         self.queue.push_back(outgoing);
     }
 
-    /// Whether bytes wait for the kernel to take them.
+    /// Whether bytes wait for the stream to take them.
     pub(super) fn has_bytes(&self) -> bool {
         !self.queue.is_empty()
     }
 
-    /// The next slab that the kernel has taken whole.
+    /// The next slab that the stream has taken whole.
     pub(super) fn take_written(&mut self) -> Option<SealedSlab> {
         self.written.pop_front()
     }
@@ -80,20 +76,23 @@ impl Outbox {
         })
     }
 
-    /// Writes until the queue is empty or the kernel takes no more.
-    pub(super) fn flush(&mut self, socket: BorrowedFd<'_>) -> io::Result<()> {
-        while self.has_bytes() {
-            match self.write_some(socket) {
+    /// Writes until the queue is empty or the stream takes no more.
+    pub(super) fn flush(&mut self, stream: &mut Stream) -> io::Result<()> {
+        while self.has_bytes() || stream.wants_write() {
+            match self.write_some(stream) {
                 Ok(taken) => self.retire(taken),
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => break,
-                Err(error) => return Err(error.into()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
             }
         }
         Ok(())
     }
 
-    fn write_some(&self, socket: BorrowedFd<'_>) -> Result<usize, Errno> {
+    fn write_some(&self, stream: &mut Stream) -> io::Result<usize> {
+        if !self.has_bytes() {
+            return stream.flush().map(|()| 0);
+        }
         let mut slices = [IoSlice::new(&[]); IOVECS];
         let mut count = 0;
         for (slice, outgoing) in slices.iter_mut().zip(&self.queue) {
@@ -101,8 +100,7 @@ impl Outbox {
             *slice = IoSlice::new(&outgoing.bytes()[skip..]);
             count += 1;
         }
-        // sendmsg rather than writev: a closed connection must be an error, not a signal.
-        sendmsg(socket, &slices[..count], &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)
+        stream.write_vectored(&slices[..count])
     }
 
     /// Takes everything off the queue that `taken` more bytes complete.
@@ -114,7 +112,7 @@ impl Outbox {
                 self.written.push_back(slab);
             }
         }
-        debug_assert!(self.has_bytes() || self.sent == 0, "the kernel took more than it was given");
+        debug_assert!(self.has_bytes() || self.sent == 0, "the stream took more than it was given");
     }
 }
 

@@ -1,7 +1,7 @@
 //! Frames over a blocking stream, under one deadline.
 
 use super::{Connected, SessionError, error::printable};
-use crate::{link::TcpLink, options::LinkOptions};
+use crate::{link::TcpLink, options::LinkOptions, stream::Stream};
 use mc_core::wire::{
     WireError,
     rdma::Endpoint,
@@ -9,7 +9,7 @@ use mc_core::wire::{
 };
 use std::{
     io::{self, ErrorKind, Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -65,7 +65,7 @@ pub(super) fn endpoint_of(peer: SocketAddr, body: &[u8]) -> Result<Endpoint, Ses
 /// A stream that carries frames until `deadline`.
 #[derive(Debug)]
 pub(super) struct FrameStream {
-    stream: TcpStream,
+    stream: Stream,
     peer: SocketAddr,
     deadline: Instant,
     /// The deadline as it was configured, for messages.
@@ -74,13 +74,13 @@ pub(super) struct FrameStream {
 
 impl FrameStream {
     pub(super) fn new(
-        stream: TcpStream,
+        stream: Stream,
         peer: SocketAddr,
         deadline: Instant,
         allowed: Duration,
     ) -> Result<Self, SessionError> {
         let this = Self { stream, peer, deadline, allowed };
-        this.stream.set_nonblocking(false).map_err(|e| this.io("preparing the socket", e))?;
+        this.stream.socket().set_nonblocking(false).map_err(|e| this.io("preparing the socket", e))?;
         Ok(this)
     }
 
@@ -123,7 +123,7 @@ impl FrameStream {
 
     fn write_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            self.stream.set_write_timeout(Some(self.left()?))?;
+            self.stream.socket().set_write_timeout(Some(self.left()?))?;
             match self.stream.write(bytes) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(n) => bytes = &bytes[n..],
@@ -163,7 +163,7 @@ impl FrameStream {
     }
 
     fn read_some(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.stream.set_read_timeout(Some(self.left()?))?;
+        self.stream.socket().set_read_timeout(Some(self.left()?))?;
         match self.stream.read(buffer)? {
             0 => Err(ErrorKind::UnexpectedEof.into()),
             n => Ok(n),
@@ -180,7 +180,7 @@ impl FrameStream {
     ) -> Result<Connected, SessionError> {
         let (peer_addr, doing) = (self.peer, "preparing the socket");
         let io = |source| SessionError::Io { peer: peer_addr, doing, source };
-        let local_addr = self.stream.local_addr().map_err(io)?;
+        let local_addr = self.stream.socket().local_addr().map_err(io)?;
         let name = format!("{} ({peer_addr})", peer.node);
         let link = TcpLink::with_options(self.stream, peer.slab_size as usize, name, options).map_err(io)?;
         Ok(Connected { link, peer, profile, endpoint, peer_addr, local_addr })

@@ -18,6 +18,7 @@ use super::{
     frame::{endpoint_of, frame_body, frame_header, hello_of, is_stranger, label},
     offer::cut,
 };
+use crate::stream::Stream;
 use mc_core::wire::{
     rdma::Endpoint,
     session::{FRAME_LEN, FrameHeader, Hello, Kind, VERSIONS, encode_frame},
@@ -59,7 +60,7 @@ pub struct Listener {
 /// A connection whose hello and profile are not complete.
 #[derive(Debug)]
 struct Pending {
-    stream: TcpStream,
+    stream: Stream,
     peer: SocketAddr,
     deadline: Instant,
     hello: Option<Hello>,
@@ -203,7 +204,7 @@ impl Listener {
         let crowded = if self.pending.len() == MAX_PENDING { self.crowd_out() } else { None };
         let deadline = Instant::now() + self.options.deadline;
         self.pending.push_back(Pending {
-            stream,
+            stream: stream.into(),
             peer,
             deadline,
             hello: None,
@@ -319,7 +320,7 @@ impl Pending {
 
     fn into_offer(self, (profile, endpoint): Said, options: SessionOptions) -> Result<Offer, SessionError> {
         let Self { stream, peer, hello, .. } = self;
-        let local = stream.local_addr();
+        let local = stream.socket().local_addr();
         let local_addr = local.map_err(|source| SessionError::Io { peer, doing: "preparing the socket", source })?;
         let hello = hello.expect("a profile is due only after the hello");
         Ok(Offer { hello, profile, endpoint, peer_addr: peer, local_addr, stream, options })

@@ -1,15 +1,12 @@
 //! A primary's complete offer, and the standby's answer.
 
 use super::{Connected, SessionError, SessionOptions, check_profile, frame::FrameStream};
+use crate::stream::Stream;
 use mc_core::wire::{
     rdma::Endpoint,
     session::{Hello, Kind, MAX_REFUSAL, VERSIONS, encode_frame},
 };
-use std::{
-    io::Write,
-    net::{SocketAddr, TcpStream},
-    time::Instant,
-};
+use std::{io::Write, net::SocketAddr, time::Instant};
 
 /// A primary that wants to be protected.
 #[derive(Debug)]
@@ -24,7 +21,7 @@ pub struct Offer {
     pub peer_addr: SocketAddr,
     /// Where it reached us: its beats will come to this address, too.
     pub local_addr: SocketAddr,
-    pub(super) stream: TcpStream,
+    pub(super) stream: Stream,
     pub(super) options: SessionOptions,
 }
 
@@ -75,6 +72,6 @@ impl Offer {
     }
 }
 
-fn frames(stream: TcpStream, peer: SocketAddr, options: &SessionOptions) -> Result<FrameStream, SessionError> {
+fn frames(stream: Stream, peer: SocketAddr, options: &SessionOptions) -> Result<FrameStream, SessionError> {
     FrameStream::new(stream, peer, Instant::now() + options.deadline, options.deadline)
 }

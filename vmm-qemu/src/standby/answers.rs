@@ -75,7 +75,7 @@ impl StandbyVm {
     fn why_silent(&self) -> String {
         let pid = self.pid();
         match is_stopped(pid) {
-            true => format!("(process {pid}) does not answer: a signal stopped it"),
+            true => format!("(process {pid}) does not answer: it was stopped by a signal"),
             false => format!("(process {pid}) does not answer within {ANSWER:?}: it is frozen, or hangs"),
         }
     }

@@ -73,7 +73,7 @@ pub enum StandbyError {
         stderr: String,
     },
     /// It does not even start.
-    #[error("the QEMU that was started (process {pid}) does not answer: a signal stopped it")]
+    #[error("the QEMU that was started (process {pid}) does not answer: it was stopped by a signal")]
     Stopped {
         /// Its pid.
         pid: u32,

@@ -5,7 +5,7 @@ use super::claim::Verdict;
 /// Why the VM is stopped.
 pub(super) const GIVEN_AWAY: &str = "the data path died, and the arbiter gave the VM to another node";
 /// A second signal came while QEMU was told to leave its checkpoints.
-pub(super) const STILL_IN_CHECKPOINT: &str = "told again to end, although QEMU has not left its checkpoint: the VM may stand still. \
+pub(super) const STILL_IN_CHECKPOINT: &str = "ended by a second signal although QEMU has not left its checkpoint: the VM may stand still. \
      `afterimage protect` on this host lets it go on";
 
 /// The VM is not run here: whose it is then. `proven`: it was protected.
