@@ -13,8 +13,12 @@ pub use keeper::KeeperArgs;
 pub use pair::{KeepaliveSetArgs, KeepaliveShowArgs};
 pub use set::SetArgs;
 
-use crate::{config::parse_duration, witness::NodeSpec};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use crate::{config::parse_duration, processes::Program, witness::NodeSpec};
+use api::Side;
+use clap::{
+    Args, Parser, Subcommand,
+    builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
+};
 use mc_core::id::Name;
 use node::exit::CODES;
 use std::{path::PathBuf, time::Duration};
@@ -24,6 +28,9 @@ Everything listens on loopback unless told otherwise. The link between the hosts
 nor encrypted, so keep it on a network of its own.
 
 Results go to stdout, narration to stderr (AFTERIMAGE_LOG=debug for more).";
+
+/// How this program starts its own processes.
+pub const PROGRAM: Program = Program { path: node::program::own, data_path: "data-path", keeper: "keeper" };
 
 /// Keeps an after-image of a running QEMU VM on a second host.
 ///
@@ -223,27 +230,15 @@ pub struct AcceptWitnessArgs {
     pub state_dir: PathBuf,
 }
 
-/// Which side of a VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Side {
-    /// Where `afterimage protect` runs
-    Primary,
-    /// Where `afterimage standby` runs
-    Standby,
-    /// The process that passes packets while nobody protects the VM
-    Keeper,
-}
-
-impl Side {
-    /// As in file names and in JSON.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Primary => "primary",
-            Self::Standby => "standby",
-            Self::Keeper => "keeper",
-        }
-    }
+/// A side of a VM that a process runs on, or `keeper`.
+pub(crate) fn sides() -> impl TypedValueParser<Value = Side> {
+    let word = |side: Side, help: &'static str| PossibleValue::new(side.as_str()).help(help);
+    let words = [
+        word(Side::Primary, "Where `afterimage protect` runs"),
+        word(Side::Standby, "Where `afterimage standby` runs"),
+        word(Side::Keeper, "The process that passes packets while nobody protects the VM"),
+    ];
+    PossibleValuesParser::new(words).map(|word| Side::named(&word).unwrap_or(Side::Primary))
 }
 
 /// `afterimage status`
@@ -253,7 +248,7 @@ pub struct StatusArgs {
     #[arg(long, value_name = "NAME")]
     pub vm: Option<Name>,
     /// Only this side
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = sides())]
     pub role: Option<Side>,
     /// Directory of the control sockets
     #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]

@@ -13,7 +13,6 @@ mod given;
 mod look;
 mod manual;
 mod near;
-mod on_cap;
 mod resolve;
 mod setting;
 mod table;
@@ -25,13 +24,13 @@ pub use manual::manual;
 pub(crate) use near::nearest;
 pub use node::paths::{KeepaliveWish, PathsConfig, TransportWish};
 pub use node::units::{parse_ago, parse_duration, parse_size, size_text, time_text};
-pub use on_cap::OnCapWish;
+pub(crate) use resolve::hostname;
 pub use resolve::{check, check_text, paths, protect, rejoin, standby, witness};
-pub(crate) use resolve::{hostname, two_slabs};
 pub(crate) use setting::Setting;
 pub(crate) use table::{live, parse_beat_interval, parse_multiplier};
-pub use units::NicSpec;
+pub use vmm_qemu::gate::NicSpec;
 
+use api::OnCapWish;
 use mc_core::id::{Name, Node};
 use node::{
     address::LocalAddr,

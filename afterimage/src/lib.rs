@@ -7,29 +7,25 @@
 //! | [`standby`] | the standby |
 //! | [`keeper`] | the VM's network while nobody protects it |
 //! | [`witness`] | the register's keeper |
-//! | [`api`], [`control`] | the control socket: HTTP, and what a loop sees of it |
 //! | [`status`] | `status`, and an operator's words |
 //! | [`live`] | a running pair is changed: its keepalive, its epoch, its staging |
-//! | [`metrics`] | for Prometheus |
 //! | [`why`] | the story of each role change, from the journal |
 //! | [`probe`], [`tuner`] | `keepalive probe`, `serve`, `tune` |
-//! | [`report`] | what both sides report in the same words |
+//! | [`predecessor`] | who has the VM on this node already makes way |
 //! | [`room`] | memory and disk that a VM's RAM may take |
 //!
-//! What a host runs around the core is the crate `node`; QEMU is behind `vmm-qemu`.
+//! What a host runs around the core is the crate `node`; QEMU is behind `vmm-qemu`; the control socket and the metrics are `api`.
 
 #![forbid(unsafe_code)]
 
-pub mod api;
 pub mod cli;
 pub mod config;
-pub mod control;
 pub mod keeper;
 pub mod live;
-pub mod metrics;
+pub mod predecessor;
 pub mod probe;
+pub mod processes;
 pub mod protect;
-pub mod report;
 pub mod room;
 pub mod standby;
 pub mod status;

@@ -5,6 +5,7 @@ use afterimage::{
     config,
     keeper, live, probe, protect, standby, status, tuner, why, witness,
 };
+use api::Request;
 use node::{
     arbiter,
     events::{self, Event, Exit},
@@ -69,8 +70,8 @@ fn run(command: Command) -> anyhow::Result<Code> {
         }
         Command::Status(args) => status::show(&args),
         Command::Why(args) => why::run(&args),
-        Command::Takeover(args) => status::operate(&args, &status::Request::Takeover),
-        Command::Solo(args) => status::operate(&args, &status::Request::Solo),
+        Command::Takeover(args) => status::operate(&args, &Request::Takeover),
+        Command::Solo(args) => status::operate(&args, &Request::Solo),
         Command::Set(args) => live::set(&args),
         Command::Unprotect(args) => status::unprotect(&args),
         Command::Reprotect(args) => status::reprotect(&args),

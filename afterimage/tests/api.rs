@@ -1,11 +1,10 @@
 //! The control socket to strangers: clients that are slow, long-winded, of another version or release, too many, or gone; and a
 //! loop that does not answer. Each gets a clear answer, and the loop never waits for one of them.
 
-use afterimage::{
-    api::{Desk, Kind, Problem, ReplyTo, Serves, desk::Late},
-    cli::Side,
-    control::{Control, done, relieve_primary},
-    status::{ControlSocket, OfSide, Primary, Request, Response, SCHEMA, Status, ask, socket_path},
+use afterimage::predecessor::relieve_primary;
+use api::{
+    Control, ControlSocket, Desk, Kind, Late, OfSide, Primary, Problem, ReplyTo, Request, Response, SCHEMA, Serves,
+    Side, Status, ask, done, socket_path,
 };
 use mc_core::id::Name;
 use serde_json::Value;

@@ -1,15 +1,10 @@
 //! docs/openapi.json and docs/API.md have every route, and every answer is as they say.
 
-use afterimage::{
-    api::{Desk, Kind, Problem, ROUTES, ReplyTo, Route, Serves},
-    cli::Side,
-    control::done,
-    live::{InForce, KeepaliveReport, Remote, SettingsReport},
-    status::{
-        ArbiterStatus, ControlSocket, OfSide, OutputStatus, Request, Response, Standby, Status, Takeover, WhyNot,
-        socket_path,
-    },
-    witness::{RegisterReport, WitnessReport, WitnessRequest},
+use afterimage::{witness::RegisterReport, witness::WitnessReport, witness::WitnessRequest};
+use api::{
+    ArbiterStatus, ControlSocket, Desk, KeepaliveReport, Kind, OfSide, OutputStatus, Problem, ROUTES, ReplyTo, Request,
+    Response, Route, Serves, SettingsReport, Side, Standby, Status, Takeover, WhyNot, done, keepalive::InForce,
+    keepalive::Remote, socket_path,
 };
 use mc_core::{
     histogram::Histogram,
@@ -131,7 +126,7 @@ fn status(side: OfSide) -> Status {
         rdma: Some(RdmaInfo::default()),
         beat_paths: vec![PathStats { last_heard_ns: Some(1), ..PathStats::default() }],
         last_ack_age_ms: Some(1),
-        beats: afterimage::status::Beats { last_heard_ago_ms: Some(3), ..Default::default() },
+        beats: api::Beats { last_heard_ago_ms: Some(3), ..Default::default() },
         arbiter: ArbiterStatus { probe_age_ms: Some(9), fault: Some("it forgot".into()), ..ArbiterStatus::default() },
         why_not_protected: Some(WhyNot { next_try_in_ms: Some(1), ..WhyNot::default() }),
         counters: [("stalls".to_owned(), 2)].into(),

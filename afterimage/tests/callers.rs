@@ -1,9 +1,6 @@
 //! Callers that are too many, that say nothing, or that are not whom they say: at everything that accepts connections.
 
-use afterimage::{
-    status::{Request, Response, ask},
-    witness::Witness,
-};
+use api::{Request, Response, ask};
 use mc_core::{
     id::{Generation, Incarnation, Name, Node, NodeId, WitnessId},
     register::{CasOutcome, Mode, Owner, Register, Swap},
@@ -26,6 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 use transport_tcp::session::{Call, SessionError, SessionOptions};
+use witness::Witness;
 
 const LONG: Duration = Duration::from_secs(60);
 /// The issue's own number.

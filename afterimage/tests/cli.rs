@@ -1,10 +1,10 @@
 //! The command line and the file: what is read, what is refused, and with which exit code.
 
 use afterimage::{
-    cli::{Cli, Command, Side},
-    config::{ConfigError, KeepaliveWish, ProtectConfig, StandbyConfig, TransportWish, WitnessConfig},
-    status::Status,
+    cli::Cli, cli::Command, config::ConfigError, config::KeepaliveWish, config::ProtectConfig, config::StandbyConfig,
+    config::TransportWish, config::WitnessConfig,
 };
+use api::{Side, Status};
 use clap::{CommandFactory, Parser};
 use mc_core::testing::skip;
 use serde_json::Value;

@@ -1,9 +1,7 @@
 //! The control socket, and the commands that speak over it.
 
-use afterimage::{
-    api::{Desk, ReplyTo, Serves},
-    cli::Side,
-    status::{ControlError, ControlSocket, Request, Response, SCHEMA, Status, ask, socket_path},
+use api::{
+    ControlError, ControlSocket, Desk, ReplyTo, Request, Response, SCHEMA, Serves, Side, Status, ask, socket_path,
 };
 use mc_core::id::Name;
 use std::{

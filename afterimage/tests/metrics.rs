@@ -1,9 +1,8 @@
 //! The endpoint, docs/METRICS.md, the dashboard and the alert rules name the same metrics.
 
-use afterimage::{
-    cli::Side,
-    metrics::{Snapshot, Witness, openmetrics, plain},
-    status::{ArbiterStatus, OfSide, Standby, Status, Takeover},
+use api::{
+    ArbiterStatus, OfSide, Side, Standby, Status, Takeover, metrics::Snapshot, metrics::Witness, metrics::openmetrics,
+    metrics::plain,
 };
 use mc_core::testing::skip;
 use node::keepalive::{BeatStats, PathStats};

@@ -1,11 +1,6 @@
 //! `set --save`: what becomes of the file, and what is said of it.
 
-use afterimage::{
-    api::{Desk, ReplyTo, Serves},
-    cli::Side,
-    live::SettingsReport,
-    status::{ControlSocket, Request, Response, socket_path},
-};
+use api::{ControlSocket, Desk, ReplyTo, Request, Response, Serves, SettingsReport, Side, socket_path};
 use mc_core::{id::Name, testing::skip};
 use std::{fs, path::Path, process::Command, sync::Arc};
 

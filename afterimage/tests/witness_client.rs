@@ -2,7 +2,6 @@
 
 mod witness_common;
 
-use afterimage::witness::Witness;
 use mc_core::{
     id::{Generation, WitnessId},
     register::{CasOutcome, Register, Swap},
@@ -16,6 +15,7 @@ use std::{
     path::Path,
     time::{Duration, Instant},
 };
+use witness::Witness;
 use witness_common::{name, node, solo};
 
 const LONG: Duration = Duration::from_secs(60);

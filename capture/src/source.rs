@@ -5,7 +5,10 @@
 //! pause ──> Guest::pause ──> Tracker: runs of dirty pages ──> poll: engine copies runs, Guest::device ──> Captured ──> resume
 //! ```
 
-use crate::track::Tracker;
+use crate::{
+    memcpy::Memcpy,
+    track::{Mapped, Tracker, Way},
+};
 use mc_core::{
     capture::{CaptureEngine, CaptureError, Run, Runs},
     driver::Clock,
@@ -13,7 +16,7 @@ use mc_core::{
     ram::SharedRam,
     source::{CheckpointSink, CheckpointSource, SourceError, SourceEvent},
 };
-use std::{io, os::fd::BorrowedFd, sync::Arc, time::Duration};
+use std::{fs::File, io, os::fd::BorrowedFd, sync::Arc, time::Duration};
 
 /// What stops and starts a VM, and has the rest of its state.
 pub trait Guest {
@@ -95,6 +98,20 @@ impl<G: Guest, C: Clock> MemorySource<G, C> {
             state: State::Running,
             lap: Lap::default(),
         }
+    }
+
+    /// Over the memory of this file, all of it, which other mappings of this process or another may write. It is compared with a
+    /// copy in every pause: the one way that finds whoever's writes.
+    ///
+    /// # Errors
+    /// The file cannot be mapped, or is not made of whole pages.
+    pub fn over(guest: G, clock: C, file: &File) -> io::Result<Self> {
+        let len = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+        let blocks: Arc<[SharedRam]> = Arc::new([SharedRam::map(file, len)?]);
+        let writers = Mapped { pid: std::process::id(), start: 0, watched: false };
+        let tracker = Tracker::new(writers, &blocks[0], Way::Compare).map_err(io::Error::other)?;
+        let engine = Box::new(Memcpy::new(Arc::clone(&blocks)));
+        Ok(Self::new(guest, clock, blocks, tracker, engine))
     }
 
     /// The guest.

@@ -37,6 +37,12 @@ pub fn unix_ms() -> u64 {
 #[derive(Clone, Debug)]
 pub struct WatchedClock(pub Progress);
 
+impl mc_core::driver::Clock for Clock {
+    fn now(&self) -> Time {
+        Self::now(*self)
+    }
+}
+
 impl mc_core::driver::Clock for WatchedClock {
     fn now(&self) -> Time {
         let now = Clock.now();

@@ -41,7 +41,7 @@ pub struct ProbeArgs {
     #[arg(long, value_name = "NAME")]
     pub vm: Option<Name>,
     /// With --vm: which side [default: the one that runs here]
-    #[arg(long, value_enum, requires = "vm")]
+    #[arg(long, value_parser = super::sides(), requires = "vm")]
     pub role: Option<Side>,
     /// With --vm: directory of the control sockets
     #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]

@@ -14,7 +14,7 @@ pub struct KeepaliveSetArgs {
     #[arg(long, value_name = "NAME")]
     pub vm: Name,
     /// The side to tell [default: whichever runs on this host]
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = super::sides())]
     pub role: Option<Side>,
     /// Time between two beats, both ways; 100us to 10s
     #[arg(long, value_name = "TIME", value_parser = parse_beat_interval)]
@@ -49,7 +49,7 @@ pub struct KeepaliveShowArgs {
     #[arg(long, value_name = "NAME")]
     pub vm: Option<Name>,
     /// Only this side
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = super::sides())]
     pub role: Option<Side>,
     /// Directory of the control sockets
     #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]

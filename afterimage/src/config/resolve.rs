@@ -13,8 +13,9 @@ use crate::{
     protect::{self as primary, least_commit_deadline},
     standby as stand_by,
 };
+use api::two_slabs;
 use mc_core::id::Name;
-use node::units::{size_text, time_text};
+use node::units::time_text;
 use serde::de::DeserializeOwned;
 use std::{
     collections::BTreeMap,
@@ -174,12 +175,6 @@ fn check_paths(paths: &PathsConfig, r: &Resolved<'_>) -> Result<(), ConfigError>
     let without = "only with transport = rdma or auto";
     r.check("rdma_device", !(is_tcp && paths.rdma_device.is_some()), without)?;
     r.check("rdma_gid_index", !(is_tcp && paths.rdma_gid_index.is_some()), without)
-}
-
-/// What a primary's staging is at least: one slab is filled while one is sent.
-pub(crate) fn two_slabs(slab_bytes: u64) -> String {
-    let (two, slab) = (size_text(2 * slab_bytes), size_text(slab_bytes));
-    format!("at least {two}, two slabs of {slab} (one is filled while one is sent)")
 }
 
 impl Resolve for PathsConfig {

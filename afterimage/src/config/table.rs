@@ -2,9 +2,10 @@
 //! docs/SETTINGS.md come.
 
 use super::{
-    NicSpec, OnCapWish,
+    NicSpec,
     setting::{Kind::*, PAIR, PROBE, PROTECT, STANDBY, Setting, Usual::*, WITNESS, any, listener, setting, text},
 };
+use api::{EPOCH, OnCapWish, STAGING};
 use mc_core::id::Name;
 use node::{
     address::{Listen, LocalAddr},
@@ -42,7 +43,7 @@ pub(super) static SETTINGS: &[Setting] = &[
     Setting { once: true, ..setting(PAIR, "accept_witness", "", Switch, Nothing,
         "Accept, once, a new witness in place of the one that this node knows: when the old one is gone for good. For a process \
          that runs already: `afterimage accept-witness`") },
-    setting(PROTECT, "epoch", "TIME", Time("1ms", "60s"), Is("20ms"),
+    setting(PROTECT, "epoch", "TIME", Time(EPOCH.0, EPOCH.1), Is("20ms"),
         "Shortest time from one checkpoint to the next; the VM's output waits for about this long").was("epoch_ms", MS).live(),
     Setting { each: Some("nic"), ..setting(PAIR, "nics", "SOCKET=TAP", List(text::<NicSpec>, None), Nothing,
         "A NIC of the VM: the unix socket of its `-netdev stream`, and the TAP device to connect it to. Once per NIC, in order") },
@@ -68,9 +69,9 @@ pub(super) static SETTINGS: &[Setting] = &[
         "Longest time that a checkpoint may wait for the standby's ACK; after that the standby is suspected, whatever its beats \
          say. At least the detection time and two epochs; longer while a link falls back from RDMA")
         .was("commit_deadline_ms", MS),
-    setting(PROTECT, "staging", "SIZE", Size("512KiB", "1024GiB"), Is("64MiB"),
+    setting(PROTECT, "staging", "SIZE", Size(STAGING.0, STAGING.1), Is("64MiB"),
         "Most memory that checkpoints on their way may take; at least two slabs").was("staging_mib", MIB).live(),
-    setting(STANDBY, "staging", "SIZE", Size("512KiB", "1024GiB"), Is("64MiB"),
+    setting(STANDBY, "staging", "SIZE", Size(STAGING.0, STAGING.1), Is("64MiB"),
         "Most memory that checkpoints may take before they are committed").was("staging_mib", MIB),
     setting(PROTECT, "on_cap", "POLICY", Text(text::<OnCapWish>), Is("throttle"),
         "What to do with a checkpoint that does not fit into staging: throttle (pause the VM while it is sent), grow:SIZE (take \

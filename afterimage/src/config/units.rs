@@ -1,17 +1,13 @@
-//! Times and sizes between our own processes, addresses of listeners, and NICs.
+//! Times and sizes between our own processes, and addresses of listeners.
 
 use node::{
     address::parse_address,
-    serde_as_text,
     units::{from_micros, parse_duration, parse_size, size_text, time_text, whole},
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use std::{
-    fmt,
     marker::PhantomData,
     net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
-    str::FromStr,
     time::Duration,
 };
 
@@ -104,40 +100,6 @@ impl<U: Unit> Maybe<U> {
     }
 }
 
-/// A NIC of the VM: the unix socket of its `-netdev stream`, and the TAP device behind the gate.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NicSpec {
-    /// Where QEMU's `-netdev stream` meets the gate.
-    pub socket: PathBuf,
-    /// The TAP device's name.
-    pub tap: String,
-}
-
-impl FromStr for NicSpec {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let error = |why| format!("invalid NIC {text:?} ({why}): expected SOCKET=TAP, such as /run/web.net=tap0");
-        let (socket, tap) = text.rsplit_once('=').ok_or_else(|| error("no '='"))?;
-        if socket.is_empty() {
-            return Err(error("no socket"));
-        }
-        // IFNAMSIZ is 16, with the terminating zero; dev_valid_name() in the kernel refuses the rest.
-        let bad = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
-        if tap.is_empty() || tap.len() > 15 || tap == "." || tap == ".." || tap.contains(bad) {
-            return Err(error("a TAP device's name has 1 to 15 bytes, without '/', ':' and spaces"));
-        }
-        Ok(Self { socket: socket.into(), tap: tap.into() })
-    }
-}
-
-impl fmt::Display for NicSpec {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}={}", self.socket.display(), self.tap)
-    }
-}
-serde_as_text!(NicSpec);
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,15 +114,6 @@ mod tests {
         for text in ["65536", "99999"] {
             let error = parse_listen(text).unwrap_err();
             assert_eq!(error, format!("port {text} is out of range: expected 0 to 65535"));
-        }
-    }
-
-    #[test]
-    fn nics() {
-        let nic: NicSpec = "/run/a=b.sock=tap0".parse().unwrap();
-        assert_eq!((nic.socket.to_str(), nic.tap.as_str()), (Some("/run/a=b.sock"), "tap0"));
-        for text in ["", "/run/web.net", "=tap0", "/run/web.net=", "/s=a/b", "/s=sixteen-bytes-xx", "/s=a b"] {
-            assert!(text.parse::<NicSpec>().unwrap_err().contains("SOCKET=TAP"), "{text}");
         }
     }
 

@@ -25,14 +25,8 @@ mod start;
 
 pub use start::{Charge, Keeper, relieve, running, take_network};
 
-use crate::{
-    cli::Side,
-    config::NicSpec as Nic,
-    control::Control,
-    report,
-    status::socket_path,
-};
 use anyhow::{Context, Result};
+use api::{Control, Side, socket_path};
 use handoff::{FromKeeper, Handoff, ToKeeper};
 use mc_core::id::Name;
 use node::{
@@ -90,7 +84,7 @@ pub fn run(args: Settings) -> Result<Code> {
         false => Some(starter()?),
     };
     let control = Control::listen((&args.run_dir, &args.state_dir), args.vm, node, Side::Keeper)?;
-    let nics = report::nics(&args.nics);
+    let nics = args.nics.clone();
     let parts = match &starter {
         Some(starter) => handed_over(starter, nics.clone())?,
         None => nics.iter().map(|spec| NicParts { spec: spec.clone(), stream: None, tap: None }).collect(),

@@ -1,12 +1,8 @@
 //! A keeper's loop: passes packets, answers the control socket, reopens lost NICs and TAP devices.
 
-use crate::{
-    keeper::Settings,
-    control::{Control, done, refused},
-    report,
-    status::{OfSide, Request, Response, SCHEMA, Status},
-};
+use super::Settings;
 use anyhow::Result;
+use api::{Control, OfSide, Request, Response, SCHEMA, Status, done, refused, report};
 use mc_core::{
     gate::OutputGate,
     id::{Name, Time},
@@ -191,7 +187,7 @@ impl Pump {
         status.counters.insert("inbound_packets".into(), stats.inbound_packets);
         status.counters.insert("inbound_dropped".into(), self.gate.drops().inbound);
         status.counters.insert("mended".into(), self.mending.times());
-        report::fill_gate(&mut status, stats, &self.gate);
+        report::fill_gate(&mut status, stats, self.gate.hold_histogram().percentiles());
         status
     }
 }

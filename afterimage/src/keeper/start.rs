@@ -4,15 +4,9 @@ use super::{
     handoff::{FromKeeper, Handoff, ToKeeper, pair},
     log_path,
 };
-use crate::{
-    cli::Side,
-    config::NicSpec,
-    processes::Program,
-    protect, standby,
-    control::ask_any,
-    status::{Request, Response, socket_path},
-};
+use crate::{processes::Program, protect, standby};
 use anyhow::{Context, Result};
+use api::{Request, Response, Side, ask_any, socket_path};
 use mc_core::{
     gate::OutputGate,
     id::{Generation, Name, Time},

@@ -1,21 +1,20 @@
 //! The operator's end of `keepalive set`, `keepalive show` and `set`.
 
 use super::{
-    SCHEMA,
-    keepalive::{KeepaliveReport, Wanted, wished},
     save::{Edit, Entry, edit},
-    settings::{Settings, SettingsReport},
-    text,
+    settings, text,
 };
 use crate::{
-    cli::{KeepaliveSetArgs, KeepaliveShowArgs, SetArgs, Side, StatusArgs},
+    cli::{KeepaliveSetArgs, KeepaliveShowArgs, SetArgs, StatusArgs},
     config::time_text,
-    status::{
-        NoAnswer, Request, Response, as_json as all_as_json, ask, ask_all, ask_one, find, left, side, sockets, whose,
-    },
+    status::{as_json as all_as_json, find, left, sockets},
     tuner::frequency,
 };
 use anyhow::{Result, bail};
+use api::{
+    KeepaliveReport, NoAnswer, REPORT_SCHEMA, Request, Response, Settings, SettingsReport, Side, Wanted, ask, ask_all,
+    ask_one, keepalive::wished, side_of,
+};
 use mc_core::id::Name;
 use node::{
     beats::Wish,
@@ -71,7 +70,7 @@ pub fn show(args: &KeepaliveShowArgs) -> Result<Code> {
         left(run_dir, *vm, role.as_ref().map_or(&PAIR[..], std::slice::from_ref), "keepalive show")?;
     }
     // Without a word about it, keepers are not meant: they have no beats.
-    let keeper = |path: &PathBuf| role.is_none() && side(path) == Some(Side::Keeper);
+    let keeper = |path: &PathBuf| role.is_none() && side_of(path).is_some_and(|(_, side)| side == Side::Keeper);
     let paths: Vec<PathBuf> = sockets(&which)?.into_iter().filter(|path| !keeper(path)).collect();
     let reports: Vec<KeepaliveReport> =
         ask_all(&paths, &Request::Keepalive).into_iter().map(|(path, answer)| told_by(&path, answer)).collect();
@@ -88,9 +87,10 @@ fn told_by(path: &Path, answer: std::result::Result<Response, NoAnswer>) -> Keep
         Ok(other) => ("none", format!("it answered a question about its keepalive with {other:?}")),
         Err(NoAnswer { role, why }) => (role, why),
     };
-    let (vm, side) = whose(path);
+    let named = |(vm, side): (Name, Side)| (vm.to_string(), side.as_str().to_owned());
+    let (vm, side) = side_of(path).map_or_else(Default::default, named);
     KeepaliveReport {
-        schema: SCHEMA,
+        schema: REPORT_SCHEMA,
         vm,
         side,
         state: state.to_owned(),
@@ -296,7 +296,7 @@ fn told(after: &KeepaliveReport, this_side: bool, saved: Option<&str>) -> String
 
 /// `afterimage set`
 pub fn set(args: &SetArgs) -> Result<Code> {
-    let (settings, written) = Settings::new(&args.settings).map_err(ExitError::usage)?;
+    let (wanted, written) = settings::wanted(&args.settings).map_err(ExitError::usage)?;
     let (path, side) = find(&args.run_dir, args.vm, &[Side::Primary], "set")?;
     let ask = |settings| match ask_one(&path, Request::Set(settings), PATIENCE)? {
         Response::Settings(report) => Ok(*report),
@@ -312,9 +312,9 @@ pub fn set(args: &SetArgs) -> Result<Code> {
             prepare(args.save.as_ref(), file.as_deref(), side, &entries)?
         }
     };
-    let report: SettingsReport = ask(settings)?;
+    let report: SettingsReport = ask(wanted)?;
     let saved = save(edit);
-    let mut out = if args.json { as_json(&report)? } else { report.text() };
+    let mut out = if args.json { as_json(&report)? } else { settings::render(&report) };
     if let (Ok(Some(saved)), false) = (&saved, args.json) {
         out.push_str(&format!("  {saved}\n"));
     }

@@ -10,7 +10,6 @@
 //!
 //! | file | |
 //! |---|---|
-//! | [`mod@keepalive`] | what is in force, and what of a wish is refused |
 //! | [`settings`] | `epoch=…`, `max-staging=…`, `on-cap=…`: all or nothing |
 //! | [`command`] | the operator's end |
 //! | [`text`] | for a reader |
@@ -18,15 +17,9 @@
 
 mod command;
 mod endings;
-mod keepalive;
 mod save;
 mod settings;
 mod text;
 
 pub use command::{change, set, show};
-pub use keepalive::{InForce, KeepaliveReport, Local, Remote, Session, Wanted};
-pub(crate) use settings::check;
-pub use settings::{Assignment, Settings, SettingsReport};
-
-/// The version of the reports as JSON. Fields may be added under the same number.
-pub const SCHEMA: u32 = 1;
+pub use settings::Assignment;

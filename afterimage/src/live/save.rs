@@ -9,7 +9,8 @@
 //! whole new text beside it until that is on the disk.
 
 use super::endings;
-use crate::{cli::Side, config};
+use crate::config;
+use api::Side;
 use node::exit::{Code, ExitError};
 use std::{
     fs::{self, File, Metadata, OpenOptions},

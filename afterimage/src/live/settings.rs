@@ -1,11 +1,9 @@
-//! `afterimage set`: what of a primary can be changed while it runs, all of it or none.
+//! `afterimage set`: its words, and what is in force for a reader.
 
-use crate::{
-    config::{self, OnCapWish, Setting, parse_duration, parse_size, size_text, time_text, two_slabs},
-    live::SCHEMA,
-};
-use serde::{Deserialize, Serialize};
-use std::{path::PathBuf, str::FromStr, time::Duration};
+use crate::config::{self, Setting};
+use api::{Settings, SettingsReport};
+use node::units::{parse_duration, parse_size, size_text};
+use std::{str::FromStr, time::Duration};
 use toml::{Table, Value};
 
 /// `KEY=VALUE`, as it was written.
@@ -41,133 +39,56 @@ fn no_assignment(text: &str) -> String {
     format!("{text:?} has no '='{file}; allowed: {}", keys())
 }
 
-/// What is to be changed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Settings {
-    /// From one checkpoint to the next, µs.
-    pub epoch_us: Option<u64>,
-    /// Staging's cap.
-    pub max_staging_bytes: Option<u64>,
-    /// What a checkpoint that outgrows it means.
-    pub on_cap: Option<OnCapWish>,
-}
-
-impl Settings {
-    /// Of a command line; and the same for a file.
-    ///
-    /// # Errors
-    /// One key twice.
-    pub(crate) fn new(assignments: &[Assignment]) -> Result<(Self, Table), String> {
-        let mut table = Table::new();
-        for Assignment { setting, value } in assignments {
-            if table.insert(setting.key.to_owned(), value.clone()).is_some() {
-                return Err(format!("{} is given twice", setting.key));
-            }
-        }
-        let said = |key: &str| table.get(key).and_then(Value::as_str);
-        let us = |epoch: Duration| u64::try_from(epoch.as_micros()).unwrap_or(u64::MAX);
-        let settings = Self {
-            epoch_us: said("epoch").map(parse_duration).transpose()?.map(us),
-            max_staging_bytes: said("staging").map(parse_size).transpose()?,
-            on_cap: said("on_cap").map(str::parse).transpose()?,
-        };
-        Ok((settings, table))
-    }
-}
-
-/// What is in force.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct SettingsReport {
-    /// [`SCHEMA`].
-    pub schema: u32,
-    /// The VM.
-    pub vm: String,
-    /// From one checkpoint to the next, at most, µs.
-    pub epoch_us: u64,
-    /// Staging's cap.
-    pub max_staging_bytes: u64,
-    /// What a checkpoint that outgrows it means.
-    pub on_cap: String,
-    /// Bytes at which no slab is made any more: the cap, and what it may be outgrown by.
-    pub limit_bytes: u64,
-    /// Bytes of slabs that exist now. After the cap was lowered this falls as slabs come back.
-    pub live_bytes: u64,
-    /// The configuration file of the process.
-    pub config_file: Option<PathBuf>,
-}
-
-/// The bounds, which are `config check`'s: every value is looked at before any is taken.
+/// What a command line asks for; and the same for a file.
 ///
 /// # Errors
-/// In words: what, and what is allowed.
-pub(crate) fn check(settings: &Settings, slab_bytes: u64) -> Result<(), String> {
-    let epoch = settings.epoch_us.map(|us| time_text(Duration::from_micros(us)));
-    let staging = settings.max_staging_bytes.map(size_text);
-    for (key, value) in [("epoch", epoch), ("staging", staging)] {
-        let setting = config::live().find(|setting| setting.key == key);
-        if let (Some(value), Some(setting)) = (value, setting) {
-            setting.read(&value).map_err(|why| format!("{key}: {why}"))?;
+/// One key twice.
+pub(super) fn wanted(assignments: &[Assignment]) -> Result<(Settings, Table), String> {
+    let mut table = Table::new();
+    for Assignment { setting, value } in assignments {
+        if table.insert(setting.key.to_owned(), value.clone()).is_some() {
+            return Err(format!("{} is given twice", setting.key));
         }
     }
-    match settings.max_staging_bytes {
-        Some(bytes) if bytes < 2 * slab_bytes => {
-            Err(format!("staging = {}: expected {}", size_text(bytes), two_slabs(slab_bytes)))
-        }
-        _ => Ok(()),
-    }
+    let said = |key: &str| table.get(key).and_then(Value::as_str);
+    let us = |epoch: Duration| u64::try_from(epoch.as_micros()).unwrap_or(u64::MAX);
+    let settings = Settings {
+        epoch_us: said("epoch").map(parse_duration).transpose()?.map(us),
+        max_staging_bytes: said("staging").map(parse_size).transpose()?,
+        on_cap: said("on_cap").map(str::parse).transpose()?,
+    };
+    Ok((settings, table))
 }
 
-impl SettingsReport {
-    /// For a reader.
-    #[must_use]
-    pub fn text(&self) -> String {
-        let mut text = format!(
-            "{}: epoch {} ms, staging {} (no more than {}), on-cap {}\n",
-            self.vm,
-            self.epoch_us as f64 / 1e3,
-            size_text(self.max_staging_bytes),
-            size_text(self.limit_bytes),
-            self.on_cap
-        );
-        if self.live_bytes > self.limit_bytes {
-            text.push_str(&format!(
-                "  {} still belong to checkpoints on their way; they are freed as those complete, and no new ones \
-                 are made\n",
-                size_text(self.live_bytes)
-            ));
-        }
-        text
+/// For a reader.
+pub(super) fn render(report: &SettingsReport) -> String {
+    let mut text = format!(
+        "{}: epoch {} ms, staging {} (no more than {}), on-cap {}\n",
+        report.vm,
+        report.epoch_us as f64 / 1e3,
+        size_text(report.max_staging_bytes),
+        size_text(report.limit_bytes),
+        report.on_cap
+    );
+    if report.live_bytes > report.limit_bytes {
+        text.push_str(&format!(
+            "  {} still belong to checkpoints on their way; they are freed as those complete, and no new ones are made\n",
+            size_text(report.live_bytes)
+        ));
     }
-
-    pub(crate) fn new(vm: String) -> Self {
-        Self { schema: SCHEMA, vm, ..Self::default() }
-    }
+    text
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A configuration that has them could not be read by the process that it is handed to.
-    #[test]
-    fn what_no_file_could_say_is_refused_from_a_request_too() {
-        let staging = |bytes| check(&Settings { max_staging_bytes: Some(bytes), ..Settings::default() }, 1 << 20);
-        assert!(staging(1 << 40).is_ok() && staging(3_000_001).is_ok());
-        for bytes in [(1 << 40) + 1, 1 << 63, u64::MAX, 0] {
-            assert!(staging(bytes).unwrap_err().contains("staging"), "{bytes}");
-        }
-        let epoch = |us| check(&Settings { epoch_us: Some(us), ..Settings::default() }, 1 << 20);
-        assert!(epoch(1_001).is_ok() && epoch(0).is_err() && epoch(u64::MAX).is_err());
-    }
-
     #[test]
     fn a_wrong_one_of_several_changes_nothing() {
         let parse = |text: &str| text.parse::<Assignment>();
         let settings = |texts: &[&str]| {
             let assignments: Vec<_> = texts.iter().map(|text| parse(text).unwrap()).collect();
-            Settings::new(&assignments).map(|(settings, _)| settings)
+            wanted(&assignments).map(|(settings, _)| settings)
         };
         let wish = Settings { epoch_us: Some(50_000), max_staging_bytes: Some(64 << 20), on_cap: None };
         assert_eq!(settings(&["epoch=50ms", "staging=64MiB"]), Ok(wish));
@@ -187,12 +108,5 @@ mod tests {
         }
         assert_eq!(settings(&["epoch=5ms", "epoch=6ms"]), Err("epoch is given twice".to_owned()));
         assert_eq!(settings(&["max-staging=2MiB", "staging=2MiB"]), Err("staging is given twice".to_owned()));
-        let slab = 1 << 20;
-        let good = Settings { epoch_us: Some(1_000), max_staging_bytes: Some(2 << 20), on_cap: None };
-        assert_eq!(check(&good, slab), Ok(()));
-        let low = Settings { max_staging_bytes: Some((2 << 20) - 4096), ..good };
-        assert!(check(&low, slab).unwrap_err().contains("at least 2MiB, two slabs of 1MiB"));
-        let short = Settings { epoch_us: Some(999), ..good };
-        assert_eq!(check(&short, slab), Err("epoch: 999us is out of range: expected 1ms to 60s".to_owned()));
     }
 }

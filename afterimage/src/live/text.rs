@@ -1,6 +1,6 @@
 //! Prints the keepalive settings in force, in the layout of FRR's `show bfd peers`.
 
-use super::keepalive::KeepaliveReport;
+use api::KeepaliveReport;
 use node::keepalive::Offer;
 
 /// µs as a person reads them, to the µs.

@@ -9,12 +9,9 @@ use super::{
     text,
     view::View,
 };
-use crate::{
-    cli::{ProbeArgs, Side},
-    config::{self, PathsConfig, parse_size},
-    status::{Request, Response, ask, find},
-};
+use crate::{cli::ProbeArgs, config, config::PathsConfig, config::parse_size, status::find};
 use anyhow::{Context, Result, bail, ensure};
+use api::{Request, Response, Side, ask};
 use mc_core::{
     detector::Parameters,
     id::{Epoch, Generation, Incarnation, Name, Node, NodeId, WitnessId},

@@ -1,11 +1,9 @@
 //! What the data path answers over its control socket, and what it says when its role changes.
 
 use super::{data_path::DataPath, live, orders::Wanted};
-use crate::{
-    control::{ControlRequest, done, refused},
-    metrics::{Buckets, Scrapes, Snapshot},
-    report,
-    status::{OfSide, Primary, Request, Response, SCHEMA, Status},
+use api::{
+    ControlRequest, OfSide, Primary, Request, Response, SCHEMA, Status, done, metrics::Buckets, metrics::Scrapes,
+    metrics::Snapshot, refused, report,
 };
 use mc_core::{gate::OutputGate, primary::Role};
 use node::{
@@ -136,7 +134,8 @@ pub(super) fn status(path: &mut DataPath) -> Status {
     status.counters.insert("pages".into(), figures.pages);
     status.counters.insert("bytes".into(), figures.bytes);
     status.network = path.mending.trouble().map(str::to_owned);
-    report::fill_gate(&mut status, path.run.driver.gate.stats(), &path.run.driver.gate);
+    let gate = &path.run.driver.gate;
+    report::fill_gate(&mut status, gate.stats(), gate.hold_histogram().percentiles());
     report::fill_staging(&mut status, path.run.driver.pool_stats());
     report::fill_arbiter(&mut status, &path.run.host.arbiter);
     if role == Role::Claiming {

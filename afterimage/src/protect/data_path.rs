@@ -17,14 +17,9 @@ use super::{
     vm_health::Watcher,
     yielding::Parked,
 };
-use crate::{
-    control::{self, Control},
-    keeper,
-    metrics::{IfTaken, Scrapes},
-    processes::Program,
-    report,
-};
+use crate::{keeper, predecessor, processes::Program};
 use anyhow::{Context, Result};
+use api::{Control, metrics::IfTaken, metrics::Scrapes, report};
 use mc_core::{
     id::Time,
     primary::{Config, Event},
@@ -118,10 +113,11 @@ fn prepare(brief: &Brief, replaces: &mut bool) -> Result<(NicGate, ArbiterClient
     nics::check(brief)?;
     let arbiter = ArbiterClient::spawn(&config.asks(brief.register.owner.node))?;
     if brief.relieve {
-        control::relieve_primary(&config.run_dir, config.vm)?;
+        predecessor::relieve_primary(&config.run_dir, config.vm)?;
         *replaces = true;
     }
-    let control = control::take_place((&config.run_dir, &config.state_dir), (config.vm, config.node), brief.relieve)?;
+    let control =
+        predecessor::take_place((&config.run_dir, &config.state_dir), (config.vm, config.node), brief.relieve)?;
     // As late as this: until now its packets have passed.
     *replaces |= keeper::relieve(&config.run_dir, config.vm)?;
     Ok((nics::open(config, *replaces)?, arbiter, control))

@@ -1,14 +1,8 @@
 //! What an operator changes while the pair runs: its keepalive, its epoch, its staging.
 
 use super::{channel::ToSupervisor, data_path::DataPath};
-use crate::{
-    config::OnCapWish,
-    control::refused,
-    live::{self, KeepaliveReport, Session, Settings, SettingsReport, Wanted},
-    report,
-    status::Response,
-};
 use anyhow::Result;
+use api::{KeepaliveReport, OnCapWish, Response, Session, Settings, SettingsReport, Wanted, refused, report};
 use mc_core::primary::OnCap;
 use node::{
     arbiter::ArbiterSpec,
@@ -53,7 +47,7 @@ pub(super) fn set(path: &mut DataPath, settings: &Settings) -> Response {
     let config = &path.brief.config;
     let staging = settings.max_staging_bytes.unwrap_or(config.staging_bytes);
     let on_cap = settings.on_cap.unwrap_or(config.on_cap);
-    if let Err(why) = live::check(settings, config.slab_bytes).and_then(|()| room_to_pin(path, staging, on_cap)) {
+    if let Err(why) = settings.check(config.slab_bytes).and_then(|()| room_to_pin(path, staging, on_cap)) {
         return refused(&format!("{why}; nothing was changed"));
     }
     let Ok(cap) = usize::try_from(staging) else {

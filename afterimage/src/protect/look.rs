@@ -1,8 +1,8 @@
 //! The data path looks for a standby: begins, hears what came of it, and says why there is none.
 
 use super::{channel::ToSupervisor, data_path::DataPath};
-use crate::status::WhyNot;
 use anyhow::Result;
+use api::WhyNot;
 use mc_core::{
     primary::{Event, Role},
     wire::control::GoodbyeReason,

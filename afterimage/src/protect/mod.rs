@@ -51,12 +51,11 @@ mod waiting;
 mod yielding;
 
 use crate::{
-    control::{self, Predecessor},
-    metrics,
+    predecessor::{self, Predecessor},
     processes::{Program, Rejoin},
-    report,
 };
 use anyhow::{Context, Result};
+use api::{metrics, report};
 use channel::Brief;
 use mc_core::register::{Owner, Register};
 use node::{
@@ -82,12 +81,12 @@ pub fn run(mut config: Settings, program: Program, rejoin: Option<&Rejoin>) -> R
     paths::check(&config.paths)?;
     beats::check(&config.wish())?;
     std::fs::create_dir_all(&config.run_dir).with_context(|| format!("run directory {}", config.run_dir.display()))?;
-    if control::is_anybody_here(&config.run_dir, config.vm) {
+    if predecessor::is_anybody_here(&config.run_dir, config.vm) {
         nics::look(&config)?; // before anybody is told anything
     } else if let Some(listen) = config.metrics {
         metrics::look(listen)?; // who has the VM here, or its network, may have that address, and makes way
     }
-    let predecessor = control::ask_to_make_way(&config.run_dir, config.vm)?;
+    let predecessor = predecessor::ask_to_make_way(&config.run_dir, config.vm)?;
     let relieves = predecessor == Predecessor::MadeWay;
     let told = |_: &anyhow::Error| tell_who_goes_on(predecessor);
     let Looked { mut qmp, found, profile, outputs } = look(&config).inspect_err(told)?;
@@ -103,7 +102,7 @@ pub fn run(mut config: Settings, program: Program, rejoin: Option<&Rejoin>) -> R
     };
     config.accept_witness = false; // once
     if predecessor == Predecessor::Tells {
-        control::relieve_teller(&config.run_dir, config.vm)?;
+        predecessor::relieve_teller(&config.run_dir, config.vm)?;
     }
     tell_attached(&config, &profile, register);
     if found == Found::LeftOver {

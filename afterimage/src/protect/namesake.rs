@@ -3,10 +3,8 @@
 //! Whoever has a VM on this host under another name says at its control socket which QEMU that is. Only what uses the same run directory
 //! is found, and only while it runs: that is a guard against a slip, and no more.
 
-use crate::{
-    protect::settings::Settings,
-    status::{Request, Response, Status, ask_all, sockets_in},
-};
+use super::settings::Settings;
+use api::{Request, Response, Status, ask_all, sockets_in};
 use mc_core::id::Name;
 use node::exit::{Code, ExitError};
 use vmm_qemu::qmp::QmpError;
@@ -16,8 +14,8 @@ use vmm_qemu::qmp::QmpError;
 /// # Errors
 /// It is: exit code 6, with that name.
 pub(super) fn refuse(config: &Settings, qemu: u32) -> Result<(), ExitError> {
-    let others = sockets_in(&config.run_dir).into_iter().filter(|(_, vm)| *vm != config.vm);
-    let paths: Vec<_> = others.map(|(path, _)| path).collect();
+    let others = sockets_in(&config.run_dir).into_iter().filter(|(_, vm, _)| *vm != config.vm);
+    let paths: Vec<_> = others.map(|(path, ..)| path).collect();
     let answers = ask_all(&paths, &Request::Status);
     let mut told = answers.into_iter().filter_map(|(_, answer)| match answer {
         Ok(Response::Status(status)) => Some(*status),

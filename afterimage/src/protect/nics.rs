@@ -5,7 +5,7 @@
 
 use super::{channel::Brief, data_path::DataPath};
 use super::settings::Settings;
-use crate::{keeper, report};
+use crate::keeper;
 use anyhow::Result;
 use mc_core::id::Time;
 use node::{
@@ -27,7 +27,7 @@ const NICS_IN_PLACE: Duration = Duration::from_millis(500);
 
 /// Looks whether the gate could be opened, before anybody is told to leave for it: a wrong name must not cost the VM its network.
 pub(super) fn look(config: &Settings) -> Result<()> {
-    NicGate::check(&report::nics(&config.nics)).map_err(|error| cannot_open(&error))
+    NicGate::check(&config.nics).map_err(|error| cannot_open(&error))
 }
 
 /// Looks again, at the last moment.
@@ -50,7 +50,7 @@ pub(super) fn open(config: &Settings, replaces: bool) -> Result<NicGate> {
         Ok(gate) => Ok(gate),
         Err(error) if replaces => {
             tracing::error!(%error, "a NIC of the VM is not connected; it is tried again");
-            Ok(NicGate::unconnected(&report::nics(&config.nics), options)?)
+            Ok(NicGate::unconnected(&config.nics, options)?)
         }
         Err(error) => Err(cannot_open(&error)),
     }
@@ -59,7 +59,7 @@ pub(super) fn open(config: &Settings, replaces: bool) -> Result<NicGate> {
 fn open_all(config: &Settings, options: Options, patience: Duration) -> Result<NicGate, GateError> {
     let deadline = Instant::now() + TAPS;
     let mut gate = loop {
-        match NicGate::new(report::nics(&config.nics), options) {
+        match NicGate::new(config.nics.clone(), options) {
             Err(error) if is_busy(&error) && Instant::now() < deadline => std::thread::sleep(STEP),
             opened => break opened?,
         }
@@ -103,7 +103,7 @@ impl DataPath {
         if self.is_vm_gone() || self.run.driver.gate.mode() == Mode::Shut {
             return self.mending.forget();
         }
-        let specs = report::nics(&self.brief.config.nics);
+        let specs = self.brief.config.nics.clone();
         // What fails is noted, and tried again.
         let _ = self.mending.mend(self.run.host.now(), &mut self.run.driver.gate, &specs, Some(self.listener));
     }

@@ -4,10 +4,7 @@
 //! So the arbiter is asked first what the register holds. Its answer, not some earlier one, is the sign that it is there.
 
 use super::data_path::DataPath;
-use crate::{
-    control::{ControlRequest, done},
-    status::Response,
-};
+use api::{ControlRequest, Response, done};
 use mc_core::{
     id::Time,
     primary::{Event, Role},

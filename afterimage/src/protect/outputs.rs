@@ -6,8 +6,8 @@
 //! | is another one | the standby rehearses; until that has passed the VM is not called protected | the next session begins with it |
 
 use super::{channel::ToSupervisor, data_path::DataPath};
-use crate::status::OutputStatus;
 use anyhow::Result;
+use api::OutputStatus;
 use mc_core::{
     id::Epoch,
     primary::{Event, Role},
@@ -63,9 +63,10 @@ impl Outputs {
     /// `holds`: the gate does.
     pub(super) fn status(&self, holds: bool) -> Vec<OutputStatus> {
         let one = |output: &Output| {
-            let status = OutputStatus::from(output);
             let flows = !holds && output.class == Class::Held;
-            if flows { OutputStatus { why: FLOWS.to_owned(), ..status } } else { status }
+            let why = if flows { FLOWS } else { output.class.why() }.to_owned();
+            let class = output.class.word().to_owned();
+            OutputStatus { name: output.name.clone(), kind: output.kind.clone(), class, why }
         };
         self.inventory.outputs.iter().map(one).collect()
     }

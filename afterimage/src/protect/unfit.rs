@@ -5,7 +5,7 @@
 //! arbiter answers protection ends; unless what was wrong has gone by then.
 
 use super::data_path::DataPath;
-use crate::status::WhyNot;
+use api::WhyNot;
 use mc_core::{
     primary::{Event, Role},
     wire::control::GoodbyeReason,

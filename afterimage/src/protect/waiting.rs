@@ -1,14 +1,9 @@
 //! The supervisor while it waits for the arbiter: at the start, and when its data path died. There is no data path then, so it
 //! serves the control socket itself, and hears signals: a process that waits is not one that hangs.
 
-use crate::{
-    cli::Side,
-    protect::settings::Settings,
-    control::{Control, ControlRequest, done, refused},
-    report,
-    status::{Request, Response, SCHEMA, Status},
-};
+use super::settings::Settings;
 use anyhow::Result;
+use api::{Control, ControlRequest, Request, Response, SCHEMA, Side, Status, done, refused, report};
 use mc_core::{
     id::{Generation, Node, Time},
     register::{CasOutcome, Register, Swap},

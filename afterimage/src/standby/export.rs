@@ -4,11 +4,8 @@
 //! one that has failed is not tried again while an export is under way.
 
 use super::{main_loop::Node, state::VmState, task::Task};
-use crate::{
-    control::{ControlRequest, done, refused},
-    status::Response,
-};
 use anyhow::{Context, Result};
+use api::{ControlRequest, Response, done, refused};
 use mc_core::{ram::SharedRam, standby::Role};
 use node::{
     events::{self, Event, emit},

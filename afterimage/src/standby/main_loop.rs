@@ -12,17 +12,13 @@ use super::{
     vm::WaitingVm,
     waiting::NoTap,
 };
-use crate::{
-    cli::Side,
-    processes::Program,
-    standby::settings::Settings,
-    control::{Control, refused},
-    live::{KeepaliveReport, Session, Wanted},
-    metrics::{IfTaken, Scrapes},
-    report,
-    status::{Request, Response},
-};
+use super::settings::Settings;
+use crate::processes::Program;
 use anyhow::{Error, Result};
+use api::{
+    Control, KeepaliveReport, Request, Response, Session, Side, Wanted, metrics::IfTaken, metrics::Scrapes, refused,
+    report,
+};
 use mc_core::{
     driver::SpillFile,
     gate::{GateStats, OutputGate},
@@ -105,7 +101,7 @@ impl Node {
         // Two things tell of a copy that was kept: the record, and the files.
         let gone = last_copy.gone()?.filter(|instance| claim.kept(*instance).is_none());
         spill_file(&config)?; // found at the first session that it cannot be made, it is too late
-        let gate = NicGate::new(report::nics(&config.nics), Options { mode: Mode::Closed, ..Options::default() });
+        let gate = NicGate::new(config.nics.clone(), Options { mode: Mode::Closed, ..Options::default() });
         let gate = gate.map_err(|error| match error.is_prerequisite() {
             true => ExitError::new(Code::Prerequisite, error),
             false => ExitError::new(Code::Failed, error),

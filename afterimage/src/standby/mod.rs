@@ -40,10 +40,11 @@ mod vm;
 mod waiting;
 mod why_not;
 
-use crate::{cli::Side, keeper, processes::Program, status::socket_path};
+use crate::{keeper, processes::Program};
 pub use needs::twice;
 pub use settings::Settings;
 use anyhow::{Context, Result};
+use api::{Side, socket_path};
 use node::{
     beats,
     events::{self, Process},

@@ -1,9 +1,6 @@
 //! The network of the VM that runs here: a keeper has it, and is started again if it dies.
 
-use crate::{
-    keeper::{self, Charge, Keeper},
-    report,
-};
+use crate::{keeper, keeper::Charge, keeper::Keeper};
 use mc_core::{gate::OutputGate, id::Time};
 use node::{
     clock::Clock,
@@ -109,7 +106,7 @@ impl Network {
     fn look_for_taps(&mut self) {
         let Some(charge) = &self.charge else { return };
         let found = match &mut self.gate {
-            Some(gate) => gate.mend_ports(&report::nics(&charge.nics)),
+            Some(gate) => gate.mend_ports(&charge.nics),
             None => charge.nics.iter().try_for_each(|nic| TapPort::is_up(&nic.tap)),
         };
         let missing = found.err().map(|error| error.to_string());

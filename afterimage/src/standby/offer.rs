@@ -5,7 +5,7 @@ use super::{
     vm::WaitingVm,
 };
 use super::settings::Settings;
-use crate::{report, room::Room};
+use crate::room::Room;
 use anyhow::{Context, Result};
 use mc_core::driver::SpillFile;
 use node::{
@@ -19,7 +19,7 @@ use vmm_qemu::{blocks, profile::Profile};
 impl Node {
     /// A VM without its network is not taken on.
     pub(super) fn has_network(&mut self) -> Result<(), Refusal> {
-        let mended = self.gate.mend_ports(&report::nics(&self.config.nics));
+        let mended = self.gate.mend_ports(&self.config.nics);
         mended.or_else(|error| {
             refusal("network", format!("a NIC of the VM would not work on the standby's host: {error}"))
         })

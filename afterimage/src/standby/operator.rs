@@ -5,10 +5,7 @@
 //! that is away does not even say what the register holds, so then the swap is asked for without having read it.
 
 use super::{main_loop::Node, why_not};
-use crate::{
-    control::{done, refused},
-    status::Response,
-};
+use api::{Response, done, refused};
 use mc_core::standby::Role;
 
 impl Node {

@@ -1,11 +1,7 @@
 //! The standby's status.
 
 use super::{main_loop::Node, why_not::why_not};
-use crate::{
-    metrics::{Buckets, Snapshot},
-    report,
-    status::{OfSide, OutputStatus, SCHEMA, Standby, Status},
-};
+use api::{OfSide, OutputStatus, SCHEMA, Standby, Status, metrics::Buckets, metrics::Snapshot, report};
 use mc_core::{gate::OutputGate, slab::PoolStats, standby::Role};
 use node::{events, narration, standby::StandbyLoop};
 
@@ -89,7 +85,7 @@ pub(super) fn status(node: &Node) -> Status {
     status.notes.extend(node.pending.as_ref().and_then(|pending| pending.note(&status.vm, now)));
     status.last_ack_age_ms = figures.last_commit_at.map(|at| now.since(at).as_millis().try_into().unwrap_or(u64::MAX));
     status.counters.insert("spilled_slabs".into(), figures.spilled_slabs);
-    report::fill_gate(&mut status, node.gate.stats(), &node.gate);
+    report::fill_gate(&mut status, node.gate.stats(), node.gate.hold_histogram().percentiles());
     report::fill_staging(&mut status, staging);
     report::fill_arbiter(&mut status, &node.run.host.arbiter);
     report::fill_paths(&mut status, &node.run.host.watch);

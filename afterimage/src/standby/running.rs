@@ -21,19 +21,17 @@ use super::{
     report::snapshot,
     vm::earlier,
 };
+use super::settings::Settings;
 use crate::{
-    cli::Side,
-    processes::Program,
-    standby::settings::Settings,
-    control::{Control, done, refused},
     keeper::{self, Charge},
-    live::Session,
-    metrics::{IfTaken, Scrapes, Snapshot},
+    processes::Program,
     protect::vm_health::Watcher,
-    report,
-    status::{OfSide, RUNNING, Request, Response, SCHEMA, Status, socket_path},
 };
 use anyhow::{Context, Result};
+use api::{
+    Control, OfSide, RUNNING, Request, Response, SCHEMA, Session, Side, Status, done, metrics::IfTaken,
+    metrics::Scrapes, metrics::Snapshot, refused, report, socket_path,
+};
 use mc_core::{
     gate::OutputGate,
     id::{self, Time},
@@ -416,7 +414,7 @@ impl Running {
         status.last_ack_age_ms = status.last_ack_age_ms.map(|ms| ms.saturating_add(elapsed));
         report::fill_arbiter(&mut status, &self.desk.arbiter);
         if let Some(gate) = self.network.gate() {
-            report::fill_gate(&mut status, gate.stats(), gate);
+            report::fill_gate(&mut status, gate.stats(), gate.hold_histogram().percentiles());
         }
         if let OfSide::Standby(standby) = &mut status.side {
             standby.qmp = Some(qmp_path(&self.desk.config).display().to_string());

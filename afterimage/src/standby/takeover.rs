@@ -16,7 +16,6 @@ use super::{
     task::Task,
     vm::Lent,
 };
-use crate::report;
 use anyhow::{Context, Result};
 use mc_core::{gate::OutputGate, id::Time, standby::Event};
 use node::{
@@ -263,7 +262,7 @@ impl Node {
     /// waits is as mute as one that runs. But one that runs does its other work, is reached at its console, and has its network as soon
     /// as the device is there. Nothing of it is seen twice: what is not let out is dropped.
     fn mend_gate(&mut self) {
-        if let Err(error) = self.gate.mend_ports(&report::nics(&self.config.nics)) {
+        if let Err(error) = self.gate.mend_ports(&self.config.nics) {
             let why = error.to_string();
             tracing::error!(why, "the VM is taken over without this NIC");
             self.mending.lost(self.run.host.now(), why);

@@ -2,7 +2,6 @@
 //! to the primary. One that is there and does nothing is as good as dead. Its NICs come back, too.
 
 use super::main_loop::{NIC_PATIENCE, Node, VM_CHECK};
-use crate::report;
 use anyhow::Result;
 use mc_core::{
     id::{Epoch, Time},
@@ -120,7 +119,7 @@ impl Node {
     /// A VM that is taken over without its TAP device is mute, and so it is while the device is down. So this host counts as one that
     /// cannot run it meanwhile: that is said at once, and to the primary unless the device is back in a moment.
     fn look_after_taps(&mut self, now: Time) {
-        let Err(error) = self.gate.mend_ports(&report::nics(&self.config.nics)) else {
+        let Err(error) = self.gate.mend_ports(&self.config.nics) else {
             if self.no_tap.take().is_some() && self.vm.is_none() {
                 self.mending.forget();
             }
@@ -139,7 +138,7 @@ impl Node {
     /// NICs of a QEMU that waits; one that is gone has none.
     fn mend_nics(&mut self) {
         let Some(pid) = self.vm.as_mut().and_then(|vm| vm.pid()) else { return };
-        let specs = report::nics(&self.config.nics);
+        let specs = self.config.nics.clone();
         // What fails is noted, and tried again.
         let _ = self.mending.mend(self.run.host.now(), &mut self.gate, &specs, Some(pid));
     }

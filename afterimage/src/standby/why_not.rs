@@ -4,7 +4,7 @@ use super::{
     main_loop::Node,
     report::{UNPROVEN, word},
 };
-use crate::status::WhyNot;
+use api::WhyNot;
 use mc_core::standby::Role;
 use node::standby::StandbyLoop;
 

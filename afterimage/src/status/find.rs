@@ -1,24 +1,9 @@
 //! Finds the process of a VM that a command is for, and reports when there is none.
 
-use super::{gather, socket_path};
-use crate::cli::Side;
+use api::{Side, is_served, socket_path};
 use mc_core::id::Name;
 use node::exit::{Code, ExitError};
-use std::{
-    io,
-    path::{Path, PathBuf},
-};
-
-/// What may run here for a VM.
-pub(super) const SIDES: [Side; 3] = [Side::Primary, Side::Standby, Side::Keeper];
-
-/// Whether somebody listens at a control socket: a process that died left its socket behind. Never waits.
-pub(super) fn is_served(path: &Path) -> bool {
-    match gather::connect_now(path) {
-        Ok(_) => true,
-        Err(error) => !matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound),
-    }
-}
+use std::path::{Path, PathBuf};
 
 /// The control socket of the first of the `wanted` sides that lives here for `vm`; `command` is what wants it.
 ///
@@ -29,7 +14,7 @@ pub(crate) fn find(run_dir: &Path, vm: Name, wanted: &[Side], command: &str) -> 
     if let Some(side) = wanted.iter().copied().find(lives) {
         return Ok((socket_path(run_dir, vm, side), side));
     }
-    let Some(here) = SIDES.into_iter().find(lives) else {
+    let Some(here) = Side::ALL.into_iter().find(lives) else {
         return Err(dead(run_dir, vm, wanted).unwrap_or_else(|| nobody(Some(vm), run_dir)));
     };
     Err(another(here, vm, wanted, command))

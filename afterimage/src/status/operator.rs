@@ -1,7 +1,8 @@
 //! `takeover` and `solo`: an operator says that the other side is stopped. Its beats may say otherwise.
 
-use super::{PATIENCE, Request, Response, Status, ask, find, order};
-use crate::cli::{OperatorArgs, Side};
+use super::{PATIENCE, find, order};
+use crate::cli::OperatorArgs;
+use api::{Request, Response, Side, Status, ask};
 use node::exit::{Code, ExitError};
 use std::{path::Path, time::Duration};
 
@@ -102,7 +103,7 @@ impl Beating {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::{ArbiterStatus, Beats};
+    use api::{ArbiterStatus, Beats};
 
     #[test]
     fn only_who_was_heard_within_the_detection_time_is_alive() {

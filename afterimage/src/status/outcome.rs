@@ -1,7 +1,8 @@
 //! Waits for the outcome of `takeover`, `solo` or `unprotect`: the order was taken, and is decided
 //! later. The command looks at it until it is, or until nothing has changed for a while.
 
-use super::{PATIENCE, RUNNING, Request, Response, Status, ask};
+use super::PATIENCE;
+use api::{RUNNING, Request, Response, Status, ask, is_served};
 use node::exit::{Code, ExitError};
 use std::{
     path::Path,
@@ -51,7 +52,7 @@ pub(super) fn wait(path: &Path, request: &Request, (vm, peer): (&str, &str)) -> 
             }
             (last, heard) = (Some(*status), Instant::now());
         }
-        if heard.elapsed() >= GONE && !super::find::is_served(path) {
+        if heard.elapsed() >= GONE && !is_served(path) {
             return Err(gone(request, vm));
         }
         if news.elapsed() >= QUIET {

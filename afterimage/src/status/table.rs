@@ -1,10 +1,7 @@
 //! Prints the table of several VMs, one line each.
 
-use super::{
-    OfSide, Status,
-    gather::shown,
-    text::{bytes, micros},
-};
+use super::text::{bytes, micros, shown, silence};
+use api::{OfSide, Status};
 
 const COLUMNS: usize = 12;
 const HEAD: [&str; COLUMNS] =
@@ -64,14 +61,14 @@ pub(super) fn render(statuses: &[Status]) -> String {
         out.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
         out.push('\n');
     }
-    out.extend(statuses.iter().filter_map(Status::silence));
+    out.extend(statuses.iter().filter_map(silence));
     out
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{cli::Side, status::SCHEMA};
+    use api::{SCHEMA, Side};
 
     #[test]
     fn columns_are_aligned_and_what_is_not_known_is_a_dash() {

@@ -1,6 +1,6 @@
 //! A status as text: groups of aligned lines.
 
-use super::{OfSide, Status, WhyNot};
+use api::{MUTE, OfSide, Status, WhyNot};
 use mc_core::histogram::Percentiles;
 use std::time::{Duration, SystemTime};
 
@@ -43,9 +43,29 @@ pub(super) fn bytes(n: u64) -> String {
     }
 }
 
+/// Of a process that said nothing: a line about it.
+pub(super) fn silence(s: &Status) -> Option<String> {
+    let why = s.notes.first().map_or("", String::as_str);
+    (!s.is_told()).then(|| format!("{} {}: {}: {why}\n", s.vm, s.side.word(), shown(&s.role)))
+}
+
+/// A role for people.
+pub(super) fn shown(role: &str) -> &str {
+    if role == MUTE { "does not answer" } else { role }
+}
+
+/// Several results as JSON: an array, unless one process of a VM was asked for by name and is the only one.
+pub(crate) fn as_json<T: serde::Serialize>(all: &[T], named: bool) -> serde_json::Result<String> {
+    let text = match all {
+        [one] if named => serde_json::to_string_pretty(one),
+        all => serde_json::to_string_pretty(all),
+    };
+    Ok(text? + "\n")
+}
+
 /// The text, ending in a newline.
 pub(super) fn render(s: &Status) -> String {
-    if let Some(line) = s.silence() {
+    if let Some(line) = silence(s) {
         return line;
     }
     let mut out = Lines(format!("{} on {} ({}): {}{}\n", s.vm, s.node, s.side.word(), s.role, verdict(s)));
@@ -234,10 +254,7 @@ fn is_cut_off(s: &Status) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        cli::Side,
-        status::{OutputStatus, Primary},
-    };
+    use api::{OutputStatus, Primary, Side};
     use node::exit::Code;
 
     #[test]
@@ -314,7 +331,7 @@ mod tests {
         status.role = "claiming".into();
         status.arbiter.failover_impossible = Some("the arbiter cannot be reached: refused".into());
         status.arbiter.last_error = Some("refused".into());
-        crate::report::fill_claim(
+        api::report::fill_claim(
             &mut status,
             "the standby was silent for longer than the detection time",
             1_764_000_000_000,

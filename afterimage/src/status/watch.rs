@@ -9,8 +9,9 @@
 //! A process that goes away is shown as `gone` until it, or a successor, is back; one that is stopped as one that `does not
 //! answer`, and the others beside it as ever.
 
-use super::{OfSide, Status, for_people, gather, sockets};
+use super::{for_people, sockets, text::shown};
 use crate::cli::StatusArgs;
+use api::{OfSide, Status};
 use node::exit::Code;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -67,7 +68,7 @@ struct Watch {
 impl Watch {
     fn look(&mut self, args: &StatusArgs) -> Vec<Status> {
         self.known.extend(sockets(args).unwrap_or_default());
-        gather::statuses(&self.known.iter().cloned().collect::<Vec<_>>())
+        api::statuses(&self.known.iter().cloned().collect::<Vec<_>>())
     }
 
     /// A line for each that is not as it was told last.
@@ -90,7 +91,7 @@ impl Watch {
 
 /// What a change is a change of.
 fn line(s: &Status) -> String {
-    let mut line = format!("{} {}: {}", s.vm, s.side.word(), gather::shown(&s.role));
+    let mut line = format!("{} {}: {}", s.vm, s.side.word(), shown(&s.role));
     if !s.is_told() {
         return line + &s.notes.first().map_or_else(String::new, |why| format!(" ({why})"));
     }

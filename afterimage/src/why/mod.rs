@@ -18,10 +18,8 @@ mod text;
 pub use facts::Facts;
 pub use incident::{Incident, Kind, incidents};
 
-use crate::{
-    cli::{Side, WhyArgs},
-    config::parse_ago,
-};
+use crate::{cli::WhyArgs, config::parse_ago};
+use api::Side;
 use mc_core::id::Name;
 use node::{
     events::Record,

@@ -1,112 +1,44 @@
 //! What an operator says to a running witness, on its own host: `afterimage witness list`, `assign`, `forget`, over the unix
 //! socket `STATE/control.sock`, which only its user can open.
 
-use super::registrar::Input;
-use crate::{
-    api::{ControlError, ControlSocket, Desk, ReplyTo, Request, Response, Serves, ask, desk::Late},
-    cli::WitnessCommand,
-    control::refused,
-};
-use mc_core::{
-    id::{Name, NodeId, WitnessId},
-    register::{Mode, Register},
-};
+use crate::cli::WitnessCommand;
+use api::{ControlError, ControlSocket, Desk, Late, ReplyTo, Request, Response, Serves, ask, done, refused};
+use mc_core::register::Mode;
 use node::exit::{Code, ExitError};
-use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
 use std::{
     io::{self, Write},
     path::{Path, PathBuf},
-    str::FromStr,
-    sync::{Arc, mpsc::Sender},
+    sync::Arc,
     time::Duration,
 };
+use witness::{Operator, Reply, ReplyTo as Answer, WitnessReport, WitnessRequest};
 
 /// For a write to be durable, and its answer to come.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// A node, as an operator names it: by its name, if the witness knows one node of that name, or as NAME=ID.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NodeSpec {
-    /// For people.
-    pub name: Name,
-    /// For decisions.
-    pub id: Option<NodeId>,
-}
-
-impl FromStr for NodeSpec {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (name, id) = text.split_once('=').map_or((text, None), |(name, id)| (name, Some(id)));
-        let name = name.parse().map_err(|e| format!("{e}"))?;
-        let id = id.map(str::parse).transpose().map_err(|e| format!("{e}"))?;
-        Ok(Self { name, id })
-    }
-}
-
-/// What an operator asks of a witness.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "what", rename_all = "kebab-case")]
-pub enum WitnessRequest {
-    /// What is there?
-    List,
-    /// This VM belongs to this node from now on.
-    Assign {
-        /// Which VM.
-        vm: Name,
-        /// Which node.
-        node: NodeSpec,
-    },
-    /// This VM is no more.
-    Forget {
-        /// Which VM.
-        vm: Name,
-    },
-}
-
-/// A witness, and what it holds.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WitnessReport {
-    /// Its identity.
-    pub witness: WitnessId,
-    /// Since it last proved that it can store, ms; `null`: never.
-    pub probe_age_ms: Option<u32>,
-    /// The VMs that it knows of.
-    pub registers: Vec<RegisterReport>,
-}
-
-/// One VM.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RegisterReport {
-    /// Which.
-    pub vm: Name,
-    /// What is held.
-    pub register: Option<Register>,
-    /// "settled", "waiting", "disputed".
-    pub standing: String,
-    /// The nodes whose word is waited for: names, or identities without one.
-    pub awaited: Vec<String>,
-    /// When a node that has seen its register asked last, ms ago; `null`: not since the start.
-    pub last_told_ms: Option<u64>,
-}
 
 fn socket(state: &Path) -> PathBuf {
     state.join("control.sock")
 }
 
 /// Serves the socket, as long as what is returned lives.
-pub(super) fn serve(state: &Path, registrar: Sender<Input>) -> Result<ControlSocket, ControlError> {
-    let registrar = Mutex::new(registrar);
+pub(super) fn serve(state: &Path, witness: Operator) -> Result<ControlSocket, ControlError> {
     let handler = move |request: Request, answer: ReplyTo| {
         let Request::Witness(request) = request else {
             return answer.give(refused("this is a witness; that is for `protect` or `standby`"));
         };
         // A registrar that is gone drops the answer's way, and that is heard.
-        let _ = registrar.lock().send(Input::Operator { request, answer });
+        witness.ask(request, Answer::new(move |reply| answer.give(response(reply))));
     };
     let late = || Late { why: "the witness does not answer: is its disk stuck?".to_owned(), status: None };
     ControlSocket::spawn(&socket(state), Desk::new(Serves::Witness, Arc::new(handler)).late(PATIENCE, late))
+}
+
+fn response(reply: Reply) -> Response {
+    match reply {
+        Reply::Report(report) => Response::Witness(report),
+        Reply::Done(message) => done(&message),
+        Reply::Refused(why) => refused(&why),
+    }
 }
 
 /// The commands.
@@ -173,19 +105,4 @@ fn render(report: &WitnessReport) -> String {
         out.push_str(&format!("  {}: {holds}; {}{awaited}; {told}\n", entry.vm, entry.standing));
     }
     out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_node_is_named_by_its_name_or_with_its_identity() {
-        let name = |text: &str| Name::new(text).unwrap();
-        assert_eq!("a".parse(), Ok(NodeSpec { name: name("a"), id: None }));
-        let id = NodeId([0xab; 16]);
-        assert_eq!(format!("a={id}").parse(), Ok(NodeSpec { name: name("a"), id: Some(id) }));
-        assert!("a=12".parse::<NodeSpec>().unwrap_err().contains("32 hexadecimal digits"));
-        assert!("".parse::<NodeSpec>().is_err());
-    }
 }

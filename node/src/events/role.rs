@@ -9,10 +9,9 @@ use serde::{Deserialize, Serialize};
 use std::{fmt, net::SocketAddr};
 
 macro_rules! words {
-    ($(#[doc = $doc:literal])* $name:ident { $($(#[doc = $of:literal])* $variant:ident $word:literal,)* }) => {
-        $(#[doc = $doc])*
+    ($(#[$about:meta])* $name:ident { $($(#[doc = $of:literal])* $variant:ident $word:literal,)* }) => {
+        $(#[$about])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-        #[non_exhaustive]
         pub enum $name {
             $($(#[doc = $of])* #[serde(rename = $word)] $variant,)*
         }
@@ -37,6 +36,7 @@ macro_rules! words {
 
 words! {
     /// What a process is to its VM.
+    #[non_exhaustive]
     Role {
         /// Primary: the VM runs alone.
         Solo "solo",
@@ -78,7 +78,7 @@ words! {
 }
 
 words! {
-    /// Which side of a VM, as journals are named.
+    /// Which side of a VM, as journals and control sockets are named.
     Side {
         /// Where `afterimage protect` runs.
         Primary "primary",
@@ -89,8 +89,20 @@ words! {
     }
 }
 
+impl Side {
+    /// What may run on a host for a VM.
+    pub const ALL: [Self; 3] = [Self::Primary, Self::Standby, Self::Keeper];
+
+    /// The one of that name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|side| side.as_str() == name)
+    }
+}
+
 words! {
     /// Which process of a side.
+    #[non_exhaustive]
     Process {
         /// It holds QEMU's control connection, and outlives the data path.
         Supervisor "supervisor",
@@ -165,6 +177,7 @@ pub struct StandbyStanding {
 #[serde(untagged)]
 pub enum Epochs {
     /// Of a primary.
+    #[non_exhaustive]
     Primary {
         /// The newest one.
         captured: Epoch,
@@ -174,6 +187,7 @@ pub enum Epochs {
         last_ack_ago_ms: Option<f64>,
     },
     /// Of a standby.
+    #[non_exhaustive]
     Standby {
         /// The generation of the copy.
         generation: Generation,

@@ -1,6 +1,6 @@
 //! The VM that a primary runs, as the runner sees it: whoever builds a virtual machine monitor implements this.
 
-use super::session::Judge;
+use super::session::{Judge, Unlike};
 use mc_core::{gate::OutputGate, register::Register, source::CheckpointSource};
 
 /// How a VM is.
@@ -26,8 +26,14 @@ pub trait PrimaryVm {
     /// What the VM is made of: the standby compares. Bytes of any form, up to 1 MiB.
     fn profile(&self) -> Vec<u8>;
 
-    /// Who compares the standby's profile with this VM's.
-    fn judge(&self) -> Judge;
+    /// Who compares the standby's profile with this VM's: they must be equal, unless this says otherwise.
+    fn judge(&self) -> Judge {
+        let ours = self.profile();
+        Box::new(move |theirs| match theirs == ours {
+            true => Ok(()),
+            false => Err(Unlike::Differs("its profile is another one".to_owned())),
+        })
+    }
 
     /// Whether a copy of this VM that the register names, and this process did not start, lives on this host: then this one does not
     /// run. Without a way to know, it may.
@@ -51,7 +57,9 @@ pub trait PrimaryVm {
     ///
     /// # Errors
     /// Whoever runs this cannot command the VM any more, and ends.
-    fn start(&mut self, source: &mut Self::Source) -> anyhow::Result<()>;
+    fn start(&mut self, _source: &mut Self::Source) -> anyhow::Result<()> {
+        Ok(())
+    }
 
     /// The register says `register`, (solo, self): the VM sends no more checkpoints, and runs.
     ///

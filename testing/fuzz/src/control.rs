@@ -1,9 +1,6 @@
 //! What strangers send to a control socket: never a panic; whatever is a request is sent by our own client in the same words.
 
-use afterimage::{
-    api::{Head, Routed, Serves, line, look, route},
-    cli::Side,
-};
+use api::{Head, Routed, Serves, Side, line, look, route};
 use mc_core::id::Name;
 
 const LIMIT: usize = 1 << 10;

@@ -39,12 +39,14 @@ mod handing;
 mod nic;
 pub mod port;
 mod ring;
+mod spec;
 
 #[cfg(feature = "testing")]
 pub use datagram::DatagramPort;
 pub use error::GateError;
 pub use handing::NicParts;
 pub use port::{Port, TapPort};
+pub use spec::NicSpec;
 
 use batch::Held;
 use mc_core::{
@@ -68,15 +70,6 @@ pub const NICS_MAX: usize = 256;
 const READS_PER_POLL: usize = 8;
 /// Bytes read from one NIC in one barrier. A stopped VM has at most its socket's buffer to give, which wmem_max bounds.
 const BARRIER_BYTES: usize = 64 << 20;
-
-/// One NIC of the VM.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NicSpec {
-    /// The unix socket on which QEMU listens: `-netdev stream,id=n0,server=on,addr.type=unix,addr.path=SOCKET`.
-    pub socket: PathBuf,
-    /// The existing TAP device behind the gate.
-    pub tap: String,
-}
 
 /// How a gate starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

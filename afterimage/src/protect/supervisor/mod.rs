@@ -21,7 +21,7 @@ use super::{
     commanded::{ANSWER, Qemu, Task},
     waiting::{Heard, Waiting, What},
 };
-use crate::{control, processes::Program};
+use crate::{predecessor, processes::Program};
 use anyhow::{Context, Result};
 use machine::{Action, Arbiter, Event, LOOK, NotConnected, Supervisor};
 use mc_core::{id::Time, machine::Machine};
@@ -227,7 +227,7 @@ impl Runner {
         let (process, config) = (brief.qemu_process(), &brief.config);
         let qmp = Qmp::connect(&config.qmp, ANSWER).map_err(|_: QmpError| NotConnected {
             ended: has_ended(process.0, process.1),
-            relieved: self.data_path.is_none() && control::is_anybody_here(&config.run_dir, config.vm),
+            relieved: self.data_path.is_none() && predecessor::is_anybody_here(&config.run_dir, config.vm),
         })?;
         self.qemu = Some(Qemu::new(qmp, process, config.nic_sockets()));
         Ok(())

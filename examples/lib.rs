@@ -1,0 +1,1 @@
+//! How to embed the engine: `embed.rs`, which `cargo run --example embed` runs.
