@@ -13,7 +13,7 @@ pub use keeper::KeeperArgs;
 pub use pair::{KeepaliveSetArgs, KeepaliveShowArgs};
 pub use set::SetArgs;
 
-use crate::{config::parse_duration, processes::Program, witness::NodeSpec};
+use crate::{config::parse_duration, witness::NodeSpec};
 use api::Side;
 use clap::{
     Args, Parser, Subcommand,
@@ -21,6 +21,7 @@ use clap::{
 };
 use mc_core::id::Name;
 use node::exit::CODES;
+use protection::processes::Program;
 use std::{path::PathBuf, time::Duration};
 
 const AFTER: &str = "\

@@ -2,21 +2,21 @@
 //!
 //! ```text
 //!   table: what there is ──┬─> given: flags ──┐
-//!                          ├─> file: keys ────┼─> resolve ──> ProtectConfig, … ──JSON──> a child process
+//!                          ├─> file: keys ────┼─> resolve ──> primary::Settings, … of `protection`
 //!                          └─> manual         └─> config check
 //! ```
 //!
-//! The resolved structs serialise with the file's own keys: that is how they are made, and how a parent hands them to its child.
+//! The settings are read with the file's own keys.
 
 mod file;
 mod given;
+mod listen;
 mod look;
 mod manual;
 mod near;
 mod resolve;
 mod setting;
 mod table;
-pub(crate) mod units;
 
 pub(crate) use file::renamed;
 pub use given::{PathArgs, ProtectArgs, StandbyArgs, WitnessArgs};
@@ -30,18 +30,9 @@ pub(crate) use setting::Setting;
 pub(crate) use table::{live, parse_beat_interval, parse_multiplier};
 pub use vmm_qemu::gate::NicSpec;
 
-use api::OnCapWish;
-use mc_core::id::{Name, Node};
-use node::{
-    address::LocalAddr,
-    arbiter::{ArbiterConfig, ArbiterSpec, HostPort},
-    beats::Wish,
-    exit::ExitError,
-};
+use node::exit::ExitError;
 use serde::{Deserialize, Serialize};
-use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
-use units::{As, Kib, Maybe, Mib, Time};
-use vmm_qemu::inventory::Forced;
+use std::{io, net::SocketAddr, path::PathBuf};
 
 /// `afterimage witness`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,9 +1,8 @@
 //! The `afterimage` binary: reads the command line, runs the command, and turns what comes of it into an exit code.
 
 use afterimage::{
-    cli::{self, PROGRAM, Command, ConfigCommand, ImageCommand, KeepaliveCommand, RdmaCommand},
-    config,
-    keeper, live, probe, protect, standby, status, tuner, why, witness,
+    cli::{self, Command, ConfigCommand, ImageCommand, KeepaliveCommand, PROGRAM, RdmaCommand},
+    config, live, probe, status, tuner, why, witness,
 };
 use api::Request;
 use node::{
@@ -12,6 +11,7 @@ use node::{
     exit::{self, Code, ExitError},
     narration, rdma,
 };
+use protection::{keeper, primary, standby};
 use std::{io::Write, process::ExitCode, time::Duration};
 
 /// What a process that ends has to say gets so long to be written, each way: stdout, journal, stderr.
@@ -79,7 +79,7 @@ fn run(command: Command) -> anyhow::Result<Code> {
         Command::Protect(args) => {
             let settings = config::protect(args).map_err(ExitError::from)?;
             let rejoin = config::rejoin(&settings).map_err(ExitError::from)?;
-            protect::run(settings, PROGRAM, rejoin.as_ref())
+            primary::run(settings, PROGRAM, rejoin.as_ref())
         }
         Command::Standby(args) => standby::run(config::standby(args).map_err(ExitError::from)?, PROGRAM),
         Command::Rdma { command: RdmaCommand::Devices { json } } => {
@@ -93,7 +93,7 @@ fn run(command: Command) -> anyhow::Result<Code> {
         Command::Keepalive { command: KeepaliveCommand::Probe(args) } => probe::probe(&args),
         Command::Keepalive { command: KeepaliveCommand::Serve(args) } => probe::serve(&args),
         Command::Keepalive { command: KeepaliveCommand::Tune(args) } => tuner::tune(&args),
-        Command::DataPath => protect::data_path::run(PROGRAM),
+        Command::DataPath => primary::data_path::run(PROGRAM),
         Command::Keeper(args) => keeper::run(args.settings().map_err(ExitError::from)?),
     }
 }

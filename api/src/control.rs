@@ -1,4 +1,4 @@
-//! The control socket's requests, brought to the loop that owns the state, and its answers brought back.
+//! Carries requests from the control socket's threads to the main loop, which owns the state, and answers back.
 
 use crate::{
     desk::{Desk, Late, PATIENCE, ReplyTo, Serves},
@@ -25,7 +25,7 @@ use std::{
 /// A request on its way to the loop.
 #[derive(Debug)]
 pub struct ControlRequest {
-    /// What is asked.
+    /// The request as the client sent it.
     pub request: Request,
     reply: ReplyTo,
 }
@@ -61,7 +61,7 @@ impl Control {
             let _ = outbox.put(ControlRequest { request, reply });
         };
         let desk = Desk::new(serves, Arc::new(handler)).late(PATIENCE, move || {
-            let why = format!("the loop has not turned for {} s", turned.since(Clock.now()).as_secs());
+            let why = format!("the main loop has made no progress for {} s", turned.since(Clock.now()).as_secs());
             let status = Some(stalled((vm, node, side), why.clone()));
             Late { why: format!("the process is there, but {why}"), status }
         });

@@ -72,7 +72,7 @@ impl Settings {
         let Some(bytes) = self.max_staging_bytes else { return Ok(()) };
         within("staging", bytes, STAGING, parse_size, || size_text(bytes))?;
         match bytes < 2 * slab_bytes {
-            true => Err(format!("staging = {}: allowed is {}", size_text(bytes), two_slabs(slab_bytes))),
+            true => Err(format!("staging = {}: expected {}", size_text(bytes), two_slabs(slab_bytes))),
             false => Ok(()),
         }
     }
@@ -86,7 +86,7 @@ fn within<T: PartialOrd + Copy>(
     said: impl Fn() -> String,
 ) -> Result<(), String> {
     let fits = read(least)? <= value && value <= read(most)?;
-    if fits { Ok(()) } else { Err(format!("{key}: {} is out of range: allowed is {least} to {most}", said())) }
+    if fits { Ok(()) } else { Err(format!("{key}: {} is out of range: expected {least} to {most}", said())) }
 }
 
 #[cfg(test)]
@@ -103,7 +103,7 @@ mod tests {
         }
         let epoch = |us| Settings { epoch_us: Some(us), ..Settings::default() }.check(1 << 20);
         assert!(epoch(1_001).is_ok() && epoch(0).is_err() && epoch(u64::MAX).is_err());
-        assert_eq!(epoch(999), Err("epoch: 999us is out of range: allowed is 1ms to 60s".to_owned()));
+        assert_eq!(epoch(999), Err("epoch: 999us is out of range: expected 1ms to 60s".to_owned()));
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! The command line of `afterimage keeper`. It is hidden: `standby` and `protect` start keepers, an operator does in need
 //! (docs/OPERATIONS.md, "After a takeover").
 
-use crate::{config::{self, ConfigError, NicSpec}, keeper};
+use crate::config::{self, ConfigError, NicSpec};
 use clap::Args;
 use mc_core::id::Name;
+use protection::keeper;
 use std::path::PathBuf;
 
 /// `afterimage keeper`
@@ -45,12 +46,10 @@ impl KeeperArgs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        cli::{Cli, Command, PROGRAM},
-        keeper::Charge,
-    };
+    use crate::cli::{Cli, Command, PROGRAM};
     use clap::Parser;
     use mc_core::id::Generation;
+    use protection::keeper::Charge;
     use std::ffi::OsString;
 
     #[test]

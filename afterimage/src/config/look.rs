@@ -1,7 +1,7 @@
 //! Checks of `config check` across settings: values that are valid alone and contradict each other.
 
 use super::{ConfigError, NicSpec, file::File, setting::SECTIONS};
-use crate::standby::twice;
+use protection::standby::twice;
 use toml::Value;
 use vmm_qemu::standby::check_command;
 

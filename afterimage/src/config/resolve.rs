@@ -8,14 +8,14 @@ use super::{
     setting::{PROBE, PROTECT, STANDBY, Setting, Usual, WITNESS},
     table,
 };
-use crate::{
-    processes::Rejoin,
-    protect::{self as primary, least_commit_deadline},
-    standby as stand_by,
-};
 use api::two_slabs;
 use mc_core::id::Name;
 use node::units::time_text;
+use protection::{
+    primary::{self, least_commit_deadline},
+    processes::Rejoin,
+    standby as stand_by,
+};
 use serde::de::DeserializeOwned;
 use std::{
     collections::BTreeMap,

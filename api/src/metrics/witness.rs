@@ -1,4 +1,4 @@
-//! What a witness counts.
+//! The metrics of a witness.
 
 use super::collect::{Writer, float};
 use prometheus_client::{collector::Collector, encoding::DescriptorEncoder};

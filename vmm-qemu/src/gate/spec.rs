@@ -16,7 +16,7 @@ impl FromStr for NicSpec {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let error = |why| format!("invalid NIC {text:?} ({why}): allowed is SOCKET=TAP, such as /run/web.net=tap0");
+        let error = |why| format!("invalid NIC {text:?} ({why}): expected SOCKET=TAP, such as /run/web.net=tap0");
         let (socket, tap) = text.rsplit_once('=').ok_or_else(|| error("no '='"))?;
         if socket.is_empty() {
             return Err(error("no socket"));

@@ -89,7 +89,8 @@ pub(super) fn note(why: &str) -> String {
 }
 
 /// A refused signal, in the log.
-pub(super) const REFUSED: &str = "refused to end on this signal; the next signal ends this process and closes the VM's gate";
+pub(super) const REFUSED: &str =
+    "refused to end on this signal; the next signal ends this process and closes the VM's gate";
 
 /// A refused signal, as an event and in the log.
 pub(super) fn tell_refused(why: &str) {

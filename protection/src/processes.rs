@@ -9,7 +9,7 @@ use std::{ffi::OsString, net::SocketAddr, path::PathBuf, process::Command};
 pub struct Program {
     /// Where it is. Asked at each start: an upgrade may have replaced its file.
     pub path: fn() -> PathBuf,
-    /// For [`crate::protect::data_path::run`].
+    /// For [`crate::primary::data_path::run`].
     pub data_path: &'static str,
     /// For [`crate::keeper::run`], with the settings of [`crate::keeper::Charge::arguments`].
     pub keeper: &'static str,

@@ -35,11 +35,11 @@ use node::{
     signals::Signals,
 };
 use std::{
-    path::{Path, PathBuf},
     os::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixStream,
     },
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 use vmm_qemu::{
@@ -63,7 +63,7 @@ pub struct Settings {
     /// Of the register, which says (solo, this node); only to show it.
     pub generation: u64,
     /// The VM's NICs, in order.
-    pub nics: Vec<Nic>,
+    pub nics: Vec<NicSpec>,
     /// Where sockets and locks are.
     pub run_dir: PathBuf,
     /// Where its journal is.

@@ -1,15 +1,17 @@
 //! What the primary runs with. As JSON, with the keys of the program's file, a supervisor hands it to its data path.
 
-use crate::config::{NicSpec, OnCapWish, PathsConfig, units::{As, Kib, Maybe, Mib, Time}};
+use crate::units::{As, Kib, Maybe, Mib, Time};
+use api::OnCapWish;
 use mc_core::id::{Name, Node};
 use node::{
     address::LocalAddr,
     arbiter::{ArbiterConfig, ArbiterSpec, HostPort},
     beats::Wish,
+    paths::PathsConfig,
 };
 use serde::{Deserialize, Serialize};
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
-use vmm_qemu::inventory::Forced;
+use vmm_qemu::{gate::NicSpec, inventory::Forced};
 
 /// The settings of a primary.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -41,16 +41,16 @@ mod waiting;
 mod why_not;
 
 use crate::{keeper, processes::Program};
-pub use needs::twice;
-pub use settings::Settings;
 use anyhow::{Context, Result};
 use api::{Side, socket_path};
+pub use needs::twice;
 use node::{
     beats,
     events::{self, Process},
     exit::{Code, ExitError},
     paths, scope,
 };
+pub use settings::Settings;
 use std::os::{fd::AsFd, unix::net::UnixStream};
 use vmm_qemu::{mending::peer, standby::check_command};
 

@@ -1,13 +1,15 @@
 //! What a standby runs with.
 
-use crate::config::{NicSpec, PathsConfig, units::{As, Maybe, Mib, Time}};
+use crate::units::{As, Maybe, Mib, Time};
 use mc_core::id::{Name, Node};
 use node::{
     arbiter::{ArbiterConfig, ArbiterSpec},
     beats::Wish,
+    paths::PathsConfig,
 };
 use serde::{Deserialize, Serialize};
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use vmm_qemu::gate::NicSpec;
 
 /// The settings of a standby.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,10 +1,10 @@
 //! A primary that wants to be protected: whether this host could run its VM, and the QEMU that waits for it.
 
+use super::settings::Settings;
 use super::{
     main_loop::{NIC_PATIENCE, Node},
     vm::WaitingVm,
 };
-use super::settings::Settings;
 use crate::room::Room;
 use anyhow::{Context, Result};
 use mc_core::driver::SpillFile;

@@ -3,10 +3,7 @@
 use super::Settings;
 use anyhow::Result;
 use api::{Control, OfSide, Request, Response, SCHEMA, Status, done, refused, report};
-use mc_core::{
-    gate::OutputGate,
-    id::{Name, Time},
-};
+use mc_core::{gate::OutputGate, id::Time};
 use node::{
     clock::Clock,
     events::{Ended, Event, Role, Signal, emit},
@@ -50,23 +47,13 @@ pub(super) struct Pump {
 impl Pump {
     pub(super) fn new(
         args: Settings,
-            nics: Vec<NicSpec>,
+        nics: Vec<NicSpec>,
         gate: NicGate,
         vm: Option<Watched>,
         control: Control,
         signals: Signals,
     ) -> Self {
-        Self {
-            args,
-            nics,
-            gate,
-            vm,
-            control,
-            signals,
-            mending: Mending::new(Clock.now()),
-            stays: None,
-            ending: None,
-        }
+        Self { args, nics, gate, vm, control, signals, mending: Mending::new(Clock.now()), stays: None, ending: None }
     }
 
     pub(super) fn run(mut self) -> Result<Code> {

@@ -1,7 +1,7 @@
 //! At the start: makes the register say (solo, self), or explains why it cannot.
 
-use super::waiting::{Heard, Waiting, What};
 use super::settings::Settings;
+use super::waiting::{Heard, Waiting, What};
 use crate::keeper;
 use anyhow::{Context, Result};
 use mc_core::{

@@ -1,5 +1,6 @@
 //! The standby's loop: what this program does in a turn of [`node::standby`].
 
+use super::settings::Settings;
 use super::{
     export::Export,
     leave::Leave,
@@ -12,7 +13,6 @@ use super::{
     vm::WaitingVm,
     waiting::NoTap,
 };
-use super::settings::Settings;
 use crate::processes::Program;
 use anyhow::{Error, Result};
 use api::{

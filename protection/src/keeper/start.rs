@@ -4,7 +4,7 @@ use super::{
     handoff::{FromKeeper, Handoff, ToKeeper, pair},
     log_path,
 };
-use crate::{processes::Program, protect, standby};
+use crate::{primary, processes::Program, standby};
 use anyhow::{Context, Result};
 use api::{Request, Response, Side, ask_any, socket_path};
 use mc_core::{
@@ -28,7 +28,10 @@ use std::{
     process::{Child, Stdio},
     time::{Duration, Instant},
 };
-use vmm_qemu::{gate::NicGate, qmp::Watched};
+use vmm_qemu::{
+    gate::{NicGate, NicSpec},
+    qmp::Watched,
+};
 
 /// For a new keeper to take its place, and then to begin.
 const START: Duration = Duration::from_secs(20);
@@ -61,15 +64,15 @@ pub struct Charge {
 impl Charge {
     /// The network of the VM that `protect` leaves.
     #[must_use]
-    pub fn of_primary(config: &protect::settings::Settings, generation: Generation, program: Program) -> Self {
-        let protect::settings::Settings { vm, node, nics, run_dir, state_dir, .. } = config.clone();
+    pub fn of_primary(config: &primary::Settings, generation: Generation, program: Program) -> Self {
+        let primary::Settings { vm, node, nics, run_dir, state_dir, .. } = config.clone();
         Self { vm, node, generation, nics, run_dir, state_dir, program }
     }
 
     /// The network of the VM that a standby took over.
     #[must_use]
-    pub fn of_standby(config: &standby::settings::Settings, generation: Generation, program: Program) -> Self {
-        let standby::settings::Settings { vm, node, nics, run_dir, state_dir, .. } = config.clone();
+    pub fn of_standby(config: &standby::Settings, generation: Generation, program: Program) -> Self {
+        let standby::Settings { vm, node, nics, run_dir, state_dir, .. } = config.clone();
         Self { vm, node, generation, nics, run_dir, state_dir, program }
     }
 

@@ -1,7 +1,6 @@
 //! Checks a standby's prerequisites at its start, because a takeover is too late to find one missing.
 
 use super::settings::Settings;
-use crate::config::NicSpec;
 use node::exit::{Code, ExitError};
 use std::{
     collections::HashSet,
@@ -12,6 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 use vmm_qemu::argv::{CommandLine, Item, Params};
+use vmm_qemu::gate::NicSpec;
 
 /// The first NIC that has a socket or a TAP device of another one, and which: it would never be connected.
 #[must_use]
@@ -97,8 +97,8 @@ fn find(program: &str, path: Option<&OsStr>) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::{Cli, Command};
-    use clap::Parser;
+    use node::{arbiter::ArbiterSpec, paths::PathsConfig};
+    use std::time::Duration;
 
     #[test]
     fn a_program_is_found_as_the_kernel_finds_it() {
@@ -115,15 +115,36 @@ mod tests {
         assert_eq!(find(&dir.path().display().to_string(), path), None, "a directory");
     }
 
+    fn settings() -> Settings {
+        Settings {
+            vm: "web".parse().unwrap(),
+            node: "web-b".parse().unwrap(),
+            listen: "127.0.0.1:0".parse().unwrap(),
+            arbiter: ArbiterSpec::Manual,
+            accept_witness: false,
+            nics: Vec::new(),
+            ram_dir: "/dev/shm".into(),
+            spill: None,
+            no_rehearsal: false,
+            staging_bytes: 64 << 20,
+            beat_interval: Duration::from_millis(10),
+            beat_min_rx: None,
+            detect_multiplier: 5,
+            stall_after: None,
+            run_dir: "/run".into(),
+            state_dir: "/state".into(),
+            metrics: None,
+            qemu: Vec::new(),
+            paths: PathsConfig::tcp(64 << 20),
+            config_file: None,
+        }
+    }
+
     #[test]
     fn a_socket_is_one_of_the_commands() {
         let config = |program: &str, options: &[&str]| {
-            let mut words =
-                vec!["afterimage", "standby", "--vm", "web", "--arbiter", "manual", "--listen", "127.0.0.1:0"];
-            words.extend(["--nic", "/run/n0.net=t0", "--", program]);
-            words.extend(options);
-            let Command::Standby(args) = Cli::try_parse_from(words).unwrap().command else { panic!("another command") };
-            Settings::resolve(args).unwrap()
+            let qemu = [&[program], options].concat().into_iter().map(str::to_owned).collect();
+            Settings { nics: vec!["/run/n0.net=t0".parse().unwrap()], qemu, ..settings() }
         };
         let stream = |path: &str| format!("stream,id=n0,server=on,addr.type=unix,addr.path={path}");
         let qemu = "/usr/bin/qemu-system-x86_64";

@@ -8,9 +8,11 @@ use super::{
         commanded::Condition,
         vm_health::Health,
     },
-    machine::{Action, Arbiter, Event, NotConnected, Supervisor},
+    event::{Action, Arbiter, Event, NotConnected},
+    machine::Supervisor,
 };
-use crate::{config::OnCapWish, protect::settings::Settings};
+use crate::primary::Settings;
+use api::OnCapWish;
 use mc_core::{
     id::{Generation, Name, Node, NodeId, Time},
     machine::Machine,
@@ -186,8 +188,10 @@ fn word(action: &Action) -> String {
         Action::Ask(Ask::Read) => "read".to_owned(),
         Action::Ask(Ask::Cas(swap)) => format!("swap {} {}", swap.expect.0, swap.new.owner.node.name),
         Action::EndClaim => "end claim".to_owned(),
-        Action::Emit(Told::Fenced(_)) => "emit fenced".to_owned(),
-        Action::Emit(_) => "emit".to_owned(),
+        Action::Emit(event) => match **event {
+            Told::Fenced(_) => "emit fenced".to_owned(),
+            _ => "emit".to_owned(),
+        },
         Action::Note(_) => "note".to_owned(),
         Action::Log { .. } => "log".to_owned(),
         Action::Exit(Ok(code)) => format!("exit {}", *code as u8),

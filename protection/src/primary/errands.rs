@@ -1,9 +1,9 @@
 //! Carries out what the primary's driver asks: swaps, fencing, events.
 
 use super::{channel::ToSupervisor, data_path::DataPath};
-use node::units::size_text;
 use anyhow::Result;
 use mc_core::{driver::PrimaryErrand, primary::Role, register::Swap, wire::control::NackReason};
+use node::units::size_text;
 use node::{
     events::{Event, Fenced, Refused, emit},
     exit::Code,

@@ -1,8 +1,7 @@
 //! The VM that waits: a stock QEMU over a shared RAM file, the image that writes into the same file, and the takeover.
 
-use super::{ram_file::RamFile, state::VmState};
 use super::settings::Settings;
-use node::units::size_text;
+use super::{ram_file::RamFile, state::VmState};
 use anyhow::{Context, Result};
 use mc_core::{
     id::{BlockId, Epoch, Generation, Node},
@@ -10,6 +9,7 @@ use mc_core::{
     ram::SharedRam,
     register::Owner,
 };
+use node::units::size_text;
 use serde_json::json;
 use std::{
     io::{self, BufWriter},
@@ -25,7 +25,7 @@ use vmm_qemu::{
     profile::Profile,
     qmp::{Qmp, QmpError, Watched, instance_id, kill_instance},
     standby::{
-        DEADLINE, Look, Rehearsal, RehearsalConfig, Settings as VmConfig, StandbyError, StandbyVm, TakeoverTimes,
+        DEADLINE, Look, Rehearsal, RehearsalConfig, StandbyConfig as VmConfig, StandbyError, StandbyVm, TakeoverTimes,
         stock_command,
     },
 };

@@ -3,18 +3,23 @@
 //! | file | |
 //! |---|---|
 //! | [`machine`] | decides; a value, with the state diagram and the rule |
-//! | [`claim`] | whose the VM is when the data path died: a part of it |
+//! | [`event`] | what it is told, and what it wants |
+//! | [`watching`], [`death`] | what it does while a data path works, and when that died |
+//! | [`claim`] | whose the VM is then, by the arbiter |
 //! | [`alone`], [`leaving`] | when nobody need be asked; QEMU leaves its checkpoints, however long that takes |
 //! | [`ending`] | what is said at the end |
 //! | `mod.rs` | carries out: the data path's process and channel, QEMU, the arbiter and the control socket while the VM is claimed |
 
 mod alone;
 mod claim;
+mod death;
 mod ending;
+pub mod event;
 pub(super) mod leaving;
 pub mod machine;
 #[cfg(test)]
 mod tests;
+mod watching;
 
 use super::{
     channel::{Brief, Channel, ToDataPath, ToSupervisor},
@@ -23,7 +28,8 @@ use super::{
 };
 use crate::{predecessor, processes::Program};
 use anyhow::{Context, Result};
-use machine::{Action, Arbiter, Event, LOOK, NotConnected, Supervisor};
+use event::{Action, Arbiter, Event, NotConnected};
+use machine::Supervisor;
 use mc_core::{id::Time, machine::Machine};
 use node::{
     events::{Role, emit},
@@ -42,6 +48,7 @@ use std::{
 };
 use tracing::Level;
 use vmm_qemu::qmp::{Qmp, QmpError, has_ended};
+use watching::LOOK;
 
 /// Watches over one VM until it is gone, fenced, or handed over. Returns the exit code.
 pub(super) fn supervise(qmp: Qmp, brief: Brief, signals: Signals, program: Program) -> Result<Code> {
@@ -127,7 +134,7 @@ impl Runner {
             Action::Ask(ask) => self.claimant.iter().for_each(|claimant| claimant.ask(ask)),
             Action::Note(note) => self.claimant.iter_mut().for_each(|claimant| claimant.notes.push(note.clone())),
             Action::EndClaim => self.claimant = None,
-            Action::Emit(event) => emit(event),
+            Action::Emit(event) => emit(*event),
             Action::Log { level, what, why } => log(level, &what, why.as_deref()),
             Action::Exit(how) => self.over = Some(how),
         }

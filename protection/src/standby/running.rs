@@ -15,17 +15,17 @@
 //! Found running, the network is opened only once the register was read and says (solo, this node, this QEMU); a keeper that is
 //! there already was started by somebody who knew.
 
+use super::settings::Settings;
 use super::{
     main_loop::{Node, VM_CHECK},
     network::Network,
     report::snapshot,
     vm::earlier,
 };
-use super::settings::Settings;
 use crate::{
     keeper::{self, Charge},
+    primary::vm_health::Watcher,
     processes::Program,
-    protect::vm_health::Watcher,
 };
 use anyhow::{Context, Result};
 use api::{

@@ -3,8 +3,8 @@
 //! A gate that takes the place of another process's is the VM's network from then on, whatever is wrong with one of its NICs: it begins
 //! with what there is, and mends the rest.
 
-use super::{channel::Brief, data_path::DataPath};
 use super::settings::Settings;
+use super::{channel::Brief, data_path::DataPath};
 use crate::keeper;
 use anyhow::Result;
 use mc_core::id::Time;

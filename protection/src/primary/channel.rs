@@ -1,7 +1,7 @@
 //! What supervisor and data path say to each other: lines of JSON over a socket pair.
 
-use super::vm_health::Health;
 use super::settings::Settings;
+use super::vm_health::Health;
 use mc_core::{id::Generation, register::Register};
 use node::pass;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};

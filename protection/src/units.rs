@@ -1,24 +1,8 @@
-//! Times and sizes between our own processes, and addresses of listeners.
+//! Times and sizes between our own processes.
 
-use node::{
-    address::parse_address,
-    units::{from_micros, parse_duration, parse_size, size_text, time_text, whole},
-};
+use node::units::{from_micros, parse_duration, parse_size, size_text, time_text, whole};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
-use std::{
-    marker::PhantomData,
-    net::{Ipv4Addr, SocketAddr},
-    time::Duration,
-};
-
-/// Reads "10.0.0.2:9180", or "9180", which is that port on loopback.
-pub(super) fn parse_listen(text: &str) -> Result<SocketAddr, String> {
-    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        let port = text.parse().map_err(|_| format!("port {text} is out of range: expected 0 to 65535"))?;
-        return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-    }
-    parse_address(text).map_err(|why| format!("{why}, or a port alone for loopback"))
-}
+use std::{marker::PhantomData, time::Duration};
 
 /// A unit between our processes: a value is a text with its unit, or, by the release before, a number in the unit of its key.
 pub(crate) trait Unit {
@@ -61,11 +45,11 @@ pub(crate) type Mib = Size<0x10_0000>;
 pub(crate) struct As<U: Unit>(U::Value);
 
 impl<U: Unit> As<U> {
-    pub(super) fn serialize<S: Serializer>(value: &U::Value, s: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(value: &U::Value, s: S) -> Result<S::Ok, S::Error> {
         s.collect_str(&U::TEXT(*value))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<U::Value, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<U::Value, D::Error> {
         <Self as Deserialize>::deserialize(d).map(|one| one.0)
     }
 }
@@ -103,19 +87,6 @@ impl<U: Unit> Maybe<U> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_port_alone_is_on_loopback() {
-        assert_eq!(parse_listen("9180"), Ok("127.0.0.1:9180".parse().unwrap()));
-        assert_eq!(parse_listen("[::]:1"), Ok("[::]:1".parse().unwrap()));
-        for text in ["", ":9180", "host:1", "10.0.0.1"] {
-            assert!(parse_listen(text).unwrap_err().contains("for loopback"), "{text}");
-        }
-        for text in ["65536", "99999"] {
-            let error = parse_listen(text).unwrap_err();
-            assert_eq!(error, format!("port {text} is out of range: expected 0 to 65535"));
-        }
-    }
 
     #[test]
     fn what_is_written_is_read_back() {

@@ -1,4 +1,4 @@
-//! `afterimage protect`: keeps an after-image of a running VM.
+//! The host where the VM runs: keeps an after-image of it.
 //!
 //! | file | |
 //! |---|---|

@@ -15,7 +15,7 @@
 
 use super::{
     super::{commanded::Condition, own::standby_of, stop},
-    machine::{Action, Arbiter},
+    event::{Action, Arbiter},
 };
 use mc_core::{
     claim::{self, Action as Core, Event},
@@ -160,7 +160,7 @@ impl Claim {
             return;
         }
         self.log(stop::REFUSED, Some(UNDECIDED.to_owned()));
-        self.actions.push_back(Action::Emit(Told::StopRefused(UNDECIDED.into())));
+        self.emit(Told::StopRefused(UNDECIDED.into()));
         self.actions.push_back(Action::Note(stop::note(UNDECIDED)));
     }
 
@@ -258,13 +258,14 @@ impl Claim {
     }
 
     fn swap(&mut self, now: Time, swap: Swap) {
-        self.actions.push_back(Action::Emit(Told::Asking(Asking { swap, standing: None })));
+        self.emit(Told::Asking(Asking { swap, standing: None }));
         self.swaps.asked(now);
         self.actions.push_back(Action::Ask(Ask::Cas(swap)));
     }
 
     fn answered(&mut self, now: Time, outcome: CasOutcome) {
-        self.actions.push_back(Action::Emit(Told::Cas(self.swaps.answered(now, &outcome))));
+        let answered = self.swaps.answered(now, &outcome);
+        self.emit(Told::Cas(answered));
         match outcome {
             CasOutcome::Won(register) => {
                 self.machine.handle(now, Event::Cas(outcome));
@@ -281,7 +282,7 @@ impl Claim {
     }
 
     fn judge(&mut self, held: Option<Register>) {
-        self.actions.push_back(Action::Emit(Told::Register(RegisterRead { register: held })));
+        self.emit(Told::Register(RegisterRead { register: held }));
         if !self.is_refused(held) {
             self.held = held;
             self.machine.handle(Time(0), Event::RegisterRead(held));
@@ -340,13 +341,14 @@ impl Claim {
         let why = "the VM died before its gate opened here; its standby holds the last commit";
         self.log(&format!("{why} ({name}, generation {})", register.generation.0), None);
         let told = HandBack { register, new: swap.new, standby: name, why: why.to_owned() };
-        self.actions.push_back(Action::Emit(Told::HandBack(Box::new(told))));
+        self.emit(Told::HandBack(Box::new(told)));
         self.step = Step::HandBack { condition, standby: name, until: now.after(HAND_BACK) };
         self.swap(now, swap);
     }
 
     fn handed_back(&mut self, now: Time, outcome: CasOutcome, condition: Condition, standby: Name) {
-        self.actions.push_back(Action::Emit(Told::Cas(self.swaps.answered(now, &outcome))));
+        let answered = self.swaps.answered(now, &outcome);
+        self.emit(Told::Cas(answered));
         self.verdict = Some(match (outcome, condition) {
             (CasOutcome::Won(_), Condition::Silent) => Verdict::Silent { standby },
             (CasOutcome::Won(_), _) => Verdict::VmGone { orderly: false, standby: Some(standby) },
@@ -358,9 +360,13 @@ impl Claim {
         if !std::mem::replace(&mut self.silence_told, true) {
             let why = "QEMU does not answer on its control connection; the arbiter is not asked for the VM, and QEMU is not killed";
             self.log(why, None);
-            self.actions.push_back(Action::Emit(Told::QemuSilent(why.into())));
+            self.emit(Told::QemuSilent(why.into()));
             self.actions.push_back(Action::Note(why.to_owned()));
         }
+    }
+
+    fn emit(&mut self, event: Told) {
+        self.actions.push_back(Action::Emit(Box::new(event)));
     }
 
     fn log(&mut self, what: &str, why: Option<String>) {
