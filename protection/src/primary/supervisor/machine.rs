@@ -23,11 +23,7 @@
 //! again only when nobody else has it.
 
 use super::{
-    super::{
-        channel::Brief,
-        stop,
-        vm_health::Health,
-    },
+    super::{channel::Brief, stop, vm_health::Health},
     alone::Alone,
     claim::Claim,
     event::{Action, Event},
