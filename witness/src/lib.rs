@@ -103,8 +103,8 @@ impl Witness {
     pub fn start(listen: SocketAddr, dir: &Path) -> Result<Self, WitnessError> {
         let (store, found) = store::Store::open(dir)?;
         for (vm, damage) in &found.lost {
-            error!(%vm, "damaged: {damage}. No swap of it is tried until its nodes have told what it was (they do so by themselves), or \
-                 `afterimage witness assign` or `forget` on this host");
+            error!(%vm, "damaged: {damage}. No swap is tried until its nodes have reported what it was, which they \
+                 do by themselves, or until `afterimage witness assign` or `forget` on this host");
         }
         let vms = found.registers.len();
         let listener = bind(listen).map_err(|source| WitnessError::Listen { listen, source })?;
