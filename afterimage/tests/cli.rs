@@ -304,7 +304,7 @@ fn a_wrong_file_is_refused_with_its_key_name_and_line() {
         ("[standby]\nvm = 'web'\nqemu = ['qemu-system-x86_64 -m 2G']\n", 3, "write each word as its own element"),
         ("[standby]\nqemu = ['qemu', '-loadvm', 'x']\n", 2, "leave it out"),
         ("[standby]\nnics = ['/a=tap0', '/b=tap0']\n", 2, "tap0 is used by two NICs"),
-        ("[protect]\nnics = ['/a=tap0', '/a=tap1']\n", 2, "/a is another NIC's already"),
+        ("[protect]\nnics = ['/a=tap0', '/a=tap1']\n", 2, "/a is used by two NICs"),
         ("[protect]\nrejoin = true\n", 2, "needs a section [standby]"),
         ("[protect]\nvm = 'web'\nrejoin = true\n[standby]\nvm = 'db'\n", 5, "this one stands by for db"),
         ("[standby]\ntransport = 'ib'\n", 2, "transport: \"ib\" is not known here; allowed: rdma, tcp, auto"),

@@ -288,7 +288,7 @@ fn what_cannot_be_had_is_said_before_anything_is_measured() {
     let missing = dir.path().join("missing/probe.json");
     let (code, _, stderr) = probe(nobody, &["--out", missing.to_str().unwrap()]);
     assert!(
-        code == 2 && stderr.contains("contains no measurements") && stderr.contains("what to do"),
+        code == 2 && stderr.contains("nothing was measured") && stderr.contains("what to do"),
         "{code} {stderr}"
     );
     let good = dir.path().join("probe.json");

@@ -272,7 +272,7 @@ fn an_operator_on_the_witness_host_assigns_and_forgets() {
     assert_eq!(swap(&b, solo(4, "b")), CasOutcome::Won(solo(4, "b")));
 
     let (code, said) = operate(&["forget", "vm"]);
-    assert!(code == 1 && said.contains("nodes told of vm within the last 10 s"), "{said}");
+    assert!(code == 1 && said.contains("nodes reported vm within the last 10 s"), "{said}");
     drop(b);
     until("nobody tells of it any more", || operate(&["forget", "vm"]).0 == 0);
     assert!(!w.witness.path().join("vm.reg").exists());

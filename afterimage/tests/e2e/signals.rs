@@ -81,7 +81,7 @@ fn a_supervisor_that_waits_for_a_verdict_refuses_the_first_signal() {
     assert!(told["why"].as_str().is_some_and(|why| why.contains("who owns the VM")), "{told}");
     assert!(world.status("a")["notes"].to_string().contains("refused to end: "));
     signal(protect.pid(), Signal::TERM);
-    protect.expect_end(3, &["the second signal"]);
+    protect.expect_end(3, &["ended by a second signal"]);
 }
 
 #[test]
