@@ -287,10 +287,7 @@ fn what_cannot_be_had_is_said_before_anything_is_measured() {
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let missing = dir.path().join("missing/probe.json");
     let (code, _, stderr) = probe(nobody, &["--out", missing.to_str().unwrap()]);
-    assert!(
-        code == 2 && stderr.contains("nothing was measured") && stderr.contains("what to do"),
-        "{code} {stderr}"
-    );
+    assert!(code == 2 && stderr.contains("nothing was measured") && stderr.contains("what to do"), "{code} {stderr}");
     let good = dir.path().join("probe.json");
     let (code, _, stderr) = probe(nobody, &["--out", good.to_str().unwrap()]);
     assert!(code == 1 && stderr.contains("Connection refused") && !good.exists(), "{code} {stderr}");

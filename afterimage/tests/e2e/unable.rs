@@ -90,7 +90,10 @@ fn a_waiting_qemu_that_a_signal_stopped_is_told_of_and_replaced() {
     });
     assert_eq!((told.0, &told.1["protected"]), (3, &false.into()), "{}", told.1);
     let died = standby.proc.wait_event("waiting-qemu-died");
-    assert!(died["why"].as_str().is_some_and(|why| why.contains("does not answer: it was stopped by a signal")), "{died}");
+    assert!(
+        died["why"].as_str().is_some_and(|why| why.contains("does not answer: it was stopped by a signal")),
+        "{died}"
+    );
     until("another one waits", || standby.proc.child_with("qemu-system").filter(|pid| *pid != waiting));
     until("it would take the VM", || (world.status("b")["protected"] == true).then_some(()));
     assert!(!is_alive(waiting), "it must not come back");
@@ -110,8 +113,9 @@ fn a_takeover_does_not_wait_for_a_qemu_that_does_not_answer() {
     signal(waiting, Signal::STOP);
     kill_host(&mut vm, &mut protect);
     standby.proc.wait_event("running");
-    let why =
-        |event: &Value| event["why"].as_str().unwrap_or_default().contains("does not answer: it was stopped by a signal");
+    let why = |event: &Value| {
+        event["why"].as_str().unwrap_or_default().contains("does not answer: it was stopped by a signal")
+    };
     let told =
         standby.proc.events().into_iter().filter(|event| event["event"] != "waiting-qemu-silent").any(|e| why(&e));
     assert!(told, "{}", standby.proc.said());
@@ -135,7 +139,10 @@ fn a_qemu_that_a_signal_stops_as_it_starts_is_said_to_be() {
     fs::write(&stops, "").unwrap();
     kill(standby.proc.child_with("qemu-system").expect("a waiting QEMU"));
     let told = standby.proc.wait_event("waiting-qemu-fails");
-    assert!(told["why"].as_str().is_some_and(|why| why.contains("does not answer: it was stopped by a signal")), "{told}");
+    assert!(
+        told["why"].as_str().is_some_and(|why| why.contains("does not answer: it was stopped by a signal")),
+        "{told}"
+    );
     protect.wait_events("solo", 2);
     vm.serial.goes_on();
 }

@@ -1,4 +1,4 @@
-//! `afterimage keeper`: the VM's way to its network while nobody protects it.
+//! The VM's way to its network while nobody protects it.
 //!
 //! A VM's packets leave its host through our gate only. While `protect` runs, that is the data path's. After a takeover, and
 //! after an orderly end of `protect`, nobody protects the VM, and its network must not depend on a process that is restarted,
@@ -9,6 +9,7 @@
 //! | file | |
 //! |---|---|
 //! | `mod.rs` | how a keeper begins |
+//! | [`duty`] | when it ends: a value |
 //! | [`pump`] | its loop |
 //! | [`start`] | how others start one, find one, relieve one |
 //! | [`handoff`] | what it is handed: the open NICs and TAP devices, so that no frame is lost |
@@ -19,6 +20,7 @@
 //! ends, the keeper does, and it never connects to another one that listens at the same place, such as a QEMU that waits for a
 //! takeover.
 
+mod duty;
 mod handoff;
 mod pump;
 mod start;

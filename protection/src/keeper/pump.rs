@@ -1,6 +1,9 @@
 //! A keeper's loop: passes packets, answers the control socket, reopens lost NICs and TAP devices.
 
-use super::Settings;
+use super::{
+    Settings,
+    duty::{self, Duty, STAYS, Said},
+};
 use anyhow::Result;
 use api::{Control, OfSide, Request, Response, SCHEMA, Status, done, refused, report};
 use mc_core::{gate::OutputGate, id::Time};
@@ -21,13 +24,6 @@ use vmm_qemu::{
 /// The longest sleep.
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// Why a keeper stays.
-const STAYS: &str =
-    "the VM's network passes through this process and would end with it; run `afterimage protect` to replace it";
-/// What it means that it does not.
-const OBEYED: &str =
-    "ending on the second signal: the VM runs on without a network, because it passed through this process";
-
 /// The loop's state.
 #[derive(Debug)]
 pub(super) struct Pump {
@@ -39,9 +35,7 @@ pub(super) struct Pump {
     control: Control,
     signals: Signals,
     mending: Mending,
-    /// Why a signal was refused.
-    stays: Option<&'static str>,
-    ending: Option<(Code, &'static str)>,
+    duty: Duty,
 }
 
 impl Pump {
@@ -53,13 +47,13 @@ impl Pump {
         control: Control,
         signals: Signals,
     ) -> Self {
-        Self { args, nics, gate, vm, control, signals, mending: Mending::new(Clock.now()), stays: None, ending: None }
+        Self { args, nics, gate, vm, control, signals, mending: Mending::new(Clock.now()), duty: Duty::default() }
     }
 
     pub(super) fn run(mut self) -> Result<Code> {
         let (code, why) = loop {
             self.turn()?;
-            if let Some(ending) = self.ending {
+            if let Some(ending) = self.duty.ending() {
                 break ending;
             }
         };
@@ -87,7 +81,7 @@ impl Pump {
             self.mending.lost(now, error.to_string());
         }
         if self.vm.as_ref().is_some_and(Watched::has_ended) {
-            self.ending = Some((Code::Done, "the VM's QEMU ended"));
+            self.duty.handle(duty::Event::QemuEnded);
             return Ok(());
         }
         self.mend(now)?;
@@ -96,18 +90,17 @@ impl Pump {
         Ok(())
     }
 
-    /// Its end would take the VM's network along: the first signal is refused. A successor asks at the control socket.
     fn hear_signals(&mut self) {
         for _ in 0..self.signals.take() {
             emit(Event::Signal(Signal { role: Role::Keeping, times: None }));
-            if self.stays.is_some() {
-                emit(Event::StopObeyed(STAYS.into()));
-                self.ending = self.ending.or(Some((Code::Degraded, OBEYED)));
-                continue;
+            match self.duty.handle(duty::Event::Signal) {
+                Some(Said::Refused) => {
+                    tracing::error!(why = STAYS, "refused to end on this signal; the next signal ends this process");
+                    emit(Event::StopRefused(STAYS.into()));
+                }
+                Some(Said::Obeyed) => emit(Event::StopObeyed(STAYS.into())),
+                None => {}
             }
-            tracing::error!(why = STAYS, "refused to end on this signal; the next signal ends this process");
-            emit(Event::StopRefused(STAYS.into()));
-            self.stays = Some(STAYS);
         }
     }
 
@@ -134,7 +127,7 @@ impl Pump {
                 Request::Handover => {
                     // Its successor opens the same devices as soon as it has heard this.
                     self.gate.shut();
-                    self.ending = Some((Code::Done, "relieved"));
+                    self.duty.handle(duty::Event::Relieved);
                     done("leaving")
                 }
                 _ => refused(
@@ -148,7 +141,8 @@ impl Pump {
     fn status(&self) -> Status {
         let process =
             self.vm.as_ref().map_or_else(|| "of an unknown process".to_owned(), |vm| format!("process {}", vm.pid()));
-        let refused = self.stays.map(|why| format!("refused to end: {why}. The next signal ends this process"));
+        let refused = self.duty.has_refused();
+        let refused = refused.then(|| format!("refused to end: {STAYS}. The next signal ends this process"));
         let notes = [
             format!(
                 "nobody protects the VM (QEMU {process}): this process passes its packets on until `afterimage protect` relieves it"

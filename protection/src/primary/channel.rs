@@ -68,7 +68,7 @@ pub enum ToDataPath {
         /// A shutdown that the guest or the operator asked for.
         orderly: bool,
     },
-    /// Somebody is here, and looks at the VM's outputs once a second. Said as often: see [`super::watchdog`].
+    /// Somebody is here, and looks at the VM's outputs once a second. Said as often: see [`super::supervisor_watchdog`].
     Here,
     /// How the VM is, by QEMU's own word. Said when it changes.
     VmIs(Health),

@@ -1,4 +1,4 @@
-//! `afterimage standby`: waits with a stock QEMU in `-incoming`, and takes over.
+//! The host that stands by: waits with a stock QEMU in `-incoming`, and takes over.
 //!
 //! | file | |
 //! |---|---|

@@ -1,5 +1,5 @@
-//! The supervisor's decisions: a value that is fed what happened and the time, and says what is to be done. `supervisor/mod.rs` carries
-//! that out against a real host; a simulator may do it against any order of events.
+//! The supervisor's decisions: a value that is fed what happened and the time, and says what is to be done. `supervisor/mod.rs`
+//! carries that out against a real host; a simulator may do it against any order of events.
 //!
 //! ```text
 //!               spawn                   it dies                     Ours: (G+1, solo)
@@ -13,8 +13,8 @@
 //!
 //! The rule: a data path's death may leave the VM stopped in the middle of a checkpoint, with output that was never released. Before
 //! the VM may run again the register must say (solo, self): else the standby may be running it already. So after a death
-//! [`Action::Leave`] and [`Action::Spawn`] come from [`Supervisor::owned`] only, with the register that says so: one that was won ([`super::claim`]),
-//! or one that the dead data path cannot have changed ([`super::alone`]).
+//! [`Action::Leave`] and [`Action::Spawn`] follow [`Supervisor::owned`] only, with the register that says so: one that was won
+//! ([`super::claim`]), or one that the dead data path cannot have changed ([`super::alone`]).
 //!
 //! While there is no data path the VM has no network. So nothing but an end that was meant ends the supervisor: what goes wrong is
 //! tried again.
@@ -103,7 +103,7 @@ pub struct Supervisor {
     /// When QEMU was asked last how its VM is, and what the data path knows.
     pub(super) looked: Time,
     pub(super) health: Health,
-    /// The last generation in which the VM was protected: see [`ToSupervisor::Protected`].
+    /// The last generation in which the VM was protected: see [`super::super::channel::ToSupervisor::Protected`].
     pub(super) proven: Option<Generation>,
     /// QEMU has to leave its checkpoints.
     pub(super) leaving: Leaving,
