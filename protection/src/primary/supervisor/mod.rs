@@ -154,11 +154,8 @@ impl Runner {
         Ok(())
     }
 
-    /// Hears whoever has something to say.
+    /// Hears whoever has something to say, before anybody is late.
     fn turn(&mut self) {
-        let now = self.now();
-        self.machine.handle_timeout(now);
-        self.carry_out();
         self.look_whether_qemu_is_gone();
         self.hear_data_path();
         self.hear_arbiter();
@@ -166,6 +163,9 @@ impl Runner {
             0 => {}
             count => self.tell(Event::Signals(count)),
         }
+        let now = self.now();
+        self.machine.handle_timeout(now);
+        self.carry_out();
         self.look_at_outputs();
     }
 
@@ -194,6 +194,8 @@ impl Runner {
         }
         self.look_whether_qemu_is_gone();
         self.tell(Event::Said(message));
+        // Without QEMU's control connection it was not passed on: then its other end hears that.
+        self.data_path.iter_mut().for_each(|data_path| data_path.stream = None);
     }
 
     fn hear_arbiter(&mut self) {
@@ -286,7 +288,7 @@ fn log(level: Level, what: &str, why: Option<&str>) {
 struct DataPathProcess {
     process: Child,
     channel: Channel,
-    /// That came with [`ToSupervisor::StartSource`].
+    /// That came with [`ToSupervisor::StartSource`], while that is carried out.
     stream: Option<OwnedFd>,
 }
 
