@@ -306,7 +306,7 @@ fn a_wrong_file_is_refused_with_its_key_name_and_line() {
         ("[standby]\nnics = ['/a=tap0', '/b=tap0']\n", 2, "tap0 is used by two NICs"),
         ("[protect]\nnics = ['/a=tap0', '/a=tap1']\n", 2, "/a is used by two NICs"),
         ("[protect]\nrejoin = true\n", 2, "needs a section [standby]"),
-        ("[protect]\nvm = 'web'\nrejoin = true\n[standby]\nvm = 'db'\n", 5, "this one stands by for db"),
+        ("[protect]\nvm = 'web'\nrejoin = true\n[standby]\nvm = 'db'\n", 5, "this one has vm = db"),
         ("[standby]\ntransport = 'ib'\n", 2, "transport: \"ib\" is not known here; allowed: rdma, tcp, auto"),
         ("[protect]\ntransport = 'tcp'\nkeepalive = 'ud'\n", 3, "need RDMA"),
         ("[protect]\nrdma_gid_index = 256\n", 2, "256"),

@@ -23,8 +23,8 @@ use std::{
     thread::{self, JoinHandle},
     time::Duration,
 };
-use transport_rdma::ud::{UdAddress, UdKeepalive, UdOptions, qkey_of};
-use transport_tcp::{reach::at_port, udp::UdpKeepalive};
+use transport_rdma::{UdAddress, UdKeepalive, UdOptions, qkey_of};
+use transport_tcp::{UdpKeepalive, reach::at_port};
 
 const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 /// How long an end waits before it looks whether it shall end.
@@ -43,7 +43,7 @@ pub enum Address {
 
 /// One end.
 #[derive(Debug)]
-pub enum End {
+pub(crate) enum End {
     /// Beside TCP.
     Udp(UdpKeepalive),
     /// Beside RDMA.
@@ -55,7 +55,7 @@ impl End {
     ///
     /// # Errors
     /// The device or the socket is not to be had.
-    pub fn open(port: Option<&Port>, key: BeatKey) -> Result<Self> {
+    pub(crate) fn open(port: Option<&Port>, key: BeatKey) -> Result<Self> {
         Ok(match port {
             None => Self::Udp(UdpKeepalive::bind(LOOPBACK)?),
             Some(port) => {
@@ -69,7 +69,7 @@ impl End {
     ///
     /// # Errors
     /// The socket has none.
-    pub fn address(&self) -> Result<Address> {
+    pub(crate) fn address(&self) -> Result<Address> {
         Ok(match self {
             Self::Udp(end) => Address::Udp(end.local_port()?),
             Self::Ud(end) => Address::Ud(end.address()),
@@ -80,7 +80,7 @@ impl End {
     ///
     /// # Errors
     /// It is of another kind, or cannot be reached.
-    pub fn meet(&mut self, other: Address) -> Result<()> {
+    pub(crate) fn meet(&mut self, other: Address) -> Result<()> {
         match (self, other) {
             (Self::Udp(end), Address::Udp(port)) => end.connect(at_port(LOOPBACK, port))?,
             (Self::Ud(end), Address::Ud(member)) => end.add_member(member)?,
@@ -91,7 +91,7 @@ impl End {
 
     /// The keepalive alone.
     #[must_use]
-    pub fn into_keepalive(self) -> Box<dyn Keepalive> {
+    pub(crate) fn into_keepalive(self) -> Box<dyn Keepalive> {
         match self {
             Self::Udp(end) => Box::new(end),
             Self::Ud(end) => end,
@@ -161,7 +161,7 @@ pub struct Heard {
 
 /// What the sending end knows.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Sent {
+pub(crate) struct Sent {
     /// Beats.
     pub sent: u64,
     /// Echoes that came back.
@@ -202,12 +202,12 @@ impl<T> Drop for Worker<T> {
 
 /// The echoing end at work.
 #[derive(Debug)]
-pub struct Echo(Worker<Heard>);
+pub(crate) struct Echo(Worker<Heard>);
 
 impl Echo {
     /// Echoes until ended.
     #[must_use]
-    pub fn start(end: End, key: BeatKey) -> Self {
+    pub(crate) fn start(end: End, key: BeatKey) -> Self {
         Self(Worker::start(move |_, stop| echo(end, &key, stop)))
     }
 
@@ -215,7 +215,7 @@ impl Echo {
     ///
     /// # Errors
     /// The keepalive failed.
-    pub fn end(self) -> Result<Heard> {
+    pub(crate) fn end(self) -> Result<Heard> {
         self.0.end()
     }
 }
@@ -241,17 +241,17 @@ fn echo(mut end: End, key: &BeatKey, stop: &AtomicBool) -> Result<Heard> {
 
 /// The sending end at work.
 #[derive(Debug)]
-pub struct Sender(Worker<Sent>);
+pub(crate) struct Sender(Worker<Sent>);
 
 impl Sender {
     /// A beat every so often, from [`Sender::go`] on.
     #[must_use]
-    pub fn start(end: End, key: BeatKey, every: Duration) -> Self {
+    pub(crate) fn start(end: End, key: BeatKey, every: Duration) -> Self {
         Self(Worker::start(move |go, stop| send(end, &key, every, go, stop)))
     }
 
     /// Begins.
-    pub fn go(&self) {
+    pub(crate) fn go(&self) {
         self.0.go.store(true, Ordering::Release);
     }
 
@@ -259,7 +259,7 @@ impl Sender {
     ///
     /// # Errors
     /// The keepalive failed.
-    pub fn end(self) -> Result<Sent> {
+    pub(crate) fn end(self) -> Result<Sent> {
         self.0.end()
     }
 }

@@ -48,7 +48,7 @@ impl Phase {
 ///
 /// # Errors
 /// Devices or sockets are not to be had; the load of the first run fails again and again.
-pub fn run(args: &BeatsArgs) -> Result<Section> {
+pub(crate) fn run(args: &BeatsArgs) -> Result<Section> {
     let effort = args.effort.settled();
     let mut side = Side::new(&args.place)?;
     let mut section = settings(args, &effort, side.ports());

@@ -7,8 +7,8 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use transport_rdma::{
+    Prepared, RcOptions,
     device::{Choice, Wish, choose},
-    rc::{Prepared, RcOptions},
 };
 
 /// Which network.
@@ -80,7 +80,7 @@ impl Default for RcKnobs {
 }
 
 /// Operations that a link queues at most, and so the most slabs that are posted or on their way.
-pub const QUEUE: usize = 64;
+pub(crate) const QUEUE: usize = 64;
 
 impl RcKnobs {
     fn options(self) -> RcOptions {

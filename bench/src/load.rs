@@ -37,7 +37,7 @@ const STALLED: Duration = Duration::from_secs(30);
 
 /// What to send.
 #[derive(Clone, Copy, Debug)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// Bytes of pages in each checkpoint: a multiple of 4096; 0 for empty ones.
     pub bytes: usize,
     /// Checkpoints under way at most.
@@ -52,7 +52,7 @@ pub struct Plan {
 
 /// What was measured.
 #[derive(Clone, Debug)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// Checkpoints.
     pub iterations: u64,
     /// From the first one's beginning to the last one's ACK.
@@ -67,13 +67,13 @@ pub struct Outcome {
 
 /// Pages that one slab of that size takes.
 #[must_use]
-pub fn pages_per_slab(slab_bytes: usize) -> usize {
+pub(crate) fn pages_per_slab(slab_bytes: usize) -> usize {
     (slab_bytes - HEADER_LEN - RECORD_LEN) / PAGE_SIZE
 }
 
 /// Slabs of a checkpoint.
 #[must_use]
-pub fn slabs_per_checkpoint(bytes: usize, slab_bytes: usize) -> usize {
+pub(crate) fn slabs_per_checkpoint(bytes: usize, slab_bytes: usize) -> usize {
     (bytes / PAGE_SIZE).div_ceil(pages_per_slab(slab_bytes))
 }
 
@@ -162,7 +162,12 @@ struct Load<'a> {
 ///
 /// # Errors
 /// The link goes down, stalls, or the peer answers nonsense.
-pub fn run(link: &mut dyn Transport, plan: &Plan, pool: &mut SlabPool, incarnation: Incarnation) -> Result<Outcome> {
+pub(crate) fn run(
+    link: &mut dyn Transport,
+    plan: &Plan,
+    pool: &mut SlabPool,
+    incarnation: Incarnation,
+) -> Result<Outcome> {
     ensure!(plan.bytes.is_multiple_of(PAGE_SIZE), "checkpoints are made of pages: {} bytes are not", plan.bytes);
     let stock = Stock::new(plan, pool, incarnation)?;
     // Every slab is registered with the device on its first use: that is for the warm-up.

@@ -112,7 +112,7 @@ impl Device {
 
 /// What must be said beside figures from such devices on such a machine.
 #[must_use]
-pub fn caveats(machine: &Machine, devices: &[Device]) -> Vec<String> {
+pub(crate) fn caveats(machine: &Machine, devices: &[Device]) -> Vec<String> {
     let mut notes = Vec::new();
     if machine.emulated {
         notes.push("the processor is emulated (QEMU TCG): only ratios within this run mean anything".to_owned());

@@ -38,8 +38,8 @@ use std::{
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
-use transport_rdma::rc::RdmaLink;
-use transport_tcp::link::TcpLink;
+use transport_rdma::RdmaLink;
+use transport_tcp::TcpLink;
 
 /// How long the second process may take to start or to answer; an emulated machine is slow, and registers memory.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -27,7 +27,7 @@ fn prepare(stream: &TcpStream, poll: Poll) -> io::Result<()> {
 ///
 /// # Errors
 /// The connection fails, or the peer is silent.
-pub fn ping(mut stream: TcpStream, time: Duration, poll: Poll) -> Result<Histogram> {
+pub(crate) fn ping(mut stream: TcpStream, time: Duration, poll: Poll) -> Result<Histogram> {
     prepare(&stream, poll).context("setting up the ping-pong")?;
     let mut latencies = Histogram::new();
     let mut bytes = [0x5a; BYTES];
@@ -49,7 +49,7 @@ pub fn ping(mut stream: TcpStream, time: Duration, poll: Poll) -> Result<Histogr
 ///
 /// # Errors
 /// The connection fails, or the peer is silent.
-pub fn echo(mut stream: TcpStream, poll: Poll) -> Result<()> {
+pub(crate) fn echo(mut stream: TcpStream, poll: Poll) -> Result<()> {
     prepare(&stream, poll).context("setting up the ping-pong")?;
     let mut bytes = [0; BYTES];
     while fill(&mut stream, &mut bytes, poll)? {

@@ -24,7 +24,7 @@ use transport_rdma::{
 ///
 /// # Errors
 /// The device is not to be had, or refuses; there is no memory.
-pub fn run(args: &RegisterArgs) -> Result<Section> {
+pub(crate) fn run(args: &RegisterArgs) -> Result<Section> {
     let effort = args.effort.settled();
     let port = Port::find(&args.device, None)?;
     let domain = Domain::new(&port.open()?.context).context("making a protection domain")?;

@@ -15,7 +15,7 @@ const TRIES: u32 = 3;
 
 /// What measures over links: the second process, and slabs.
 #[derive(Debug)]
-pub struct Side {
+pub(crate) struct Side {
     /// The second process.
     pub peer: Peer,
     ports: Option<(Port, Port)>,
@@ -29,20 +29,20 @@ impl Side {
     ///
     /// # Errors
     /// A device is not to be had, or the second process does not come up.
-    pub fn new(place: &Where) -> Result<Self> {
+    pub(crate) fn new(place: &Where) -> Result<Self> {
         let (ports, pool) = (place.ports()?, SlabPool::new(place.slab, 2 * QUEUE * place.slab));
         Ok(Self { peer: Peer::start()?, ports, knobs: place.knobs(), pool, failures: Vec::new() })
     }
 
     /// Ours and the peer's; `None` over TCP.
     #[must_use]
-    pub fn ports(&self) -> Option<&(Port, Port)> {
+    pub(crate) fn ports(&self) -> Option<&(Port, Port)> {
         self.ports.as_ref()
     }
 
     /// What failed and was taken again.
     #[must_use]
-    pub fn into_failures(self) -> Vec<String> {
+    pub(crate) fn into_failures(self) -> Vec<String> {
         self.failures
     }
 
@@ -50,7 +50,7 @@ impl Side {
     ///
     /// # Errors
     /// The link could not be opened or failed, as often as it was tried.
-    pub fn checkpoints(&mut self, plan: &Plan) -> Result<Outcome> {
+    pub(crate) fn checkpoints(&mut self, plan: &Plan) -> Result<Outcome> {
         for _ in 1..TRIES {
             match self.once(plan, &mut || {}) {
                 Ok(outcome) => return Ok(outcome),
@@ -67,7 +67,7 @@ impl Side {
     ///
     /// # Errors
     /// The second process does not come up.
-    pub fn start_again(&mut self, what: &str, error: &anyhow::Error) -> Result<()> {
+    pub(crate) fn start_again(&mut self, what: &str, error: &anyhow::Error) -> Result<()> {
         progress::say(format_args!("taken again: {what}: {error:#}"));
         self.failures.push(format!("{what}: {error:#}"));
         let slab_bytes = self.pool.slab_size();
@@ -80,7 +80,7 @@ impl Side {
     ///
     /// # Errors
     /// The link could not be opened or failed; [`Side::start_again`] before anything else.
-    pub fn once(&mut self, plan: &Plan, ready: &mut dyn FnMut()) -> Result<Outcome> {
+    pub(crate) fn once(&mut self, plan: &Plan, ready: &mut dyn FnMut()) -> Result<Outcome> {
         let slab_bytes = self.pool.slab_size();
         let spec = LinkSpec {
             ports: self.ports.clone(),

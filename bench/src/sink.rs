@@ -32,7 +32,7 @@ struct Sink {
 ///
 /// # Errors
 /// The link goes down otherwise, or a checkpoint is not what its commit record says.
-pub fn run(link: &mut dyn Transport, posts: usize, pool: &mut SlabPool, poll: Poll) -> Result<SinkReport> {
+pub(crate) fn run(link: &mut dyn Transport, posts: usize, pool: &mut SlabPool, poll: Poll) -> Result<SinkReport> {
     let mut sink = Sink::default();
     for _ in 0..posts {
         let Some(slab) = pool.take() else { bail!("no memory for {posts} slabs") };

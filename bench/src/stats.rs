@@ -33,7 +33,7 @@ impl Spread {
 
 /// What perftest's latency columns say, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Summary {
+pub(crate) struct Summary {
     /// How many were measured.
     pub iterations: u64,
     /// The least.
@@ -69,7 +69,7 @@ impl From<&Histogram> for Summary {
 
 impl Summary {
     /// perftest's headings of latencies, in its order.
-    pub const HEADINGS: [&str; 8] = [
+    pub(crate) const HEADINGS: [&str; 8] = [
         "#iterations",
         "t_min[usec]",
         "t_max[usec]",
@@ -82,14 +82,14 @@ impl Summary {
 
     /// Under those.
     #[must_use]
-    pub fn values(&self) -> [f64; 8] {
+    pub(crate) fn values(&self) -> [f64; 8] {
         let Self { iterations, t_min, t_max, t_typical, t_avg, t_stdev, p99, p999 } = *self;
         [iterations as f64, t_min, t_max, t_typical, t_avg, t_stdev, p99, p999]
     }
 
     /// A measure with these as its columns, where there is no histogram that they could be read from.
     #[must_use]
-    pub fn columns(&self, measure: Measure) -> Measure {
+    pub(crate) fn columns(&self, measure: Measure) -> Measure {
         Self::HEADINGS
             .iter()
             .zip(self.values())
@@ -98,7 +98,7 @@ impl Summary {
 
     /// The run whose `t_typical` is the median one of several.
     #[must_use]
-    pub fn middle(runs: &[Self]) -> Option<Self> {
+    pub(crate) fn middle(runs: &[Self]) -> Option<Self> {
         let mut sorted = runs.to_vec();
         sorted.sort_by(|a, b| a.t_typical.total_cmp(&b.t_typical));
         sorted.get(sorted.len() / 2).copied()
@@ -108,7 +108,7 @@ impl Summary {
 /// Bytes per second of the best stretch, as perftest finds its peak: from a start to any later end, but only over stretches of
 /// 1, 2, 4, ... messages. `starts` and `ends` are seconds.
 #[must_use]
-pub fn peak(starts: &[f64], ends: &[f64], bytes: u64) -> f64 {
+pub(crate) fn peak(starts: &[f64], ends: &[f64], bytes: u64) -> f64 {
     let mut best = 0.0_f64;
     let mut length = 1;
     while length <= ends.len() {

@@ -13,7 +13,7 @@ const PRIORITY: i32 = 1;
 ///
 /// # Errors
 /// What the kernel says.
-pub fn real_time() -> io::Result<()> {
+pub(crate) fn real_time() -> io::Result<()> {
     let parameters = libc::sched_param { sched_priority: PRIORITY };
     let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
     // SAFETY: `parameters` lives until the call returns, and the kernel only reads it; 0 is the calling thread.
@@ -26,7 +26,7 @@ pub fn real_time() -> io::Result<()> {
 /// # Panics
 /// When the mapping has no such word.
 #[must_use]
-pub fn shared_word(map: &MmapRaw, index: usize) -> &AtomicU64 {
+pub(crate) fn shared_word(map: &MmapRaw, index: usize) -> &AtomicU64 {
     assert!((index + 1) * size_of::<AtomicU64>() <= map.len(), "the mapping has no word {index}");
     let word = map.as_mut_ptr().cast::<u64>().wrapping_add(index);
     // SAFETY: inside the mapping (asserted), whose start is aligned to a page; the borrow of `map` keeps it; whoever else

@@ -101,7 +101,7 @@ impl TakeoverArgs {
 ///
 /// # Errors
 /// [`rig::prerequisite::Missing`]: root, QEMU, the guests or our own programs; or somebody interrupted it.
-pub fn run(args: &TakeoverArgs) -> Result<Section> {
+pub(crate) fn run(args: &TakeoverArgs) -> Result<Section> {
     let start = Instant::now();
     let mut stage = Stage::set(&args.demo())?;
     let (mut told, mut spoilt) = (Vec::new(), 0);

@@ -18,7 +18,7 @@ use mc_core::histogram::Histogram;
 use std::time::Duration;
 
 /// Sizes among which `ib_write_bw`'s best is looked for, before the first round.
-pub const SWEEP: [usize; 5] = [4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20];
+pub(crate) const SWEEP: [usize; 5] = [4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20];
 
 /// Checkpoints from this size on have a bound on their goodput: smaller ones are round trips.
 const LARGE: usize = 1 << 20;
@@ -87,7 +87,7 @@ struct Bench<'a> {
 ///
 /// # Errors
 /// A link cannot be opened or fails. Yardsticks never fail it.
-pub fn run(args: &TransportArgs) -> Result<Section> {
+pub(crate) fn run(args: &TransportArgs) -> Result<Section> {
     let effort = args.effort.settled();
     let side = Side::new(&args.place)?;
     let ports = side.ports().cloned();

@@ -1,6 +1,6 @@
 //! Sizes and times of the command line, with their unit.
 
-pub use node::units::parse_duration as parse_time;
+pub(crate) use node::units::parse_duration as parse_time;
 use std::time::Duration;
 
 /// The largest size that any option takes: 1 GiB.
@@ -13,7 +13,7 @@ fn split(text: &str) -> (Option<f64>, &str) {
 }
 
 /// Reads "4KiB", "1.5MiB", "1GiB". Bytes.
-pub fn parse_size(text: &str) -> Result<usize, String> {
+pub(crate) fn parse_size(text: &str) -> Result<usize, String> {
     let error = || format!("invalid size {text:?}: expected a number and KiB, MiB or GiB, such as 64MiB, up to 1GiB");
     let (Some(number), unit) = split(text) else { return Err(error()) };
     let shift = match unit {
@@ -32,7 +32,7 @@ pub fn parse_size(text: &str) -> Result<usize, String> {
 
 /// "4 KiB", "64 MiB", or bytes if it is no whole number of them.
 #[must_use]
-pub fn size(bytes: usize) -> String {
+pub(crate) fn size(bytes: usize) -> String {
     for (shift, unit) in [(30, "GiB"), (20, "MiB"), (10, "KiB")] {
         if bytes >= 1 << shift && bytes.is_multiple_of(1 << shift) {
             return format!("{} {unit}", bytes >> shift);
@@ -43,13 +43,13 @@ pub fn size(bytes: usize) -> String {
 
 /// Bytes in `seconds`, in perftest's MB/sec, which are 2^20 bytes a second.
 #[must_use]
-pub fn mib_per_s(bytes: u64, seconds: f64) -> f64 {
+pub(crate) fn mib_per_s(bytes: u64, seconds: f64) -> f64 {
     if seconds > 0.0 { bytes as f64 / f64::from(1 << 20) / seconds } else { 0.0 }
 }
 
 /// Microseconds.
 #[must_use]
-pub fn us(time: Duration) -> f64 {
+pub(crate) fn us(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
 }
 

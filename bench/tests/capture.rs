@@ -68,5 +68,5 @@ fn a_rate_that_is_none_is_refused() {
         .output()
         .expect("mc-bench starts");
     assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("allowed: free"), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("expected free"), "{output:?}");
 }

@@ -6,10 +6,10 @@
 //!
 //! | engine | copies by |
 //! |---|---|
-//! | [`memcpy::Memcpy`] | the processor, one thread |
+//! | [`Memcpy`] | the processor, one thread |
 //! | [`parallel::Parallel`] | the processor, several threads ([`threads`]), past the caches |
 //! | [`rdma::LocalCopy`] (feature `rdma`) | the device, by local RDMA writes |
-//! | [`spare::WithSpare`] | another engine, and by `memcpy` from its first failure on |
+//! | [`WithSpare`] | another engine, and by `memcpy` from its first failure on |
 //!
 //! No program protects a VM with them yet: QEMU sends its pages itself. They are for a source that sees guest RAM, and until there is
 //! one, `bench` runs them (`mc-bench capture`, `epoch`).
@@ -19,11 +19,14 @@
 
 #![deny(unsafe_code)]
 
-pub mod memcpy;
+mod memcpy;
 pub mod parallel;
 #[cfg(feature = "rdma")]
 pub mod rdma;
 pub mod source;
-pub mod spare;
+mod spare;
 pub mod threads;
 pub mod track;
+
+pub use memcpy::{Memcpy, covers};
+pub use spare::WithSpare;

@@ -2,9 +2,8 @@
 //! engine that fails while the VM is paused costs neither the checkpoint nor a slab.
 
 use capture::{
-    memcpy::{self, Memcpy},
+    Memcpy, WithSpare, covers,
     parallel::{CallerOnly, Job, Options, Parallel, Stores, Workers},
-    spare::WithSpare,
 };
 use mc_core::{
     capture::{CaptureEngine, CaptureError, Run, Runs},
@@ -265,7 +264,7 @@ fn pages_that_the_guest_does_not_have_are_refused() {
         [(2, 0, 1), (0, PAGES * PAGE_SIZE as u64, 1), (1, (PAGES - 1) * PAGE_SIZE as u64, 2), (0, u64::MAX - 4095, 1)];
     for (block, offset, pages) in cases {
         let run = Run { block: BlockId(block), offset, pages };
-        assert!(!memcpy::covers(&blocks, &run));
+        assert!(!covers(&blocks, &run));
         let mut staging = staging(4);
         let runs = [Run { block: BlockId(0), offset: 0, pages: 2 }, run];
         let error = staging.capture(&mut Memcpy::new(Arc::clone(&blocks)), &mut Runs::new(&runs)).unwrap_err();

@@ -6,9 +6,8 @@
 mod measured;
 
 use capture::{
-    memcpy::Memcpy,
+    Memcpy, WithSpare,
     rdma::{LocalCopy, Options},
-    spare::WithSpare,
 };
 use mc_core::{
     capture::{CaptureEngine, CaptureError, Run, Runs},

@@ -2,7 +2,7 @@
 //! image is its RAM.
 
 use capture::{
-    memcpy::Memcpy,
+    Memcpy,
     source::{Guest, MemorySource},
     track::{Mapped, Tracker, Way},
 };

@@ -1,7 +1,7 @@
 //! Real threads: whatever they do at once, slabs come out as from one thread.
 
 use capture::{
-    memcpy::Memcpy,
+    Memcpy,
     parallel::{Options, Parallel, Stores},
     threads::Threads,
 };

@@ -182,6 +182,7 @@ pub struct Name {
 
 /// Why a text is no [`Name`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum NameError {
     /// Longer than [`Name::MAX`] bytes, or empty.
     #[error("a name has 1 to 47 bytes, this one has {0}")]

@@ -33,9 +33,18 @@
 //!
 //! # The map
 //!
+//! Modules are the namespaces here: [`primary::Event`] is not [`standby::Event`]. What an embedder implements: a [`source`], a
+//! [`gate`], and for a network of its own a [`transport`]; what it makes: [`ram`], [`image`].
+//!
 //! [`id`] has the vocabulary's numbers, [`seen`] what a node remembers of the register, [`histogram`] the one way in which times are counted, [`wire`] every byte, [`slab`] and [`staging`] the memory, [`capture`] the trait of who copies
 //! into it, [`transport`], [`source`] and [`gate`] the traits that the outside implements, [`failover`] a transport made of
 //! two, `testing` (a feature) an in-memory transport and the suite that every transport must pass.
+//!
+//! # What may grow
+//!
+//! Errors are `non_exhaustive`. What machines, drivers, links and sources hand out is not ([`primary::Action`],
+//! [`driver::PrimaryErrand`], [`transport::Completion`], [`source::SourceEvent`], [`register::CasOutcome`], the roles): an owner
+//! that passed over a new one in silence would lose a slab, or a VM. It shall not compile instead.
 
 #![deny(unsafe_code)]
 
@@ -53,6 +62,7 @@ pub mod machine;
 pub mod primary;
 pub mod ram;
 pub mod register;
+mod sabotage;
 pub mod seen;
 pub mod slab;
 pub mod source;

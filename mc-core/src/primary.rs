@@ -45,13 +45,14 @@ mod pace;
 mod rehearsal;
 mod report;
 
-pub use config::{Config, OnCap, REHEARSAL, Sabotage};
+pub use config::{Config, OnCap, REHEARSAL};
 pub use report::{Action, Event, Role};
 
 use crate::{
     id::{Epoch, Generation, Time},
     machine::Machine,
     register::{CasOutcome, Mode, Owner, Register, Swap},
+    sabotage::{Sabotage, Seeded},
     wire::control::GoodbyeReason,
 };
 use pace::Pace;
@@ -68,6 +69,7 @@ enum Vm {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Primary {
     config: Config,
+    sabotage: Seeded,
     /// What the register holds, as far as we know; we are its owner.
     register: Register,
     role: Role,
@@ -110,6 +112,7 @@ impl Primary {
             pace: Pace::new(config.epoch),
             on_cap: OnCap::Throttle,
             config,
+            sabotage: Seeded::default(),
             register,
             role: Role::Solo,
             standby: None,
@@ -128,6 +131,13 @@ impl Primary {
             ending: None,
             actions: VecDeque::with_capacity(8),
         }
+    }
+
+    /// The same with this seeded bug, if any.
+    #[cfg(feature = "testing")]
+    #[must_use]
+    pub fn sabotaged(self, sabotage: Option<Sabotage>) -> Self {
+        Self { sabotage: Seeded::new(sabotage), ..self }
     }
 
     /// The role.
@@ -233,7 +243,7 @@ impl Primary {
         self.vm = Vm::Running;
         self.broken = false;
         self.actions.push_back(Action::BeginSync { generation: self.generation() });
-        if self.config.sabotage == Some(Sabotage::RegisterEarly) {
+        if self.sabotage.is(Sabotage::RegisterEarly) {
             self.register_protection();
         }
     }
@@ -243,13 +253,13 @@ impl Primary {
         self.vm = Vm::Running;
         self.pace.resume(now);
         self.waiting_since.get_or_insert(now);
-        let held = self.held_from.is_some() || self.config.sabotage == Some(Sabotage::MarkUnheld);
+        let held = self.held_from.is_some() || self.sabotage.is(Sabotage::MarkUnheld);
         if held {
             self.actions.push_back(Action::Barrier(self.captured));
         }
         self.actions.push_back(Action::Resume);
         self.actions.push_back(Action::Commit { epoch: self.captured, held });
-        if held && self.config.sabotage == Some(Sabotage::ReleaseUnacked) {
+        if held && self.sabotage.is(Sabotage::ReleaseUnacked) {
             self.actions.push_back(Action::Release(self.captured));
         }
     }
@@ -285,8 +295,7 @@ impl Primary {
     /// I5.
     fn register_protection(&mut self) {
         let ready = self.acked >= Epoch::FULL_SYNC && self.proven;
-        let Some(standby) = self.standby.filter(|_| ready || self.config.sabotage == Some(Sabotage::RegisterEarly))
-        else {
+        let Some(standby) = self.standby.filter(|_| ready || self.sabotage.is(Sabotage::RegisterEarly)) else {
             return;
         };
         self.role = Role::Registering;

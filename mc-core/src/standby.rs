@@ -45,8 +45,8 @@ pub use report::{Action, Event, Role};
 use crate::{
     id::{Epoch, Generation, Time},
     machine::Machine,
-    primary::Sabotage,
     register::{Mode, Owner, Register},
+    sabotage::{Sabotage, Seeded},
     wire::control::{Body, NackReason},
 };
 use rehearsal::Rehearsal;
@@ -60,14 +60,13 @@ pub struct Config {
     pub owner: Owner,
     /// Whether a throw-away copy of the VM has to load epoch 1 before it is ACKed.
     pub rehearse: bool,
-    /// Removes one invariant, to see that its test notices. `None` but in tests.
-    pub sabotage: Option<Sabotage>,
 }
 
 /// The machine.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Standby {
     config: Config,
+    sabotage: Seeded,
     role: Role,
     generation: Generation,
     /// Of this session's copy; see [`Owner::instance`].
@@ -94,6 +93,7 @@ impl Standby {
     pub fn new(config: Config) -> Self {
         Self {
             config,
+            sabotage: Seeded::default(),
             role: Role::Idle,
             generation: Generation(0),
             instance: 0,
@@ -114,6 +114,13 @@ impl Standby {
     #[must_use]
     pub fn without_copy(config: Config, gone: u64) -> Self {
         Self { gone: Some(gone), ..Self::new(config) }
+    }
+
+    /// The same with this seeded bug, if any.
+    #[cfg(feature = "testing")]
+    #[must_use]
+    pub fn sabotaged(self, sabotage: Option<Sabotage>) -> Self {
+        Self { sabotage: Seeded::new(sabotage), ..self }
     }
 
     /// The role.
@@ -156,7 +163,7 @@ impl Standby {
     #[must_use]
     pub fn is_named_in_vain(&self, held: &Register) -> bool {
         let gone = self.gone.map(|instance| Owner { instance, ..self.config.owner });
-        let unread = self.config.sabotage == Some(Sabotage::RenounceUnread);
+        let unread = self.sabotage.is(Sabotage::RenounceUnread);
         let named = gone.is_some_and(|copy| held.names_standby(&copy) || unread && held.mode != Mode::Solo);
         self.role == Role::Idle && named
     }
@@ -169,7 +176,7 @@ impl Standby {
     fn receives(&self) -> bool {
         match self.role {
             Role::Syncing | Role::Rehearsing | Role::Protecting | Role::Revoking => true,
-            Role::Claiming | Role::TakingOver => self.config.sabotage == Some(Sabotage::AckWhileClaiming),
+            Role::Claiming | Role::TakingOver => self.sabotage.is(Sabotage::AckWhileClaiming),
             Role::Idle | Role::Lost | Role::Disputed | Role::Active => false,
         }
     }
@@ -198,13 +205,13 @@ impl Standby {
         if !self.receives() || generation != self.generation || epoch <= self.committed {
             return;
         }
-        let complete = self.staged.is_complete(slabs) || self.config.sabotage == Some(Sabotage::AckIncomplete);
+        let complete = self.staged.is_complete(slabs) || self.sabotage.is(Sabotage::AckIncomplete);
         if epoch != self.committed.next() || !complete || self.role == Role::Rehearsing {
             return self.refuse(NackReason::OutOfOrder);
         }
         self.committed = epoch;
         self.staged.clear();
-        self.entitled |= held || self.config.sabotage == Some(Sabotage::ClaimUnheld);
+        self.entitled |= held || self.sabotage.is(Sabotage::ClaimUnheld);
         match self.role {
             Role::Syncing if self.config.rehearse => {
                 self.role = Role::Rehearsing;
@@ -254,7 +261,7 @@ impl Standby {
     fn suspect(&mut self) {
         match self.role {
             Role::Syncing | Role::Rehearsing => self.discard(),
-            Role::Protecting if self.config.sabotage == Some(Sabotage::AckWhileClaiming) => {
+            Role::Protecting if self.sabotage.is(Sabotage::AckWhileClaiming) => {
                 self.role = Role::Claiming;
                 self.claim();
             }

@@ -22,6 +22,7 @@ use std::{
     io,
     os::unix::fs::OpenOptionsExt,
     path::Path,
+    sync::OnceLock,
 };
 
 const FILE: &str = "node-id";
@@ -80,12 +81,17 @@ fn read(path: &str) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-/// Which boot of this host it is.
+/// Which boot of this host it is. Asked of the kernel once: no process outlives a boot.
 ///
 /// # Errors
 /// The kernel does not say.
-pub fn boot_id() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+pub fn boot_id() -> io::Result<&'static str> {
+    static BOOT: OnceLock<String> = OnceLock::new();
+    if let Some(boot) = BOOT.get() {
+        return Ok(boot);
+    }
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
+    Ok(BOOT.get_or_init(|| boot))
 }
 
 /// This host, under the name that it has for people.

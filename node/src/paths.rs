@@ -39,10 +39,9 @@ use mc_core::{
 };
 use std::{net::SocketAddr, os::fd::OwnedFd};
 use transport_tcp::{
-    link::TcpLink,
+    TcpLink, UdpKeepalive,
     reach::at_port,
     session::{Call, SessionError, SessionOptions},
-    udp::UdpKeepalive,
 };
 
 /// A session's way.

@@ -40,6 +40,7 @@ pub fn find_out() {
 
 /// How this host sets processes apart. Found once.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Means {
     /// systemd makes scopes: the system's, or this user's.
     Systemd {

@@ -23,7 +23,7 @@ use std::{
     thread,
     time::Duration,
 };
-use transport_tcp::{reach::at_port, udp::UdpKeepalive};
+use transport_tcp::{UdpKeepalive, reach::at_port};
 
 const SESSION: (Incarnation, BeatKey) = (Incarnation(9), BeatKey([1; 32]));
 const HANG: Duration = Duration::from_secs(30);

@@ -8,7 +8,7 @@ use mc_core::{
     transport::Transport,
 };
 use std::{thread::sleep, time::Duration};
-use transport_rdma::rc::{Breaker, Place, Prepared, RcOptions, RdmaLink};
+use transport_rdma::{Breaker, Place, Prepared, RcOptions, RdmaLink};
 
 struct Verbs {
     places: (Place, Place),

@@ -22,7 +22,7 @@ use std::{
     thread::sleep,
     time::Duration,
 };
-use transport_rdma::rc::{Breaker, Place, Prepared, RcOptions, RdmaLink};
+use transport_rdma::{Breaker, Place, Prepared, RcOptions, RdmaLink};
 
 /// RDMA with memory to fall back to; one end's queue pairs fail after a random number of calls.
 struct Breaking {

@@ -15,7 +15,7 @@ use std::{
     thread::sleep,
     time::Duration,
 };
-use transport_rdma::rc::{Place, Prepared, RcOptions, RdmaLink};
+use transport_rdma::{Place, Prepared, RcOptions, RdmaLink};
 
 const TRIALS: u64 = 200;
 const IN_FLIGHT: u64 = 16;

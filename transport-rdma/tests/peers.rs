@@ -14,11 +14,7 @@ use mc_core::{
     },
 };
 use std::{ffi::CStr, time::Duration};
-use transport_rdma::{
-    ffi::status_words,
-    rc::{Place, Prepared, RcOptions, RdmaLink},
-    types::REMOTE_ACCESS,
-};
+use transport_rdma::{Place, Prepared, RcOptions, RdmaLink, ffi::status_words, types::REMOTE_ACCESS};
 
 const SLAB: usize = 16 << 10;
 

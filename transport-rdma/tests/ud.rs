@@ -22,10 +22,11 @@ use std::{
     time::{Duration, Instant},
 };
 use transport_rdma::{
+    UdAddress, UdKeepalive, UdOptions,
     device::{Choice, DeviceError, GidKind, Wish, choose, devices},
     ffi::{Address, Cq, Domain, Qp, Region},
+    group_of, qkey_of,
     types::{Piece, QpSizes, Request, Work},
-    ud::{UdAddress, UdKeepalive, UdOptions, group_of, qkey_of},
 };
 
 const KEY: BeatKey = BeatKey([42; 32]);

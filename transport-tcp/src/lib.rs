@@ -1,13 +1,13 @@
 //! Checkpoints over TCP, beats over UDP: what [`mc_core::transport`] asks for, on any network.
 //!
-//! | file | what |
+//! | | |
 //! |---|---|
 //! | [`session`] | one connection's beginning: hello, profile, ready or a refusal; the [`session::Listener`] |
-//! | [`link`] | [`link::TcpLink`], the [`mc_core::transport::Transport`]: slabs and control records in one byte stream |
-//! | [`stream`] | the byte stream under both: plain TCP today, an enum so that TLS becomes an arm |
+//! | [`TcpLink`] | the [`mc_core::transport::Transport`]: slabs and control records in one byte stream |
+//! | [`Stream`] | the byte stream under both: plain TCP today, an enum so that TLS becomes an arm |
 //! | [`reach`] | the connection to one of a name's addresses |
-//! | [`udp`] | [`udp::UdpKeepalive`], the [`mc_core::transport::Keepalive`] |
-//! | [`options`] | the knobs, and the one place that sets TCP options |
+//! | [`UdpKeepalive`] | the [`mc_core::transport::Keepalive`] |
+//! | [`LinkOptions`] | the knobs |
 //!
 //! On the wire nothing is added: after the handshake the stream is control records (64 bytes) and slabs (header and body),
 //! back to back, told apart by their magic number. A slab leaves by vectored writes of its own memory, and is received into
@@ -31,9 +31,14 @@
 
 #![forbid(unsafe_code)]
 
-pub mod link;
-pub mod options;
+mod link;
+mod options;
 pub mod reach;
 pub mod session;
-pub mod stream;
-pub mod udp;
+mod stream;
+mod udp;
+
+pub use link::TcpLink;
+pub use options::LinkOptions;
+pub use stream::Stream;
+pub use udp::UdpKeepalive;

@@ -1,23 +1,4 @@
-//! The byte stream under a session and its link: [`Stream`], one arm for each kind there is.
-//!
-//! An enum and no type parameter: whoever owns a [`crate::link::TcpLink`] need not know what is under it, and what a session is
-//! carried by is decided at run time, before its hello. The plain connection is the only arm today. What another one, such
-//! as TLS, has to keep:
-//!
-//! | of what | an arm |
-//! |---|---|
-//! | its beginning | is made before the session's hello, so that hello and profile are protected as well; it may block then, under the session's deadline |
-//! | waiting | never does after that: [`io::ErrorKind::WouldBlock`] from reading and writing. Whatever it has to say or hear for its own sake (alerts, tickets, a new key) it does within those two calls |
-//! | wanting to read in order to write | does not: a link reads nothing while no slab is posted. TLS 1.3 has no such need |
-//! | wanting to write | says so by [`Stream::wants_write`] when it holds bytes that the kernel did not take, its own records too; [`io::Write::flush`] pushes them out |
-//! | vectored writes | takes slabs where they are, several at once, and joins no plaintext: the only copy it may make is the one that encryption makes. It takes no more than it can hold encrypted, a few records, or the peer's window would hold nothing back |
-//! | what *written* means | that it needs these bytes no more; that the peer has them, only an ACK says |
-//! | vectored reads | decrypts into the slab; what does not fit stays inside it |
-//! | bytes that it has decrypted, or read, and nobody took | gives them out before it says `WouldBlock`. No descriptor tells of them: a link whose reading rests for want of a slab is polled once more after each [`mc_core::transport::Op::Post`], which every owner of a [`mc_core::transport::Transport`] does |
-//! | revocation | counts by [`Stream::arrived`] what had arrived: an upper bound in bytes of what reading may still give, its own records included |
-//! | its end | says goodbye in [`Stream::shut`] if the kernel takes it at once, and never waits for an answer. An end without goodbye reads as an error, not as an end: both are the link's end |
-//! | resetting | is the socket's: [`Stream::reset`] asks nobody |
-//! | its descriptor | is the socket's |
+//! The byte stream under a session and its link.
 
 use rustix::{
     io::ioctl_fionread,
@@ -29,7 +10,26 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
 };
 
-/// A connected byte stream. See the module for what each arm keeps.
+/// A connected byte stream, one arm for each kind there is: what a session and its link are carried by.
+///
+/// An enum and no type parameter: whoever owns a [`crate::link::TcpLink`] need not know what is under it, and what a session is
+/// carried by is decided at run time, before its hello. The plain connection is the only arm today. What another one, such
+/// as TLS, has to keep:
+///
+/// | of what | an arm |
+/// |---|---|
+/// | its beginning | is made before the session's hello, so that hello and profile are protected as well; it may block then, under the session's deadline |
+/// | waiting | never does after that: [`io::ErrorKind::WouldBlock`] from reading and writing. Whatever it has to say or hear for its own sake (alerts, tickets, a new key) it does within those two calls |
+/// | wanting to read in order to write | does not: a link reads nothing while no slab is posted. TLS 1.3 has no such need |
+/// | wanting to write | says so by [`Self::wants_write`] when it holds bytes that the kernel did not take, its own records too; [`io::Write::flush`] pushes them out |
+/// | vectored writes | takes slabs where they are, several at once, and joins no plaintext: the only copy it may make is the one that encryption makes. It takes no more than it can hold encrypted, a few records, or the peer's window would hold nothing back |
+/// | what *written* means | that it needs these bytes no more; that the peer has them, only an ACK says |
+/// | vectored reads | decrypts into the slab; what does not fit stays inside it |
+/// | bytes that it has decrypted, or read, and nobody took | gives them out before it says `WouldBlock`. No descriptor tells of them: a link whose reading rests for want of a slab is polled once more after each [`mc_core::transport::Op::Post`], which every owner of a [`mc_core::transport::Transport`] does |
+/// | revocation | counts by [`Self::arrived`] what had arrived: an upper bound in bytes of what reading may still give, its own records included |
+/// | its end | says goodbye in [`Self::shut`] if the kernel takes it at once, and never waits for an answer. An end without goodbye reads as an error, not as an end: both are the link's end |
+/// | resetting | is the socket's: [`Self::reset`] asks nobody |
+/// | its descriptor | is the socket's |
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Stream {

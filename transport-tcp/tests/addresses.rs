@@ -15,8 +15,8 @@ use std::{
     time::Duration,
 };
 use transport_tcp::{
+    UdpKeepalive,
     session::{Call, Listener, SessionOptions},
-    udp::UdpKeepalive,
 };
 
 const HERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);

@@ -17,7 +17,7 @@ use std::{
     thread::{sleep, spawn},
     time::Duration,
 };
-use transport_tcp::link::TcpLink;
+use transport_tcp::TcpLink;
 
 const SLAB: usize = 64 << 10;
 

@@ -12,7 +12,7 @@ use std::{
     cell::Cell,
     net::{Ipv4Addr, TcpListener, TcpStream},
 };
-use transport_tcp::link::TcpLink;
+use transport_tcp::TcpLink;
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };

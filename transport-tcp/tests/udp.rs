@@ -6,7 +6,7 @@ use std::{
     os::fd::AsFd,
     time::Duration,
 };
-use transport_tcp::{reach::at_port, udp::UdpKeepalive};
+use transport_tcp::{UdpKeepalive, reach::at_port};
 
 const HERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 

@@ -363,7 +363,7 @@ fn a_peer_that_is_no_qemu_or_gives_up() {
     source.begin().unwrap();
     UnixStream::from(source.far_end().unwrap()).write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     let error = source.poll(&mut Memory::new(&blocks)).unwrap_err();
-    assert!(error.to_string().contains("no migration stream"), "{error}");
+    assert!(error.to_string().contains("not a migration stream"), "{error}");
     // A migration that ends before it has begun is seen.
     source.begin().unwrap();
     drop(source.far_end());

@@ -9,8 +9,8 @@
 //! | [`pattern`] | which pages are dirty |
 //! | [`stand`] | guest RAM, slabs, and one engine timed once |
 
-pub mod pattern;
-pub mod stand;
+pub(crate) mod pattern;
+pub(crate) mod stand;
 
 use crate::{
     cli::CaptureArgs,
@@ -24,7 +24,7 @@ use crate::{
 };
 use anyhow::{Context, Result};
 use capture::{
-    memcpy::Memcpy,
+    Memcpy,
     parallel::{Options, Parallel, Stores},
     rdma::{self, LocalCopy},
     threads::{self, Threads},
@@ -103,7 +103,7 @@ impl Entry {
 ///
 /// # Errors
 /// There is no memory, or an engine fails or copies wrongly. No device, or no yardstick, is no error.
-pub fn run(args: &CaptureArgs) -> Result<Section> {
+pub(crate) fn run(args: &CaptureArgs) -> Result<Section> {
     let (began, effort) = (Instant::now(), args.effort.settled());
     let turns = if effort.quick { 3 } else { 7 };
     let mut stand = Stand::new(args.ram, args.slab, args.pages).context("memory to measure with")?;

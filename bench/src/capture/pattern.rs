@@ -7,17 +7,17 @@ use mc_core::{
 
 /// A splitmix64 generator: the workloads' random numbers, the same for the same seed everywhere.
 #[derive(Clone, Debug)]
-pub struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
     /// From a seed.
     #[must_use]
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed)
     }
 
     /// The next number.
-    pub fn draw(&mut self) -> u64 {
+    pub(crate) fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -26,19 +26,19 @@ impl Random {
     }
 
     /// One below `limit`, which is not 0.
-    pub fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.draw() % limit
     }
 
     /// From 0 to 1.
-    pub fn fraction(&mut self) -> f64 {
+    pub(crate) fn fraction(&mut self) -> f64 {
         (self.draw() >> 11) as f64 / (1_u64 << 53) as f64
     }
 }
 
 /// A pattern.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pattern {
+pub(crate) enum Pattern {
     /// Single pages at random places, all over guest RAM.
     Scattered,
     /// Eight in a row, at random places.
@@ -51,11 +51,11 @@ pub enum Pattern {
 
 impl Pattern {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Scattered, Self::RunsOf8, Self::Sequential, Self::Idle];
+    pub(crate) const ALL: [Self; 4] = [Self::Scattered, Self::RunsOf8, Self::Sequential, Self::Idle];
 
     /// For people.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Scattered => "scattered",
             Self::RunsOf8 => "runs of 8",
@@ -69,7 +69,7 @@ impl Pattern {
     /// # Panics
     /// When the block has fewer.
     #[must_use]
-    pub fn runs(self, pages: u32, of: u32, seed: u64) -> Vec<Run> {
+    pub(crate) fn runs(self, pages: u32, of: u32, seed: u64) -> Vec<Run> {
         assert!(pages <= of, "more dirty pages than pages");
         let run = match self {
             Self::Scattered => 1,

@@ -18,13 +18,13 @@ use std::{
 };
 
 /// Bytes that go through the caches before each time: more than they hold.
-pub const EVICT: usize = 96 << 20;
+pub(crate) const EVICT: usize = 96 << 20;
 /// Captures of nothing that are timed together.
 const IDLE: u32 = 1000;
 
 /// What measurements stand on.
 #[derive(Debug)]
-pub struct Stand {
+pub(crate) struct Stand {
     blocks: Arc<[SharedRam]>,
     staging: Staging,
     evict: Vec<u64>,
@@ -36,7 +36,7 @@ impl Stand {
     ///
     /// # Errors
     /// There is less memory than that, or fewer pages in `ram`.
-    pub fn new(ram: usize, slab: usize, pages: u32) -> Result<Self> {
+    pub(crate) fn new(ram: usize, slab: usize, pages: u32) -> Result<Self> {
         ensure!(pages as usize <= ram / PAGE_SIZE, "{pages} dirty pages do not fit into guest RAM: raise --ram");
         let blocks = Arc::new([guest_ram(ram)?]);
         let per_slab = (slab - 64) / (PAGE_SIZE + 16);
@@ -53,13 +53,13 @@ impl Stand {
 
     /// Guest RAM.
     #[must_use]
-    pub fn blocks(&self) -> &Arc<[SharedRam]> {
+    pub(crate) fn blocks(&self) -> &Arc<[SharedRam]> {
         &self.blocks
     }
 
     /// Its pages.
     #[must_use]
-    pub fn ram_pages(&self) -> u32 {
+    pub(crate) fn ram_pages(&self) -> u32 {
         u32::try_from(self.blocks[0].len() / PAGE_SIZE).unwrap_or(u32::MAX)
     }
 
@@ -67,7 +67,7 @@ impl Stand {
     ///
     /// # Errors
     /// The engine fails, or lies.
-    pub fn time_copy(&mut self, engine: &mut dyn CaptureEngine, runs: &[Run]) -> Result<Duration> {
+    pub(crate) fn time_copy(&mut self, engine: &mut dyn CaptureEngine, runs: &[Run]) -> Result<Duration> {
         self.fill_caches();
         self.copy(engine, runs)
     }
@@ -76,7 +76,7 @@ impl Stand {
     ///
     /// # Errors
     /// The engine fails, or lies.
-    pub fn time_capture(&mut self, engine: &mut dyn CaptureEngine, runs: &[Run]) -> Result<Duration> {
+    pub(crate) fn time_capture(&mut self, engine: &mut dyn CaptureEngine, runs: &[Run]) -> Result<Duration> {
         if runs.is_empty() {
             return self.idle(engine);
         }
@@ -191,7 +191,7 @@ fn guest_ram(bytes: usize) -> Result<SharedRam> {
 mod tests {
     use super::*;
     use crate::capture::pattern::Pattern;
-    use ::capture::{memcpy::Memcpy, parallel};
+    use ::capture::{Memcpy, parallel};
     use mc_core::capture::CaptureError;
 
     /// Copies, and spoils a byte.

@@ -40,10 +40,9 @@ use crate::{
 };
 use anyhow::{Context, Result};
 use capture::{
-    memcpy::Memcpy,
+    Memcpy, WithSpare,
     parallel::{Options, Parallel},
     rdma::{self, LocalCopy},
-    spare::WithSpare,
     threads::Threads,
     track::{Mapped, TrackError, Tracker, Way},
 };

@@ -84,7 +84,7 @@ impl Session {
         let owner = Owner { node: super::node("bench-primary", 1)?, instance: 1 };
         let register = Register { generation: Generation(GENERATION), owner, mode: Mode::Solo };
         let commit_deadline = Duration::from_secs(60);
-        let config = Config { epoch: setup.every, window: setup.window, commit_deadline, sabotage: None };
+        let config = Config { epoch: setup.every, window: setup.window, commit_deadline };
         let staging = Staging::new(SlabPool::new(setup.slab, setup.staging));
         let gate = Gate::new(source.guest().messages()?);
         let mut driver = PrimaryDriver::new(Primary::new(config, register), staging, gate, Monotonic);

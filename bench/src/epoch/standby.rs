@@ -59,7 +59,7 @@ pub fn run(
 ) -> Result<StandReport> {
     let before = cpu_seconds();
     let owner = Owner { node: super::node("bench-standby", 2)?, instance: 1 };
-    let config = Config { owner, rehearse: false, sabotage: None };
+    let config = Config { owner, rehearse: false };
     let pool = SlabPool::new(slab_bytes, spec.staging);
     let mut driver = StandbyDriver::new(Standby::new(config), Monotonic);
     let image = Image::new(vec![SharedRam::anonymous(spec.ram)?]);

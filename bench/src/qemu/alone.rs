@@ -33,7 +33,7 @@ const SILENCE: Duration = Duration::from_millis(20);
 ///
 /// # Errors
 /// COLO does not engage, or ends; the message has QEMU's words.
-pub fn run(
+pub(crate) fn run(
     settings: &Settings,
     topology: &dyn Topology,
     dir: &Path,

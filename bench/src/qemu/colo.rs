@@ -33,7 +33,7 @@ const PORT: u16 = 7300;
 ///
 /// # Errors
 /// COLO does not engage, or ends; the message has QEMU's words.
-pub fn run(
+pub(crate) fn run(
     settings: &Settings,
     topology: &dyn Topology,
     dir: &Path,

@@ -11,7 +11,7 @@ const GOODPUT_BOUND: f64 = 1.0;
 
 /// Whose pauses stand beside ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rival {
+pub(crate) enum Rival {
     /// QEMU-to-QEMU COLO as it comes.
     Colo,
     /// The same, but neither kernel delays ACKs.
@@ -22,11 +22,11 @@ pub enum Rival {
 
 impl Rival {
     /// All, in the order in which they are measured.
-    pub const ALL: [Self; 3] = [Self::Colo, Self::QuickColo, Self::Alone];
+    pub(crate) const ALL: [Self; 3] = [Self::Colo, Self::QuickColo, Self::Alone];
 
     /// The yardstick's name.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Colo => "QEMU COLO over TCP",
             Self::QuickColo => "QEMU COLO over TCP, no delayed ACKs",
@@ -45,7 +45,7 @@ impl Rival {
 
 /// Runs of one guest: ours, and beside each those of its rivals, as in [`Rival::ALL`].
 #[derive(Debug, Default)]
-pub struct Case {
+pub(crate) struct Case {
     /// "tiny on kvm, 64 pages".
     pub name: String,
     /// Run by run.
@@ -54,7 +54,7 @@ pub struct Case {
 
 /// Streams of one run, in MB/sec.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Streams {
+pub(crate) struct Streams {
     /// Our transport over loopback, and QEMU's migrate before it.
     pub loopback: (f64, Option<f64>),
     /// Our full synchronisation over the replication link, and QEMU's migrate before it.
@@ -78,7 +78,7 @@ impl Case {
     }
 
     /// Adds what was found.
-    pub fn fill(&self, section: &mut Section) {
+    pub(crate) fn fill(&self, section: &mut Section) {
         if self.runs.is_empty() {
             return;
         }
@@ -162,7 +162,7 @@ fn median(values: &[f64]) -> f64 {
 }
 
 /// Adds the streams.
-pub fn fill_streams(section: &mut Section, case: &str, runs: &[Streams]) {
+pub(crate) fn fill_streams(section: &mut Section, case: &str, runs: &[Streams]) {
     if runs.is_empty() {
         return;
     }

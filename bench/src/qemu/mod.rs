@@ -15,13 +15,13 @@
 //!   run 2: …
 //! ```
 
-pub mod alone;
-pub mod colo;
-pub mod figures;
-pub mod ours;
-pub mod stand;
-pub mod streams;
-pub mod watch;
+pub(crate) mod alone;
+pub(crate) mod colo;
+pub(crate) mod figures;
+pub(crate) mod ours;
+pub(crate) mod stand;
+pub(crate) mod streams;
+pub(crate) mod watch;
 
 use crate::{
     cli::{Effort, Where},
@@ -128,7 +128,7 @@ struct Bench<'a> {
 ///
 /// # Errors
 /// [`rig::prerequisite::Missing`]: root, QEMU, guests or our own programs; or not one run of ours succeeded.
-pub fn run(args: &QemuArgs) -> Result<Section> {
+pub(crate) fn run(args: &QemuArgs) -> Result<Section> {
     let start = Instant::now();
     let (pages, runs, time) = args.settled();
     let stage = Stage::set(&args.demo(args.guest, time))?;

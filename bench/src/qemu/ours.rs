@@ -15,11 +15,11 @@ use std::{
 };
 
 /// How long a VM is left alone after it was protected: the first pause, in which the last of all RAM goes, is nobody's usual one.
-pub const SETTLE: Duration = Duration::from_secs(1);
+pub(crate) const SETTLE: Duration = Duration::from_secs(1);
 
 /// What one run found.
 #[derive(Clone, Debug)]
-pub struct Ours {
+pub(crate) struct Ours {
     /// Pauses, by QEMU's events.
     pub watched: Watched,
     /// Epochs a second.
@@ -42,7 +42,7 @@ pub struct Ours {
 ///
 /// # Errors
 /// Something does not start, protection ends, or the client was told something wrong.
-pub fn run(settings: &Settings, topology: &dyn Topology, dir: &Path, time: Duration) -> Result<Ours> {
+pub(crate) fn run(settings: &Settings, topology: &dyn Topology, dir: &Path, time: Duration) -> Result<Ours> {
     let mut round = Round::start(settings, topology, dir, Timeline::new(false))?;
     round.boot()?;
     let unprotected = times(&round.client().replies(rig::timeline::Mark::default()));

@@ -26,13 +26,13 @@ use std::{
 /// How long a migration may take to become COLO.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Bytes a second that nothing here reaches: no limit.
-pub const UNLIMITED: u64 = 1_000_000_000_000;
+pub(crate) const UNLIMITED: u64 = 1_000_000_000_000;
 
 /// A QEMU with monitors for us, in a directory of its own.
 ///
 /// # Errors
 /// It does not start.
-pub fn start(
+pub(crate) fn start(
     settings: &Settings,
     host: &dyn Host,
     dir: &Path,
@@ -53,7 +53,7 @@ pub fn start(
 ///
 /// # Errors
 /// COLO does not engage, or ends; the message has QEMU's words.
-pub fn primary(
+pub(crate) fn primary(
     settings: &Settings,
     topology: &dyn Topology,
     dir: &Path,
@@ -84,7 +84,7 @@ pub fn primary(
 ///
 /// # Errors
 /// QEMU refuses.
-pub fn begin(monitor: &mut Monitor, to: &str, period: Duration) -> Result<()> {
+pub(crate) fn begin(monitor: &mut Monitor, to: &str, period: Duration) -> Result<()> {
     monitor.migrate_capability("x-colo")?;
     let delay_ms = u64::try_from(period.as_millis())?;
     let parameters = json!({ "x-checkpoint-delay": delay_ms, "max-bandwidth": UNLIMITED });
@@ -96,7 +96,7 @@ pub fn begin(monitor: &mut Monitor, to: &str, period: Duration) -> Result<()> {
 ///
 /// # Errors
 /// The migration ends otherwise.
-pub fn await_colo(monitor: &mut Monitor) -> Result<()> {
+pub(crate) fn await_colo(monitor: &mut Monitor) -> Result<()> {
     let begun = Instant::now();
     loop {
         let migration = monitor.command("query-migrate", &json!({}))?;
@@ -115,6 +115,6 @@ pub fn await_colo(monitor: &mut Monitor) -> Result<()> {
 ///
 /// # Errors
 /// QEMU does not answer.
-pub fn runs(monitor: &mut Monitor) -> Result<bool> {
+pub(crate) fn runs(monitor: &mut Monitor) -> Result<bool> {
     Ok(monitor.command("query-status", &json!({}))?["running"] == true)
 }

@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 ///
 /// # Errors
 /// It fails, or found zero pages; the message has QEMU's words.
-pub fn migrate(
+pub(crate) fn migrate(
     settings: &Settings,
     topology: &dyn Topology,
     dir: &Path,
@@ -67,7 +67,7 @@ fn at(monitor: &mut Monitor, states: &[&str]) -> Result<f64> {
 ///
 /// # Errors
 /// The VM is not protected.
-pub fn full_sync(settings: &Settings, topology: &dyn Topology, dir: &Path) -> Result<f64> {
+pub(crate) fn full_sync(settings: &Settings, topology: &dyn Topology, dir: &Path) -> Result<f64> {
     let mut round = Round::start(settings, topology, dir, Timeline::new(false))?;
     wait_booted(settings.guest.kind, topology.host(Place::Primary), &round.primary_vm())?;
     round.protect()?;

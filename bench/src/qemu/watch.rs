@@ -14,7 +14,7 @@ use std::{path::Path, time::Duration};
 
 /// What was seen of one VM.
 #[derive(Clone, Debug, Default)]
-pub struct Watched {
+pub(crate) struct Watched {
     /// In order.
     pub pauses: Vec<Pause>,
     /// When watching began, in unix milliseconds.
@@ -25,7 +25,7 @@ pub struct Watched {
 ///
 /// # Errors
 /// QEMU is gone, or tells of no pause at all.
-pub fn watch(monitor: &Path, time: Duration) -> Result<Watched> {
+pub(crate) fn watch(monitor: &Path, time: Duration) -> Result<Watched> {
     let mut monitor = Monitor::connect(monitor)?;
     let from_ms = now_ms();
     let pauses = pauses(&monitor.listen(time)?);
@@ -36,7 +36,7 @@ pub fn watch(monitor: &Path, time: Duration) -> Result<Watched> {
 impl Watched {
     /// How long they took.
     #[must_use]
-    pub fn times(&self) -> Histogram {
+    pub(crate) fn times(&self) -> Histogram {
         let mut times = Histogram::new();
         self.pauses.iter().for_each(|p| times.record(Duration::from_secs_f64(p.took_ms.max(0.0) / 1e3)));
         times
@@ -44,7 +44,7 @@ impl Watched {
 
     /// From the beginning of one to the beginning of the next: the median, in microseconds. None of a single one.
     #[must_use]
-    pub fn period_us(&self) -> Option<f64> {
+    pub(crate) fn period_us(&self) -> Option<f64> {
         let mut between: Vec<f64> = self.pauses.windows(2).map(|w| (w[1].at_ms - w[0].at_ms) * 1e3).collect();
         between.sort_by(f64::total_cmp);
         between.get(between.len() / 2).copied()
@@ -52,7 +52,7 @@ impl Watched {
 
     /// Seconds since watching began, and microseconds.
     #[must_use]
-    pub fn points(&self) -> Vec<(f64, f64)> {
+    pub(crate) fn points(&self) -> Vec<(f64, f64)> {
         self.pauses.iter().map(|p| ((p.at_ms - self.from_ms) / 1e3, p.took_ms * 1e3)).collect()
     }
 }

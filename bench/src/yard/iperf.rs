@@ -14,7 +14,7 @@ const TOOL: Tool = Tool { name: "iperf3", package: "iperf3" };
 ///
 /// # Errors
 /// It is not installed, or gives no figure.
-pub fn stream(time: Duration) -> Result<f64, YardError> {
+pub(crate) fn stream(time: Duration) -> Result<f64, YardError> {
     let port = process::free_port().map_err(|e| YardError::failed(TOOL.name, e.to_string()))?;
     let (port_text, seconds) = (port.to_string(), format!("{}", time.as_secs_f64().ceil().max(1.0)));
     let address = Ipv4Addr::LOCALHOST.to_string();

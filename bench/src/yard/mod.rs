@@ -6,9 +6,9 @@
 //! | [`perftest`] | `ib_write_bw`, `ib_write_lat`, `ib_send_lat` |
 //! | [`iperf`] | `iperf3` |
 
-pub mod iperf;
-pub mod perftest;
-pub mod process;
+pub(crate) mod iperf;
+pub(crate) mod perftest;
+pub(crate) mod process;
 
 use crate::{progress::say, record::Missing};
 use perftest::Devices;
@@ -55,7 +55,7 @@ impl From<YardError> for Missing {
 
 /// What there is to compare with, and what there is not.
 #[derive(Debug)]
-pub struct Yardsticks {
+pub(crate) struct Yardsticks {
     devices: Option<Devices>,
     off: bool,
     missing: Vec<YardError>,
@@ -64,18 +64,18 @@ pub struct Yardsticks {
 impl Yardsticks {
     /// Between these devices, if any; `off`: no tool is run.
     #[must_use]
-    pub fn new(devices: Option<Devices>, off: bool) -> Self {
+    pub(crate) fn new(devices: Option<Devices>, off: bool) -> Self {
         Self { devices, off, missing: Vec::new() }
     }
 
     /// Whether tools are run.
     #[must_use]
-    pub fn are_on(&self) -> bool {
+    pub(crate) fn are_on(&self) -> bool {
         !self.off
     }
 
     /// A tool's figure, asked for again if it failed; one that cannot be had is noted, once.
-    pub fn ask<T>(&mut self, mut figure: impl FnMut() -> Result<T, YardError>) -> Option<T> {
+    pub(crate) fn ask<T>(&mut self, mut figure: impl FnMut() -> Result<T, YardError>) -> Option<T> {
         if self.off {
             return None;
         }
@@ -87,7 +87,7 @@ impl Yardsticks {
     }
 
     /// perftest's figure, between the devices.
-    pub fn perftest<T>(&mut self, figure: impl Fn(&Devices) -> Result<T, YardError>) -> Option<T> {
+    pub(crate) fn perftest<T>(&mut self, figure: impl Fn(&Devices) -> Result<T, YardError>) -> Option<T> {
         let devices = self.devices.clone()?;
         self.ask(|| figure(&devices))
     }
@@ -100,7 +100,7 @@ impl Yardsticks {
     }
 
     /// The size at which `ib_write_bw` does best: bytes.
-    pub fn best_write_size(&mut self, sizes: &[usize]) -> usize {
+    pub(crate) fn best_write_size(&mut self, sizes: &[usize]) -> usize {
         let mut best = (0.0, sizes.first().copied().unwrap_or(64 << 10));
         for &bytes in sizes {
             let Some(found) = self.perftest(|d| d.write_bw(bytes, Duration::from_secs(1))) else { continue };
@@ -114,7 +114,7 @@ impl Yardsticks {
 
     /// What gave no figure, for a section.
     #[must_use]
-    pub fn into_missing(self) -> Vec<Missing> {
+    pub(crate) fn into_missing(self) -> Vec<Missing> {
         self.missing.into_iter().map(Missing::from).collect()
     }
 }

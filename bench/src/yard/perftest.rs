@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A bandwidth test's result.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Bandwidth {
+pub(crate) struct Bandwidth {
     /// Of each message.
     pub bytes: usize,
     /// Messages.
@@ -31,7 +31,7 @@ pub struct Bandwidth {
 
 /// The devices that a test goes between.
 #[derive(Clone, Debug)]
-pub struct Devices {
+pub(crate) struct Devices {
     /// The sender's, where perftest's client runs.
     pub near: Port,
     /// The receiver's.
@@ -55,7 +55,7 @@ impl Devices {
     ///
     /// # Errors
     /// It is not installed, or gives no figure.
-    pub fn write_bw(&self, bytes: usize, time: Duration) -> Result<Bandwidth, YardError> {
+    pub(crate) fn write_bw(&self, bytes: usize, time: Duration) -> Result<Bandwidth, YardError> {
         let tool = Tool { name: "ib_write_bw", package: PACKAGE };
         let seconds = time.as_secs_f64().ceil().max(1.0);
         let options =
@@ -68,7 +68,7 @@ impl Devices {
     ///
     /// # Errors
     /// As above.
-    pub fn write_lat(&self, iterations: u32) -> Result<Summary, YardError> {
+    pub(crate) fn write_lat(&self, iterations: u32) -> Result<Summary, YardError> {
         self.latency("ib_write_lat", &[], iterations)
     }
 
@@ -76,7 +76,7 @@ impl Devices {
     ///
     /// # Errors
     /// As above.
-    pub fn send_lat(&self, iterations: u32) -> Result<Summary, YardError> {
+    pub(crate) fn send_lat(&self, iterations: u32) -> Result<Summary, YardError> {
         self.latency("ib_send_lat", &[], iterations)
     }
 
@@ -84,7 +84,7 @@ impl Devices {
     ///
     /// # Errors
     /// As above.
-    pub fn send_lat_ud(&self, iterations: u32) -> Result<Summary, YardError> {
+    pub(crate) fn send_lat_ud(&self, iterations: u32) -> Result<Summary, YardError> {
         self.latency("ib_send_lat", &["-c", "UD"], iterations)
     }
 

@@ -23,7 +23,7 @@ const START: Duration = Duration::from_secs(20);
 
 /// A tool to run.
 #[derive(Clone, Copy, Debug)]
-pub struct Tool {
+pub(crate) struct Tool {
     /// The program.
     pub name: &'static str,
     /// The Debian package that it is in.
@@ -95,7 +95,7 @@ impl Drop for Running {
 ///
 /// # Errors
 /// The tool is missing, fails, or takes longer than `patience` once the server listens.
-pub fn pair(
+pub(crate) fn pair(
     tool: &Tool,
     server: &[String],
     client: &[String],
@@ -127,7 +127,7 @@ pub fn pair(
 ///
 /// # Errors
 /// The system has none.
-pub fn free_port() -> io::Result<u16> {
+pub(crate) fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 

@@ -25,7 +25,7 @@ use transport_rdma::{
 };
 
 /// The name in messages, figures and flags.
-pub const NAME: &str = "local-rdma";
+pub(super) const NAME: &str = "local-rdma";
 
 /// Copies by RDMA writes of one device to itself.
 #[derive(Debug)]

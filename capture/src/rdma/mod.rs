@@ -16,15 +16,15 @@
 //! Whether this beats the processor is a matter of the device: the bytes cross the bus twice. On SoftRoCE, where the
 //! processor does it all, packet by packet, it never does.
 
-pub mod engine;
-pub mod pair;
-pub mod plan;
+mod engine;
+mod pair;
+mod plan;
 
 pub use engine::LocalCopy;
 
 use std::{io, time::Duration};
 use transport_rdma::{
-    error::WorkFailure,
+    WorkFailure,
     mr::{MrError, RegisterOptions},
     types::PostError,
 };

@@ -12,15 +12,15 @@ use std::{
     time::{Duration, Instant},
 };
 use transport_rdma::{
-    error::{WorkFailure, ack_timeout},
+    WorkFailure, ack_timeout,
     ffi::{CHAIN, Context, Cq, Domain, Qp, status_words},
-    patience::patiently,
+    patiently,
     types::{PORT, Piece, QpSizes, RcPath, Request, Work},
 };
 
 /// The pair.
 #[derive(Debug)]
-pub struct Pair {
+pub(super) struct Pair {
     writer: Qp,
     reader: Qp,
     cq: Arc<Cq>,
@@ -35,11 +35,11 @@ pub struct Pair {
 }
 
 /// A write to post: its pieces, the address in the slab, the slab's key.
-pub type Planned<'a> = (&'a [Piece], u64, u32);
+pub(super) type Planned<'a> = (&'a [Piece], u64, u32);
 
 impl Pair {
     /// Makes and connects them, in a domain of their own.
-    pub fn connect(context: &Arc<Context>, options: &Options) -> Result<Self, LocalError> {
+    pub(super) fn connect(context: &Arc<Context>, options: &Options) -> Result<Self, LocalError> {
         let device = |doing| move |source| LocalError::Device { device: context.name().to_owned(), doing, source };
         let limits = context.limits().map_err(device("asking for its limits"))?;
         let options = options.bounded(limits.max_sge, limits.max_qp_wr);
@@ -56,19 +56,19 @@ impl Pair {
 
     /// The domain.
     #[must_use]
-    pub fn domain(&self) -> &Arc<Domain> {
+    pub(super) fn domain(&self) -> &Arc<Domain> {
         &self.domain
     }
 
     /// What is in force.
     #[must_use]
-    pub fn options(&self) -> &Options {
+    pub(super) fn options(&self) -> &Options {
         &self.options
     }
 
     /// Writes that can be posted with one doorbell now.
     #[must_use]
-    pub fn room(&self) -> usize {
+    pub(super) fn room(&self) -> usize {
         let credits = u64::from(self.options.depth) - self.outstanding();
         usize::try_from(credits.min(self.options.chain.into())).unwrap_or(0)
     }
@@ -79,18 +79,18 @@ impl Pair {
 
     /// The number of the last write posted.
     #[must_use]
-    pub fn last(&self) -> u64 {
+    pub(super) fn last(&self) -> u64 {
         self.posted
     }
 
     /// Whether the write of that number, and all before it, have landed.
     #[must_use]
-    pub fn has_landed(&self, number: u64) -> bool {
+    pub(super) fn has_landed(&self, number: u64) -> bool {
         self.completed >= number
     }
 
     /// Posts at most [`Pair::room`] writes. `complete`: the last shall report, whatever the interval says.
-    pub fn post(&mut self, writes: &[Planned<'_>], complete: bool) -> Result<(), LocalError> {
+    pub(super) fn post(&mut self, writes: &[Planned<'_>], complete: bool) -> Result<(), LocalError> {
         debug_assert!(writes.len() <= self.room(), "posted without credits");
         if self.outstanding() == 0 {
             self.progress = Instant::now();
@@ -115,7 +115,7 @@ impl Pair {
     }
 
     /// Takes in what completed. `since`: when the oldest slab was submitted.
-    pub fn drain(&mut self, since: Option<Instant>) -> Result<(), LocalError> {
+    pub(super) fn drain(&mut self, since: Option<Instant>) -> Result<(), LocalError> {
         let failed = |this: &Self, source| LocalError::Device { device: this.device(), doing: "polling", source };
         while let Some(done) = self.cq.poll().map_err(|source| failed(self, source))? {
             if done.status != 0 {
@@ -153,7 +153,7 @@ impl Pair {
     }
 
     /// Ends it: when this has returned success, nothing lands any more. The second call does nothing.
-    pub fn stop(&mut self) -> Result<(), LocalError> {
+    pub(super) fn stop(&mut self) -> Result<(), LocalError> {
         self.flush();
         let stopped = self.writer.destroy().and(self.reader.destroy());
         let (device, qpn) = (self.device(), self.writer.number());

@@ -19,7 +19,7 @@ const BRIDGE: usize = 4 * RECORD_LEN;
 
 /// What a write may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shape {
+pub(super) struct Shape {
     /// Pieces.
     pub gather: usize,
     /// Bytes.
@@ -28,7 +28,7 @@ pub struct Shape {
 
 /// How far a slab's places are planned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cursor {
+pub(super) struct Cursor {
     place: usize,
     /// Bytes of that place.
     done: usize,
@@ -37,7 +37,7 @@ pub struct Cursor {
 impl Cursor {
     /// Whether everything is.
     #[must_use]
-    pub fn is_at_end(&self, places: &[Place]) -> bool {
+    pub(super) fn is_at_end(&self, places: &[Place]) -> bool {
         self.place >= places.len()
     }
 
@@ -50,7 +50,7 @@ impl Cursor {
 }
 
 /// Where memory is, as pieces of regions.
-pub trait Locate {
+pub(super) trait Locate {
     /// The first piece of `len` bytes of guest RAM from `offset` of `place` on; shorter than `len` where a region ends.
     fn guest(&self, place: &Place, offset: usize, len: usize) -> Piece;
     /// `len` bytes at `at` of the slab.
@@ -59,7 +59,7 @@ pub trait Locate {
 
 /// A planned write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Write {
+pub(super) struct Write {
     /// Where in the slab.
     pub at: usize,
     /// Bytes.
@@ -67,7 +67,7 @@ pub struct Write {
 }
 
 /// Appends the pieces of the next write to `pieces`; `None` when there is nothing left.
-pub fn next_write(
+pub(super) fn next_write(
     places: &[Place],
     cursor: &mut Cursor,
     shape: Shape,

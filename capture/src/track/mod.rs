@@ -27,6 +27,7 @@ use std::{
 
 /// A way to find dirty pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Way {
     /// `PAGEMAP_SCAN`.
     Scan,

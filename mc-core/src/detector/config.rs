@@ -12,6 +12,7 @@ pub const MIN_STARTUP: Duration = Duration::from_secs(1);
 
 /// A parameter that no detector accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ParameterError {
     /// An interval out of bounds.
     #[error("{name} is {given:?}: beats are {MIN_INTERVAL:?} to {MAX_INTERVAL:?} apart")]

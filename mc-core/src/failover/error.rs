@@ -10,6 +10,7 @@ use crate::{
 
 /// Why a path was left, or both are gone.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum FailoverError {
     /// The first failed when there was no other any more.
     #[error("{first}; there was nothing left to fall back to: {second}")]

@@ -1,8 +1,9 @@
 //! What the primary asks the arbiter for, and what it makes of the answers.
 
-use super::{Action, Primary, Role, Sabotage, Vm};
+use super::{Action, Primary, Role, Vm};
 use crate::{
     register::{Mode, Register, Swap},
+    sabotage::Sabotage,
     wire::control::GoodbyeReason,
 };
 
@@ -24,7 +25,7 @@ impl Primary {
     pub(super) fn claim(&mut self) {
         self.role = Role::Claiming;
         (self.disputed, self.waiting_since) = (false, None);
-        if self.config.sabotage == Some(Sabotage::ReleaseBeforeSolo) {
+        if self.sabotage.is(Sabotage::ReleaseBeforeSolo) {
             self.actions.push_back(Action::Release(self.captured));
         }
         let swap = Swap::contested(self.register.generation, self.owner(), Mode::Solo);
@@ -65,9 +66,9 @@ impl Primary {
 
     /// Whether it names another copy, be it one of this host: an earlier process that lives on has lost to a later one.
     pub(super) fn is_anothers(&self, held: &Register) -> bool {
-        match self.config.sabotage {
-            Some(Sabotage::CompareHosts) => held.owner.node.id != self.owner().node.id,
-            _ => !held.owner.names(&self.owner()),
+        match self.sabotage.is(Sabotage::CompareHosts) {
+            true => held.owner.node.id != self.owner().node.id,
+            false => !held.owner.names(&self.owner()),
         }
     }
 
@@ -104,7 +105,7 @@ impl Primary {
     }
 
     pub(super) fn dispute(&mut self) {
-        match self.config.sabotage == Some(Sabotage::BelieveLess) {
+        match self.sabotage.is(Sabotage::BelieveLess) {
             true => self.fence(),
             false => self.disputed = true,
         }
@@ -113,7 +114,7 @@ impl Primary {
     /// Only with a held epoch has the standby everything that the outside saw. (Found by the model check: output that was held
     /// from the registration on is not enough, the standby lacks what was said before.)
     pub(super) fn may_hand_back(&self) -> bool {
-        self.held_from.is_some_and(|e| self.acked >= e) || self.config.sabotage == Some(Sabotage::HandBackOpen)
+        self.held_from.is_some_and(|e| self.acked >= e) || self.sabotage.is(Sabotage::HandBackOpen)
     }
 
     /// We won, and have no VM any more; the standby still has it, and nobody has heard anything since.

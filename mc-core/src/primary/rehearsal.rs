@@ -1,8 +1,9 @@
 //! Whether the standby has proven that it could run the VM as it is now.
 
-use super::{Action, Primary, Role, Sabotage};
+use super::{Action, Primary, Role};
 use crate::{
     id::{Epoch, Time},
+    sabotage::Sabotage,
     wire::control::NackReason,
 };
 
@@ -41,10 +42,8 @@ impl Primary {
     pub(super) fn rehearsed(&mut self, now: Time, epoch: Epoch) {
         // What waited in its staging is applied now, and then there is room for the next epoch.
         self.waiting_since = self.waiting_since.map(|_| now);
-        let counts = |wanted: Epoch| match self.config.sabotage {
-            Some(Sabotage::ProvenByAny) => true,
-            _ => wanted <= epoch && wanted != Epoch::NEVER,
-        };
+        let any = self.sabotage.is(Sabotage::ProvenByAny);
+        let counts = |wanted: Epoch| any || (wanted <= epoch && wanted != Epoch::NEVER);
         self.proving = self.proving.filter(|wanted| !counts(*wanted));
     }
 }

@@ -3,13 +3,13 @@
 use super::{Action, Role, Standby};
 use crate::{
     id::Generation,
-    primary::Sabotage,
     register::{CasOutcome, Mode, Owner, Register, Swap},
+    sabotage::Sabotage,
 };
 
 impl Standby {
     pub(super) fn claim(&mut self) {
-        if self.config.sabotage == Some(Sabotage::SwapUnnamed) {
+        if self.sabotage.is(Sabotage::SwapUnnamed) {
             return self.ask();
         }
         self.actions.push_back(Action::ReadRegister);
@@ -46,7 +46,7 @@ impl Standby {
             Some(_) => self.lose(),
             None if self.role == Role::TakingOver => {}
             None if self.asking => {} // its answer says more
-            None if named && self.config.sabotage == Some(Sabotage::RenounceHeld) => {
+            None if named && self.sabotage.is(Sabotage::RenounceHeld) => {
                 held.into_iter().for_each(|held| self.renounce(held));
             }
             None if named && self.entitled => self.ask_from(self.generation),
@@ -75,7 +75,7 @@ impl Standby {
     }
 
     pub(super) fn dispute(&mut self) {
-        if self.config.sabotage == Some(Sabotage::BelieveLess) {
+        if self.sabotage.is(Sabotage::BelieveLess) {
             return self.discard();
         }
         self.role = Role::Disputed;
@@ -87,7 +87,7 @@ impl Standby {
             Role::Disputed => self.ask_from(self.from),
             // The arbiter does not even say what the register holds.
             Role::Claiming if self.asking => {}
-            Role::Claiming if self.entitled || self.config.sabotage == Some(Sabotage::DecideUnheld) => {
+            Role::Claiming if self.entitled || self.sabotage.is(Sabotage::DecideUnheld) => {
                 self.ask_from(self.from);
             }
             Role::Claiming => self.dispute(), // it lacks what the VM has said: that takes another word

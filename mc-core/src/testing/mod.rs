@@ -7,6 +7,7 @@
 //! | [`air`] | [`air::group`]: keepalives in one process, with loss |
 //! | [`paths`] | [`paths::TwoPaths`]: links of two paths, the first of which fails |
 //! | [`conformance`] | what a `Transport` and a `Keepalive` must do, as cases over a factory |
+//! | [`Sabotage`] | rules left out on purpose: a test must notice |
 //! | [`skip`] | what a machine cannot run is said, or is a failure |
 
 pub mod air;
@@ -15,6 +16,7 @@ pub mod memory;
 pub mod paths;
 mod skipping;
 
+pub use crate::sabotage::Sabotage;
 pub use skipping::skip;
 
 /// Reproducible numbers: splitmix64 (Steele, Lea, Flood 2014). Not for keys.

@@ -42,7 +42,7 @@ impl Lone {
 
     fn that(rehearses: bool) -> Self {
         let owner = Owner { node: node("b"), instance: 1 };
-        let config = standby::Config { owner, rehearse: rehearses, sabotage: None };
+        let config = standby::Config { owner, rehearse: rehearses };
         let pool = SlabPool::new(SLAB, 16 * SLAB);
         let mut driver = StandbyDriver::new(Standby::new(config), ManualClock::default());
         let (peer, link, _) = pair(None);
@@ -127,7 +127,7 @@ impl Clock for Trap {
 #[test]
 fn after_a_panic_nobody_knows_of_which_epoch_the_image_is() {
     let owner = Owner { node: node("b"), instance: 1 };
-    let machine = Standby::new(standby::Config { owner, rehearse: false, sabotage: None });
+    let machine = Standby::new(standby::Config { owner, rehearse: false });
     let trap = Trap::default();
     let mut driver = StandbyDriver::<Link, _>::new(machine, trap.clone());
     driver.pump();
@@ -192,8 +192,7 @@ fn lone_primary() -> (PrimaryDriver<Source, Gate, ManualClock>, Link) {
     let owner = Owner { node: node("a"), instance: 1 };
     let register = Register { generation: Generation(1), owner, mode: Mode::Solo };
     let guest = Guest::new(1, 3);
-    let config =
-        primary::Config { epoch: Duration::ZERO, window: 2, commit_deadline: Duration::from_secs(60), sabotage: None };
+    let config = primary::Config { epoch: Duration::ZERO, window: 2, commit_deadline: Duration::from_secs(60) };
     let staging = Staging::new(SlabPool::new(SLAB, 64 * SLAB));
     let gate = Gate::new(guest.clone());
     let mut driver = PrimaryDriver::new(Primary::new(config, register), staging, gate, ManualClock::default());

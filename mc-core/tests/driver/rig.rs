@@ -109,12 +109,12 @@ impl Rig {
         let guest = Guest::new(plan.seed, plan.appetite);
         let clock = ManualClock::default();
         let (epoch, commit_deadline) = (Duration::from_millis(1), Duration::from_secs(60));
-        let config = primary::Config { epoch, window: plan.window, commit_deadline, sabotage: None };
+        let config = primary::Config { epoch, window: plan.window, commit_deadline };
         let staging = Staging::new(SlabPool::new(SLAB, plan.primary_slabs * SLAB));
         let gate = Gate::new(guest.clone());
         let primary = PrimaryDriver::new(Primary::new(config, register), staging, gate, clock.clone());
         let owner = Owner { node: node("b"), instance: 1 };
-        let config = standby::Config { owner, rehearse: true, sabotage: None };
+        let config = standby::Config { owner, rehearse: true };
         let standby = StandbyDriver::new(Standby::new(config), clock.clone());
         let (_, _, probe) = pair(None);
         let mut rig = Self {

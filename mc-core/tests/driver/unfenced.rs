@@ -50,7 +50,7 @@ impl Transport for Unfenced {
 /// A standby that the register names.
 fn standby() -> (StandbyDriver<Unfenced, ManualClock>, Link) {
     let owner = Owner { node: node("b"), instance: 1 };
-    let config = standby::Config { owner, rehearse: false, sabotage: None };
+    let config = standby::Config { owner, rehearse: false };
     let pool = SlabPool::new(SLAB, 16 * SLAB);
     let mut driver = StandbyDriver::new(Standby::new(config), ManualClock::default());
     let (incarnation, generation) = (Incarnation(5), Generation(2));

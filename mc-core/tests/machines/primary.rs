@@ -48,7 +48,7 @@ const CAPTURED_OPEN: [Action; 2] = [Action::Resume, Action::Commit { epoch: Epoc
 
 fn config(window: u64) -> Config {
     let (epoch, commit_deadline) = (Duration::from_millis(10), Duration::from_secs(2));
-    Config { epoch, window, commit_deadline, sabotage: None }
+    Config { epoch, window, commit_deadline }
 }
 
 fn new(window: u64) -> Primary {

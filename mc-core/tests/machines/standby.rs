@@ -45,7 +45,7 @@ fn do_all(standby: &mut Standby, events: &[Event]) -> Vec<Action> {
 }
 
 fn idle() -> Standby {
-    Standby::new(Config { owner: owner("b"), rehearse: true, sabotage: None })
+    Standby::new(Config { owner: owner("b"), rehearse: true })
 }
 
 fn syncing() -> Standby {
@@ -195,7 +195,7 @@ fn an_image_that_was_not_rehearsed_is_never_acked() {
     let failed = [nack(1, NackReason::Rehearsal), Action::DiscardStaged, Action::Discard];
     assert_eq!(do_all(&mut standby, &[Event::Rehearsed { passed: false }]), failed);
     assert_eq!(do_all(&mut standby, &[PASSED]), [], "too late");
-    let mut standby = Standby::new(Config { owner: owner("b"), rehearse: false, sabotage: None });
+    let mut standby = Standby::new(Config { owner: owner("b"), rehearse: false });
     let actions = do_all(&mut standby, &[SESSION, slab(1, 0), commit(1, 1)]);
     assert_eq!(actions, [Action::ApplyNow, ack(1), Action::Apply(Epoch(1))], "the operator wants none");
     let told = Action::Send { generation: G, epoch: Epoch(2), body: Body::Rehearsed };
@@ -248,7 +248,7 @@ fn who_could_not_run_the_vm_says_so_and_goes_on() {
     assert_eq!(do_all(&mut syncing(), &[Event::Unable])[0], nack(1, NackReason::Rehearsal));
 
     for rehearse in [true, false] {
-        let mut standby = Standby::new(Config { owner: owner("b"), rehearse, sabotage: None });
+        let mut standby = Standby::new(Config { owner: owner("b"), rehearse });
         do_all(&mut standby, &[SESSION, slab(1, 0), commit(1, 1), PASSED]);
         assert_eq!(do_all(&mut standby, &[ask(Epoch::NEVER)]), []);
         assert!(standby.is_unproven(), "the primary says that it is for nothing");
@@ -414,7 +414,7 @@ fn a_new_session_owes_nothing_to_the_last() {
 /// After a power cut: the register names a copy that was in memory.
 #[test]
 fn a_copy_that_is_no_more_is_renounced_if_the_register_names_it() {
-    let config = Config { owner: owner("b"), rehearse: true, sabotage: None };
+    let config = Config { owner: owner("b"), rehearse: true };
     let mut standby = Standby::without_copy(config, 1);
     let others =
         Register { mode: Mode::Protected { standby: Owner { instance: 2, ..owner("b") } }, ..protected(5, "b") };

@@ -21,7 +21,7 @@ mod world;
 
 use check::{I2, I5, KEPT, LOADED, ONE, SURVIVOR, TAKEOVER, WINNER};
 use environment::Happening;
-use mc_core::primary::Sabotage;
+use mc_core::testing::Sabotage;
 use old::Beside;
 use register::Neglect;
 use stateright::{Checker, Expectation, HasDiscoveries, Model};

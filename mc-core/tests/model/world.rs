@@ -7,9 +7,10 @@ use crate::{
 use mc_core::{
     claim::Claim,
     id::{Epoch, Generation, NodeId},
-    primary::{self, Primary, Sabotage},
+    primary::{self, Primary},
     register::{Mode, Owner, Register},
     standby::{self, Standby},
+    testing::Sabotage,
     wire::control::NackReason,
 };
 use std::{collections::BTreeSet, time::Duration};
@@ -231,18 +232,15 @@ pub(crate) fn standby_owner(bounds: &Bounds, i: usize, instance: u64) -> Owner {
 /// A process of standby `i`, after one that had drawn `gone` for its newest session.
 pub(crate) fn standby(bounds: &Bounds, i: usize, instance: u64, gone: Option<u64>) -> Standby {
     let owner = standby_owner(bounds, i, 100 + instance);
-    let config = standby::Config { owner, rehearse: true, sabotage: bounds.sabotage };
-    gone.map_or_else(|| Standby::new(config), |gone| Standby::without_copy(config, gone))
+    let config = standby::Config { owner, rehearse: true };
+    let standby = gone.map_or_else(|| Standby::new(config), |gone| Standby::without_copy(config, gone));
+    standby.sabotaged(bounds.sabotage)
 }
 
 pub(crate) fn primary(bounds: &Bounds, register: Register) -> Primary {
-    let config = primary::Config {
-        epoch: Duration::ZERO,
-        window: bounds.window,
-        commit_deadline: Duration::from_secs(1),
-        sabotage: bounds.sabotage,
-    };
-    let mut primary = Primary::new(config, register);
+    let config =
+        primary::Config { epoch: Duration::ZERO, window: bounds.window, commit_deadline: Duration::from_secs(1) };
+    let mut primary = Primary::new(config, register).sabotaged(bounds.sabotage);
     if bounds.trouble {
         primary.set_on_cap(primary::OnCap::Unprotect);
     }

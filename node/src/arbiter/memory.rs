@@ -31,6 +31,7 @@ const LONGEST: u64 = 4096;
 
 /// Why this node does not know what it has seen, or cannot keep it.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum MemoryError {
     /// The operating system says no.
     #[error("{doing} {}: {source}", path.display())]

@@ -92,6 +92,7 @@ pub struct ArbiterConfig {
 
 /// Why the arbiter cannot be asked.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ArbiterError {
     /// No thread or event descriptor.
     #[error("arbiter: {doing}: {source}")]

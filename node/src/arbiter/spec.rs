@@ -69,6 +69,7 @@ impl fmt::Display for HostPort {
 
 /// Which arbiter.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum ArbiterSpec {
     /// `afterimage witness` there.
     Witness(HostPort),
@@ -80,6 +81,7 @@ pub enum ArbiterSpec {
 
 /// Why a text is no [`ArbiterSpec`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ArbiterSpecError {
     /// Neither of the two.
     #[error(

@@ -92,7 +92,7 @@ pub fn ms(duration: Duration) -> f64 {
 pub fn record(vm: Name, side: Side, node: Name, process: Process, state_dir: &Path) -> std::io::Result<()> {
     let journal = Journals::spawn(state_dir, vm, side.as_str())?;
     let who = Who { vm, side, node, process, pid: std::process::id() };
-    let _ = RECORDER.set(Recorder { who, boot: identity::boot_id().unwrap_or_default(), journal });
+    let _ = RECORDER.set(Recorder { who, boot: identity::boot_id().unwrap_or_default().to_owned(), journal });
     Ok(())
 }
 

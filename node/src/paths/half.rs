@@ -20,13 +20,11 @@ use mc_core::{
 };
 use std::net::{IpAddr, SocketAddr};
 use transport_rdma::{
+    Prepared, RcOptions, RdmaError, RdmaLink, UdAddress, UdKeepalive, UdOptions,
     device::{self, Choice, DeviceError, Wish},
-    error::RdmaError,
-    memlock,
-    rc::{Prepared, RcOptions, RdmaLink},
-    ud::{UdAddress, UdKeepalive, UdOptions, qkey_of},
+    memlock, qkey_of,
 };
-use transport_tcp::{link::TcpLink, options::LinkOptions, udp::UdpKeepalive};
+use transport_tcp::{LinkOptions, TcpLink, UdpKeepalive};
 
 pub(super) fn check(config: &PathsConfig) -> Result<(), ExitError> {
     choose(config, None).map(drop)?;

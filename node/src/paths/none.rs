@@ -9,7 +9,7 @@ use mc_core::{
     wire::{rdma::Endpoint, session::Hello},
 };
 use std::net::SocketAddr;
-use transport_tcp::{link::TcpLink, udp::UdpKeepalive};
+use transport_tcp::{TcpLink, UdpKeepalive};
 
 fn none() -> ExitError {
     let remedy = "use a build with the cargo feature `rdma` (the default), or --transport tcp";

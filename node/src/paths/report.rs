@@ -7,7 +7,7 @@ use crate::{
 use mc_core::{id::Time, transport::Transport};
 use serde::{Deserialize, Serialize};
 use std::{net::SocketAddr, time::Duration};
-use transport_tcp::udp::UdpKeepalive;
+use transport_tcp::UdpKeepalive;
 
 /// How a session began.
 #[derive(Clone, Debug)]

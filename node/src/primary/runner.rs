@@ -88,6 +88,7 @@ impl Settings {
 
 /// How a [`Runner`] ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum End {
     /// Another node owns the VM; this copy was stopped.
     Fenced,
@@ -131,12 +132,8 @@ impl<V: PrimaryVm> Runner<V> {
             accept_witness: false,
         })?;
         let register = ask_for(&mut arbiter, &vm, owner)?;
-        let machine = Config {
-            epoch: settings.epoch,
-            window: settings.window,
-            commit_deadline: settings.commit_deadline(false),
-            sabotage: None,
-        };
+        let machine =
+            Config { epoch: settings.epoch, window: settings.window, commit_deadline: settings.commit_deadline(false) };
         let begin = Begin {
             machine,
             register,

@@ -129,7 +129,7 @@ impl LastCopy {
     pub fn is_kept(&mut self, ram: &Path) -> Result<()> {
         let Some(written) = self.written.clone() else { return Ok(()) };
         let in_memory = ram.parent().is_some_and(|dir| files::is_memory(dir).unwrap_or(false));
-        let kept = Kept { ram: ram.to_owned(), in_memory, boot: boot_id()? };
+        let kept = Kept { ram: ram.to_owned(), in_memory, boot: boot_id()?.to_owned() };
         self.write(Written { kept: Some(kept), ..written })
     }
 
@@ -187,7 +187,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut copy = open(dir.path());
         for (in_memory, boot, gone) in [(true, "before", Some(3)), (false, "before", None), (true, "now", None)] {
-            let boot = if boot == "now" { boot_id().unwrap() } else { boot.to_owned() };
+            let boot = if boot == "now" { boot_id().unwrap() } else { boot }.to_owned();
             let kept = Some(Kept { ram: "x.ram".into(), in_memory, boot });
             let (inode, born) = copy.itself().unwrap();
             copy.write(Written { inode, born, instance: 3, kept }).unwrap();

@@ -144,7 +144,7 @@ impl Standby {
     pub fn new(begin: Begin, arbiter: ArbiterClient) -> Result<Self> {
         let Begin { vm, this, listen, staging_bytes, rehearse, last_copy, gone } = begin;
         let host = Host::new(arbiter);
-        let config = Config { owner: Owner { node: this, instance: 0 }, rehearse, sabotage: None };
+        let config = Config { owner: Owner { node: this, instance: 0 }, rehearse };
         let machine = match gone {
             Some(gone) => Machine::without_copy(config, gone),
             None => Machine::new(config),

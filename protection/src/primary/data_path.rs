@@ -150,7 +150,6 @@ impl DataPath {
                 epoch: config.epoch,
                 window: config.window,
                 commit_deadline: config.commit_deadline(false),
-                sabotage: None,
             },
             register: brief.register,
             slab_bytes: usize::try_from(config.slab_bytes)?,

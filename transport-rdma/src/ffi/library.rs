@@ -24,6 +24,7 @@ const NAME: &CStr = c"libibverbs.so.1";
 
 /// Why there are no verbs.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum LibraryError {
     /// No file of that name is where the dynamic linker looks.
     #[error("libibverbs.so.1 is not installed; package libibverbs1, ibverbs-providers")]

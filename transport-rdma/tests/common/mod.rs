@@ -10,8 +10,8 @@ use mc_core::{
 };
 use std::sync::Arc;
 use transport_rdma::{
+    Place, Prepared, RdmaLink,
     ffi::{Cq, Domain, Qp, Region, status_words},
-    rc::{Place, Prepared, RdmaLink},
     types::{Completion, Piece, QpSizes, RcPath, Request, Work},
 };
 

@@ -16,10 +16,7 @@ use std::{
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
-use transport_rdma::{
-    device::Choice,
-    ud::{UdAddress, UdKeepalive, UdOptions, qkey_of},
-};
+use transport_rdma::{UdAddress, UdKeepalive, UdOptions, device::Choice, qkey_of};
 
 /// As two emulated hosts bear it: a pair is silent for 0.7 s now and then without any fault.
 const INTERVAL: Duration = Duration::from_millis(100);

@@ -35,9 +35,8 @@ use std::{
     time::{Duration, Instant},
 };
 use transport_rdma::{
+    Prepared, RcOptions, RdmaLink, UdAddress, UdKeepalive,
     device::{Choice, Wish, choose},
-    rc::{Prepared, RcOptions, RdmaLink},
-    ud::{UdAddress, UdKeepalive},
 };
 
 /// Where `a` awaits `b`, for the endpoints alone.

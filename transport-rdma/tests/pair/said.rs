@@ -1,7 +1,7 @@
 //! What an end says on its stdout, one JSON object a line, to the program outside.
 
 use serde::{Deserialize, Serialize};
-use transport_rdma::ud::UdAddress;
+use transport_rdma::UdAddress;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "said", rename_all = "lowercase")]

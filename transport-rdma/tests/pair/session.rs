@@ -26,7 +26,7 @@ pub(crate) struct Remote {
 impl Remote {
     fn start(lab: &Lab, host: &'static str, session: u64, timeout: u8, queues: usize) -> anyhow::Result<Self> {
         let words = ["--end", &session.to_string(), &timeout.to_string(), &queues.to_string()];
-        let nobody = transport_rdma::ud::UdAddress { gid: [0; 16], lid: 0, qpn: 0, qkey: 0 };
+        let nobody = transport_rdma::UdAddress { gid: [0; 16], lid: 0, qpn: 0, qkey: 0 };
         let up = Up { queues: vec![], timeout, retry: 0, gives_up_ms: 0, beats: nobody };
         let counts = Counts { sent: 0, received: 0 };
         Ok(Self { host, up, job: lab.start(host, &words)?, waiting: vec![], counts })

@@ -11,7 +11,7 @@ use std::{
     thread::sleep,
     time::Duration,
 };
-use transport_tcp::{link::TcpLink, options::LinkOptions, reach::at_port, udp::UdpKeepalive};
+use transport_tcp::{LinkOptions, TcpLink, UdpKeepalive, reach::at_port};
 
 /// Keeps a second handle on both streams, to break them and to look at what has arrived.
 struct Loopback {

@@ -16,9 +16,12 @@ use std::{
 /// # Errors
 /// There is no such process.
 pub fn instance_id(pid: u32) -> io::Result<u64> {
+    instance_of(pid, &fs::read_to_string(format!("/proc/{pid}/stat"))?)
+}
+
+fn instance_of(pid: u32, stat: &str) -> io::Result<u64> {
     let boot = boot_id()?;
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let started = start_time(&stat)
+    let started = start_time(stat)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat has no start time")))?;
     let mut hasher = blake3::Hasher::new();
     hasher.update(boot.as_bytes());
@@ -39,7 +42,9 @@ fn start_time(stat: &str) -> Option<u64> {
 #[must_use]
 pub fn has_ended(pid: u32, instance: u64) -> bool {
     match fs::read_to_string(format!("/proc/{pid}/stat")) {
-        Ok(stat) => matches!(state(&stat), Some("Z" | "X")) || instance_id(pid).is_ok_and(|found| found != instance),
+        Ok(stat) => {
+            matches!(state(&stat), Some("Z" | "X")) || instance_of(pid, &stat).is_ok_and(|found| found != instance)
+        }
         Err(error) => is_gone(&error),
     }
 }
