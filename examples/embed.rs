@@ -1,92 +1,60 @@
-//! A machine counts in its memory, and says each number. Its process is killed; another one goes on from the last number that was heard.
-use anyhow::{Context, Result};
-use mc_core::ram::SharedRam;
-use node::{gate::messages, primary, standby};
-use parking_lot::Mutex;
-use std::{io, io::BufRead, process::Child, process::Command, process::Stdio, sync::Arc, thread, time::Duration};
-use vmm_memory::{Guest, Machine, MemoryVm, memory};
+//! A VM counts, and says each number. Its process is killed; the standby's process counts on, and says no number twice.
+use anyhow::{Context, Result, ensure};
+use node::{HostSettings, arbiter::ArbiterSpec, gate, primary, standby, sys::child::ends_with_this_thread};
+use std::io::{BufRead, BufReader};
+use std::{env, net::SocketAddr, net::TcpListener, process::Command, process::Stdio, thread, time::Duration};
+use vmm_memory::{MemoryVm, SharedRam, Steps};
 
-#[derive(Clone)]
-struct Counter(Arc<Mutex<bool>>); // whether it runs
+#[derive(Default, serde::Serialize, serde::Deserialize)]
+struct Counter(u64); // a register; it counts in RAM as well
 
-impl Guest for Counter {
-    fn pause(&mut self) -> io::Result<()> {
-        *self.0.lock() = false; // whoever has the lock is in the middle of a step
-        Ok(())
-    }
-    fn resume(&mut self) -> io::Result<()> {
-        *self.0.lock() = true;
-        Ok(())
-    }
-    fn device(&mut self) -> io::Result<Vec<u8>> {
-        Ok(b"a few bytes".to_vec())
+impl Steps for Counter {
+    type Message = u64;
+    fn step(&mut self, ram: &mut SharedRam) -> Option<u64> {
+        thread::sleep(Duration::from_millis(1));
+        let mut number = [0; 8];
+        ram.read(0x4000, &mut number);
+        assert_eq!(u64::from_le_bytes(number), self.0, "RAM and register are of one moment");
+        self.0 += 1;
+        ram.write(0x4000, &self.0.to_le_bytes());
+        Some(self.0)
     }
 }
-impl Machine for Counter {
-    fn restore(&mut self, device: &[u8]) -> io::Result<()> {
-        if device == b"a few bytes" { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
+
+/// The process of one host. Who has the VM protects it to whoever waits at `at`; a standby waits there for it first.
+fn host(role: &str, at: SocketAddr, arbiter: ArbiterSpec, dir: &str) -> Result<()> {
+    let (out, gate) = gate::messages(|number: u64| println!("{number}"))?;
+    let mut vm = MemoryVm::stepped(Counter::default(), 1 << 20, "counter 1", out)?;
+    let us = HostSettings::new("counter".parse()?, role.parse()?, arbiter, dir).beating(Duration::from_millis(100), 10);
+    if role == "standby" {
+        vm = standby::Runner::new(standby::Settings::new(us.clone(), at), vm)?.run()?;
     }
-}
-impl Counter {
-    fn run(&self, mut ram: SharedRam, mut say: impl FnMut(u64)) -> ! {
-        loop {
-            let runs = self.0.lock();
-            if *runs {
-                let mut number = [0; 8];
-                ram.read(0x4000, &mut number);
-                ram.write(0x4000, &(u64::from_le_bytes(number) + 1).to_le_bytes());
-                say(u64::from_le_bytes(number) + 1);
-            }
-            drop(runs);
-            thread::sleep(Duration::from_millis(1));
-        }
-    }
+    primary::Runner::new(primary::Settings::new(us, at), vm, gate)?.run().map(drop)
 }
 
 fn main() -> Result<()> {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let [role, port, arbiter, dir] = &args[..] else { return story() };
-    let (vm, node, address) = ("counter".parse()?, role.parse()?, format!("127.0.0.1:{port}"));
-    let (counter, ram) = (Counter(Arc::new(Mutex::new(role == "primary"))), memory(1 << 20)?);
-    let (mapped, whole) = (SharedRam::map(&ram, 1 << 20)?, MemoryVm::new(counter.clone(), ram, "counter 1"));
-    if role == "primary" {
-        let (say, gate) = messages(|number: u64| println!("{number}"))?;
-        thread::spawn(move || {
-            counter.run(mapped, |number| {
-                say.put(number);
-            })
-        });
-        let settings = primary::Settings::new(vm, node, address.parse()?, arbiter.parse()?, dir);
-        primary::Runner::new(settings, whole, gate)?.run().map(drop)
-    } else {
-        let settings = standby::Settings::new(vm, node, address.parse()?, arbiter.parse()?, dir);
-        standby::Runner::<MemoryVm<_, u64>>::new(settings, whole)?.run()?;
-        counter.run(mapped, |number| println!("{number}"))
+    let args: Vec<String> = env::args().skip(1).collect();
+    if let [role, address, arbiter, dir] = &args[..] {
+        return host(role, address.parse()?, arbiter.parse()?, dir);
     }
-}
-
-/// Both processes and their arbiter, as somebody outside sees them.
-fn story() -> Result<()> {
-    let dir = tempfile::tempdir()?;
+    let (dir, ip) = (tempfile::tempdir()?, args.first().map_or("127.0.0.1", String::as_str));
     let witness = witness::Witness::start(([127, 0, 0, 1], 0).into(), &dir.path().join("witness"))?;
-    let arbiter = format!("witness://{}", witness.local_addr());
-    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port().to_string();
-    let start = |role: &str| -> Result<(Child, io::Lines<io::BufReader<std::process::ChildStdout>>)> {
-        let mut command = Command::new(std::env::current_exe()?);
-        let args = [role, &port, &arbiter, &dir.path().join(role).display().to_string()];
-        let mut child = command.args(args).stdout(Stdio::piped()).spawn()?;
-        let lines = io::BufReader::new(child.stdout.take().context("its output")?).lines();
-        Ok((child, lines))
+    let (address, arbiter) = (TcpListener::bind((ip, 0))?.local_addr()?, format!("witness://{}", witness.local_addr()));
+    let start = |role: &str| -> Result<_> {
+        let mut command = Command::new(env::current_exe()?);
+        command.args([role, &address.to_string(), &arbiter]).arg(dir.path().join(role)).stdout(Stdio::piped());
+        let mut child = ends_with_this_thread(&mut command).spawn()?;
+        let said = BufReader::new(child.stdout.take().context("its output")?).lines().map_while(Result::ok);
+        Ok((child, said.inspect(|line| eprintln!("{line}"))))
     };
     let ((mut standby, after), (mut primary, mut before)) = (start("standby")?, start("primary")?);
-    before.by_ref().map_while(Result::ok).find(|line| line.contains("\"protected\"")).context("protected")?;
+    before.find(|line| line.contains(r#""event":"protected""#)).context("it was never protected")?;
     thread::sleep(Duration::from_secs(1));
     primary.kill()?;
-    let number = |line: io::Result<String>| line.ok()?.parse::<u64>().ok();
-    let last = before.filter_map(number).last().context("a number before")?;
-    let next = after.filter_map(number).next().context("a number after")?;
+    let number = |line: String| line.parse::<u64>().ok();
+    let last = before.filter_map(number).last().context("no number before")?;
+    let next = after.filter_map(number).next().context("no number after")?;
     println!("killed; the last number heard before was {last}, the next one after is {next}");
-    standby.kill()?;
-    anyhow::ensure!(next > last, "{next} was said twice");
-    Ok(())
+    ensure!(next > last, "a number was forgotten");
+    Ok(standby.kill()?)
 }

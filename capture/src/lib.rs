@@ -11,11 +11,9 @@
 //! | [`rdma::LocalCopy`] (feature `rdma`) | the device, by local RDMA writes |
 //! | [`WithSpare`] | another engine, and by `memcpy` from its first failure on |
 //!
-//! No program protects a VM with them yet: QEMU sends its pages itself. They are for a source that sees guest RAM, and until there is
-//! one, `bench` runs them (`mc-bench capture`, `epoch`).
-//!
-//! [`source::MemorySource`] puts a guest, a tracker and an engine together. Slabs come out byte for byte the same, whatever the engine. [`track`] asks the kernel which pages a process has written;
-//! its `kernel.rs` is this crate's only `unsafe`.
+//! QEMU sends its pages itself. [`source::MemorySource`] puts a guest, a tracker and an engine together for a source that sees guest RAM:
+//! `vmm-memory` runs it with [`memcpy`], and `bench` with every engine (`mc-bench capture`, `epoch`). Slabs come out byte for byte the
+//! same, whatever the engine. [`track`] asks the kernel which pages a process has written; its `kernel.rs` is this crate's only `unsafe`.
 
 #![deny(unsafe_code)]
 

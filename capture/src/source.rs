@@ -18,7 +18,35 @@ use mc_core::{
 };
 use std::{fs::File, io, os::fd::BorrowedFd, sync::Arc, time::Duration};
 
-/// What stops and starts a VM, and has the rest of its state.
+/// What stops and starts a VM, and has the rest of its state. Its calls come from the loop that holds the VM's output, which waits for
+/// them: the VM stands still from [`Guest::pause`] to [`Guest::resume`].
+///
+/// ```
+/// use capture::source::Guest;
+///
+/// /// A VM that runs in the steps of its owner, who looks at `runs` before each one.
+/// #[derive(Default)]
+/// struct Stepped { runs: bool, register: u32 }
+///
+/// impl Guest for Stepped {
+///     fn pause(&mut self) -> std::io::Result<()> {
+///         self.runs = false;
+///         Ok(())
+///     }
+///     fn resume(&mut self) -> std::io::Result<()> {
+///         self.runs = true;
+///         Ok(())
+///     }
+///     fn device(&mut self) -> std::io::Result<Vec<u8>> {
+///         Ok(self.register.to_le_bytes().to_vec())
+///     }
+/// }
+///
+/// let mut guest = Stepped { runs: true, register: 7 };
+/// guest.pause()?;
+/// assert_eq!((guest.runs, guest.device()?), (false, vec![7, 0, 0, 0]));
+/// # Ok::<(), std::io::Error>(())
+/// ```
 pub trait Guest {
     /// Stops it; one that is stopped stays so. When this returns, nobody writes to its RAM.
     ///
@@ -26,7 +54,7 @@ pub trait Guest {
     /// The VM is gone, or does not stop.
     fn pause(&mut self) -> io::Result<()>;
 
-    /// Lets it run on.
+    /// Lets it run on; one that runs is left alone.
     ///
     /// # Errors
     /// The VM is gone.
@@ -66,10 +94,12 @@ enum State {
     Captured,
 }
 
-/// See the module. RAM is block 0.
+/// See the module. RAM is block 0. Dropped, it lets a guest go on that it had stopped.
 #[derive(Debug)]
-pub struct MemorySource<G, C> {
+pub struct MemorySource<G: Guest, C> {
     guest: G,
+    /// By this source.
+    stopped: bool,
     clock: C,
     blocks: Arc<[SharedRam]>,
     tracker: Tracker,
@@ -88,6 +118,7 @@ impl<G: Guest, C: Clock> MemorySource<G, C> {
     pub fn new(guest: G, clock: C, blocks: Arc<[SharedRam]>, tracker: Tracker, engine: Box<dyn CaptureEngine>) -> Self {
         Self {
             guest,
+            stopped: false,
             clock,
             blocks,
             tracker,
@@ -224,6 +255,7 @@ impl<G: Guest, C: Clock> CheckpointSource for MemorySource<G, C> {
 
     fn pause(&mut self) -> Result<(), SourceError> {
         self.lap = Lap { began: self.clock.now(), ..Lap::default() };
+        self.stopped = true;
         self.guest.pause().map_err(failed)?;
         let stopped = self.clock.now();
         self.tracker.collect(&self.blocks[0], &mut self.runs).map_err(failed)?;
@@ -234,6 +266,7 @@ impl<G: Guest, C: Clock> CheckpointSource for MemorySource<G, C> {
 
     fn resume(&mut self) -> Result<(), SourceError> {
         self.state = State::Running;
+        self.stopped = false;
         self.guest.resume().map_err(failed)
     }
 
@@ -243,5 +276,16 @@ impl<G: Guest, C: Clock> CheckpointSource for MemorySource<G, C> {
 
     fn deadline(&self) -> Option<Time> {
         (self.state == State::Running).then_some(Time(0))
+    }
+}
+
+/// Its output is held until the register says whose the VM is.
+impl<G: Guest, C> Drop for MemorySource<G, C> {
+    fn drop(&mut self) {
+        if self.stopped
+            && let Err(error) = self.guest.resume()
+        {
+            tracing::error!(%error, "the VM stays stopped");
+        }
     }
 }

@@ -17,7 +17,14 @@ use mc_core::{
     testing::Rng,
 };
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use std::{fs::File, io, sync::Arc};
+use std::{
+    fs::File,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
 
 const PAGES: usize = 40;
 const SLAB: usize = 3 * PAGE_SIZE;
@@ -110,4 +117,31 @@ fn the_image_is_the_guests_ram_after_every_checkpoint() {
         assert_eq!((source.deadline(), source.poll(&mut staging).unwrap()), (None, SourceEvent::Idle));
         source.pause().unwrap();
     }
+}
+
+#[test]
+fn a_source_that_is_dropped_while_the_guest_is_stopped_lets_it_go_on() {
+    #[derive(Clone, Default)]
+    struct Flag(Arc<AtomicBool>);
+    impl Guest for Flag {
+        fn pause(&mut self) -> io::Result<()> {
+            self.0.store(true, Relaxed);
+            Ok(())
+        }
+        fn resume(&mut self) -> io::Result<()> {
+            self.0.store(false, Relaxed);
+            Ok(())
+        }
+        fn device(&mut self) -> io::Result<Vec<u8>> {
+            Ok(Vec::new())
+        }
+    }
+    let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).unwrap());
+    file.set_len(PAGE_SIZE as u64).unwrap();
+    let guest = Flag::default();
+    let mut source = MemorySource::over(guest.clone(), Still, &file).unwrap();
+    source.begin().unwrap();
+    assert!(guest.0.load(Relaxed));
+    drop(source);
+    assert!(!guest.0.load(Relaxed));
 }

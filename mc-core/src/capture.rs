@@ -79,6 +79,45 @@ impl<'a> Runs<'a> {
 
 /// Fills reserved places with pages of guest RAM. It knows the RAM blocks from when it was made; their indices are the
 /// profile's.
+///
+/// ```
+/// use mc_core::{capture::*, id::*, ram::SharedRam, slab::{SlabPool, SlabWriter}, staging::Staging};
+///
+/// /// The processor copies, as soon as a slab is submitted.
+/// #[derive(Debug)]
+/// struct Copies { ram: SharedRam, landed: Vec<SlabWriter> }
+///
+/// impl CaptureEngine for Copies {
+///     fn name(&self) -> &'static str {
+///         "copies"
+///     }
+///     fn covers(&self, run: &Run) -> bool {
+///         run.block == BlockId(0) && self.ram.contains(run.offset, run.len())
+///     }
+///     fn submit(&mut self, mut slab: SlabWriter) -> Result<(), CaptureError> {
+///         slab.fill(|place, to| self.ram.read(place.offset as usize, to));
+///         self.landed.push(slab);
+///         Ok(())
+///     }
+///     fn poll(&mut self) -> Result<Option<SlabWriter>, CaptureError> {
+///         Ok(if self.landed.is_empty() { None } else { Some(self.landed.remove(0)) })
+///     }
+///     fn pending(&self) -> usize {
+///         self.landed.len()
+///     }
+///     fn abort(&mut self) -> Result<Vec<SlabWriter>, CaptureError> {
+///         Ok(self.landed.drain(..).collect())
+///     }
+/// }
+///
+/// let mut engine = Copies { ram: SharedRam::anonymous(8 * PAGE_SIZE)?, landed: Vec::new() };
+/// let mut staging = Staging::new(SlabPool::new(1 << 20, 4 << 20));
+/// staging.begin(Incarnation(1), Generation(2));
+/// let dirty = [Run { block: BlockId(0), offset: 0, pages: 3 }];
+/// staging.capture(&mut engine, &mut Runs::new(&dirty))?;
+/// assert_eq!(staging.finish().pages, 3);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait CaptureEngine: std::fmt::Debug + Send {
     /// For messages and figures.
     fn name(&self) -> &'static str;

@@ -9,6 +9,59 @@ pub use several::Gates;
 
 /// Holds what the VM sends. **Fail-closed (I6)**: an error, or the death of the process, keeps or drops output, and never
 /// releases it. Inbound traffic is not held: the outside may know more than the VM, never the reverse.
+///
+/// ```
+/// use mc_core::{gate::{GateStats, OutputGate}, id::Epoch};
+/// use std::io;
+///
+/// /// A serial line: what the VM wrote, and what came out at the other end.
+/// #[derive(Debug, Default)]
+/// struct Serial { written: String, holds: bool, shut: bool, batches: Vec<(Epoch, String)>, seen: String }
+///
+/// impl OutputGate for Serial {
+///     fn poll(&mut self) -> io::Result<()> {
+///         if !self.holds {
+///             self.seen.extend(self.written.drain(..));
+///         }
+///         Ok(())
+///     }
+///     fn hold(&mut self) {
+///         self.holds = true;
+///     }
+///     fn barrier(&mut self, epoch: Epoch) -> io::Result<()> {
+///         self.batches.push((epoch, std::mem::take(&mut self.written)));
+///         Ok(())
+///     }
+///     fn release(&mut self, epoch: Epoch) -> io::Result<()> {
+///         let held = self.batches.partition_point(|(of, _)| *of <= epoch);
+///         self.seen.extend(self.batches.drain(..held).map(|(_, batch)| batch));
+///         Ok(())
+///     }
+///     fn open(&mut self) -> io::Result<()> {
+///         self.release(Epoch(u64::MAX))?;
+///         self.holds = self.shut;
+///         self.poll()
+///     }
+///     fn shut(&mut self) {
+///         (self.shut, self.holds) = (true, true);
+///         self.batches.clear();
+///     }
+///     fn stats(&self) -> GateStats {
+///         GateStats { held_packets: self.batches.len() as u64, ..GateStats::default() }
+///     }
+/// }
+///
+/// let mut gate = Serial::default();
+/// gate.hold();
+/// gate.written += "paid";
+/// gate.barrier(Epoch(1))?; // the VM is stopped, and its checkpoint taken
+/// gate.written += ", shipped"; // of the next epoch
+/// gate.poll()?;
+/// assert_eq!(gate.seen, "");
+/// gate.release(Epoch(1))?; // the standby has ACKed it
+/// assert_eq!(gate.seen, "paid");
+/// # Ok::<(), io::Error>(())
+/// ```
 pub trait OutputGate: Debug {
     /// The time of the calls that follow. The driver says it before each round of them.
     fn tick(&mut self, _now: Time) {}

@@ -12,6 +12,59 @@ use std::{io, os::fd::BorrowedFd};
 ///           ┌────────── VM runs ──────────┐┌────────────── VM stopped ────────────────┐┌─ VM runs
 /// begin ──> (initial copy, VM runs)        Captured ──resume──> Ready ──pause──> … Captured ──resume──> Ready …
 /// ```
+///
+/// ```
+/// use mc_core::{id::*, slab::SlabPool, source::*, staging::Staging};
+/// use std::os::fd::BorrowedFd;
+///
+/// /// A VM whose only page is copied in every pause.
+/// struct Page { page: [u8; PAGE_SIZE], stopped: bool, told: bool }
+///
+/// impl CheckpointSource for Page {
+///     fn begin(&mut self) -> Result<(), SourceError> {
+///         self.pause() // the first checkpoint has everything
+///     }
+///     fn poll(&mut self, sink: &mut dyn CheckpointSink) -> Result<SourceEvent, SourceError> {
+///         if std::mem::replace(&mut self.told, true) {
+///             return Ok(SourceEvent::Idle); // each event is told once
+///         }
+///         if !self.stopped {
+///             return Ok(SourceEvent::Ready);
+///         }
+///         match sink.page(BlockId(0), 0, &self.page) {
+///             Ok(()) => Ok(SourceEvent::Captured),
+///             Err(NoRoom) => {
+///                 self.told = false; // it is polled again
+///                 Ok(SourceEvent::NoRoom)
+///             }
+///         }
+///     }
+///     fn pause(&mut self) -> Result<(), SourceError> {
+///         (self.stopped, self.told) = (true, false);
+///         Ok(())
+///     }
+///     fn resume(&mut self) -> Result<(), SourceError> {
+///         (self.stopped, self.told) = (false, false);
+///         Ok(())
+///     }
+///     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
+///         None
+///     }
+///     fn deadline(&self) -> Option<Time> {
+///         (!self.told).then_some(Time(0)) // now
+///     }
+/// }
+///
+/// let mut staging = Staging::new(SlabPool::new(1 << 20, 4 << 20));
+/// staging.begin(Incarnation(1), Generation(2));
+/// let mut vm = Page { page: [7; PAGE_SIZE], stopped: false, told: false };
+/// vm.begin()?;
+/// assert_eq!(vm.poll(&mut staging)?, SourceEvent::Captured);
+/// assert_eq!(staging.finish().pages, 1);
+/// vm.resume()?; // once the gate's barrier stands
+/// assert_eq!(vm.poll(&mut staging)?, SourceEvent::Ready);
+/// # Ok::<(), SourceError>(())
+/// ```
 pub trait CheckpointSource {
     /// Starts the full synchronisation. Its end is reported as `Captured`, like every later checkpoint.
     fn begin(&mut self) -> Result<(), SourceError>;

@@ -1,5 +1,9 @@
 //! What a runner of either side has: a clock, the arbiter, and, while there is a session, its beats and its way.
 
+mod settings;
+
+pub use settings::HostSettings;
+
 use crate::{
     arbiter::{Answer, ArbiterClient, ArbiterWatch, Stance},
     clock::Clock,

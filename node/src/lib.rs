@@ -66,4 +66,4 @@ pub mod tune;
 pub mod units;
 pub mod wake;
 
-pub use host::{Host, Session};
+pub use host::{Host, HostSettings, Session};

@@ -1,51 +1,108 @@
-//! A VM whose RAM is one memfd, and whose other state is bytes: for a virtual machine monitor that this is linked into.
+//! A VM whose RAM is one file in memory, for a virtual machine monitor that this is linked into.
 //!
-//! It implements [`Machine`]: how its VM is stopped, let go on, and what it has besides RAM. [`MemoryVm`] is then both sides' VM: what
-//! a [`node::primary::Runner`] protects, and what a [`node::standby::Runner`] continues.
+//! | you have | you implement | |
+//! |---|---|---|
+//! | a VM that runs in steps on a thread | [`Steps`] | [`MemoryVm::stepped`] |
+//! | threads of your own, such as KVM's | [`Cpus`]: how they are stopped and let go on | [`MemoryVm::new`] |
+//!
+//! A [`MemoryVm`] is both sides' VM: what a [`node::primary::Runner`] protects, and what a [`node::standby::Runner`] continues and gives
+//! back, for a primary's runner to protect it again. `examples/embed.rs` is a whole program.
 
 #![forbid(unsafe_code)]
 
+mod stepped;
+
 pub use capture::source::Guest;
+pub use mc_core::ram::SharedRam;
+pub use stepped::{Stepped, Steps};
 
 use anyhow::Result;
 use capture::source::MemorySource;
 use mc_core::{
     id::{Epoch, Generation},
     image::Image,
-    ram::SharedRam,
     register::Register,
 };
 use node::{
     clock::Clock,
     gate::MessageGate,
-    primary::PrimaryVm,
+    inbox::Outbox,
+    primary::{Life, PrimaryVm},
     standby::{Ready, StandbyVm},
 };
 use rustix::{
     fs::{MemfdFlags, memfd_create},
     rand::{GetRandomFlags, getrandom},
 };
-use std::{fs::File, io, marker::PhantomData, sync::Arc};
+use std::{
+    fs::File,
+    io,
+    marker::PhantomData,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
-/// A VM that can be continued elsewhere.
-pub trait Machine: Guest + Clone {
+/// What runs a VM, here or, later, elsewhere: its processors and its devices. Clones command the same ones.
+///
+/// ```
+/// use std::{io, sync::{Arc, Mutex}};
+/// use vmm_memory::{Cpus, Guest};
+///
+/// #[derive(Clone, Default)]
+/// struct Vcpus(Arc<Mutex<Vec<u8>>>); // what KVM_GET_REGS and its like said
+///
+/// impl Guest for Vcpus {
+///     fn pause(&mut self) -> io::Result<()> {
+///         Ok(()) // kick them out of KVM_RUN, and wait until all are out
+///     }
+///     fn resume(&mut self) -> io::Result<()> {
+///         Ok(()) // back into KVM_RUN
+///     }
+///     fn device(&mut self) -> io::Result<Vec<u8>> {
+///         Ok(self.0.lock().unwrap().clone())
+///     }
+/// }
+///
+/// impl Cpus for Vcpus {
+///     fn restore(&mut self, device: &[u8]) -> io::Result<()> {
+///         *self.0.lock().unwrap() = device.to_vec(); // KVM_SET_REGS
+///         Ok(())
+///     }
+/// }
+///
+/// let (mut here, mut there) = (Vcpus::default(), Vcpus::default());
+/// here.0.lock().unwrap().extend(b"rip");
+/// there.restore(&here.device()?)?;
+/// assert_eq!(there.device()?, b"rip");
+/// # Ok::<(), io::Error>(())
+/// ```
+pub trait Cpus: Guest + Clone {
     /// Takes over this state, which [`Guest::device`] gave elsewhere. RAM is as it was then; the VM is stopped.
     ///
     /// # Errors
-    /// It makes no sense to this machine.
+    /// It makes no sense here.
     fn restore(&mut self, device: &[u8]) -> io::Result<()>;
+
+    /// How it is. Asked in every turn; must not wait.
+    fn life(&mut self) -> Life {
+        Life::Lives
+    }
 }
 
-/// The RAM of a VM that sends messages of type `T`, and its machine.
+/// The RAM of a VM that sends messages of type `T`, and what runs it.
 #[derive(Debug)]
-pub struct MemoryVm<M, T> {
-    machine: M,
+pub struct MemoryVm<C, T> {
+    cpus: Commanded<C>,
     ram: Arc<File>,
     profile: Vec<u8>,
+    /// Of the copy that is, or was, continued here.
+    instance: Option<u64>,
     messages: PhantomData<fn() -> T>,
 }
 
-/// RAM of so many bytes, all of them zero: what a machine maps, and [`MemoryVm::new`] takes.
+/// RAM of so many bytes, all of them zero: what its processors map, and [`MemoryVm::new`] takes.
 ///
 /// # Errors
 /// No descriptor, no memory.
@@ -55,57 +112,101 @@ pub fn memory(bytes: u64) -> io::Result<Arc<File>> {
     Ok(Arc::new(file))
 }
 
-impl<M: Machine, T> MemoryVm<M, T> {
-    /// `profile`: what both sides must have in common, such as the machine's version.
-    #[must_use]
-    pub fn new(machine: M, ram: Arc<File>, profile: impl Into<Vec<u8>>) -> Self {
-        Self { machine, ram, profile: profile.into(), messages: PhantomData }
-    }
-
-    /// The machine.
-    #[must_use]
-    pub fn machine(&self) -> &M {
-        &self.machine
-    }
-
-    fn map(&self) -> Result<SharedRam> {
-        Ok(SharedRam::map(&self.ram, usize::try_from(self.ram.metadata()?.len())?)?)
+impl<S: Steps> MemoryVm<Stepped<S>, S::Message> {
+    /// A VM with so many bytes of RAM. A runner lets it run, once the VM is this node's. What it sends goes into `out`, the other end of a [`node::gate::messages`].
+    ///
+    /// # Errors
+    /// No descriptor, no memory, no thread.
+    pub fn stepped(vm: S, bytes: u64, profile: &str, out: Outbox<S::Message>) -> Result<Self> {
+        let ram = memory(bytes)?;
+        let stepped = Stepped::spawn(vm, map(&ram)?, out)?;
+        Self::new(stepped, ram, profile)
     }
 }
 
-impl<M: Machine, T> PrimaryVm for MemoryVm<M, T> {
-    type Source = MemorySource<M, Clock>;
+impl<C: Cpus, T> MemoryVm<C, T> {
+    /// Over processors that are stopped: a runner lets it run, once the VM is this node's. `profile`: what both sides must have in common besides the size of the RAM, such as the VMM's version.
+    ///
+    /// # Errors
+    /// The file cannot be asked for its size.
+    pub fn new(cpus: C, ram: Arc<File>, profile: &str) -> Result<Self> {
+        let profile = format!("{profile}, {} bytes of RAM", ram.metadata()?.len()).into_bytes();
+        let cpus = Commanded { cpus, fenced: Arc::default() };
+        Ok(Self { cpus, ram, profile, instance: None, messages: PhantomData })
+    }
+}
+
+fn map(ram: &File) -> Result<SharedRam> {
+    Ok(SharedRam::map(ram, usize::try_from(ram.metadata()?.len())?)?)
+}
+
+/// Processors that do not run again once another node owns their VM.
+#[derive(Clone, Debug)]
+pub struct Commanded<C> {
+    cpus: C,
+    fenced: Arc<AtomicBool>,
+}
+
+impl<C: Cpus> Guest for Commanded<C> {
+    fn pause(&mut self) -> io::Result<()> {
+        self.cpus.pause()
+    }
+
+    fn resume(&mut self) -> io::Result<()> {
+        if self.fenced.load(Ordering::Acquire) { Ok(()) } else { self.cpus.resume() }
+    }
+
+    fn device(&mut self) -> io::Result<Vec<u8>> {
+        self.cpus.device()
+    }
+}
+
+impl<C: Cpus, T> PrimaryVm for MemoryVm<C, T> {
+    type Source = MemorySource<Commanded<C>, Clock>;
     type Gate = MessageGate<T>;
 
     fn profile(&self) -> Vec<u8> {
         self.profile.clone()
     }
 
+    fn lives(&self, instance: u64) -> bool {
+        self.instance != Some(instance)
+    }
+
+    fn life(&mut self) -> Life {
+        self.cpus.cpus.life()
+    }
+
     fn source(&mut self) -> Result<Self::Source> {
-        Ok(MemorySource::over(self.machine.clone(), Clock, &self.ram)?)
+        Ok(MemorySource::over(self.cpus.clone(), Clock, &self.ram)?)
     }
 
     fn leave(&mut self, _register: &Register) -> Result<()> {
-        Ok(self.machine.resume()?)
+        Ok(self.cpus.resume()?)
     }
 
     fn fence(&mut self) -> Result<()> {
-        Ok(self.machine.pause()?)
+        self.cpus.fenced.store(true, Ordering::Release);
+        if self.life() == Life::Lives { Ok(self.cpus.pause()?) } else { Ok(()) }
     }
 }
 
-impl<M: Machine, T> StandbyVm for MemoryVm<M, T> {
+impl<C: Cpus, T> StandbyVm for MemoryVm<C, T> {
     fn prepare(&mut self, profile: &[u8]) -> Result<Ready> {
-        anyhow::ensure!(profile == self.profile, "the primary's VM has another profile");
+        if profile != self.profile {
+            let [theirs, ours] = [profile, &self.profile].map(String::from_utf8_lossy);
+            anyhow::bail!("the primary's VM is another one: {theirs}; here: {ours}");
+        }
         let mut instance = [0; 8];
         getrandom(&mut instance, GetRandomFlags::empty())?;
-        let image = Image::new(vec![self.map()?]);
-        Ok(Ready { profile: self.profile.clone(), image, instance: u64::from_le_bytes(instance) })
+        let instance = u64::from_le_bytes(instance);
+        self.instance = Some(instance);
+        Ok(Ready { profile: self.profile.clone(), image: Image::new(vec![map(&self.ram)?]), instance })
     }
 
     fn take_over(&mut self, image: &Image, _generation: Generation, _epoch: Epoch) -> Result<()> {
-        self.machine.restore(image.device())?;
-        Ok(self.machine.resume()?)
+        self.cpus.cpus.restore(image.device())?;
+        Ok(self.cpus.resume()?)
     }
 
     fn discard(&mut self) {}

@@ -21,6 +21,34 @@ use tracing::{info, warn};
 /// won was won by nobody else), idempotent (a register that holds what is asked for is a swap won), and durable (what it told is so after
 /// a crash). What a node has seen of a register must outlive the node's process, too: an answer that is less than what was seen is
 /// [`Attempt::Fault`] ([`mc_core::seen::Seen`] compares them).
+///
+/// ```
+/// use mc_core::register::{CasOutcome, Register, generation_of};
+/// use node::arbiter::{Answer, ArbiterClient, Ask, Attempt, Backend};
+/// use std::sync::{Arc, Mutex};
+///
+/// /// A register that both sides reach as memory. A real one is a row of a database, or a key of etcd.
+/// struct Shared(Arc<Mutex<Option<Register>>>);
+///
+/// impl Backend for Shared {
+///     fn attempt(&mut self, ask: &Ask, _: bool) -> Attempt {
+///         let mut held = self.0.lock().unwrap();
+///         Attempt::Answer(match ask {
+///             Ask::Read => Answer::Read(*held),
+///             Ask::Cas(swap) if generation_of(held.as_ref()) == swap.expect || *held == Some(swap.new) => {
+///                 *held = Some(swap.new);
+///                 Answer::Cas(CasOutcome::Won(swap.new))
+///             }
+///             Ask::Cas(_) => Answer::Cas(CasOutcome::Lost(*held)),
+///         })
+///     }
+/// }
+///
+/// let register = Arc::new(Mutex::new(None));
+/// let client = ArbiterClient::with_backend("shared", "web".parse()?, Box::new(Shared(register)))?;
+/// client.ask(Ask::Read); // the answer comes to `take_answer`, once the client's descriptor is readable
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait Backend: Send {
     /// Tries once, for a second or so at most. `decided`: the operator says that a contested swap is won.
     fn attempt(&mut self, ask: &Ask, decided: bool) -> Attempt;

@@ -66,6 +66,13 @@ impl PathsConfig {
         }
     }
 
+    /// RDMA where both sides have it, else TCP.
+    #[must_use]
+    pub fn auto(staging_bytes: u64) -> Self {
+        let (transport, keepalive) = (TransportWish::Auto, KeepaliveWish::Both);
+        Self { transport, keepalive, ..Self::tcp(staging_bytes) }
+    }
+
     /// Whether RDMA is tried.
     #[must_use]
     pub fn wants_rdma(&self) -> bool {

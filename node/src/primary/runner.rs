@@ -6,82 +6,52 @@ use super::{
 };
 use crate::{
     address::LocalAddr,
-    arbiter::{Answer, ArbiterClient, ArbiterConfig, ArbiterSpec, Ask, HostPort},
+    arbiter::{Answer, ArbiterClient, ArbiterSpec, Ask, HostPort},
     beats::Wish,
     events::{Event as Told, Fenced, emit},
-    identity,
+    host::HostSettings,
     inbox::{readable, wait},
-    paths::PathsConfig,
 };
 use anyhow::{Result, bail};
 use mc_core::{
     claim::{self, Claim, Verdict},
     driver::PrimaryErrand,
-    id::{Name, Time},
+    id::Time,
     machine::Machine,
     primary::{Config, Event, OnCap},
     register::{Owner, Register},
     wire::control::GoodbyeReason,
 };
 use rustix::rand::{GetRandomFlags, getrandom};
-use std::{os::fd::AsFd, path::PathBuf, time::Duration};
+use std::{os::fd::AsFd, time::Duration};
 
 /// What an embedder's primary is about. Times are those of `afterimage protect`, unless set.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The VM.
-    pub vm: Name,
-    /// This host, as people call it.
-    pub node: Name,
+    /// As for either side.
+    pub host: HostSettings,
     /// Where the standby listens.
     pub to: HostPort,
-    /// Who arbitrates.
-    pub arbiter: ArbiterSpec,
-    /// Where this node keeps its identity, and what it has seen of the register.
-    pub state_dir: PathBuf,
     /// Our address of the connection to the standby; `None`: the system chooses.
     pub bind: Option<LocalAddr>,
-    /// Which way checkpoints and beats go.
-    pub paths: PathsConfig,
     /// Between two checkpoints.
     pub epoch: Duration,
     /// Checkpoints captured and not yet ACKed, at most.
     pub window: u64,
-    /// How this side beats.
-    pub beats: Wish,
-    /// After so long without a turn of the loop its beats are withheld; `None`: after the usual time.
-    pub stall_after: Option<Duration>,
     /// Bytes of a slab.
     pub slab_bytes: usize,
-    /// Bytes of staging.
-    pub staging_bytes: usize,
 }
 
 impl Settings {
-    /// With the defaults: epochs of 20 ms, beats every 10 ms of which five may be missed, 64 MiB of staging, over TCP.
+    /// With the defaults: epochs of 20 ms, two of them under way.
     #[must_use]
-    pub fn new(vm: Name, node: Name, to: HostPort, arbiter: ArbiterSpec, state_dir: impl Into<PathBuf>) -> Self {
-        let staging_bytes = 64 << 20;
-        Self {
-            vm,
-            node,
-            to,
-            arbiter,
-            state_dir: state_dir.into(),
-            bind: None,
-            paths: PathsConfig::tcp(staging_bytes),
-            epoch: Duration::from_millis(20),
-            window: 2,
-            beats: Wish::default(),
-            stall_after: None,
-            slab_bytes: 1 << 20,
-            staging_bytes: 64 << 20,
-        }
+    pub fn new(host: HostSettings, to: impl Into<HostPort>) -> Self {
+        Self { host, to: to.into(), bind: None, epoch: Duration::from_millis(20), window: 2, slab_bytes: 1 << 20 }
     }
 
     fn commit_deadline(&self, rdma: bool) -> Duration {
-        let detection = self.beats.interval * u32::from(self.beats.multiplier);
-        let falls_back = if rdma { self.paths.rdma_give_up() } else { Duration::ZERO };
+        let detection = self.host.beats.interval * u32::from(self.host.beats.multiplier);
+        let falls_back = if rdma { self.host.paths.rdma_give_up() } else { Duration::ZERO };
         Duration::from_secs(2).max(self.epoch * 10).max(detection * 10) + falls_back
     }
 }
@@ -108,37 +78,39 @@ pub struct Runner<V: PrimaryVm> {
 }
 
 impl<V: PrimaryVm> Runner<V> {
-    /// Asks the arbiter for the VM, as often as it takes to be answered. Its output is let out by `gate`, which is open while no standby
-    /// protects the VM.
+    /// Asks the arbiter for the VM, as often as it takes to be answered, and lets the VM run. Its output is let out by `gate`, which is
+    /// open while no standby protects the VM.
     ///
     /// # Errors
     /// The VM is another node's, or another process's of this one; no identity, no thread; the arbiter is an operator, whom nobody here
     /// asks.
     pub fn new(settings: Settings, vm: V, gate: V::Gate) -> Result<Self> {
         anyhow::ensure!(
-            settings.arbiter != ArbiterSpec::Manual,
+            settings.host.arbiter != ArbiterSpec::Manual,
             "a primary's runner needs an arbiter that answers by itself: with `manual` the VM's output would be held for ever"
         );
-        let node = identity::node(&settings.state_dir, settings.node)?;
+        let arbiter = settings.host.ask()?;
+        Self::with_arbiter(settings, arbiter, vm, gate)
+    }
+
+    /// The same with an arbiter of the embedder's own ([`ArbiterClient::with_backend`]), whatever [`HostSettings::arbiter`] is.
+    ///
+    /// # Errors
+    /// As for [`Runner::new`].
+    pub fn with_arbiter(settings: Settings, mut arbiter: ArbiterClient, mut vm: V, gate: V::Gate) -> Result<Self> {
+        let node = settings.host.this()?;
         let mut instance = [0; 8];
         getrandom(&mut instance, GetRandomFlags::empty())?;
         let owner = Owner { node, instance: u64::from_le_bytes(instance) };
-        let mut arbiter = ArbiterClient::spawn(&ArbiterConfig {
-            spec: settings.arbiter.clone(),
-            vm: settings.vm,
-            node,
-            run_dir: settings.state_dir.clone(),
-            state_dir: settings.state_dir.clone(),
-            accept_witness: false,
-        })?;
         let register = ask_for(&mut arbiter, &vm, owner)?;
+        vm.leave(&register)?;
         let machine =
             Config { epoch: settings.epoch, window: settings.window, commit_deadline: settings.commit_deadline(false) };
         let begin = Begin {
             machine,
             register,
             slab_bytes: settings.slab_bytes,
-            staging: (settings.staging_bytes, OnCap::Throttle),
+            staging: (settings.host.staging_bytes, OnCap::Throttle),
             patience: Duration::ZERO,
             protect: true,
         };
@@ -226,21 +198,21 @@ impl<V: PrimaryVm> PrimaryLoop for Runner<V> {
             to: settings.to.clone(),
             bind: settings.bind,
             patience: Duration::ZERO,
-            paths: settings.paths.clone(),
-            vm: settings.vm,
+            paths: settings.host.paths(),
+            vm: settings.host.vm,
             owner: self.owner,
             generation: self.primary.driver.machine().register().generation.next(),
             witness: host.arbiter.health().witness,
-            beats: settings.beats,
+            beats: settings.host.beats,
             slab_bytes: settings.slab_bytes as u64,
-            staging_bytes: settings.staging_bytes as u64,
+            staging_bytes: settings.host.staging_bytes as u64,
             profile: self.vm.profile(),
             judge,
         })
     }
 
     fn beating(&self) -> (Wish, Option<Duration>) {
-        (self.settings.beats, self.settings.stall_after)
+        (self.settings.host.beats, self.settings.host.stall_after)
     }
 
     fn commit_deadline(&self) -> Duration {
@@ -273,7 +245,7 @@ impl<V: PrimaryVm> PrimaryLoop for Runner<V> {
             PrimaryErrand::Fence => {
                 let (register, standing) = (self.primary.held(), Some(self.primary.standing()));
                 emit(Told::Fenced(Box::new(Fenced {
-                    vm: Some(self.settings.vm),
+                    vm: Some(self.settings.host.vm),
                     register,
                     standing,
                     ..Fenced::default()

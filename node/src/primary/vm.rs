@@ -17,6 +17,48 @@ pub enum Life {
 /// A VM that runs on this host.
 ///
 /// Its calls come from the runner's loop and must not wait: what takes long is begun, and its end is told through the source.
+///
+/// ```
+/// use mc_core::register::Register;
+/// # use mc_core::source::*;
+/// use node::{gate::MessageGate, primary::PrimaryVm};
+/// use std::sync::{Arc, atomic::{AtomicBool, Ordering::SeqCst}};
+///
+/// # #[derive(Debug)]
+/// # struct Checkpoints;
+/// # impl CheckpointSource for Checkpoints {
+/// #     fn begin(&mut self) -> Result<(), SourceError> { Ok(()) }
+/// #     fn poll(&mut self, _: &mut dyn CheckpointSink) -> Result<SourceEvent, SourceError> { Ok(SourceEvent::Idle) }
+/// #     fn pause(&mut self) -> Result<(), SourceError> { Ok(()) }
+/// #     fn resume(&mut self) -> Result<(), SourceError> { Ok(()) }
+/// #     fn wait_fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> { None }
+/// # }
+/// /// Its virtual processors look at this flag.
+/// struct Vm { runs: Arc<AtomicBool> }
+///
+/// impl PrimaryVm for Vm {
+///     type Source = Checkpoints; // see mc_core::source::CheckpointSource
+///     type Gate = MessageGate<Vec<u8>>; // see mc_core::gate::OutputGate
+///
+///     fn profile(&self) -> Vec<u8> {
+///         b"2 processors, 512 MiB".to_vec()
+///     }
+///     fn source(&mut self) -> anyhow::Result<Checkpoints> {
+///         Ok(Checkpoints)
+///     }
+///     fn leave(&mut self, _: &Register) -> anyhow::Result<()> {
+///         Ok(self.runs.store(true, SeqCst))
+///     }
+///     fn fence(&mut self) -> anyhow::Result<()> {
+///         Ok(self.runs.store(false, SeqCst))
+///     }
+/// }
+///
+/// let mut vm = Vm { runs: Arc::default() };
+/// assert!(vm.judge()(b"2 processors, 512 MiB").is_ok(), "profiles must be equal, unless `judge` knows better");
+/// vm.fence()?; // another node runs it
+/// # Ok::<(), anyhow::Error>(())
+/// ```
 pub trait PrimaryVm {
     /// Where its checkpoints come from.
     type Source: CheckpointSource;
@@ -61,7 +103,7 @@ pub trait PrimaryVm {
         Ok(())
     }
 
-    /// The register says `register`, (solo, self): the VM sends no more checkpoints, and runs.
+    /// The register says `register`, (solo, self): the VM runs, and sends no checkpoints. So it begins, too; a VM may run before.
     ///
     /// # Errors
     /// As for [`PrimaryVm::start`].

@@ -2,23 +2,19 @@
 
 use super::{Begin, LastCopy, Ready, Standby, StandbyLoop, StandbyVm, Won, mishaps};
 use crate::{
-    arbiter::{ArbiterClient, ArbiterConfig, ArbiterSpec},
+    arbiter::ArbiterClient,
     beats::Wish,
     events::{Event as Told, Rehearsed, Rehearsing, Running, TakeoverFailed, emit, ms},
     exit::{self, Code, ExitError},
-    identity,
+    host::HostSettings,
     paths::PathsConfig,
 };
 use anyhow::{Error, Result};
 use mc_core::{
-    id::{Epoch, Name, Time},
+    id::{Epoch, Time},
     standby::{Event, Role},
 };
-use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{net::SocketAddr, path::Path, time::Duration};
 use transport_tcp::session::Offer;
 
 /// Between two attempts to take the VM over, at most.
@@ -27,45 +23,19 @@ const LONGEST: Duration = Duration::from_secs(30);
 /// What an embedder's standby is about. Times are those of `afterimage standby`, unless set.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The VM.
-    pub vm: Name,
-    /// This host, as people call it.
-    pub node: Name,
+    /// As for either side.
+    pub host: HostSettings,
     /// Where to wait for the VM's primary.
     pub listen: SocketAddr,
-    /// Who arbitrates.
-    pub arbiter: ArbiterSpec,
-    /// Where this node keeps its identity, its last copy's record, and what it has seen of the register.
-    pub state_dir: PathBuf,
-    /// Which way checkpoints and beats go.
-    pub paths: PathsConfig,
-    /// How this side beats.
-    pub beats: Wish,
-    /// After so long without a turn of the loop its beats are withheld; `None`: after the usual time.
-    pub stall_after: Option<Duration>,
-    /// Bytes of staging, in a session.
-    pub staging_bytes: u64,
     /// Whether [`StandbyVm::rehearse`] has to pass before the copy protects.
     pub rehearse: bool,
 }
 
 impl Settings {
-    /// With the defaults: beats every 10 ms of which five may be missed, 64 MiB of staging, over TCP, without a rehearsal.
+    /// Without a rehearsal.
     #[must_use]
-    pub fn new(vm: Name, node: Name, listen: SocketAddr, arbiter: ArbiterSpec, state_dir: impl Into<PathBuf>) -> Self {
-        let staging = 64 << 20;
-        Self {
-            vm,
-            node,
-            listen,
-            arbiter,
-            state_dir: state_dir.into(),
-            paths: PathsConfig::tcp(staging),
-            beats: Wish::default(),
-            stall_after: None,
-            staging_bytes: staging,
-            rehearse: false,
-        }
+    pub fn new(host: HostSettings, listen: SocketAddr) -> Self {
+        Self { host, listen, rehearse: false }
     }
 }
 
@@ -81,6 +51,7 @@ struct Pending {
 #[derive(Debug)]
 pub struct Runner<V: StandbyVm> {
     settings: Settings,
+    paths: PathsConfig,
     vm: V,
     standby: Standby,
     pending: Option<Pending>,
@@ -94,26 +65,34 @@ impl<V: StandbyVm> Runner<V> {
     /// # Errors
     /// Another standby of this VM uses the state directory, or the address; no identity, no thread.
     pub fn new(settings: Settings, vm: V) -> Result<Self> {
-        let this = identity::node(&settings.state_dir, settings.node)?;
-        let last_copy = LastCopy::open(&settings.state_dir, settings.vm)?;
-        let arbiter = ArbiterClient::spawn(&ArbiterConfig {
-            spec: settings.arbiter.clone(),
-            vm: settings.vm,
-            node: this,
-            run_dir: settings.state_dir.clone(),
-            state_dir: settings.state_dir.clone(),
-            accept_witness: false,
-        })?;
+        // First of all: of two standbys of this VM the second one is told so.
+        let last_copy = LastCopy::open(&settings.host.state_dir, settings.host.vm)?;
+        let arbiter = settings.host.ask()?;
+        Self::begin(settings, last_copy, arbiter, vm)
+    }
+
+    /// The same with an arbiter of the embedder's own ([`ArbiterClient::with_backend`]), whatever [`HostSettings::arbiter`] is.
+    ///
+    /// # Errors
+    /// As for [`Runner::new`].
+    pub fn with_arbiter(settings: Settings, arbiter: ArbiterClient, vm: V) -> Result<Self> {
+        let last_copy = LastCopy::open(&settings.host.state_dir, settings.host.vm)?;
+        Self::begin(settings, last_copy, arbiter, vm)
+    }
+
+    fn begin(settings: Settings, last_copy: LastCopy, arbiter: ArbiterClient, vm: V) -> Result<Self> {
+        let HostSettings { vm: name, staging_bytes, .. } = settings.host;
         let begin = Begin {
-            vm: settings.vm,
-            this,
+            vm: name,
+            this: settings.host.this()?,
             listen: settings.listen,
-            staging_bytes: settings.staging_bytes,
+            staging_bytes: staging_bytes as u64,
             rehearse: settings.rehearse,
             gone: last_copy.gone()?,
             last_copy,
         };
-        Ok(Self { standby: Standby::new(begin, arbiter)?, settings, vm, pending: None, attempting: false })
+        let (standby, paths) = (Standby::new(begin, arbiter)?, settings.host.paths());
+        Ok(Self { standby, settings, paths, vm, pending: None, attempting: false })
     }
 
     /// Where it waits.
@@ -218,11 +197,11 @@ impl<V: StandbyVm> StandbyLoop for Runner<V> {
     }
 
     fn paths(&self) -> &PathsConfig {
-        &self.settings.paths
+        &self.paths
     }
 
     fn beating(&self) -> (Wish, Option<Duration>) {
-        (self.settings.beats, self.settings.stall_after)
+        (self.settings.host.beats, self.settings.host.stall_after)
     }
 
     /// A copy that was lost goes first, also if no session comes about: a VM here is asked to hold one at a time, and the primary that
@@ -251,7 +230,7 @@ impl<V: StandbyVm> StandbyLoop for Runner<V> {
     }
 
     fn abandon(&mut self) -> Error {
-        let what = format!("{} was given to another node while this one could not run it", self.settings.vm);
+        let what = format!("{} was given to another node while this one could not run it", self.settings.host.vm);
         self.keep(ExitError::new(Code::Fenced, what).into())
     }
 
@@ -282,9 +261,12 @@ impl<V: StandbyVm> StandbyLoop for Runner<V> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::paths::{End, beats_at, call};
+    use crate::{
+        arbiter::ArbiterSpec,
+        paths::{End, beats_at, call},
+    };
     use mc_core::{
-        id::{Generation, Incarnation, Node, NodeId, PAGE_SIZE, WitnessId},
+        id::{Generation, Incarnation, Name, Node, NodeId, PAGE_SIZE, WitnessId},
         image::Image,
         ram::SharedRam,
         transport::{Completion, Op, Transport},
@@ -294,6 +276,7 @@ mod tests {
             session::{Hello, Purpose, VERSIONS},
         },
     };
+    use std::path::PathBuf;
     use transport_tcp::session::SessionOptions;
 
     const GENERATION: Generation = Generation(5);
@@ -333,8 +316,8 @@ mod tests {
 
     fn runner(dir: &std::path::Path) -> Runner<Page> {
         let any = "127.0.0.1:0".parse().expect("an address");
-        Runner::new(Settings::new(name("web"), name("b"), any, ArbiterSpec::Manual, dir), Page::default())
-            .expect("a runner")
+        let host = HostSettings::new(name("web"), name("b"), ArbiterSpec::Manual, dir);
+        Runner::new(Settings::new(host, any), Page::default()).expect("a runner")
     }
 
     /// A primary that gives a whole copy, and dies once that is ACKed.

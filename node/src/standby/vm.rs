@@ -7,7 +7,7 @@ use mc_core::{
 use std::path::PathBuf;
 
 /// A VM that waits on this host. Its calls come from the runner's loop, which waits for them. One that takes longer than
-/// [`super::Settings::stall_after`] in a session costs beats: the primary takes this side for dead, and goes on alone.
+/// [`crate::HostSettings::stall_after`] in a session costs beats: the primary takes this side for dead, and goes on alone.
 ///
 /// ```
 /// use mc_core::{id::{Epoch, Generation, PAGE_SIZE}, image::Image, ram::SharedRam};

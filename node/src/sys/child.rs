@@ -3,14 +3,14 @@
 use std::{io, os::unix::process::CommandExt, process::Command};
 
 /// Has the kernel kill the child when the *thread* that starts it ends, for whatever reason (prctl(2), PR_SET_PDEATHSIG).
-pub fn ends_with_this_thread(command: &mut Command) {
+pub fn ends_with_this_thread(command: &mut Command) -> &mut Command {
     let ask = || {
         // SAFETY: PR_SET_PDEATHSIG takes a signal's number by value, and touches no memory.
         let rc = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
         if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     };
     // SAFETY: between fork and exec `ask` makes one system call: it allocates nothing, takes no lock, and shares no memory.
-    unsafe { command.pre_exec(ask) };
+    unsafe { command.pre_exec(ask) }
 }
 
 /// Has the child begin a session of its own (setsid(2)): a ^C or a hang-up of our terminal is not meant for it; nor is the SIGHUP that the

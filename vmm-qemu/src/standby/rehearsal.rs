@@ -39,7 +39,7 @@ use std::{
         unix::{fs::DirBuilderExt, net::UnixStream},
     },
     path::{Path, PathBuf},
-    process::{Child, ExitStatus},
+    process::{Child, Command, ExitStatus},
     sync::{Arc, Mutex, PoisonError},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -221,7 +221,8 @@ fn rehearse(config: &RehearsalConfig, stage: &Stage) -> Result<Rehearsed, Rehear
     made.map_err(|error| StandbyError::io("making", dir, error))?;
     let (ours, theirs) = UnixStream::pair().map_err(|error| StandbyError::io("a socket pair in", dir, error))?;
     let line = command(config)?;
-    stage.enter(|| launch::spawn(&line, dir, None, OwnedFd::from(theirs).into(), ends_with_this_thread))?;
+    let dies_with_us = |qemu: &mut Command| _ = ends_with_this_thread(qemu);
+    stage.enter(|| launch::spawn(&line, dir, None, OwnedFd::from(theirs).into(), dies_with_us))?;
     let act = Act { dir, stage, deadline, patience: config.deadline };
     let mut qmp = connect(dir, stage.pid(), deadline, || stage.ended()).map_err(|error| act.failed_start(error))?;
     act.listen(&mut qmp)?;
