@@ -23,6 +23,7 @@ use clap::{
 };
 use mc_core::id::Name;
 use node::exit::CODES;
+use protection::processes::Program;
 use std::{path::PathBuf, time::Duration};
 
 const AFTER: &str = "\
@@ -30,6 +31,9 @@ Everything listens on loopback unless told otherwise. The link between the hosts
 nor encrypted, so keep it on a network of its own.
 
 Results go to stdout, narration to stderr (AFTERIMAGE_LOG=debug for more).";
+
+/// How this program starts its own processes.
+pub const PROGRAM: Program = Program { path: node::program::own, data_path: "data-path", keeper: "keeper" };
 
 /// Keeps an after-image of a running QEMU VM on a second host.
 ///

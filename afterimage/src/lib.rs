@@ -3,9 +3,6 @@
 //! | module | |
 //! |---|---|
 //! | [`cli`], [`config`] | the command line, and what it resolves to |
-//! | [`protect`] | the primary: supervisor and data path |
-//! | [`standby`] | the standby |
-//! | [`keeper`] | the VM's network while nobody protects it |
 //! | [`witness`] | the register's keeper |
 //! | [`status`] | `status` |
 //! | [`orders`] | `takeover`, `solo`, `unprotect`, `reprotect`, `image export` |
@@ -13,8 +10,6 @@
 //! | [`live`] | a running pair is changed: its keepalive, its epoch, its staging |
 //! | [`why`] | the story of each role change, from the journal |
 //! | [`mod@probe`] | `keepalive probe`, `serve`, `tune` |
-//! | [`predecessor`] | who has the VM on this node already makes way |
-//! | [`room`] | memory and disk that a VM's RAM may take |
 //!
 //! What is a library is a crate of its own: docs/adr/0016.
 
@@ -23,14 +18,9 @@
 pub mod cli;
 pub mod config;
 mod find;
-pub mod keeper;
 pub mod live;
 pub mod orders;
-pub mod predecessor;
 pub mod probe;
-pub mod protect;
-pub mod room;
-pub mod standby;
 pub mod status;
 pub mod why;
 pub mod witness;

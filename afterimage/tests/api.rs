@@ -1,12 +1,12 @@
 //! The control socket to strangers: clients that are slow, long-winded, of another version or release, too many, or gone; and a
 //! loop that does not answer. Each gets a clear answer, and the loop never waits for one of them.
 
-use afterimage::predecessor::relieve_primary;
 use api::{
     Control, ControlSocket, Desk, Kind, Late, OfSide, Primary, Problem, ReplyTo, Request, Response, SCHEMA, Serves,
     Side, Status, ask, done, socket_path,
 };
 use mc_core::id::Name;
+use protection::predecessor::relieve_primary;
 use serde_json::Value;
 use std::{
     fs,

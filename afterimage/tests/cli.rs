@@ -1,12 +1,13 @@
 //! The command line and the file: what is read, what is refused, and with which exit code.
 
 use afterimage::{
-    cli::Cli, cli::Command, config::ConfigError, config::KeepaliveWish, config::ProtectConfig, config::StandbyConfig,
-    config::TransportWish, config::WitnessConfig,
+    cli::{Cli, Command},
+    config::{self, ConfigError, KeepaliveWish, TransportWish},
 };
 use api::{Side, Status};
 use clap::{CommandFactory, Parser};
 use mc_core::testing::skip;
+use protection::{primary, standby};
 use serde_json::Value;
 use std::{collections::BTreeSet, fs, io::Write, net::TcpListener, path::PathBuf, process, time::Duration};
 
@@ -20,10 +21,10 @@ fn run(args: &[&str]) -> (i32, String, String) {
     (out.status.code().unwrap(), text(out.stdout), text(out.stderr))
 }
 
-fn protect(more: &[&str]) -> Result<ProtectConfig, ConfigError> {
+fn protect(more: &[&str]) -> Result<primary::Settings, ConfigError> {
     let args = PROTECT.iter().chain(more);
     let Command::Protect(args) = Cli::try_parse_from(args).unwrap().command else { panic!() };
-    ProtectConfig::resolve(args)
+    config::protect(args)
 }
 
 fn file(text: &str) -> tempfile::NamedTempFile {
@@ -70,7 +71,7 @@ fn a_commit_deadline_is_what_was_said_or_follows() {
     let mut config = protect(&["--config", written.path().to_str().unwrap()]).unwrap();
     assert_eq!(config.commit_deadline(false), ms(700));
     let json = serde_json::to_string(&config).unwrap();
-    assert_eq!(serde_json::from_str::<ProtectConfig>(&json).unwrap(), config, "a child gets it as JSON: {json}");
+    assert_eq!(serde_json::from_str::<primary::Settings>(&json).unwrap(), config, "a child gets it as JSON: {json}");
     config.epoch = secs(1);
     assert_eq!(config.commit_deadline(false), ms(2050), "an epoch that an operator has made longer since");
     let error = protect(&["--epoch", "1s", "--commit-deadline", "2s"]).unwrap_err().to_string();
@@ -89,7 +90,7 @@ fn outputs_are_forced_by_name() {
     let forced = config.forced();
     assert_eq!((forced.names, forced.disks), (vec!["n1".to_owned()], true));
     let json = serde_json::to_string(&config).unwrap();
-    assert_eq!(serde_json::from_str::<ProtectConfig>(&json).unwrap(), config, "a child gets it as JSON: {json}");
+    assert_eq!(serde_json::from_str::<primary::Settings>(&json).unwrap(), config, "a child gets it as JSON: {json}");
 }
 
 fn ms(n: u64) -> Duration {
@@ -101,12 +102,12 @@ fn a_standby_takes_qemu_after_two_dashes() {
     let args =
         ["afterimage", "standby", "--vm", "web", "--arbiter", "witness://w:7400", "--", "qemu", "-m", "128", "--vm"];
     let Command::Standby(args) = Cli::try_parse_from(args).unwrap().command else { panic!() };
-    let config = StandbyConfig::resolve(args).unwrap();
+    let config = config::standby(args).unwrap();
     assert_eq!(config.qemu, ["qemu", "-m", "128", "--vm"]);
     assert_eq!(config.listen, "127.0.0.1:7410".parse().unwrap());
     assert_eq!(config.ram_dir, PathBuf::from("/dev/shm"));
     let json = serde_json::to_string(&config).unwrap();
-    assert_eq!(serde_json::from_str::<StandbyConfig>(&json).unwrap(), config, "a child gets it as JSON: {json}");
+    assert_eq!(serde_json::from_str::<standby::Settings>(&json).unwrap(), config, "a child gets it as JSON: {json}");
 }
 
 #[test]
@@ -168,7 +169,7 @@ fn flags_win_over_the_file_and_the_file_over_defaults() {
     assert_eq!(config.nics[0].tap, "tap9", "file");
     assert_eq!(config.detect_multiplier, 5, "default");
     let json = serde_json::to_string(&config).unwrap();
-    assert_eq!(serde_json::from_str::<ProtectConfig>(&json).unwrap(), config, "a child gets it as JSON: {json}");
+    assert_eq!(serde_json::from_str::<primary::Settings>(&json).unwrap(), config, "a child gets it as JSON: {json}");
 }
 
 #[test]
@@ -189,7 +190,7 @@ fn a_checked_file_is_printed_as_a_file_that_means_the_same() {
     assert_eq!(values(&once)[1..], values(&twice)[1..]);
     let args = ["afterimage", "witness", "--config", again.path().to_str().unwrap()];
     let Command::Witness { args, command: None } = Cli::try_parse_from(args).unwrap().command else { panic!() };
-    assert_eq!(WitnessConfig::resolve(args).unwrap().state, PathBuf::from("/var/lib/w"));
+    assert_eq!(config::witness(args).unwrap().state, PathBuf::from("/var/lib/w"));
 }
 
 /// Files of the release before, and the data paths that its supervisors start.
@@ -202,7 +203,7 @@ fn the_keys_of_before_mean_what_they_meant() {
     let configs = [old, new].map(|text| {
         let file = file(text);
         let config = protect(&["--config", file.path().to_str().unwrap()]).unwrap();
-        ProtectConfig { config_file: None, ..config }
+        primary::Settings { config_file: None, ..config }
     });
     assert_eq!(configs[0], configs[1]);
     let (code, checked, stderr) = run(&["config", "check", file(old).path().to_str().unwrap()]);
@@ -216,7 +217,10 @@ fn the_keys_of_before_mean_what_they_meant() {
         "keepalive":"both","beat_port":null,"rdma_device":null,"rdma_gid_index":null,"rdma_timeout":null,"rdma_retry":6,
         "staging_bytes":786432}}"#;
     let node = "a".parse().unwrap();
-    assert_eq!(serde_json::from_str::<ProtectConfig>(json).unwrap(), ProtectConfig { node, ..configs[1].clone() });
+    assert_eq!(
+        serde_json::from_str::<primary::Settings>(json).unwrap(),
+        primary::Settings { node, ..configs[1].clone() }
+    );
 }
 
 /// docs/examples: what `config check` lists, the example has, as a setting or in a comment; and it can be run with.
@@ -247,9 +251,9 @@ fn the_example_is_a_file_that_works_and_names_every_key() {
     for command in ["witness", "protect", "standby"] {
         let args = ["afterimage", command, "--config", path];
         let resolved = match Cli::try_parse_from(args).unwrap().command {
-            Command::Witness { args, .. } => WitnessConfig::resolve(args).map(drop),
-            Command::Protect(args) => ProtectConfig::resolve(args).map(drop),
-            Command::Standby(args) => StandbyConfig::resolve(args).map(drop),
+            Command::Witness { args, .. } => config::witness(args).map(drop),
+            Command::Protect(args) => config::protect(args).map(drop),
+            Command::Standby(args) => config::standby(args).map(drop),
             _ => unreachable!("not asked for"),
         };
         resolved.unwrap();

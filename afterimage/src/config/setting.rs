@@ -1,6 +1,6 @@
 //! What a setting is: its name, its unit, what it may be, and whose it is. All of them stand in [`super::table`].
 
-use super::units::parse_listen;
+use super::listen::parse_listen;
 use node::units::{from_micros, parse_duration, parse_size, size_text, time_text, whole};
 use std::{fmt, str::FromStr};
 use toml::Value;
