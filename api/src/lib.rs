@@ -45,6 +45,7 @@ mod problem;
 pub mod report;
 mod request;
 mod route;
+mod seats;
 mod serve;
 mod settings;
 mod socket;
