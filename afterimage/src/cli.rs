@@ -166,8 +166,7 @@ pub enum ConfigCommand {
         /// The TOML file, with sections `[witness]`, `[protect]`, `[standby]`
         file: PathBuf,
     },
-    /// Print docs/SETTINGS.md: every setting of every command
-    #[command(hide = true)]
+    /// Print docs/SETTINGS.md: every setting of every command, what it may be, and its default
     Settings,
 }
 

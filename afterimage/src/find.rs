@@ -1,6 +1,6 @@
 //! Finds the process of a VM that a command is for, and reports when there is none.
 
-use api::{Side, is_served, socket_path};
+use api::{Side, ended, is_served, socket_path};
 use mc_core::id::Name;
 use node::exit::{Code, ExitError};
 use std::path::{Path, PathBuf};
@@ -44,21 +44,21 @@ fn another(here: Side, vm: Name, wanted: &[Side], command: &str) -> ExitError {
 fn dead(run_dir: &Path, vm: Name, wanted: &[Side]) -> Option<ExitError> {
     let side = wanted.iter().copied().find(|side| socket_path(run_dir, vm, *side).exists())?;
     let path = socket_path(run_dir, vm, side);
-    let what = format!(
-        "the {} of {vm} does not run any more: its process has ended, and left {}",
-        side.as_str(),
-        path.display()
-    );
-    let command = if side == Side::Primary { "protect" } else { side.as_str() };
-    let remedy =
-        format!("`afterimage why --vm {vm}` shows how it ended; to bring it back, start `afterimage {command}` again");
-    Some(ExitError::new(Code::Failed, what).remedy(remedy))
+    let (what, remedy) = ended(&path, vm, side);
+    Some(
+        ExitError::new(Code::Failed, format!("the {} of {vm} does not run any more: {what}", side.as_str()))
+            .remedy(remedy),
+    )
 }
 
 /// Nothing runs here: for that VM, or for any.
 pub(crate) fn nobody(vm: Option<Name>, run_dir: &Path) -> ExitError {
     let whom = vm.map_or_else(String::new, |vm| format!(" for {vm}"));
     let what = format!("nothing runs here{whom}: no control socket in {}", run_dir.display());
-    ExitError::new(Code::Failed, what)
-        .remedy("start `afterimage protect` or `afterimage standby`; if they use another --run-dir, give the same here")
+    // A process that was fenced has left with its socket.
+    let ended = vm.map_or_else(|| "`afterimage why`".to_owned(), |vm| format!("`afterimage why --vm {vm}`"));
+    ExitError::new(Code::Failed, what).remedy(format!(
+        "start `afterimage protect` or `afterimage standby`; if they use another --run-dir, give the same here; if one ran here, \
+         {ended} shows how it ended"
+    ))
 }

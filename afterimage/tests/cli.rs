@@ -231,6 +231,11 @@ fn the_example_is_a_file_that_works_and_names_every_key() {
     let (code, printed, stderr) = run(&["config", "check", path]);
     assert_eq!(code, 0, "{stderr}");
     assert!(!printed.contains("has to come from a flag"), "{printed}");
+    let follows = |line: &str| {
+        line.starts_with("# commit_deadline")
+            && line.ends_with("# default: ten detection times or ten epochs, at least 2s")
+    };
+    assert!(printed.lines().any(follows), "{printed}");
     let keys = |text: &str, begins: fn(&str) -> bool| {
         let mut section = String::new();
         let mut keys = BTreeSet::new();
@@ -311,7 +316,16 @@ fn a_wrong_file_is_refused_with_its_key_name_and_line() {
         ("[protect]\ntransport = 'tcp'\nkeepalive = 'ud'\n", 3, "need RDMA"),
         ("[protect]\nrdma_gid_index = 256\n", 2, "256"),
         ("[standby]\nlisten = 'localhost'\n", 2, "address"),
-        ("[witness]\nlisten = '127.0.0.1:7400'\nlisten = '127.0.0.1:7400'\n", 3, "duplicate"),
+        ("[witness]\nlisten = '127.0.0.1:7400'\nlisten = '127.0.0.1:7400'\n", 3, "duplicate key `listen`"),
+        ("[witness]\n\"l\\u001b\" = 1\n", 2, "unknown key `l\\u{1b}`"),
+        ("[protect]\nrun_dir = ''\n", 2, "run_dir: an empty text"),
+        ("[protect]\nqmp = ''\n", 2, "qmp: an empty text"),
+        ("[protect]\nstate_dir = ''\n", 2, "state_dir: an empty text"),
+        ("[protect]\nunheld = ['']\n", 2, "unheld: an empty text"),
+        ("[protect]\nrdma_device = ''\n", 2, "rdma_device: an empty text"),
+        ("[standby]\nram_dir = ''\n", 2, "ram_dir: an empty text"),
+        ("[standby]\nspill = ''\n", 2, "spill: an empty text"),
+        ("[witness]\nstate = ''\n", 2, "state: an empty text"),
         ("[witness\n", 1, ""),
     ];
     for (text, line, what) in cases {
@@ -337,10 +351,17 @@ fn a_wrong_file_is_refused_with_its_key_name_and_line() {
 
 #[test]
 fn a_wrong_command_line_exits_with_2_and_says_what_is_allowed() {
-    let cases: [(&[&str], &str); 26] = [
+    let cases: [(&[&str], &str); 30] = [
         (&[], "Usage"),
         (&["protekt"], "protect"),
-        (&["protect", "--epoch", "20"], "invalid duration \"20\": expected a number and a unit (us, ms, s, m, h or d)"),
+        (
+            &["protect", "--epoch", "20"],
+            "invalid duration \"20\": expected a number and its unit (us, ms, s, m or h), such as 20ms; allowed: 1ms to 60s",
+        ),
+        (&["set", "--vm", "web", "epoch=50"], "epoch: invalid duration \"50\": expected a number and its unit"),
+        (&["set", "--vm", "web", "staging=64"], "allowed: 512KiB to 1024GiB"),
+        (&["protect", "--qmp", ""], "'--qmp <SOCKET>': an empty text says nothing"),
+        (&["standby", "--run-dir", ""], "'--run-dir <DIR>': an empty text says nothing"),
         (&["protect", "--staging", "64MB"], "KiB, MiB or GiB"),
         (&["protect", "--epoch", "1h"], "1h is out of range: expected 1ms to 60s"),
         (&["protect", "--rdma-retry", "7"], "retry for ever at 7"),

@@ -10,7 +10,11 @@ use crate::{
     sockets::side_of,
     status::{OfSide, SCHEMA, Status},
 };
-use node::exit::{Code, ExitError};
+use mc_core::id::Name;
+use node::{
+    events::Side,
+    exit::{Code, ExitError},
+};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
 use std::{
     io,
@@ -88,8 +92,11 @@ fn no_answer(path: &Path, error: &ControlError) -> NoAnswer {
     match error {
         ControlError::Io { source, .. } => match source.kind() {
             io::ErrorKind::ConnectionRefused => {
-                let remedy = format!("start it again, or remove {} if it is no longer needed", path.display());
-                NoAnswer { role: GONE, why: format!("its process has ended, and left its socket; {remedy}") }
+                let (what, remedy) = match side_of(path) {
+                    Some((vm, side)) => ended(path, vm, side),
+                    None => (left(path), "start it again".to_owned()),
+                };
+                NoAnswer { role: GONE, why: format!("{what}; {remedy}") }
             }
             io::ErrorKind::NotFound => NoAnswer { role: GONE, why: "its process has ended".to_owned() },
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => mute(path),
@@ -104,6 +111,19 @@ fn no_answer(path: &Path, error: &ControlError) -> NoAnswer {
         }
         ControlError::Busy { .. } | ControlError::Answer { .. } => NoAnswer { role: MUTE, why: error.to_string() },
     }
+}
+
+fn left(path: &Path) -> String {
+    format!("its process has ended, and left {}", path.display())
+}
+
+/// A process that has ended and left its socket: what is said of it, and what to do.
+#[must_use]
+pub fn ended(path: &Path, vm: Name, side: Side) -> (String, String) {
+    let command = if side == Side::Primary { "protect" } else { side.as_str() };
+    let remedy =
+        format!("`afterimage why --vm {vm}` shows how it ended; to bring it back, start `afterimage {command}` again");
+    (left(path), remedy)
 }
 
 fn mute(path: &Path) -> NoAnswer {

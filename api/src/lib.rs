@@ -45,6 +45,7 @@ mod problem;
 pub mod report;
 mod request;
 mod route;
+mod seats;
 mod serve;
 mod settings;
 mod socket;
@@ -55,7 +56,7 @@ pub use client::ask;
 pub use control::{Control, ControlRequest, done, refused};
 pub use desk::{Desk, EXPORT_PATIENCE, Handler, Late, PATIENCE, ReplyTo, Serves};
 pub use gather::{
-    ANSWER_PATIENCE, Answered, GONE, MUTE, NoAnswer, ask_all, ask_one, is_left_over, is_served, statuses,
+    ANSWER_PATIENCE, Answered, GONE, MUTE, NoAnswer, ask_all, ask_one, ended, is_left_over, is_served, statuses,
 };
 pub use head::{Head, look};
 pub use keepalive::{KeepaliveReport, Session, Wanted};

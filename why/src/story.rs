@@ -61,13 +61,19 @@ pub(super) fn sentences(incident: &Incident, facts: &Facts) -> Vec<String> {
     told.extend(access(incident));
     told.extend(swap(facts));
     told.extend(outcome(incident, facts));
+    // What led to it comes first; the network follows what became of the VM.
+    told.extend(each(incident, |record| network(&record.event)));
     told.extend(exit(facts));
     told
 }
 
 /// What no suspicion says.
 fn cause(incident: &Incident) -> Vec<String> {
-    let mut told: Vec<String> = incident.records.iter().filter_map(|record| happening(incident, record)).collect();
+    each(incident, |record| happening(incident, record))
+}
+
+fn each(incident: &Incident, says: impl Fn(&Record) -> Option<String>) -> Vec<String> {
+    let mut told: Vec<String> = incident.records.iter().filter_map(says).collect();
     told.dedup();
     told
 }
@@ -114,7 +120,7 @@ fn happening(incident: &Incident, record: &Record) -> Option<String> {
         Event::TakeoverFailed(TakeoverFailed { why, times, .. }) => {
             format!("Taking the VM over failed (attempt {times}): {why}. The copy was kept.")
         }
-        _ => return arbiter(incident, record).or_else(|| network(&record.event)),
+        _ => return arbiter(incident, record),
     })
 }
 

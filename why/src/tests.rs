@@ -84,6 +84,24 @@ fn takeover(at_ms: f64) -> [Value; 4] {
 }
 
 #[test]
+fn the_keeper_is_told_after_the_takeover_that_it_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut events = vec![syncing()];
+    events.extend(takeover(1000.0));
+    events.insert(
+        2,
+        json!({ "event": "keeper-started", "at_ms": 1000.2, "keeper": 7, "generation": 3, "handed_over": false }),
+    );
+    journal(dir.path(), "standby", &events);
+    let text = render(&told(dir.path()));
+    let at = |words: &str| text.find(words).unwrap_or_else(|| panic!("{words}: {text}"));
+    assert!(
+        at("was silent for") < at("The VM runs here") && at("The VM runs here") < at("A keeper was started"),
+        "{text}"
+    );
+}
+
+#[test]
 fn a_takeover_is_told_with_its_reasons() {
     let dir = tempfile::tempdir().unwrap();
     let mut events = vec![syncing()];

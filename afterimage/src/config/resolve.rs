@@ -156,7 +156,10 @@ impl<'a> Resolved<'a> {
             let line = value.as_ref().map_or_else(|| format!("# {key}"), |value| format!("{key} = {value}"));
             let origin = match (value, origin) {
                 (None, _) if matches!(setting.usual, Usual::Needed(_)) => "not set: has to come from a flag".to_owned(),
-                (None, _) => "not set: optional".to_owned(),
+                (None, _) => match setting.usual {
+                    Usual::Follows(words) => format!("default: {words}"),
+                    _ => "not set: optional".to_owned(),
+                },
                 (_, Origin::Flag) => "flag".to_owned(),
                 (_, Origin::Line(line, None)) => format!("line {line}"),
                 (_, Origin::Line(line, Some(old))) => format!("line {line}, by its old key {old}: call it {key}"),

@@ -136,7 +136,7 @@ mod tests {
         for (text, why) in [
             ("epoch", "no '='"),
             ("/etc/afterimage.toml", "--save=/etc/afterimage.toml"),
-            ("epoch=50", "us, ms, s, m, h or d"),
+            ("epoch=50", "us, ms, s, m or h), such as 20ms; allowed: 1ms to 60s"),
             ("epoch=0.5ms", "expected 1ms to 60s"),
             ("window=3", "cannot be set on a running pair; allowed: epoch=TIME, staging=SIZE, on_cap=POLICY"),
             ("staging=64MB", "KiB, MiB or GiB"),

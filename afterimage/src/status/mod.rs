@@ -45,11 +45,11 @@ pub fn show(args: &StatusArgs) -> anyhow::Result<Code> {
     Ok(worst)
 }
 
-/// All there is of the processes of one VM, that was `named` or is the only one; of several VMs a table.
+/// All there is of the processes of one VM, which was `named` or is the only one; of several VMs a table.
 fn for_people(statuses: &[Status], named: bool) -> String {
+    let one_vm = statuses.windows(2).all(|pair| pair[0].vm == pair[1].vm);
     match statuses {
-        [one] => text::render(one),
-        several if named => several.iter().map(text::render).collect::<Vec<_>>().join("\n"),
+        several if named || one_vm => several.iter().map(text::render).collect::<Vec<_>>().join("\n"),
         several => table::render(several),
     }
 }
