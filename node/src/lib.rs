@@ -51,6 +51,10 @@ pub mod journal;
 pub mod keepalive;
 pub mod narration;
 pub mod pass;
+#[cfg(feature = "testing")]
+pub mod outside;
+#[cfg(not(feature = "testing"))]
+mod outside;
 pub mod paths;
 pub mod primary;
 pub mod program;

@@ -44,7 +44,11 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-use worker::Shared;
+use worker::{Shared, Worker};
+#[cfg(feature = "testing")]
+pub use link::{Dial, Exchange};
+#[cfg(feature = "testing")]
+pub use worker::{Step, Steps};
 pub use worker::{Attempt, Backend};
 
 /// A question to the arbiter.
@@ -142,6 +146,16 @@ impl ArbiterClient {
         Self::start(config.spec.clone(), config.vm, backend)
     }
 
+    /// The same, to a witness that is reached by `dial`.
+    ///
+    /// # Errors
+    /// As for [`ArbiterClient::spawn`].
+    #[cfg(feature = "testing")]
+    pub fn dialling(config: &ArbiterConfig, dial: Box<dyn Dial>) -> Result<Self, ArbiterError> {
+        let backend = Box::new(link::Link::dialling(dial, config)?);
+        Self::start(config.spec.clone(), config.vm, backend)
+    }
+
     /// The same, with a backend of the embedder's own, which messages call `name`.
     ///
     /// # Errors
@@ -154,10 +168,15 @@ impl ArbiterClient {
         let system = |doing| move |source| ArbiterError::System { doing, source };
         let wake = Wake::new().map_err(system("making an event descriptor"))?;
         let shared = Arc::new(Shared::new(wake, spec == ArbiterSpec::Manual, &*backend));
-        let worker = Arc::clone(&shared);
+        let worker = Worker::new(Arc::clone(&shared), backend, vm);
+        #[cfg(feature = "testing")]
+        let worker = match crate::outside::world::begin_arbiter(Steps::new(worker)) {
+            Ok(()) => return Ok(Self { spec, shared }),
+            Err(steps) => steps.worker(),
+        };
         std::thread::Builder::new()
             .name("arbiter".into())
-            .spawn(move || worker::run(&worker, backend, vm))
+            .spawn(move || worker.run())
             .map_err(system("starting a thread"))?;
         Ok(Self { spec, shared })
     }
