@@ -41,6 +41,7 @@ pub(super) struct Link {
 }
 
 /// How a witness is reached.
+#[cfg_attr(not(feature = "testing"), expect(unreachable_pub, reason = "public for tests"))]
 pub trait Dial: std::fmt::Debug + std::fmt::Display + Send {
     /// Within half a second or so.
     ///
@@ -50,6 +51,7 @@ pub trait Dial: std::fmt::Debug + std::fmt::Display + Send {
 }
 
 /// A connection to a witness.
+#[cfg_attr(not(feature = "testing"), expect(unreachable_pub, reason = "public for tests"))]
 pub trait Exchange: std::fmt::Debug + Send {
     /// Asks, and waits for the answer: half a second at most. What comes later would answer something else: after an error the
     /// connection is given up.

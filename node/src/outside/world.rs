@@ -47,6 +47,12 @@ impl World {
         NOW.set(Some(ns));
     }
 
+    /// Now, as what only measures has it.
+    #[must_use]
+    pub fn instant() -> Instant {
+        instant().unwrap_or_else(Instant::now)
+    }
+
     /// What is drawn at random follows from `seed`.
     pub fn seed(seed: u64) {
         with(|world| world.random = seed);
