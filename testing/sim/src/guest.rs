@@ -100,6 +100,8 @@ pub(crate) struct Vm {
     /// Of the copy that was continued here.
     pub(crate) instance: Option<u64>,
     pub(crate) boots: Rc<Cell<bool>>,
+    /// So often, about, a takeover fails before it succeeds.
+    pub(crate) attempts: Cell<u8>,
 }
 
 impl PrimaryVm for Vm {
@@ -155,6 +157,8 @@ impl StandbyVm for Vm {
         let device: [u8; DEVICE] = image.device().try_into()?;
         let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| device[at + i]));
         let guest = Guest { ram: image.block(BlockId(0)), runs: true, ..Guest::new((number(0), number(8))) };
+        let attempts = self.attempts.replace(self.attempts.get() / 2);
+        anyhow::ensure!(attempts == 0, "no room for a VM yet");
         let mut observer = self.observer.lock().unwrap_or_else(PoisonError::into_inner);
         observer.continues(self.host, guest.word);
         *self.room.borrow_mut() = Some(guest);

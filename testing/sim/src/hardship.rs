@@ -18,6 +18,10 @@ pub enum Blow {
     Breaks,
     /// What is on its way from this host is damaged.
     Damages(usize),
+    /// Slabs are lost by the link itself, from this host, from here on: one now.
+    Leaks(usize),
+    /// After so many events, and so many µs, the host of the newest one: 0: its process dies; 1: it loses its power; 2: it stands still.
+    AtEvent(u64, u64, u8),
     /// The process on this host dies, and is started again after so many ms.
     Crash(usize, u64),
     /// This host loses its power for so many ms.
@@ -79,6 +83,13 @@ const ALL: &[(&str, &str, Draw)] = &[
     }),
     ("broken-links", "every connection between the hosts breaks", |rng| vec![(at(rng), Blow::Breaks)]),
     ("damage", "bytes on a link are flipped", |rng| vec![(at(rng), Blow::Damages(rng.usize(0..2)))]),
+    ("leaking-link", "a link loses slabs, and does not know", |rng| {
+        let host = rng.usize(0..2);
+        (0..40).map(|_| (at(rng), Blow::Leaks(host))).collect()
+    }),
+    ("turning-point", "a process dies, or stands still, right when something has happened to it", |rng| {
+        vec![(0, Blow::AtEvent(rng.u64(1..24), rng.u64(0..4_000), rng.u8(0..3)))]
+    }),
     ("primary-crash", "the first host's process dies and is started again", |rng| {
         vec![(at(rng), Blow::Crash(0, rng.u64(50..2000)))]
     }),
@@ -121,7 +132,7 @@ fn early(rng: &mut fastrand::Rng) -> u64 {
 }
 
 fn at(rng: &mut fastrand::Rng) -> u64 {
-    rng.u64(200 * MS..4_000 * MS)
+    if rng.u8(0..3) == 0 { rng.u64(20 * MS..500 * MS) } else { rng.u64(200 * MS..4_000 * MS) }
 }
 
 fn while_(rng: &mut fastrand::Rng) -> (u64, u64) {

@@ -84,6 +84,8 @@ pub(crate) struct Host {
     /// Of the copy that is received here.
     pub(crate) session: usize,
     pub(crate) compared: (u64, u64),
+    /// How often a takeover fails here.
+    pub(crate) fails: Cell<u8>,
     dir: PathBuf,
 }
 
@@ -112,6 +114,7 @@ impl Host {
             still: [0; 2],
             session: 0,
             compared: (0, 0),
+            fails: Cell::default(),
             dir,
         }
     }
@@ -143,7 +146,7 @@ impl Host {
 
     fn vm(&self, ledger: &SharedLedger, observer: &Arc<Mutex<Observer>>) -> Vm {
         let (room, boots) = (self.room.clone(), self.boots.clone());
-        Vm { host: self.number, room, ledger: ledger.clone(), observer: Arc::clone(observer), instance: None, boots }
+        Vm { host: self.number, room, ledger: ledger.clone(), observer: Arc::clone(observer), instance: None, boots, attempts: self.fails.clone() }
     }
 
     /// The process that wants to run the VM; `vm`: which it has.

@@ -59,6 +59,9 @@ pub(crate) struct World {
     calls: u64,
     trace: Option<Trace>,
     whose: Rc<Cell<(u64, usize)>>,
+    /// Events until the turning point, and whose the newest one was.
+    events: Rc<Cell<(u64, usize)>>,
+    turning: Option<(u64, u8)>,
     /// Registers that were judged.
     pub(crate) judged: usize,
 }
@@ -71,7 +74,11 @@ impl World {
         let whose = Rc::new(Cell::new((0, 0)));
         let (told, at) = (trace.clone(), whose.clone());
         let home = dir.display().to_string();
+        let events = Rc::new(Cell::new((u64::MAX, 0)));
+        let counted = events.clone();
         Outside::tell(move |event| {
+            let (left, _) = counted.get();
+            counted.set((left.saturating_sub(1), at.get().1));
             let Some(told) = &told else { return };
             let text = serde_json::to_string(event).unwrap_or_default().replace(&home, "DIR");
             let (now, host) = at.get();
@@ -96,8 +103,14 @@ impl World {
             calls: 0,
             trace,
             whose,
+            events,
+            turning: None,
             judged: 1,
         };
+        for host in 0..2 {
+            let fails = if world.rng.u8(0..4) == 0 { world.rng.u8(1..4) } else { 0 };
+            world.hosts[host].fails.set(fails);
+        }
         world.mail.push((0, Mail::Start(1, 0)));
         world.mail.push((20 * MS, Mail::Start(0, 0)));
         world
@@ -170,10 +183,24 @@ impl World {
             }
             _ => self.strike(),
         }
+        self.turn_of_events();
         let wakes = std::mem::take(&mut lock(&self.net).wakes);
         for (at, host) in wakes {
             self.hosts[host].beats_due = self.hosts[host].beats_due.min(at);
         }
+    }
+
+    fn turn_of_events(&mut self) {
+        let (left, host) = self.events.get();
+        let Some((us, how)) = self.turning.take_if(|_| left == 0) else { return };
+        let blow = match how {
+            0 => Blow::Crash(host, self.rng.u64(50..1500)),
+            1 => Blow::Power(host, self.rng.u64(300..1500)),
+            _ => Blow::StopHost(host, self.rng.u64(50..1500)),
+        };
+        let at = self.now + us * 1000;
+        let place = self.schedule.iter().position(|(other, _)| *other > at).unwrap_or(self.schedule.len());
+        self.schedule.insert(place, (at, blow));
     }
 
     fn on(&self, host: usize) {
@@ -496,6 +523,16 @@ impl World {
                     let way = if links.caller == host { Way::FirstToSecond } else { Way::SecondToFirst };
                     links.each().for_each(|link| link.corrupt(way));
                 }
+            }
+            Blow::Leaks(host) => {
+                if let Some(links) = newest {
+                    let way = if links.caller == host { Way::FirstToSecond } else { Way::SecondToFirst };
+                    links.second.lose(way);
+                }
+            }
+            Blow::AtEvent(events, us, how) => {
+                self.events.set((events, 0));
+                self.turning = Some((us, how));
             }
             Blow::Crash(host, ms) => self.kill(host, ms * MS),
             Blow::Power(host, ms) => {

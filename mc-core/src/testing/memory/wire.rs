@@ -96,6 +96,15 @@ impl LinkFaults {
         wire.lanes.iter_mut().for_each(|lane| lane.frozen = true);
     }
 
+    /// The newest slab under way never arrives, as over a link that is broken itself.
+    pub fn lose(&self, way: Way) {
+        let mut wire = lock(&self.wire);
+        let lane = &mut wire.lanes[way as usize];
+        if let Some(index) = lane.records.iter().rposition(|record| is_slab(record)) {
+            lane.records.remove(index);
+        }
+    }
+
     /// Of the records on this way: how many were sent, are known to have arrived, and were taken.
     #[must_use]
     pub fn progress(&self, way: Way) -> [u64; 3] {
