@@ -50,11 +50,11 @@ pub mod inbox;
 pub mod journal;
 pub mod keepalive;
 pub mod narration;
-pub mod pass;
 #[cfg(feature = "testing")]
 pub mod outside;
 #[cfg(not(feature = "testing"))]
 mod outside;
+pub mod pass;
 pub mod paths;
 pub mod primary;
 pub mod program;

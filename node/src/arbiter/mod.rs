@@ -33,6 +33,8 @@ use crate::{
     exit::{Code, ExitError},
     wake::Wake,
 };
+#[cfg(feature = "testing")]
+pub use link::{Dial, Exchange};
 use mc_core::{
     id::{Name, Node},
     register::{CasOutcome, Register},
@@ -44,12 +46,10 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
+pub use worker::{Attempt, Backend};
 use worker::{Shared, Worker};
 #[cfg(feature = "testing")]
-pub use link::{Dial, Exchange};
-#[cfg(feature = "testing")]
 pub use worker::{Step, Steps};
-pub use worker::{Attempt, Backend};
 
 /// A question to the arbiter.
 pub use mc_core::wire::arbiter::Ask;
@@ -170,7 +170,7 @@ impl ArbiterClient {
         let shared = Arc::new(Shared::new(wake, spec == ArbiterSpec::Manual, &*backend));
         let worker = Worker::new(Arc::clone(&shared), backend, vm);
         #[cfg(feature = "testing")]
-        let worker = match crate::outside::world::begin_arbiter(Steps::new(worker)) {
+        let worker = match crate::outside::world::begin_arbiter(Box::new(Steps::new(worker))) {
             Ok(()) => return Ok(Self { spec, shared }),
             Err(steps) => steps.worker(),
         };

@@ -235,7 +235,8 @@ impl Shared {
     }
 
     fn may_decide(&self, state: &State) -> bool {
-        self.by_operator || state.unable_since.is_some_and(|since| outside::instant().duration_since(since) >= OPERATOR_AFTER)
+        self.by_operator
+            || state.unable_since.is_some_and(|since| outside::instant().duration_since(since) >= OPERATOR_AFTER)
     }
 
     pub(super) fn stop(&self) {

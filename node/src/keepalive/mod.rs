@@ -147,8 +147,8 @@ impl BeatThread {
         let (settled, notes) = mpsc::sync_channel(1);
         let worker = Worker::new(keepalive, key, config, clock, Arc::clone(&shared)).watching(watched);
         #[cfg(feature = "testing")]
-        let worker = match crate::outside::world::begin_beats(Steps(worker)) {
-            Err(Steps(worker)) => worker,
+        let worker = match crate::outside::world::begin_beats(Box::new(Steps(worker))) {
+            Err(steps) => steps.0,
             Ok(()) => {
                 let (notes, timer, started) = (vec![], Timer::default(), clock.now());
                 return Ok(BeatHandle { shared, notes, timer, started, startup_limit, thread: None });

@@ -1,11 +1,7 @@
 //! A thread whose outside is a test.
 
 use crate::{
-    arbiter::Steps as Arbiter,
-    events::Event,
-    keepalive::Steps as Beats,
-    primary::session::Search,
-    standby::Calls,
+    arbiter::Steps as Arbiter, events::Event, keepalive::Steps as Beats, primary::session::Search, standby::Calls,
 };
 use mc_core::testing::Sabotage;
 use std::{
@@ -19,15 +15,17 @@ thread_local! {
     static WORLD: RefCell<World> = RefCell::new(World::default());
 }
 
+type Told = Box<dyn FnMut(&Event)>;
+
 /// What this thread's nodes have begun, for whoever turns it. A thread is a world from [`World::set_now`] to [`World::end`].
 #[derive(Default)]
 pub struct World {
     random: u64,
     sabotage: Option<Sabotage>,
-    told: Option<Box<dyn FnMut(&Event)>>,
-    beats: Vec<Beats>,
-    arbiters: Vec<Arbiter>,
-    searches: Vec<Search>,
+    told: Option<Told>,
+    beats: Vec<Box<Beats>>,
+    arbiters: Vec<Box<Arbiter>>,
+    searches: Vec<Box<Search>>,
     door: Option<Box<dyn Calls>>,
 }
 
@@ -75,19 +73,19 @@ impl World {
 
     /// The beats that were started since this was asked.
     #[must_use]
-    pub fn beats() -> Vec<Beats> {
+    pub fn beats() -> Vec<Box<Beats>> {
         with(|world| std::mem::take(&mut world.beats))
     }
 
     /// The clients of arbiters that were started since this was asked.
     #[must_use]
-    pub fn arbiters() -> Vec<Arbiter> {
+    pub fn arbiters() -> Vec<Box<Arbiter>> {
         with(|world| std::mem::take(&mut world.arbiters))
     }
 
     /// The searches for a standby that were begun since this was asked.
     #[must_use]
-    pub fn searches() -> Vec<Search> {
+    pub fn searches() -> Vec<Box<Search>> {
         with(|world| std::mem::take(&mut world.searches))
     }
 
@@ -146,7 +144,7 @@ pub(crate) fn door() -> Option<Box<dyn Calls>> {
 }
 
 /// Takes it, if this thread is a world.
-pub(crate) fn begin_beats(beats: Beats) -> Result<(), Beats> {
+pub(crate) fn begin_beats(beats: Box<Beats>) -> Result<(), Box<Beats>> {
     if now().is_none() {
         return Err(beats);
     }
@@ -155,7 +153,7 @@ pub(crate) fn begin_beats(beats: Beats) -> Result<(), Beats> {
 }
 
 /// The same.
-pub(crate) fn begin_arbiter(arbiter: Arbiter) -> Result<(), Arbiter> {
+pub(crate) fn begin_arbiter(arbiter: Box<Arbiter>) -> Result<(), Box<Arbiter>> {
     if now().is_none() {
         return Err(arbiter);
     }
@@ -164,7 +162,7 @@ pub(crate) fn begin_arbiter(arbiter: Arbiter) -> Result<(), Arbiter> {
 }
 
 /// The same.
-pub(crate) fn begin_search(search: Search) -> Result<(), Search> {
+pub(crate) fn begin_search(search: Box<Search>) -> Result<(), Box<Search>> {
     if now().is_none() {
         return Err(search);
     }

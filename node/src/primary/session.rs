@@ -127,9 +127,9 @@ struct NoPair(String);
 pub fn seek(terms: Terms) -> Result<Inbox<Result<Found, Trouble>>> {
     let (outbox, inbox) = inbox::inbox()?;
     #[cfg(feature = "testing")]
-    let (terms, outbox) = match outside::world::begin_search(Search { terms, outbox }) {
+    let (terms, outbox) = match outside::world::begin_search(Box::new(Search { terms, outbox })) {
         Ok(()) => return Ok(inbox),
-        Err(Search { terms, outbox }) => (terms, outbox),
+        Err(search) => (search.terms, search.outbox),
     };
     let seek = move || {
         // An embedder's judge is called here: its bug must not end the search.

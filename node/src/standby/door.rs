@@ -3,7 +3,12 @@
 use crate::paths::{self, Answer, PathsConfig, Route};
 use anyhow::Result;
 use mc_core::wire::session::Hello;
-use std::{fmt::Debug, net::SocketAddr, os::fd::{AsFd, BorrowedFd}, time::Duration};
+use std::{
+    fmt::Debug,
+    net::SocketAddr,
+    os::fd::{AsFd, BorrowedFd},
+    time::Duration,
+};
 use transport_tcp::{
     UdpKeepalive,
     reach::at_port,

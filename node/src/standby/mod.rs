@@ -47,6 +47,7 @@ use crate::{
     keepalive::BeatHandle,
 };
 use anyhow::Result;
+use door::Door;
 use mc_core::{
     driver::StandbyDriver,
     gate::GateStats,
@@ -55,7 +56,6 @@ use mc_core::{
     standby::{Config, Event, Role, Standby as Machine},
     transport::Transport,
 };
-use door::Door;
 use renounce::Renounce;
 use std::{net::SocketAddr, time::Duration};
 use transport_tcp::session::{Listener, SessionOptions};

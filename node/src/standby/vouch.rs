@@ -20,10 +20,7 @@ use mc_core::{
     standby::Role,
     wire::session::{Hello, Purpose},
 };
-use std::{
-    net::SocketAddr,
-    time::Duration,
-};
+use std::{net::SocketAddr, time::Duration};
 use transport_tcp::session::SessionError;
 
 /// How long the arbiter may take to say what the register holds.

@@ -1,12 +1,6 @@
 //! What must be so, at every moment and in the end. The code under test is looked at here, and never asked whether it is right.
 
-use crate::{
-    guest::Stands,
-    host::Process,
-    net::lock,
-    observer::name,
-    world::World,
-};
+use crate::{guest::Stands, host::Process, net::lock, observer::name, world::World};
 use mc_core::{primary, register::Mode, standby};
 use node::{primary::PrimaryLoop as _, standby::StandbyLoop as _};
 
@@ -115,7 +109,11 @@ pub(crate) fn at_the_end(world: &mut World) -> Result<(), String> {
     if world.remembers && serving.len() != 1 {
         let states: Vec<_> = (0..2).map(|number| state(world, number)).collect();
         let holds = lock(&world.net).witness.holds();
-        return Err(format!("{} hosts serve in the end: {}; the register: {holds:?}", serving.len(), states.join("; ")));
+        return Err(format!(
+            "{} hosts serve in the end: {}; the register: {holds:?}",
+            serving.len(),
+            states.join("; ")
+        ));
     }
     if serving.len() > 1 {
         return Err("two hosts serve in the end".to_owned());

@@ -66,7 +66,9 @@ type Draw = fn(&mut fastrand::Rng) -> Schedule;
 const ALL: &[(&str, &str, Draw)] = &[
     ("calm", "nothing happens", |_| vec![]),
     ("lost-beats", "up to four of ten beats are lost", |rng| vec![(early(rng), Blow::Air(rng.u64(50..400), 0, 0))]),
-    ("doubled-beats", "up to half of all beats come twice", |rng| vec![(early(rng), Blow::Air(0, rng.u64(50..500), 0))]),
+    ("doubled-beats", "up to half of all beats come twice", |rng| {
+        vec![(early(rng), Blow::Air(0, rng.u64(50..500), 0))]
+    }),
     ("late-beats", "beats overtake each other", |rng| vec![(early(rng), Blow::Air(0, 0, rng.u64(50..500)))]),
     ("slow-network", "everything takes up to 60 ms", |rng| vec![(early(rng), Blow::Delay(rng.u64(5..60)))]),
     ("one-way-cut", "nothing arrives that one host sends", |rng| {
@@ -75,7 +77,12 @@ const ALL: &[(&str, &str, Draw)] = &[
     }),
     ("cut", "the hosts do not hear each other", |rng| {
         let (from, to) = while_(rng);
-        vec![(from, Blow::Cut(0, true)), (from, Blow::Cut(1, true)), (to, Blow::Cut(0, false)), (to, Blow::Cut(1, false))]
+        vec![
+            (from, Blow::Cut(0, true)),
+            (from, Blow::Cut(1, true)),
+            (to, Blow::Cut(0, false)),
+            (to, Blow::Cut(1, false)),
+        ]
     }),
     ("failing-path", "RDMA fails, and not every end notices", |rng| {
         let noticed = [[true, false], [false, true], [true, true]][rng.usize(0..3)];
@@ -155,7 +162,11 @@ pub struct Unknown(String);
 
 impl fmt::Display for Unknown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "there is no hardship \"{}\"; `sim --list` has them all, and + between two names composes them", self.0)
+        write!(
+            f,
+            "there is no hardship \"{}\"; `sim --list` has them all, and + between two names composes them",
+            self.0
+        )
     }
 }
 

@@ -54,7 +54,7 @@ impl Clock {
 
 /// A question to the witness, or none.
 pub(crate) struct Asking {
-    pub(crate) steps: Arbiter,
+    pub(crate) steps: Box<Arbiter>,
     pub(crate) due: u64,
     /// A question or an answer is on its way until `due`.
     pub(crate) under_way: bool,
@@ -73,9 +73,9 @@ pub(crate) struct Host {
     pub(crate) stands: Rc<Cell<Stands>>,
     pub(crate) boots: Rc<Cell<bool>>,
     pub(crate) out: Option<Outbox<Word>>,
-    pub(crate) beats: Vec<Beats>,
+    pub(crate) beats: Vec<Box<Beats>>,
     pub(crate) asking: Vec<Asking>,
-    pub(crate) search: Option<(u64, Search, mc_core::wire::session::Hello)>,
+    pub(crate) search: Option<(u64, Box<Search>, mc_core::wire::session::Hello)>,
     pub(crate) door: Door,
     pub(crate) turn_due: u64,
     pub(crate) beats_due: u64,
@@ -146,7 +146,15 @@ impl Host {
 
     fn vm(&self, ledger: &SharedLedger, observer: &Arc<Mutex<Observer>>) -> Vm {
         let (room, boots) = (self.room.clone(), self.boots.clone());
-        Vm { host: self.number, room, ledger: ledger.clone(), observer: Arc::clone(observer), instance: None, boots, attempts: self.fails.clone() }
+        Vm {
+            host: self.number,
+            room,
+            ledger: ledger.clone(),
+            observer: Arc::clone(observer),
+            instance: None,
+            boots,
+            attempts: self.fails.clone(),
+        }
     }
 
     /// The process that wants to run the VM; `vm`: which it has.

@@ -161,7 +161,8 @@ fn story(outcome: &Outcome) -> impl Iterator<Item = String> {
         Some((before, event)) => {
             let name = event.split('"').next().unwrap_or_default();
             let why = event.split_once("\"why\":\"").map_or("", |(_, why)| why.split('"').next().unwrap_or_default());
-            let outcome = event.split_once("\"outcome\":\"").map_or("", |(_, said)| said.split('"').next().unwrap_or_default());
+            let outcome =
+                event.split_once("\"outcome\":\"").map_or("", |(_, said)| said.split('"').next().unwrap_or_default());
             format!("{before}{name} {outcome}{why}").trim_end().to_owned()
         }
         None => line.clone(),
@@ -175,11 +176,13 @@ fn told(plan: &Plan, outcome: &Outcome) -> String {
 }
 
 fn many(plans: impl Iterator<Item = Plan>, dir: &Path) -> Result<ExitCode> {
-    let (start, mut runs, mut wrong, mut takeovers, mut words, mut virtual_ns) = (Instant::now(), 0_u64, 0_u64, 0, 0, 0);
+    let (start, mut runs, mut wrong, mut takeovers, mut words, mut virtual_ns) =
+        (Instant::now(), 0_u64, 0_u64, 0, 0, 0);
     for plan in plans {
         let outcome = plan.run(dir, false)?;
         runs += 1;
-        (takeovers, words, virtual_ns) = (takeovers + outcome.takeovers, words + outcome.words, virtual_ns + outcome.lasted);
+        (takeovers, words, virtual_ns) =
+            (takeovers + outcome.takeovers, words + outcome.words, virtual_ns + outcome.lasted);
         if outcome.wrong.is_some() {
             wrong += 1;
             println!("{} ({})", told(&plan, &outcome), plan.hardships);

@@ -11,12 +11,15 @@ use std::{
 /// Snapshots kept of a session: more than its window, and what is staged.
 const KEPT: usize = 24;
 
+/// RAM and device state.
+type Snapshot = (Vec<u8>, Vec<u8>);
+
 /// Everything that guests did, and how they were when they were captured.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     /// Of the session that begins next.
     pub(crate) session: usize,
-    snapshots: HashMap<usize, BTreeMap<u64, (Vec<u8>, Vec<u8>)>>,
+    snapshots: HashMap<usize, BTreeMap<u64, Snapshot>>,
     drawn: u64,
 }
 

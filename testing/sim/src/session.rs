@@ -99,7 +99,7 @@ impl Caller for Call {
         let (slab, incarnation) = (self.hello.slab_size as usize, self.hello.incarnation);
         let [ours_beats, theirs_beats] = beats(&self.net, self.from);
         let (c, d) = memory::pair(slab, QUEUE);
-        let (second, over_rdma) = (c.faults(), self.seed % 2 == 0);
+        let (second, over_rdma) = (c.faults(), self.seed.is_multiple_of(2));
         let (first, primary, standby): (_, Box<dyn Transport>, Box<dyn Transport>) = if over_rdma {
             let (a, b) = memory::lagging_pair(slab, QUEUE, self.seed);
             let faults = a.faults();

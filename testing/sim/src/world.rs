@@ -9,8 +9,13 @@ use crate::{
     observer::{Observer, SharedLedger, name},
     session::{Call, Links, Replies, Reply, address},
 };
-use mc_core::testing::{Sabotage, memory::Way};
-use node::{arbiter::Step, keepalive::Verdict, outside::World as Outside, primary::PrimaryLoop as _, standby::StandbyLoop as _};
+use mc_core::{
+    standby,
+    testing::{Sabotage, memory::Way},
+};
+use node::{
+    arbiter::Step, keepalive::Verdict, outside::World as Outside, primary::PrimaryLoop as _, standby::StandbyLoop as _,
+};
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
@@ -29,10 +34,12 @@ const LONGEST: u64 = 40_000 * MS;
 const LATELY: u64 = 1_500 * MS;
 /// After the end of all hardships nothing is judged before.
 const SETTLES: u64 = 2_000 * MS;
+/// An operator answers a standby that asks for a word so late.
+const OPERATOR: u64 = 8_000 * MS;
 
 /// What is on its way between processes, or due later.
 enum Mail {
-    Call(usize, Call),
+    Call(usize, Box<Call>),
     Answer(usize, u64, Reply),
     TimeOut(usize, u64),
     Start(usize, u64),
@@ -62,6 +69,8 @@ pub(crate) struct World {
     /// Events until the turning point, and whose the newest one was.
     events: Rc<Cell<(u64, usize)>>,
     turning: Option<(u64, u8)>,
+    /// An operator was asked.
+    answered: bool,
     /// Registers that were judged.
     pub(crate) judged: usize,
 }
@@ -105,6 +114,7 @@ impl World {
             whose,
             events,
             turning: None,
+            answered: false,
             judged: 1,
         };
         for host in 0..2 {
@@ -138,8 +148,32 @@ impl World {
             if self.now > healed + SETTLES && self.is_settled() {
                 break;
             }
+            if self.now > healed + OPERATOR {
+                self.operator_answers();
+            }
         }
         checks::at_the_end(self)
+    }
+
+    /// A standby that the register names, and that lacks what the VM said, does nothing without an operator's word: it is given once.
+    fn operator_answers(&mut self) {
+        if std::mem::replace(&mut self.answered, true) || !self.remembers {
+            return;
+        }
+        for number in 0..2 {
+            self.on(number);
+            let Process::Standby(runner) = &mut self.hosts[number].process else { continue };
+            if runner.standby().role() != standby::Role::Disputed {
+                continue;
+            }
+            let lacks = !runner.standby().driver.machine().is_entitled();
+            runner.standby_mut().operator_takes_over();
+            self.note(name(number), "an operator says that this host shall run the VM");
+            if lacks {
+                self.observer().forgets();
+            }
+            self.wake(number, self.now + MS);
+        }
     }
 
     /// Who serves is known, and does.
@@ -302,6 +336,9 @@ impl World {
 
     fn start(&mut self, number: usize) {
         self.on(number);
+        // Where the VM belongs to this host and nobody runs it, an operator starts it anew.
+        let holds = lock(&self.net).witness.holds();
+        self.hosts[number].leads |= holds.is_some_and(|r| r.owner.node.name.as_str() == name(number));
         let leads = self.hosts[number].leads;
         self.note(name(number), if leads { "starts as primary" } else { "starts as standby" });
         let context = (&self.net.clone(), &self.ledger.clone(), &self.observer.clone());
@@ -342,7 +379,7 @@ impl World {
             };
             self.hosts[number].search = Some((number_of_call, search, hello));
             let way = lock(&self.net).way();
-            self.mail.push((now + way, Mail::Call(1 - number, call)));
+            self.mail.push((now + way, Mail::Call(1 - number, Box::new(call))));
             self.mail.push((now + 3_000 * MS, Mail::TimeOut(number, number_of_call)));
         }
         let replies = std::mem::take(&mut *self.replies.lock().unwrap_or_else(PoisonError::into_inner));
@@ -435,7 +472,7 @@ impl World {
             Step::Asked if unanswered => now + 500 * MS,
             Step::Asked => now + way,
             Step::Waits(until) => {
-                let wait = until.map_or(1_000 * MS, |until| self_until(until));
+                let wait = until.map_or(1_000 * MS, time_to);
                 now + wait.max(20_000)
             }
         };
@@ -459,11 +496,13 @@ impl World {
                     }
                     return;
                 }
-                self.hosts[to].door.0.lock().unwrap_or_else(PoisonError::into_inner).push_back(call);
+                self.hosts[to].door.0.lock().unwrap_or_else(PoisonError::into_inner).push_back(*call);
                 self.wake(to, self.now);
             }
             Mail::Answer(to, number, reply) => {
-                let Some((_, search, hello)) = self.hosts[to].search.take_if(|search| search.0 == number) else { return };
+                let Some((_, search, hello)) = self.hosts[to].search.take_if(|search| search.0 == number) else {
+                    return;
+                };
                 self.on(to);
                 self.ledger.borrow_mut().session = usize::try_from(number).unwrap_or(0);
                 match reply {
@@ -584,7 +623,7 @@ impl World {
     }
 }
 
-fn self_until(until: std::time::Instant) -> u64 {
+fn time_to(until: std::time::Instant) -> u64 {
     let wait = until.saturating_duration_since(Outside::instant());
     u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX / 2)
 }
