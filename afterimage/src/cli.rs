@@ -3,13 +3,15 @@
 mod guess;
 mod keepalive;
 mod keeper;
+mod out;
 mod pair;
 mod set;
 
 pub use crate::config::{ProtectArgs, StandbyArgs, WitnessArgs};
 pub use guess::parse;
-pub use keepalive::{Frequency, KeepaliveCommand, ProbeArgs, ServeArgs, TuneArgs};
+pub use keepalive::{KeepaliveCommand, ProbeArgs, ServeArgs, TuneArgs};
 pub use keeper::KeeperArgs;
+pub(crate) use out::Out;
 pub use pair::{KeepaliveSetArgs, KeepaliveShowArgs};
 pub use set::SetArgs;
 
@@ -21,6 +23,7 @@ use clap::{
 };
 use mc_core::id::Name;
 use node::exit::CODES;
+use protection::processes::Program;
 use std::{path::PathBuf, time::Duration};
 
 const AFTER: &str = "\
@@ -28,6 +31,9 @@ Everything listens on loopback unless told otherwise. The link between the hosts
 nor encrypted, so keep it on a network of its own.
 
 Results go to stdout, narration to stderr (AFTERIMAGE_LOG=debug for more).";
+
+/// How this program starts its own processes.
+pub const PROGRAM: Program = Program { path: node::program::own, data_path: "data-path", keeper: "keeper" };
 
 /// Keeps an after-image of a running QEMU VM on a second host.
 ///
@@ -160,8 +166,7 @@ pub enum ConfigCommand {
         /// The TOML file, with sections `[witness]`, `[protect]`, `[standby]`
         file: PathBuf,
     },
-    /// Print docs/SETTINGS.md: every setting of every command
-    #[command(hide = true)]
+    /// Print docs/SETTINGS.md: every setting of every command, what it may be, and its default
     Settings,
 }
 

@@ -3,31 +3,37 @@
 //! | module | |
 //! |---|---|
 //! | [`cli`], [`config`] | the command line, and what it resolves to |
-//! | [`protect`] | the primary: supervisor and data path |
-//! | [`standby`] | the standby |
-//! | [`keeper`] | the VM's network while nobody protects it |
 //! | [`witness`] | the register's keeper |
-//! | [`status`] | `status`, and an operator's words |
+//! | [`status`] | `status` |
+//! | [`orders`] | `takeover`, `solo`, `unprotect`, `reprotect`, `image export` |
+//! | `find` | which process of a VM a command is for |
 //! | [`live`] | a running pair is changed: its keepalive, its epoch, its staging |
 //! | [`why`] | the story of each role change, from the journal |
-//! | [`probe`], [`tuner`] | `keepalive probe`, `serve`, `tune` |
-//! | [`predecessor`] | who has the VM on this node already makes way |
-//! | [`room`] | memory and disk that a VM's RAM may take |
+//! | [`mod@probe`] | `keepalive probe`, `serve`, `tune` |
 //!
-//! What a host runs around the core is the crate `node`; QEMU is behind `vmm-qemu`; the control socket and the metrics are `api`.
+//! What is a library is a crate of its own: docs/adr/0016.
 
 #![forbid(unsafe_code)]
 
 pub mod cli;
 pub mod config;
-pub mod keeper;
+mod find;
 pub mod live;
-pub mod predecessor;
+pub mod orders;
 pub mod probe;
-pub mod protect;
-pub mod room;
-pub mod standby;
 pub mod status;
-pub mod tuner;
 pub mod why;
 pub mod witness;
+
+use std::io::{self, Write};
+
+/// Results, to stdout. A reader that has seen enough is no error.
+///
+/// # Errors
+/// They cannot be written.
+pub fn print(text: &str) -> io::Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        done => done,
+    }
+}

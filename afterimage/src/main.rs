@@ -1,9 +1,8 @@
 //! The `afterimage` binary: reads the command line, runs the command, and turns what comes of it into an exit code.
 
 use afterimage::{
-    cli::{self, Command, ConfigCommand, ImageCommand, KeepaliveCommand, RdmaCommand},
-    config::{self, ProtectConfig, StandbyConfig, WitnessConfig},
-    keeper, live, probe, protect, standby, status, tuner, why, witness,
+    cli::{self, Command, ConfigCommand, ImageCommand, KeepaliveCommand, PROGRAM, RdmaCommand},
+    config, live, orders, print, probe, status, why, witness,
 };
 use api::Request;
 use node::{
@@ -12,7 +11,8 @@ use node::{
     exit::{self, Code, ExitError},
     narration, rdma,
 };
-use std::{io::Write, process::ExitCode, time::Duration};
+use protection::{keeper, primary, standby};
+use std::{process::ExitCode, time::Duration};
 
 /// What a process that ends has to say gets so long to be written, each way: stdout, journal, stderr.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -56,7 +56,7 @@ fn run(command: Command) -> anyhow::Result<Code> {
             Ok(Code::Done)
         }
         Command::Witness { args, command: None } => {
-            let config = WitnessConfig::resolve(args).map_err(ExitError::from)?;
+            let config = config::witness(args).map_err(ExitError::from)?;
             witness::run(&config)?;
             Ok(Code::Done)
         }
@@ -70,14 +70,18 @@ fn run(command: Command) -> anyhow::Result<Code> {
         }
         Command::Status(args) => status::show(&args),
         Command::Why(args) => why::run(&args),
-        Command::Takeover(args) => status::operate(&args, &Request::Takeover),
-        Command::Solo(args) => status::operate(&args, &Request::Solo),
+        Command::Takeover(args) => orders::operate(&args, &Request::Takeover),
+        Command::Solo(args) => orders::operate(&args, &Request::Solo),
         Command::Set(args) => live::set(&args),
-        Command::Unprotect(args) => status::unprotect(&args),
-        Command::Reprotect(args) => status::reprotect(&args),
-        Command::Image { command: ImageCommand::Export(args) } => status::export(&args),
-        Command::Protect(args) => protect::run(ProtectConfig::resolve(args).map_err(ExitError::from)?),
-        Command::Standby(args) => standby::run(StandbyConfig::resolve(args).map_err(ExitError::from)?),
+        Command::Unprotect(args) => orders::unprotect(&args),
+        Command::Reprotect(args) => orders::reprotect(&args),
+        Command::Image { command: ImageCommand::Export(args) } => orders::export(&args),
+        Command::Protect(args) => {
+            let settings = config::protect(args).map_err(ExitError::from)?;
+            let rejoin = config::rejoin(&settings).map_err(ExitError::from)?;
+            primary::run(settings, PROGRAM, rejoin.as_ref())
+        }
+        Command::Standby(args) => standby::run(config::standby(args).map_err(ExitError::from)?, PROGRAM),
         Command::Rdma { command: RdmaCommand::Devices { json } } => {
             let report = rdma::devices(json)?;
             print(&report.text)?;
@@ -88,16 +92,8 @@ fn run(command: Command) -> anyhow::Result<Code> {
         Command::Keepalive { command: KeepaliveCommand::Show(args) } => live::show(&args),
         Command::Keepalive { command: KeepaliveCommand::Probe(args) } => probe::probe(&args),
         Command::Keepalive { command: KeepaliveCommand::Serve(args) } => probe::serve(&args),
-        Command::Keepalive { command: KeepaliveCommand::Tune(args) } => tuner::tune(&args),
-        Command::DataPath => protect::data_path::run(),
-        Command::Keeper(args) => keeper::run(args),
-    }
-}
-
-/// Results, to stdout. A reader that has seen enough is no error.
-fn print(text: &str) -> std::io::Result<()> {
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        done => done,
+        Command::Keepalive { command: KeepaliveCommand::Tune(args) } => probe::tune(&args),
+        Command::DataPath => primary::data_path::run(PROGRAM),
+        Command::Keeper(args) => keeper::run(args.settings().map_err(ExitError::from)?),
     }
 }

@@ -1,12 +1,12 @@
 //! The control socket to strangers: clients that are slow, long-winded, of another version or release, too many, or gone; and a
 //! loop that does not answer. Each gets a clear answer, and the loop never waits for one of them.
 
-use afterimage::predecessor::relieve_primary;
 use api::{
     Control, ControlSocket, Desk, Kind, Late, OfSide, Primary, Problem, ReplyTo, Request, Response, SCHEMA, Serves,
     Side, Status, ask, done, socket_path,
 };
 use mc_core::id::Name;
+use protection::predecessor::relieve_primary;
 use serde_json::Value;
 use std::{
     fs,
@@ -32,11 +32,20 @@ fn status() -> Status {
 }
 
 fn serve(dir: &Path, handler: impl Fn(Request, ReplyTo) + Send + Sync + 'static) -> (ControlSocket, PathBuf) {
+    served(dir, Duration::from_millis(300), handler)
+}
+
+/// A loop that has so long to answer.
+fn served(
+    dir: &Path,
+    patience: Duration,
+    handler: impl Fn(Request, ReplyTo) + Send + Sync + 'static,
+) -> (ControlSocket, PathBuf) {
     let (side, path) = (Side::Primary, socket_path(dir, vm(), Side::Primary));
     let journal = Some(dir.join("web.primary.journal"));
     let desk = Desk::new(Serves::Vm { vm: vm(), side, journal }, Arc::new(handler));
     let late = || Late { why: "it does not turn".into(), status: Some(Status { role: "stalled".into(), ..status() }) };
-    (ControlSocket::spawn(&path, desk.late(Duration::from_millis(300), late)).unwrap(), path)
+    (ControlSocket::spawn(&path, desk.late(patience, late)).unwrap(), path)
 }
 
 /// Whose loop answers at once.
@@ -193,18 +202,45 @@ fn a_byte_a_second_stalls_nobody() {
 }
 
 #[test]
-fn too_many_are_told_so_and_places_come_free() {
+fn idle_connections_give_way_and_the_oldest_is_told_so() {
     let dir = tempfile::tempdir().unwrap();
     let (_socket, path) = quick(dir.path());
-    let mut silent: Vec<UnixStream> = (0..16).map(|_| connect(&path)).collect();
+    let mut half = connect(&path);
+    half.write_all(b"POST /v1/vms/web/solo HTTP/1.1\r\nContent-Length: 9\r\n\r\n{").unwrap();
+    let _silent: Vec<UnixStream> = (0..15).map(|_| connect(&path)).collect();
+    assert!(matches!(ask(&path, Request::Status, LONG), Ok(Response::Status(_))));
+    let busy = problem(&rest(&half));
+    assert!(busy.is(Kind::Busy) && busy.detail.contains("had not asked anything yet"), "{busy:?}");
+}
+
+/// Those give no place up that were heard: who comes then is told so, and asks again.
+#[test]
+fn too_many_are_told_so_and_ask_again_until_a_place_comes_free() {
+    let dir = tempfile::tempdir().unwrap();
+    let (heard, hears) = std::sync::mpsc::channel();
+    let heard = std::sync::Mutex::new(heard);
+    let (_socket, path) = served(dir.path(), LONG, move |request, reply| match request {
+        Request::Status => reply.give(Response::Status(Box::new(status()))),
+        _ => heard.lock().unwrap().send(reply).unwrap(),
+    });
+    let asking = || {
+        let mut stream = connect(&path);
+        stream.write_all(&request("POST", "/v1/vms/web/solo", "")).unwrap();
+        (stream, hears.recv_timeout(LONG).unwrap())
+    };
+    let (streams, mut replies): (Vec<_>, Vec<_>) = (0..16).map(|_| asking()).unzip();
     let busy = problem(&rest(&connect(&path)));
-    assert!(busy.is(Kind::Busy) && busy.detail.contains("16 connections"), "{busy:?}");
-    silent.pop();
-    let deadline = Instant::now() + LONG;
-    // A place is free when the control plane has seen that its client is gone.
-    while !say(&path, &request("GET", "/v1/vms", "")).starts_with("HTTP/1.1 200 ") {
-        assert!(Instant::now() < deadline, "no place came free");
-    }
+    assert!(busy.is(Kind::Busy) && busy.detail.contains("16 requests"), "{busy:?}");
+    let asked = api::statuses(std::slice::from_ref(&path));
+    assert_eq!((asked.len(), &*asked[0].role), (1, api::MUTE), "{asked:?}");
+    let asks = thread::spawn({
+        let path = path.clone();
+        move || ask(&path, Request::Status, LONG)
+    });
+    thread::sleep(Duration::from_millis(200));
+    replies.pop().unwrap().give(done("so"));
+    assert!(matches!(asks.join().unwrap(), Ok(Response::Status(_))));
+    drop(streams);
 }
 
 #[test]

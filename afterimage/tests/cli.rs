@@ -1,12 +1,13 @@
 //! The command line and the file: what is read, what is refused, and with which exit code.
 
 use afterimage::{
-    cli::Cli, cli::Command, config::ConfigError, config::KeepaliveWish, config::ProtectConfig, config::StandbyConfig,
-    config::TransportWish, config::WitnessConfig,
+    cli::{Cli, Command},
+    config::{self, ConfigError, KeepaliveWish, TransportWish},
 };
 use api::{Side, Status};
 use clap::{CommandFactory, Parser};
 use mc_core::testing::skip;
+use protection::{primary, standby};
 use serde_json::Value;
 use std::{collections::BTreeSet, fs, io::Write, net::TcpListener, path::PathBuf, process, time::Duration};
 
@@ -20,10 +21,10 @@ fn run(args: &[&str]) -> (i32, String, String) {
     (out.status.code().unwrap(), text(out.stdout), text(out.stderr))
 }
 
-fn protect(more: &[&str]) -> Result<ProtectConfig, ConfigError> {
+fn protect(more: &[&str]) -> Result<primary::Settings, ConfigError> {
     let args = PROTECT.iter().chain(more);
     let Command::Protect(args) = Cli::try_parse_from(args).unwrap().command else { panic!() };
-    ProtectConfig::resolve(args)
+    config::protect(args)
 }
 
 fn file(text: &str) -> tempfile::NamedTempFile {
@@ -70,7 +71,7 @@ fn a_commit_deadline_is_what_was_said_or_follows() {
     let mut config = protect(&["--config", written.path().to_str().unwrap()]).unwrap();
     assert_eq!(config.commit_deadline(false), ms(700));
     let json = serde_json::to_string(&config).unwrap();
-    assert_eq!(serde_json::from_str::<ProtectConfig>(&json).unwrap(), config, "a child gets it as JSON: {json}");
+    assert_eq!(serde_json::from_str::<primary::Settings>(&json).unwrap(), config, "a child gets it as JSON: {json}");
     config.epoch = secs(1);
     assert_eq!(config.commit_deadline(false), ms(2050), "an epoch that an operator has made longer since");
     let error = protect(&["--epoch", "1s", "--commit-deadline", "2s"]).unwrap_err().to_string();
@@ -89,7 +90,7 @@ fn outputs_are_forced_by_name() {
     let forced = config.forced();
     assert_eq!((forced.names, forced.disks), (vec!["n1".to_owned()], true));
     let json = serde_json::to_string(&config).unwrap();
-    assert_eq!(serde_json::from_str::<ProtectConfig>(&json).unwrap(), config, "a child gets it as JSON: {json}");
+    assert_eq!(serde_json::from_str::<primary::Settings>(&json).unwrap(), config, "a child gets it as JSON: {json}");
 }
 
 fn ms(n: u64) -> Duration {
@@ -101,12 +102,12 @@ fn a_standby_takes_qemu_after_two_dashes() {
     let args =
         ["afterimage", "standby", "--vm", "web", "--arbiter", "witness://w:7400", "--", "qemu", "-m", "128", "--vm"];
     let Command::Standby(args) = Cli::try_parse_from(args).unwrap().command else { panic!() };
-    let config = StandbyConfig::resolve(args).unwrap();
+    let config = config::standby(args).unwrap();
     assert_eq!(config.qemu, ["qemu", "-m", "128", "--vm"]);
     assert_eq!(config.listen, "127.0.0.1:7410".parse().unwrap());
     assert_eq!(config.ram_dir, PathBuf::from("/dev/shm"));
     let json = serde_json::to_string(&config).unwrap();
-    assert_eq!(serde_json::from_str::<StandbyConfig>(&json).unwrap(), config, "a child gets it as JSON: {json}");
+    assert_eq!(serde_json::from_str::<standby::Settings>(&json).unwrap(), config, "a child gets it as JSON: {json}");
 }
 
 #[test]
@@ -168,7 +169,7 @@ fn flags_win_over_the_file_and_the_file_over_defaults() {
     assert_eq!(config.nics[0].tap, "tap9", "file");
     assert_eq!(config.detect_multiplier, 5, "default");
     let json = serde_json::to_string(&config).unwrap();
-    assert_eq!(serde_json::from_str::<ProtectConfig>(&json).unwrap(), config, "a child gets it as JSON: {json}");
+    assert_eq!(serde_json::from_str::<primary::Settings>(&json).unwrap(), config, "a child gets it as JSON: {json}");
 }
 
 #[test]
@@ -189,7 +190,7 @@ fn a_checked_file_is_printed_as_a_file_that_means_the_same() {
     assert_eq!(values(&once)[1..], values(&twice)[1..]);
     let args = ["afterimage", "witness", "--config", again.path().to_str().unwrap()];
     let Command::Witness { args, command: None } = Cli::try_parse_from(args).unwrap().command else { panic!() };
-    assert_eq!(WitnessConfig::resolve(args).unwrap().state, PathBuf::from("/var/lib/w"));
+    assert_eq!(config::witness(args).unwrap().state, PathBuf::from("/var/lib/w"));
 }
 
 /// Files of the release before, and the data paths that its supervisors start.
@@ -202,7 +203,7 @@ fn the_keys_of_before_mean_what_they_meant() {
     let configs = [old, new].map(|text| {
         let file = file(text);
         let config = protect(&["--config", file.path().to_str().unwrap()]).unwrap();
-        ProtectConfig { config_file: None, ..config }
+        primary::Settings { config_file: None, ..config }
     });
     assert_eq!(configs[0], configs[1]);
     let (code, checked, stderr) = run(&["config", "check", file(old).path().to_str().unwrap()]);
@@ -216,7 +217,10 @@ fn the_keys_of_before_mean_what_they_meant() {
         "keepalive":"both","beat_port":null,"rdma_device":null,"rdma_gid_index":null,"rdma_timeout":null,"rdma_retry":6,
         "staging_bytes":786432}}"#;
     let node = "a".parse().unwrap();
-    assert_eq!(serde_json::from_str::<ProtectConfig>(json).unwrap(), ProtectConfig { node, ..configs[1].clone() });
+    assert_eq!(
+        serde_json::from_str::<primary::Settings>(json).unwrap(),
+        primary::Settings { node, ..configs[1].clone() }
+    );
 }
 
 /// docs/examples: what `config check` lists, the example has, as a setting or in a comment; and it can be run with.
@@ -227,6 +231,11 @@ fn the_example_is_a_file_that_works_and_names_every_key() {
     let (code, printed, stderr) = run(&["config", "check", path]);
     assert_eq!(code, 0, "{stderr}");
     assert!(!printed.contains("has to come from a flag"), "{printed}");
+    let follows = |line: &str| {
+        line.starts_with("# commit_deadline")
+            && line.ends_with("# default: ten detection times or ten epochs, at least 2s")
+    };
+    assert!(printed.lines().any(follows), "{printed}");
     let keys = |text: &str, begins: fn(&str) -> bool| {
         let mut section = String::new();
         let mut keys = BTreeSet::new();
@@ -247,9 +256,9 @@ fn the_example_is_a_file_that_works_and_names_every_key() {
     for command in ["witness", "protect", "standby"] {
         let args = ["afterimage", command, "--config", path];
         let resolved = match Cli::try_parse_from(args).unwrap().command {
-            Command::Witness { args, .. } => WitnessConfig::resolve(args).map(drop),
-            Command::Protect(args) => ProtectConfig::resolve(args).map(drop),
-            Command::Standby(args) => StandbyConfig::resolve(args).map(drop),
+            Command::Witness { args, .. } => config::witness(args).map(drop),
+            Command::Protect(args) => config::protect(args).map(drop),
+            Command::Standby(args) => config::standby(args).map(drop),
             _ => unreachable!("not asked for"),
         };
         resolved.unwrap();
@@ -307,7 +316,16 @@ fn a_wrong_file_is_refused_with_its_key_name_and_line() {
         ("[protect]\ntransport = 'tcp'\nkeepalive = 'ud'\n", 3, "need RDMA"),
         ("[protect]\nrdma_gid_index = 256\n", 2, "256"),
         ("[standby]\nlisten = 'localhost'\n", 2, "address"),
-        ("[witness]\nlisten = '127.0.0.1:7400'\nlisten = '127.0.0.1:7400'\n", 3, "duplicate"),
+        ("[witness]\nlisten = '127.0.0.1:7400'\nlisten = '127.0.0.1:7400'\n", 3, "duplicate key `listen`"),
+        ("[witness]\n\"l\\u001b\" = 1\n", 2, "unknown key `l\\u{1b}`"),
+        ("[protect]\nrun_dir = ''\n", 2, "run_dir: an empty text"),
+        ("[protect]\nqmp = ''\n", 2, "qmp: an empty text"),
+        ("[protect]\nstate_dir = ''\n", 2, "state_dir: an empty text"),
+        ("[protect]\nunheld = ['']\n", 2, "unheld: an empty text"),
+        ("[protect]\nrdma_device = ''\n", 2, "rdma_device: an empty text"),
+        ("[standby]\nram_dir = ''\n", 2, "ram_dir: an empty text"),
+        ("[standby]\nspill = ''\n", 2, "spill: an empty text"),
+        ("[witness]\nstate = ''\n", 2, "state: an empty text"),
         ("[witness\n", 1, ""),
     ];
     for (text, line, what) in cases {
@@ -333,10 +351,17 @@ fn a_wrong_file_is_refused_with_its_key_name_and_line() {
 
 #[test]
 fn a_wrong_command_line_exits_with_2_and_says_what_is_allowed() {
-    let cases: [(&[&str], &str); 26] = [
+    let cases: [(&[&str], &str); 30] = [
         (&[], "Usage"),
         (&["protekt"], "protect"),
-        (&["protect", "--epoch", "20"], "invalid duration \"20\": expected a number and a unit (us, ms, s, m, h or d)"),
+        (
+            &["protect", "--epoch", "20"],
+            "invalid duration \"20\": expected a number and its unit (us, ms, s, m or h), such as 20ms; allowed: 1ms to 60s",
+        ),
+        (&["set", "--vm", "web", "epoch=50"], "epoch: invalid duration \"50\": expected a number and its unit"),
+        (&["set", "--vm", "web", "staging=64"], "allowed: 512KiB to 1024GiB"),
+        (&["protect", "--qmp", ""], "'--qmp <SOCKET>': an empty text says nothing"),
+        (&["standby", "--run-dir", ""], "'--run-dir <DIR>': an empty text says nothing"),
         (&["protect", "--staging", "64MB"], "KiB, MiB or GiB"),
         (&["protect", "--epoch", "1h"], "1h is out of range: expected 1ms to 60s"),
         (&["protect", "--rdma-retry", "7"], "retry for ever at 7"),

@@ -87,6 +87,7 @@ fn status_shows_what_was_asked_for_and_exits_accordingly() {
     assert!(stdout.contains("\nweb   primary  protected  yes "), "a table: {stdout}");
     let (code, _, stderr) = run(dir.path(), &["status", "--vm", "nobody"]);
     assert!(code == 1 && stderr.contains("nothing runs here for nobody: no control socket in "), "{code} {stderr}");
+    assert!(stderr.contains("`afterimage why --vm nobody` shows how it ended"), "{stderr}");
 }
 
 #[test]
@@ -311,11 +312,14 @@ fn all_processes_of_a_named_vm_are_shown_in_full() {
     let dir = tempfile::tempdir().unwrap();
     let _keeper = serve(dir.path(), "web", Side::Keeper, "keeping", false);
     let _standby = serve(dir.path(), "web", Side::Standby, "running", false);
-    let (code, stdout, _) = run(dir.path(), &["status", "--vm", "web"]);
-    assert_eq!(code, 3, "{stdout}");
-    let heads = stdout.lines().filter(|line| line.starts_with("web on alpha ("));
-    assert_eq!(heads.count(), 2, "{stdout}");
-    assert!(stdout.contains("running, NOT PROTECTED") && !stdout.contains("TROUBLE"), "{stdout}");
+    // Or the only one.
+    for args in [&["status", "--vm", "web"][..], &["status"]] {
+        let (code, stdout, _) = run(dir.path(), args);
+        assert_eq!(code, 3, "{stdout}");
+        let heads = stdout.lines().filter(|line| line.starts_with("web on alpha ("));
+        assert_eq!(heads.count(), 2, "{stdout}");
+        assert!(stdout.contains("running, NOT PROTECTED") && !stdout.contains("TROUBLE"), "{stdout}");
+    }
 }
 
 #[test]
@@ -388,7 +392,7 @@ fn a_process_that_is_dead_or_stopped_hides_no_other() {
         assert!(stdout.contains(words), "{words}: {stdout}");
     }
     let us = format!("process {} is there, and did not answer within 5s", process::id());
-    assert!(stdout.contains(&us) && stdout.contains("or remove "), "{stdout}");
+    assert!(stdout.contains(&us) && stdout.contains("`afterimage why --vm dead` shows how it ended"), "{stdout}");
     let (code, stdout, stderr) = run(dir.path(), &["keepalive", "show"]);
     assert_eq!(code, 3, "{stdout}{stderr}");
     for words in

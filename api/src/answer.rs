@@ -123,6 +123,11 @@ pub(crate) fn read(request: &Request, status: u16, content_type: &str, body: &[u
     })
 }
 
+/// Whether an answer says that there is no place for one more connection.
+pub(crate) fn is_busy(content_type: &str, body: &[u8]) -> bool {
+    content_type.starts_with(PROBLEM_JSON) && parse::<Problem>(body).is_ok_and(|problem| problem.is(Kind::Busy))
+}
+
 fn of_problem(problem: Problem) -> Response {
     match (problem.is(Kind::Away), problem.remedy) {
         (true, remedy) => Response::Away { message: problem.detail, remedy: remedy.unwrap_or_default() },

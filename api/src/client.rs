@@ -29,7 +29,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -42,6 +42,9 @@ use tokio::{
 const MAX_RESPONSE: usize = 16 << 20;
 /// Bytes of an answer that are kept for an error.
 const KEPT: usize = 80;
+/// For a place to come free at a process that has none, and how long to wait before it is asked again.
+const A_MOMENT: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Connects. A listener that is stopped, and whose queue is full, would be waited for without end.
 pub(crate) fn connect(path: &Path, timeout: Duration) -> Result<StdStream, ControlError> {
@@ -55,23 +58,43 @@ pub(crate) fn connect(path: &Path, timeout: Duration) -> Result<StdStream, Contr
     connect().map_err(failed("connecting", path))
 }
 
-/// Sends one request and waits for its response, `timeout` at most.
+/// Sends one request and waits for its response, `timeout` at most. A process that has no place for one more connection has not
+/// heard the request: it is asked again for a moment.
 #[expect(clippy::needless_pass_by_value, reason = "callers make a request, send it, and have no more use for it")]
 pub fn ask(path: &Path, request: Request, timeout: Duration) -> Result<Response, ControlError> {
+    let until = Instant::now() + timeout.min(A_MOMENT);
+    loop {
+        match ask_once(path, &request, timeout)? {
+            Heard::Busy(_) if Instant::now() < until => std::thread::sleep(PAUSE),
+            Heard::Busy(response) | Heard::Answer(response) => return Ok(response),
+        }
+    }
+}
+
+/// What came back.
+enum Heard {
+    Answer(Response),
+    /// That there is no place: nothing was heard there.
+    Busy(Response),
+}
+
+fn ask_once(path: &Path, request: &Request, timeout: Duration) -> Result<Heard, ControlError> {
     let stream = connect(path, timeout)?;
     stream.set_nonblocking(true).map_err(failed("asking", path))?;
     let runtime = Builder::new_current_thread().enable_io().enable_time().build();
     let heard = Arc::new(Mutex::new(Vec::new()));
     let asked = runtime.map_err(failed("asking", path))?.block_on(async {
         let stream = Tee { stream: UnixStream::from_std(stream).map_err(Trouble::from)?, heard: Arc::clone(&heard) };
-        let exchange = exchange(stream, written(path, &request)?);
+        let exchange = exchange(stream, written(path, request)?);
         tokio::time::timeout(timeout, exchange).await.map_err(|_| Trouble::Io(io::ErrorKind::TimedOut.into()))?
     });
     let heard = std::mem::take(&mut *heard.lock());
     let wrong = |why: String| ControlError::answer(path, &heard, why);
     match asked {
         Ok((status, content_type, body)) => {
-            answer::read(&request, status, &content_type, &body).map_err(|why| ControlError::answer(path, &body, why))
+            let response = answer::read(request, status, &content_type, &body);
+            let response = response.map_err(|why| ControlError::answer(path, &body, why))?;
+            Ok(if answer::is_busy(&content_type, &body) { Heard::Busy(response) } else { Heard::Answer(response) })
         }
         Err(_) if is_older(&heard) => Err(ControlError::Older { path: path.to_owned() }),
         Err(Trouble::Io(source)) => Err(failed("waiting for the answer", path)(source)),

@@ -10,7 +10,11 @@ use crate::{
     sockets::side_of,
     status::{OfSide, SCHEMA, Status},
 };
-use node::exit::{Code, ExitError};
+use mc_core::id::Name;
+use node::{
+    events::Side,
+    exit::{Code, ExitError},
+};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
 use std::{
     io,
@@ -21,8 +25,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// For an answer: its thread only copies figures.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long whoever asks waits for an answer of a process: its thread only copies figures.
+pub const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 /// The role of a process that died, and left its socket.
 pub const GONE: &str = "gone";
 /// The role of a process that is there, and says nothing.
@@ -42,13 +46,13 @@ pub type Answered = (PathBuf, Result<Response, NoAnswer>);
 
 /// Asks the processes behind these sockets the same, all of them at once.
 pub fn ask_all(paths: &[PathBuf], request: &Request) -> Vec<Answered> {
-    let (deadline, (say, said)) = (Instant::now() + PATIENCE, channel());
+    let (deadline, (say, said)) = (Instant::now() + ANSWER_PATIENCE, channel());
     for (index, path) in paths.iter().cloned().enumerate() {
         let (say, request) = (say.clone(), request.clone());
         // Without a thread for it the answer is missing, which is told below.
         let _ = thread::Builder::new().name("question".into()).spawn(move || {
             // Whoever asked may have gone on without this one.
-            let _ = say.send((index, ask(&path, request, PATIENCE)));
+            let _ = say.send((index, ask(&path, request, ANSWER_PATIENCE)));
         });
     }
     drop(say);
@@ -67,21 +71,32 @@ pub fn ask_all(paths: &[PathBuf], request: &Request) -> Vec<Answered> {
 /// Asks one process.
 ///
 /// # Errors
-/// It did not answer: why, and what to do.
+/// It did not answer, or refused: why, and what to do.
 pub fn ask_one(path: &Path, request: Request, patience: Duration) -> Result<Response, ExitError> {
-    ask(path, request, patience).map_err(|error| {
+    let answer = ask(path, request, patience).map_err(|error| {
         let why = no_answer(path, &error).why;
         let (what, remedy) = why.split_once("; ").unwrap_or((&why, "`afterimage status` shows what runs here"));
         ExitError::new(Code::Failed, format!("{}: {what}", path.display())).remedy(remedy)
-    })
+    })?;
+    match answer {
+        Response::Refused { message, remedy } => {
+            let refused = ExitError::new(Code::Failed, message);
+            Err(remedy.into_iter().fold(refused, |error: ExitError, remedy: String| error.remedy(remedy)))
+        }
+        Response::Away { message, remedy } => Err(ExitError::new(Code::Prerequisite, message).remedy(remedy)),
+        answer => Ok(answer),
+    }
 }
 
 fn no_answer(path: &Path, error: &ControlError) -> NoAnswer {
     match error {
         ControlError::Io { source, .. } => match source.kind() {
             io::ErrorKind::ConnectionRefused => {
-                let remedy = format!("start it again, or remove {} if it is no longer needed", path.display());
-                NoAnswer { role: GONE, why: format!("its process has ended, and left its socket; {remedy}") }
+                let (what, remedy) = match side_of(path) {
+                    Some((vm, side)) => ended(path, vm, side),
+                    None => (left(path), "start it again".to_owned()),
+                };
+                NoAnswer { role: GONE, why: format!("{what}; {remedy}") }
             }
             io::ErrorKind::NotFound => NoAnswer { role: GONE, why: "its process has ended".to_owned() },
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => mute(path),
@@ -98,6 +113,19 @@ fn no_answer(path: &Path, error: &ControlError) -> NoAnswer {
     }
 }
 
+fn left(path: &Path) -> String {
+    format!("its process has ended, and left {}", path.display())
+}
+
+/// A process that has ended and left its socket: what is said of it, and what to do.
+#[must_use]
+pub fn ended(path: &Path, vm: Name, side: Side) -> (String, String) {
+    let command = if side == Side::Primary { "protect" } else { side.as_str() };
+    let remedy =
+        format!("`afterimage why --vm {vm}` shows how it ended; to bring it back, start `afterimage {command}` again");
+    (left(path), remedy)
+}
+
 fn mute(path: &Path) -> NoAnswer {
     let pid = listener(path).ok();
     let process = pid.map_or_else(|| "its process".to_owned(), |pid| format!("process {pid}"));
@@ -106,7 +134,7 @@ fn mute(path: &Path) -> NoAnswer {
         Some((pid, _)) => format!("look at it: `ps -o pid,stat,wchan,cmd -p {pid}`"),
         None => format!("look at who has {}: `ss -xlp`", path.display()),
     };
-    NoAnswer { role: MUTE, why: format!("{process} is there, and did not answer within {PATIENCE:?}; {remedy}") }
+    NoAnswer { role: MUTE, why: format!("{process} is there, and did not answer within {ANSWER_PATIENCE:?}; {remedy}") }
 }
 
 /// Connects, or says at once why not.

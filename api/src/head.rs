@@ -49,9 +49,25 @@ pub fn look(bytes: &[u8], limit: usize, ended: bool) -> Head {
 
 /// What httparse does not look at, and the HTTP server would refuse without a word.
 fn whole(request: &httparse::Request<'_, '_>) -> Head {
-    match request.path.unwrap_or_default().parse::<hyper::Uri>() {
-        Ok(_) => Head::Whole,
-        Err(error) => Head::Bad(Problem::new(Kind::BadRequest, format!("the request's target: {error}"))),
+    let bad = |why: String| Head::Bad(Problem::new(Kind::BadRequest, why));
+    if let Err(error) = request.path.unwrap_or_default().parse::<hyper::Uri>() {
+        return bad(format!("the request's target: {error}"));
+    }
+    let named = |name: &str| -> Vec<&[u8]> {
+        let named = request.headers.iter().filter(|header| header.name.eq_ignore_ascii_case(name));
+        named.map(|header| header.value.trim_ascii()).collect()
+    };
+    let lengths = named("content-length");
+    let is_number = |value: &[u8]| std::str::from_utf8(value).is_ok_and(|text| text.parse::<u64>().is_ok());
+    match lengths[..] {
+        [] => {}
+        [one] if is_number(one) && !one.starts_with(b"+") => {}
+        [_] => return bad("the header Content-Length is no number".to_owned()),
+        _ => return bad(format!("a request has one header Content-Length, this one has {}", lengths.len())),
+    }
+    match named("transfer-encoding").iter().all(|coding| coding.eq_ignore_ascii_case(b"chunked")) {
+        true => Head::Whole,
+        false => bad("of the header Transfer-Encoding only \"chunked\" is known here".to_owned()),
     }
 }
 
@@ -103,7 +119,11 @@ mod tests {
         let long = format!("GET /{}", "x".repeat(LIMIT));
         let long_but_whole = format!("GET / HTTP/1.1\r\na: {}\r\n\r\n", "x".repeat(LIMIT));
         let many = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(100));
-        let cases: [(&str, Kind, &str); 9] = [
+        let cases: [(&str, Kind, &str); 13] = [
+            ("POST / HTTP/1.1\r\ncontent-length: 2\r\nContent-Length: 3\r\n\r\n{}", Kind::BadRequest, "one header"),
+            ("POST / HTTP/1.1\r\ncontent-length: +2\r\n\r\n{}", Kind::BadRequest, "no number"),
+            ("POST / HTTP/1.1\r\ncontent-length: two\r\n\r\n{}", Kind::BadRequest, "no number"),
+            ("POST / HTTP/1.1\r\ntransfer-encoding: gzip\r\n\r\n", Kind::BadRequest, "only \"chunked\""),
             ("GET /v1/vms\r\n", Kind::Version, "HTTP/0.9 is not spoken here"),
             ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Kind::Version, "HTTP/2.0 is not spoken here"),
             ("GET / HTTP/3\r\n\r\n", Kind::Version, "HTTP/3 is not spoken here"),

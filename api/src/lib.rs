@@ -45,6 +45,7 @@ mod problem;
 pub mod report;
 mod request;
 mod route;
+mod seats;
 mod serve;
 mod settings;
 mod socket;
@@ -54,7 +55,9 @@ mod status;
 pub use client::ask;
 pub use control::{Control, ControlRequest, done, refused};
 pub use desk::{Desk, EXPORT_PATIENCE, Handler, Late, PATIENCE, ReplyTo, Serves};
-pub use gather::{Answered, GONE, MUTE, NoAnswer, ask_all, ask_one, is_left_over, is_served, statuses};
+pub use gather::{
+    ANSWER_PATIENCE, Answered, GONE, MUTE, NoAnswer, ask_all, ask_one, ended, is_left_over, is_served, statuses,
+};
 pub use head::{Head, look};
 pub use keepalive::{KeepaliveReport, Session, Wanted};
 pub use node::events::{Side, Takeover};

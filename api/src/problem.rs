@@ -30,7 +30,7 @@ pub enum Kind {
     HeadTooLong,
     /// Something that was needed is away; nothing was changed.
     Away,
-    /// Too many connections are open.
+    /// Too many connections are open: what was asked over this one was not heard.
     Busy,
     /// The process is there, and its loop does not answer.
     Stalled,

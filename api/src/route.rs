@@ -214,7 +214,11 @@ fn request(to: To, vm: Option<Name>, query: &str, body: &[u8]) -> Result<Routed,
         To::Handover => plain(Request::Handover),
         To::MakeWay => plain(Request::MakeWay),
         To::KeepaliveSet => Ok(Routed::Ask(Request::KeepaliveSet(read::<Wanted>(body)?))),
-        To::Set => Ok(Routed::Ask(Request::Set(read::<Settings>(body)?))),
+        To::Set => {
+            let settings: Settings = read(body)?;
+            settings.bounds().map_err(bad)?;
+            Ok(Routed::Ask(Request::Set(settings)))
+        }
         To::Export => {
             let ExportTo { dir } = read(body)?;
             if !dir.is_absolute() {
@@ -241,7 +245,8 @@ fn read<T: DeserializeOwned + Serialize>(body: &[u8]) -> Result<T, Problem> {
     let value: Value = serde_json::from_slice(body).map_err(|error| bad(format!("the body is not JSON: {error}")))?;
     let Value::Object(given) = &value else { return Err(bad("the body is not a JSON object")) };
     let given: Vec<String> = given.keys().cloned().collect();
-    let read: T = serde_json::from_value(value).map_err(|error| bad(format!("the body: {error}")))?;
+    // From the text: a key that is there twice is in no `Value`.
+    let read: T = serde_json::from_slice(body).map_err(|error| bad(format!("the body: {error}")))?;
     let known = serde_json::to_value(&read).map_err(bad)?;
     match given.iter().find(|field| known.get(field).is_none()) {
         Some(field) => Err(bad(format!("the body has a field {field:?}, which is not known here"))),
@@ -381,6 +386,16 @@ mod tests {
             ("POST", "/v1/vms/web/settings", "[]", Kind::BadRequest, "not a JSON object"),
             ("POST", "/v1/vms/web/settings", "{\"epok\":5}", Kind::BadRequest, "a field \"epok\""),
             ("POST", "/v1/vms/web/settings", "{\"epoch_us\":-5}", Kind::BadRequest, "-5"),
+            ("POST", "/v1/vms/web/settings", "{\"epoch_us\":5}", Kind::BadRequest, "expected 1ms to 60s"),
+            (
+                "POST",
+                "/v1/vms/web/settings",
+                "{\"epoch_us\":9000,\"epoch_us\":8000}",
+                Kind::BadRequest,
+                "duplicate field",
+            ),
+            ("POST", "/v1/vms/web/keepalive", "{\"force\":true,\"force\":false}", Kind::BadRequest, "duplicate field"),
+            ("POST", "/v1/vms/web/export", "{\"dir\":\"/a\",\"dir\":\"/b\"}", Kind::BadRequest, "duplicate field"),
             ("POST", "/v1/vms/web/takeover", "{\"force\":true}", Kind::BadRequest, "a field \"force\""),
             ("POST", "/v1/vms/web/export", "{\"dir\":\"tmp\"}", Kind::BadRequest, "absolute"),
             ("GET", "/v1/vms/web/events?limit=x", "", Kind::BadRequest, "limit=x"),

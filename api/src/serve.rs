@@ -5,6 +5,7 @@ use crate::{
     answer::Answer,
     head::{Head, look},
     problem::{Kind, Problem},
+    seats::{Seat, Seats},
 };
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::{
@@ -52,7 +53,7 @@ pub(crate) type Answering = Pin<Box<dyn Future<Output = Answer> + Send>>;
 pub(crate) trait Site: Send + Sync + 'static {
     /// For the log.
     const NAME: &'static str;
-    /// Connections at a time; one more is turned away.
+    /// Connections at a time; one more gets the place of one that has not asked yet, or is turned away.
     const CONNECTIONS: usize;
     /// Answers. It must wait for nothing but tokio.
     fn answer(&self, asked: Asked) -> Answering;
@@ -72,7 +73,7 @@ pub(crate) trait Accept: Send + 'static {
 
 /// Accepts and serves, until it is dropped.
 pub(crate) async fn serve<T: Site, A: Accept>(site: Arc<T>, listener: A) {
-    let (places, away) = (Arc::new(Semaphore::new(T::CONNECTIONS)), Arc::new(Semaphore::new(TURNED_AWAY.1)));
+    let (seats, away) = (Seats::new(T::CONNECTIONS), Arc::new(Semaphore::new(TURNED_AWAY.1)));
     let (mut said, mut rest) = (Repeated::default(), Duration::ZERO);
     let mut say = |what: &str, why: &str| {
         if let Some(more) = said.say(why, std::time::Instant::now()) {
@@ -81,19 +82,20 @@ pub(crate) async fn serve<T: Site, A: Accept>(site: Arc<T>, listener: A) {
     };
     loop {
         match listener.accept().await {
-            Ok((stream, None)) if places.available_permits() > 0 => {
-                rest = Duration::ZERO;
-                let (site, place) = (Arc::clone(&site), Arc::clone(&places).try_acquire_owned());
-                tokio::spawn(async move {
-                    let _place = place;
-                    if let Err(error) = converse(stream, site).await {
-                        debug!("{}: {error}", T::NAME);
-                    }
-                });
-            }
             Ok((stream, stranger)) => {
-                let full = || Problem::new(Kind::Busy, format!("{} connections are open already", T::CONNECTIONS));
-                let problem = stranger.unwrap_or_else(full);
+                rest = Duration::ZERO;
+                let problem = match stranger {
+                    Some(problem) => problem,
+                    None => match place(&seats).await {
+                        Some(seat) => {
+                            tokio::spawn(seated(stream, Arc::clone(&site), seat, Arc::clone(&away)));
+                            continue;
+                        }
+                        None => {
+                            Problem::new(Kind::Busy, format!("{} requests are being answered already", T::CONNECTIONS))
+                        }
+                    },
+                };
                 say("a connection was turned away", &problem.detail);
                 if let Ok(place) = Arc::clone(&away).try_acquire_owned() {
                     tokio::spawn(async move {
@@ -114,15 +116,60 @@ pub(crate) async fn serve<T: Site, A: Accept>(site: Arc<T>, listener: A) {
     }
 }
 
+/// A newcomer's place. Before an idle one loses it, those that have come and asked are heard.
+async fn place(seats: &Arc<Seats>) -> Option<Seat> {
+    if seats.is_full() {
+        tokio::task::yield_now().await;
+    }
+    seats.take()
+}
+
+/// One connection, as long as it has its place, and a moment longer to take the reason why not.
+async fn seated<T: Site, S: AsyncRead + AsyncWrite + Send + 'static>(
+    stream: S,
+    site: Arc<T>,
+    seat: Seat,
+    away: Arc<Semaphore>,
+) {
+    let seat = Arc::new(seat);
+    let gone = async {
+        seat.lost().await;
+        if let Ok(_place) = away.try_acquire() {
+            sleep(TURNED_AWAY.0).await;
+        }
+    };
+    tokio::select! {
+        served = converse(stream, site, Arc::clone(&seat)) => {
+            if let Err(error) = served {
+                debug!("{}: {error}", T::NAME);
+            }
+        }
+        () = gone => {}
+    }
+}
+
+fn gave_way() -> Problem {
+    Problem::new(Kind::Busy, "the place of this connection, which had not asked anything yet, was needed; try again")
+}
+
 /// One request, and its answer.
-async fn converse<T: Site, S: AsyncRead + AsyncWrite + Send + 'static>(stream: S, site: Arc<T>) -> io::Result<()> {
+async fn converse<T: Site, S: AsyncRead + AsyncWrite + Send + 'static>(
+    stream: S,
+    site: Arc<T>,
+    seat: Arc<Seat>,
+) -> io::Result<()> {
     let (mut read, write) = tokio::io::split(stream);
     let mut bytes = Vec::new();
     let slow = || Head::Bad(Problem::new(Kind::TooSlow, format!("a request's head has {PATIENCE:?} to arrive")));
-    let head = timeout(PATIENCE, hear(&mut read, &mut bytes)).await.unwrap_or_else(|_| Ok(slow()))?;
+    let head = tokio::select! {
+        head = timeout(PATIENCE, hear(&mut read, &mut bytes)) => head.unwrap_or_else(|_| Ok(slow()))?,
+        () = seat.lost() => Head::Bad(gave_way()),
+    };
     let answer = match head {
         Head::Nobody | Head::More => return Ok(()),
-        Head::Whole => return by_hyper(tokio::io::join(io::Cursor::new(bytes).chain(read), write), site).await,
+        Head::Whole => {
+            return by_hyper(tokio::io::join(io::Cursor::new(bytes).chain(read), write), site, seat).await;
+        }
         Head::Older => site.older().unwrap_or_else(|| in_bytes(&Answer::problem(&no_http()))),
         Head::Bad(problem) => in_bytes(&Answer::problem(&problem)),
     };
@@ -164,12 +211,12 @@ fn in_bytes(answer: &Answer) -> Vec<u8> {
     [head.as_bytes(), &answer.body].concat()
 }
 
-async fn by_hyper<T: Site>(io: impl AsyncRead + AsyncWrite + Unpin, site: Arc<T>) -> io::Result<()> {
+async fn by_hyper<T: Site>(io: impl AsyncRead + AsyncWrite + Unpin, site: Arc<T>, seat: Arc<Seat>) -> io::Result<()> {
     let answered = Arc::new(Notify::new());
     let service = service_fn(|request| {
-        let (site, answered) = (Arc::clone(&site), Arc::clone(&answered));
+        let (site, seat, answered) = (Arc::clone(&site), Arc::clone(&seat), Arc::clone(&answered));
         async move {
-            let answer = respond(&*site, request).await;
+            let answer = respond(&*site, &seat, request).await;
             answered.notify_one();
             Ok::<_, Infallible>(in_http(answer))
         }
@@ -187,11 +234,15 @@ async fn by_hyper<T: Site>(io: impl AsyncRead + AsyncWrite + Unpin, site: Arc<T>
     }
 }
 
-async fn respond<T: Site>(site: &T, request: Request<Incoming>) -> Answer {
+async fn respond<T: Site>(site: &T, seat: &Seat, request: Request<Incoming>) -> Answer {
     let (head, body) = request.into_parts();
     let text = |value: Option<&HeaderValue>| value.and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
     let target = head.uri.path_and_query().map_or("/", |target| target.as_str()).to_owned();
-    match whole(body).await {
+    let body = tokio::select! {
+        body = whole(body) => body.and_then(|body| if seat.asks() { Ok(body) } else { Err(gave_way()) }),
+        () = seat.lost() => Err(gave_way()),
+    };
+    match body {
         Ok(body) => {
             let (method, accept) = (head.method.to_string(), text(head.headers.get(ACCEPT)));
             site.answer(Asked { method, target, accept, body }).await

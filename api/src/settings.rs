@@ -60,20 +60,30 @@ pub fn two_slabs(slab_bytes: u64) -> String {
 }
 
 impl Settings {
-    /// The bounds, which are those of a file: every value is looked at before any is taken.
+    /// The bounds, which are those of a file, whatever process is asked.
     ///
     /// # Errors
     /// In words: what, and what is allowed.
-    pub fn check(&self, slab_bytes: u64) -> Result<(), String> {
+    pub(crate) fn bounds(&self) -> Result<(), String> {
         if let Some(us) = self.epoch_us {
             let epoch = Duration::from_micros(us);
             within("epoch", epoch, EPOCH, parse_duration, || time_text(epoch))?;
         }
         let Some(bytes) = self.max_staging_bytes else { return Ok(()) };
-        within("staging", bytes, STAGING, parse_size, || size_text(bytes))?;
-        match bytes < 2 * slab_bytes {
-            true => Err(format!("staging = {}: expected {}", size_text(bytes), two_slabs(slab_bytes))),
-            false => Ok(()),
+        within("staging", bytes, STAGING, parse_size, || size_text(bytes))
+    }
+
+    /// The bounds, and what a process with such slabs needs: every value is looked at before any is taken.
+    ///
+    /// # Errors
+    /// In words: what, and what is allowed.
+    pub fn check(&self, slab_bytes: u64) -> Result<(), String> {
+        self.bounds()?;
+        match self.max_staging_bytes {
+            Some(bytes) if bytes < 2 * slab_bytes => {
+                Err(format!("staging = {}: expected {}", size_text(bytes), two_slabs(slab_bytes)))
+            }
+            _ => Ok(()),
         }
     }
 }

@@ -55,6 +55,7 @@ impl SharedRam {
     /// * nobody writes to what is being read here or reads what is being written here, but who can live with torn values:
     ///   as with memory that a QEMU shares, the VM is stopped while a checkpoint is copied, and does not run while an image is
     ///   written.
+    // No program calls this: for a VMM that has mapped its guest's RAM itself.
     pub unsafe fn of_another(at: NonNull<u8>, len: usize, owner: Box<dyn Any + Send + Sync>) -> Result<Self, RamError> {
         // SAFETY: the caller promises what is asked for.
         let map = unsafe { Mapping::of_another(at, len, owner) };

@@ -22,9 +22,8 @@
 //! |---|---|
 //! | [`clock`], [`progress`], [`wake`], [`inbox`], [`signals`] | time, and whether a loop gets on; waking and waiting |
 //! | [`journal`], [`stalls`], [`narration`] | events, kept; the log, which never makes anybody wait |
-//! | [`tune`] | what a failure detector's setting would do, from what was measured of beats |
 //! | [`rdma`] | this host's RDMA devices |
-//! | [`accepting`], [`repeated`] | loops that strangers can call: they rest, and count what they would repeat |
+//! | [`repeated`] | lines that strangers can bring about: counted instead of repeated |
 //! | [`files`], [`pass`], [`program`], [`scope`] | files that are ours; descriptors for another process; processes that outlive us |
 //! | [`units`] | sizes, as operators write them |
 //! | [`sys`] | the only `unsafe` |
@@ -34,7 +33,6 @@
 
 #![deny(unsafe_code)]
 
-pub mod accepting;
 pub mod address;
 pub mod arbiter;
 mod as_text;
@@ -66,7 +64,6 @@ pub mod signals;
 pub mod stalls;
 pub mod standby;
 pub mod sys;
-pub mod tune;
 pub mod units;
 pub mod wake;
 

@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod clients;
+mod conversation;
 mod counters;
 mod operator;
 mod registrar;
@@ -26,27 +27,26 @@ pub use counters::Figures;
 pub use operator::{NodeSpec, Operator, RegisterReport, Reply, ReplyTo, WitnessReport, WitnessRequest};
 pub use store::OpenError;
 
-use clients::{Clients, MAX_CLIENTS};
+use clients::MAX_CLIENTS;
 use mc_core::{
     arbiter::{Arbiter, Limits},
     id::Name,
 };
 use node::{arbiter::file::StoreError, wake::Wake};
-use registrar::{Input, Me, Registrar};
+use parking_lot::Mutex;
+use registrar::{Me, Registrar};
 use rustix::rand::{GetRandomFlags, getrandom};
+use serve::{Hub, Letter};
 use socket2::{Domain, Socket, Type};
 use std::{
     io,
     net::{SocketAddr, TcpListener},
     os::fd::AsFd,
     path::Path,
-    sync::{
-        Arc,
-        mpsc::{Sender, channel},
-    },
+    sync::{Arc, mpsc::channel},
     thread::JoinHandle,
 };
-use storage::Probe;
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tracing::error;
 
 /// Why a witness does not run.
@@ -90,12 +90,12 @@ fn system(doing: &'static str) -> impl Fn(io::Error) -> WitnessError {
 pub struct Witness {
     address: SocketAddr,
     vms: usize,
-    inputs: Sender<Input>,
-    clients: Arc<Clients>,
-    /// Readable when the witness ends or shall end: the accept thread and [`Witness::ended`] wait for it.
+    letters: UnboundedSender<Letter>,
+    figures: Arc<Mutex<Figures>>,
+    /// Readable when the witness has ended: [`Witness::ended`] waits for it.
     end: Arc<Wake>,
-    registrar: JoinHandle<Result<(), WitnessError>>,
-    others: Vec<JoinHandle<()>>,
+    hub: JoinHandle<Result<(), WitnessError>>,
+    storage: JoinHandle<()>,
 }
 
 impl Witness {
@@ -112,26 +112,27 @@ impl Witness {
         let end = Wake::new().map_err(system("making an event descriptor"))?;
         let boot = boot().map_err(system("drawing a random number"))?;
         let arbiter = Arbiter::recover(Limits::default(), boot, found.registers, found.lost.into_keys().collect());
-        let clients = Arc::new(Clients::default());
-        let (inputs, inbox) = channel();
+        let (letters, inbox) = unbounded_channel();
         let (work, todo) = channel();
 
-        let probe = Arc::new(Probe::default());
         let mut works = true;
-        probe.run(&store, &mut works); // before anybody is told that it never could
-        let me = Me { witness: store.identity, boot, probe: Arc::clone(&probe) };
-        let done = inputs.clone();
-        let storage = thread("storage", move || storage::run(&store, &todo, &done, &probe, works))?;
+        let probed = storage::probe(&store, &mut works); // before anybody is told that it never could
+        let registrar = Registrar::new(arbiter, Me { witness: store.identity, boot, probed });
+        let figures = Arc::new(Mutex::new(registrar.figures(0)));
+        let done = letters.clone();
+        let storage = thread("storage", move || storage::run(&store, &todo, &done, works))?;
+        let hub = Hub::new(registrar, work, Arc::clone(&figures), letters.clone());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(system("making a runtime"))?;
         let ended = end.on_drop();
-        let everyone = Arc::clone(&clients);
-        let registrar = thread("registrar", move || {
+        let hub = thread("witness", move || {
             let _ended = ended;
-            Registrar::new(arbiter, me, &work, &everyone.counters).run(&inbox)
+            runtime.block_on(async {
+                let listener = tokio::net::TcpListener::from_std(listener).map_err(system("taking the listener"))?;
+                hub.run(listener, inbox).await
+            })
         })?;
-        let (stop, everyone, requests) = (Arc::clone(&end), Arc::clone(&clients), inputs.clone());
-        let accept = thread("accept", move || serve::accept(&listener, &stop, &everyone, &requests))?;
-        let others = vec![storage, accept];
-        Ok(Self { address, vms, inputs, clients, end, registrar, others })
+        Ok(Self { address, vms, letters, figures, end, hub, storage })
     }
 
     /// Where it listens.
@@ -148,14 +149,14 @@ impl Witness {
 
     /// What it has counted; called whenever somebody wants to know.
     pub fn figures(&self) -> impl Fn() -> Figures + Send + Sync + 'static {
-        let clients = Arc::clone(&self.clients);
-        move || clients.read()
+        let figures = Arc::clone(&self.figures);
+        move || *figures.lock()
     }
 
     /// For an operator's words.
     #[must_use]
     pub fn operator(&self) -> Operator {
-        Operator::new(self.inputs.clone())
+        Operator::new(self.letters.clone())
     }
 
     /// Readable once it has ended by itself: then [`Witness::stop`] says why.
@@ -166,12 +167,9 @@ impl Witness {
 
     /// Finishes the writes under way, closes every connection, and ends; tells why, if it had ended by itself.
     pub fn stop(self) -> Result<(), WitnessError> {
-        let _ = self.inputs.send(Input::Stop);
-        let result = self.registrar.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        for thread in self.others {
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        }
-        self.clients.close();
+        let _ = self.letters.send(Letter::Stop);
+        let result = self.hub.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        self.storage.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         result
     }
 }

@@ -1,13 +1,13 @@
 //! What an operator says to a running witness, and hears from it.
 
-use crate::registrar::Input;
+use crate::serve::Letter;
 use mc_core::{
     id::{Name, NodeId, WitnessId},
     register::Register,
 };
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use std::{fmt, str::FromStr, sync::mpsc::Sender};
+use std::{fmt, str::FromStr};
+use tokio::sync::mpsc::UnboundedSender;
 
 /// A node, as an operator names it: by its name, if the witness knows one node of that name, or as NAME=ID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,16 +108,16 @@ impl fmt::Debug for ReplyTo {
 
 /// Hands an operator's words to the witness.
 #[derive(Debug)]
-pub struct Operator(Mutex<Sender<Input>>);
+pub struct Operator(UnboundedSender<Letter>);
 
 impl Operator {
-    pub(crate) fn new(inputs: Sender<Input>) -> Self {
-        Self(Mutex::new(inputs))
+    pub(crate) fn new(letters: UnboundedSender<Letter>) -> Self {
+        Self(letters)
     }
 
     /// Asks it. A witness that has ended drops `reply`.
     pub fn ask(&self, request: WitnessRequest, reply: ReplyTo) {
-        let _ = self.0.lock().send(Input::Operator { request, answer: reply });
+        let _ = self.0.send(Letter::Operator { request, reply });
     }
 }
 

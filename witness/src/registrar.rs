@@ -1,10 +1,10 @@
-//! The thread that owns the arbiter: requests, writes that have ended, and an operator's words go in one by one.
+//! What a witness decides: requests, writes that have ended, and an operator's words go in one by one, with the time; writes to do,
+//! answers and replies come out. A value: it knows no socket, disk, clock or thread.
 
 use super::{
     WitnessError,
-    counters::Counters,
-    operator::{NodeSpec, RegisterReport, Reply as Said, ReplyTo, WitnessReport, WitnessRequest},
-    storage::{Probe, Work},
+    counters::Figures,
+    operator::{NodeSpec, RegisterReport, Reply as Said, WitnessReport, WitnessRequest},
 };
 use mc_core::{
     arbiter::{Action, Arbiter, Event, Reply},
@@ -15,14 +15,9 @@ use mc_core::{
 };
 use node::arbiter::file::StoreError;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::Ordering,
-        mpsc::{Receiver, Sender, SyncSender},
-    },
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tracing::{debug, error, info, warn};
 
@@ -33,14 +28,36 @@ const ALIVE: Duration = Duration::from_secs(10);
 #[expect(clippy::large_enum_variant, reason = "moved once per request; a box would be allocated for each")]
 #[derive(Debug)]
 pub(crate) enum Input {
-    /// A request, and where its answer goes.
-    Request { peer: SocketAddr, request: Request, answer: SyncSender<Answer> },
+    /// A client, which has one request under way at a time, asks this.
+    Request { from: u64, peer: SocketAddr, request: Request },
     /// A write has ended.
     Stored { vm: Name, result: Result<(), StoreError> },
-    /// An operator's word, and where the response goes.
-    Operator { request: WitnessRequest, answer: ReplyTo },
+    /// The storage could store at this time.
+    Probed(Time),
+    /// An operator asks this.
+    Operator { from: u64, request: WitnessRequest },
     /// Finish the writes under way, then end.
     Stop,
+}
+
+/// What is to be written.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// This register.
+    Persist(Name, Register),
+    /// That there is none.
+    Remove(Name),
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub(crate) enum Output {
+    /// One write; [`Input::Stored`] tells its end.
+    Write(Work),
+    /// The answer to a client's request.
+    Answer { to: u64, answer: Answer },
+    /// The reply to an operator.
+    Reply { to: u64, reply: Said },
 }
 
 /// Who answers.
@@ -48,57 +65,72 @@ pub(crate) enum Input {
 pub(crate) struct Me {
     pub(crate) witness: WitnessId,
     pub(crate) boot: u64,
-    pub(crate) probe: Arc<Probe>,
+    /// When the storage could store last: nodes are told with every answer. A disk that hangs is found out by its age.
+    pub(crate) probed: Option<Time>,
 }
 
-/// What the registrar works with.
-pub(crate) struct Registrar<'a> {
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Registrar {
     arbiter: Arbiter,
     me: Me,
-    storage: &'a Sender<Work>,
-    counters: &'a Counters,
-    asked: BTreeMap<u64, (SocketAddr, SyncSender<Answer>)>,
-    /// Requests so far.
-    count: u64,
+    now: Time,
+    stopping: bool,
+    answers: [u64; 5],
+    asked: BTreeMap<u64, SocketAddr>,
     /// When somebody who has seen a VM's register asked last.
-    told_at: BTreeMap<Name, Instant>,
+    told_at: BTreeMap<Name, Time>,
     /// Operators who wait for a write, and what they are told after it.
-    operators: BTreeMap<Name, (ReplyTo, String)>,
+    operators: BTreeMap<Name, (u64, String)>,
+    outputs: VecDeque<Output>,
 }
 
-impl<'a> Registrar<'a> {
-    pub(crate) fn new(arbiter: Arbiter, me: Me, storage: &'a Sender<Work>, counters: &'a Counters) -> Self {
+impl Registrar {
+    pub(crate) fn new(arbiter: Arbiter, me: Me) -> Self {
         let (asked, told_at, operators) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { arbiter, me, storage, counters, asked, count: 0, told_at, operators }
+        let (now, stopping, answers, outputs) = (Time(0), false, [0; 5], VecDeque::new());
+        Self { arbiter, me, now, stopping, answers, asked, told_at, operators, outputs }
     }
 
-    /// Ends on [`Input::Stop`], or when nobody knows what the disk holds.
-    pub(crate) fn run(mut self, inputs: &Receiver<Input>) -> Result<(), WitnessError> {
-        let mut stopping = false;
-        while !stopping || self.arbiter.is_persisting() {
-            self.counters.registers.store(self.arbiter.registers().len() as u64, Ordering::Relaxed);
-            let Ok(input) = inputs.recv() else {
-                return Ok(());
-            };
-            match input {
-                Input::Stop => stopping = true,
-                // Dropping `answer` ends the connection; its client will retry elsewhere, or later.
-                Input::Request { .. } | Input::Operator { .. } if stopping => {}
-                Input::Request { peer, request, answer } => self.request(peer, request, answer),
-                Input::Operator { request, answer } => self.operator(request, answer),
-                Input::Stored { vm, result } => self.stored(vm, result)?,
-            }
+    /// Takes one input; [`Registrar::poll_output`] has what follows from it.
+    ///
+    /// # Errors
+    /// Nobody knows what the disk holds.
+    pub(crate) fn handle(&mut self, now: Time, input: Input) -> Result<(), WitnessError> {
+        self.now = now;
+        match input {
+            Input::Stop => self.stopping = true,
+            // It is not answered: its client will retry elsewhere, or later.
+            Input::Request { .. } | Input::Operator { .. } if self.stopping => {}
+            Input::Request { from, peer, request } => self.request(from, peer, request),
+            Input::Operator { from, request } => self.operator(from, request),
+            Input::Probed(at) => self.me.probed = Some(at),
+            Input::Stored { vm, result } => self.stored(vm, result)?,
         }
         Ok(())
     }
 
-    fn request(&mut self, peer: SocketAddr, request: Request, answer: SyncSender<Answer>) {
-        let from = self.count;
-        self.count += 1;
-        self.asked.insert(from, (peer, answer));
+    /// What is to be done next, in order.
+    pub(crate) fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// It was told to stop, and nothing is being written any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.stopping && !self.arbiter.is_persisting()
+    }
+
+    /// With so many connections.
+    pub(crate) fn figures(&self, connections: usize) -> Figures {
+        let registers = self.arbiter.registers().len() as u64;
+        Figures { answers: self.answers, registers, connections: connections as u64 }
+    }
+
+    fn request(&mut self, from: u64, peer: SocketAddr, request: Request) {
+        self.asked.insert(from, peer);
         self.tell(Event::Request { from, request });
         if request.asker.seen.is_some() && self.arbiter.knows(request.vm) {
-            self.told_at.insert(request.vm, Instant::now());
+            self.told_at.insert(request.vm, self.now);
         }
     }
 
@@ -107,42 +139,38 @@ impl<'a> Registrar<'a> {
         self.arbiter.handle(Time(0), event);
         while let Some(action) = self.arbiter.poll_action() {
             match action {
-                // The storage thread outlives this one, which holds its sender.
-                Action::Persist { vm, register } => drop(self.storage.send(Work::Persist(vm, register))),
-                Action::Remove { vm } => drop(self.storage.send(Work::Remove(vm))),
+                Action::Persist { vm, register } => self.outputs.push_back(Output::Write(Work::Persist(vm, register))),
+                Action::Remove { vm } => self.outputs.push_back(Output::Write(Work::Remove(vm))),
                 Action::Reply { to, request, reply } => self.reply(to, &request, &reply),
             }
         }
     }
 
     fn reply(&mut self, to: u64, request: &Request, reply: &Reply) {
-        let Some((peer, answer)) = self.asked.remove(&to) else { return };
+        let Some(peer) = self.asked.remove(&to) else { return };
         narrate(peer, request, reply);
         self.count_answer(reply.outcome);
-        let (witness, boot, probe_age_ms) = (self.me.witness, self.me.boot, self.me.probe.age_ms());
+        let (witness, boot, probe_age_ms) = (self.me.witness, self.me.boot, self.probe_age_ms());
         let Reply { outcome, standing, held } = *reply;
-        // A client that has gone meanwhile will ask again.
-        let _ = answer.send(Answer {
-            id: request.id,
-            vm: request.vm,
-            witness,
-            boot,
-            probe_age_ms,
-            standing,
-            outcome,
-            held,
-        });
+        let (id, vm) = (request.id, request.vm);
+        let answer = Answer { id, vm, witness, boot, probe_age_ms, standing, outcome, held };
+        self.outputs.push_back(Output::Answer { to, answer });
     }
 
-    fn count_answer(&self, outcome: Outcome) {
-        let counter = match outcome {
-            Outcome::Holds => &self.counters.read,
-            Outcome::Won => &self.counters.won,
-            Outcome::Lost => &self.counters.lost,
-            Outcome::Failed => &self.counters.failed,
-            Outcome::Refused(_) => &self.counters.refused,
+    fn probe_age_ms(&self) -> Option<u32> {
+        let age = self.now.since(self.me.probed?);
+        Some(u32::try_from(age.as_millis()).unwrap_or(u32::MAX - 1).min(u32::MAX - 1))
+    }
+
+    fn count_answer(&mut self, outcome: Outcome) {
+        let kind = match outcome {
+            Outcome::Holds => 0,
+            Outcome::Won => 1,
+            Outcome::Lost => 2,
+            Outcome::Failed => 3,
+            Outcome::Refused(_) => 4,
         };
-        counter.fetch_add(1, Ordering::Relaxed);
+        self.answers[kind] += 1;
     }
 
     fn stored(&mut self, vm: Name, result: Result<(), StoreError>) -> Result<(), WitnessError> {
@@ -160,25 +188,32 @@ impl<'a> Registrar<'a> {
         if !self.arbiter.knows(vm) {
             self.told_at.remove(&vm);
         }
-        if let Some((answer, message)) = self.operators.remove(&vm) {
+        if let Some((to, message)) = self.operators.remove(&vm) {
             let since = self.arbiter.registers().get(&vm).map_or(String::new(), |r| format!(" since {}", r.generation));
-            answer.give(match &result {
-                Ok(()) => Said::Done(format!("{message}{since}")),
-                Err(e) => Said::Refused(format!("not stored: {e}")),
-            });
+            self.say(
+                to,
+                match &result {
+                    Ok(()) => Said::Done(format!("{message}{since}")),
+                    Err(e) => Said::Refused(format!("not stored: {e}")),
+                },
+            );
         }
         Ok(())
     }
 
-    fn operator(&mut self, request: WitnessRequest, answer: ReplyTo) {
+    fn say(&mut self, to: u64, reply: Said) {
+        self.outputs.push_back(Output::Reply { to, reply });
+    }
+
+    fn operator(&mut self, from: u64, request: WitnessRequest) {
         let stored = match request {
             WitnessRequest::List => Err(Said::Report(Box::new(self.report()))),
             WitnessRequest::Assign { vm, node } => self.assign(vm, &node).map(|said| (vm, said)),
             WitnessRequest::Forget { vm } => self.forget(vm).map(|said| (vm, said)),
         };
         match stored {
-            Ok((vm, said)) => drop(self.operators.insert(vm, (answer, said))),
-            Err(response) => answer.give(response),
+            Ok((vm, said)) => drop(self.operators.insert(vm, (from, said))),
+            Err(reply) => self.say(from, reply),
         }
     }
 
@@ -193,7 +228,7 @@ impl<'a> Registrar<'a> {
                 "there is no register of {vm}, and no node has reported it: nothing to forget"
             )));
         }
-        if self.told_at.get(&vm).is_some_and(|at| at.elapsed() < ALIVE) {
+        if self.told_at.get(&vm).is_some_and(|at| self.now.since(*at) < ALIVE) {
             let why = format!(
                 "nodes reported {vm} within the last {} s: stop `afterimage` on its hosts first",
                 ALIVE.as_secs()
@@ -239,7 +274,7 @@ impl<'a> Registrar<'a> {
 
     fn report(&self) -> WitnessReport {
         let registers = self.arbiter.vms().map(|vm| self.report_of(vm)).collect();
-        WitnessReport { witness: self.me.witness, probe_age_ms: self.me.probe.age_ms(), registers }
+        WitnessReport { witness: self.me.witness, probe_age_ms: self.probe_age_ms(), registers }
     }
 
     fn report_of(&self, vm: Name) -> RegisterReport {
@@ -251,7 +286,7 @@ impl<'a> Registrar<'a> {
             Standing::Waiting => "waiting",
             Standing::Disputed => "disputed",
         };
-        let last_told = self.told_at.get(&vm).map(Instant::elapsed);
+        let last_told = self.told_at.get(&vm).map(|at| self.now.since(*at));
         RegisterReport {
             vm,
             register: self.arbiter.registers().get(&vm).copied(),
@@ -288,15 +323,12 @@ mod tests {
         register::{Mode, Owner, Swap},
         wire::arbiter::{Ask, Asker},
     };
-    use std::{
-        io,
-        sync::mpsc::{RecvTimeoutError, channel, sync_channel},
-    };
+    use std::io;
 
     const BOOT: u64 = 5;
 
     fn me() -> Me {
-        Me { witness: WitnessId([9; 16]), boot: BOOT, probe: Arc::new(Probe::default()) }
+        Me { witness: WitnessId([9; 16]), boot: BOOT, probed: None }
     }
 
     fn vm() -> Name {
@@ -313,66 +345,60 @@ mod tests {
         Request { id: 1, vm: vm(), asker, ask: Ask::Cas(Swap { expect: Generation(0), new: new(), contested: false }) }
     }
 
-    fn run(inputs: Vec<Input>) -> (Result<(), WitnessError>, Vec<Work>) {
-        let (sender, inbox) = channel();
-        let (work, todo) = channel();
-        inputs.into_iter().for_each(|input| sender.send(input).unwrap());
-        let counters = Counters::default();
-        let arbiter = Arbiter::new(Limits::default(), BOOT);
-        let result = Registrar::new(arbiter, me(), &work, &counters).run(&inbox);
-        (result, todo.try_iter().collect())
+    fn run(inputs: Vec<Input>) -> (Result<(), WitnessError>, Vec<Output>, Registrar) {
+        let mut registrar = Registrar::new(Arbiter::new(Limits::default(), BOOT), me());
+        let result = inputs.into_iter().try_for_each(|input| {
+            assert!(!registrar.has_ended());
+            registrar.handle(Time(1), input)
+        });
+        let outputs = std::iter::from_fn(|| registrar.poll_output()).collect();
+        (result, outputs, registrar)
     }
 
-    fn request(answer: SyncSender<Answer>) -> Input {
-        Input::Request { peer: "127.0.0.1:1".parse().unwrap(), request: swap(), answer }
+    fn request(from: u64) -> Input {
+        Input::Request { from, peer: "127.0.0.1:1".parse().unwrap(), request: swap() }
     }
 
     #[test]
     fn when_nobody_knows_what_is_stored_nobody_is_told_and_it_ends() {
-        let (answer, answered) = sync_channel(1);
         let source = io::Error::from_raw_os_error(libc::EIO);
         let unknown = StoreError::Unknown { doing: "fsync of directory", path: "state".into(), source };
-        let (result, work) = run(vec![request(answer), Input::Stored { vm: vm(), result: Err(unknown) }]);
+        let (result, outputs, _) = run(vec![request(1), Input::Stored { vm: vm(), result: Err(unknown) }]);
         let error = result.unwrap_err().to_string();
         assert!(error.contains("vm") && error.contains("fsync of directory state"), "{error}");
-        assert_eq!(work, [Work::Persist(vm(), new())]);
-        assert_eq!(answered.recv_timeout(Duration::ZERO), Err(RecvTimeoutError::Disconnected));
+        let [Output::Write(work)] = &outputs[..] else { panic!("{outputs:?}") };
+        assert_eq!(*work, Work::Persist(vm(), new()));
     }
 
     #[test]
     fn what_is_being_written_is_finished_before_it_stops() {
-        let (answer, answered) = sync_channel(1);
-        let (late, too_late) = sync_channel(1);
-        let (result, _) =
-            run(vec![request(answer), Input::Stop, request(late), Input::Stored { vm: vm(), result: Ok(()) }]);
+        let (result, outputs, registrar) =
+            run(vec![request(1), Input::Stop, request(2), Input::Stored { vm: vm(), result: Ok(()) }]);
         result.unwrap();
-        let told = answered.recv().unwrap();
-        assert_eq!((told.outcome, told.held, told.boot), (Outcome::Won, Some(new()), BOOT));
-        assert_eq!(told.probe_age_ms, None, "it has not proved that it can store");
-        assert_eq!(too_late.recv_timeout(Duration::ZERO), Err(RecvTimeoutError::Disconnected));
+        assert!(registrar.has_ended());
+        let [Output::Write(_), Output::Answer { to: 1, answer }] = &outputs[..] else { panic!("{outputs:?}") };
+        assert_eq!((answer.outcome, answer.held, answer.boot), (Outcome::Won, Some(new()), BOOT));
+        assert_eq!(answer.probe_age_ms, None, "it has not proved that it can store");
     }
 
     #[test]
     fn an_operator_hears_when_it_is_stored_and_what_is_known() {
-        let mut answered = Vec::new();
         let spec = |text: &str| text.parse::<NodeSpec>().unwrap();
-        let mut ask = |request| {
-            let (sender, answers) = sync_channel(1);
-            let answer = ReplyTo::new(move |said| drop(sender.send(said)));
-            answered.push(answers);
-            Input::Operator { request, answer }
-        };
+        let ask = |from, request| Input::Operator { from, request };
         let assign = |node: &str| WitnessRequest::Assign { vm: vm(), node: spec(node) };
         let id = "02".repeat(16);
-        let stored = || Input::Stored { vm: vm(), result: Ok(()) };
-        let (first, second, list) = (ask(assign("b")), ask(assign(&format!("b={id}"))), ask(WitnessRequest::List));
-        let inputs = vec![first, second, stored(), list, Input::Stop];
-        let (result, work) = run(inputs);
+        let stored = Input::Stored { vm: vm(), result: Ok(()) };
+        let (first, second) = (ask(1, assign("b")), ask(2, assign(&format!("b={id}"))));
+        let (result, outputs, _) = run(vec![first, second, stored, ask(3, WitnessRequest::List)]);
         result.unwrap();
-        assert_eq!(work.len(), 1);
-        let said: Vec<Said> = answered.into_iter().map(|answer| answer.try_recv().unwrap()).collect();
-        let [Said::Refused(message), Said::Done(_), Said::Report(report)] = &said[..] else {
-            panic!("{said:?}");
+        let [
+            Output::Reply { to: 1, reply: Said::Refused(message) },
+            Output::Write(_),
+            Output::Reply { to: 2, reply: Said::Done(_) },
+            Output::Reply { to: 3, reply: Said::Report(report) },
+        ] = &outputs[..]
+        else {
+            panic!("{outputs:?}");
         };
         assert!(message.contains("NAME=ID"), "{message}");
         let [only] = &report.registers[..] else { panic!("{report:?}") };

@@ -1,141 +1,290 @@
-//! Accepts the nodes' connections, and reads and answers their requests.
+//! The witness's thread: a tokio runtime whose tasks move bytes. What they bring goes to values that decide.
 //!
 //! ```text
-//! accept ── a thread per connection ──request, where to answer──> registrar (owns the Arbiter) ──> connection ──> reply
-//!                                                                  │  ^
-//!                                                          persist v  │ done
-//!                                                                 storage (one write at a time)
+//! listener ──> Clients: who has a place        registrar ──writes──> storage (a thread of its own)
+//! socket <──bytes── task ──request──> hub ──────> │  ^ <────done──────┘
+//!           (Conversation: how long)       <─answer─┘
 //! ```
 //!
 //! A connection has one request under way at a time, so that the number of connections bounds everything behind it; who
-//! reads slowly keeps only its own thread.
+//! reads slowly keeps only its own task.
 
 use super::{
-    clients::{Client, Clients, MAX_CLIENTS},
-    registrar::Input,
+    WitnessError,
+    clients::{Clients, MAX_CLIENTS, Place},
+    conversation::{Conversation, MESSAGE, Step},
+    counters::Figures,
+    operator::{ReplyTo, WitnessRequest},
+    registrar::{Input, Output, Registrar, Work},
 };
-use mc_core::wire::arbiter::{REQUEST_LEN, Request};
+use mc_core::wire::arbiter::{Answer, Request};
 use node::{
-    accepting::{accept_until, is_shortage},
-    repeated::and_more,
-    wake::Wake,
+    clock::Clock,
+    repeated::{Repeated, and_more},
 };
+use parking_lot::Mutex;
+use rustix::io::Errno;
 use std::{
-    io::{self, Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
-    sync::{
-        Arc,
-        mpsc::{Sender, sync_channel},
-    },
+    collections::BTreeMap,
+    io,
+    net::SocketAddr,
+    sync::{Arc, mpsc},
     time::{Duration, Instant},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    select,
+    sync::{
+        Notify,
+        mpsc::{UnboundedReceiver, UnboundedSender},
+        oneshot, watch,
+    },
+    task::JoinSet,
+    time::{sleep_until, timeout},
 };
 use tracing::{debug, warn};
 
-/// A connection without a request for this long is closed, though nobody needs its place. Nodes ask once a second.
-const IDLE: Duration = Duration::from_secs(3600);
-/// Between a request's first and last byte, and for its answer to be taken.
-const MESSAGE: Duration = Duration::from_secs(5);
-/// A connection's thread needs a few hundred bytes; the default would be 2 MiB each.
-const STACK: usize = 128 * 1024;
+/// After an accept that failed: at first …
+const REST: Duration = Duration::from_millis(20);
+/// … and at most.
+const LONGEST_REST: Duration = Duration::from_secs(1);
+/// For answers that were decided to leave, when the witness ends.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
-/// Accepts connections until `stop` is readable.
-pub(crate) fn accept(listener: &TcpListener, stop: &Wake, clients: &Arc<Clients>, registrar: &Sender<Input>) {
-    let next = || {
-        listener.accept().inspect_err(|e| {
-            if is_shortage(e) {
-                clients.make_room();
+/// What the hub is told.
+#[derive(Debug)]
+pub(crate) enum Letter {
+    /// A connection has a request, and waits here for its answer.
+    Asks { number: u64, peer: SocketAddr, request: Request, answer: oneshot::Sender<Answer> },
+    /// A connection has ended: why.
+    Gone { number: u64, peer: SocketAddr, why: io::Result<()> },
+    /// From the storage.
+    Storage(Input),
+    /// From an operator.
+    Operator { request: WitnessRequest, reply: ReplyTo },
+    /// To end.
+    Stop,
+}
+
+/// What serves: see the module.
+pub(crate) struct Hub {
+    registrar: Registrar,
+    clients: Clients,
+    storage: mpsc::Sender<Work>,
+    figures: Arc<Mutex<Figures>>,
+    letters: UnboundedSender<Letter>,
+    connections: JoinSet<()>,
+    /// Of each connection: to have it end now.
+    ends: BTreeMap<u64, Arc<Notify>>,
+    answers: BTreeMap<u64, oneshot::Sender<Answer>>,
+    replies: BTreeMap<u64, ReplyTo>,
+    /// Connections and operators so far.
+    count: u64,
+    /// What is said of connections, and of accepting.
+    said: Repeated,
+    rest: Duration,
+    closing: watch::Sender<bool>,
+}
+
+impl Hub {
+    pub(crate) fn new(
+        registrar: Registrar,
+        storage: mpsc::Sender<Work>,
+        figures: Arc<Mutex<Figures>>,
+        letters: UnboundedSender<Letter>,
+    ) -> Self {
+        Self {
+            registrar,
+            clients: Clients::default(),
+            storage,
+            figures,
+            letters,
+            connections: JoinSet::new(),
+            ends: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            replies: BTreeMap::new(),
+            count: 0,
+            said: Repeated::default(),
+            rest: Duration::ZERO,
+            closing: watch::Sender::new(false),
+        }
+    }
+
+    /// Ends on [`Letter::Stop`], or when nobody knows what the disk holds.
+    pub(crate) async fn run(
+        mut self,
+        listener: TcpListener,
+        mut inbox: UnboundedReceiver<Letter>,
+    ) -> Result<(), WitnessError> {
+        let mut accept_at = tokio::time::Instant::now();
+        while !self.registrar.has_ended() {
+            *self.figures.lock() = self.registrar.figures(self.clients.len());
+            let accepts = async {
+                sleep_until(accept_at).await;
+                listener.accept().await
+            };
+            select! {
+                Some(letter) = inbox.recv() => self.letter(letter)?,
+                accepted = accepts => {
+                    self.accepted(accepted);
+                    accept_at = tokio::time::Instant::now() + self.rest;
+                }
+                Some(_) = self.connections.join_next() => {}
             }
-        })
-    };
-    let mut numbers = 0..;
-    accept_until("witness", listener, stop, next, |(stream, peer)| {
-        let number = numbers.next().expect("2^64 connections");
-        match clients.take_in(number, stream) {
-            Some(client) => spawn(number, client, peer, clients, registrar),
-            None => say(clients, "crowded", || format!("{peer}: closed: {MAX_CLIENTS} nodes are connected already")),
         }
-    });
-}
+        self.close().await;
+        Ok(())
+    }
 
-/// What strangers can bring about is counted, not repeated.
-fn say(clients: &Clients, kind: &str, line: impl FnOnce() -> String) {
-    if let Some(more) = clients.said.lock().say(kind, Instant::now()) {
-        warn!("{}{}", line(), and_more(more));
+    /// Whoever waits for an answer gets none, and whoever has one is given the time to take it.
+    async fn close(mut self) {
+        self.answers.clear();
+        self.closing.send_replace(true);
+        let all = async { while self.connections.join_next().await.is_some() {} };
+        let _ = timeout(LAST_WORDS, all).await;
+    }
+
+    fn accepted(&mut self, accepted: io::Result<(TcpStream, SocketAddr)>) {
+        match accepted {
+            Ok((stream, peer)) => {
+                self.rest = Duration::ZERO;
+                self.take_in(stream, peer);
+            }
+            Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => self.rest = Duration::ZERO,
+            Err(e) => {
+                if is_shortage(&e) {
+                    let given_up = self.clients.make_room(Clock.now());
+                    self.end(given_up);
+                }
+                self.rest = (self.rest * 2).clamp(REST, LONGEST_REST);
+                self.say(&e.to_string(), || format!("witness: cannot accept a connection: {e}"));
+            }
+        }
+    }
+
+    fn take_in(&mut self, stream: TcpStream, peer: SocketAddr) {
+        self.count += 1;
+        let number = self.count;
+        match self.clients.take_in(number, Clock.now()) {
+            Place::None => self.say("crowded", || format!("{peer}: closed: {MAX_CLIENTS} nodes are connected already")),
+            Place::InsteadOf(given_up) => {
+                self.end(given_up);
+                let end = Arc::new(Notify::new());
+                self.ends.insert(number, Arc::clone(&end));
+                let (letters, closing) = (self.letters.clone(), self.closing.subscribe());
+                self.connections.spawn(async move {
+                    let why = select! {
+                        why = talk(stream, number, peer, &letters, closing) => why,
+                        () = end.notified() => Ok(()),
+                    };
+                    let _ = letters.send(Letter::Gone { number, peer, why });
+                });
+            }
+        }
+    }
+
+    fn end(&mut self, number: Option<u64>) {
+        if let Some(end) = number.and_then(|number| self.ends.remove(&number)) {
+            end.notify_one();
+        }
+    }
+
+    fn letter(&mut self, letter: Letter) -> Result<(), WitnessError> {
+        let now = Clock.now();
+        let input = match letter {
+            Letter::Asks { number, peer, request, answer } => {
+                self.clients.asks(number, now);
+                self.answers.insert(number, answer);
+                Input::Request { from: number, peer, request }
+            }
+            Letter::Gone { number, peer, why } => {
+                self.clients.forget(number);
+                self.ends.remove(&number);
+                self.answers.remove(&number);
+                match why {
+                    Ok(()) => debug!(%peer, "closed"),
+                    Err(e) => self.say(&e.kind().to_string(), || format!("{peer}: connection closed: {e}")),
+                }
+                return Ok(());
+            }
+            Letter::Storage(input) => input,
+            Letter::Operator { request, reply } => {
+                self.count += 1;
+                self.replies.insert(self.count, reply);
+                Input::Operator { from: self.count, request }
+            }
+            Letter::Stop => Input::Stop,
+        };
+        self.registrar.handle(now, input)?;
+        while let Some(output) = self.registrar.poll_output() {
+            self.carry_out(output);
+        }
+        Ok(())
+    }
+
+    fn carry_out(&mut self, output: Output) {
+        match output {
+            // The storage thread outlives this one, which holds its sender.
+            Output::Write(work) => drop(self.storage.send(work)),
+            Output::Answer { to, answer } => {
+                self.clients.is_told(to, &answer);
+                // A client that has gone meanwhile will ask again.
+                if let Some(waits) = self.answers.remove(&to) {
+                    let _ = waits.send(answer);
+                }
+            }
+            Output::Reply { to, reply } => {
+                if let Some(waits) = self.replies.remove(&to) {
+                    waits.give(reply);
+                }
+            }
+        }
+    }
+
+    /// What strangers can bring about is counted, not repeated.
+    fn say(&mut self, kind: &str, line: impl FnOnce() -> String) {
+        if let Some(more) = self.said.say(kind, Instant::now()) {
+            warn!("{}{}", line(), and_more(more));
+        }
     }
 }
 
-fn spawn(number: u64, client: Arc<Client>, peer: SocketAddr, clients: &Arc<Clients>, registrar: &Sender<Input>) {
-    let (everyone, registrar) = (Arc::clone(clients), registrar.clone());
-    let thread = std::thread::Builder::new().name(format!("client {number}")).stack_size(STACK);
-    let spawned = thread.spawn(move || {
-        match serve(&client, peer, &registrar) {
-            Ok(()) => debug!(%peer, "closed"),
-            Err(e) => say(&everyone, &e.kind().to_string(), || format!("{peer}: connection closed: {e}")),
-        }
-        everyone.forget(number);
-    });
-    if let Err(e) = spawned {
-        say(clients, "thread", || format!("{peer}: closed: no thread for it: {e}"));
-        clients.forget(number);
-    }
+/// Whether `error` says that this process, or this host, has no file descriptor left.
+fn is_shortage(error: &io::Error) -> bool {
+    Errno::from_io_error(error).is_some_and(|e| e == Errno::MFILE || e == Errno::NFILE)
 }
 
-/// Answers one connection's requests, until it closes or sends what is no request.
-fn serve(client: &Client, peer: SocketAddr, registrar: &Sender<Input>) -> io::Result<()> {
-    let stream = &client.stream;
-    stream.set_nonblocking(false)?;
+/// Moves one connection's bytes, until it closes or sends what is no request.
+async fn talk(
+    mut stream: TcpStream,
+    number: u64,
+    peer: SocketAddr,
+    letters: &UnboundedSender<Letter>,
+    mut closing: watch::Receiver<bool>,
+) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    stream.set_write_timeout(Some(MESSAGE))?;
     let keepalive =
         socket2::TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10));
-    socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive)?;
-    while let Some(bytes) = read_message(stream)? {
-        let request = Request::decode(&bytes).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
-        client.asks();
-        let (answer, answered) = sync_channel(1);
-        if registrar.send(Input::Request { peer, request, answer }).is_err() {
-            return Ok(());
-        }
-        match answered.recv() {
-            Ok(reply) => {
-                client.is_told(&reply);
-                { stream }.write_all(&reply.encode())?;
-            }
-            // The witness ends.
-            Err(_) => return Ok(()),
-        }
+    socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+    let mut conversation = Conversation::new(Clock.now());
+    loop {
+        let patience = conversation.deadline().since(Clock.now());
+        let read = select! {
+            read = timeout(patience, stream.read(conversation.room())) => read,
+            _ = closing.wait_for(|closing| *closing) => return Ok(()),
+        };
+        let Ok(read) = read else { return conversation.expired() };
+        let request = match conversation.read(Clock.now(), read)? {
+            Step::More => continue,
+            Step::Closed => return Ok(()),
+            Step::Asks(request) => request,
+        };
+        let (answer, answered) = oneshot::channel();
+        let _ = letters.send(Letter::Asks { number, peer, request, answer });
+        // None: the witness ends.
+        let Ok(answer) = answered.await else { return Ok(()) };
+        timeout(MESSAGE, stream.write_all(&answer.encode())).await??;
+        conversation = Conversation::new(Clock.now());
     }
-    Ok(())
-}
-
-/// The next message's bytes; `None` when the client closed, or has been idle for long, in between two.
-fn read_message(mut stream: &TcpStream) -> io::Result<Option<[u8; REQUEST_LEN]>> {
-    let mut bytes = [0; REQUEST_LEN];
-    let (mut have, mut deadline) = (0, None);
-    stream.set_read_timeout(Some(IDLE))?;
-    while have < REQUEST_LEN {
-        match stream.read(&mut bytes[have..]) {
-            Ok(0) if have == 0 => return Ok(None),
-            Ok(0) => {
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("{have} of {REQUEST_LEN} bytes")));
-            }
-            Ok(n) => have += n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock && have == 0 => return Ok(None),
-            Err(e) if e.kind() == io::ErrorKind::ConnectionReset && have == 0 => return Ok(None),
-            Err(e) => return Err(e),
-        }
-        let now = Instant::now();
-        let until = *deadline.get_or_insert(now + MESSAGE);
-        if have < REQUEST_LEN {
-            let Some(left) = until.checked_duration_since(now).filter(|d| !d.is_zero()) else {
-                return Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    format!("{have} of {REQUEST_LEN} bytes in {MESSAGE:?}"),
-                ));
-            };
-            stream.set_read_timeout(Some(left))?;
-        }
-    }
-    Ok(Some(bytes))
 }

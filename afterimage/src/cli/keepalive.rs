@@ -8,6 +8,7 @@ use node::{
     address::{LocalAddr, parse_address},
     arbiter::HostPort,
 };
+use probe::Frequency;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 /// `afterimage keepalive …`
@@ -97,7 +98,7 @@ pub struct TuneArgs {
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub detect_within: Option<Duration>,
     /// Suspect a live peer at most this often: 1/year, 2/month, 1/day, 3/hour
-    #[arg(long, value_name = "N/PERIOD", value_parser = parse_frequency)]
+    #[arg(long, value_name = "N/PERIOD")]
     pub false_failovers: Option<Frequency>,
     /// Assess only this setting: interval=5ms,k=3
     #[arg(long, value_name = "SETTING", value_parser = parse_setting, conflicts_with_all = ["detect_within", "false_failovers"])]
@@ -105,30 +106,6 @@ pub struct TuneArgs {
     /// One JSON object instead of text
     #[arg(long)]
     pub json: bool,
-}
-
-/// How often something may happen.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Frequency {
-    /// Times per second.
-    pub per_s: f64,
-}
-
-const DAY: f64 = 86_400.0;
-const PERIODS: [(&str, f64); 5] =
-    [("hour", 3600.0), ("day", DAY), ("week", 7.0 * DAY), ("month", 365.25 / 12.0 * DAY), ("year", 365.25 * DAY)];
-
-/// Reads "1/year".
-fn parse_frequency(text: &str) -> Result<Frequency, String> {
-    let error =
-        || format!("invalid frequency {text:?}: expected a number per hour, day, week, month or year, such as 1/year");
-    let (number, period) = text.split_once('/').ok_or_else(error)?;
-    let number: f64 = number.parse().map_err(|_| error())?;
-    let (_, seconds) = PERIODS.into_iter().find(|(name, _)| *name == period).ok_or_else(error)?;
-    if !(number.is_finite() && number > 0.0) {
-        return Err(error());
-    }
-    Ok(Frequency { per_s: number / seconds })
 }
 
 /// Reads "interval=5ms,k=3".
@@ -150,13 +127,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frequencies_and_settings() {
-        assert_eq!(parse_frequency("1/year").unwrap().per_s, 1.0 / 31_557_600.0);
-        assert_eq!(parse_frequency("0.5/hour").unwrap().per_s, 0.5 / 3600.0);
+    fn settings_of_what_if() {
         assert_eq!(parse_setting("interval=5ms,k=3"), Ok((Duration::from_millis(5), 3)));
-        for (text, words) in [("year", "1/year"), ("0/year", "1/year"), ("1/eon", "1/year"), ("-1/day", "1/year")] {
-            assert!(parse_frequency(text).unwrap_err().contains(words), "{text}");
-        }
         for (text, words) in [
             ("5ms,k=3", "interval=TIME"),
             ("k=3", "interval=TIME"),

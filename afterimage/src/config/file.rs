@@ -18,6 +18,8 @@ use toml::{
     de::{DeString, DeTable, DeValue, ValueDeserializer},
 };
 
+/// What the parser says of a key that is there twice.
+const DUPLICATE: &str = "duplicate key";
 /// Bytes of a file at most.
 const LARGEST: u64 = 1 << 20;
 
@@ -67,8 +69,13 @@ fn newlines(bytes: &[u8]) -> usize {
 pub(super) fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
     let line = |at: usize| 1 + newlines(&text.as_bytes()[..at.min(text.len())]);
     let wrong = |at, what: String| ConfigError::Syntax { path: path.into(), line: line(at), what };
-    let document = DeTable::parse(text)
-        .map_err(|e| wrong(e.span().map_or(0, |span| span.start), e.message().trim_end().to_owned()))?;
+    let document = DeTable::parse(text).map_err(|e| {
+        let span = e.span().unwrap_or_default();
+        // The parser does not say which.
+        let key = if e.message().trim_end() == DUPLICATE { text.get(span.clone()) } else { None };
+        let key = key.map_or_else(String::new, |key| format!(" `{}`", near::shown(key)));
+        wrong(span.start, format!("{}{key}", e.message().trim_end()))
+    })?;
     let mut sections = BTreeMap::new();
     for (name, entries) in in_order(document.get_ref()) {
         let known = SECTIONS.into_iter().find(|(section, _)| section == name.get_ref());

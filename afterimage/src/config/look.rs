@@ -1,7 +1,7 @@
 //! Checks of `config check` across settings: values that are valid alone and contradict each other.
 
 use super::{ConfigError, NicSpec, file::File, setting::SECTIONS};
-use std::collections::HashSet;
+use protection::standby::twice;
 use toml::Value;
 use vmm_qemu::standby::check_command;
 
@@ -56,15 +56,6 @@ fn nics(file: &File, section: &str) -> Result<(), ConfigError> {
         }
         None => Ok(()),
     }
-}
-
-/// The first NIC that has a socket or a TAP device of another one, and which: it would never be connected.
-pub(crate) fn twice(nics: &[NicSpec]) -> Option<(&NicSpec, String)> {
-    let mut seen = HashSet::new();
-    nics.iter().find_map(|nic| {
-        let names = [nic.socket.display().to_string(), nic.tap.clone()];
-        names.into_iter().find(|name| !seen.insert(name.clone())).map(|name| (nic, name))
-    })
 }
 
 /// Of a file that was named to a command, and has nothing for it.

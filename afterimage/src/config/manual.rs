@@ -1,7 +1,7 @@
 //! docs/SETTINGS.md: the settings, for a reader.
 
 use super::{
-    setting::{Kind, PROBE, SECTIONS, Setting, Usual},
+    setting::{Kind, PROBE, SECTIONS, SIZE_UNITS, Setting, TIME_UNITS, Usual},
     table,
 };
 
@@ -51,6 +51,8 @@ fn row(setting: &Setting) -> String {
     };
     let live = if setting.live { " *live*" } else { "" };
     let allowed = match (setting.range(), setting.kind) {
+        (Some(range), Kind::Time(..)) => format!("{range} ({TIME_UNITS})"),
+        (Some(range), Kind::Size(..)) => format!("{range} ({SIZE_UNITS})"),
         (Some(range), _) if setting.note.is_empty() => range,
         (Some(range), _) => format!("{range}: {}", setting.note),
         (None, Kind::Word(words)) => words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", "),

@@ -1,8 +1,19 @@
 //! A word that nobody knows: which one was meant.
 
+/// Letters of a strange word that are shown.
+const SHOWN: usize = 40;
+
+/// A word that may be anything, for a terminal: shortened, and without control characters.
+pub(super) fn shown(word: &str) -> String {
+    let more = if word.chars().nth(SHOWN).is_some() { "…" } else { "" };
+    let plain = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    word.chars().take(SHOWN).map(plain).chain([more.to_owned()]).collect()
+}
+
 /// What is said of a key, or a section, that there is not.
 pub(super) fn unknown(what: &str, word: &str, words: impl Iterator<Item = &'static str> + Clone) -> String {
-    match nearest(word, words.clone()) {
+    let (guess, word) = (nearest(word, words.clone()), shown(word));
+    match guess {
         Some(guess) => format!("unknown {what} `{word}`; did you mean `{guess}`?"),
         None => format!("unknown {what} `{word}`; there are `{}`", words.collect::<Vec<_>>().join("`, `")),
     }
@@ -62,5 +73,11 @@ mod tests {
         assert_eq!(unknown("key", "vn", ["vm"].into_iter()), "unknown key `vn`; there are `vm`");
         let said = unknown("section", "protekt", ["witness", "protect", "standby"].into_iter());
         assert!(said.ends_with("; did you mean `protect`?"), "{said}");
+        let strange = format!("\u{1b}[31m{}", "x".repeat(10_000));
+        let said = unknown("key", &strange, ["vm"].into_iter());
+        assert!(
+            said.starts_with("unknown key `\\u{1b}[31mxxx") && said.contains("x…`; there") && said.len() < 100,
+            "{said}"
+        );
     }
 }

@@ -1,16 +1,21 @@
 //! Flags over file over what is usual.
 
 use super::{
-    ConfigError, KeepaliveWish, PathsConfig, ProtectConfig, StandbyConfig, TransportWish, WitnessConfig,
+    ConfigError, KeepaliveWish, PathsConfig, TransportWish, WitnessConfig,
     file::{File, load, parse},
     given::{PathArgs, ProtectArgs, StandbyArgs, WitnessArgs},
-    least_commit_deadline, look,
+    look,
     setting::{PROBE, PROTECT, STANDBY, Setting, Usual, WITNESS},
     table,
 };
 use api::two_slabs;
 use mc_core::id::Name;
 use node::units::time_text;
+use protection::{
+    primary::{self, least_commit_deadline},
+    processes::Rejoin,
+    standby as stand_by,
+};
 use serde::de::DeserializeOwned;
 use std::{
     collections::BTreeMap,
@@ -151,7 +156,10 @@ impl<'a> Resolved<'a> {
             let line = value.as_ref().map_or_else(|| format!("# {key}"), |value| format!("{key} = {value}"));
             let origin = match (value, origin) {
                 (None, _) if matches!(setting.usual, Usual::Needed(_)) => "not set: has to come from a flag".to_owned(),
-                (None, _) => "not set: optional".to_owned(),
+                (None, _) => match setting.usual {
+                    Usual::Follows(words) => format!("default: {words}"),
+                    _ => "not set: optional".to_owned(),
+                },
                 (_, Origin::Flag) => "flag".to_owned(),
                 (_, Origin::Line(line, None)) => format!("line {line}"),
                 (_, Origin::Line(line, Some(old))) => format!("line {line}, by its old key {old}: call it {key}"),
@@ -184,7 +192,7 @@ impl Resolve for WitnessConfig {
     }
 }
 
-impl Resolve for ProtectConfig {
+impl Resolve for primary::Settings {
     fn complete(&mut self, r: &Resolved<'_>) -> Result<(), ConfigError> {
         self.config_file = r.file_path();
         // All that RDMA may have to pin.
@@ -198,7 +206,7 @@ impl Resolve for ProtectConfig {
     }
 }
 
-impl Resolve for StandbyConfig {
+impl Resolve for stand_by::Settings {
     fn complete(&mut self, r: &Resolved<'_>) -> Result<(), ConfigError> {
         self.config_file = r.file_path();
         self.paths.staging_bytes = self.staging_bytes;
@@ -218,7 +226,10 @@ pub fn paths(args: PathArgs, staging_bytes: u64) -> Result<PathsConfig, ConfigEr
 ///
 /// # Errors
 /// There is no file, no such section, or it is of another VM.
-pub fn next_standby(config: &ProtectConfig) -> Result<StandbyConfig, ConfigError> {
+pub fn rejoin(config: &primary::Settings) -> Result<Option<Rejoin>, ConfigError> {
+    if !config.rejoin {
+        return Ok(None);
+    }
     let needs = |what| ConfigError::Needs { setting: "--rejoin", what };
     let Some(path) = &config.config_file else {
         return Err(needs("--config FILE, with a section [standby] that says how to stand by here".to_owned()));
@@ -226,25 +237,24 @@ pub fn next_standby(config: &ProtectConfig) -> Result<StandbyConfig, ConfigError
     if load(Some(path))?.section("standby").is_none() {
         return Err(needs(format!("a section [standby] in {}, which says how to stand by here", path.display())));
     }
-    let standby = StandbyConfig::resolve(StandbyArgs { config: Some(path.clone()), ..StandbyArgs::default() })?;
-    if standby.vm != config.vm {
-        let (theirs, file) = (standby.vm, path.display());
+    let next = standby(StandbyArgs { config: Some(path.clone()), ..StandbyArgs::default() })?;
+    if next.vm != config.vm {
+        let (theirs, file) = (next.vm, path.display());
         return Err(needs(format!("a section [standby] of {}; that of {file} stands by for {theirs}", config.vm)));
     }
-    Ok(standby)
+    let arguments = vec!["standby".into(), "--config".into(), path.into()];
+    Ok(Some(Rejoin { arguments, vm: next.vm, listen: next.listen }))
 }
 
 macro_rules! resolve {
-    ($($config:ident $args:ident $command:literal $on:ident;)*) => {$(
-        impl $config {
-            /// From the command line, and the file that it names.
-            pub fn resolve(args: $args) -> Result<Self, ConfigError> {
-                let file = load(args.config.as_deref())?;
-                if let Some(note) = look::has_nothing_for($command, &file) {
-                    tracing::warn!("{note}");
-                }
-                Resolved::new(($command, $on), args.values, &file)?.resolve()
+    ($($name:ident $config:ty, $args:ident $command:literal $on:ident;)*) => {$(
+        /// From the command line, and the file that it names.
+        pub fn $name(args: $args) -> Result<$config, ConfigError> {
+            let file = load(args.config.as_deref())?;
+            if let Some(note) = look::has_nothing_for($command, &file) {
+                tracing::warn!("{note}");
             }
+            Resolved::new(($command, $on), args.values, &file)?.resolve()
         }
     )*
 
@@ -260,9 +270,9 @@ macro_rules! resolve {
     };
 }
 resolve! {
-    WitnessConfig WitnessArgs "witness" WITNESS;
-    ProtectConfig ProtectArgs "protect" PROTECT;
-    StandbyConfig StandbyArgs "standby" STANDBY;
+    witness WitnessConfig, WitnessArgs "witness" WITNESS;
+    protect primary::Settings, ProtectArgs "protect" PROTECT;
+    standby stand_by::Settings, StandbyArgs "standby" STANDBY;
 }
 
 /// `config check FILE`: the file's sections with every default filled in, each value with where it comes from. What has no default

@@ -1,6 +1,6 @@
 //! What a setting is: its name, its unit, what it may be, and whose it is. All of them stand in [`super::table`].
 
-use super::units::parse_listen;
+use super::listen::parse_listen;
 use node::units::{from_micros, parse_duration, parse_size, size_text, time_text, whole};
 use std::{fmt, str::FromStr};
 use toml::Value;
@@ -17,6 +17,11 @@ pub(crate) const PROBE: u8 = 8;
 pub(super) const PAIR: u8 = PROTECT | STANDBY;
 /// The sections of a file.
 pub(super) const SECTIONS: [(&str, u8); 3] = [("witness", WITNESS), ("protect", PROTECT), ("standby", STANDBY)];
+
+/// The units of a time, as a reader is told.
+pub(super) const TIME_UNITS: &str = "us, ms, s, m or h";
+/// Of a size.
+pub(super) const SIZE_UNITS: &str = "KiB, MiB or GiB";
 
 /// Reads a text, and says it as everybody writes it.
 type Read = fn(&str) -> Result<String, String>;
@@ -134,16 +139,24 @@ impl Setting {
         format!("{said} is out of range: expected {}{note}", self.range().unwrap_or_default())
     }
 
+    /// What is no value of this setting: with its own range, not that of all times or sizes.
+    fn unread(&self, what: &str, said: &str, units: &str, such_as: &str) -> String {
+        let range = self.range().unwrap_or_default();
+        format!(
+            "invalid {what} {said:?}: expected a number and its unit ({units}), such as {such_as}; allowed: {range}"
+        )
+    }
+
     /// Reads what a flag, or `afterimage set`, says. Of a list, one element.
     pub(crate) fn read(&self, said: &str) -> Result<Value, String> {
         Ok(match self.kind {
             Kind::Time(least, most) => {
-                let time = parse_duration(said)?;
+                let time = parse_duration(said).map_err(|_| self.unread("duration", said, TIME_UNITS, "20ms"))?;
                 self.within(time, (parse_duration(least).ok(), parse_duration(most).ok()), said)?;
                 time_text(time).into()
             }
             Kind::Size(least, most) => {
-                let bytes = parse_size(said)?;
+                let bytes = parse_size(said).map_err(|_| self.unread("size", said, SIZE_UNITS, "64MiB"))?;
                 self.within(bytes, (parse_size(least).ok(), parse_size(most).ok()), said)?;
                 size_text(bytes).into()
             }
@@ -235,6 +248,15 @@ pub(super) fn text<T: FromStr<Err: fmt::Display> + fmt::Display>(said: &str) -> 
 /// Reads the address of a listener, or a port of loopback alone.
 pub(super) fn listener(said: &str) -> Result<String, String> {
     parse_listen(said).map(|address| address.to_string())
+}
+
+/// Reads a path or a name, which is never empty.
+pub(super) fn something(said: &str) -> Result<String, String> {
+    if said.is_empty() {
+        Err("an empty text says nothing: leave the setting out, or give it a value".to_owned())
+    } else {
+        any(said)
+    }
 }
 
 /// Reads anything.

@@ -3,7 +3,9 @@
 
 use super::{
     NicSpec,
-    setting::{Kind::*, PAIR, PROBE, PROTECT, STANDBY, Setting, Usual::*, WITNESS, any, listener, setting, text},
+    setting::{
+        Kind::*, PAIR, PROBE, PROTECT, STANDBY, Setting, Usual::*, WITNESS, any, listener, setting, something, text,
+    },
 };
 use api::{EPOCH, OnCapWish, STAGING};
 use mc_core::id::Name;
@@ -29,10 +31,10 @@ pub(super) static SETTINGS: &[Setting] = &[
         "This host's name in the register"),
     setting(WITNESS, "listen", "ADDR:PORT", Text(text::<Listen>), Is("127.0.0.1:7400"),
         "Address to listen at"),
-    setting(WITNESS, "state", "DIR", Text(any), Needed(node::journal::STATE_DIR),
+    setting(WITNESS, "state", "DIR", Text(something), Needed(node::journal::STATE_DIR),
         "Directory for its identity and its registers, a small file per VM; created if its parent exists. Keep it: a witness that \
          lost it counts as another witness, and must ask the nodes"),
-    setting(PROTECT, "qmp", "SOCKET", Text(any), Needed("/run/web.qmp"),
+    setting(PROTECT, "qmp", "SOCKET", Text(something), Needed("/run/web.qmp"),
         "The QMP socket of the running QEMU"),
     setting(PROTECT, "to", "HOST:PORT", Text(text::<HostPort>), Needed("10.0.1.2:7410"),
         "The standby"),
@@ -47,9 +49,9 @@ pub(super) static SETTINGS: &[Setting] = &[
         "Shortest time from one checkpoint to the next; the VM's output waits for about this long").was("epoch_ms", MS).live(),
     Setting { each: Some("nic"), ..setting(PAIR, "nics", "SOCKET=TAP", List(text::<NicSpec>, None), Nothing,
         "A NIC of the VM: the unix socket of its `-netdev stream`, and the TAP device to connect it to. Once per NIC, in order") },
-    setting(STANDBY, "ram_dir", "DIR", Text(any), Is("/dev/shm"),
+    setting(STANDBY, "ram_dir", "DIR", Text(something), Is("/dev/shm"),
         "Directory for the file that is the VM's RAM; use a tmpfs"),
-    setting(STANDBY, "spill", "FILE", Text(any), Nothing,
+    setting(STANDBY, "spill", "FILE", Text(something), Nothing,
         "File for what does not fit into staging, above all the full synchronisation. Without it, a checkpoint that does not fit \
          ends protection. The file is unlinked while it is in use; an existing file of this name is left alone"),
     setting(STANDBY, "no_rehearsal", "", Switch, Nothing,
@@ -82,15 +84,15 @@ pub(super) static SETTINGS: &[Setting] = &[
         "Checkpoints that may be on their way at the same time"),
     setting(PROTECT, "held_limit", "SIZE", Size("1KiB", "1024GiB"), Is("64MiB"),
         "Most output that may be held; what the VM sends beyond that is dropped, as by a full queue").was("held_limit_mib", MIB),
-    setting(PAIR, "run_dir", "DIR", Text(any), Is("/run/afterimage"),
+    setting(PAIR, "run_dir", "DIR", Text(something), Is("/run/afterimage"),
         "Directory for sockets and locks"),
-    setting(PAIR, "state_dir", "DIR", Text(any), Is(node::journal::STATE_DIR),
+    setting(PAIR, "state_dir", "DIR", Text(something), Is(node::journal::STATE_DIR),
         "Directory for the journal, which `afterimage why` reads"),
     setting(ALL, "metrics", "ADDR:PORT", Text(listener), Follows("not served"),
         "Address to serve Prometheus metrics at; a port alone means loopback"),
     setting(PROTECT, "bind", "IP", Text(text::<LocalAddr>), Follows("the route's"),
         "Local address for the connection to the standby and for beats"),
-    setting(PROTECT, "unheld", "NAME,...", List(any, Some(',')), Nothing,
+    setting(PROTECT, "unheld", "NAME,...", List(something, Some(',')), Nothing,
         "Protect the VM although these outputs of it are not held (netdevs, disks, chardevs, devices, by the names in the \
          refusal): a takeover may take back what left by them, and `status` exits with 3"),
     setting(PROTECT, "force_writable_disks", "", Switch, Nothing,
@@ -110,7 +112,7 @@ pub(super) static SETTINGS: &[Setting] = &[
     setting(BOTH, "beat_port", "PORT", Number(0, 65_535),
         Follows("of `protect` and `probe`: 0; of `standby` and `serve`: the number of --listen, if that is free"),
         "This side's UDP port for beats; 0: any that is free"),
-    setting(BOTH, "rdma_device", "NAME", Text(any),
+    setting(BOTH, "rdma_device", "NAME", Text(something),
         Follows("the one with the address of the connection, else the first whose port is up"),
         "The RDMA device; `afterimage rdma devices` lists them"),
     setting(BOTH, "rdma_gid_index", "N", Number(0, 255),

@@ -10,16 +10,16 @@
 //!
 //! | file | |
 //! |---|---|
-//! | [`settings`] | `epoch=…`, `max-staging=…`, `on-cap=…`: all or nothing |
-//! | [`command`] | the operator's end |
-//! | [`text`] | for a reader |
-//! | [`save`] | into the configuration file, which keeps its comments |
+//! | [`mod@keepalive`] | `keepalive set` and `show` |
+//! | [`mod@set`] | `set`: `epoch=…`, `staging=…`, `on_cap=…`, all or nothing |
+//! | [`text`] | the keepalive for a reader |
+//! | [`save`], [`endings`] | into the configuration file, which keeps its comments and its lines' ends |
 
-mod command;
 mod endings;
+mod keepalive;
 mod save;
-mod settings;
+mod set;
 mod text;
 
-pub use command::{change, set, show};
-pub use settings::Assignment;
+pub use keepalive::{change, show};
+pub use set::{Assignment, set};

@@ -34,6 +34,36 @@ pub(super) struct Edit {
     other: Option<&'static str>,
 }
 
+/// What `--save` asks for: the file, edited and checked, and not written yet.
+pub(super) fn prepare(
+    save: Option<&Option<PathBuf>>,
+    file: Option<&Path>,
+    side: Side,
+    entries: &[Entry],
+) -> Result<Option<Edit>, ExitError> {
+    let Some(named) = save else { return Ok(None) };
+    let Some(file) = named.as_deref().or(file) else {
+        let what = "--save needs a configuration file, and the process was started without one; nothing was changed";
+        return Err(ExitError::usage(what).remedy("name one: --save=FILE"));
+    };
+    edit(file, side, entries).map(Some)
+}
+
+/// Writes what [`prepare`] made, after the change. What was written where.
+///
+/// # Errors
+/// They say both: that the change is in force, and that the file does not have it.
+pub(super) fn save(edit: Option<Edit>) -> Result<Option<String>, ExitError> {
+    let Some(edit) = edit else { return Ok(None) };
+    edit.write().map_err(|error| {
+        let remedy = "run the command again, or write the change into the file yourself; otherwise it is lost when \
+             the process ends";
+        let message = format!("the change is in force, but it was not saved: {}", error.message);
+        ExitError { message, remedy: error.remedy.or_else(|| Some(remedy.to_owned())), ..error }
+    })?;
+    Ok(Some(edit.told()))
+}
+
 fn failed(path: &Path, doing: &str, error: &io::Error) -> ExitError {
     ExitError::new(Code::Failed, format!("{}: {doing} failed: {error}; the file is unchanged", path.display()))
 }
@@ -42,7 +72,7 @@ fn failed(path: &Path, doing: &str, error: &io::Error) -> ExitError {
 ///
 /// # Errors
 /// The file cannot be read, or `config check` would refuse what comes of it.
-pub(super) fn edit(path: &Path, side: Side, entries: &[Entry]) -> Result<Edit, ExitError> {
+fn edit(path: &Path, side: Side, entries: &[Entry]) -> Result<Edit, ExitError> {
     // What a symbolic link names is edited, and the link kept.
     let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let before = match fs::read_to_string(&path) {
@@ -94,7 +124,7 @@ fn is_mount_point(error: &io::Error) -> bool {
 
 impl Edit {
     /// Where it goes, and what that is for: a host that has changed its role has two sections, and only one was meant.
-    pub(super) fn told(&self) -> String {
+    fn told(&self) -> String {
         let Self { path, section, other, .. } = self;
         let stays = other.map_or_else(String::new, |other| {
             format!("; its [{other}], for when this host runs `afterimage {other}`, is as it was")
@@ -106,7 +136,7 @@ impl Edit {
     ///
     /// # Errors
     /// What the file is then.
-    pub(super) fn write(&self) -> Result<(), ExitError> {
+    fn write(&self) -> Result<(), ExitError> {
         let temporary = self.temporary();
         let fail = |doing| move |error: io::Error| failed(&self.path, doing, &error);
         let replaced = self.successor(&temporary).and_then(|()| match fs::rename(&temporary, &self.path) {

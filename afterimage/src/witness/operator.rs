@@ -1,12 +1,11 @@
 //! What an operator says to a running witness, on its own host: `afterimage witness list`, `assign`, `forget`, over the unix
 //! socket `STATE/control.sock`, which only its user can open.
 
-use crate::cli::WitnessCommand;
+use crate::{cli::WitnessCommand, print};
 use api::{ControlError, ControlSocket, Desk, Late, ReplyTo, Request, Response, Serves, ask, done, refused};
 use mc_core::register::Mode;
 use node::exit::{Code, ExitError};
 use std::{
-    io::{self, Write},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -68,10 +67,8 @@ pub fn operate(command: &WitnessCommand) -> anyhow::Result<Code> {
         Response::Refused { message, .. } => return Err(ExitError::new(Code::Failed, message).into()),
         other => anyhow::bail!("the witness answered {request:?} with {other:?}"),
     };
-    match io::stdout().write_all(text.as_bytes()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e.into()),
-        _ => Ok(Code::Done),
-    }
+    print(&text)?;
+    Ok(Code::Done)
 }
 
 fn nobody(state: &Path, error: &ControlError) -> ExitError {

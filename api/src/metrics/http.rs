@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_connections_are_few_and_do_not_keep_others_out_for_long() {
+    fn hostile_connections_are_few_and_keep_nobody_out() {
         let address = StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let server = Server::spawn(address, IfTaken::TryAgain, source("x 1\n")).unwrap();
         let connect = || loop {
@@ -235,14 +235,7 @@ mod tests {
         };
         // More than are served at a time, and none of them says anything.
         let silent: Vec<TcpStream> = (0..Endpoint::CONNECTIONS * 2).map(|_| connect()).collect();
-        let deadline = Instant::now() + Duration::from_secs(60);
-        let metrics = loop {
-            match heard(address, b"GET /metrics HTTP/1.1\r\n\r\n") {
-                Some(text) if text.starts_with("HTTP/1.1 200 OK\r\n") => break text,
-                _ => assert!(Instant::now() < deadline, "never served again"),
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        };
+        let metrics = heard(address, b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
         assert!(metrics.contains("text/plain; version=0.0.4") && metrics.ends_with("\r\n\r\nx 1\n"), "{metrics}");
         let told = heard(address, b"\x16\x03\x01\r\n").unwrap();
         assert!(told.starts_with("HTTP/1.1 400 ") && told.contains("no HTTP/1.1 request"), "{told}");

@@ -61,6 +61,7 @@ impl Mapping {
 
     /// # Safety
     /// See [`super::SharedRam::of_another`].
+    // No program calls this: for a VMM that has mapped its guest's RAM itself.
     pub(super) unsafe fn of_another(
         at: NonNull<u8>,
         len: usize,

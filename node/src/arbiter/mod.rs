@@ -160,6 +160,7 @@ impl ArbiterClient {
     ///
     /// # Errors
     /// No thread, no descriptor.
+    // No program calls this: for an embedder that has an arbiter of its own.
     pub fn with_backend(name: &str, vm: Name, backend: Box<dyn Backend>) -> Result<Self, ArbiterError> {
         Self::start(ArbiterSpec::Other(name.to_owned()), vm, backend)
     }

@@ -23,9 +23,9 @@ pub struct World {
     random: u64,
     sabotage: Option<Sabotage>,
     told: Option<Told>,
-    beats: Vec<Box<Beats>>,
-    arbiters: Vec<Box<Arbiter>>,
-    searches: Vec<Box<Search>>,
+    beats: Vec<Beats>,
+    arbiters: Vec<Arbiter>,
+    searches: Vec<Search>,
     door: Option<Box<dyn Calls>>,
 }
 
@@ -73,19 +73,19 @@ impl World {
 
     /// The beats that were started since this was asked.
     #[must_use]
-    pub fn beats() -> Vec<Box<Beats>> {
+    pub fn beats() -> Vec<Beats> {
         with(|world| std::mem::take(&mut world.beats))
     }
 
     /// The clients of arbiters that were started since this was asked.
     #[must_use]
-    pub fn arbiters() -> Vec<Box<Arbiter>> {
+    pub fn arbiters() -> Vec<Arbiter> {
         with(|world| std::mem::take(&mut world.arbiters))
     }
 
     /// The searches for a standby that were begun since this was asked.
     #[must_use]
-    pub fn searches() -> Vec<Box<Search>> {
+    pub fn searches() -> Vec<Search> {
         with(|world| std::mem::take(&mut world.searches))
     }
 
@@ -148,7 +148,7 @@ pub(crate) fn begin_beats(beats: Box<Beats>) -> Result<(), Box<Beats>> {
     if now().is_none() {
         return Err(beats);
     }
-    with(|world| world.beats.push(beats));
+    with(|world| world.beats.push(*beats));
     Ok(())
 }
 
@@ -157,7 +157,7 @@ pub(crate) fn begin_arbiter(arbiter: Box<Arbiter>) -> Result<(), Box<Arbiter>> {
     if now().is_none() {
         return Err(arbiter);
     }
-    with(|world| world.arbiters.push(arbiter));
+    with(|world| world.arbiters.push(*arbiter));
     Ok(())
 }
 
@@ -166,6 +166,6 @@ pub(crate) fn begin_search(search: Box<Search>) -> Result<(), Box<Search>> {
     if now().is_none() {
         return Err(search);
     }
-    with(|world| world.searches.push(search));
+    with(|world| world.searches.push(*search));
     Ok(())
 }

@@ -187,6 +187,7 @@ impl Standby {
 
     /// Where it waits for a primary.
     #[must_use]
+    // No program calls this: for an embedder that listens at port 0, as the tests do.
     pub fn listens_at(&self) -> SocketAddr {
         self.door.address()
     }

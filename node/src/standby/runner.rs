@@ -96,6 +96,7 @@ impl<V: StandbyVm> Runner<V> {
 
     /// Where it waits.
     #[must_use]
+    // No program calls this: for an embedder that listens at port 0, as the tests do.
     pub fn listens_at(&self) -> SocketAddr {
         self.standby.listens_at()
     }

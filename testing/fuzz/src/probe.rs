@@ -1,7 +1,6 @@
 //! A probe file, and a peer's words in a probe: whatever is taken must be written as it was read, and be assessed without a panic.
 
-use afterimage::probe::{Answer, Greeting, ProbeFile};
-use node::tune;
+use probe::{Answer, Greeting, ProbeFile, tune};
 
 /// Fails by a panic.
 pub fn run(bytes: &[u8]) {

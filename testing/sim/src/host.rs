@@ -54,7 +54,7 @@ impl Clock {
 
 /// A question to the witness, or none.
 pub(crate) struct Asking {
-    pub(crate) steps: Box<Arbiter>,
+    pub(crate) steps: Arbiter,
     pub(crate) due: u64,
     /// A question or an answer is on its way until `due`.
     pub(crate) under_way: bool,
@@ -73,9 +73,9 @@ pub(crate) struct Host {
     pub(crate) stands: Rc<Cell<Stands>>,
     pub(crate) boots: Rc<Cell<bool>>,
     pub(crate) out: Option<Outbox<Word>>,
-    pub(crate) beats: Vec<Box<Beats>>,
+    pub(crate) beats: Vec<Beats>,
     pub(crate) asking: Vec<Asking>,
-    pub(crate) search: Option<(u64, Box<Search>, mc_core::wire::session::Hello)>,
+    pub(crate) search: Option<(u64, Search, mc_core::wire::session::Hello)>,
     pub(crate) door: Door,
     pub(crate) turn_due: u64,
     pub(crate) beats_due: u64,
