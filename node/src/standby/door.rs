@@ -16,7 +16,7 @@ use transport_tcp::{
 };
 
 /// A primary that wants to be protected, and waits for an answer.
-pub trait Caller: Debug {
+pub trait Caller: Debug + Send {
     /// What it said.
     fn hello(&self) -> &Hello;
 
