@@ -190,7 +190,7 @@ fn a_data_path_that_has_relieved_another_and_cannot_begin_is_tried_again() {
     // Who waits for a lock is not sure to be the next who has it: with every handover there is another chance.
     let mut second = None;
     for number in 2..30 {
-        let mut next = world.protect("a", &format!("a{number}"), &vm.qmp, free_addr(), "");
+        let next = world.protect("a", &format!("a{number}"), &vm.qmp, free_addr(), "");
         first.expect_end(0, &[]);
         until("it has the place, or not", || (taken.is_finished() || next.count("no-session") > 0).then_some(()));
         if taken.is_finished() {
