@@ -95,9 +95,9 @@ fn request(method: &str, path: &str, body: &str) -> Vec<u8> {
 fn what_is_no_request_is_named_and_the_socket_lives_on() {
     let dir = tempfile::tempdir().unwrap();
     let (_socket, path) = quick(dir.path());
-    let long_head = format!("GET /v1/vms HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(20 << 10));
+    let long_head = format!("GET /v1/vms HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "y".repeat(20 << 10));
     let long_body = request("POST", "/v1/vms/web/settings", &"x".repeat(10 << 20));
-    let endless = format!("POST /v1/vms/web/settings HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n{}", {
+    let endless = format!("POST /v1/vms/web/settings HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n{}", {
         format!("8000\r\n{}\r\n", "x".repeat(0x8000)).repeat(3)
     });
     let slip = request("POST", "/v1/vms/web/settings", "{\"epok\":5}");
@@ -111,16 +111,16 @@ fn what_is_no_request_is_named_and_the_socket_lives_on() {
         (endless.as_bytes(), Kind::BodyTooLong, "at most 65536 bytes"),
         (&slip, Kind::BadRequest, "\"epok\", which is not known"),
         (&half, Kind::BadRequest, "not JSON"),
-        (b"GET /v2/vms HTTP/1.1\r\n\r\n", Kind::NotFound, "version 2"),
-        (b"GET /v1/vms/db HTTP/1.1\r\n\r\n", Kind::NotFound, "this socket is of the VM web"),
-        (b"PUT /v1/vms/web/settings HTTP/1.1\r\n\r\n", Kind::MethodNotAllowed, "GET and POST"),
+        (b"GET /v2/vms HTTP/1.1\r\nhost: x\r\n\r\n", Kind::NotFound, "version 2"),
+        (b"GET /v1/vms/db HTTP/1.1\r\nhost: x\r\n\r\n", Kind::NotFound, "this socket is of the VM web"),
+        (b"PUT /v1/vms/web/settings HTTP/1.1\r\nhost: x\r\n\r\n", Kind::MethodNotAllowed, "GET and POST"),
     ];
     for (bytes, kind, words) in cases {
         let start = String::from_utf8_lossy(&bytes[..bytes.len().min(60)]).into_owned();
         let problem = problem(&say(&path, bytes));
         assert!(problem.is(kind) && problem.detail.contains(words), "{start:?}: {problem:?}");
     }
-    let put = say(&path, b"PUT /v1/vms/web/settings HTTP/1.1\r\n\r\n");
+    let put = say(&path, b"PUT /v1/vms/web/settings HTTP/1.1\r\nhost: x\r\n\r\n");
     assert!(put.to_lowercase().contains("\r\nallow: get, post\r\n"), "{put}");
     assert!(ask(&path, Request::Status, LONG).is_ok());
 }
@@ -135,13 +135,13 @@ fn half_a_request_is_answered_once_its_end_is_known() {
         stream.shutdown(Shutdown::Write).unwrap();
         rest(&stream)
     };
-    let half = problem(&ended(b"GET /v1/vms HTTP/1.1\r\nHo"));
+    let half = problem(&ended(b"GET /v1/vms HTTP/1.1\r\nhost: x\r\nHo"));
     assert!(half.is(Kind::BadRequest) && half.detail.contains("in the middle of its head"), "{half:?}");
-    let half = problem(&ended(b"POST /v1/vms/web/solo HTTP/1.1\r\nContent-Length: 9\r\n\r\n{"));
+    let half = problem(&ended(b"POST /v1/vms/web/solo HTTP/1.1\r\nhost: x\r\nContent-Length: 9\r\n\r\n{"));
     assert!(half.is(Kind::BadRequest) && half.detail.contains("body"), "{half:?}");
     assert_eq!(ended(b""), "", "nobody asked");
     // Who has said all may close its side.
-    let whole = ended(b"GET /v1/vms/web HTTP/1.1\r\n\r\n");
+    let whole = ended(b"GET /v1/vms/web HTTP/1.1\r\nhost: x\r\n\r\n");
     assert!(whole.starts_with("HTTP/1.1 200 OK\r\n") && whole.contains("\"role\":\"solo\""), "{whole}");
 }
 
@@ -169,8 +169,10 @@ fn turning(dir: &Path) -> (PathBuf, std::sync::mpsc::Sender<()>, thread::JoinHan
 fn a_byte_a_second_stalls_nobody() {
     let dir = tempfile::tempdir().unwrap();
     let (path, stop, turns) = turning(dir.path());
-    let slow =
-        [&b"GET /v1/vms/web HTTP/1.1\r\n\r\n"[..], b"POST /v1/vms/web/solo HTTP/1.1\r\nContent-Length: 99\r\n\r\n{"];
+    let slow = [
+        &b"GET /v1/vms/web HTTP/1.1\r\nhost: x\r\n\r\n"[..],
+        b"POST /v1/vms/web/solo HTTP/1.1\r\nhost: x\r\nContent-Length: 99\r\n\r\n{",
+    ];
     let slow = slow.map(|bytes| {
         let mut stream = connect(&path);
         let bytes = bytes.to_vec();
@@ -206,7 +208,7 @@ fn idle_connections_give_way_and_the_oldest_is_told_so() {
     let dir = tempfile::tempdir().unwrap();
     let (_socket, path) = quick(dir.path());
     let mut half = connect(&path);
-    half.write_all(b"POST /v1/vms/web/solo HTTP/1.1\r\nContent-Length: 9\r\n\r\n{").unwrap();
+    half.write_all(b"POST /v1/vms/web/solo HTTP/1.1\r\nhost: x\r\nContent-Length: 9\r\n\r\n{").unwrap();
     let _silent: Vec<UnixStream> = (0..15).map(|_| connect(&path)).collect();
     assert!(matches!(ask(&path, Request::Status, LONG), Ok(Response::Status(_))));
     let busy = problem(&rest(&half));

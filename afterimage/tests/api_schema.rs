@@ -202,7 +202,7 @@ fn serve(dir: &Path, serves: Serves, full: bool) -> (ControlSocket, PathBuf) {
 fn ask(path: &Path, route: Route, body: Option<&Value>) -> (u16, String, Value) {
     let (target, body) = (route.path.replace("{vm}", "web"), body.map(Value::to_string).unwrap_or_default());
     let mut stream = UnixStream::connect(path).unwrap();
-    let head = format!("{} {target} HTTP/1.1\r\ncontent-length: {}\r\n\r\n", route.method, body.len());
+    let head = format!("{} {target} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", route.method, body.len());
     stream.write_all((head + &body).as_bytes()).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();

@@ -6,6 +6,9 @@ use crate::problem::{Kind, Problem};
 /// Headers of a request at most.
 const HEADERS: usize = 64;
 
+/// Of a body, as far as the HTTP server can count.
+const LONGEST: u64 = u64::MAX / 2;
+
 /// What the bytes so far are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Head {
@@ -57,17 +60,25 @@ fn whole(request: &httparse::Request<'_, '_>) -> Head {
         let named = request.headers.iter().filter(|header| header.name.eq_ignore_ascii_case(name));
         named.map(|header| header.value.trim_ascii()).collect()
     };
+    let hosts = named("host").len();
+    if request.version == Some(1) && hosts != 1 {
+        return bad(format!("a request has one header Host, this one has {hosts}"));
+    }
     let lengths = named("content-length");
-    let is_number = |value: &[u8]| std::str::from_utf8(value).is_ok_and(|text| text.parse::<u64>().is_ok());
+    let is_number =
+        |value: &[u8]| std::str::from_utf8(value).is_ok_and(|text| text.parse::<u64>().is_ok_and(|n| n <= LONGEST));
     match lengths[..] {
         [] => {}
         [one] if is_number(one) && !one.starts_with(b"+") => {}
         [_] => return bad("the header Content-Length is no number".to_owned()),
         _ => return bad(format!("a request has one header Content-Length, this one has {}", lengths.len())),
     }
-    match named("transfer-encoding").iter().all(|coding| coding.eq_ignore_ascii_case(b"chunked")) {
-        true => Head::Whole,
-        false => bad("of the header Transfer-Encoding only \"chunked\" is known here".to_owned()),
+    let codings = named("transfer-encoding");
+    match codings[..] {
+        [] => Head::Whole,
+        [_] if request.version == Some(0) => bad("HTTP/1.0 has no header Transfer-Encoding".to_owned()),
+        [one] if one.eq_ignore_ascii_case(b"chunked") => Head::Whole,
+        _ => bad("of the header Transfer-Encoding only \"chunked\" is known here".to_owned()),
     }
 }
 
@@ -119,11 +130,25 @@ mod tests {
         let long = format!("GET /{}", "x".repeat(LIMIT));
         let long_but_whole = format!("GET / HTTP/1.1\r\na: {}\r\n\r\n", "x".repeat(LIMIT));
         let many = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(100));
-        let cases: [(&str, Kind, &str); 13] = [
-            ("POST / HTTP/1.1\r\ncontent-length: 2\r\nContent-Length: 3\r\n\r\n{}", Kind::BadRequest, "one header"),
-            ("POST / HTTP/1.1\r\ncontent-length: +2\r\n\r\n{}", Kind::BadRequest, "no number"),
-            ("POST / HTTP/1.1\r\ncontent-length: two\r\n\r\n{}", Kind::BadRequest, "no number"),
-            ("POST / HTTP/1.1\r\ntransfer-encoding: gzip\r\n\r\n", Kind::BadRequest, "only \"chunked\""),
+        let cases: [(&str, Kind, &str); 19] = [
+            ("GET / HTTP/1.1\r\n\r\n", Kind::BadRequest, "one header Host"),
+            ("GET / HTTP/1.1\r\nhost: a\r\nHost: b\r\n\r\n", Kind::BadRequest, "one header Host, this one has 2"),
+            ("POST / HTTP/1.0\r\ncontent-length: -1\r\n\r\n", Kind::BadRequest, "no number"),
+            ("POST / HTTP/1.0\r\ncontent-length: 18446744073709551615\r\n\r\n", Kind::BadRequest, "no number"),
+            ("POST / HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n", Kind::BadRequest, "HTTP/1.0 has no"),
+            (
+                "POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n",
+                Kind::BadRequest,
+                "only \"chunked\"",
+            ),
+            (
+                "POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\nContent-Length: 3\r\n\r\n{}",
+                Kind::BadRequest,
+                "one header",
+            ),
+            ("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: +2\r\n\r\n{}", Kind::BadRequest, "no number"),
+            ("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: two\r\n\r\n{}", Kind::BadRequest, "no number"),
+            ("POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip\r\n\r\n", Kind::BadRequest, "only \"chunked\""),
             ("GET /v1/vms\r\n", Kind::Version, "HTTP/0.9 is not spoken here"),
             ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Kind::Version, "HTTP/2.0 is not spoken here"),
             ("GET / HTTP/3\r\n\r\n", Kind::Version, "HTTP/3 is not spoken here"),

@@ -235,7 +235,7 @@ mod tests {
         };
         // More than are served at a time, and none of them says anything.
         let silent: Vec<TcpStream> = (0..Endpoint::CONNECTIONS * 2).map(|_| connect()).collect();
-        let metrics = heard(address, b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
+        let metrics = heard(address, b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
         assert!(metrics.contains("text/plain; version=0.0.4") && metrics.ends_with("\r\n\r\nx 1\n"), "{metrics}");
         let told = heard(address, b"\x16\x03\x01\r\n").unwrap();
         assert!(told.starts_with("HTTP/1.1 400 ") && told.contains("no HTTP/1.1 request"), "{told}");
@@ -249,7 +249,7 @@ mod tests {
         let address = StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let stuck: Source = Arc::new(|| Box::pin(std::future::ready(None)));
         let _server = Server::spawn(address, IfTaken::Refuse, stuck).unwrap();
-        let told = heard(address, b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
+        let told = heard(address, b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
         assert!(told.starts_with("HTTP/1.1 504 ") && told.contains("the main loop does not answer"), "{told}");
     }
 
