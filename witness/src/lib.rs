@@ -42,9 +42,10 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     os::fd::AsFd,
+    panic::resume_unwind,
     path::Path,
     sync::{Arc, mpsc::channel},
-    thread::JoinHandle,
+    thread::{self, JoinHandle},
 };
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tracing::error;
@@ -85,7 +86,7 @@ fn system(doing: &'static str) -> impl Fn(io::Error) -> WitnessError {
     move |source| WitnessError::System { doing, source }
 }
 
-/// A running witness.
+/// A running witness. It ends when it is dropped, as by [`Witness::stop`], and nobody is told why.
 #[derive(Debug)]
 pub struct Witness {
     address: SocketAddr,
@@ -94,6 +95,12 @@ pub struct Witness {
     figures: Arc<Mutex<Figures>>,
     /// Readable when the witness has ended: [`Witness::ended`] waits for it.
     end: Arc<Wake>,
+    /// Its threads, until they were waited for.
+    threads: Option<Threads>,
+}
+
+#[derive(Debug)]
+struct Threads {
     hub: JoinHandle<Result<(), WitnessError>>,
     storage: JoinHandle<()>,
 }
@@ -120,19 +127,19 @@ impl Witness {
         let registrar = Registrar::new(arbiter, Me { witness: store.identity, boot, probed });
         let figures = Arc::new(Mutex::new(registrar.figures(0)));
         let done = letters.clone();
-        let storage = thread("storage", move || storage::run(&store, &todo, &done, works))?;
+        let storage = spawn("storage", move || storage::run(&store, &todo, &done, works))?;
         let hub = Hub::new(registrar, work, Arc::clone(&figures), letters.clone());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(system("making a runtime"))?;
         let ended = end.on_drop();
-        let hub = thread("witness", move || {
+        let hub = spawn("witness", move || {
             let _ended = ended;
             runtime.block_on(async {
                 let listener = tokio::net::TcpListener::from_std(listener).map_err(system("taking the listener"))?;
                 hub.run(listener, inbox).await
             })
         })?;
-        Ok(Self { address, vms, letters, figures, end, hub, storage })
+        Ok(Self { address, vms, letters, figures, end, threads: Some(Threads { hub, storage }) })
     }
 
     /// Where it listens.
@@ -166,11 +173,21 @@ impl Witness {
     }
 
     /// Finishes the writes under way, closes every connection, and ends; tells why, if it had ended by itself.
-    pub fn stop(self) -> Result<(), WitnessError> {
+    pub fn stop(mut self) -> Result<(), WitnessError> {
+        self.end_threads().map_or(Ok(()), |ended| ended.unwrap_or_else(|panic| resume_unwind(panic)))
+    }
+
+    fn end_threads(&mut self) -> Option<thread::Result<Result<(), WitnessError>>> {
+        let Threads { hub, storage } = self.threads.take()?;
         let _ = self.letters.send(Letter::Stop);
-        let result = self.hub.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        self.storage.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        result
+        let hub = hub.join();
+        Some(storage.join().and(hub))
+    }
+}
+
+impl Drop for Witness {
+    fn drop(&mut self) {
+        self.end_threads();
     }
 }
 
@@ -192,9 +209,27 @@ fn bind(listen: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-fn thread<T: Send + 'static>(
+fn spawn<T: Send + 'static>(
     name: &str,
     body: impl FnOnce() -> T + Send + 'static,
 ) -> Result<JoinHandle<T>, WitnessError> {
-    std::thread::Builder::new().name(name.into()).spawn(body).map_err(system("starting a thread"))
+    thread::Builder::new().name(name.into()).spawn(body).map_err(system("starting a thread"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_witness_that_is_dropped_leaves_its_directory_and_its_port() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Witness::start(([127, 0, 0, 1], 0).into(), dir.path()).unwrap();
+        let (at, operator) = (first.local_addr(), first.operator());
+        drop(first);
+        assert!(std::net::TcpStream::connect(at).is_err(), "nobody listens any more");
+        let second = Witness::start(at, dir.path()).unwrap();
+        assert_eq!(second.local_addr(), at);
+        drop(operator); // of the first: it keeps nothing alive
+        second.stop().unwrap();
+    }
 }

@@ -19,7 +19,7 @@ use std::{
     net::SocketAddr,
     time::Duration,
 };
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 /// A VM whose nodes told of it within this time is not forgotten.
 const ALIVE: Duration = Duration::from_secs(10);
@@ -56,6 +56,8 @@ pub(crate) enum Output {
     Write(Work),
     /// The answer to a client's request.
     Answer { to: u64, answer: Answer },
+    /// To be logged: a write of this VM's register failed.
+    NotStored(Name, String),
     /// The reply to an operator.
     Reply { to: u64, reply: Said },
 }
@@ -177,7 +179,7 @@ impl Registrar {
         let event = match &result {
             Ok(()) => Event::Persisted { vm },
             Err(e @ StoreError::Unchanged { .. }) => {
-                error!(%vm, "not stored: {e}");
+                self.outputs.push_back(Output::NotStored(vm, e.to_string()));
                 Event::PersistFailed { vm }
             }
             Err(StoreError::Unknown { .. }) => {

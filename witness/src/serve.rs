@@ -117,18 +117,21 @@ impl Hub {
         listener: TcpListener,
         mut inbox: UnboundedReceiver<Letter>,
     ) -> Result<(), WitnessError> {
-        let mut accept_at = tokio::time::Instant::now();
+        let mut accept_at = None;
         while !self.registrar.has_ended() {
             *self.figures.lock() = self.registrar.figures(self.clients.len());
             let accepts = async {
-                sleep_until(accept_at).await;
+                // A sleep until now lasts a millisecond, and would be one for each connection.
+                if let Some(at) = accept_at {
+                    sleep_until(at).await;
+                }
                 listener.accept().await
             };
             select! {
                 Some(letter) = inbox.recv() => self.letter(letter)?,
                 accepted = accepts => {
                     self.accepted(accepted);
-                    accept_at = tokio::time::Instant::now() + self.rest;
+                    accept_at = (!self.rest.is_zero()).then(|| tokio::time::Instant::now() + self.rest);
                 }
                 Some(_) = self.connections.join_next() => {}
             }
@@ -234,6 +237,8 @@ impl Hub {
                     let _ = waits.send(answer);
                 }
             }
+            // A node asks again five times a second, for as long as the disk is full.
+            Output::NotStored(vm, why) => self.say(&format!("not stored: {vm}"), || format!("{vm}: not stored: {why}")),
             Output::Reply { to, reply } => {
                 if let Some(waits) = self.replies.remove(&to) {
                     waits.give(reply);
@@ -242,7 +247,7 @@ impl Hub {
         }
     }
 
-    /// What strangers can bring about is counted, not repeated.
+    /// What strangers, or a disk that is full, can bring about is counted, not repeated.
     fn say(&mut self, kind: &str, line: impl FnOnce() -> String) {
         if let Some(more) = self.said.say(kind, Instant::now()) {
             warn!("{}{}", line(), and_more(more));
