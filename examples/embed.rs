@@ -24,12 +24,14 @@ impl Steps for Counter {
 /// The process of one host. Who has the VM protects it to whoever waits at `at`; a standby waits there for it first.
 fn host(role: &str, at: SocketAddr, arbiter: ArbiterSpec, dir: &str) -> Result<()> {
     let (out, gate) = gate::messages(|number: u64| println!("{number}"))?;
-    let mut vm = MemoryVm::stepped(Counter::default(), 1 << 20, "counter 1", out)?;
+    let vm = MemoryVm::stepped(Counter::default(), 1 << 20, "counter 1", out)?;
     let us = HostSettings::new("counter".parse()?, role.parse()?, arbiter, dir).beating(Duration::from_millis(100), 10);
+    let primary = primary::Settings::new(us.clone(), at);
     if role == "standby" {
-        vm = standby::Runner::new(standby::Settings::new(us.clone(), at), vm)?.run()?;
+        let taken = standby::Runner::new(standby::Settings::new(us, at), vm)?.run()?;
+        return primary::Runner::after_takeover(primary, taken.right, taken.vm, gate)?.run().map(drop);
     }
-    primary::Runner::new(primary::Settings::new(us, at), vm, gate)?.run().map(drop)
+    primary::Runner::new(primary, vm, gate)?.run().map(drop)
 }
 
 fn main() -> Result<()> {

@@ -75,7 +75,8 @@ pub enum Verdict {
 pub struct Claim {
     owner: Owner,
     verdict: Verdict,
-    asking: bool,
+    /// What the swap that is not answered yet asks for.
+    asking: Option<Swap>,
     /// What the register held when a process was looked for.
     looking: Option<Register>,
     actions: VecDeque<Action>,
@@ -86,7 +87,7 @@ impl Claim {
     #[must_use]
     pub fn new(owner: Owner) -> Self {
         let actions = VecDeque::from([Action::ReadRegister]);
-        Self { owner, verdict: Verdict::Open, asking: false, looking: None, actions }
+        Self { owner, verdict: Verdict::Open, asking: None, looking: None, actions }
     }
 
     /// Whose the VM is, as far as is known.
@@ -98,12 +99,12 @@ impl Claim {
     /// Whether a swap is not answered yet: then the VM may become ours at any moment.
     #[must_use]
     pub fn is_asking(&self) -> bool {
-        self.asking
+        self.asking.is_some()
     }
 
     /// A refusal is not for ever: the register may change.
     fn judge(&mut self, held: Option<Register>) {
-        if self.asking || matches!(self.verdict, Verdict::Ours(_)) {
+        if self.is_asking() || matches!(self.verdict, Verdict::Ours(_)) {
             return;
         }
         self.verdict = match held {
@@ -124,8 +125,17 @@ impl Claim {
     fn ask(&mut self, held: Option<Register>) {
         let contested = held.is_some_and(|held| held.mode != Mode::Solo);
         let swap = Swap { contested, ..Swap::new(generation_of(held.as_ref()), self.owner, Mode::Solo) };
-        self.asking = true;
+        self.asking = Some(swap);
         self.actions.push_back(Action::Cas(swap));
+    }
+
+    /// Only what was asked for can be won. Else it is asked for again: it may have been won all the same.
+    fn won(&mut self, register: Register) {
+        match self.asking {
+            Some(swap) if swap.new == register => (self.asking, self.verdict) = (None, Verdict::Ours(register)),
+            Some(swap) => self.actions.push_back(Action::Cas(swap)),
+            None => {}
+        }
     }
 
     fn looked(&mut self, lives: bool) {
@@ -144,12 +154,9 @@ impl Machine for Claim {
     fn handle(&mut self, _now: Time, event: Event) {
         match event {
             Event::RegisterRead(held) => self.judge(held),
-            Event::Cas(CasOutcome::Won(register)) => {
-                self.asking = false;
-                self.verdict = Verdict::Ours(register);
-            }
+            Event::Cas(CasOutcome::Won(register)) => self.won(register),
             Event::Cas(CasOutcome::Lost(held)) => {
-                self.asking = false;
+                self.asking = None;
                 self.judge(held);
             }
             Event::Looked { lives } => self.looked(lives),

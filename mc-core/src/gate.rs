@@ -78,7 +78,7 @@ pub trait OutputGate: Debug {
     /// Lets the output of every epoch up to `epoch` go, in order (I1).
     fn release(&mut self, epoch: Epoch) -> io::Result<()>;
 
-    /// The register says (solo, self): lets everything go, and holds no more (I4).
+    /// The register says (solo, self): lets everything go, and holds no more (I4). An error is told, and it is called again.
     fn open(&mut self) -> io::Result<()>;
 
     /// Fenced: drops what is held, and lets nothing pass in either direction, ever again.

@@ -58,6 +58,15 @@ pub enum Fault {
         /// What it says now.
         held: Register,
     },
+    /// It answered a read as if it were a swap, or a swap as if it were a read.
+    OtherQuestion,
+    /// It says that a swap is won, with another register than was asked for.
+    WonAnother {
+        /// What was asked for.
+        asked: Register,
+        /// What it says is won.
+        won: Register,
+    },
 }
 
 impl Seen {
@@ -112,6 +121,12 @@ impl fmt::Display for Fault {
                 f,
                 "the arbiter holds another value of {} (owner {}) than this node has seen (owner {})",
                 seen.generation, held.owner.node, seen.owner.node
+            ),
+            Self::OtherQuestion => f.write_str("the arbiter answered another question than it was asked"),
+            Self::WonAnother { asked, won } => write!(
+                f,
+                "the arbiter says that a swap is won with {} (owner {}), but the swap was to {} (owner {})",
+                won.generation, won.owner.node, asked.generation, asked.owner.node
             ),
         }
     }

@@ -168,6 +168,13 @@ impl Standby {
         self.role == Role::Idle && named
     }
 
+    /// What the register holds since this copy has won it; `None` before.
+    #[must_use]
+    pub fn won(&self) -> Option<Register> {
+        let won = matches!(self.role, Role::TakingOver | Role::Active);
+        won.then_some(Register { generation: self.from, owner: self.config.owner, mode: Mode::Solo })
+    }
+
     /// The QEMU that waits here was started anew.
     pub fn set_owner(&mut self, owner: Owner) {
         self.config.owner = owner;

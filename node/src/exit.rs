@@ -1,6 +1,6 @@
 //! How the program ends: a code, a message, and what to do about it.
 
-use std::fmt;
+use std::{any::Any, fmt};
 use transport_tcp::session::SessionError;
 
 /// The program's exit codes.
@@ -102,6 +102,13 @@ impl From<Code> for std::process::ExitCode {
     fn from(code: Code) -> Self {
         Self::from(code as u8)
     }
+}
+
+/// What a panic said.
+#[must_use]
+pub fn panic_words(panic: &(dyn Any + Send)) -> &str {
+    let words = panic.downcast_ref::<String>().map(String::as_str);
+    words.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no words")
 }
 
 /// What stands behind `--listen` cannot be had: another process has the port, as a rule.

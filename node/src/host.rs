@@ -3,6 +3,7 @@
 mod settings;
 
 pub use settings::HostSettings;
+pub(crate) use settings::within;
 
 use crate::{
     arbiter::{Answer, ArbiterClient, ArbiterWatch, Stance},

@@ -16,6 +16,9 @@ use crate::{
 };
 use std::{collections::VecDeque, io, time::Duration};
 
+/// Between two attempts to open a gate.
+const OPEN_AGAIN: Duration = Duration::from_millis(100);
+
 /// What the driver's caller has to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PrimaryErrand {
@@ -73,6 +76,8 @@ pub struct PrimaryDriver<S, G, C> {
     /// The VM was told to stop, and has not been told to run on.
     paused_at: Option<Time>,
     room: bool,
+    /// The gate could not be opened; then it is tried again.
+    open_at: Option<Time>,
     figures: Figures,
     awake: Awake,
     /// What the standby says of an epoch that it is about to refuse.
@@ -117,6 +122,7 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
             errands: VecDeque::with_capacity(16),
             paused_at: None,
             room: true,
+            open_at: None,
             figures: Figures::default(),
             words: Words::default(),
         }
@@ -167,6 +173,9 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
         if let Err(error) = self.gate.poll() {
             self.gate_failed(&error);
         }
+        if self.open_at.is_some_and(|at| now >= at) {
+            self.open();
+        }
         self.poll_link();
         self.poll_source();
         self.transmit();
@@ -187,7 +196,13 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
     #[must_use]
     pub fn deadline(&self) -> Option<Time> {
         let source = self.source.as_ref().and_then(CheckpointSource::deadline);
-        [self.machine.deadline(), self.gate.deadline(), source].into_iter().flatten().min()
+        [self.machine.deadline(), self.gate.deadline(), source, self.open_at].into_iter().flatten().min()
+    }
+
+    /// Whether the VM runs alone behind a gate that could not be opened yet.
+    #[must_use]
+    pub fn is_mute(&self) -> bool {
+        self.open_at.is_some()
     }
 
     /// The machine, to look at.
@@ -254,7 +269,7 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
         match action {
             Action::BeginSync { generation } => self.begin_sync(generation),
             Action::Pause { epoch } => self.pause(epoch),
-            Action::Hold => self.gate.hold(),
+            Action::Hold => self.hold(),
             Action::Barrier(epoch) => self.barrier(epoch),
             Action::Resume => self.resume(),
             Action::Commit { epoch, held } => self.commit(epoch, held),
@@ -286,6 +301,24 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
             return self.source_failed(&error);
         }
         self.poll_source();
+    }
+
+    fn hold(&mut self) {
+        self.open_at = None;
+        self.gate.hold();
+    }
+
+    /// I4. A gate that does not open is told, and tried again while the VM runs alone; no standby is looked for until it is open
+    /// ([`PrimaryDriver::is_mute`]).
+    fn open(&mut self) {
+        self.open_at = None;
+        if !matches!(self.machine.role(), Role::Solo | Role::Ended) {
+            return;
+        }
+        if let Err(error) = self.gate.open() {
+            self.open_at = Some(self.clock.now().after(OPEN_AGAIN));
+            self.gate_failed(&error);
+        }
     }
 
     /// I6: without its barrier an epoch's output cannot be told from the next one's. The gate keeps both then: a barrier
@@ -514,9 +547,7 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
 
     fn solo(&mut self) {
         debug_assert!(matches!(self.machine.role(), Role::Solo | Role::Ended));
-        if let Err(error) = self.gate.open() {
-            self.gate_failed(&error);
-        }
+        self.open();
         self.leave_source();
         self.errands.push_back(PrimaryErrand::LeaveSource);
     }
@@ -529,6 +560,7 @@ impl<S: CheckpointSource, G: OutputGate, C: Clock> PrimaryDriver<S, G, C> {
     }
 
     fn fence(&mut self) {
+        self.open_at = None;
         self.gate.shut();
         self.leave_source();
         self.errands.push_back(PrimaryErrand::Fence);

@@ -51,8 +51,20 @@ impl Primary {
         self.actions.push_back(Action::CloseLink(None));
     }
 
+    /// What a swap that is won makes of the register, in a role that acts on it.
+    fn wanted(&self) -> Option<Register> {
+        let mode = match self.role {
+            Role::Registering => Mode::Protected { standby: self.standby? },
+            Role::Claiming => Mode::Solo,
+            _ => return None,
+        };
+        Some(Register { generation: self.register.generation.next(), owner: self.owner(), mode })
+    }
+
     pub(super) fn won(&mut self, register: Register) {
         match self.role {
+            // What was not asked for lets no output go.
+            _ if self.wanted().is_some_and(|wanted| wanted != register) => self.held(None, true),
             Role::Registering => self.registered(register),
             Role::Claiming => {
                 self.register = register;

@@ -105,6 +105,10 @@ impl Standby {
             _ if self.role != Role::Claiming && !(asked && self.role == Role::Disputed) => {}
             // Of an earlier session, and late: what it won was lost since.
             CasOutcome::Won(register) if register.generation <= self.generation => {}
+            // What was not asked for gives no right to the VM.
+            CasOutcome::Won(register) if register != Swap::new(self.from, self.config.owner, Mode::Solo).new => {
+                self.dispute();
+            }
             CasOutcome::Won(register) => {
                 (self.role, self.from) = (Role::TakingOver, register.generation);
                 self.actions.push_back(Action::TakeOver { generation: register.generation, epoch: self.committed });

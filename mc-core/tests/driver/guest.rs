@@ -226,11 +226,13 @@ pub(crate) struct Gate {
     pub(crate) out: u64,
     /// Every barrier fails.
     pub(crate) broken: bool,
+    /// It fails to open so many times.
+    pub(crate) jams: u32,
 }
 
 impl Gate {
     pub(crate) fn new(guest: SharedGuest) -> Self {
-        Self { guest, hold: false, shut: false, batches: VecDeque::with_capacity(16), out: 0, broken: false }
+        Self { guest, hold: false, shut: false, batches: VecDeque::with_capacity(16), out: 0, broken: false, jams: 0 }
     }
 }
 
@@ -266,6 +268,10 @@ impl OutputGate for Gate {
 
     fn open(&mut self) -> io::Result<()> {
         assert!(!self.shut, "opened after it was shut");
+        if let Some(left) = self.jams.checked_sub(1) {
+            self.jams = left;
+            return Err(io::Error::other("a gate that jams"));
+        }
         self.hold = false;
         self.batches.clear();
         self.poll()

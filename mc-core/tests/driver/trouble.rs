@@ -72,6 +72,21 @@ fn i6_a_gate_that_fails_holds_output() {
 }
 
 #[test]
+fn i4_a_gate_that_does_not_open_is_tried_again_while_the_vm_runs_alone() {
+    let mut rig = Rig::new(&Plan::default());
+    rig.until("epoch 3", |r| committed(r) >= Epoch(3));
+    rig.primary.gate.jams = 3;
+    rig.primary.event(primary::Event::Unprotect(GoodbyeReason::Unprotected));
+    rig.until("solo", |r| r.solo);
+    assert!(rig.primary.is_mute());
+    rig.until("an open gate", |r| !r.primary.is_mute());
+    rig.step();
+    assert_eq!(rig.primary.gate.out, rig.guest.borrow().state.sent, "all output flows");
+    let told = rig.log.iter().filter(|l| l.contains("a gate that jams")).count();
+    assert_eq!(told, 3, "{:?}", rig.log);
+}
+
+#[test]
 fn a_spill_file_that_cannot_be_written_ends_protection() {
     let spill = SpillFile::new(File::open("/dev/null").unwrap());
     let mut rig = Rig::with_spill(&Plan { appetite: 20, standby_slabs: 6, ..Plan::default() }, Some(spill));

@@ -71,3 +71,17 @@ fn who_loses_looks_whose_it_is() {
     assert_eq!(at(&mut claim, Time(0), Event::Cas(Lost(Some(solo(6, "b"))))), []);
     assert_eq!(claim.verdict(), Verdict::Foreign(solo(6, "b")));
 }
+
+#[test]
+fn only_what_was_asked_for_is_won() {
+    let mut claim = claim();
+    assert_eq!(at(&mut claim, Time(0), Event::Cas(Won(solo(99, "b")))), [], "nothing was asked for");
+    assert_eq!(claim.verdict(), Verdict::Open);
+    assert_eq!(at(&mut claim, Time(0), Event::RegisterRead(None)), [swap(1, false)]);
+    for other in [solo(1, "b"), solo(2, "a"), protected(1, "b")] {
+        assert_eq!(at(&mut claim, Time(0), Event::Cas(Won(other))), [swap(1, false)], "{other:?}");
+        assert_eq!(claim.verdict(), Verdict::Open);
+    }
+    assert_eq!(at(&mut claim, Time(0), Event::Cas(Won(solo(1, "a")))), []);
+    assert_eq!(claim.verdict(), Verdict::Ours(solo(1, "a")));
+}

@@ -491,3 +491,21 @@ fn a_vm_that_is_unfit_is_not_protected_and_its_output_flows() {
     let actions = do_all(&mut primary, &[Event::Cas(Won(protected(2, "b")))]);
     assert_eq!(actions, [Action::Hold, Action::AskRehearsal { epoch: Epoch::NEVER }]);
 }
+
+#[test]
+fn i4_a_swap_won_with_another_register_than_was_asked_for_opens_nothing() {
+    let mut primary = protected_pair();
+    assert_eq!(do_all(&mut primary, &[Event::Suspect]), [Action::CloseLink(None), claim()]);
+    for other in [solo(3, "b"), solo(4, "a"), protected(3, "b")] {
+        assert_eq!(do_all(&mut primary, &[Event::Cas(Won(other))]), [], "{other:?}");
+        assert_eq!(primary.role(), Role::Claiming);
+    }
+    let again = do_all(&mut primary, &[Event::RegisterRead(Some(protected(2, "b")))]);
+    assert_eq!(again, [claim()], "asked again");
+    let won = do_all(&mut primary, &[Event::Cas(Won(solo(3, "a")))]);
+    assert_eq!(won, [SOLO, Action::Solo]);
+
+    let mut primary = registering();
+    let actions = do_all(&mut primary, &[Event::Cas(Won(protected(2, "c")))]);
+    assert_eq!((actions, primary.role()), (vec![Action::CloseLink(None)], Role::Claiming));
+}

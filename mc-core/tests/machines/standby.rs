@@ -461,3 +461,15 @@ fn the_owner_after_a_takeover_is_the_qemu_that_waits_now() {
     let actions = do_all(&mut standby, &[read(protected(2, "b"))]);
     assert!(matches!(actions[0], Action::Cas(swap) if swap.new.owner.instance == 8), "{actions:?}");
 }
+
+#[test]
+fn a_swap_won_with_another_register_than_was_asked_for_takes_nothing_over() {
+    for other in [solo(3, "a"), solo(4, "b"), protected(3, "b")] {
+        let mut standby = claiming();
+        assert_eq!(do_all(&mut standby, &[Event::Cas(Won(other))]), [], "{other:?}");
+        assert_eq!((standby.role(), standby.won()), (Role::Disputed, None));
+        assert_eq!(do_all(&mut standby, &[read(protected(2, "b"))]), [swap()], "asked again");
+        assert_ne!(do_all(&mut standby, &[Event::Cas(Won(solo(3, "b")))]), []);
+        assert_eq!(standby.won(), Some(solo(3, "b")));
+    }
+}

@@ -87,6 +87,9 @@ impl Health {
                  leads to the wrong one",
             ),
             (Some(Fault::Behind { .. } | Fault::Contradicts { .. }), _) => Some(ASSIGN),
+            (Some(Fault::OtherQuestion | Fault::WonAnother { .. }), _) => Some(
+                "this is a bug in the arbiter, or in the program that asks it: nothing is done until it answers what it is asked",
+            ),
             (None, _) if self.own_trouble => {
                 Some("look at this host's name service, and at the disk of its --state-dir")
             }

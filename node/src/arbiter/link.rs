@@ -5,8 +5,8 @@
 
 use super::{
     Answer, ArbiterConfig, Ask, HostPort, Told,
+    backend::{Attempt, Backend},
     memory::{Memory, MemoryError},
-    worker::{Attempt, Backend},
 };
 use mc_core::{
     id::{Name, Node, WitnessId},

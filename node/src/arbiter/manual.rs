@@ -5,8 +5,9 @@
 //! register is a file in the run directory (`RUN/<vm>.manual.reg`), gone after a reboot, like the VM.
 
 use super::{
-    Answer, Ask, Told, file,
-    worker::{Attempt, Backend},
+    Answer, Ask, Told,
+    backend::{Attempt, Backend},
+    file,
 };
 use mc_core::{
     id::{Name, WitnessId},

@@ -11,6 +11,7 @@
 //! a question. What cannot be believed ([`mc_core::seen`]) is no answer: it is told once, and asked again. A swap is resent until it is answered; that is safe, since an arbiter whose
 //! register holds what is asked for says "won". The data path never waits: it sleeps on the descriptor among its others.
 
+mod backend;
 pub mod file;
 mod health;
 mod link;
@@ -22,6 +23,8 @@ mod spec;
 mod watch;
 mod worker;
 
+use backend::Known;
+pub use backend::{Attempt, Backend};
 pub use health::{Health, Told};
 pub use memory::MemoryError;
 #[cfg(feature = "testing")]
@@ -46,7 +49,6 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-pub use worker::{Attempt, Backend};
 use worker::{Shared, Worker};
 #[cfg(feature = "testing")]
 pub use worker::{Step, Steps};
@@ -168,8 +170,9 @@ impl ArbiterClient {
     fn start(spec: ArbiterSpec, vm: Name, backend: Box<dyn Backend>) -> Result<Self, ArbiterError> {
         let system = |doing| move |source| ArbiterError::System { doing, source };
         let wake = Wake::new().map_err(system("making an event descriptor"))?;
-        let shared = Arc::new(Shared::new(wake, spec == ArbiterSpec::Manual, &*backend));
-        let worker = Worker::new(Arc::clone(&shared), backend, vm);
+        let known = Known::of(&*backend);
+        let shared = Arc::new(Shared::new(wake, &spec, &known));
+        let worker = Worker::new(Arc::clone(&shared), backend, known, vm);
         #[cfg(feature = "testing")]
         let worker = match crate::outside::world::begin_arbiter(Box::new(Steps::new(worker))) {
             Ok(()) => return Ok(Self { spec, shared }),

@@ -1,9 +1,12 @@
 //! The thread that asks the arbiter one question at a time, and repeats it until it is answered.
 
-use super::{Answer, Ask, Health, Told};
+use super::{
+    Answer, ArbiterSpec, Ask, Health,
+    backend::{self, Attempt, Backend, Known},
+};
 use crate::{outside, wake::Wake};
 use mc_core::{
-    id::{Name, WitnessId},
+    id::Name,
     register::{Register, Swap},
     seen::Fault,
 };
@@ -15,84 +18,6 @@ use std::{
 };
 use tracing::{info, warn};
 
-/// A way to reach the arbiter: whoever keeps registers elsewhere than in a witness implements this.
-///
-/// It is called by the client's own thread, which tries again until it is answered. It must be linearizable (a swap that was told as
-/// won was won by nobody else), idempotent (a register that holds what is asked for is a swap won), and durable (what it told is so after
-/// a crash). What a node has seen of a register must outlive the node's process, too: an answer that is less than what was seen is
-/// [`Attempt::Fault`] ([`mc_core::seen::Seen`] compares them).
-///
-/// ```
-/// use mc_core::register::{CasOutcome, Register, generation_of};
-/// use node::arbiter::{Answer, ArbiterClient, Ask, Attempt, Backend};
-/// use std::sync::{Arc, Mutex};
-///
-/// /// A register that both sides reach as memory. A real one is a row of a database, or a key of etcd.
-/// struct Shared(Arc<Mutex<Option<Register>>>);
-///
-/// impl Backend for Shared {
-///     fn attempt(&mut self, ask: &Ask, _: bool) -> Attempt {
-///         let mut held = self.0.lock().unwrap();
-///         Attempt::Answer(match ask {
-///             Ask::Read => Answer::Read(*held),
-///             Ask::Cas(swap) if generation_of(held.as_ref()) == swap.expect || *held == Some(swap.new) => {
-///                 *held = Some(swap.new);
-///                 Answer::Cas(CasOutcome::Won(swap.new))
-///             }
-///             Ask::Cas(_) => Answer::Cas(CasOutcome::Lost(*held)),
-///         })
-///     }
-/// }
-///
-/// let register = Arc::new(Mutex::new(None));
-/// let client = ArbiterClient::with_backend("shared", "web".parse()?, Box::new(Shared(register)))?;
-/// client.ask(Ask::Read); // the answer comes to `take_answer`, once the client's descriptor is readable
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-pub trait Backend: Send {
-    /// Tries once, for a second or so at most. `decided`: the operator says that a contested swap is won.
-    fn attempt(&mut self, ask: &Ask, decided: bool) -> Attempt;
-
-    /// How often to read while nothing is asked, to know whether it could be; `None` for never.
-    fn check_every(&self) -> Option<Duration> {
-        Some(Duration::from_secs(1))
-    }
-
-    /// The witness that this node knows; none if it asks no witness.
-    fn witness(&self) -> WitnessId {
-        WitnessId::NONE
-    }
-
-    /// The highest register that this node is known to have seen; `manual` keeps none.
-    fn seen(&self) -> Option<Register> {
-        None
-    }
-
-    /// What the last answer said of the witness.
-    fn told(&self) -> Option<Told> {
-        None
-    }
-}
-
-/// How a try ended.
-#[derive(Debug)]
-pub enum Attempt {
-    /// Answered.
-    Answer(Answer),
-    /// By the operator, since the arbiter cannot answer.
-    Decided(Answer),
-    /// Answered, with what cannot be believed. Try again.
-    Fault(Fault),
-    /// Reached, but it could not answer. Try again.
-    Refused(String),
-    /// This node cannot keep what it hears, and acts on nothing that it could not keep. Try again.
-    NotKept(String),
-    /// Not reached. Try again.
-    Unreachable(String),
-    /// Nobody but the operator can answer.
-    Operator(String),
-}
-
 /// Between two tries: at first …
 const BACKOFF: Duration = Duration::from_millis(50);
 /// … and at most.
@@ -101,7 +26,10 @@ const BACKOFF_MAX: Duration = Duration::from_millis(200);
 /// So long an arbiter has to be unable to answer before its operator may answer in its stead.
 const OPERATOR_AFTER: Duration = Duration::from_secs(3);
 
-/// A try that has not ended for so long does not end by itself: the name service, or the disk of `--state-dir`, hangs.
+/// After a panic: each one is written to the log by Rust itself.
+const BACKOFF_PANIC: Duration = Duration::from_secs(1);
+
+/// A try that has not ended for so long does not end by itself.
 const HUNG: Duration = Duration::from_secs(5);
 
 /// Its owner looks more often than this, unless this process was away: stopped by a signal, starved, suspended.
@@ -113,22 +41,22 @@ const AWAY: Duration = Duration::from_millis(2_500);
 /// return at the earliest: the worker asks first.
 #[derive(Clone, Copy, Debug)]
 struct Turns {
-    /// Since when the worker tries; `None`: it does not.
-    trying_since: Option<Instant>,
-    /// When its last try ended; `None` if it need not try by itself.
-    tried: Option<Instant>,
+    /// What the worker tries, and since when; `None`: it does not.
+    trying: Option<(Ask, Instant)>,
+    /// When it tries next by itself; `None` if it need not.
+    due: Option<Instant>,
     looked: Instant,
     /// When this process was there again.
     back: Instant,
 }
 
 impl Turns {
-    fn new(now: Instant, by_itself: bool) -> Self {
-        Self { trying_since: None, tried: by_itself.then_some(now), looked: now, back: now }
+    fn new(now: Instant, due: Option<Instant>) -> Self {
+        Self { trying: None, due, looked: now, back: now }
     }
 
-    fn ended(&mut self, now: Instant) {
-        (self.trying_since, self.tried) = (None, self.tried.map(|_| now));
+    fn ended(&mut self, due: Option<Instant>) {
+        (self.trying, self.due) = (None, due);
     }
 
     /// The owner looks. Since when the worker has not got on, if that is too long.
@@ -136,8 +64,8 @@ impl Turns {
         if now.duration_since(std::mem::replace(&mut self.looked, now)) >= AWAY {
             self.back = now;
         }
-        let since = self.trying_since.or(self.tried)?.max(self.back);
-        (now.duration_since(since) >= HUNG).then_some(since)
+        let since = self.trying.map(|(_, since)| since).or(self.due)?.max(self.back);
+        (now.saturating_duration_since(since) >= HUNG).then_some(since)
     }
 }
 
@@ -148,6 +76,8 @@ pub(super) struct Shared {
     changed: Condvar,
     /// Whether contested swaps are always an operator's to decide.
     by_operator: bool,
+    /// What of this host a try that does not end waits for; `None`: the backend is an embedder's, which knows that.
+    own: Option<&'static str>,
     pub(super) wake: Arc<Wake>,
 }
 
@@ -170,22 +100,28 @@ struct State {
 }
 
 impl Shared {
-    pub(super) fn new(wake: Arc<Wake>, by_operator: bool, backend: &dyn Backend) -> Self {
-        let (since, witness) = (outside::instant(), backend.witness());
-        let (last_error, fault, told) = (None, None, None);
+    pub(super) fn new(wake: Arc<Wake>, spec: &ArbiterSpec, known: &Known) -> Self {
+        let own = match spec {
+            ArbiterSpec::Witness(_) => Some("its name service or for the disk of --state-dir"),
+            ArbiterSpec::Manual => Some("the disk of its run directory"),
+            ArbiterSpec::Other(_) => None,
+        };
+        let by_operator = *spec == ArbiterSpec::Manual;
+        let (since, witness, told) = (outside::instant(), known.witness, known.told);
+        let (last_error, fault) = (None, None);
         let health = Health { reachable: false, since, last_error, fault, own_trouble: false, witness, told };
         let state = State {
             asks: VecDeque::new(),
             answers: VecDeque::new(),
             health,
-            seen: backend.seen(),
-            turns: Turns::new(since, backend.check_every().is_some()),
+            seen: known.seen,
+            turns: Turns::new(since, known.check_every.map(|_| since)),
             unable_since: None,
             parked: false,
             decided: false,
             stop: false,
         };
-        Self { state: Mutex::new(state), changed: Condvar::new(), by_operator, wake }
+        Self { state: Mutex::new(state), changed: Condvar::new(), by_operator, own, wake }
     }
 
     pub(super) fn ask(&self, ask: Ask) {
@@ -211,12 +147,23 @@ impl Shared {
         let stuck = state.turns.look(outside::instant());
         let health = state.health.clone();
         let Some(since) = stuck else { return health };
-        let why = format!(
-            "this node has waited for {} s for its name service or for the disk of --state-dir",
-            outside::instant().duration_since(since).as_secs()
-        );
+        let secs = outside::instant().duration_since(since).as_secs();
+        let why = self.stuck(state.turns.trying.map(|(ask, _)| ask), secs);
         let since = if health.reachable { since } else { health.since };
-        Health { reachable: false, since, last_error: Some(why), own_trouble: true, ..health }
+        Health { reachable: false, since, last_error: Some(why), own_trouble: self.own.is_some(), ..health }
+    }
+
+    /// Why no try has ended for `secs`.
+    fn stuck(&self, trying: Option<Ask>, secs: u64) -> String {
+        let what = match trying {
+            Some(Ask::Read) => "reading the register".to_owned(),
+            Some(Ask::Cas(Swap { new, .. })) => format!("the swap to {}, owner {}", new.generation, new.owner.node),
+            None => return format!("the thread that asks the arbiter has not run for {secs} s"),
+        };
+        match self.own {
+            Some(own) => format!("this node has waited for {secs} s for {own} ({what})"),
+            None => format!("its backend has not returned for {secs} s ({what})"),
+        }
     }
 
     pub(super) fn seen(&self) -> Option<Register> {
@@ -264,11 +211,11 @@ impl Shared {
         }
         let first = self.due(state);
         if first.is_some() && (now >= not_before) {
-            state.turns.trying_since = Some(now);
+            state.turns.trying = first.map(|ask| (ask, now));
             return Next::Try(first, state.decided);
         }
         if first.is_none() && !state.parked && check_at.is_some_and(|at| now >= at) {
-            state.turns.trying_since = Some(now);
+            state.turns.trying = Some((Ask::Read, now));
             return Next::Try(None, false);
         }
         Next::Wait(if first.is_some() { Some(not_before) } else { check_at.filter(|_| !state.parked) })
@@ -282,11 +229,11 @@ impl Shared {
     }
 
     /// Books a try. `asked`: the question, or `None` for a check.
-    fn book(&self, asked: Option<&Ask>, attempt: Attempt, backend: &dyn Backend, vm: Name) {
+    fn book(&self, asked: Option<&Ask>, attempt: Attempt, known: &Known, vm: Name) {
         let mut state = self.state.lock();
         let before = state.health.clone();
-        state.turns.ended(outside::instant());
-        (state.health.witness, state.health.told, state.seen) = (backend.witness(), backend.told(), backend.seen());
+        state.turns.ended(known.next_check());
+        (state.health.witness, state.health.told, state.seen) = (known.witness, known.told, known.seen);
         if !matches!(attempt, Attempt::Answer(_) | Attempt::Decided(_)) {
             state.unable_since.get_or_insert(outside::instant());
         }
@@ -372,6 +319,7 @@ enum Next {
 pub(super) struct Worker {
     shared: Arc<Shared>,
     backend: Box<dyn Backend>,
+    known: Known,
     vm: Name,
     backoff: Duration,
     not_before: Instant,
@@ -379,9 +327,9 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn new(shared: Arc<Shared>, backend: Box<dyn Backend>, vm: Name) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, backend: Box<dyn Backend>, known: Known, vm: Name) -> Self {
         let now = outside::instant();
-        Self { shared, backend, vm, backoff: BACKOFF, not_before: now, check_at: Some(now) }
+        Self { shared, backend, known, vm, backoff: BACKOFF, not_before: now, check_at: Some(now) }
     }
 
     /// Until [`Shared::stop`].
@@ -393,7 +341,11 @@ impl Worker {
     }
 
     fn attempt(&mut self, ask: Option<Ask>, decided: bool) -> Attempt {
-        self.backend.attempt(&ask.unwrap_or(Ask::Read), decided)
+        let tried = backend::attempt(&mut *self.backend, &mut self.known, &ask.unwrap_or(Ask::Read), decided);
+        tried.unwrap_or_else(|why| {
+            self.backoff = BACKOFF_PANIC;
+            Attempt::Unreachable(why)
+        })
     }
 
     fn end(&mut self, ask: Option<Ask>, attempt: Attempt) {
@@ -403,8 +355,8 @@ impl Worker {
             self.not_before = outside::instant() + self.backoff;
             self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
         }
-        self.shared.book(ask.as_ref(), attempt, &*self.backend, self.vm);
-        self.check_at = self.backend.check_every().map(|every| outside::instant() + every);
+        self.shared.book(ask.as_ref(), attempt, &self.known, self.vm);
+        self.check_at = self.known.next_check();
     }
 }
 
@@ -474,25 +426,78 @@ impl Steps {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arbiter::ArbiterClient;
+    use mc_core::{
+        id::{Generation, Node, NodeId},
+        register::{Mode, Owner},
+    };
 
     #[test]
     fn a_process_that_was_away_blames_nobody_before_it_has_asked_again() {
         let start = Instant::now();
         let at = |ms: u64| start + Duration::from_millis(ms);
-        let mut turns = Turns::new(start, true);
-        turns.ended(at(1_000));
+        let mut turns = Turns::new(start, Some(start));
+        turns.ended(Some(at(1_000)));
         assert_eq!(turns.look(at(1_100)), None);
         // Stopped for 6.5 s, in the middle of a try or between two.
         assert_eq!(turns.look(at(7_600)), None);
-        turns.trying_since = Some(at(1_050));
+        turns.trying = Some((Ask::Read, at(1_050)));
         assert_eq!(turns.look(at(7_700)), None);
-        turns.ended(at(7_710));
+        turns.ended(Some(at(7_710)));
         assert_eq!(turns.look(at(7_720)), None);
         // A worker that hangs while its owner is there is told all the same.
-        turns.trying_since = Some(at(8_000));
+        turns.trying = Some((Ask::Read, at(8_000)));
         let mut looks = (8..14).map(|s| turns.look(at(s * 1_000)));
         assert_eq!(looks.find_map(|stuck| stuck), Some(at(8_000)));
-        let mut manual = Turns::new(start, false);
+        let mut manual = Turns::new(start, None);
         assert!((0..20).all(|s| manual.look(at(s * 1_000)).is_none()), "nobody has to be asked");
+    }
+
+    fn register(generation: u64, name: &str) -> Register {
+        let node = Node { name: name.parse().unwrap(), id: NodeId([name.as_bytes()[0]; 16]) };
+        Register { generation: Generation(generation), owner: Owner { node, instance: 1 }, mode: Mode::Solo }
+    }
+
+    /// Panics at first.
+    struct Moody(u32);
+
+    impl Backend for Moody {
+        fn attempt(&mut self, _: &Ask, _: bool) -> Attempt {
+            self.0 += 1;
+            assert!(self.0 > 1, "the driver has a bug");
+            Attempt::Answer(Answer::Read(None))
+        }
+
+        fn check_every(&self) -> Option<Duration> {
+            Some(Duration::MAX)
+        }
+    }
+
+    #[test]
+    fn a_backend_that_panics_is_told_and_asked_again() {
+        let client = ArbiterClient::with_backend("moody", "web".parse().unwrap(), Box::new(Moody(0))).unwrap();
+        client.ask(Ask::Read);
+        let mut words = None;
+        let answer = loop {
+            words = words.or(client.health().last_error);
+            match client.take_answer() {
+                Some(answer) => break answer,
+                None => std::thread::yield_now(),
+            }
+        };
+        assert_eq!(answer, Answer::Read(None));
+        assert_eq!(words.as_deref(), Some("its backend panicked: the driver has a bug"));
+        assert!(client.health().reachable);
+    }
+
+    #[test]
+    fn a_backend_that_does_not_return_is_told_with_what_was_asked() {
+        let node = register(1, "a").owner.node;
+        let shared = |spec: ArbiterSpec| Shared::new(Wake::new().unwrap(), &spec, &Known::of(&Moody(0)));
+        let cas = Ask::Cas(Swap::new(Generation(4), Owner { node, instance: 1 }, Mode::Solo));
+        let why = shared(ArbiterSpec::Other("db".into())).stuck(Some(cas), 7);
+        assert_eq!(why, format!("its backend has not returned for 7 s (the swap to {}, owner a)", Generation(5)));
+        let why = shared("witness://w:1".parse().unwrap()).stuck(Some(Ask::Read), 7);
+        assert!(why.contains("for its name service or for the disk of --state-dir"), "{why}");
     }
 }

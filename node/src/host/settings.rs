@@ -6,9 +6,24 @@ use crate::{
     identity,
     paths::PathsConfig,
 };
-use anyhow::Result;
-use mc_core::id::{Name, Node};
-use std::{path::PathBuf, time::Duration};
+use anyhow::{Context, Result, ensure};
+use mc_core::{
+    id::{Name, Node},
+    wire::slab::MIN_SLAB,
+};
+use std::{fmt::Debug, ops::RangeInclusive, path::PathBuf, time::Duration};
+
+/// Bytes of staging that make sense: two slabs, and what no host has.
+const STAGING: RangeInclusive<usize> = 2 * MIN_SLAB..=1 << 40;
+/// The loop looks ten times a second.
+const STALL_AFTER: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
+
+/// An error that names `field` unless its value is one of `allowed`.
+pub(crate) fn within<T: PartialOrd + Debug>(field: &str, value: &T, allowed: &RangeInclusive<T>) -> Result<()> {
+    let (least, most) = (allowed.start(), allowed.end());
+    ensure!(allowed.contains(value), "{field} is {value:?}: expected {least:?} to {most:?}");
+    Ok(())
+}
 
 /// Of a host, whichever side it is. What is not named in [`HostSettings::new`] is as `afterimage` has it.
 #[derive(Clone, Debug)]
@@ -46,6 +61,13 @@ impl HostSettings {
     pub fn beating(mut self, interval: Duration, multiplier: u8) -> Self {
         (self.beats.interval, self.beats.multiplier) = (interval, multiplier);
         self
+    }
+
+    /// Before anything is asked for, or made.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.beats.parameters().context("beats")?;
+        within("staging_bytes", &self.staging_bytes, &STAGING)?;
+        self.stall_after.map_or(Ok(()), |after| within("stall_after", &after, &STALL_AFTER))
     }
 
     pub(crate) fn paths(&self) -> PathsConfig {

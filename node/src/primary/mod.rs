@@ -38,6 +38,7 @@ use crate::{
     inbox::Inbox,
     keepalive::BeatHandle,
     outside,
+    repeated::{Repeated, and_more},
     stalls::Stalls,
 };
 use mc_core::{
@@ -83,6 +84,8 @@ pub struct Primary<S, G> {
     role_since_ms: u64,
     /// What the register holds, as this process heard last.
     held: Option<Register>,
+    /// What was said of the gate.
+    gate: Repeated,
 }
 
 /// What a primary begins with.
@@ -130,6 +133,7 @@ impl<S: CheckpointSource, G: OutputGate> Primary<S, G> {
             role: (Role::Solo, false),
             role_since_ms: unix_ms(),
             held: None,
+            gate: Repeated::default(),
         }
     }
 
@@ -177,6 +181,15 @@ impl<S: CheckpointSource, G: OutputGate> Primary<S, G> {
     #[must_use]
     pub fn trouble(&self) -> Option<&Trouble> {
         self.trouble.as_ref()
+    }
+
+    /// The gate could not do what it was told: said once in a while, since it may fail with every epoch. Whether it was.
+    pub fn gate_failed(&mut self, why: &str) -> bool {
+        let more = self.gate.say(why, outside::instant());
+        if let Some(more) = more {
+            tracing::error!(why, "the gate has trouble; its output stays held{}", and_more(more));
+        }
+        more.is_some()
     }
 
     /// Asks the arbiter.

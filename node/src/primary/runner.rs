@@ -9,22 +9,31 @@ use crate::{
     arbiter::{Answer, ArbiterClient, ArbiterSpec, Ask, HostPort},
     beats::Wish,
     events::{Event as Told, Fenced, emit},
-    host::HostSettings,
+    host::{HostSettings, within},
     inbox::{readable, wait},
     outside,
+    standby::Right,
 };
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use mc_core::{
     claim::{self, Claim, Verdict},
     driver::PrimaryErrand,
-    id::Time,
+    id::{PAGE_SIZE, Time},
     machine::Machine,
     primary::{Config, Event, OnCap},
     register::{Owner, Register},
-    wire::control::GoodbyeReason,
+    wire::{
+        control::GoodbyeReason,
+        slab::{MAX_SLAB, MIN_SLAB},
+    },
 };
 use rustix::rand::GetRandomFlags;
-use std::{os::fd::AsFd, time::Duration};
+use std::{ops::RangeInclusive, os::fd::AsFd, time::Duration};
+
+/// Epochs that make sense.
+const EPOCH: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(60);
+/// Checkpoints under way.
+const WINDOW: RangeInclusive<u64> = 1..=64;
 
 /// What an embedder's primary is about. Times are those of `afterimage protect`, unless set.
 #[derive(Clone, Debug)]
@@ -48,6 +57,16 @@ impl Settings {
     #[must_use]
     pub fn new(host: HostSettings, to: impl Into<HostPort>) -> Self {
         Self { host, to: to.into(), bind: None, epoch: Duration::from_millis(20), window: 2, slab_bytes: 1 << 20 }
+    }
+
+    /// Before anything is asked for: a number that is refused later would cost a VM that runs by then.
+    fn check(&self) -> Result<()> {
+        self.host.check()?;
+        within("epoch", &self.epoch, &EPOCH)?;
+        within("window", &self.window, &WINDOW)?;
+        within("slab_bytes", &self.slab_bytes, &(MIN_SLAB..=MAX_SLAB))?;
+        ensure!(self.slab_bytes.is_multiple_of(PAGE_SIZE), "slab_bytes is {}: expected whole pages", self.slab_bytes);
+        within("staging_bytes", &self.host.staging_bytes, &(2 * self.slab_bytes..=usize::MAX))
     }
 
     fn commit_deadline(&self, rdma: bool) -> Duration {
@@ -83,10 +102,11 @@ impl<V: PrimaryVm> Runner<V> {
     /// open while no standby protects the VM.
     ///
     /// # Errors
-    /// The VM is another node's, or another process's of this one; no identity, no thread; the arbiter is an operator, whom nobody here
+    /// A setting that makes no sense, which is named; the VM is another node's, or another process's of this one; no identity, no thread; the arbiter is an operator, whom nobody here
     /// asks.
     pub fn new(settings: Settings, vm: V, gate: V::Gate) -> Result<Self> {
-        anyhow::ensure!(
+        settings.check()?;
+        ensure!(
             settings.host.arbiter != ArbiterSpec::Manual,
             "a primary's runner needs an arbiter that answers by itself: with `manual` the VM's output would be held for ever"
         );
@@ -109,8 +129,36 @@ impl<V: PrimaryVm> Runner<V> {
         }
     }
 
-    fn begun(start: Start<V>, register: Register) -> Result<Self> {
-        let Start { settings, arbiter, mut vm, gate, owner, .. } = start;
+    /// Goes on with a VM that this process has taken over: its output is let out from the first turn on, whether the arbiter can be
+    /// asked now or not. The register was won for this copy, and only this node may change it; that it names another copy by now,
+    /// which takes an operator's word or another process of this node, ends the runner as it ends every other.
+    ///
+    /// The arbiter is the one that the standby asked, whatever [`HostSettings::arbiter`] is.
+    ///
+    /// # Errors
+    /// A setting that makes no sense; the right is to another VM, or another node's; the register is known to hold another value since.
+    pub fn after_takeover(settings: Settings, right: Right, vm: V, gate: V::Gate) -> Result<Self> {
+        settings.check()?;
+        let (Right { vm: name, register, arbiter }, node) = (right, settings.host.this()?);
+        ensure!(name == settings.host.vm, "the right is to {name}, not to {}", settings.host.vm);
+        ensure!(register.owner.node.id == node.id, "the right is {}'s, not {node}'s", register.owner.node);
+        // What was read meanwhile, and waits.
+        let newer =
+            std::iter::from_fn(|| arbiter.take_answer()).filter_map(|answer| answer.held()).chain(arbiter.seen());
+        for held in newer.filter(|held| held.generation > register.generation) {
+            ensure!(
+                held.owner.names(&register.owner),
+                "the VM belongs to {} since {}",
+                held.owner.node,
+                held.generation
+            );
+        }
+        Self::begun(settings, arbiter, register, vm, gate)
+    }
+
+    /// The register says (solo, this copy).
+    fn begun(settings: Settings, arbiter: ArbiterClient, register: Register, mut vm: V, gate: V::Gate) -> Result<Self> {
+        let owner = register.owner;
         vm.leave(&register)?;
         let machine =
             Config { epoch: settings.epoch, window: settings.window, commit_deadline: settings.commit_deadline(false) };
@@ -173,7 +221,6 @@ pub struct Start<V: PrimaryVm> {
     arbiter: ArbiterClient,
     vm: V,
     gate: V::Gate,
-    owner: Owner,
     claim: Claim,
 }
 
@@ -181,13 +228,14 @@ impl<V: PrimaryVm> Start<V> {
     /// Asks.
     ///
     /// # Errors
-    /// No identity.
+    /// A setting that makes no sense; no identity.
     pub fn new(settings: Settings, arbiter: ArbiterClient, vm: V, gate: V::Gate) -> Result<Self> {
+        settings.check()?;
         let node = settings.host.this()?;
         let mut instance = [0; 8];
         outside::random(&mut instance, GetRandomFlags::empty())?;
         let owner = Owner { node, instance: u64::from_le_bytes(instance) };
-        Ok(Self { settings, arbiter, vm, gate, owner, claim: Claim::new(owner) })
+        Ok(Self { settings, arbiter, vm, gate, claim: Claim::new(owner) })
     }
 
     /// What can be done without waiting. Returns what the register holds once the VM is ours.
@@ -228,7 +276,9 @@ impl<V: PrimaryVm> Start<V> {
     /// # Errors
     /// As for [`Runner::new`].
     pub fn begin(self, register: Register) -> Result<Runner<V>> {
-        Runner::begun(self, register)
+        ensure!(self.claim.verdict() == Verdict::Ours(register), "this register was not won here");
+        let Self { settings, arbiter, vm, gate, claim: _ } = self;
+        Runner::begun(settings, arbiter, register, vm, gate)
     }
 }
 
@@ -320,7 +370,7 @@ impl<V: PrimaryVm> PrimaryLoop for Runner<V> {
                     self.primary.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
                 }
             }
-            PrimaryErrand::GateFailed(why) => tracing::error!(why, "the gate has trouble; its output stays held"),
+            PrimaryErrand::GateFailed(why) => drop(self.primary.gate_failed(&why)),
             PrimaryErrand::Refused(reason, words) => {
                 self.primary
                     .because(Trouble::lasting(format!("the standby refused a checkpoint ({reason:?}): {words}")));

@@ -275,7 +275,8 @@ pub trait PrimaryLoop {
     /// When to look for a standby next.
     fn next_look(&self) -> Option<Time> {
         let primary = self.primary();
-        let looks = primary.role() == Role::Solo && primary.looking.is_none() && self.may_look();
+        let looks = primary.role() == Role::Solo && !primary.driver.is_mute();
+        let looks = looks && primary.looking.is_none() && self.may_look();
         primary.seek.next().filter(|_| looks)
     }
 

@@ -22,6 +22,7 @@ mod door;
 mod last_copy;
 mod offer;
 mod renounce;
+mod right;
 mod runner;
 mod turn;
 mod vm;
@@ -31,6 +32,7 @@ pub use door::Caller;
 #[cfg(feature = "testing")]
 pub use door::Calls;
 pub use last_copy::LastCopy;
+pub use right::{Right, TakenOver};
 pub use runner::{Runner, Settings};
 pub use turn::{StandbyLoop, mishaps};
 pub use vm::{Ready, StandbyVm};

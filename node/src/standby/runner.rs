@@ -1,6 +1,6 @@
 //! The loop of a VM that needs nothing else done in it.
 
-use super::{Begin, Caller, LastCopy, Ready, Standby, StandbyLoop, StandbyVm, Won, mishaps};
+use super::{Begin, Caller, LastCopy, Ready, Right, Standby, StandbyLoop, StandbyVm, TakenOver, Won, mishaps};
 use crate::{
     arbiter::ArbiterClient,
     beats::Wish,
@@ -9,7 +9,7 @@ use crate::{
     host::HostSettings,
     paths::PathsConfig,
 };
-use anyhow::{Error, Result};
+use anyhow::{Context, Error, Result};
 use mc_core::{
     id::{Epoch, Time},
     standby::{Event, Role},
@@ -62,8 +62,9 @@ impl<V: StandbyVm> Runner<V> {
     /// Waits for a primary at [`Settings::listen`], which is bound from here on.
     ///
     /// # Errors
-    /// Another standby of this VM uses the state directory, or the address; no identity, no thread.
+    /// A setting that makes no sense, which is named; another standby of this VM uses the state directory, or the address; no identity, no thread.
     pub fn new(settings: Settings, vm: V) -> Result<Self> {
+        settings.host.check()?;
         // First of all: of two standbys of this VM the second one is told so.
         let last_copy = LastCopy::open(&settings.host.state_dir, settings.host.vm)?;
         let arbiter = settings.host.ask()?;
@@ -75,6 +76,7 @@ impl<V: StandbyVm> Runner<V> {
     /// # Errors
     /// As for [`Runner::new`].
     pub fn with_arbiter(settings: Settings, arbiter: ArbiterClient, vm: V) -> Result<Self> {
+        settings.host.check()?;
         let last_copy = LastCopy::open(&settings.host.state_dir, settings.host.vm)?;
         Self::begin(settings, last_copy, arbiter, vm)
     }
@@ -101,18 +103,18 @@ impl<V: StandbyVm> Runner<V> {
         self.standby.listens_at()
     }
 
-    /// Until the VM was taken over, which is returned.
+    /// Until the VM was taken over, which is returned with the right to go on as its primary.
     ///
     /// # Errors
     /// The image cannot be trusted, or is another node's; `poll(2)` failed; a bug. A copy that the register may name was kept, where
     /// the VM has a place for it ([`StandbyVm::keep`]).
-    pub fn run(mut self) -> Result<V> {
+    pub fn run(mut self) -> Result<TakenOver<V>> {
         self.standby.tell_waiting(None);
         while !self.has_taken_over() {
             let done = mishaps(|| self.turn());
             self.judged(done)?;
         }
-        Ok(self.end())
+        self.end()
     }
 
     /// Whether the VM runs here.
@@ -127,10 +129,14 @@ impl<V: StandbyVm> Runner<V> {
     }
 
     /// The VM, which runs here.
-    #[must_use]
-    pub fn end(mut self) -> V {
+    ///
+    /// # Errors
+    /// It does not run here yet.
+    pub fn end(mut self) -> Result<TakenOver<V>> {
         self.standby.report_role();
-        self.vm
+        let register = self.standby.driver.machine().won().context("the VM was not taken over yet")?;
+        let right = Right { vm: self.settings.host.vm, register, arbiter: self.standby.host.arbiter };
+        Ok(TakenOver { vm: self.vm, right })
     }
 
     /// A turn that does not sleep, for a world that says when it is due.

@@ -5,7 +5,7 @@ use crate::{
     arbiter::Answer,
     beats::Wish,
     events::{Asking, Discarded, Event as Told, Lost, RoleChange, Standing, Suspect, emit},
-    exit::{Code, ExitError},
+    exit::{Code, ExitError, panic_words},
     inbox::{self, readable, wait},
     paths::PathsConfig,
 };
@@ -376,9 +376,8 @@ pub trait StandbyLoop {
 /// What `work` says, or that it panicked.
 pub fn mishaps(work: impl FnOnce() -> Result<()>) -> Result<()> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let words = panic.downcast_ref::<String>().map(String::as_str);
-        let words = words.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no words");
-        Err(ExitError::new(Code::Failed, format!("a bug ended this standby: {words}")).into())
+        let what = format!("a bug ended this standby: {}", panic_words(&*panic));
+        Err(ExitError::new(Code::Failed, what).into())
     })
 }
 

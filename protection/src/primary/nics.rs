@@ -87,10 +87,10 @@ impl DataPath {
     pub(super) fn gate_failed(&mut self, why: String) {
         if self.is_vm_gone() || self.stop.is_ending() {
             tracing::info!(%why, "a NIC's connection has ended, as the VM or this process does");
-        } else {
-            tracing::error!(%why, "the gate reported an error; output stays held");
+            emit(Event::GateFailed(why.as_str().into()));
+        } else if self.run.gate_failed(&why) {
+            emit(Event::GateFailed(why.as_str().into()));
         }
-        emit(Event::GateFailed(why.as_str().into()));
         if self.run.driver.gate.nics().any(|nic| !nic.connected || !nic.port_works) {
             self.mending.lost(self.run.host.now(), why);
         } else if !self.notes.contains(&why) {

@@ -14,7 +14,7 @@ use node::{
     inbox::Outbox,
     keepalive::Steps as Beats,
     primary::{self, session::Search},
-    standby,
+    standby::{self, TakenOver},
 };
 use std::{
     cell::Cell,
@@ -157,13 +157,16 @@ impl Host {
         }
     }
 
-    /// The process that wants to run the VM; `vm`: which it has.
+    /// The process that wants to run the VM; `taken`: which it has, and may run.
     pub(crate) fn lead(
         &mut self,
-        vm: Option<Vm>,
+        taken: Option<TakenOver<Vm>>,
         (net, ledger, observer): (&SharedNet, &SharedLedger, &Arc<Mutex<Observer>>),
     ) -> Result<()> {
-        let vm = vm.unwrap_or_else(|| self.vm(ledger, observer));
+        let (vm, right) = match taken {
+            Some(TakenOver { vm, right }) => (vm, Some(right)),
+            None => (self.vm(ledger, observer), None),
+        };
         let (heard, host, air) = (Arc::clone(observer), self.number, Arc::clone(net));
         let (out, gate) = Gate::new(&self.stands, move |word| {
             let now = crate::net::lock(&air).now;
@@ -175,8 +178,10 @@ impl Host {
         let mut settings = primary::Settings::new(self.settings(), to);
         settings.epoch = Duration::from_millis(40);
         settings.slab_bytes = 8192;
-        let arbiter = self.client(net)?;
-        self.process = Process::Starting(Box::new(primary::Start::new(settings, arbiter, vm, gate)?));
+        self.process = match right {
+            Some(right) => Process::Primary(Box::new(primary::Runner::after_takeover(settings, right, vm, gate)?)),
+            None => Process::Starting(Box::new(primary::Start::new(settings, self.client(net)?, vm, gate)?)),
+        };
         Ok(())
     }
 

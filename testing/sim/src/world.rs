@@ -286,7 +286,7 @@ impl World {
                 Err(error) => (Process::None, Some(error.to_string())),
             },
             Process::Standby(mut runner) => match runner.step() {
-                Ok(()) if runner.has_taken_over() => return self.took_over(number, runner.end()),
+                Ok(()) if runner.has_taken_over() => return self.took_over(number, *runner),
                 Ok(()) => (Process::Standby(runner), None),
                 Err(error) => (Process::None, Some(format!("{error:#}"))),
             },
@@ -305,14 +305,13 @@ impl World {
     }
 
     /// The standby's VM runs here: from now on this host's process is a primary.
-    fn took_over(&mut self, number: usize, vm: Vm) {
+    fn took_over(&mut self, number: usize, runner: node::standby::Runner<Vm>) {
         self.note(name(number), "runs the VM");
         let context = (&self.net.clone(), &self.ledger.clone(), &self.observer.clone());
         let host = &mut self.hosts[number];
-        host.asking.clear();
         host.beats.clear();
         host.leads = true;
-        if let Err(error) = host.lead(Some(vm), context) {
+        if let Err(error) = runner.end().and_then(|taken| host.lead(Some(taken), context)) {
             self.ended(number, &error.to_string());
         }
         self.gather(number);
