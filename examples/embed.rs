@@ -1,4 +1,5 @@
-//! A VM counts, and says each number. Its process is killed; the standby's process counts on, and says no number twice.
+//! A VM counts, and says each number. Its process is killed; the standby's process counts on, and says no number twice. (It may leave some
+//! out: what was committed, and not said yet, is lost with the primary.)
 use anyhow::{Context, Result, ensure};
 use node::{HostSettings, arbiter::ArbiterSpec, gate, primary, standby, sys::child::ends_with_this_thread};
 use std::io::{BufRead, BufReader};
@@ -25,6 +26,7 @@ impl Steps for Counter {
 fn host(role: &str, at: SocketAddr, arbiter: ArbiterSpec, dir: &str) -> Result<()> {
     let (out, gate) = gate::messages(|number: u64| println!("{number}"))?;
     let mut vm = MemoryVm::stepped(Counter::default(), 1 << 20, "counter 1", out)?;
+    // Ten beats a second of which ten may be missed: slow, so that a laptop or a busy machine of a CI passes. The default is 20 times faster.
     let us = HostSettings::new("counter".parse()?, role.parse()?, arbiter, dir).beating(Duration::from_millis(100), 10);
     if role == "standby" {
         vm = standby::Runner::new(standby::Settings::new(us.clone(), at), vm)?.run()?;

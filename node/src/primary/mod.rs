@@ -22,10 +22,11 @@ mod proving;
 mod runner;
 pub mod seek;
 pub mod session;
+mod start;
 mod turn;
 mod vm;
 
-pub use runner::{Runner, Settings, Start};
+pub use runner::{End, Runner, Settings, Start};
 pub use seek::{Kind, Trouble};
 pub use turn::PrimaryLoop;
 pub use vm::{Life, PrimaryVm};

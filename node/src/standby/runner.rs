@@ -8,6 +8,7 @@ use crate::{
     exit::{self, Code, ExitError},
     host::HostSettings,
     paths::PathsConfig,
+    place::Place,
 };
 use anyhow::{Error, Result};
 use mc_core::{
@@ -31,10 +32,10 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Without a rehearsal.
+    /// With a rehearsal.
     #[must_use]
     pub fn new(host: HostSettings, listen: SocketAddr) -> Self {
-        Self { host, listen, rehearse: false }
+        Self { host, listen, rehearse: true }
     }
 }
 
@@ -54,6 +55,7 @@ pub struct Runner<V: StandbyVm> {
     vm: V,
     standby: Standby,
     pending: Option<Pending>,
+    place: Place,
     /// The VM is being run: it may have written to the image.
     attempting: bool,
 }
@@ -62,12 +64,13 @@ impl<V: StandbyVm> Runner<V> {
     /// Waits for a primary at [`Settings::listen`], which is bound from here on.
     ///
     /// # Errors
-    /// Another standby of this VM uses the state directory, or the address; no identity, no thread.
+    /// Another process of this node runs this VM or stands by for it, or uses the address; no identity, no thread.
     pub fn new(settings: Settings, vm: V) -> Result<Self> {
         // First of all: of two standbys of this VM the second one is told so.
         let last_copy = LastCopy::open(&settings.host.state_dir, settings.host.vm)?;
+        let place = settings.host.place()?;
         let arbiter = settings.host.ask()?;
-        Self::begin(settings, last_copy, arbiter, vm)
+        Self::begin(settings, (last_copy, place), arbiter, vm)
     }
 
     /// The same with an arbiter of the embedder's own ([`ArbiterClient::with_backend`]), whatever [`HostSettings::arbiter`] is.
@@ -76,10 +79,11 @@ impl<V: StandbyVm> Runner<V> {
     /// As for [`Runner::new`].
     pub fn with_arbiter(settings: Settings, arbiter: ArbiterClient, vm: V) -> Result<Self> {
         let last_copy = LastCopy::open(&settings.host.state_dir, settings.host.vm)?;
-        Self::begin(settings, last_copy, arbiter, vm)
+        let place = settings.host.place()?;
+        Self::begin(settings, (last_copy, place), arbiter, vm)
     }
 
-    fn begin(settings: Settings, last_copy: LastCopy, arbiter: ArbiterClient, vm: V) -> Result<Self> {
+    fn begin(settings: Settings, (last_copy, place): (LastCopy, Place), arbiter: ArbiterClient, vm: V) -> Result<Self> {
         let HostSettings { vm: name, staging_bytes, .. } = settings.host;
         let begin = Begin {
             vm: name,
@@ -91,7 +95,7 @@ impl<V: StandbyVm> Runner<V> {
             last_copy,
         };
         let (standby, paths) = (Standby::new(begin, arbiter)?, settings.host.paths());
-        Ok(Self { standby, settings, paths, vm, pending: None, attempting: false })
+        Ok(Self { standby, settings, paths, vm, pending: None, place, attempting: false })
     }
 
     /// Where it waits.
@@ -130,6 +134,7 @@ impl<V: StandbyVm> Runner<V> {
     #[must_use]
     pub fn end(mut self) -> V {
         self.standby.report_role();
+        self.place.leave();
         self.vm
     }
 
