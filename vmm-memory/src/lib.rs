@@ -155,6 +155,16 @@ fn whole_pages(bytes: u64) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::InvalidInput, why))
 }
 
+impl<C: Cpus, T> MemoryVm<C, T> {
+    /// A VM that is dead obeys nobody, and whoever asks how it is hears so.
+    fn unless_it_died(&mut self, done: io::Result<()>) -> Result<()> {
+        match done {
+            Err(_) if self.cpus.cpus.life() != Life::Lives => Ok(()),
+            done => Ok(done?),
+        }
+    }
+}
+
 fn map(ram: &File) -> Result<SharedRam> {
     Ok(SharedRam::map(ram, usize::try_from(ram.metadata()?.len())?)?)
 }
@@ -202,12 +212,14 @@ impl<C: Cpus, T> PrimaryVm for MemoryVm<C, T> {
     }
 
     fn leave(&mut self, _register: &Register) -> Result<()> {
-        Ok(self.cpus.resume()?)
+        let done = self.cpus.resume();
+        self.unless_it_died(done)
     }
 
     fn fence(&mut self) -> Result<()> {
         self.cpus.fenced.store(true, Ordering::Release);
-        if self.life() == Life::Lives { Ok(self.cpus.pause()?) } else { Ok(()) }
+        let done = self.cpus.pause();
+        self.unless_it_died(done)
     }
 }
 

@@ -292,6 +292,9 @@ fn a_vm_that_panics_has_died_and_another_ones_profile_is_refused() -> Result<()>
         thread::yield_now();
     }
     assert_eq!(std::iter::from_fn(|| said.take()).collect::<Vec<u64>>(), [1, 2, 3, 4, 5]);
+    let node = mc_core::id::Node { name: "a".parse()?, id: mc_core::id::NodeId([1; 16]) };
+    let owner = mc_core::register::Owner { node, instance: 1 };
+    vm.leave(&Register { generation: Generation(1), owner, mode: mc_core::register::Mode::Solo })?; // no error: `life` says it
     vm.fence()?;
     Ok(())
 }

@@ -14,7 +14,15 @@ use node::{
     standby,
 };
 use parking_lot::Mutex;
-use std::{path::Path, sync::Arc, thread, time::Duration};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread,
+    time::Duration,
+};
 use vmm_memory::{MemoryVm, SharedRam, Stepped, Steps};
 
 /// Counts, or breaks.
@@ -34,18 +42,16 @@ impl Steps for Vm {
     }
 }
 
-/// An arbiter that cannot be reached so often.
+/// An arbiter that can be away.
 #[derive(Clone, Default)]
 struct Own {
     held: Arc<Mutex<Option<Register>>>,
-    unable: Arc<Mutex<u32>>,
+    away: Arc<AtomicBool>,
 }
 
 impl Backend for Own {
     fn attempt(&mut self, ask: &Ask, _: bool) -> Attempt {
-        let mut unable = self.unable.lock();
-        if *unable > 0 {
-            *unable -= 1;
+        if self.away.load(Relaxed) {
             return Attempt::Unreachable("the database does not answer".to_owned());
         }
         let mut held = self.held.lock();
@@ -115,9 +121,17 @@ fn why_a_vm_is_not_protected_or_not_run() -> Result<()> {
     let to = waits.listens_at();
     thread::spawn(move || waits.run());
 
-    // The arbiter is away for more than a second.
-    *world.own.unable.lock() = 10;
-    let mut runner = world.primary("a", Vm { number: f64::NAN, breaks: false }, to)?;
+    // The arbiter is away until that is told.
+    world.own.away.store(true, Relaxed);
+    let mut runner = thread::scope(|scope| {
+        scope.spawn(|| {
+            while world.told().is_ok_and(|told| !told.contains("waiting-for-arbiter")) {
+                thread::sleep(Duration::from_millis(10));
+            }
+            world.own.away.store(false, Relaxed);
+        });
+        world.primary("a", Vm { number: f64::NAN, breaks: false }, to)
+    })?;
     let told = world.told()?;
     assert!(
         told.contains("web is not run before the arbiter own has answered: the database does not answer"),
