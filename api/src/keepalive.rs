@@ -19,7 +19,7 @@ use std::{path::PathBuf, time::Duration};
 
 /// What an operator wants. What is left out stays as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct Wanted {
     /// From one beat to the next, µs.
     pub interval_us: Option<u64>,
@@ -31,6 +31,13 @@ pub struct Wanted {
     pub this_side: bool,
     /// In spite of silences seen.
     pub force: bool,
+}
+
+impl Wanted {
+    /// Whether nothing is wished.
+    pub(crate) fn changes_nothing(&self) -> bool {
+        self.interval_us.is_none() && self.min_rx_us.is_none() && self.multiplier.is_none()
+    }
 }
 
 /// `keepalive show`, of one side of a VM.
@@ -308,7 +315,7 @@ fn judge(
     }
     let Err(doubt) = fit::has_borne(receive, peer.multiplier, now.overdue_max) else { return Ok(()) };
     if !wanted.force {
-        let more = "or accept false suspicions with --force: each one ends protection or causes a takeover";
+        let more = "or accept false suspicions with `force` (--force): each one ends protection or causes a takeover";
         return Err(Refusal { remedy: format!("{}; {more}", doubt.remedy), what: doubt.what });
     }
     warnings.push(doubt.what);

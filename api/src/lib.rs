@@ -30,6 +30,7 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod body;
 mod client;
 mod control;
 mod desk;

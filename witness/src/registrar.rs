@@ -265,7 +265,7 @@ impl Registrar {
                 let known: Vec<_> = known.iter().map(|node| format!("{}={}", node.name, node.id)).collect();
                 let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
                 Err(format!(
-                    "{}: {why}; nodes known for {vm}: {known}. Say NAME=ID; the ID is in the file node-id of that host's --state-dir",
+                    "{}: {why}; nodes known for {vm}: {known}. Give its `id` too (NAME=ID): it is in the file node-id of that host's --state-dir",
                     wanted.name
                 ))
             }

@@ -23,7 +23,7 @@ fn socket(state: &Path) -> PathBuf {
 pub(super) fn serve(state: &Path, witness: Operator) -> Result<ControlSocket, ControlError> {
     let handler = move |request: Request, answer: ReplyTo| {
         let Request::Witness(request) = request else {
-            return answer.give(refused("this is a witness; that is for `protect` or `standby`"));
+            return answer.give(refused("this is a witness, which has no VM to ask about: ask `protect` or `standby`"));
         };
         // A registrar that is gone drops the answer's way, and that is heard.
         witness.ask(request, Answer::new(move |reply| answer.give(response(reply))));
