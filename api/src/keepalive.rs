@@ -13,6 +13,7 @@ use node::{
         BeatHandle, Negotiation, Offer, PathStats,
         fit::{self, Unfit},
     },
+    units::{spoken, time_text},
 };
 use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, time::Duration};
@@ -309,8 +310,10 @@ fn judge(
     let late = Duration::from_micros(beats.stats().max_self_late_us);
     if late > interval / 4 {
         warnings.push(format!(
-            "this side's own beat thread was late by up to {late:?} in this session, more than a quarter of \
-             {interval:?}; that lengthens detection"
+            "this side's own beat thread was late by up to {} in this session, more than a quarter of \
+             {}; that lengthens detection",
+            spoken(late),
+            time_text(interval)
         ));
     }
     let Err(doubt) = fit::has_borne(receive, peer.multiplier, now.overdue_max) else { return Ok(()) };

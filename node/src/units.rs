@@ -2,7 +2,7 @@
 
 mod time;
 
-pub use time::{from_micros, parse_ago, parse_duration, time_text};
+pub use time::{from_micros, parse_ago, parse_duration, spoken, time, time_text};
 
 /// The largest size that any setting takes, bytes: 1 TiB.
 const LARGEST: u64 = 1 << 40;

@@ -3,7 +3,6 @@
 
 use crate::{cli::WitnessCommand, print};
 use api::{ControlError, ControlSocket, Desk, Late, ReplyTo, Request, Response, Serves, ask, done, refused};
-use mc_core::register::Mode;
 use node::exit::{Code, ExitError};
 use std::{
     path::{Path, PathBuf},
@@ -87,12 +86,7 @@ fn render(report: &WitnessReport) -> String {
     for entry in &report.registers {
         let holds = match &entry.register {
             None => "nothing (vacant, or damaged)".to_owned(),
-            Some(r) => match r.mode {
-                Mode::Solo => format!("{}, {} alone", r.generation, r.owner.node),
-                Mode::Protected { standby } => {
-                    format!("{}, {} protected by {}", r.generation, r.owner.node, standby.node)
-                }
-            },
+            Some(register) => register.to_string(),
         };
         let told = entry
             .last_told_ms

@@ -226,7 +226,7 @@ impl Backend for Link {
         match self.ask(*ask) {
             Ok(said) => self.interpret(*ask, &said).unwrap_or_else(|| {
                 self.connection = None;
-                Attempt::Unreachable(format!("{}: {:?} is not an answer to {ask:?}", self.witness, said.answer.outcome))
+                Attempt::Unreachable(format!("{}: its answer is not one to what was asked", self.witness))
             }),
             Err(Trouble::Unreachable(why)) => Attempt::Unreachable(why),
             Err(Trouble::Memory(error)) => kept_nothing(&error),

@@ -268,9 +268,8 @@ impl<V: PrimaryVm> PrimaryLoop for Runner<V> {
                 }
             }
             PrimaryErrand::GateFailed(why) => tracing::error!(why, "the gate has trouble; its output stays held"),
-            PrimaryErrand::Refused(reason, words) => {
-                self.primary
-                    .because(Trouble::lasting(format!("the standby refused a checkpoint ({reason:?}): {words}")));
+            PrimaryErrand::Refused(_, words) => {
+                self.primary.because(Trouble::lasting(format!("the standby refused a checkpoint: {words}")));
             }
             PrimaryErrand::Late => self.primary.late(),
             PrimaryErrand::GaveUp => self.primary.because(Trouble::lasting("a checkpoint was larger than staging")),
