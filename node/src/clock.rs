@@ -7,9 +7,8 @@
 //! and ends with the wait for a fresh ACK (docs/adr/0003). "How long did I listen" does not need the other clock: the detector
 //! takes its own lateness off the peer's silence.
 
-use crate::progress::Progress;
+use crate::{outside, progress::Progress};
 use mc_core::id::Time;
-use rustix::time::{ClockId, clock_gettime};
 
 /// Reads `CLOCK_BOOTTIME`. Its zero is the host's boot, so times of all processes of one host compare.
 #[derive(Clone, Copy, Debug, Default)]
@@ -19,17 +18,14 @@ impl Clock {
     /// Nanoseconds since boot, those included for which the host was suspended.
     #[must_use]
     pub fn now(self) -> Time {
-        let time = clock_gettime(ClockId::Boottime);
-        let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-        Time(seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0)))
+        Time(outside::boot_ns())
     }
 }
 
 /// Milliseconds since 1970, by the clock that somebody may set.
 #[must_use]
 pub fn unix_ms() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    outside::unix_ms()
 }
 
 /// The same, and every reading is a sign that the loop gets on. For a driver, which reads its clock all along a long capture
@@ -56,6 +52,7 @@ mod tests {
     use super::*;
     use mc_core::id::nanos;
     use mc_core::testing::skip;
+    use rustix::time::{ClockId, clock_gettime};
     use std::{process::Command, time::Duration};
 
     #[test]

@@ -9,12 +9,13 @@ use crate::{
     arbiter::file,
     events::{Event, NewIdentity, emit},
     exit::{Code, ExitError},
+    outside,
 };
 use anyhow::{Context, Result};
 use mc_core::id::{Name, Node, NodeId, WitnessId};
 use rustix::{
     fs::{FlockOperation, flock},
-    rand::{GetRandomFlags, getrandom},
+    rand::GetRandomFlags,
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -166,7 +167,7 @@ fn damaged(path: &Path, error: &serde_json::Error) -> ExitError {
 
 fn make(dir: &Path, machine: &Machine, instead: Option<(NodeId, &str)>) -> Result<NodeId> {
     let mut bytes = [0; 16];
-    getrandom(&mut bytes, GetRandomFlags::empty())?;
+    outside::random(&mut bytes, GetRandomFlags::empty())?;
     let kept = Kept { id: NodeId(bytes), machine: machine.label() };
     file::replace(dir, FILE, format!("{}\n", serde_json::to_string(&kept)?).as_bytes())?;
     match instead {

@@ -48,6 +48,10 @@ pub mod inbox;
 pub mod journal;
 pub mod keepalive;
 pub mod narration;
+#[cfg(feature = "testing")]
+pub mod outside;
+#[cfg(not(feature = "testing"))]
+mod outside;
 pub mod pass;
 pub mod paths;
 pub mod primary;

@@ -54,7 +54,7 @@ struct State<S> {
     vm: S,
     ram: SharedRam,
     wanted: Wanted,
-    /// Its thread is there.
+    /// Its thread is there, and not in the middle of a step.
     lives: bool,
 }
 
@@ -104,8 +104,12 @@ fn run<S: Steps>(shared: &Shared<S>, out: &Outbox<S::Message>) {
             Wanted::Stop => shared.changed.wait(&mut locked),
             Wanted::End => return,
             Wanted::Run => {
+                // A step that panics leaves the lock with this, and half of its work with it: nobody may take that for the VM.
+                state.lives = false;
+                let message = state.vm.step(&mut state.ram);
+                state.lives = true;
                 // In the outbox before the VM can be stopped: the gate's barrier finds it there.
-                if let Some(message) = state.vm.step(&mut state.ram) {
+                if let Some(message) = message {
                     out.put(message);
                 }
                 MutexGuard::bump(&mut locked);
@@ -152,7 +156,11 @@ impl<S: Steps> Guest for Stepped<S> {
     }
 
     fn device(&mut self) -> io::Result<Vec<u8>> {
-        Ok(serde_json::to_vec(&self.0.0.state.lock().vm)?)
+        let state = self.0.0.state.lock();
+        if !state.lives {
+            return Err(io::Error::other("the VM's thread has panicked in a step"));
+        }
+        Ok(serde_json::to_vec(&state.vm)?)
     }
 }
 
@@ -164,5 +172,50 @@ impl<S: Steps> Cpus for Stepped<S> {
 
     fn life(&mut self) -> Life {
         if self.0.0.state.lock().lives { Life::Lives } else { Life::Died }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Counts in RAM first, and breaks before its register follows.
+    #[derive(serde::Serialize, serde::Deserialize)]
+    struct Half(u64);
+
+    impl Steps for Half {
+        type Message = ();
+
+        fn step(&mut self, ram: &mut SharedRam) -> Option<()> {
+            ram.write(0, &(self.0 + 1).to_le_bytes());
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            assert!(self.0 < 2, "a bug in the middle of a step");
+            self.0 += 1;
+            None
+        }
+    }
+
+    #[test]
+    fn a_step_that_panics_half_way_is_in_no_checkpoint() {
+        for _ in 0..3 {
+            let ram = SharedRam::anonymous(4096).unwrap();
+            let (out, _said) = node::inbox::inbox::<()>().unwrap();
+            let mut vm = Stepped::spawn(Half(0), ram, out).unwrap();
+            vm.resume().unwrap();
+            // Each waits for the step that is under way; the third one panics.
+            while vm.pause().is_ok() {
+                let in_ram = |state: &State<Half>| {
+                    let mut number = [0; 8];
+                    state.ram.read(0, &mut number);
+                    u64::from_le_bytes(number)
+                };
+                let state = vm.0.0.state.lock();
+                assert_eq!(in_ram(&state), state.vm.0, "it was taken for the VM");
+                drop(state);
+                vm.resume().unwrap();
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            assert!(vm.device().is_err() && vm.life() == Life::Died);
+        }
     }
 }

@@ -50,11 +50,12 @@ fn ends(slab_size: usize, queue: usize, lag: Option<u64>) -> (MemoryTransport, M
         records: VecDeque::with_capacity(queue),
         spare: Vec::with_capacity(queue),
         frozen: false,
+        sent: 0,
         confirmed: 0,
         taken: 0,
         slots: 0,
     };
-    let wire = Arc::new(Mutex::new(Wire { lanes: [lane(), lane()], open: true, noticed: None }));
+    let wire = Arc::new(Mutex::new(Wire { lanes: [lane(), lane()], open: true, silent: false, noticed: None }));
     let end = |end| MemoryTransport {
         wire: Arc::clone(&wire),
         end,
@@ -152,6 +153,7 @@ impl MemoryTransport {
                 }
             }
             lane.records.push_back(record);
+            lane.sent += 1;
         }
         let under_way = self.unconfirmed.len();
         let late = self.lag.as_mut().map_or(0, |rng| rng.below(under_way as u64 + 1));

@@ -31,7 +31,7 @@ const CHECK: Duration = Duration::from_secs(1);
 /// Asks one witness about one VM.
 #[derive(Debug)]
 pub(super) struct Link {
-    witness: HostPort,
+    dial: Box<dyn Dial>,
     vm: Name,
     node: Node,
     memory: Memory,
@@ -40,9 +40,42 @@ pub(super) struct Link {
     told: Option<Told>,
 }
 
+/// How a witness is reached.
+#[cfg_attr(not(feature = "testing"), expect(unreachable_pub, reason = "public for tests"))]
+pub trait Dial: std::fmt::Debug + std::fmt::Display + Send {
+    /// Within half a second or so.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    fn dial(&self) -> Result<(Box<dyn Exchange>, SocketAddr), String>;
+}
+
+/// A connection to a witness.
+#[cfg_attr(not(feature = "testing"), expect(unreachable_pub, reason = "public for tests"))]
+pub trait Exchange: std::fmt::Debug + Send {
+    /// Asks, and waits for the answer: half a second at most. What comes later would answer something else: after an error the
+    /// connection is given up.
+    ///
+    /// # Errors
+    /// The operating system's, or there was no answer in time.
+    fn round_trip(&mut self, request: &Request) -> io::Result<[u8; ANSWER_LEN]>;
+}
+
+impl Dial for HostPort {
+    fn dial(&self) -> Result<(Box<dyn Exchange>, SocketAddr), String> {
+        let addresses = self.addresses().map_err(|e| format!("looking up {self}: {e}"))?;
+        let deadline = Instant::now() + CONNECT;
+        let (stream, address) =
+            reach(&self.to_string(), &addresses, None, deadline, |_| Ok(())).map_err(|e| e.to_string())?;
+        let prepared = stream.set_nodelay(true).and_then(|()| stream.set_write_timeout(Some(REPLY)));
+        prepared.map_err(|e| format!("connecting to {address}: {e}"))?;
+        Ok((Box::new(stream), address))
+    }
+}
+
 #[derive(Debug)]
 struct Connection {
-    stream: TcpStream,
+    stream: Box<dyn Exchange>,
     address: SocketAddr,
     /// The witness process that was known when this was opened; `None` once an answer came.
     opened: Option<u64>,
@@ -76,17 +109,16 @@ impl From<MemoryError> for Trouble {
 
 impl Link {
     pub(super) fn new(witness: HostPort, config: &ArbiterConfig) -> Result<Self, MemoryError> {
+        Self::dialling(Box::new(witness), config)
+    }
+
+    pub(super) fn dialling(dial: Box<dyn Dial>, config: &ArbiterConfig) -> Result<Self, MemoryError> {
         let memory = Memory::open(&config.state_dir, config.vm, config.accept_witness)?;
-        Ok(Self { witness, vm: config.vm, node: config.node, memory, connection: None, id: 0, told: None })
+        Ok(Self { dial, vm: config.vm, node: config.node, memory, connection: None, id: 0, told: None })
     }
 
     fn connect(&self, boot: u64) -> Result<Connection, String> {
-        let addresses = self.witness.addresses().map_err(|e| format!("looking up {}: {e}", self.witness))?;
-        let deadline = Instant::now() + CONNECT;
-        let (stream, address) =
-            reach(&self.witness.to_string(), &addresses, None, deadline, |_| Ok(())).map_err(|e| e.to_string())?;
-        let prepared = stream.set_nodelay(true).and_then(|()| stream.set_write_timeout(Some(REPLY)));
-        prepared.map_err(|e| format!("connecting to {address}: {e}"))?;
+        let (stream, address) = self.dial.dial()?;
         Ok(Connection { stream, address, opened: Some(boot) })
     }
 
@@ -99,7 +131,7 @@ impl Link {
         self.id += 1;
         let asker = Asker { node: self.node.id, seen: known.seen.register, boot: known.boot };
         let request = Request { id: self.id, vm: self.vm, asker, ask };
-        let answer = answer_to(&request, &connection)?;
+        let answer = answer_to(&request, &mut connection)?;
         let address = connection.address;
         let heard = self.memory.hear(&answer, connection.opened.take())?;
         let heard = heard.ok_or_else(|| format!("{address}: the answer is from a witness process that has ended"))?;
@@ -171,9 +203,9 @@ impl Link {
     }
 }
 
-fn answer_to(request: &Request, connection: &Connection) -> Result<wire::Answer, String> {
+fn answer_to(request: &Request, connection: &mut Connection) -> Result<wire::Answer, String> {
     let address = connection.address;
-    let bytes = round_trip(&connection.stream, request).map_err(|e| match e.kind() {
+    let bytes = connection.stream.round_trip(request).map_err(|e| match e.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => format!("{address}: no answer in {REPLY:?}"),
         io::ErrorKind::UnexpectedEof => format!("{address} closed the connection"),
         _ => format!("{address}: {e}"),
@@ -189,24 +221,26 @@ fn answer_to(request: &Request, connection: &Connection) -> Result<wire::Answer,
     Ok(answer)
 }
 
-fn round_trip(mut stream: &TcpStream, request: &Request) -> io::Result<[u8; ANSWER_LEN]> {
-    stream.write_all(&request.encode())?;
-    let deadline = Instant::now() + REPLY;
-    let (mut reply, mut have) = ([0; ANSWER_LEN], 0);
-    while have < ANSWER_LEN {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
+impl Exchange for TcpStream {
+    fn round_trip(&mut self, request: &Request) -> io::Result<[u8; ANSWER_LEN]> {
+        self.write_all(&request.encode())?;
+        let deadline = Instant::now() + REPLY;
+        let (mut reply, mut have) = ([0; ANSWER_LEN], 0);
+        while have < ANSWER_LEN {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            self.set_read_timeout(Some(left))?;
+            match self.read(&mut reply[have..]) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(n) => have += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
         }
-        stream.set_read_timeout(Some(left))?;
-        match stream.read(&mut reply[have..]) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(n) => have += n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
+        Ok(reply)
     }
-    Ok(reply)
 }
 
 fn kept_nothing(error: &MemoryError) -> Attempt {
@@ -226,7 +260,7 @@ impl Backend for Link {
         match self.ask(*ask) {
             Ok(said) => self.interpret(*ask, &said).unwrap_or_else(|| {
                 self.connection = None;
-                Attempt::Unreachable(format!("{}: its answer is not one to what was asked", self.witness))
+                Attempt::Unreachable(format!("{}: its answer is not one to what was asked", self.dial))
             }),
             Err(Trouble::Unreachable(why)) => Attempt::Unreachable(why),
             Err(Trouble::Memory(error)) => kept_nothing(&error),

@@ -33,6 +33,8 @@ use crate::{
     exit::{Code, ExitError},
     wake::Wake,
 };
+#[cfg(feature = "testing")]
+pub use link::{Dial, Exchange};
 use mc_core::{
     id::{Name, Node},
     register::{CasOutcome, Register},
@@ -44,8 +46,10 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-use worker::Shared;
 pub use worker::{Attempt, Backend};
+use worker::{Shared, Worker};
+#[cfg(feature = "testing")]
+pub use worker::{Step, Steps};
 
 /// A question to the arbiter.
 pub use mc_core::wire::arbiter::Ask;
@@ -142,6 +146,16 @@ impl ArbiterClient {
         Self::start(config.spec.clone(), config.vm, backend)
     }
 
+    /// The same, to a witness that is reached by `dial`.
+    ///
+    /// # Errors
+    /// As for [`ArbiterClient::spawn`].
+    #[cfg(feature = "testing")]
+    pub fn dialling(config: &ArbiterConfig, dial: Box<dyn Dial>) -> Result<Self, ArbiterError> {
+        let backend = Box::new(link::Link::dialling(dial, config)?);
+        Self::start(config.spec.clone(), config.vm, backend)
+    }
+
     /// The same, with a backend of the embedder's own, which messages call `name`.
     ///
     /// # Errors
@@ -155,10 +169,15 @@ impl ArbiterClient {
         let system = |doing| move |source| ArbiterError::System { doing, source };
         let wake = Wake::new().map_err(system("making an event descriptor"))?;
         let shared = Arc::new(Shared::new(wake, spec == ArbiterSpec::Manual, &*backend));
-        let worker = Arc::clone(&shared);
+        let worker = Worker::new(Arc::clone(&shared), backend, vm);
+        #[cfg(feature = "testing")]
+        let worker = match crate::outside::world::begin_arbiter(Box::new(Steps::new(worker))) {
+            Ok(()) => return Ok(Self { spec, shared }),
+            Err(steps) => steps.worker(),
+        };
         std::thread::Builder::new()
             .name("arbiter".into())
-            .spawn(move || worker::run(&worker, backend, vm))
+            .spawn(move || worker.run())
             .map_err(system("starting a thread"))?;
         Ok(Self { spec, shared })
     }

@@ -1,7 +1,7 @@
 //! The thread that asks the arbiter one question at a time, and repeats it until it is answered.
 
 use super::{Answer, Ask, Health, Told};
-use crate::wake::Wake;
+use crate::{outside, wake::Wake};
 use mc_core::{
     id::{Name, WitnessId},
     register::{Register, Swap},
@@ -171,7 +171,7 @@ struct State {
 
 impl Shared {
     pub(super) fn new(wake: Arc<Wake>, by_operator: bool, backend: &dyn Backend) -> Self {
-        let (since, witness) = (Instant::now(), backend.witness());
+        let (since, witness) = (outside::instant(), backend.witness());
         let (last_error, fault, told) = (None, None, None);
         let health = Health { reachable: false, since, last_error, fault, own_trouble: false, witness, told };
         let state = State {
@@ -208,12 +208,12 @@ impl Shared {
 
     pub(super) fn health(&self) -> Health {
         let mut state = self.state.lock();
-        let stuck = state.turns.look(Instant::now());
+        let stuck = state.turns.look(outside::instant());
         let health = state.health.clone();
         let Some(since) = stuck else { return health };
         let why = format!(
             "this node has waited for {} s for its name service or for the disk of --state-dir",
-            since.elapsed().as_secs()
+            outside::instant().duration_since(since).as_secs()
         );
         let since = if health.reachable { since } else { health.since };
         Health { reachable: false, since, last_error: Some(why), own_trouble: true, ..health }
@@ -235,7 +235,8 @@ impl Shared {
     }
 
     fn may_decide(&self, state: &State) -> bool {
-        self.by_operator || state.unable_since.is_some_and(|since| since.elapsed() >= OPERATOR_AFTER)
+        self.by_operator
+            || state.unable_since.is_some_and(|since| outside::instant().duration_since(since) >= OPERATOR_AFTER)
     }
 
     pub(super) fn stop(&self) {
@@ -247,25 +248,30 @@ impl Shared {
     fn next(&self, check_at: Option<Instant>, not_before: Instant) -> Option<(Option<Ask>, bool)> {
         let mut state = self.state.lock();
         loop {
-            let now = Instant::now();
-            if state.stop {
-                return None;
-            }
-            let first = self.due(&state);
-            if first.is_some() && (now >= not_before) {
-                state.turns.trying_since = Some(now);
-                return Some((first, state.decided));
-            }
-            if first.is_none() && !state.parked && check_at.is_some_and(|at| now >= at) {
-                state.turns.trying_since = Some(now);
-                return Some((None, false));
-            }
-            let until = if first.is_some() { Some(not_before) } else { check_at.filter(|_| !state.parked) };
-            match until {
-                Some(until) => drop(self.changed.wait_until(&mut state, until)),
-                None => self.changed.wait(&mut state),
+            match self.look(&mut state, check_at, not_before) {
+                Next::Stop => return None,
+                Next::Try(ask, decided) => return Some((ask, decided)),
+                Next::Wait(Some(until)) => drop(self.changed.wait_until(&mut state, until)),
+                Next::Wait(None) => self.changed.wait(&mut state),
             }
         }
+    }
+
+    fn look(&self, state: &mut State, check_at: Option<Instant>, not_before: Instant) -> Next {
+        let now = outside::instant();
+        if state.stop {
+            return Next::Stop;
+        }
+        let first = self.due(state);
+        if first.is_some() && (now >= not_before) {
+            state.turns.trying_since = Some(now);
+            return Next::Try(first, state.decided);
+        }
+        if first.is_none() && !state.parked && check_at.is_some_and(|at| now >= at) {
+            state.turns.trying_since = Some(now);
+            return Next::Try(None, false);
+        }
+        Next::Wait(if first.is_some() { Some(not_before) } else { check_at.filter(|_| !state.parked) })
     }
 
     /// The question to try first: the oldest; but one that the operator decides does not wait for those that only the arbiter
@@ -279,10 +285,10 @@ impl Shared {
     fn book(&self, asked: Option<&Ask>, attempt: Attempt, backend: &dyn Backend, vm: Name) {
         let mut state = self.state.lock();
         let before = state.health.clone();
-        state.turns.ended(Instant::now());
+        state.turns.ended(outside::instant());
         (state.health.witness, state.health.told, state.seen) = (backend.witness(), backend.told(), backend.seen());
         if !matches!(attempt, Attempt::Answer(_) | Attempt::Decided(_)) {
-            state.unable_since.get_or_insert(Instant::now());
+            state.unable_since.get_or_insert(outside::instant());
         }
         state.health.own_trouble = matches!(attempt, Attempt::NotKept(_));
         match attempt {
@@ -338,7 +344,7 @@ impl State {
 impl Health {
     fn is(&mut self, reachable: bool, error: Option<String>, fault: Option<Fault>) {
         if self.reachable != reachable {
-            (self.reachable, self.since) = (reachable, Instant::now());
+            (self.reachable, self.since) = (reachable, outside::instant());
         }
         (self.last_error, self.fault) = (error, fault);
     }
@@ -354,21 +360,114 @@ fn is_contested(ask: &Ask) -> bool {
     matches!(ask, Ask::Cas(Swap { contested: true, .. }))
 }
 
-/// The worker: until [`Shared::stop`].
-pub(super) fn run(shared: &Shared, mut backend: Box<dyn Backend>, vm: Name) {
-    let mut backoff = BACKOFF;
-    let mut not_before = Instant::now();
-    let mut check_at = Some(not_before);
-    while let Some((ask, decided)) = shared.next(check_at, not_before) {
-        let attempt = backend.attempt(&ask.unwrap_or(Ask::Read), decided);
-        if matches!(attempt, Attempt::Answer(_) | Attempt::Decided(_)) {
-            (backoff, not_before) = (BACKOFF, Instant::now());
-        } else {
-            not_before = Instant::now() + backoff;
-            backoff = (backoff * 2).min(BACKOFF_MAX);
+/// What a worker does next.
+enum Next {
+    Stop,
+    /// This question, or a read; and whether an operator has decided.
+    Try(Option<Ask>, bool),
+    Wait(Option<Instant>),
+}
+
+/// The worker.
+pub(super) struct Worker {
+    shared: Arc<Shared>,
+    backend: Box<dyn Backend>,
+    vm: Name,
+    backoff: Duration,
+    not_before: Instant,
+    check_at: Option<Instant>,
+}
+
+impl Worker {
+    pub(super) fn new(shared: Arc<Shared>, backend: Box<dyn Backend>, vm: Name) -> Self {
+        let now = outside::instant();
+        Self { shared, backend, vm, backoff: BACKOFF, not_before: now, check_at: Some(now) }
+    }
+
+    /// Until [`Shared::stop`].
+    pub(super) fn run(mut self) {
+        while let Some((ask, decided)) = self.shared.next(self.check_at, self.not_before) {
+            let attempt = self.attempt(ask, decided);
+            self.end(ask, attempt);
         }
-        shared.book(ask.as_ref(), attempt, &*backend, vm);
-        check_at = backend.check_every().map(|every| Instant::now() + every);
+    }
+
+    fn attempt(&mut self, ask: Option<Ask>, decided: bool) -> Attempt {
+        self.backend.attempt(&ask.unwrap_or(Ask::Read), decided)
+    }
+
+    fn end(&mut self, ask: Option<Ask>, attempt: Attempt) {
+        if matches!(attempt, Attempt::Answer(_) | Attempt::Decided(_)) {
+            (self.backoff, self.not_before) = (BACKOFF, outside::instant());
+        } else {
+            self.not_before = outside::instant() + self.backoff;
+            self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
+        }
+        self.shared.book(ask.as_ref(), attempt, &*self.backend, self.vm);
+        self.check_at = self.backend.check_every().map(|every| outside::instant() + every);
+    }
+}
+
+/// A worker for a world without threads: whoever has it takes the steps, and lets time pass between them.
+#[cfg(feature = "testing")]
+pub struct Steps {
+    worker: Worker,
+    under_way: Option<(Option<Ask>, bool)>,
+    tried: Option<Attempt>,
+}
+
+/// What a step came to.
+#[cfg(feature = "testing")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The client is gone.
+    Ended,
+    /// A question is on its way: the next step asks it.
+    Asks,
+    /// It was asked, and whatever was said is on its way back: the next step books that.
+    Asked,
+    /// There is nothing to ask before this moment, unless the client asks.
+    Waits(Option<Instant>),
+}
+
+#[cfg(feature = "testing")]
+impl std::fmt::Debug for Steps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Steps").field("under_way", &self.under_way).finish_non_exhaustive()
+    }
+}
+
+#[cfg(feature = "testing")]
+impl Steps {
+    pub(super) fn new(worker: Worker) -> Self {
+        Self { worker, under_way: None, tried: None }
+    }
+
+    pub(super) fn worker(self) -> Worker {
+        self.worker
+    }
+
+    /// The next one.
+    pub fn step(&mut self) -> Step {
+        match (self.under_way.take(), self.tried.take()) {
+            (Some((ask, _)), Some(attempt)) => self.worker.end(ask, attempt),
+            (Some((ask, decided)), None) => {
+                self.tried = Some(self.worker.attempt(ask, decided));
+                self.under_way = Some((ask, decided));
+                return Step::Asked;
+            }
+            (None, _) => {}
+        }
+        let Worker { shared, check_at, not_before, .. } = &self.worker;
+        let next = shared.look(&mut shared.state.lock(), *check_at, *not_before);
+        match next {
+            Next::Stop => Step::Ended,
+            Next::Wait(until) => Step::Waits(until),
+            Next::Try(ask, decided) => {
+                self.under_way = Some((ask, decided));
+                Step::Asks
+            }
+        }
     }
 }
 

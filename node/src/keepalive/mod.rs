@@ -38,6 +38,8 @@ pub use negotiation::{Negotiation, Offer};
 pub use timer::Timer;
 mod track;
 mod worker;
+#[cfg(feature = "testing")]
+pub use worker::Steps;
 
 pub use buckets::{BOUNDS, Buckets};
 pub use measured::at_most;
@@ -144,6 +146,14 @@ impl BeatThread {
         let startup_limit = config.startup_limit();
         let (settled, notes) = mpsc::sync_channel(1);
         let worker = Worker::new(keepalive, key, config, clock, Arc::clone(&shared)).watching(watched);
+        #[cfg(feature = "testing")]
+        let worker = match crate::outside::world::begin_beats(Box::new(Steps(worker))) {
+            Err(steps) => steps.0,
+            Ok(()) => {
+                let (notes, timer, started) = (vec![], Timer::default(), clock.now());
+                return Ok(BeatHandle { shared, notes, timer, started, startup_limit, thread: None });
+            }
+        };
         let thread = thread::Builder::new().name("beats".into()).stack_size(STACK).spawn(move || {
             let mut worker = worker;
             // Nobody listens only if `spawn` itself has panicked.

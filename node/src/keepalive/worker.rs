@@ -11,6 +11,8 @@ use super::{
     track::{Track, due},
 };
 use crate::{clock::Clock, sys::sched};
+#[cfg(feature = "testing")]
+use mc_core::id::Time;
 use mc_core::{
     detector::{Action, Config, Detector, Event},
     id::{Epoch, Generation, nanos},
@@ -40,6 +42,7 @@ const AFTER_ERROR: Duration = Duration::from_millis(1);
 /// Samples kept while a reader holds the lock.
 const SAMPLES: usize = 1024;
 
+#[cfg_attr(feature = "testing", derive(Debug))]
 pub(super) struct Worker {
     keepalive: Box<dyn Keepalive>,
     key: BeatKey,
@@ -79,6 +82,27 @@ pub(super) fn settle() -> Vec<String> {
         ));
     }
     notes
+}
+
+/// A thread's work, for a world without threads: whoever has it takes the turns.
+#[cfg(feature = "testing")]
+#[derive(Debug)]
+pub struct Steps(pub(super) Worker);
+
+#[cfg(feature = "testing")]
+impl Steps {
+    /// The session is over, or its handle is gone.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.0.is_stopped()
+    }
+
+    /// Everything that is due, and all that has arrived. Returns when the next turn is due at the latest.
+    pub fn turn(&mut self) -> Time {
+        self.0.turn();
+        let now = self.0.clock.now();
+        self.0.detector.deadline().map_or(now.after(MAX_SLEEP), |deadline| deadline.min(now.after(MAX_SLEEP)))
+    }
 }
 
 /// Says that the thread is gone, also if it panics.
@@ -145,20 +169,30 @@ impl Worker {
 
     pub(super) fn run(&mut self) {
         let _ended = Ended(Arc::clone(&self.shared));
-        while !self.shared.stop.load(Ordering::Acquire) {
-            self.take_orders();
-            let now = self.clock.now();
-            if let Some(deadline) = self.detector.deadline().filter(|deadline| *deadline <= now) {
-                self.sample(Sample::Woke(now.since(deadline)));
-                self.detector.handle_timeout(now);
-                self.act();
-            }
-            let healthy = self.receive();
-            self.publish();
+        while !self.is_stopped() {
+            let healthy = self.turn();
             if self.sleep().is_err() || !healthy {
                 thread::sleep(AFTER_ERROR);
             }
         }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.shared.stop.load(Ordering::Acquire)
+    }
+
+    /// False if the socket fails.
+    fn turn(&mut self) -> bool {
+        self.take_orders();
+        let now = self.clock.now();
+        if let Some(deadline) = self.detector.deadline().filter(|deadline| *deadline <= now) {
+            self.sample(Sample::Woke(now.since(deadline)));
+            self.detector.handle_timeout(now);
+            self.act();
+        }
+        let healthy = self.receive();
+        self.publish();
+        healthy
     }
 
     fn take_orders(&mut self) {

@@ -25,7 +25,7 @@ pub mod session;
 mod turn;
 mod vm;
 
-pub use runner::{Runner, Settings};
+pub use runner::{Runner, Settings, Start};
 pub use seek::{Kind, Trouble};
 pub use turn::PrimaryLoop;
 pub use vm::{Life, PrimaryVm};
@@ -37,6 +37,7 @@ use crate::{
     host::Host,
     inbox::Inbox,
     keepalive::BeatHandle,
+    outside,
     stalls::Stalls,
 };
 use mc_core::{
@@ -49,7 +50,7 @@ use mc_core::{
     source::CheckpointSource,
     staging::Staging,
 };
-use rustix::rand::{GetRandomFlags, getrandom};
+use rustix::rand::GetRandomFlags;
 use seek::Seek;
 use session::Found;
 use std::time::Duration;
@@ -109,6 +110,8 @@ impl<S: CheckpointSource, G: OutputGate> Primary<S, G> {
         let host = Host::new(arbiter);
         let pool = SlabPool::new(slab_bytes, cap);
         let machine = Machine::new(machine, register);
+        #[cfg(feature = "testing")]
+        let machine = machine.sabotaged(outside::world::sabotaged());
         let clock = WatchedClock(host.progress.clone());
         let mut driver = PrimaryDriver::new(machine, Staging::new(pool), gate, clock);
         driver.set_cap(cap, on_cap);
@@ -284,6 +287,6 @@ impl<S: CheckpointSource, G: OutputGate> Primary<S, G> {
 /// Any number, for the jitter; without the kernel's help they are all alike.
 fn chance() -> u8 {
     let mut byte = [128];
-    let _ = getrandom(&mut byte, GetRandomFlags::NONBLOCK);
+    let _ = outside::random(&mut byte, GetRandomFlags::NONBLOCK);
     byte[0]
 }

@@ -11,6 +11,7 @@ use crate::{
     events::{Event as Told, Fenced, emit},
     host::HostSettings,
     inbox::{readable, wait},
+    outside,
 };
 use anyhow::{Result, bail};
 use mc_core::{
@@ -22,7 +23,7 @@ use mc_core::{
     register::{Owner, Register},
     wire::control::GoodbyeReason,
 };
-use rustix::rand::{GetRandomFlags, getrandom};
+use rustix::rand::GetRandomFlags;
 use std::{os::fd::AsFd, time::Duration};
 
 /// What an embedder's primary is about. Times are those of `afterimage protect`, unless set.
@@ -97,12 +98,19 @@ impl<V: PrimaryVm> Runner<V> {
     ///
     /// # Errors
     /// As for [`Runner::new`].
-    pub fn with_arbiter(settings: Settings, mut arbiter: ArbiterClient, mut vm: V, gate: V::Gate) -> Result<Self> {
-        let node = settings.host.this()?;
-        let mut instance = [0; 8];
-        getrandom(&mut instance, GetRandomFlags::empty())?;
-        let owner = Owner { node, instance: u64::from_le_bytes(instance) };
-        let register = ask_for(&mut arbiter, &vm, owner)?;
+    pub fn with_arbiter(settings: Settings, arbiter: ArbiterClient, vm: V, gate: V::Gate) -> Result<Self> {
+        let mut start = Start::new(settings, arbiter, vm, gate)?;
+        loop {
+            if let Some(register) = start.step()? {
+                return start.begin(register);
+            }
+            // A signal is no reason to give up.
+            wait(&mut [readable(start.arbiter.as_fd())], Time(0), None, Duration::from_secs(1))?;
+        }
+    }
+
+    fn begun(start: Start<V>, register: Register) -> Result<Self> {
+        let Start { settings, arbiter, mut vm, gate, owner, .. } = start;
         vm.leave(&register)?;
         let machine =
             Config { epoch: settings.epoch, window: settings.window, commit_deadline: settings.commit_deadline(false) };
@@ -124,10 +132,16 @@ impl<V: PrimaryVm> Runner<V> {
     pub fn run(mut self) -> Result<End> {
         loop {
             self.turn()?;
-            if let Some(end) = self.end {
+            if let Some(end) = self.ended() {
                 return Ok(end);
             }
         }
+    }
+
+    /// How it has ended, if it has.
+    #[must_use]
+    pub fn ended(&self) -> Option<End> {
+        self.end
     }
 
     /// What it knows.
@@ -152,30 +166,69 @@ impl<V: PrimaryVm> Runner<V> {
     }
 }
 
-/// Asks until the arbiter has said whose the VM is.
-fn ask_for(arbiter: &mut ArbiterClient, vm: &impl PrimaryVm, owner: Owner) -> Result<Register> {
-    let mut machine = Claim::new(owner);
-    loop {
-        match machine.poll_action() {
-            Some(claim::Action::ReadRegister) => arbiter.ask(Ask::Read),
-            Some(claim::Action::Cas(swap)) => arbiter.ask(Ask::Cas(swap)),
-            Some(claim::Action::LookFor { instance }) => {
-                machine.handle(Time(0), claim::Event::Looked { lives: vm.lives(instance) });
+/// A runner that asks the arbiter whose the VM is.
+#[derive(Debug)]
+pub struct Start<V: PrimaryVm> {
+    settings: Settings,
+    arbiter: ArbiterClient,
+    vm: V,
+    gate: V::Gate,
+    owner: Owner,
+    claim: Claim,
+}
+
+impl<V: PrimaryVm> Start<V> {
+    /// Asks.
+    ///
+    /// # Errors
+    /// No identity.
+    pub fn new(settings: Settings, arbiter: ArbiterClient, vm: V, gate: V::Gate) -> Result<Self> {
+        let node = settings.host.this()?;
+        let mut instance = [0; 8];
+        outside::random(&mut instance, GetRandomFlags::empty())?;
+        let owner = Owner { node, instance: u64::from_le_bytes(instance) };
+        Ok(Self { settings, arbiter, vm, gate, owner, claim: Claim::new(owner) })
+    }
+
+    /// What can be done without waiting. Returns what the register holds once the VM is ours.
+    ///
+    /// # Errors
+    /// It is another node's, or another process's of this one.
+    pub fn step(&mut self) -> Result<Option<Register>> {
+        loop {
+            match self.claim.poll_action() {
+                Some(claim::Action::ReadRegister) => self.arbiter.ask(Ask::Read),
+                Some(claim::Action::Cas(swap)) => self.arbiter.ask(Ask::Cas(swap)),
+                Some(claim::Action::LookFor { instance }) => {
+                    let lives = self.vm.lives(instance);
+                    self.claim.handle(Time(0), claim::Event::Looked { lives });
+                }
+                None => match (self.claim.verdict(), self.arbiter.take_answer()) {
+                    (Verdict::Ours(register), _) => return Ok(Some(register)),
+                    (Verdict::Foreign(held) | Verdict::OtherInstance(held) | Verdict::Beside(held), _) => {
+                        bail!("the VM belongs to {} since {}", held.owner.node, held.generation)
+                    }
+                    (Verdict::Open, Some(Answer::Read(held))) => {
+                        self.claim.handle(Time(0), claim::Event::RegisterRead(held));
+                    }
+                    (Verdict::Open, Some(Answer::Cas(outcome))) => {
+                        self.claim.handle(Time(0), claim::Event::Cas(outcome));
+                    }
+                    (Verdict::Open, Some(Answer::Fault(fault))) => {
+                        tracing::warn!(%fault, "the arbiter cannot be believed");
+                    }
+                    (Verdict::Open, None) => return Ok(None),
+                },
             }
-            None => match (machine.verdict(), arbiter.take_answer()) {
-                (Verdict::Ours(register), _) => return Ok(register),
-                (Verdict::Foreign(held) | Verdict::OtherInstance(held) | Verdict::Beside(held), _) => {
-                    bail!("the VM belongs to {} since {}", held.owner.node, held.generation)
-                }
-                (Verdict::Open, Some(Answer::Read(held))) => machine.handle(Time(0), claim::Event::RegisterRead(held)),
-                (Verdict::Open, Some(Answer::Cas(outcome))) => machine.handle(Time(0), claim::Event::Cas(outcome)),
-                (Verdict::Open, Some(Answer::Fault(fault))) => tracing::warn!(%fault, "the arbiter cannot be believed"),
-                (Verdict::Open, None) => {
-                    // A signal is no reason to give up.
-                    wait(&mut [readable(arbiter.as_fd())], Time(0), None, Duration::from_secs(1))?;
-                }
-            },
         }
+    }
+
+    /// The VM is ours: it runs.
+    ///
+    /// # Errors
+    /// As for [`Runner::new`].
+    pub fn begin(self, register: Register) -> Result<Runner<V>> {
+        Runner::begun(self, register)
     }
 }
 

@@ -9,6 +9,7 @@ use crate::{
     exit, identity,
     inbox::{self, Inbox},
     keepalive::{BeatHandle, Watched},
+    outside,
     paths::{self, Ours, PathsConfig, Report, Route},
 };
 use anyhow::{Context, Result};
@@ -21,7 +22,7 @@ use mc_core::{
         session::{Hello, Purpose, VERSIONS},
     },
 };
-use rustix::rand::{GetRandomFlags, getrandom};
+use rustix::rand::GetRandomFlags;
 use std::{
     net::SocketAddr,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -125,6 +126,11 @@ struct NoPair(String);
 /// No thread.
 pub fn seek(terms: Terms) -> Result<Inbox<Result<Found, Trouble>>> {
     let (outbox, inbox) = inbox::inbox()?;
+    #[cfg(feature = "testing")]
+    let (terms, outbox) = match outside::world::begin_search(Box::new(Search { terms, outbox })) {
+        Ok(()) => return Ok(inbox),
+        Err(search) => (search.terms, search.outbox),
+    };
     let seek = move || {
         // An embedder's judge is called here: its bug must not end the search.
         let found = catch_unwind(AssertUnwindSafe(|| shake_hands(terms).map_err(|error| trouble(&error))));
@@ -144,13 +150,59 @@ fn shake_hands(terms: Terms) -> Result<Found> {
     let ours = Ours::prepare(&terms.paths, call.local_addr(), &hello)?;
     let endpoint = ours.endpoint();
     let connected = call.shake_hands(&hello, &terms.profile, endpoint.as_ref())?;
-    let theirs = connected.peer;
+    let (theirs, peer, link) = (connected.peer, connected.peer_addr, connected.link);
+    let settle = || ours.settle(link, connected.endpoint.as_ref(), keepalive, &theirs, peer);
+    agreed(terms.judge, &hello, (&theirs, &connected.profile, peer), settle)
+}
+
+/// The standby has said who it is.
+fn agreed(
+    judge: Judge,
+    hello: &Hello,
+    (theirs, profile, peer): (&Hello, &[u8], SocketAddr),
+    settle: impl FnOnce() -> Result<Route>,
+) -> Result<Found> {
     identity::check_pair((hello.node, hello.witness), (theirs.node, theirs.witness)).map_err(NoPair)?;
-    (terms.judge)(&connected.profile)?;
-    let (peer, beats) = (connected.peer_addr, beats::told(&theirs));
-    let route = ours.settle(connected.link, connected.endpoint.as_ref(), keepalive, &theirs, peer)?;
+    judge(profile)?;
+    let (beats, route) = (beats::told(theirs), settle()?);
     let standby = Owner { node: theirs.node, instance: theirs.instance };
     Ok(Found { incarnation: hello.incarnation, standby, peer, beats, route, key: hello.beat_key })
+}
+
+/// A search in a world without sockets: whoever has it carries the words.
+#[cfg(feature = "testing")]
+#[derive(Debug)]
+pub struct Search {
+    terms: Terms,
+    outbox: inbox::Outbox<Result<Found, Trouble>>,
+}
+
+#[cfg(feature = "testing")]
+impl Search {
+    /// What the standby is told.
+    ///
+    /// # Errors
+    /// Sizes that no hello can carry.
+    pub fn hello(&self, beat_port: u16) -> Result<Hello> {
+        hello(&self.terms, beat_port)
+    }
+
+    /// Of the VM.
+    #[must_use]
+    pub fn profile(&self) -> &[u8] {
+        &self.terms.profile
+    }
+
+    /// It has answered `hello`.
+    pub fn answered(self, hello: &Hello, theirs: (&Hello, &[u8], SocketAddr), route: Route) {
+        let found = agreed(self.terms.judge, hello, theirs, || Ok(route));
+        self.outbox.put(found.map_err(|error| trouble(&error)));
+    }
+
+    /// It has not.
+    pub fn failed(self, why: SessionError) {
+        self.outbox.put(Err(trouble(&why.into())));
+    }
 }
 
 /// Whether it may pass by itself. A refusal says what an operator has to change, unless it says that the standby is busy, or has not
@@ -192,8 +244,8 @@ fn patiently<T>(patience: Duration, mut attempt: impl FnMut() -> Result<T, Sessi
 
 fn hello(terms: &Terms, beat_port: u16) -> Result<Hello> {
     let (mut incarnation, mut key) = ([0; 8], [0; 32]);
-    getrandom(&mut incarnation, GetRandomFlags::empty())?;
-    getrandom(&mut key, GetRandomFlags::empty())?;
+    outside::random(&mut incarnation, GetRandomFlags::empty())?;
+    outside::random(&mut key, GetRandomFlags::empty())?;
     let beats = &terms.beats;
     Ok(Hello {
         versions: VERSIONS,

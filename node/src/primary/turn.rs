@@ -155,6 +155,14 @@ pub trait PrimaryLoop {
     /// A hook's, or an errand's; `poll(2)` failed.
     fn turn(&mut self) -> Result<()> {
         self.sleep()?;
+        self.act()
+    }
+
+    /// A turn after its sleep.
+    ///
+    /// # Errors
+    /// A hook's, or an errand's.
+    fn act(&mut self) -> Result<()> {
         self.primary_mut().host.progress.mark();
         self.primary_mut().notice_stall();
         self.hear()?;
@@ -195,9 +203,16 @@ pub trait PrimaryLoop {
         fds.extend(primary.looking.as_ref().map(|found| readable(found.as_fd())));
         inbox::gate(&mut fds, &driver.gate);
         self.wait_fds(&mut fds);
-        let until = driver.deadline().into_iter().chain(self.next_look()).chain(self.deadline()).min();
-        wait(&mut fds, host.now(), until, (primary.stall_limit() / 2).min(WITHOUT_BEATS))?;
+        let (until, longest) = self.sleeps();
+        wait(&mut fds, host.now(), until, longest)?;
         Ok(())
+    }
+
+    /// Until when, and for how long at most.
+    fn sleeps(&self) -> (Option<Time>, Duration) {
+        let primary = self.primary();
+        let until = primary.driver.deadline().into_iter().chain(self.next_look()).chain(self.deadline()).min();
+        (until, (primary.stall_limit() / 2).min(WITHOUT_BEATS))
     }
 
     /// Hears what the arbiter says.

@@ -18,6 +18,7 @@
 //! is told of it (`offer`). What the register says is heard before beats are: a verdict is never older than the register. An error ends
 //! the loop, and destroys no copy that the register may name: it is the caller's to keep.
 
+mod door;
 mod last_copy;
 mod offer;
 mod renounce;
@@ -26,6 +27,9 @@ mod turn;
 mod vm;
 mod vouch;
 
+pub use door::Caller;
+#[cfg(feature = "testing")]
+pub use door::Calls;
 pub use last_copy::LastCopy;
 pub use runner::{Runner, Settings};
 pub use turn::{StandbyLoop, mishaps};
@@ -43,6 +47,7 @@ use crate::{
     keepalive::BeatHandle,
 };
 use anyhow::Result;
+use door::Door;
 use mc_core::{
     driver::StandbyDriver,
     gate::GateStats,
@@ -73,7 +78,7 @@ pub struct Standby {
     /// Of the session that there is, or that ended with a takeover.
     pub copy: Option<VmCopy>,
     vm: Name,
-    listener: Listener,
+    door: Door,
     listen: SocketAddr,
     staging_bytes: u64,
     callers: Callers,
@@ -149,6 +154,8 @@ impl Standby {
             Some(gone) => Machine::without_copy(config, gone),
             None => Machine::new(config),
         };
+        #[cfg(feature = "testing")]
+        let machine = machine.sabotaged(crate::outside::world::sabotaged());
         Ok(Self {
             driver: StandbyDriver::new(machine, WatchedClock(host.progress.clone())),
             host,
@@ -156,7 +163,7 @@ impl Standby {
             last_copy,
             copy: None,
             vm,
-            listener: Listener::bind(listen, SessionOptions::default()).map_err(cannot_listen)?,
+            door: open(listen)?,
             listen,
             staging_bytes,
             callers: Callers::default(),
@@ -182,7 +189,7 @@ impl Standby {
     #[must_use]
     // No program calls this: for an embedder that listens at port 0, as the tests do.
     pub fn listens_at(&self) -> SocketAddr {
-        self.listener.local_addr()
+        self.door.address()
     }
 
     /// Whether this node may be entitled to run the VM from its copy, so that nobody may destroy it.
@@ -210,7 +217,7 @@ impl Standby {
     /// The listener and the arbiter's client, for what comes after a takeover.
     #[must_use]
     pub fn into_parts(self) -> (Listener, ArbiterClient) {
-        (self.listener, self.host.arbiter)
+        (self.door.into_listener(), self.host.arbiter)
     }
 
     /// This session's copy, as a register names it.
@@ -380,6 +387,16 @@ impl Standby {
             self.tell_waiting(Some(role == Role::Lost)); // the copy that was lost, until its room is needed
         }
     }
+}
+
+/// # Errors
+/// The address cannot be listened on.
+fn open(listen: SocketAddr) -> Result<Door> {
+    #[cfg(feature = "testing")]
+    if let Some(callers) = crate::outside::world::door() {
+        return Ok(Door::World(callers, listen));
+    }
+    Ok(Door::Network(Listener::bind(listen, SessionOptions::default()).map_err(cannot_listen)?))
 }
 
 /// A refusal of an epoch, for the log.

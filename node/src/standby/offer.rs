@@ -1,52 +1,45 @@
 //! A primary that the register vouches for, and what a session with it begins with.
 
-use super::{Ready, Standby, StandbyLoop, VmCopy};
+use super::{Caller, Ready, Standby, StandbyLoop, VmCopy};
 use crate::{
     beats::{self, Wish},
     events::{Event as Told, Syncing, emit},
     host::Session,
     keepalive::Watched,
-    paths::{self, Answer, Route},
+    outside,
+    paths::Route,
 };
 use anyhow::{Error, Result};
 use mc_core::{driver::Attachment, register::Owner, slab::SlabPool, wire::session::Hello};
-use rustix::rand::{GetRandomFlags, getrandom};
-use transport_tcp::{reach::at_port, session::Offer};
+use rustix::rand::GetRandomFlags;
 
 /// The offer comes back if the primary has no answer yet.
-pub(super) fn begin(node: &mut (impl StandbyLoop + ?Sized), offer: Offer) -> Result<(), (Option<Box<Offer>>, Error)> {
+pub(super) fn begin(
+    node: &mut (impl StandbyLoop + ?Sized),
+    mut caller: Box<dyn Caller>,
+) -> Result<(), (Option<Box<dyn Caller>>, Error)> {
     // A copy that was lost may be handed back: it goes only for one that has begun.
-    let prepared = answer(node, &offer).and_then(|answer| {
-        let ready = node.prepare(&offer)?;
-        node.make_room().map(|()| (answer, ready))
+    let prepared = caller.prepare(node.paths()).and_then(|()| {
+        let ready = node.prepare(&*caller)?;
+        node.make_room().map(|()| ready)
     });
     match prepared {
-        Ok((answer, ready)) => accept(node, offer, answer, ready).map_err(|error| (None, error)),
-        Err(error) => Err((Some(Box::new(offer)), error)),
+        Ok(ready) => accept(node, caller, ready).map_err(|error| (None, error)),
+        Err(error) => Err((Some(caller), error)),
     }
-}
-
-/// Which way the session goes.
-fn answer(node: &(impl StandbyLoop + ?Sized), offer: &Offer) -> Result<Answer> {
-    Answer::prepare(node.paths(), offer.local_addr, &offer.hello, offer.endpoint.as_ref())
 }
 
 /// All that can go wrong before the answer has not.
-fn accept(node: &mut (impl StandbyLoop + ?Sized), offer: Offer, answer: Answer, ready: Ready) -> Result<()> {
+fn accept(node: &mut (impl StandbyLoop + ?Sized), mut caller: Box<dyn Caller>, ready: Ready) -> Result<()> {
     let Ready { profile, image, instance: waiting } = ready;
-    let (theirs, peer) = (offer.hello, offer.peer_addr);
+    let (theirs, peer) = (*caller.hello(), caller.address());
     let (wish, limit) = node.beating();
-    let keepalive = paths::beats_at(node.paths(), offer.local_addr, paths::End::Listener)?;
-    let beat_port = if answer.has_udp() { keepalive.local_port()? } else { 0 };
-    if answer.has_udp() {
-        keepalive.connect(at_port(peer, theirs.beat_port))?;
-    }
+    let beat_port = caller.beat_port(node.paths())?;
     let standby = node.standby_mut();
     let ours = hello(standby, &theirs, wish, beat_port)?;
     let instance = ours.instance;
     standby.last_copy.begins(instance)?;
-    let accepted = offer.accept(ours, &profile, answer.endpoint().as_ref())?;
-    let Route { link, keepalive, report } = answer.settle(accepted.link, keepalive)?;
+    let Route { link, keepalive, report } = caller.accept(ours, &profile)?;
     let pool = SlabPool::new(theirs.slab_size as usize, usize::try_from(standby.staging_bytes)?);
     let spill = node.spill()?;
     let standby = node.standby_mut();
@@ -76,7 +69,7 @@ fn accept(node: &mut (impl StandbyLoop + ?Sized), offer: Offer, answer: Answer, 
 fn hello(standby: &Standby, theirs: &Hello, wish: Wish, beat_port: u16) -> Result<Hello> {
     let interval_us = beats::interval_us(wish.interval)?;
     let mut instance = [0; 8];
-    getrandom(&mut instance, GetRandomFlags::empty())?;
+    outside::random(&mut instance, GetRandomFlags::empty())?;
     Ok(Hello {
         staging_slabs: u32::try_from(standby.staging_bytes / u64::from(theirs.slab_size))?,
         node: standby.this,

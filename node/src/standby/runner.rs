@@ -1,6 +1,6 @@
 //! The loop of a VM that needs nothing else done in it.
 
-use super::{Begin, LastCopy, Ready, Standby, StandbyLoop, StandbyVm, Won, mishaps};
+use super::{Begin, Caller, LastCopy, Ready, Standby, StandbyLoop, StandbyVm, Won, mishaps};
 use crate::{
     arbiter::ArbiterClient,
     beats::Wish,
@@ -16,7 +16,6 @@ use mc_core::{
     standby::{Event, Role},
 };
 use std::{net::SocketAddr, path::Path, time::Duration};
-use transport_tcp::session::Offer;
 
 /// Between two attempts to take the VM over, at most.
 const LONGEST: Duration = Duration::from_secs(30);
@@ -110,13 +109,39 @@ impl<V: StandbyVm> Runner<V> {
     /// the VM has a place for it ([`StandbyVm::keep`]).
     pub fn run(mut self) -> Result<V> {
         self.standby.tell_waiting(None);
-        while self.standby.role() != Role::Active {
-            if let Err(error) = mishaps(|| self.turn()) {
-                return Err(self.save(error));
-            }
+        while !self.has_taken_over() {
+            let done = mishaps(|| self.turn());
+            self.judged(done)?;
         }
+        Ok(self.end())
+    }
+
+    /// Whether the VM runs here.
+    #[must_use]
+    pub fn has_taken_over(&self) -> bool {
+        self.standby.role() == Role::Active
+    }
+
+    /// As [`Runner::run`] does after each turn.
+    fn judged(&mut self, done: Result<()>) -> Result<()> {
+        done.map_err(|error| self.save(error))
+    }
+
+    /// The VM, which runs here.
+    #[must_use]
+    pub fn end(mut self) -> V {
         self.standby.report_role();
-        Ok(self.vm)
+        self.vm
+    }
+
+    /// A turn that does not sleep, for a world that says when it is due.
+    ///
+    /// # Errors
+    /// As for [`Runner::run`].
+    #[cfg(feature = "testing")]
+    pub fn step(&mut self) -> Result<()> {
+        let done = mishaps(|| self.act());
+        self.judged(done)
     }
 
     /// The error ends this runner. A VM that is being run at this moment may have written to the image: that one is of no use.
@@ -208,9 +233,9 @@ impl<V: StandbyVm> StandbyLoop for Runner<V> {
 
     /// A copy that was lost goes first, also if no session comes about: a VM here is asked to hold one at a time, and the primary that
     /// offers this session owns the VM.
-    fn prepare(&mut self, offer: &Offer) -> Result<Ready> {
+    fn prepare(&mut self, caller: &dyn Caller) -> Result<Ready> {
         self.make_room()?;
-        self.vm.prepare(&offer.profile)
+        self.vm.prepare(caller.profile())
     }
 
     fn unprepared(&mut self) {

@@ -1,6 +1,6 @@
 //! One turn of the loop, for whoever has more to do in it than a [`super::Runner`] has.
 
-use super::{LONGEST_SLEEP, Ready, Refusal, Standby, Won, offer, tell_refused, vouch};
+use super::{Caller, LONGEST_SLEEP, Ready, Refusal, Standby, Won, offer, tell_refused, vouch};
 use crate::{
     arbiter::Answer,
     beats::Wish,
@@ -25,7 +25,6 @@ use std::{
     path::PathBuf,
     time::Duration,
 };
-use transport_tcp::session::Offer;
 
 /// A loop around a [`Standby`]. The provided methods are the loop; what is required says what it is about, and the hooks, which do
 /// nothing by default, are called at their places in a turn.
@@ -46,7 +45,7 @@ pub trait StandbyLoop {
     ///
     /// # Errors
     /// In words for the primary.
-    fn prepare(&mut self, offer: &Offer) -> Result<Ready>;
+    fn prepare(&mut self, caller: &dyn Caller) -> Result<Ready>;
 
     /// No session came of what was prepared.
     fn unprepared(&mut self);
@@ -171,6 +170,14 @@ pub trait StandbyLoop {
     /// may be the last one.
     fn turn(&mut self) -> Result<()> {
         self.sleep()?;
+        self.act()
+    }
+
+    /// A turn after its sleep.
+    ///
+    /// # Errors
+    /// As [`StandbyLoop::turn`].
+    fn act(&mut self) -> Result<()> {
         self.standby_mut().host.progress.mark();
         self.hear();
         if self.is_ending() {
@@ -208,13 +215,18 @@ pub trait StandbyLoop {
         let standby = self.standby();
         let mut fds = Vec::with_capacity(12);
         fds.extend(standby.driver.link().and_then(inbox::link));
-        fds.extend(self.takes_offers().then(|| readable(standby.listener.as_fd())));
+        fds.extend(self.takes_offers().then(|| standby.door.wait_fd()).flatten().map(readable));
         fds.push(readable(standby.host.arbiter.as_fd()));
         fds.extend(standby.beats().map(|beats| readable(beats.wait_fd())));
         self.wait_fds(&mut fds);
-        let until = standby.driver.deadline().into_iter().chain(self.deadline()).min();
-        wait(&mut fds, standby.host.now(), until, LONGEST_SLEEP)?;
+        let (until, longest) = self.sleeps();
+        wait(&mut fds, standby.host.now(), until, longest)?;
         Ok(())
+    }
+
+    /// Until when, and for how long at most.
+    fn sleeps(&self) -> (Option<Time>, Duration) {
+        (self.standby().driver.deadline().into_iter().chain(self.deadline()).min(), LONGEST_SLEEP)
     }
 
     /// How things stand.
@@ -332,8 +344,8 @@ pub trait StandbyLoop {
     ///
     /// # Errors
     /// There is no session.
-    fn begin(&mut self, offer: Offer) -> Result<(), (Option<Box<Offer>>, Error)> {
-        offer::begin(self, offer)
+    fn begin(&mut self, caller: Box<dyn Caller>) -> Result<(), (Option<Box<dyn Caller>>, Error)> {
+        offer::begin(self, caller)
     }
 
     /// Whether the death of the other host would cost nothing now.

@@ -6,11 +6,11 @@
 //!            └─ refused                              └─ no word: refused  └─ another's: refused
 //! ```
 
-use super::{Standby, StandbyLoop};
+use super::{Caller, Standby, StandbyLoop};
 use crate::{
     arbiter::{ArbiterSpec, Ask},
     events::{Event as Told, Refused, Role as Word, emit},
-    exit, identity,
+    exit, identity, outside,
     primary::session::{BUSY, NOTHING_STARTED},
     repeated::{Repeated, and_more},
 };
@@ -20,11 +20,8 @@ use mc_core::{
     standby::Role,
     wire::session::{Hello, Purpose},
 };
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
-use transport_tcp::session::{Offer, SessionError};
+use std::{net::SocketAddr, time::Duration};
+use transport_tcp::session::SessionError;
 
 /// How long the arbiter may take to say what the register holds.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -60,7 +57,7 @@ pub(super) struct Callers {
 /// A primary that waits for the register's word.
 #[derive(Debug)]
 struct Waiting {
-    offer: Offer,
+    caller: Box<dyn Caller>,
     until: Time,
 }
 
@@ -100,35 +97,35 @@ pub(super) fn hear_offers(node: &mut (impl StandbyLoop + ?Sized)) {
     if !node.takes_offers() {
         return;
     }
-    match node.standby_mut().listener.accept(Duration::ZERO) {
+    match node.standby_mut().door.accept() {
         Ok(None) => {}
-        Ok(Some(offer)) => hear_offer(node, offer),
+        Ok(Some(caller)) => hear_offer(node, caller),
         Err(error) => node.standby_mut().callers.hear_stranger(&error),
     }
 }
 
 /// A primary has said who it is.
-fn hear_offer(node: &mut (impl StandbyLoop + ?Sized), offer: Offer) {
-    let screened = screen(node, &offer);
+fn hear_offer(node: &mut (impl StandbyLoop + ?Sized), caller: Box<dyn Caller>) {
+    let screened = screen(node, &*caller);
     let standby = node.standby_mut();
     match screened {
         // An operator is the arbiter: there is nobody else to ask.
-        Ok(()) if *standby.host.arbiter.spec() == ArbiterSpec::Manual => match standby.pairs_with(&offer.hello) {
-            Ok(()) => take_on(node, offer),
-            Err(refusal) => standby.callers.turn_away(offer, &refusal),
+        Ok(()) if *standby.host.arbiter.spec() == ArbiterSpec::Manual => match standby.pairs_with(caller.hello()) {
+            Ok(()) => take_on(node, caller),
+            Err(refusal) => standby.callers.turn_away(caller, &refusal),
         },
         Ok(()) => {
             standby.host.arbiter.ask(Ask::Read);
             let until = standby.host.now().after(PATIENCE);
-            standby.callers.waiting = Some(Waiting { offer, until });
+            standby.callers.waiting = Some(Waiting { caller, until });
         }
-        Err(refusal) => standby.callers.turn_away(offer, &refusal),
+        Err(refusal) => standby.callers.turn_away(caller, &refusal),
     }
 }
 
 /// What can be told without asking anybody, and without allocating more than the hello itself has.
-fn screen(node: &mut (impl StandbyLoop + ?Sized), offer: &Offer) -> Result<(), Refusal> {
-    let (standby, hello) = (node.standby(), &offer.hello);
+fn screen(node: &mut (impl StandbyLoop + ?Sized), caller: &dyn Caller) -> Result<(), Refusal> {
+    let (standby, hello) = (node.standby(), caller.hello());
     if hello.purpose != Purpose::Protect(standby.vm) {
         let why = format!("this standby stands by for {}, not for {}", standby.vm, hello.purpose);
         return refusal("another VM", why);
@@ -139,30 +136,30 @@ fn screen(node: &mut (impl StandbyLoop + ?Sized), offer: &Offer) -> Result<(), R
     }
     node.is_able()?;
     node.standby().has_room_for_slabs(hello)?;
-    node.fits(&offer.profile)
+    node.fits(caller.profile())
 }
 
 /// The arbiter has said what the register holds.
 pub(super) fn hear_register(node: &mut (impl StandbyLoop + ?Sized), held: Option<&Register>) {
     let standby = node.standby_mut();
-    let Some(Waiting { offer, .. }) = standby.callers.waiting.take() else { return };
-    let paired = standby.is_free().and_then(|()| standby.pairs_with(&offer.hello));
-    match paired.and_then(|()| vouches(held, &offer.hello)) {
-        Ok(()) => take_on(node, offer),
-        Err(refusal) => standby.callers.turn_away(offer, &refusal),
+    let Some(Waiting { caller, .. }) = standby.callers.waiting.take() else { return };
+    let paired = standby.is_free().and_then(|()| standby.pairs_with(caller.hello()));
+    match paired.and_then(|()| vouches(held, caller.hello())) {
+        Ok(()) => take_on(node, caller),
+        Err(refusal) => standby.callers.turn_away(caller, &refusal),
     }
 }
 
-fn take_on(node: &mut (impl StandbyLoop + ?Sized), offer: Offer) {
-    let who = (offer.hello.node, offer.peer_addr);
-    if let Err((offer, error)) = node.begin(offer) {
+fn take_on(node: &mut (impl StandbyLoop + ?Sized), caller: Box<dyn Caller>) {
+    let who = (caller.hello().node, caller.address());
+    if let Err((caller, error)) = node.begin(caller) {
         if node.standby().role() != Role::Lost {
             node.unprepared();
         }
         let refusal = Refusal { kind: "session", why: exit::words(&error) };
         let callers = &mut node.standby_mut().callers;
-        match offer {
-            Some(offer) => callers.turn_away(*offer, &refusal),
+        match caller {
+            Some(caller) => callers.turn_away(caller, &refusal),
             None => callers.note_refusal(who, &refusal),
         }
     }
@@ -198,7 +195,7 @@ impl Standby {
     /// A primary does not wait for ever for an arbiter that says nothing.
     fn look_after_waiting(&mut self) {
         let now = self.host.now();
-        let Some(Waiting { offer, .. }) = self.callers.waiting.take_if(|waiting| now >= waiting.until) else { return };
+        let Some(Waiting { caller, .. }) = self.callers.waiting.take_if(|waiting| now >= waiting.until) else { return };
         let arbiter = &self.host.arbiter;
         let why = arbiter.health().last_error.unwrap_or_else(|| format!("no answer within {PATIENCE:?}"));
         let why = format!(
@@ -206,14 +203,14 @@ impl Standby {
              standby: {why}",
             arbiter.spec()
         );
-        self.callers.turn_away(offer, &Refusal { kind: "arbiter", why });
+        self.callers.turn_away(caller, &Refusal { kind: "arbiter", why });
     }
 }
 
 impl Callers {
-    fn turn_away(&mut self, offer: Offer, refusal: &Refusal) {
-        self.note_refusal((offer.hello.node, offer.peer_addr), refusal);
-        if let Err(error) = offer.refuse(&refusal.why) {
+    fn turn_away(&mut self, caller: Box<dyn Caller>, refusal: &Refusal) {
+        self.note_refusal((caller.hello().node, caller.address()), refusal);
+        if let Err(error) = caller.refuse(&refusal.why) {
             tracing::debug!(%error, "the refusal was not heard");
         }
     }
@@ -221,7 +218,7 @@ impl Callers {
     /// Says it; in a crowd, counts it.
     fn note_refusal(&mut self, (node, peer): (Node, SocketAddr), refusal: &Refusal) {
         let Refusal { kind, why } = refusal;
-        if let Some(more) = self.refused.say(kind, Instant::now()) {
+        if let Some(more) = self.refused.say(kind, outside::instant()) {
             tracing::warn!(%node, %peer, why, "refused{}", and_more(more));
             let (primary, peer, more) = (Some(node), Some(peer), Some(more));
             emit(Told::Refused(Refused { why: why.clone(), primary, peer, more, callers: None }));
@@ -230,14 +227,14 @@ impl Callers {
 
     /// A caller that is no primary.
     fn hear_stranger(&mut self, error: &SessionError) {
-        if let Some(more) = self.strangers.say(error.kind(), Instant::now()) {
+        if let Some(more) = self.strangers.say(error.kind(), outside::instant()) {
             tracing::warn!(%error, "a caller was turned away{}", and_more(more));
         }
     }
 
     /// What was counted is said in the end, though nobody comes any more.
     fn say_what_was_counted(&mut self) {
-        let now = Instant::now();
+        let now = outside::instant();
         while let Some((kind, more)) = self.refused.overdue(now) {
             tracing::warn!(kind, "refused {more} more callers");
             let why = format!("{more} more callers: {kind}");

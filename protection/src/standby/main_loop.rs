@@ -35,11 +35,10 @@ use node::{
     inbox::{self, readable},
     paths::PathsConfig,
     signals::Signals,
-    standby::{Begin, LastCopy, Ready, Refusal, Standby, StandbyLoop, Won, mishaps},
+    standby::{Begin, Caller, LastCopy, Ready, Refusal, Standby, StandbyLoop, Won, mishaps},
 };
 use rustix::event::PollFd;
 use std::{os::fd::AsFd, path::PathBuf, time::Duration};
-use transport_tcp::session::Offer;
 use vmm_qemu::{
     gate::{Mode, NicGate, Options},
     mending::Mending,
@@ -241,8 +240,8 @@ impl StandbyLoop for Node {
         (self.config.wish(), self.config.stall_after)
     }
 
-    fn prepare(&mut self, offer: &Offer) -> Result<Ready> {
-        self.prepare_vm(&offer.profile)
+    fn prepare(&mut self, caller: &dyn Caller) -> Result<Ready> {
+        self.prepare_vm(caller.profile())
     }
 
     fn unprepared(&mut self) {

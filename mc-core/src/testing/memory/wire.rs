@@ -21,6 +21,8 @@ pub(super) struct Lane {
     /// Buffers of delivered records, so that a warm link allocates nothing.
     pub(super) spare: Vec<Vec<u8>>,
     pub(super) frozen: bool,
+    /// Records that were put on their way.
+    pub(super) sent: u64,
     /// Records whose arrival the sender knows of.
     pub(super) confirmed: u64,
     /// Records that the receiver took.
@@ -41,13 +43,15 @@ pub(super) struct Wire {
     /// By sender.
     pub(super) lanes: [Lane; 2],
     pub(super) open: bool,
+    /// The end of an end is not heard at the other one: its host has no power.
+    pub(super) silent: bool,
     /// It failed: nothing moves any more, and this end, or that, has noticed.
     pub(super) noticed: Option<[bool; 2]>,
 }
 
 impl Wire {
     pub(super) fn cut(&mut self) {
-        self.open = false;
+        self.open &= self.silent;
         self.lanes.iter_mut().filter(|l| l.frozen).for_each(|l| l.records.clear());
     }
 
@@ -83,6 +87,30 @@ impl LinkFaults {
     /// `noticed` it that the array says.
     pub fn fail(&self, noticed: [bool; 2], seed: u64) {
         lock(&self.wire).fail(noticed, &mut Rng::new(seed));
+    }
+
+    /// Nothing moves any more, and no end hears when the other one goes: a host lost its power.
+    pub fn silence(&self) {
+        let mut wire = lock(&self.wire);
+        wire.silent = true;
+        wire.lanes.iter_mut().for_each(|lane| lane.frozen = true);
+    }
+
+    /// The newest slab under way never arrives, as over a link that is broken itself.
+    pub fn lose(&self, way: Way) {
+        let mut wire = lock(&self.wire);
+        let lane = &mut wire.lanes[way as usize];
+        if let Some(index) = lane.records.iter().rposition(|record| is_slab(record)) {
+            lane.records.remove(index);
+        }
+    }
+
+    /// Of the records on this way: how many were sent, are known to have arrived, and were taken.
+    #[must_use]
+    pub fn progress(&self, way: Way) -> [u64; 3] {
+        let wire = lock(&self.wire);
+        let lane = &wire.lanes[way as usize];
+        [lane.sent, lane.confirmed, lane.taken]
     }
 
     /// From now on nothing is delivered on this way, and nobody is told.
