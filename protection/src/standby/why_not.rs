@@ -10,6 +10,7 @@ use api::{RUN_DIR, WhyNot};
 use mc_core::standby::Role;
 use node::standby::StandbyLoop;
 use std::{net::SocketAddr, path::Path};
+use transport_tcp::reach::at_port;
 use vmm_qemu::argv::quoted;
 
 /// Of a VM that was taken over.
@@ -93,11 +94,11 @@ pub(super) fn what_to_do(role: Role, vm: &str) -> Option<String> {
     }
 }
 
-/// The VM was taken over: how it gets a standby again. `peer`: where the other side was.
+/// The VM was taken over: how it gets a standby again. `peer`: who the other side was ("a at 10.0.1.1:40123").
 pub(super) fn protect_again(config: &Settings, peer: Option<&str>) -> String {
-    let host = peer.and_then(|peer| peer.parse::<SocketAddr>().ok());
+    let host = peer.and_then(|peer| peer.rsplit_once(" at ")?.1.parse::<SocketAddr>().ok());
     // The other host's port is its own matter; as a rule both have the same one.
-    let to = host.map_or("HOST:PORT".to_owned(), |host| at_port(host, config.listen.port()));
+    let to = host.map_or("HOST:PORT".to_owned(), |host| at_port(host, config.listen.port()).to_string());
     let qmp = running::qmp_path(config).display().to_string();
     let mut words = vec!["--vm".into(), config.vm.to_string(), "--node".into(), config.node.to_string()];
     words.extend(["--qmp".into(), qmp, "--to".into(), to, "--arbiter".into(), config.arbiter.to_string()]);
@@ -114,11 +115,6 @@ pub(super) fn protect_again(config: &Settings, peer: Option<&str>) -> String {
         "start `afterimage standby` on the other host, then here `afterimage protect {}`; --to is where that standby listens",
         words.join(" ")
     )
-}
-
-fn at_port(mut host: SocketAddr, port: u16) -> String {
-    host.set_port(port);
-    host.to_string()
 }
 
 /// Why there is nothing to take over.
@@ -171,7 +167,7 @@ mod tests {
         };
         let command = "`afterimage protect --vm 'a b' --node host-b --qmp '/run/afterimage/a b/standby.qmp' --to \
                        10.0.1.1:7411 --arbiter witness://10.0.2.9:7400 --nic '/run/a b.net=tap0' --state-dir /srv/state`";
-        let todo = protect_again(&config, Some("10.0.1.1:40123"));
+        let todo = protect_again(&config, Some("host-a at 10.0.1.1:40123"));
         assert!(todo.contains(command) && todo.contains("start `afterimage standby` on the other host"), "{todo}");
         assert!(protect_again(&config, None).contains("--to HOST:PORT"));
     }
