@@ -100,23 +100,6 @@ fn a_connection_that_breaks_is_made_again_on_both_sides() {
     assert_eq!(protect.count("nics-connected"), 1, "{}", protect.said());
 }
 
-/// Its sockets close first: that is the same disaster, and is told once.
-#[test]
-fn a_qemu_that_dies_with_its_nics_is_one_disaster() {
-    let Some(_network) = Network::enter(&["a", "b"]) else { return };
-    let Some((world, _witness)) = World::with_witness() else { return };
-    let (mut vm, mut protect, mut standby, _client) = net::pair(&world);
-    vm.proc.kill();
-    protect.expect_end(4, &["error: ", "QEMU died", "its standby"]);
-    for other in ["the gate reported an error", "trying again", "role=\"fenced\""] {
-        assert!(!protect.said().contains(other), "{}", protect.said());
-    }
-    standby.proc.wait_event("running");
-    let status = world.wait_role("b", "running");
-    let todo = status["why_not_protected"]["what_to_do"].as_str().unwrap();
-    assert!(todo.contains("b.net=tap-b"), "{todo}");
-}
-
 fn says_which(world: &World, node: &str) -> String {
     until("it says which", || {
         let (_, stdout, _) = world.run(node, &format!("status --vm {VM}"));
