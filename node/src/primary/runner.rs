@@ -345,8 +345,8 @@ impl<V: PrimaryVm> PrimaryLoop for Runner<V> {
                 tracing::error!(why, "the gate has trouble; its output stays held");
                 emit(Told::GateFailed(why.into()));
             }
-            PrimaryErrand::Refused(reason, words) => {
-                let why = format!("the standby refused a checkpoint ({reason:?}): {words}");
+            PrimaryErrand::Refused(_, words) => {
+                let why = format!("the standby refused a checkpoint: {words}");
                 // It is said for each epoch that was on its way.
                 if self.primary.trouble().is_none_or(|trouble| trouble.why != why) {
                     tracing::error!(why, "protection is given up");

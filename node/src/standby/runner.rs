@@ -9,6 +9,7 @@ use crate::{
     host::HostSettings,
     paths::PathsConfig,
     place::Place,
+    units::spoken,
 };
 use anyhow::{Error, Result};
 use mc_core::{
@@ -197,7 +198,7 @@ impl<V: StandbyVm> Runner<V> {
             n => Duration::from_secs(1 << (n - 2).min(5)).min(LONGEST),
         };
         let why = exit::words(&error);
-        tracing::error!(error = why, again_in = ?pause, "the takeover failed; everything is kept");
+        tracing::error!(error = why, again_in = spoken(pause), "the takeover failed; everything is kept");
         let (again_in_ms, remedy) = (Some(ms(pause)), "mend what it names".to_owned());
         emit(Told::TakeoverFailed(TakeoverFailed { why, times: failures, again_in_ms, remedy }));
         self.pending = Some(Pending { won, failures, next: self.standby.host.now().after(pause) });
