@@ -1,4 +1,4 @@
-//! A VM counts, and says each number. Its process is killed; the standby's process counts on, and says no number twice.
+//! A VM counts, and says each number. Its process is killed; the standby's counts on, and says none twice (docs/EMBEDDING.md).
 use anyhow::{Context, Result, ensure};
 use node::{HostSettings, arbiter::ArbiterSpec, gate, primary, standby, sys::child::ends_with_this_thread};
 use std::io::{BufRead, BufReader};
@@ -21,14 +21,13 @@ impl Steps for Counter {
     }
 }
 
-/// The process of one host. Who has the VM protects it to whoever waits at `at`; a standby waits there for it first.
-fn host(role: &str, at: SocketAddr, arbiter: ArbiterSpec, dir: &str) -> Result<()> {
+fn run_a_host(role: &str, standby_at: SocketAddr, arbiter: ArbiterSpec, dir: &str) -> Result<()> {
     let (out, gate) = gate::messages(|number: u64| println!("{number}"))?;
     let vm = MemoryVm::stepped(Counter::default(), 1 << 20, "counter 1", out)?;
     let us = HostSettings::new("counter".parse()?, role.parse()?, arbiter, dir).beating(Duration::from_millis(100), 10);
-    let primary = primary::Settings::new(us.clone(), at);
+    let primary = primary::Settings::new(us.clone(), standby_at);
     if role == "standby" {
-        let taken = standby::Runner::new(standby::Settings::new(us, at), vm)?.run()?;
+        let taken = standby::Runner::new(standby::Settings::new(us, standby_at), vm)?.run()?;
         return primary::Runner::after_takeover(primary, taken.right, taken.vm, gate)?.run().map(drop);
     }
     primary::Runner::new(primary, vm, gate)?.run().map(drop)
@@ -37,7 +36,7 @@ fn host(role: &str, at: SocketAddr, arbiter: ArbiterSpec, dir: &str) -> Result<(
 fn main() -> Result<()> {
     let args: Vec<String> = env::args().skip(1).collect();
     if let [role, address, arbiter, dir] = &args[..] {
-        return host(role, address.parse()?, arbiter.parse()?, dir);
+        return run_a_host(role, address.parse()?, arbiter.parse()?, dir);
     }
     let (dir, ip) = (tempfile::tempdir()?, args.first().map_or("127.0.0.1", String::as_str));
     let witness = witness::Witness::start(([127, 0, 0, 1], 0).into(), &dir.path().join("witness"))?;
@@ -53,9 +52,8 @@ fn main() -> Result<()> {
     before.find(|line| line.contains(r#""event":"protected""#)).context("it was never protected")?;
     thread::sleep(Duration::from_secs(1));
     primary.kill()?;
-    let number = |line: String| line.parse::<u64>().ok();
-    let last = before.filter_map(number).last().context("no number before")?;
-    let next = after.filter_map(number).next().context("no number after")?;
+    let last = before.flat_map(|line| line.parse::<u64>()).last().context("no number before")?;
+    let next = after.flat_map(|line| line.parse::<u64>()).next().context("no number after")?;
     println!("killed; the last number heard before was {last}, the next one after is {next}");
     ensure!(next > last, "a number was forgotten");
     Ok(standby.kill()?)

@@ -253,7 +253,7 @@ pub struct StatusArgs {
     #[arg(long, value_parser = sides())]
     pub role: Option<Side>,
     /// Directory of the control sockets
-    #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
+    #[arg(long, value_name = "DIR", default_value = api::RUN_DIR)]
     pub run_dir: PathBuf,
     /// JSON instead of text: an array, or with --vm and a single process one object
     #[arg(long)]
@@ -293,7 +293,7 @@ pub struct ExportArgs {
     #[arg(long, value_name = "DIR")]
     pub to: PathBuf,
     /// Directory of the control sockets
-    #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
+    #[arg(long, value_name = "DIR", default_value = api::RUN_DIR)]
     pub run_dir: PathBuf,
 }
 
@@ -304,7 +304,7 @@ pub struct UnprotectArgs {
     #[arg(long, value_name = "NAME")]
     pub vm: Name,
     /// Directory of the control sockets
-    #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
+    #[arg(long, value_name = "DIR", default_value = api::RUN_DIR)]
     pub run_dir: PathBuf,
     /// Do not wait for the outcome: exit with 0 once the order is accepted
     #[arg(long)]
@@ -318,7 +318,7 @@ pub struct ReprotectArgs {
     #[arg(long, value_name = "NAME")]
     pub vm: Name,
     /// Directory of the control sockets
-    #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
+    #[arg(long, value_name = "DIR", default_value = api::RUN_DIR)]
     pub run_dir: PathBuf,
 }
 
@@ -329,7 +329,7 @@ pub struct OperatorArgs {
     #[arg(long, value_name = "NAME")]
     pub vm: Name,
     /// Directory of the control sockets
-    #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
+    #[arg(long, value_name = "DIR", default_value = api::RUN_DIR)]
     pub run_dir: PathBuf,
     /// Confirm that the VM does not run on the other host: you checked that the host is off, or that its QEMU is killed. If it
     /// ran there, two copies would answer the same clients, and nothing could merge them again

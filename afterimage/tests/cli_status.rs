@@ -391,7 +391,7 @@ fn a_process_that_is_dead_or_stopped_hides_no_other() {
     for words in ["dead  primary  gone ", "mute  standby  does not answer ", "web   primary  protected        yes"] {
         assert!(stdout.contains(words), "{words}: {stdout}");
     }
-    let us = format!("process {} is there, and did not answer within 5s", process::id());
+    let us = format!("process {} is there, and did not answer within 5 s", process::id());
     assert!(stdout.contains(&us) && stdout.contains("`afterimage why --vm dead` shows how it ended"), "{stdout}");
     let (code, stdout, stderr) = run(dir.path(), &["keepalive", "show"]);
     assert_eq!(code, 3, "{stdout}{stderr}");

@@ -10,7 +10,7 @@ use crate::{
     serve::{Answering, Asked, Site},
 };
 use mc_core::id::Name;
-use node::events::Side;
+use node::{events::Side, units::spoken};
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::{sync::oneshot, time::timeout};
 
@@ -140,7 +140,7 @@ impl Shared {
             Ok(Ok(Ok(events))) => return Answer::json(&events),
             Ok(Ok(Err(error))) => format!("the journal cannot be read: {error}"),
             Ok(Err(_)) => "the journal's reader ended".to_owned(),
-            Err(_) => format!("the disk has not answered within {DISK:?}"),
+            Err(_) => format!("the disk has not answered within {}", spoken(DISK)),
         };
         Answer::problem(&Problem::new(Kind::Stalled, why).instance(path))
     }

@@ -14,6 +14,7 @@ use mc_core::id::Name;
 use node::{
     events::Side,
     exit::{Code, ExitError},
+    units::spoken,
 };
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
 use std::{
@@ -134,7 +135,10 @@ fn mute(path: &Path) -> NoAnswer {
         Some((pid, _)) => format!("look at it: `ps -o pid,stat,wchan,cmd -p {pid}`"),
         None => format!("look at who has {}: `ss -xlp`", path.display()),
     };
-    NoAnswer { role: MUTE, why: format!("{process} is there, and did not answer within {ANSWER_PATIENCE:?}; {remedy}") }
+    NoAnswer {
+        role: MUTE,
+        why: format!("{process} is there, and did not answer within {}; {remedy}", spoken(ANSWER_PATIENCE)),
+    }
 }
 
 /// Connects, or says at once why not.

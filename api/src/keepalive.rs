@@ -13,13 +13,14 @@ use node::{
         BeatHandle, Negotiation, Offer, PathStats,
         fit::{self, Unfit},
     },
+    units::{spoken, time_text},
 };
 use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, time::Duration};
 
 /// What an operator wants. What is left out stays as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct Wanted {
     /// From one beat to the next, µs.
     pub interval_us: Option<u64>,
@@ -31,6 +32,13 @@ pub struct Wanted {
     pub this_side: bool,
     /// In spite of silences seen.
     pub force: bool,
+}
+
+impl Wanted {
+    /// Whether nothing is wished.
+    pub(crate) fn changes_nothing(&self) -> bool {
+        self.interval_us.is_none() && self.min_rx_us.is_none() && self.multiplier.is_none()
+    }
 }
 
 /// `keepalive show`, of one side of a VM.
@@ -302,13 +310,15 @@ fn judge(
     let late = Duration::from_micros(beats.stats().max_self_late_us);
     if late > interval / 4 {
         warnings.push(format!(
-            "this side's own beat thread was late by up to {late:?} in this session, more than a quarter of \
-             {interval:?}; that lengthens detection"
+            "this side's own beat thread was late by up to {} in this session, more than a quarter of \
+             {}; that lengthens detection",
+            spoken(late),
+            time_text(interval)
         ));
     }
     let Err(doubt) = fit::has_borne(receive, peer.multiplier, now.overdue_max) else { return Ok(()) };
     if !wanted.force {
-        let more = "or accept false suspicions with --force: each one ends protection or causes a takeover";
+        let more = "or accept false suspicions with `force` (--force): each one ends protection or causes a takeover";
         return Err(Refusal { remedy: format!("{}; {more}", doubt.remedy), what: doubt.what });
     }
     warnings.push(doubt.what);

@@ -30,6 +30,7 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod body;
 mod client;
 mod control;
 mod desk;
@@ -68,7 +69,7 @@ pub use request::{Request, Response};
 pub use route::{ROUTES, Route, Routed, line, route};
 pub use settings::{EPOCH, STAGING, Settings, SettingsReport, two_slabs};
 pub use socket::{ControlError, ControlSocket};
-pub use sockets::{side_of, socket_path, sockets_in};
+pub use sockets::{RUN_DIR, side_of, socket_path, sockets_in};
 pub use status::{
     ArbiterStatus, Beats, OfSide, OutputStatus, Primary, RUNNING, SCHEMA, Standby, Status, WAITING, WhyNot,
 };

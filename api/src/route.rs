@@ -1,6 +1,7 @@
 //! Which request a method, a path, a query and a body are; and the way back, for this program's own questions.
 
 use crate::{
+    body::read,
     desk::Serves,
     keepalive::Wanted,
     problem::{Kind, Problem},
@@ -8,7 +9,7 @@ use crate::{
     settings::Settings,
 };
 use mc_core::id::Name;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use witness::{NodeSpec, WitnessRequest};
@@ -96,18 +97,21 @@ pub enum Routed {
 
 /// To where an image is exported.
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct ExportTo {
     dir: PathBuf,
 }
 
 /// Whose a VM is from now on.
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct AssignTo {
     node: NodeSpec,
 }
 
 /// A request without parameters.
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Nothing {}
 
 /// What is asked. `target` is the path with its query; `serves`, what stands behind the socket.
@@ -122,7 +126,7 @@ pub fn route(serves: &Serves, method: &str, target: &str, body: &[u8]) -> Result
 fn find(serves: &Serves, method: &str, path: &str, query: &str, body: &[u8]) -> Result<Routed, Problem> {
     let here: Vec<(&Route, &str)> =
         ROUTES.iter().filter_map(|route| Some((route, matches(route.path, path)?))).collect();
-    let Some((_, vm)) = here.first() else { return Err(unknown(path)) };
+    let Some((_, vm)) = here.first() else { return Err(unknown(serves, path)) };
     let vm = named(serves, path, vm)?;
     // HEAD is GET whose answer has no body.
     let method = if method == "HEAD" { "GET" } else { method };
@@ -148,12 +152,20 @@ pub(crate) fn allowed(path: &str) -> Vec<&'static str> {
     ROUTES.iter().filter(|route| matches(route.path, path).is_some()).map(|route| route.method).collect()
 }
 
-fn unknown(path: &str) -> Problem {
+fn unknown(serves: &Serves, path: &str) -> Problem {
     let detail = match path.strip_prefix("/v").and_then(|rest| rest.split('/').next()?.parse::<u32>().ok()) {
         Some(version) if version != 1 => format!("version {version} of the API is not known here, only version 1"),
         _ => format!("nothing is at {path}"),
     };
-    Problem::new(Kind::NotFound, detail).remedy("GET /v1/vms lists what is served here; docs/API.md lists every route")
+    Problem::new(Kind::NotFound, detail).remedy(listed(serves))
+}
+
+/// Where to begin at this socket.
+fn listed(serves: &Serves) -> &'static str {
+    match serves {
+        Serves::Witness => "GET /v1/witness lists what is kept here; docs/API.md lists every route",
+        Serves::Vm { .. } => "GET /v1/vms lists what is served here; docs/API.md lists every route",
+    }
 }
 
 /// A name as one segment of a path (RFC 3986, 2.1): names may have spaces, and letters of any language.
@@ -177,13 +189,13 @@ fn decoded(segment: &str) -> Option<String> {
 fn named(serves: &Serves, path: &str, vm: &str) -> Result<Option<Name>, Problem> {
     let vm = &decoded(vm).ok_or_else(|| bad(format!("{path}: the name of the VM is not percent-encoded UTF-8")))?;
     let of_witness = path.starts_with("/v1/witness");
-    let elsewhere = |what: String| Problem::new(Kind::NotFound, what);
+    let elsewhere = |what: String| Problem::new(Kind::NotFound, what).remedy(listed(serves));
     match serves {
         Serves::Witness if !of_witness => {
-            Err(elsewhere("this is a witness; that is for `protect` or `standby`".to_owned()))
+            Err(elsewhere(format!("this is a witness; ask `protect` or `standby` for {path}")))
         }
         Serves::Vm { side, .. } if of_witness => {
-            Err(elsewhere(format!("this is the {}; run that command against the witness", side.as_str())))
+            Err(elsewhere(format!("this is the {}; ask the witness for {path}", side.as_str())))
         }
         _ if vm.is_empty() => Ok(None),
         Serves::Witness => vm.parse().map(Some).map_err(bad),
@@ -213,14 +225,23 @@ fn request(to: To, vm: Option<Name>, query: &str, body: &[u8]) -> Result<Routed,
         To::Protect => plain(Request::Protect),
         To::Handover => plain(Request::Handover),
         To::MakeWay => plain(Request::MakeWay),
-        To::KeepaliveSet => Ok(Routed::Ask(Request::KeepaliveSet(read::<Wanted>(body)?))),
+        To::KeepaliveSet => {
+            let wanted: Wanted = read(body).map_err(bad)?;
+            if wanted.changes_nothing() {
+                return Err(bad("nothing is to be changed: give interval_us, min_rx_us or multiplier"));
+            }
+            Ok(Routed::Ask(Request::KeepaliveSet(wanted)))
+        }
         To::Set => {
-            let settings: Settings = read(body)?;
+            let settings: Settings = read(body).map_err(bad)?;
+            if settings == Settings::default() {
+                return Err(bad("nothing is to be changed: give epoch_us, max_staging_bytes or on_cap"));
+            }
             settings.bounds().map_err(bad)?;
             Ok(Routed::Ask(Request::Set(settings)))
         }
         To::Export => {
-            let ExportTo { dir } = read(body)?;
+            let ExportTo { dir } = read(body).map_err(bad)?;
             if !dir.is_absolute() {
                 return Err(bad(format!("dir: {}: an absolute path is needed", dir.display())));
             }
@@ -228,7 +249,7 @@ fn request(to: To, vm: Option<Name>, query: &str, body: &[u8]) -> Result<Routed,
         }
         To::Witness => nothing(body).map(|()| witness(WitnessRequest::List)),
         To::Assign => {
-            let AssignTo { node } = read(body)?;
+            let AssignTo { node } = read(body).map_err(bad)?;
             Ok(witness(WitnessRequest::Assign { vm: vm()?, node }))
         }
         To::Forget => nothing(body).and_then(|()| Ok(witness(WitnessRequest::Forget { vm: vm()? }))),
@@ -237,21 +258,7 @@ fn request(to: To, vm: Option<Name>, query: &str, body: &[u8]) -> Result<Routed,
 
 /// No body, or an empty object.
 fn nothing(body: &[u8]) -> Result<(), Problem> {
-    if body.is_empty() { Ok(()) } else { read::<Nothing>(body).map(drop) }
-}
-
-/// An object of which every field is known: a slip must not pass for a wish that was left out.
-fn read<T: DeserializeOwned + Serialize>(body: &[u8]) -> Result<T, Problem> {
-    let value: Value = serde_json::from_slice(body).map_err(|error| bad(format!("the body is not JSON: {error}")))?;
-    let Value::Object(given) = &value else { return Err(bad("the body is not a JSON object")) };
-    let given: Vec<String> = given.keys().cloned().collect();
-    // From the text: a key that is there twice is in no `Value`.
-    let read: T = serde_json::from_slice(body).map_err(|error| bad(format!("the body: {error}")))?;
-    let known = serde_json::to_value(&read).map_err(bad)?;
-    match given.iter().find(|field| known.get(field).is_none()) {
-        Some(field) => Err(bad(format!("the body has a field {field:?}, which is not known here"))),
-        None => Ok(read),
-    }
+    if body.is_empty() { Ok(()) } else { read::<Nothing>(body).map(drop).map_err(bad) }
 }
 
 fn events(query: &str) -> Result<Routed, Problem> {
@@ -377,15 +384,27 @@ mod tests {
             ("GET", "/v1/vms/web/", "", Kind::NotFound, "nothing is at"),
             ("GET", "/v1/vms//keepalive", "", Kind::NotFound, "nothing is at"),
             ("GET", "/v1/vms/../vms/web", "", Kind::NotFound, "nothing is at"),
-            ("GET", "/v1/witness", "", Kind::NotFound, "this is the primary; run that command against the witness"),
+            ("GET", "/v1/witness", "", Kind::NotFound, "this is the primary; ask the witness for /v1/witness"),
             ("POST", "/v1/vms", "", Kind::MethodNotAllowed, "/v1/vms has GET"),
             ("DELETE", "/v1/vms/web/keepalive", "", Kind::MethodNotAllowed, "has GET and POST"),
             ("GET", "/v1/vms/web/takeover", "", Kind::MethodNotAllowed, "has POST"),
             ("GET", "/v1/vms/web?x=1", "", Kind::BadRequest, "takes no parameters"),
             ("POST", "/v1/vms/web/settings", "", Kind::BadRequest, "not JSON"),
             ("POST", "/v1/vms/web/settings", "[]", Kind::BadRequest, "not a JSON object"),
-            ("POST", "/v1/vms/web/settings", "{\"epok\":5}", Kind::BadRequest, "a field \"epok\""),
-            ("POST", "/v1/vms/web/settings", "{\"epoch_us\":-5}", Kind::BadRequest, "-5"),
+            (
+                "POST",
+                "/v1/vms/web/settings",
+                "{\"epok\":5}",
+                Kind::BadRequest,
+                "unknown field `epok`, expected one of `epoch_us`",
+            ),
+            (
+                "POST",
+                "/v1/vms/web/settings",
+                "{\"epoch_us\":-5}",
+                Kind::BadRequest,
+                "epoch_us: invalid value: integer `-5`",
+            ),
             ("POST", "/v1/vms/web/settings", "{\"epoch_us\":5}", Kind::BadRequest, "expected 1ms to 60s"),
             (
                 "POST",
@@ -396,7 +415,7 @@ mod tests {
             ),
             ("POST", "/v1/vms/web/keepalive", "{\"force\":true,\"force\":false}", Kind::BadRequest, "duplicate field"),
             ("POST", "/v1/vms/web/export", "{\"dir\":\"/a\",\"dir\":\"/b\"}", Kind::BadRequest, "duplicate field"),
-            ("POST", "/v1/vms/web/takeover", "{\"force\":true}", Kind::BadRequest, "a field \"force\""),
+            ("POST", "/v1/vms/web/takeover", "{\"force\":true}", Kind::BadRequest, "unknown field `force`"),
             ("POST", "/v1/vms/web/export", "{\"dir\":\"tmp\"}", Kind::BadRequest, "absolute"),
             ("GET", "/v1/vms/web/events?limit=x", "", Kind::BadRequest, "limit=x"),
             ("GET", "/v1/vms/web/events?last=1", "", Kind::BadRequest, "\"last\""),
@@ -408,6 +427,52 @@ mod tests {
         }
         let problem = route(&Serves::Witness, "GET", "/v1/vms", b"").unwrap_err();
         assert!(problem.is(Kind::NotFound) && problem.detail.contains("this is a witness"), "{problem:?}");
+        assert!(problem.remedy.unwrap().starts_with("GET /v1/witness "));
+        assert!(ask("GET", "/v1/vm", "").unwrap_err().remedy.unwrap().starts_with("GET /v1/vms "));
+    }
+
+    #[test]
+    fn a_field_that_is_wrong_is_named_without_the_words_of_a_programming_language() {
+        let why = |path: &str, body: &str| {
+            let serves = if path.starts_with("/v1/witness") { Serves::Witness } else { vm() };
+            route(&serves, "POST", path, body.as_bytes()).unwrap_err().detail
+        };
+        let (keepalive, settings) = ("/v1/vms/web/keepalive", "/v1/vms/web/settings");
+        let (export, assign) = ("/v1/vms/web/export", "/v1/witness/vms/web/assign");
+        for (path, body, words) in [
+            (keepalive, "{}", "give interval_us, min_rx_us or multiplier"),
+            (keepalive, "{\"force\":true}", "nothing is to be changed"),
+            (
+                keepalive,
+                "{\"multiplier\":300}",
+                "multiplier: invalid value: integer `300`, expected a number from 0 to 255",
+            ),
+            (
+                keepalive,
+                "{\"interval_us\":\"5\"}",
+                "interval_us: invalid type: string \"5\", expected a whole number, 0 or more",
+            ),
+            (keepalive, "{\"interval_us\":{}}", "interval_us: invalid type: an object, expected a whole number"),
+            (keepalive, "{\"this_side\":1}", "this_side: invalid type: integer `1`, expected true or false"),
+            (settings, "{}", "give epoch_us, max_staging_bytes or on_cap"),
+            (
+                settings,
+                "{\"max_staging_bytes\":1}",
+                "max_staging_bytes: 1 byte is out of range: expected 512KiB to 1024GiB",
+            ),
+            (settings, "{\"max_staging_bytes\":1025}", "max_staging_bytes: 1025 bytes is out of range"),
+            (settings, "{\"on_cap\":\"hold\"}", "on_cap: invalid policy for full staging"),
+            (export, "{\"dir\":[]}", "dir: invalid type: an array, expected a path"),
+            (export, "{}", "missing field `dir`"),
+            (export, "{\"dir\":\"/a\",\"to\":1}", "unknown field `to`, expected `dir`"),
+            (assign, "{\"node\":{\"name\":\"a\",\"idd\":1}}", "node: unknown field `idd`, expected `name` or `id`"),
+            (assign, "{\"node\":\"a\"}", "node: invalid type: string \"a\", expected an object with `name`, and `id`"),
+            (assign, "{\"node\":{\"name\":\"a\",\"id\":\"12\"}}", "32 hexadecimal digits"),
+            (assign, "{\"node\":{\"name\":\"a\"},\"vm\":\"b\"}", "unknown field `vm`, expected `node`"),
+        ] {
+            let said = why(path, body);
+            assert!(said.contains(words), "{body}: {said}");
+        }
     }
 
     #[test]

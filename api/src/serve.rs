@@ -16,7 +16,10 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
-use node::repeated::{Repeated, and_more};
+use node::{
+    repeated::{Repeated, and_more},
+    units::spoken,
+};
 use std::{convert::Infallible, io, pin::Pin, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -160,7 +163,8 @@ async fn converse<T: Site, S: AsyncRead + AsyncWrite + Send + 'static>(
 ) -> io::Result<()> {
     let (mut read, write) = tokio::io::split(stream);
     let mut bytes = Vec::new();
-    let slow = || Head::Bad(Problem::new(Kind::TooSlow, format!("a request's head has {PATIENCE:?} to arrive")));
+    let slow =
+        || Head::Bad(Problem::new(Kind::TooSlow, format!("a request's head has {} to arrive", spoken(PATIENCE))));
     let head = tokio::select! {
         head = timeout(PATIENCE, hear(&mut read, &mut bytes)) => head.unwrap_or_else(|_| Ok(slow()))?,
         () = seat.lost() => Head::Bad(gave_way()),
@@ -260,7 +264,7 @@ async fn whole(body: Incoming) -> Result<Bytes, Problem> {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_long()),
         Ok(Err(error)) => Err(Problem::new(Kind::BadRequest, format!("the request's body: {error}"))),
-        Err(_) => Err(Problem::new(Kind::TooSlow, format!("a request's body has {PATIENCE:?} to arrive"))),
+        Err(_) => Err(Problem::new(Kind::TooSlow, format!("a request's body has {} to arrive", spoken(PATIENCE)))),
     }
 }
 

@@ -1,7 +1,7 @@
 //! What of a primary can be changed while it runs, all of it or none.
 
 use crate::{REPORT_SCHEMA, on_cap::OnCapWish};
-use node::units::{parse_duration, parse_size, size_text, time_text};
+use node::units::{bytes_text, parse_duration, parse_size, size_text, time_text};
 use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, time::Duration};
 
@@ -12,7 +12,7 @@ pub const STAGING: (&str, &str) = ("512KiB", "1024GiB");
 
 /// What is to be changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// From one checkpoint to the next, µs.
     pub epoch_us: Option<u64>,
@@ -67,10 +67,10 @@ impl Settings {
     pub(crate) fn bounds(&self) -> Result<(), String> {
         if let Some(us) = self.epoch_us {
             let epoch = Duration::from_micros(us);
-            within("epoch", epoch, EPOCH, parse_duration, || time_text(epoch))?;
+            within("epoch_us", epoch, EPOCH, parse_duration, || time_text(epoch))?;
         }
         let Some(bytes) = self.max_staging_bytes else { return Ok(()) };
-        within("staging", bytes, STAGING, parse_size, || size_text(bytes))
+        within("max_staging_bytes", bytes, STAGING, parse_size, || bytes_text(bytes))
     }
 
     /// The bounds, and what a process with such slabs needs: every value is looked at before any is taken.
@@ -81,7 +81,7 @@ impl Settings {
         self.bounds()?;
         match self.max_staging_bytes {
             Some(bytes) if bytes < 2 * slab_bytes => {
-                Err(format!("staging = {}: expected {}", size_text(bytes), two_slabs(slab_bytes)))
+                Err(format!("staging of {} is too small: expected {}", bytes_text(bytes), two_slabs(slab_bytes)))
             }
             _ => Ok(()),
         }
@@ -113,7 +113,7 @@ mod tests {
         }
         let epoch = |us| Settings { epoch_us: Some(us), ..Settings::default() }.check(1 << 20);
         assert!(epoch(1_001).is_ok() && epoch(0).is_err() && epoch(u64::MAX).is_err());
-        assert_eq!(epoch(999), Err("epoch: 999us is out of range: expected 1ms to 60s".to_owned()));
+        assert_eq!(epoch(999), Err("epoch_us: 999us is out of range: expected 1ms to 60s".to_owned()));
     }
 
     #[test]

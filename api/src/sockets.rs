@@ -4,6 +4,9 @@ use mc_core::id::Name;
 use node::events::Side;
 use std::path::{Path, PathBuf};
 
+/// Where control sockets are, unless somebody says otherwise.
+pub const RUN_DIR: &str = "/run/afterimage";
+
 /// Where the control socket of one side of a VM is.
 #[must_use]
 pub fn socket_path(run_dir: &Path, vm: Name, side: Side) -> PathBuf {

@@ -113,7 +113,7 @@ pub struct MemorySource<G: Guest, C> {
 }
 
 impl<G: Guest, C: Clock> MemorySource<G, C> {
-    /// Over this guest; the tracker is one of its RAM.
+    /// Over this guest. `blocks` is one, and the tracker is one of all of it: else no session begins.
     #[must_use]
     pub fn new(guest: G, clock: C, blocks: Arc<[SharedRam]>, tracker: Tracker, engine: Box<dyn CaptureEngine>) -> Self {
         Self {
@@ -164,7 +164,14 @@ impl<G: Guest, C: Clock> MemorySource<G, C> {
 
     /// The whole RAM, once: later checkpoints have what was written since.
     fn everything(&self) -> Result<Run, SourceError> {
-        let pages = u32::try_from(self.blocks[0].len() / PAGE_SIZE).map_err(failed)?;
+        let (blocks, len, tracked) = (self.blocks.len(), self.blocks[0].len(), self.tracker.len());
+        if blocks != 1 || tracked != len as u64 {
+            let why = format!("{blocks} blocks of RAM, the first of {len} bytes, and a tracker of {tracked} bytes");
+            return Err(SourceError::Stream(format!(
+                "the source takes one block of RAM, tracked as a whole; here: {why}"
+            )));
+        }
+        let pages = u32::try_from(len / PAGE_SIZE).map_err(failed)?;
         Ok(Run { block: BlockId(0), offset: 0, pages })
     }
 
@@ -219,8 +226,9 @@ fn failed(error: impl ToString) -> SourceError {
 impl<G: Guest, C: Clock> CheckpointSource for MemorySource<G, C> {
     /// The guest is stopped until the full synchronisation is in the sink.
     fn begin(&mut self) -> Result<(), SourceError> {
+        let everything = self.everything()?;
         self.pause()?; // what was written before is in it anyway
-        self.runs = vec![self.everything()?];
+        self.runs = vec![everything];
         self.lap.full = true;
         self.count();
         Ok(())

@@ -120,6 +120,27 @@ fn the_image_is_the_guests_ram_after_every_checkpoint() {
 }
 
 #[test]
+fn a_source_takes_all_of_the_ram_or_none() {
+    let whole = || SharedRam::anonymous(2 * PAGE_SIZE).unwrap();
+    let nobody = Mapped { pid: std::process::id(), start: 0, watched: false };
+    let small = SharedRam::anonymous(PAGE_SIZE).unwrap();
+    let cases: [(Arc<[SharedRam]>, &SharedRam); 2] =
+        [(Arc::new([whole(), whole()]), &whole()), (Arc::new([whole()]), &small)];
+    for (blocks, tracked) in cases {
+        let tracker = Tracker::new(nobody, tracked, Way::Compare).unwrap();
+        let guest = Writer { ram: whole(), rng: Rng::new(3), stopped: false, writes: 0 };
+        let engine = Box::new(Memcpy::new(Arc::clone(&blocks)));
+        let error = MemorySource::new(guest, Still, blocks, tracker, engine).begin().unwrap_err().to_string();
+        assert!(error.contains("one block of RAM, tracked as a whole"), "{error}");
+    }
+    let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).unwrap());
+    ftruncate(&file, 100_000).unwrap();
+    let guest = Writer { ram: whole(), rng: Rng::new(3), stopped: false, writes: 0 };
+    let error = MemorySource::over(guest, Still, &file).map(drop).unwrap_err().to_string();
+    assert!(error.contains("100000 bytes of RAM are not whole pages"), "{error}");
+}
+
+#[test]
 fn a_source_that_is_dropped_while_the_guest_is_stopped_lets_it_go_on() {
     #[derive(Clone, Default)]
     struct Flag(Arc<AtomicBool>);

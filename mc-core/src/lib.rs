@@ -29,15 +29,16 @@
 //! | [`claim::Claim`] | whether a process that starts, or follows one that died, may run the VM at all |
 //!
 //! Start with [`primary`], whose module documentation draws the whole life of a protected VM; then [`standby`]. The same
-//! values run in the product ([`driver`]) and under the model checker (`tests/model.rs`).
+//! values run in the product ([`driver`]) and under the model checker (`tests/model/main.rs`).
 //!
 //! # The map
 //!
 //! Modules are the namespaces here: [`primary::Event`] is not [`standby::Event`]. What an embedder implements: a [`source`], a
 //! [`gate`], and for a network of its own a [`transport`]; what it makes: [`ram`], [`image`].
 //!
-//! [`id`] has the vocabulary's numbers, [`seen`] what a node remembers of the register, [`histogram`] the one way in which times are counted, [`wire`] every byte, [`slab`] and [`staging`] the memory, [`capture`] the trait of who copies
-//! into it, [`transport`], [`source`] and [`gate`] the traits that the outside implements, [`failover`] a transport made of
+//! [`id`] has the vocabulary's numbers, [`seen`] what a node remembers of the register, [`histogram`] the one way in which times
+//! are counted, [`wire`] every byte, [`slab`] and [`staging`] the memory, [`capture`] the trait of who copies into it,
+//! [`transport`], [`source`] and [`gate`] the traits that the outside implements, [`failover`] a transport made of
 //! two, `testing` (a feature) an in-memory transport and the suite that every transport must pass.
 //!
 //! # What may grow

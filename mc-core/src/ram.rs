@@ -319,6 +319,10 @@ mod tests {
             let refused = unsafe { SharedRam::of_another(NonNull::dangling(), len, Box::new(())) };
             assert!(matches!(refused, Err(RamError::Empty)), "{refused:?}");
         }
+        let (at, owner, _) = heap(2);
+        // SAFETY: the pages stay until `owner` is dropped.
+        let part = unsafe { SharedRam::of_another(at, PAGE_SIZE + 8, owner) };
+        assert!(matches!(part, Err(RamError::Partial { .. })), "{part:?}");
     }
 
     fn bytes(ram: &SharedRam, offset: usize, len: usize) -> Vec<u8> {

@@ -48,6 +48,18 @@ pub struct Register {
     pub mode: Mode,
 }
 
+/// For people: "g2, a protected by b".
+impl std::fmt::Display for Register {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.mode {
+            Mode::Solo => write!(f, "{}, {} alone", self.generation, self.owner.node),
+            Mode::Protected { standby } => {
+                write!(f, "{}, {} protected by {}", self.generation, self.owner.node, standby.node)
+            }
+        }
+    }
+}
+
 impl Register {
     /// The nodes that it names: the owner, and the standby if there is one. Only they may change it.
     pub fn nodes(&self) -> impl Iterator<Item = NodeId> {

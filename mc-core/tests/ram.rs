@@ -43,10 +43,12 @@ fn a_block_lies_anywhere_in_a_file_and_outlives_its_descriptor() {
 }
 
 #[test]
-fn a_block_need_not_end_with_a_page() {
-    let file = memfd(2 * PAGE, MemfdFlags::empty());
-    let ram = SharedRam::map_at(&file, PAGE, 10).unwrap();
-    assert!(ram.contains(0, 10) && !ram.contains(0, 11));
+fn a_block_is_whole_pages() {
+    let file = memfd(100_000, MemfdFlags::empty());
+    let partial = |error| matches!(error, RamError::Partial { len: 100_000 });
+    let error = refused(&file, 0, 100_000);
+    assert_eq!(error.to_string(), "100000 bytes of RAM are not whole pages: take a multiple of 4096");
+    assert!(partial(error) && partial(SharedRam::anonymous(100_000).unwrap_err()));
 }
 
 #[test]

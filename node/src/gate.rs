@@ -1,6 +1,9 @@
 //! A gate for a VM of this process: what it sends comes through a channel, and leaves by a function.
 
-use crate::inbox::{Inbox, Outbox, inbox};
+use crate::{
+    events::{Event, emit},
+    inbox::{Inbox, Outbox, inbox},
+};
 use mc_core::{
     gate::{GateStats, OutputGate, WaitFd},
     id::Epoch,
@@ -13,6 +16,10 @@ const MOST_HELD: u64 = 1 << 16;
 const AT_ONCE: usize = 1024;
 
 /// Holds messages of a VM, 65,536 at most, until the epoch that covers them is committed. The VM puts them into the [`Outbox`] that it was made with.
+///
+/// A message leaves at most once, and never before it is committed. It may be lost, although the state of the VM says that it was sent: with
+/// a primary that dies after the commit and before it let the message out, since the standby continues behind it; and beyond the 65,536,
+/// which is told as an event. What has to arrive is acknowledged by whoever receives it, and sent again by the VM, as over any network.
 ///
 /// ```
 /// use mc_core::{gate::OutputGate, id::Epoch};
@@ -35,6 +42,8 @@ pub struct MessageGate<T> {
     open: Vec<T>,
     batches: VecDeque<(Epoch, Vec<T>)>,
     stats: GateStats,
+    /// Dropped because too many are held.
+    overflowed: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,14 +53,14 @@ enum Mode {
     Shut,
 }
 
-/// The VM's end, and a gate that is open. `out` is what the outside sees.
+/// The VM's end, and a gate that is open. `out` is what the outside sees; it is called by the runner's loop, and must not wait.
 ///
 /// # Errors
 /// No descriptor.
 pub fn messages<T>(out: impl FnMut(T) + Send + 'static) -> io::Result<(Outbox<T>, MessageGate<T>)> {
     let (outbox, inbox) = inbox()?;
     let (open, batches, stats) = (Vec::new(), VecDeque::new(), GateStats::default());
-    Ok((outbox, MessageGate { inbox, out: Box::new(out), mode: Mode::Open, open, batches, stats }))
+    Ok((outbox, MessageGate { inbox, out: Box::new(out), mode: Mode::Open, open, batches, stats, overflowed: 0 }))
 }
 
 impl<T> MessageGate<T> {
@@ -67,7 +76,24 @@ impl<T> MessageGate<T> {
                 self.open.push(message);
                 self.stats.held_packets += 1;
             }
-            Mode::Holds | Mode::Shut => self.stats.dropped_packets += 1,
+            Mode::Holds => {
+                self.stats.dropped_packets += 1;
+                self.tell_dropped();
+            }
+            Mode::Shut => self.stats.dropped_packets += 1,
+        }
+    }
+
+    /// At the first one, and at twice as many each time.
+    fn tell_dropped(&mut self) {
+        self.overflowed += 1;
+        if self.overflowed.is_power_of_two() {
+            let why = format!(
+                "the VM sent more than {MOST_HELD} messages that no commit covers yet; {} of them were dropped so far",
+                self.overflowed
+            );
+            tracing::warn!(why, "messages of the VM are lost");
+            emit(Event::GateFailed(why.into()));
         }
     }
 
@@ -186,6 +212,7 @@ mod tests {
         (2000..MOST_HELD + 2000).for_each(|n| assert!(vm.put(n)));
         gate.barrier(Epoch(1)).unwrap();
         assert_eq!((gate.stats().held_packets, gate.stats().dropped_packets), (MOST_HELD, 2000 - AT_ONCE as u64));
+        assert_eq!(gate.overflowed, 2000 - AT_ONCE as u64, "told as events");
         gate.open().unwrap();
         assert!(seen.lock().unwrap().is_sorted() && gate.stats().held_packets == 0);
     }

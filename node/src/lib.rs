@@ -54,6 +54,7 @@ pub mod outside;
 mod outside;
 pub mod pass;
 pub mod paths;
+mod place;
 pub mod primary;
 pub mod program;
 pub mod progress;

@@ -2,7 +2,7 @@
 
 mod time;
 
-pub use time::{from_micros, parse_ago, parse_duration, time_text};
+pub use time::{from_micros, parse_ago, parse_duration, spoken, time, time_text};
 
 /// The largest size that any setting takes, bytes: 1 TiB.
 const LARGEST: u64 = 1 << 40;
@@ -38,6 +38,17 @@ pub fn size_text(bytes: u64) -> String {
         b => (b as f64 / 1024.0, "KiB"),
     };
     format!("{n}{unit}")
+}
+
+/// For people: as [`size_text`], unless that takes a fraction of a KiB; then in bytes.
+#[must_use]
+pub fn bytes_text(bytes: u64) -> String {
+    match bytes {
+        1 => "1 byte".to_owned(),
+        0 => "0 bytes".to_owned(),
+        b if b.is_multiple_of(1024) => size_text(b),
+        b => format!("{b} bytes"),
+    }
 }
 
 /// A whole number of bytes, more than zero, at most [`LARGEST`]. A thousandth of a byte is forgiven: readers of JSON need not

@@ -8,11 +8,11 @@ mod text;
 pub use text::{frequency, render};
 
 use crate::{
-    ProbeFile, time,
+    ProbeFile,
     tune::{self, Assessment, Limit, Model, Support, Verdict},
 };
 use mc_core::detector::{MAX_INTERVAL, MIN_INTERVAL};
-use node::keepalive::Measured;
+use node::{keepalive::Measured, units::time};
 use serde::Serialize;
 use std::{str::FromStr, time::Duration};
 

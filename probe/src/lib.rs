@@ -42,7 +42,7 @@ pub use client::{LOAD_BYTES, Probe, measure};
 pub use file::{FileError, MAX_FILE, Machine, Phase, ProbeFile, SCHEMA, Settings};
 pub use greeting::{Answer, Ask, Greeting};
 pub use serve::{SERVED_BYTES, Server};
-pub use text::{render, time};
+pub use text::render;
 
 /// Bytes of a slab of the load.
 const SLAB: u32 = 1 << 20;

@@ -18,6 +18,7 @@ use node::{
     keepalive::{BeatHandle, Measured, Verdict},
     paths::{self, PathsConfig, Route},
     repeated::{Repeated, and_more},
+    units::spoken,
 };
 use parking_lot::Mutex;
 use std::{
@@ -217,7 +218,7 @@ fn session_loop(mut link: Box<dyn Transport>, beats: &BeatHandle, slab_size: u32
             return Ok(());
         }
         if beats.verdict() == Verdict::Suspect && Clock.now().since(beats.last_heard()) > GONE {
-            bail!("nothing was heard for {GONE:?}");
+            bail!("nothing was heard for {}", spoken(GONE));
         }
         load::rest(link.as_ref(), GLANCE);
     }

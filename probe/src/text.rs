@@ -2,21 +2,11 @@
 
 use crate::file::{Phase, ProbeFile};
 use mc_core::histogram::Histogram;
-use node::keepalive::{LossRuns, Measured};
-use std::{fmt::Write, time::Duration};
-
-/// A time with three digits and its unit.
-#[must_use]
-pub fn time(time: Duration) -> String {
-    let us = time.as_secs_f64() * 1e6;
-    match us {
-        _ if us < 9.995 => format!("{us:.2} us"),
-        _ if us < 999.5 => format!("{us:.0} us"),
-        _ if us < 9_995.0 => format!("{:.2} ms", us / 1e3),
-        _ if us < 999_500.0 => format!("{:.1} ms", us / 1e3),
-        _ => format!("{:.2} s", us / 1e6),
-    }
-}
+use node::{
+    keepalive::{LossRuns, Measured},
+    units::time,
+};
+use std::fmt::Write;
 
 /// The whole report as text.
 #[must_use]
@@ -82,12 +72,6 @@ fn losses(losses: &LossRuns) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn times_have_three_digits() {
-        let times = [1, 12_345, 1_234_567, 12_345_678, 2_000_000_000].map(|ns| time(Duration::from_nanos(ns)));
-        assert_eq!(times, ["0.00 us", "12 us", "1.23 ms", "12.3 ms", "2.00 s"]);
-    }
 
     #[test]
     fn runs_are_shown_not_only_their_sum() {

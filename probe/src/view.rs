@@ -1,7 +1,7 @@
 //! What a probe shows while it measures: on a terminal one line that is drawn anew, elsewhere a line every ten seconds.
 
-use crate::text::time;
 use node::keepalive::Measured;
+use node::units::time;
 use std::{
     fmt::Write as _,
     io::{IsTerminal, Write},

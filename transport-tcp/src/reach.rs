@@ -75,9 +75,10 @@ fn reach_one(
     }
     socket.connect_timeout(&addr.into(), patience).map_err(|error| match error.kind() {
         // Ours; the kernel's own has a code.
-        io::ErrorKind::TimedOut if error.raw_os_error().is_none() => {
-            io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {patience:.0?}"))
-        }
+        io::ErrorKind::TimedOut if error.raw_os_error().is_none() => io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("no answer within {} s", (patience.as_secs_f64() * 1e3).round() / 1e3),
+        ),
         _ => error,
     })?;
     Ok(socket.into())

@@ -100,7 +100,7 @@ fn to_connect_takes_a_part_of_the_time_only() {
     let (_socket, _waiting, silent) = mute();
     let options = SessionOptions { connect: Duration::from_millis(300), ..options(PATIENT) };
     let error = Call::connect("x", &[silent], None, &options).unwrap_err().to_string();
-    assert!(error.contains("no answer within 300ms"), "{error}");
+    assert!(error.contains("no answer within 0.3 s"), "{error}");
 }
 
 #[test]

@@ -327,7 +327,7 @@ fn slow_clients_run_into_the_deadline_and_block_nobody() {
 
     let mut errors = [failure(&mut slow_listener), failure(&mut slow_listener)];
     let mut expected =
-        [silent.local_addr().unwrap(), trickler.join().unwrap()].map(|addr| format!("{addr}: no hello within 300ms"));
+        [silent.local_addr().unwrap(), trickler.join().unwrap()].map(|addr| format!("{addr}: no hello within 0.3 s"));
     errors.sort();
     expected.sort();
     assert_eq!(errors, expected);

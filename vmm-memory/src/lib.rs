@@ -19,7 +19,7 @@ pub use stepped::{Stepped, Steps};
 use anyhow::Result;
 use capture::source::MemorySource;
 use mc_core::{
-    id::{Epoch, Generation},
+    id::{Epoch, Generation, PAGE_SIZE},
     image::Image,
     register::Register,
 };
@@ -79,11 +79,20 @@ use std::{
 /// # Ok::<(), io::Error>(())
 /// ```
 pub trait Cpus: Guest + Clone {
-    /// Takes over this state, which [`Guest::device`] gave elsewhere. RAM is as it was then; the VM is stopped.
+    /// Takes over this state, which [`Guest::device`] gave elsewhere. RAM is as it was then; the VM is stopped. Comes again with the
+    /// same state, or a later one, after an attempt that failed and after a rehearsal.
     ///
     /// # Errors
     /// It makes no sense here.
     fn restore(&mut self, device: &[u8]) -> io::Result<()>;
+
+    /// Whether this state could be restored here: asked by a standby before its copy protects the VM. The VM is stopped, and stays so.
+    ///
+    /// # Errors
+    /// In words for the primary: it could not.
+    fn rehearse(&mut self, device: &[u8]) -> io::Result<()> {
+        self.restore(device)
+    }
 
     /// How it is. Asked in every turn; must not wait.
     fn life(&mut self) -> Life {
@@ -97,16 +106,15 @@ pub struct MemoryVm<C, T> {
     cpus: Commanded<C>,
     ram: Arc<File>,
     profile: Vec<u8>,
-    /// Of the copy that is, or was, continued here.
-    instance: Option<u64>,
     messages: PhantomData<fn() -> T>,
 }
 
 /// RAM of so many bytes, all of them zero: what its processors map, and [`MemoryVm::new`] takes.
 ///
 /// # Errors
-/// No descriptor, no memory.
+/// Not whole pages; no descriptor, no memory.
 pub fn memory(bytes: u64) -> io::Result<Arc<File>> {
+    whole_pages(bytes)?;
     let file = File::from(memfd_create("vm-ram", MemfdFlags::CLOEXEC)?);
     file.set_len(bytes)?;
     Ok(Arc::new(file))
@@ -116,7 +124,7 @@ impl<S: Steps> MemoryVm<Stepped<S>, S::Message> {
     /// A VM with so many bytes of RAM. A runner lets it run, once the VM is this node's. What it sends goes into `out`, the other end of a [`node::gate::messages`].
     ///
     /// # Errors
-    /// No descriptor, no memory, no thread.
+    /// Not whole pages; no descriptor, no memory, no thread.
     pub fn stepped(vm: S, bytes: u64, profile: &str, out: Outbox<S::Message>) -> Result<Self> {
         let ram = memory(bytes)?;
         let stepped = Stepped::spawn(vm, map(&ram)?, out)?;
@@ -128,11 +136,32 @@ impl<C: Cpus, T> MemoryVm<C, T> {
     /// Over processors that are stopped: a runner lets it run, once the VM is this node's. `profile`: what both sides must have in common besides the size of the RAM, such as the VMM's version.
     ///
     /// # Errors
-    /// The file cannot be asked for its size.
+    /// The file cannot be asked for its size, or is not made of whole pages.
     pub fn new(cpus: C, ram: Arc<File>, profile: &str) -> Result<Self> {
-        let profile = format!("{profile}, {} bytes of RAM", ram.metadata()?.len()).into_bytes();
+        let bytes = ram.metadata()?.len();
+        whole_pages(bytes)?;
+        let profile = format!("{profile}, {bytes} bytes of RAM").into_bytes();
         let cpus = Commanded { cpus, fenced: Arc::default() };
-        Ok(Self { cpus, ram, profile, instance: None, messages: PhantomData })
+        Ok(Self { cpus, ram, profile, messages: PhantomData })
+    }
+}
+
+/// Pages are what is copied, so a rest would never be.
+fn whole_pages(bytes: u64) -> io::Result<()> {
+    if bytes > 0 && bytes.is_multiple_of(PAGE_SIZE as u64) {
+        return Ok(());
+    }
+    let why = format!("{bytes} bytes of RAM are not whole pages: take a multiple of {PAGE_SIZE}");
+    Err(io::Error::new(io::ErrorKind::InvalidInput, why))
+}
+
+impl<C: Cpus, T> MemoryVm<C, T> {
+    /// A VM that is dead obeys nobody, and whoever asks how it is hears so.
+    fn unless_it_died(&mut self, done: io::Result<()>) -> Result<()> {
+        match done {
+            Err(_) if self.cpus.cpus.life() != Life::Lives => Ok(()),
+            done => Ok(done?),
+        }
     }
 }
 
@@ -169,8 +198,9 @@ impl<C: Cpus, T> PrimaryVm for MemoryVm<C, T> {
         self.profile.clone()
     }
 
-    fn lives(&self, instance: u64) -> bool {
-        self.instance != Some(instance)
+    /// It lives in its process, and this process alone has the VM's place: whatever the register names is no more, or is this very VM.
+    fn lives(&self, _instance: u64) -> bool {
+        false
     }
 
     fn life(&mut self) -> Life {
@@ -182,12 +212,14 @@ impl<C: Cpus, T> PrimaryVm for MemoryVm<C, T> {
     }
 
     fn leave(&mut self, _register: &Register) -> Result<()> {
-        Ok(self.cpus.resume()?)
+        let done = self.cpus.resume();
+        self.unless_it_died(done)
     }
 
     fn fence(&mut self) -> Result<()> {
         self.cpus.fenced.store(true, Ordering::Release);
-        if self.life() == Life::Lives { Ok(self.cpus.pause()?) } else { Ok(()) }
+        let done = self.cpus.pause();
+        self.unless_it_died(done)
     }
 }
 
@@ -200,8 +232,11 @@ impl<C: Cpus, T> StandbyVm for MemoryVm<C, T> {
         let mut instance = [0; 8];
         getrandom(&mut instance, GetRandomFlags::empty())?;
         let instance = u64::from_le_bytes(instance);
-        self.instance = Some(instance);
         Ok(Ready { profile: self.profile.clone(), image: Image::new(vec![map(&self.ram)?]), instance })
+    }
+
+    fn rehearse(&mut self, image: &Image) -> Result<()> {
+        Ok(self.cpus.cpus.rehearse(image.device())?)
     }
 
     fn take_over(&mut self, image: &Image, _generation: Generation, _epoch: Epoch) -> Result<()> {

@@ -14,6 +14,7 @@
 //! can never leave it again, and if its VM was stopped it stays so.
 
 use super::qmp::{Qmp, QmpError};
+use node::units::spoken;
 use serde_json::{Value, json};
 use std::{
     os::fd::BorrowedFd,
@@ -88,7 +89,7 @@ pub enum ControlError {
     #[error("the VM's machine has suppress-vmdesc=on: start QEMU without it")]
     NoDescription,
     /// QEMU does not do what it was told.
-    #[error("the VM is {status:?} and its migration {state:?}, {after:?} after QEMU was told to {what}")]
+    #[error("the VM is {status:?} and its migration {state:?}, {} after QEMU was told to {what}", spoken(*after))]
     Stuck {
         /// What it was told.
         what: &'static str,

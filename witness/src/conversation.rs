@@ -82,7 +82,7 @@ impl Conversation {
         if self.have == 0 {
             return Ok(());
         }
-        let what = format!("{} of {REQUEST_LEN} bytes in {MESSAGE:?}", self.have);
+        let what = format!("{} of {REQUEST_LEN} bytes in {} s", self.have, MESSAGE.as_secs());
         Err(io::Error::new(io::ErrorKind::TimedOut, what))
     }
 }

@@ -11,6 +11,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 /// A node, as an operator names it: by its name, if the witness knows one node of that name, or as NAME=ID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "an object with `name`, and `id` where the name is not enough")]
 pub struct NodeSpec {
     /// For people.
     pub name: Name,
@@ -31,7 +32,7 @@ impl FromStr for NodeSpec {
 
 /// What an operator asks of a witness.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "what", rename_all = "kebab-case")]
+#[serde(tag = "what", deny_unknown_fields, rename_all = "kebab-case")]
 pub enum WitnessRequest {
     /// What is there?
     List,

@@ -267,7 +267,7 @@ impl Registrar {
                 let known: Vec<_> = known.iter().map(|node| format!("{}={}", node.name, node.id)).collect();
                 let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
                 Err(format!(
-                    "{}: {why}; nodes known for {vm}: {known}. Say NAME=ID; the ID is in the file node-id of that host's --state-dir",
+                    "{}: {why}; nodes known for {vm}: {known}. Give its `id` too (NAME=ID): it is in the file node-id of that host's --state-dir",
                     wanted.name
                 ))
             }
@@ -301,10 +301,7 @@ impl Registrar {
 
 fn narrate(peer: SocketAddr, request: &Request, reply: &Reply) {
     let vm = request.vm;
-    let held = |r: Option<Register>| match r {
-        Some(r) => format!("{} {} {:?}", r.generation, r.owner.node, r.mode),
-        None => "vacant".to_owned(),
-    };
+    let held = |r: Option<Register>| r.map_or_else(|| "vacant".to_owned(), |r| r.to_string());
     match reply.outcome {
         Outcome::Won => info!(%vm, %peer, "won: {}", held(reply.held)),
         Outcome::Lost => info!(%vm, %peer, "lost: the register holds {}", held(reply.held)),
@@ -381,6 +378,15 @@ mod tests {
         let [Output::Write(_), Output::Answer { to: 1, answer }] = &outputs[..] else { panic!("{outputs:?}") };
         assert_eq!((answer.outcome, answer.held, answer.boot), (Outcome::Won, Some(new()), BOOT));
         assert_eq!(answer.probe_age_ms, None, "it has not proved that it can store");
+    }
+
+    #[test]
+    fn a_register_is_told_in_words() {
+        let owner =
+            |name: &str| Owner { node: Node { name: Name::new(name).unwrap(), id: NodeId([1; 16]) }, instance: 1 };
+        assert_eq!(new().to_string(), "g1, a alone");
+        let protected = Register { mode: Mode::Protected { standby: owner("b") }, ..new() };
+        assert_eq!(protected.to_string(), "g1, a protected by b");
     }
 
     #[test]

@@ -45,7 +45,7 @@ pub struct ProbeArgs {
     #[arg(long, value_parser = super::sides(), requires = "vm")]
     pub role: Option<Side>,
     /// With --vm: directory of the control sockets
-    #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
+    #[arg(long, value_name = "DIR", default_value = api::RUN_DIR)]
     pub run_dir: PathBuf,
     /// Time between two beats
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "10ms")]
@@ -92,7 +92,7 @@ pub struct TuneArgs {
     #[arg(long, value_name = "NAME")]
     pub vm: Option<Name>,
     /// With --from live: directory of the control sockets
-    #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
+    #[arg(long, value_name = "DIR", default_value = api::RUN_DIR)]
     pub run_dir: PathBuf,
     /// Suspect a dead peer within this time, in 99 of 100 cases
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]

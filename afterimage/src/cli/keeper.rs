@@ -23,7 +23,7 @@ pub struct KeeperArgs {
     #[arg(long = "nic", value_name = "SOCKET=TAP", required = true)]
     pub nics: Vec<NicSpec>,
     /// Directory for sockets and locks
-    #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
+    #[arg(long, value_name = "DIR", default_value = api::RUN_DIR)]
     pub run_dir: PathBuf,
     /// Directory for the journal
     #[arg(long, value_name = "DIR", default_value = node::journal::STATE_DIR)]

@@ -35,7 +35,7 @@ pub struct KeepaliveSetArgs {
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
     pub save: Option<Option<PathBuf>>,
     /// Directory of the control sockets
-    #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
+    #[arg(long, value_name = "DIR", default_value = api::RUN_DIR)]
     pub run_dir: PathBuf,
     /// A JSON object instead of text
     #[arg(long)]
@@ -52,7 +52,7 @@ pub struct KeepaliveShowArgs {
     #[arg(long, value_parser = super::sides())]
     pub role: Option<Side>,
     /// Directory of the control sockets
-    #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
+    #[arg(long, value_name = "DIR", default_value = api::RUN_DIR)]
     pub run_dir: PathBuf,
     /// JSON instead of text: an array, or with --vm and a single process one object
     #[arg(long)]

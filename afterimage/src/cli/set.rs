@@ -18,7 +18,7 @@ pub struct SetArgs {
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
     pub save: Option<Option<PathBuf>>,
     /// Directory of the control sockets
-    #[arg(long, value_name = "DIR", default_value = "/run/afterimage")]
+    #[arg(long, value_name = "DIR", default_value = api::RUN_DIR)]
     pub run_dir: PathBuf,
     /// A JSON object instead of text
     #[arg(long)]

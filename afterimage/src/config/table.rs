@@ -84,7 +84,7 @@ pub(super) static SETTINGS: &[Setting] = &[
         "Checkpoints that may be on their way at the same time"),
     setting(PROTECT, "held_limit", "SIZE", Size("1KiB", "1024GiB"), Is("64MiB"),
         "Most output that may be held; what the VM sends beyond that is dropped, as by a full queue").was("held_limit_mib", MIB),
-    setting(PAIR, "run_dir", "DIR", Text(something), Is("/run/afterimage"),
+    setting(PAIR, "run_dir", "DIR", Text(something), Is(api::RUN_DIR),
         "Directory for sockets and locks"),
     setting(PAIR, "state_dir", "DIR", Text(something), Is(node::journal::STATE_DIR),
         "Directory for the journal, which `afterimage why` reads"),

@@ -21,6 +21,7 @@ use node::{
     beats::Wish,
     exit::{Code, ExitError},
     keepalive::Offer,
+    units::spoken,
 };
 use probe::{
     frequency,
@@ -202,8 +203,9 @@ fn settle(path: &Path, before: &KeepaliveReport) -> Result<KeepaliveReport> {
         }
         if start.elapsed() > limit {
             let what = format!(
-                "the other side did not confirm within {limit:?}. The request stands, nothing that needs its \
-                 confirmation is in force, and protection goes on"
+                "the other side did not confirm within {}. The request stands, nothing that needs its \
+                 confirmation is in force, and protection goes on",
+                spoken(limit)
             );
             return Err(refused(what, "watch `afterimage keepalive show` until it shows no poll in progress"));
         }

@@ -12,7 +12,7 @@ use anyhow::{Result, bail};
 use api::{ANSWER_PATIENCE, Request, Response, Settings, SettingsReport, Side, ask_one};
 use node::{
     exit::{Code, ExitError},
-    units::{parse_duration, parse_size, size_text},
+    units::{bytes_text, parse_duration, parse_size},
 };
 use std::{str::FromStr, time::Duration};
 use toml::{Table, Value};
@@ -105,14 +105,14 @@ fn render(report: &SettingsReport) -> String {
         "{}: epoch {} ms, staging {} (no more than {}), on-cap {}\n",
         report.vm,
         report.epoch_us as f64 / 1e3,
-        size_text(report.max_staging_bytes),
-        size_text(report.limit_bytes),
+        bytes_text(report.max_staging_bytes),
+        bytes_text(report.limit_bytes),
         report.on_cap
     );
     if report.live_bytes > report.limit_bytes {
         text.push_str(&format!(
             "  {} still belong to checkpoints on their way; they are freed as those complete, and no new ones are made\n",
-            size_text(report.live_bytes)
+            bytes_text(report.live_bytes)
         ));
     }
     text

@@ -2,7 +2,10 @@
 //! later. The command looks at it until it is, or until nothing has changed for a while.
 
 use api::{ANSWER_PATIENCE, RUNNING, Request, Response, Status, ask, is_served};
-use node::exit::{Code, ExitError};
+use node::{
+    exit::{Code, ExitError},
+    units::spoken,
+};
 use std::{
     path::Path,
     thread,
@@ -95,7 +98,8 @@ fn gone(request: &Request, vm: &str) -> ExitError {
 
 fn open(request: &Request, vm: &str, last: Option<&Status>) -> ExitError {
     let Some(status) = last else {
-        let what = format!("not decided yet: the process accepted the order, but has not answered for {QUIET:?}");
+        let what =
+            format!("not decided yet: the process accepted the order, but has not answered for {}", spoken(QUIET));
         return ExitError::new(Code::Degraded, what).remedy(format!("`afterimage status --vm {vm}` says more"));
     };
     let arbiter = &status.arbiter;

@@ -94,7 +94,9 @@ pub(super) fn render(s: &Status) -> String {
     }
     if let Some(t) = s.side.standby().and_then(|standby| standby.takeover) {
         out.group("takeover");
-        out.line("silence", micros(t.silence_us));
+        if t.silence_us > 0 {
+            out.line("silence", micros(t.silence_us));
+        }
         out.line(
             "from suspicion",
             format!("revoked {}, won {}, running {}", micros(t.revoked_us), micros(t.won_us), micros(t.running_us)),
@@ -136,7 +138,8 @@ fn pair(out: &mut Lines, s: &Status) {
     };
     out.line("peer", peer);
     if !s.transport_why.is_empty() {
-        out.line("because", &s.transport_why);
+        let over = if s.transport.is_empty() { String::new() } else { format!("over {} ", s.transport) };
+        out.line("", format!("{over}because {}", s.transport_why));
     }
     if let Some(r) = &s.rdma {
         let at = format!("{}, GID {} ({}), queue pair {:#x}", r.device, r.gid_index, r.gid, r.queue_pair);
@@ -177,6 +180,9 @@ fn output(out: &mut Lines, s: &Status) {
     out.line("held", format!("{} packets, {}", s.held_packets, bytes(s.held_bytes)));
     out.line("released", format!("{} packets", s.released_packets));
     out.line("dropped", format!("{} packets", s.dropped_packets));
+    if !s.outputs.is_empty() {
+        out.group("outputs of the VM");
+    }
     for o in &s.outputs {
         out.line(&o.name, format!("{} {}: {}", o.class, o.kind, o.why));
     }
@@ -218,7 +224,9 @@ fn beats(out: &mut Lines, s: &Status) {
     }
     out.percentiles("gap", &b.gap_us);
     out.percentiles("round trip", &b.rtt_us);
-    out.line("suspect after", micros(b.detection_time_us));
+    if b.detection_time_us > 0 {
+        out.line("suspect after", micros(b.detection_time_us));
+    }
 }
 
 fn arbiter(out: &mut Lines, s: &Status) {

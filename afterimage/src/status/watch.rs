@@ -12,7 +12,7 @@
 use super::{for_people, sockets, text::shown};
 use crate::cli::StatusArgs;
 use api::{OfSide, Status};
-use node::exit::Code;
+use node::{exit::Code, units::time_text};
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{self, IsTerminal, Write},
@@ -48,7 +48,7 @@ pub(super) fn run(args: &StatusArgs, interval: Duration) -> anyhow::Result<Code>
 
 fn head(args: &StatusArgs, interval: Duration) -> String {
     let now = humantime::format_rfc3339_seconds(SystemTime::now());
-    format!("{now}  {}  every {interval:?}; press Ctrl-C to end\n", args.run_dir.display())
+    format!("{now}  {}  every {}; press Ctrl-C to end\n", args.run_dir.display(), time_text(interval))
 }
 
 fn lines_of_json(statuses: &[Status]) -> anyhow::Result<String> {

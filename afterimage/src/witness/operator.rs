@@ -3,7 +3,6 @@
 
 use crate::{cli::WitnessCommand, print};
 use api::{ControlError, ControlSocket, Desk, Late, ReplyTo, Request, Response, Serves, ask, done, refused};
-use mc_core::register::Mode;
 use node::exit::{Code, ExitError};
 use std::{
     path::{Path, PathBuf},
@@ -23,7 +22,7 @@ fn socket(state: &Path) -> PathBuf {
 pub(super) fn serve(state: &Path, witness: Operator) -> Result<ControlSocket, ControlError> {
     let handler = move |request: Request, answer: ReplyTo| {
         let Request::Witness(request) = request else {
-            return answer.give(refused("this is a witness; that is for `protect` or `standby`"));
+            return answer.give(refused("this is a witness, which has no VM to ask about: ask `protect` or `standby`"));
         };
         // A registrar that is gone drops the answer's way, and that is heard.
         witness.ask(request, Answer::new(move |reply| answer.give(response(reply))));
@@ -87,12 +86,7 @@ fn render(report: &WitnessReport) -> String {
     for entry in &report.registers {
         let holds = match &entry.register {
             None => "nothing (vacant, or damaged)".to_owned(),
-            Some(r) => match r.mode {
-                Mode::Solo => format!("{}, {} alone", r.generation, r.owner.node),
-                Mode::Protected { standby } => {
-                    format!("{}, {} protected by {}", r.generation, r.owner.node, standby.node)
-                }
-            },
+            Some(register) => register.to_string(),
         };
         let told = entry
             .last_told_ms

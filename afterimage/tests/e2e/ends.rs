@@ -43,9 +43,19 @@ fn a_qemu_that_dies_is_taken_over() {
     let (mut vm, mut protect, mut standby) = world.pair();
     vm.proc.kill();
     protect.expect_end(4, &["error: ", "QEMU died", "its standby"]);
+    for other in ["the gate reported an error", "trying again", "role=\"fenced\""] {
+        assert!(!protect.said().contains(other), "one disaster, not several: {}", protect.said());
+    }
     standby.proc.wait_event("running");
     standby.serial.goes_on();
     vm.serial.assert_continued_by(&standby.serial);
+    let status = world.wait_role("b", "running");
+    let todo = status["why_not_protected"]["what_to_do"].as_str().unwrap();
+    for word in ["afterimage protect --vm", "standby.qmp --to 127.0.0.1:", "--arbiter witness://"] {
+        assert!(todo.contains(word), "{todo}");
+    }
+    let (_, text, _) = world.run("b", "status");
+    assert!(!text.contains("suspect after  0") && !text.contains("silence        0"), "{text}");
 }
 
 #[test]

@@ -45,5 +45,5 @@ fn what_was_asked_for_is_what_the_reason_says() {
     protect.wait_event("protected");
     assert_eq!(protect.wait_event("transport")["why"], "TCP is configured");
     let (code, text, _) = world.run("a", "status --vm web");
-    assert!(code == 0 && text.contains("because        TCP is configured"), "{text}");
+    assert!(code == 0 && text.contains("over tcp because TCP is configured"), "{text}");
 }

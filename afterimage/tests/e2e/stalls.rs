@@ -227,7 +227,7 @@ fn beats_that_would_fence_a_live_host_are_refused_before_anything_is_touched() {
     let vm = world.vm("vm", &[]);
     for (flags, said, remedy) in [
         ("--beat-interval 10ms --detect-multiplier 1", "with 1, a single lost or late beat", "expected 2 to 255"),
-        ("--beat-interval 100us --detect-multiplier 3", "100µs", "what to do: take a "),
+        ("--beat-interval 100us --detect-multiplier 3", "100us", "what to do: take a "),
     ] {
         world.protect("a", "a", &vm.qmp, free_addr(), flags).expect_end(2, &["error: ", said, remedy]);
         let mut command = World::program();

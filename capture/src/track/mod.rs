@@ -170,6 +170,11 @@ impl Tracker {
         Ok(Some(u64::from_le_bytes(entry) & SOFT_DIRTY != 0))
     }
 
+    /// Bytes of RAM that it looks at.
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+
     /// Which way it is.
     #[must_use]
     pub fn way(&self) -> Way {

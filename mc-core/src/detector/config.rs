@@ -15,7 +15,7 @@ pub const MIN_STARTUP: Duration = Duration::from_secs(1);
 #[non_exhaustive]
 pub enum ParameterError {
     /// An interval out of bounds.
-    #[error("{name} is {given:?}: beats are {MIN_INTERVAL:?} to {MAX_INTERVAL:?} apart")]
+    #[error("{name} is {} us: beats are {} us to {} s apart", given.as_micros(), MIN_INTERVAL.as_micros(), MAX_INTERVAL.as_secs())]
     Interval {
         /// Which one.
         name: &'static str,

@@ -39,7 +39,7 @@ impl Mapping {
         self.len
     }
 
-    /// `len` bytes from `offset` of `file`, shared. The end of the last page may be mapped as well, and is not part of it.
+    /// `len` bytes from `offset` of `file`, shared. The end of the last huge page may be mapped as well, and is not part of it.
     pub(super) fn of_file(file: &File, offset: u64, len: usize) -> Result<Self, RamError> {
         let pages = page_size_of(file).map_err(RamError::Pages)?;
         check(file, offset, len, pages)?;
@@ -55,6 +55,7 @@ impl Mapping {
     }
 
     fn ours(map: MmapRaw, len: usize) -> Result<Self, RamError> {
+        whole_pages(len)?;
         let at = NonNull::new(map.as_mut_ptr()).filter(|_| len > 0).ok_or(RamError::Empty)?;
         Ok(Self { at, len, _owner: Box::new(map) })
     }
@@ -74,6 +75,7 @@ impl Mapping {
         if !address.is_multiple_of(PAGE_SIZE) {
             return Err(RamError::Unaligned { what: "address", value: address as u64, pages: PAGE_SIZE });
         }
+        whole_pages(len)?;
         Ok(Self { at, len, _owner: owner })
     }
 }
@@ -107,6 +109,12 @@ pub enum RamError {
         value: u64,
         /// Bytes of a page.
         pages: usize,
+    },
+    /// Its last page is not whole: no checkpoint would have that.
+    #[error("{len} bytes of RAM are not whole pages: take a multiple of {PAGE_SIZE}")]
+    Partial {
+        /// Its length.
+        len: usize,
     },
     /// It ends beyond the file: a page fault there would end the process.
     #[error("the RAM file has {have} bytes, the RAM block needs {len} from {offset:#x} on")]
@@ -142,6 +150,11 @@ impl From<RamError> for io::Error {
         };
         Self::new(kind, error)
     }
+}
+
+/// Pages are what is copied, so a rest would never be.
+fn whole_pages(len: usize) -> Result<(), RamError> {
+    if len.is_multiple_of(PAGE_SIZE) { Ok(()) } else { Err(RamError::Partial { len }) }
 }
 
 fn check(file: &File, offset: u64, len: usize, pages: usize) -> Result<(), RamError> {

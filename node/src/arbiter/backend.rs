@@ -24,29 +24,47 @@ use std::{
 /// again.
 ///
 /// ```
-/// use mc_core::register::{CasOutcome, Register, generation_of};
+/// use mc_core::{id::WitnessId, register::{CasOutcome, Register, generation_of}, seen::{Heard, Seen}};
 /// use node::arbiter::{Answer, ArbiterClient, Ask, Attempt, Backend};
-/// use std::sync::{Arc, Mutex};
+/// use std::{fs, path::PathBuf, sync::{Arc, Mutex}};
 ///
-/// /// A register that both sides reach as memory. A real one is a row of a database, or a key of etcd.
-/// struct Shared(Arc<Mutex<Option<Register>>>);
+/// /// A register that both sides reach as memory; a real one is a row of a database, or a key of etcd. And what this node has seen of
+/// /// it: nobody but the backend keeps that.
+/// struct Shared { held: Arc<Mutex<Option<Register>>>, seen: Seen, file: PathBuf }
 ///
 /// impl Backend for Shared {
 ///     fn attempt(&mut self, ask: &Ask, _: bool) -> Attempt {
-///         let mut held = self.0.lock().unwrap();
-///         Attempt::Answer(match ask {
+///         let mut held = self.held.lock().unwrap();
+///         let answer = match ask {
 ///             Ask::Read => Answer::Read(*held),
 ///             Ask::Cas(swap) if generation_of(held.as_ref()) == swap.expect || *held == Some(swap.new) => {
 ///                 *held = Some(swap.new);
 ///                 Answer::Cas(CasOutcome::Won(swap.new))
 ///             }
 ///             Ask::Cas(_) => Answer::Cas(CasOutcome::Lost(*held)),
-///         })
+///         };
+///         let mut seen = self.seen;
+///         match seen.hear(WitnessId::NONE, answer.held()) {
+///             Heard::Same => {}
+///             Heard::Fault(fault) => return Attempt::Fault(fault), // it forgot, or a backup was put back
+///             Heard::News => { // a real one writes another file, syncs it, and renames it
+///                 let kept = fs::write(&self.file, serde_json::to_string(&seen).unwrap());
+///                 if let Err(error) = kept { return Attempt::NotKept(error.to_string()) }
+///                 self.seen = seen;
+///             }
+///         }
+///         Attempt::Answer(answer)
+///     }
+///     fn seen(&self) -> Option<Register> {
+///         self.seen.register
 ///     }
 /// }
 ///
-/// let register = Arc::new(Mutex::new(None));
-/// let client = ArbiterClient::with_backend("shared", "web".parse()?, Box::new(Shared(register)))?;
+/// # let dir = tempfile::tempdir()?;
+/// let file = dir.path().join("web.seen"); // in this node's state directory
+/// let seen = if file.exists() { serde_json::from_slice(&fs::read(&file)?)? } else { Seen::default() }; // damaged: an error, not nothing seen
+/// let backend = Shared { held: Arc::default(), seen, file };
+/// let client = ArbiterClient::with_backend("shared", "web".parse()?, Box::new(backend))?;
 /// client.ask(Ask::Read); // the answer comes to `take_answer`, once the client's descriptor is readable
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```

@@ -8,6 +8,7 @@ use super::{
     backend::{Attempt, Backend},
     memory::{Memory, MemoryError},
 };
+use crate::units::spoken;
 use mc_core::{
     id::{Name, Node, WitnessId},
     register::{CasOutcome, Mode, Register, Swap},
@@ -206,7 +207,7 @@ impl Link {
 fn answer_to(request: &Request, connection: &mut Connection) -> Result<wire::Answer, String> {
     let address = connection.address;
     let bytes = connection.stream.round_trip(request).map_err(|e| match e.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => format!("{address}: no answer in {REPLY:?}"),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => format!("{address}: no answer in {}", spoken(REPLY)),
         io::ErrorKind::UnexpectedEof => format!("{address} closed the connection"),
         _ => format!("{address}: {e}"),
     })?;
@@ -260,7 +261,7 @@ impl Backend for Link {
         match self.ask(*ask) {
             Ok(said) => self.interpret(*ask, &said).unwrap_or_else(|| {
                 self.connection = None;
-                Attempt::Unreachable(format!("{}: {:?} is not an answer to {ask:?}", self.dial, said.answer.outcome))
+                Attempt::Unreachable(format!("{}: its answer is not one to what was asked", self.dial))
             }),
             Err(Trouble::Unreachable(why)) => Attempt::Unreachable(why),
             Err(Trouble::Memory(error)) => kept_nothing(&error),

@@ -119,7 +119,7 @@ pub enum ArbiterError {
     },
     /// No answer in time. A swap may have taken place nevertheless.
     #[cfg(feature = "testing")]
-    #[error("arbiter {spec}: no answer in {timeout:?}: {why}")]
+    #[error("arbiter {spec}: no answer in {}: {why}", crate::units::spoken(*timeout))]
     Unanswered {
         /// Which arbiter.
         spec: ArbiterSpec,

@@ -5,6 +5,7 @@ use crate::{
     beats::Wish,
     identity,
     paths::PathsConfig,
+    place::Place,
 };
 use anyhow::{Context, Result, ensure};
 use mc_core::{
@@ -34,7 +35,8 @@ pub struct HostSettings {
     pub node: Name,
     /// Who arbitrates.
     pub arbiter: ArbiterSpec,
-    /// Where this node keeps its identity, its last copy's record, and what it has seen of the register.
+    /// Where this node keeps its identity, its last copy's record, and what it has seen of the register. Of one node, and not copied to
+    /// another place: two of them are not kept apart.
     pub state_dir: PathBuf,
     /// Which way checkpoints and beats go. How much RDMA may pin follows from `staging_bytes`.
     pub paths: PathsConfig,
@@ -77,6 +79,11 @@ impl HostSettings {
     /// This node, with the identity that it keeps.
     pub(crate) fn this(&self) -> Result<Node> {
         identity::node(&self.state_dir, self.node)
+    }
+
+    /// This VM's place on this node.
+    pub(crate) fn place(&self) -> Result<Place> {
+        Place::take(&self.state_dir, self.vm)
     }
 
     /// A client of the arbiter.

@@ -2,6 +2,7 @@
 //! (`keepalive set`), and for a primary before it relies on the detector.
 
 use super::{BeatHandle, Offer, Timer};
+use crate::units::{spoken, time_text};
 use std::time::Duration;
 
 /// No detection time is shorter. Linux lets its network code handle packets for 2 ms before a waiting one's turn comes
@@ -22,6 +23,12 @@ fn unfit(what: String, remedy: &'static str) -> Unfit {
     Unfit { what, remedy }
 }
 
+/// A detection time, and what it is made of.
+fn product(interval: Duration, multiplier: u8) -> String {
+    let detection = interval * multiplier.into();
+    format!("detection time {} ({} x {multiplier})", time_text(detection), time_text(interval))
+}
+
 /// Whether this machine can time beats so often.
 ///
 /// # Errors
@@ -31,11 +38,12 @@ pub fn can_time(interval: Duration, timer: Timer) -> Result<(), Unfit> {
         return Ok(());
     }
     let what = format!(
-        "beat interval {interval:?} is too short for this machine: half of its timers were up to {:?} late (at worst \
-         {} us). The shortest interval here is {:?}",
-        timer.late_p50,
-        timer.late_max.as_micros(),
-        timer.floor()
+        "beat interval {} is too short for this machine: half of its timers were up to {} late (at worst {}). The shortest \
+         interval here is {}",
+        time_text(interval),
+        spoken(timer.late_p50),
+        spoken(timer.late_max),
+        time_text(timer.floor())
     );
     Err(unfit(what, "use a longer interval, or make the machine more punctual (see the notes in `afterimage status`)"))
 }
@@ -49,15 +57,18 @@ pub fn can_bear(interval: Duration, multiplier: u8) -> Result<(), Unfit> {
     let remedy = "take a multiplier of 2 or more, and a longer interval";
     if multiplier < 2 {
         let what = format!(
-            "detection time {detection:?} ({interval:?} x {multiplier}) is too short: a single lost beat, or one \
-             late by a tenth of the interval, would count as the host's death"
+            "{} is too short: a single lost beat, or one \
+             late by a tenth of the interval, would count as the host's death",
+            product(interval, multiplier)
         );
         return Err(unfit(what, remedy));
     }
     if detection < SHORTEST_DETECTION {
         let what = format!(
-            "detection time {detection:?} ({interval:?} x {multiplier}) is too short: a live host's kernel may delay \
-             a beat by {SHORTEST_DETECTION:?}"
+            "{} is too short: a live host's kernel may delay \
+             a beat by {}",
+            product(interval, multiplier),
+            spoken(SHORTEST_DETECTION)
         );
         return Err(unfit(what, remedy));
     }
@@ -74,8 +85,10 @@ pub fn has_borne(interval: Duration, multiplier: u8, overdue: Duration) -> Resul
         return Ok(());
     }
     let what = format!(
-        "detection time {detection:?} ({interval:?} x {multiplier}) is too short: the live peer was silent for up to \
-         {worst:?} in this session"
+        "{} is too short: the live peer was silent for up to \
+         {} in this session",
+        product(interval, multiplier),
+        spoken(worst)
     );
     Err(unfit(what, "take a longer interval or a larger multiplier"))
 }
@@ -110,7 +123,7 @@ mod tests {
             (us(1_000), 1, "(1ms x 1) is too short: a single lost beat"),
             (us(10_000), 1, "(10ms x 1) is too short: a single lost beat"),
             (us(10_000_000), 1, "(10s x 1) is too short: a single lost beat"),
-            (us(100), 3, "300µs (100µs x 3) is too short: "),
+            (us(100), 3, "300us (100us x 3) is too short: "),
         ] {
             let why = can_bear(interval, multiplier).expect_err("unfit").what;
             assert!(why.contains(words), "{why}");
@@ -126,7 +139,7 @@ mod tests {
         assert_eq!(can_time(us(240), timer), Ok(()));
         let why = can_time(us(239), timer).expect_err("unfit").what;
         assert!(
-            why.contains("beat interval 239µs") && why.contains("at worst 900 us") && why.contains("240µs"),
+            why.contains("beat interval 239us") && why.contains("at worst 900 us") && why.contains("240us"),
             "{why}"
         );
     }
@@ -135,6 +148,6 @@ mod tests {
     fn what_was_seen_of_a_live_peer_must_fit() {
         assert_eq!(has_borne(us(5_000), 3, us(9_999)), Ok(()));
         let why = has_borne(us(5_000), 3, us(10_000)).expect_err("unfit").what;
-        assert!(why.contains("15ms (5ms x 3)") && why.contains("silent for up to 15ms"), "{why}");
+        assert!(why.contains("15ms (5ms x 3)") && why.contains("silent for up to 15 ms"), "{why}");
     }
 }

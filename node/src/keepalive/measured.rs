@@ -1,6 +1,7 @@
 //! The beats' measurements in full, as `keepalive probe` writes them and `keepalive tune` reads them.
 
 use super::{MAX_PATHS, track::LossRuns};
+use crate::units::spoken;
 use mc_core::{
     detector::{MAX_INTERVAL, MIN_INTERVAL},
     histogram::Histogram,
@@ -78,7 +79,11 @@ fn interval<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error>
     if (MIN_INTERVAL..=MAX_INTERVAL).contains(&Duration::from_micros(us.into())) {
         return Ok(us);
     }
-    Err(D::Error::custom(format!("an interval of {us} us: beats are {MIN_INTERVAL:?} to {MAX_INTERVAL:?} apart")))
+    Err(D::Error::custom(format!(
+        "an interval of {us} us: beats are {} to {} apart",
+        spoken(MIN_INTERVAL),
+        spoken(MAX_INTERVAL)
+    )))
 }
 
 fn few_paths<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PathMeasured>, D::Error> {

@@ -22,10 +22,11 @@ mod proving;
 mod runner;
 pub mod seek;
 pub mod session;
+mod start;
 mod turn;
 mod vm;
 
-pub use runner::{Runner, Settings, Start};
+pub use runner::{End, Runner, Settings, Start};
 pub use seek::{Kind, Trouble};
 pub use turn::PrimaryLoop;
 pub use vm::{Life, PrimaryVm};
@@ -269,7 +270,12 @@ impl<S: CheckpointSource, G: OutputGate> Primary<S, G> {
         };
         let holding = machine.role() == Role::Protected && !machine.is_protected();
         let role = if holding { "holding" } else { told::Role::from(machine.role()).as_str() };
-        tracing::info!(role, generation = machine.generation().0, epoch = captured.0, "role");
+        let (generation, epoch) = (machine.generation().0, captured.0);
+        if machine.role() == Role::Fenced {
+            tracing::debug!(role, generation, epoch, "role"); // the end that follows says why
+        } else {
+            tracing::info!(role, generation, epoch, "role");
+        }
         if let Some(event) = event {
             let (epoch, acked, standing) = (Some(captured), Some(acked), Some(self.standing()));
             emit(event(RoleChange { vm: None, generation: machine.generation(), epoch, acked, standing }));

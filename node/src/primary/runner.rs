@@ -3,18 +3,22 @@
 use super::{
     Begin, Life, Primary, PrimaryLoop, PrimaryVm, Trouble,
     session::{Judge, Terms},
+    start::{Waits, refused},
 };
 use crate::{
     address::LocalAddr,
     arbiter::{Answer, ArbiterClient, ArbiterSpec, Ask, HostPort},
     beats::Wish,
-    events::{Event as Told, Fenced, emit},
+    clock::Clock,
+    events::{self, Event as Told, Fenced, SourceBroken, VmGone, emit},
     host::{HostSettings, within},
     inbox::{readable, wait},
     outside,
+    place::Place,
     standby::Right,
+    units::size_text,
 };
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use mc_core::{
     claim::{self, Claim, Verdict},
     driver::PrimaryErrand,
@@ -95,6 +99,8 @@ pub struct Runner<V: PrimaryVm> {
     primary: Primary<V::Source, V::Gate>,
     life: Life,
     end: Option<End>,
+    /// Given up last: the VM is gone by then.
+    _place: Place,
 }
 
 impl<V: PrimaryVm> Runner<V> {
@@ -120,10 +126,12 @@ impl<V: PrimaryVm> Runner<V> {
     /// As for [`Runner::new`].
     pub fn with_arbiter(settings: Settings, arbiter: ArbiterClient, vm: V, gate: V::Gate) -> Result<Self> {
         let mut start = Start::new(settings, arbiter, vm, gate)?;
+        let mut waits = Waits::new(Clock.now());
         loop {
             if let Some(register) = start.step()? {
                 return start.begin(register);
             }
+            waits.look(Clock.now(), start.settings.host.vm, &start.arbiter);
             // A signal is no reason to give up.
             wait(&mut [readable(start.arbiter.as_fd())], Time(0), None, Duration::from_secs(1))?;
         }
@@ -136,10 +144,11 @@ impl<V: PrimaryVm> Runner<V> {
     /// The arbiter is the one that the standby asked, whatever [`HostSettings::arbiter`] is.
     ///
     /// # Errors
-    /// A setting that makes no sense; the right is to another VM, or another node's; the register is known to hold another value since.
+    /// A setting that makes no sense; the right is to another VM, or another node's; another process of this node has the VM's place; the register is known to hold another value since.
     pub fn after_takeover(settings: Settings, right: Right, vm: V, gate: V::Gate) -> Result<Self> {
         settings.check()?;
-        let (Right { vm: name, register, arbiter }, node) = (right, settings.host.this()?);
+        let (place, node) = (settings.host.place()?, settings.host.this()?);
+        let Right { vm: name, register, arbiter } = right;
         ensure!(name == settings.host.vm, "the right is to {name}, not to {}", settings.host.vm);
         ensure!(register.owner.node.id == node.id, "the right is {}'s, not {node}'s", register.owner.node);
         // What was read meanwhile, and waits.
@@ -153,11 +162,17 @@ impl<V: PrimaryVm> Runner<V> {
                 held.generation
             );
         }
-        Self::begun(settings, arbiter, register, vm, gate)
+        Self::begun(settings, (arbiter, place), register, vm, gate)
     }
 
     /// The register says (solo, this copy).
-    fn begun(settings: Settings, arbiter: ArbiterClient, register: Register, mut vm: V, gate: V::Gate) -> Result<Self> {
+    fn begun(
+        settings: Settings,
+        (arbiter, _place): (ArbiterClient, Place),
+        register: Register,
+        mut vm: V,
+        gate: V::Gate,
+    ) -> Result<Self> {
         let owner = register.owner;
         vm.leave(&register)?;
         let machine =
@@ -170,7 +185,8 @@ impl<V: PrimaryVm> Runner<V> {
             patience: Duration::ZERO,
             protect: true,
         };
-        Ok(Self { primary: Primary::new(&begin, gate, arbiter), settings, vm, owner, life: Life::Lives, end: None })
+        let primary = Primary::new(&begin, gate, arbiter);
+        Ok(Self { primary, settings, vm, owner, life: Life::Lives, end: None, _place })
     }
 
     /// Until the VM is gone, or another node's.
@@ -206,11 +222,14 @@ impl<V: PrimaryVm> Runner<V> {
             return;
         }
         self.life = self.vm.life();
-        match self.life {
-            Life::Lives => {}
-            Life::ShutDown => self.primary.driver.event(Event::Unprotect(GoodbyeReason::GuestGone)),
-            Life::Died => self.primary.driver.event(Event::SourceLost),
-        }
+        let (orderly, event) = match self.life {
+            Life::Lives => return,
+            Life::ShutDown => (true, Event::Unprotect(GoodbyeReason::GuestGone)),
+            Life::Died => (false, Event::SourceLost),
+        };
+        emit(Told::VmGone(VmGone { orderly }));
+        self.primary.because(Trouble::passing(if orderly { "the VM was shut down" } else { "the VM died" }));
+        self.primary.driver.event(event);
     }
 }
 
@@ -221,6 +240,7 @@ pub struct Start<V: PrimaryVm> {
     arbiter: ArbiterClient,
     vm: V,
     gate: V::Gate,
+    place: Place,
     claim: Claim,
 }
 
@@ -228,14 +248,15 @@ impl<V: PrimaryVm> Start<V> {
     /// Asks.
     ///
     /// # Errors
-    /// A setting that makes no sense; no identity.
+    /// A setting that makes no sense; another process of this node runs the VM or stands by for it; no identity.
     pub fn new(settings: Settings, arbiter: ArbiterClient, vm: V, gate: V::Gate) -> Result<Self> {
         settings.check()?;
+        let place = settings.host.place()?;
         let node = settings.host.this()?;
         let mut instance = [0; 8];
         outside::random(&mut instance, GetRandomFlags::empty())?;
         let owner = Owner { node, instance: u64::from_le_bytes(instance) };
-        Ok(Self { settings, arbiter, vm, gate, claim: Claim::new(owner) })
+        Ok(Self { settings, arbiter, vm, gate, place, claim: Claim::new(owner) })
     }
 
     /// What can be done without waiting. Returns what the register holds once the VM is ours.
@@ -253,8 +274,8 @@ impl<V: PrimaryVm> Start<V> {
                 }
                 None => match (self.claim.verdict(), self.arbiter.take_answer()) {
                     (Verdict::Ours(register), _) => return Ok(Some(register)),
-                    (Verdict::Foreign(held) | Verdict::OtherInstance(held) | Verdict::Beside(held), _) => {
-                        bail!("the VM belongs to {} since {}", held.owner.node, held.generation)
+                    (verdict @ (Verdict::Foreign(_) | Verdict::OtherInstance(_) | Verdict::Beside(_)), _) => {
+                        return Err(refused(self.settings.host.vm, &verdict).into());
                     }
                     (Verdict::Open, Some(Answer::Read(held))) => {
                         self.claim.handle(Time(0), claim::Event::RegisterRead(held));
@@ -277,8 +298,8 @@ impl<V: PrimaryVm> Start<V> {
     /// As for [`Runner::new`].
     pub fn begin(self, register: Register) -> Result<Runner<V>> {
         ensure!(self.claim.verdict() == Verdict::Ours(register), "this register was not won here");
-        let Self { settings, arbiter, vm, gate, claim: _ } = self;
-        Runner::begun(settings, arbiter, register, vm, gate)
+        let Self { settings, arbiter, vm, gate, place, claim: _ } = self;
+        Runner::begun(settings, (arbiter, place), register, vm, gate)
     }
 }
 
@@ -342,6 +363,11 @@ impl<V: PrimaryVm> PrimaryLoop for Runner<V> {
             }
             PrimaryErrand::LeaveSource => {
                 let register = *self.primary.driver.machine().register();
+                if self.primary.host.session.is_some() && self.primary.trouble().is_none() {
+                    let why = "the standby ended the session";
+                    emit(Told::GaveUp(why.into()));
+                    self.primary.because(Trouble::passing(why));
+                }
                 self.session_ended(None);
                 self.vm.leave(&register)?;
             }
@@ -365,19 +391,39 @@ impl<V: PrimaryVm> PrimaryLoop for Runner<V> {
             }
             PrimaryErrand::SourceFailed(why) => {
                 self.look_after_vm();
-                self.primary.because(Trouble::passing(&why));
                 if self.life == Life::Lives {
+                    tracing::error!(vm = %self.settings.host.vm, why, "no checkpoints: protection is given up");
+                    emit(Told::SourceBroken(SourceBroken { why: why.clone(), unsupported: false }));
+                    self.primary.because(Trouble::passing(why));
                     self.primary.driver.event(Event::Unprotect(GoodbyeReason::Unprotected));
                 }
             }
-            PrimaryErrand::GateFailed(why) => drop(self.primary.gate_failed(&why)),
-            PrimaryErrand::Refused(reason, words) => {
-                self.primary
-                    .because(Trouble::lasting(format!("the standby refused a checkpoint ({reason:?}): {words}")));
+            PrimaryErrand::GateFailed(why) => {
+                if self.primary.gate_failed(&why) {
+                    emit(Told::GateFailed(why.into()));
+                }
+            }
+            PrimaryErrand::Refused(_, words) => {
+                let why = format!("the standby refused a checkpoint: {words}");
+                // It is said for each epoch that was on its way.
+                if self.primary.trouble().is_none_or(|trouble| trouble.why != why) {
+                    tracing::error!(why, "protection is given up");
+                    emit(Told::Refused(events::Refused { why: why.clone(), ..events::Refused::default() }));
+                    self.primary.because(Trouble::lasting(why));
+                }
             }
             PrimaryErrand::Late => self.primary.late(),
-            PrimaryErrand::GaveUp => self.primary.because(Trouble::lasting("a checkpoint was larger than staging")),
-            PrimaryErrand::HandsBack => {}
+            PrimaryErrand::GaveUp => {
+                let cap = size_text(self.primary.driver.pool_stats().cap_bytes);
+                let why = format!("a checkpoint did not fit into staging ({cap}): give the host more of it");
+                tracing::error!(why, "protection is given up");
+                emit(Told::GaveUp(why.as_str().into()));
+                self.primary.because(Trouble::lasting(why));
+            }
+            PrimaryErrand::HandsBack => {
+                tracing::error!("the VM died while the arbiter was asked; what is won goes to the standby");
+                emit(Told::HandsBack(self.primary.standing()));
+            }
         }
         Ok(())
     }

@@ -77,8 +77,12 @@ pub trait PrimaryVm {
         })
     }
 
-    /// Whether a copy of this VM that the register names, and this process did not start, lives on this host: then this one does not
-    /// run. Without a way to know, it may.
+    /// Whether a copy of this VM that the register names, and this runner did not start, lives on this host: then this one does not run.
+    /// Without a way to know, it may.
+    ///
+    /// A runner asks while it has the VM's place in the state directory, which no other process has then, and which the kernel frees with
+    /// a process. So a VM that lives and dies with the process of its runner says `false`, and can be started again after it died. One
+    /// that outlives that process, as QEMU does, has to be looked for.
     fn lives(&self, _instance: u64) -> bool {
         true
     }

@@ -8,6 +8,8 @@ use crate::{
     exit::{self, Code, ExitError},
     host::HostSettings,
     paths::PathsConfig,
+    place::Place,
+    units::spoken,
 };
 use anyhow::{Context, Error, Result};
 use mc_core::{
@@ -31,10 +33,10 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Without a rehearsal.
+    /// With a rehearsal.
     #[must_use]
     pub fn new(host: HostSettings, listen: SocketAddr) -> Self {
-        Self { host, listen, rehearse: false }
+        Self { host, listen, rehearse: true }
     }
 }
 
@@ -54,6 +56,7 @@ pub struct Runner<V: StandbyVm> {
     vm: V,
     standby: Standby,
     pending: Option<Pending>,
+    place: Place,
     /// The VM is being run: it may have written to the image.
     attempting: bool,
 }
@@ -62,13 +65,15 @@ impl<V: StandbyVm> Runner<V> {
     /// Waits for a primary at [`Settings::listen`], which is bound from here on.
     ///
     /// # Errors
-    /// A setting that makes no sense, which is named; another standby of this VM uses the state directory, or the address; no identity, no thread.
+    /// A setting that makes no sense, which is named; another process of this node runs this VM or stands by for it, or uses the address; no
+    /// identity, no thread.
     pub fn new(settings: Settings, vm: V) -> Result<Self> {
         settings.host.check()?;
         // First of all: of two standbys of this VM the second one is told so.
         let last_copy = LastCopy::open(&settings.host.state_dir, settings.host.vm)?;
+        let place = settings.host.place()?;
         let arbiter = settings.host.ask()?;
-        Self::begin(settings, last_copy, arbiter, vm)
+        Self::begin(settings, (last_copy, place), arbiter, vm)
     }
 
     /// The same with an arbiter of the embedder's own ([`ArbiterClient::with_backend`]), whatever [`HostSettings::arbiter`] is.
@@ -78,10 +83,11 @@ impl<V: StandbyVm> Runner<V> {
     pub fn with_arbiter(settings: Settings, arbiter: ArbiterClient, vm: V) -> Result<Self> {
         settings.host.check()?;
         let last_copy = LastCopy::open(&settings.host.state_dir, settings.host.vm)?;
-        Self::begin(settings, last_copy, arbiter, vm)
+        let place = settings.host.place()?;
+        Self::begin(settings, (last_copy, place), arbiter, vm)
     }
 
-    fn begin(settings: Settings, last_copy: LastCopy, arbiter: ArbiterClient, vm: V) -> Result<Self> {
+    fn begin(settings: Settings, (last_copy, place): (LastCopy, Place), arbiter: ArbiterClient, vm: V) -> Result<Self> {
         let HostSettings { vm: name, staging_bytes, .. } = settings.host;
         let begin = Begin {
             vm: name,
@@ -93,7 +99,7 @@ impl<V: StandbyVm> Runner<V> {
             last_copy,
         };
         let (standby, paths) = (Standby::new(begin, arbiter)?, settings.host.paths());
-        Ok(Self { standby, settings, paths, vm, pending: None, attempting: false })
+        Ok(Self { standby, settings, paths, vm, pending: None, place, attempting: false })
     }
 
     /// Where it waits.
@@ -135,6 +141,7 @@ impl<V: StandbyVm> Runner<V> {
     pub fn end(mut self) -> Result<TakenOver<V>> {
         self.standby.report_role();
         let register = self.standby.driver.machine().won().context("the VM was not taken over yet")?;
+        self.place.leave();
         let right = Right { vm: self.settings.host.vm, register, arbiter: self.standby.host.arbiter };
         Ok(TakenOver { vm: self.vm, right })
     }
@@ -198,7 +205,7 @@ impl<V: StandbyVm> Runner<V> {
             n => Duration::from_secs(1 << (n - 2).min(5)).min(LONGEST),
         };
         let why = exit::words(&error);
-        tracing::error!(error = why, again_in = ?pause, "the takeover failed; everything is kept");
+        tracing::error!(error = why, again_in = spoken(pause), "the takeover failed; everything is kept");
         let (again_in_ms, remedy) = (Some(ms(pause)), "mend what it names".to_owned());
         emit(Told::TakeoverFailed(TakeoverFailed { why, times: failures, again_in_ms, remedy }));
         self.pending = Some(Pending { won, failures, next: self.standby.host.now().after(pause) });

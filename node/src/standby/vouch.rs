@@ -13,6 +13,7 @@ use crate::{
     exit, identity, outside,
     primary::session::{BUSY, NOTHING_STARTED},
     repeated::{Repeated, and_more},
+    units::spoken,
 };
 use mc_core::{
     id::{Node, Time},
@@ -197,7 +198,7 @@ impl Standby {
         let now = self.host.now();
         let Some(Waiting { caller, .. }) = self.callers.waiting.take_if(|waiting| now >= waiting.until) else { return };
         let arbiter = &self.host.arbiter;
-        let why = arbiter.health().last_error.unwrap_or_else(|| format!("no answer within {PATIENCE:?}"));
+        let why = arbiter.health().last_error.unwrap_or_else(|| format!("no answer within {}", spoken(PATIENCE)));
         let why = format!(
             "{NOTHING_STARTED} before the register vouches for the primary, and the arbiter {} does not answer this \
              standby: {why}",

@@ -76,9 +76,43 @@ pub fn time_text(time: Duration) -> String {
     }
 }
 
+/// For people, in tables: three digits and the unit.
+#[must_use]
+pub fn time(time: Duration) -> String {
+    let us = time.as_secs_f64() * 1e6;
+    match us {
+        _ if us < 9.995 => format!("{us:.2} us"),
+        _ if us < 999.5 => format!("{us:.0} us"),
+        _ if us < 9_995.0 => format!("{:.2} ms", us / 1e3),
+        _ if us < 999_500.0 => format!("{:.1} ms", us / 1e3),
+        _ => format!("{:.2} s", us / 1e6),
+    }
+}
+
+/// For people, in a sentence: as [`time()`], without zeros behind the point.
+#[must_use]
+pub fn spoken(span: Duration) -> String {
+    let text = time(span);
+    match text.split_once(' ') {
+        Some((number, unit)) if number.contains('.') => {
+            format!("{} {unit}", number.trim_end_matches('0').trim_end_matches('.'))
+        }
+        _ => text,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_have_three_digits() {
+        let times = [1, 12_345, 1_234_567, 12_345_678, 2_000_000_000].map(Duration::from_nanos);
+        assert_eq!(times.map(time), ["0.00 us", "12 us", "1.23 ms", "12.3 ms", "2.00 s"]);
+        assert_eq!(times.map(spoken), ["0 us", "12 us", "1.23 ms", "12.3 ms", "2 s"]);
+        let round = [100_000, 1_500_000, 10_000_000, 100_000_000, 100_000_000_000].map(Duration::from_nanos);
+        assert_eq!(round.map(spoken), ["100 us", "1.5 ms", "10 ms", "100 ms", "100 s"]);
+    }
 
     #[test]
     fn durations() {

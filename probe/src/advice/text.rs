@@ -1,10 +1,8 @@
 //! Prints the tuner's table, recommendation and warnings.
 
 use super::{Advice, Fit, Row};
-use crate::{
-    time,
-    tune::{Assessment, Limit, Support, Verdict},
-};
+use crate::tune::{Assessment, Limit, Support, Verdict};
+use node::units::time;
 use std::{fmt::Write, time::Duration};
 
 const HOUR: f64 = 3600.0;

@@ -15,6 +15,7 @@ use node::{
     exit::{Code, ExitError},
     inbox::{self, readable, wait},
     scope::Scope,
+    units::spoken,
 };
 use rustix::net::sockopt::socket_peercred;
 use std::{
@@ -228,7 +229,7 @@ impl Starting {
                 self.expect(FromKeeper::Ready)?;
                 break;
             }
-            anyhow::ensure!(Instant::now() < deadline, "the keeper did not start within {START:?}");
+            anyhow::ensure!(Instant::now() < deadline, "the keeper did not start within {}", spoken(START));
         }
         let deadline = Instant::now() + REST;
         while let Some(gate) = gate.as_deref_mut().filter(|gate| !gate.at_rest()) {

@@ -175,7 +175,7 @@ impl ActingSupervisor {
         };
         match done {
             Ok(answer) => answer.into_iter().for_each(|answer| self.tell(&answer)),
-            Err(error) => tracing::error!(error = exit::words(&error), ?task, "QEMU"),
+            Err(error) => tracing::error!(error = exit::words(&error), "QEMU did not {}", task.words()),
         }
     }
 

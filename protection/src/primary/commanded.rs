@@ -79,6 +79,17 @@ impl Task {
             | ToSupervisor::Ending { .. } => return None,
         })
     }
+
+    /// What QEMU is to do.
+    pub(super) fn words(&self) -> &'static str {
+        match self {
+            Self::Start(_) => "begin checkpoints",
+            Self::Look => "say what the VM is made of",
+            Self::Leave => "leave its checkpoints",
+            Self::Fence => "stop the VM",
+            Self::Explain(_) => "say why its checkpoints broke",
+        }
+    }
 }
 
 impl Qemu {

@@ -44,7 +44,7 @@ pub(super) fn answer(path: &mut DataPath, asked: ControlRequest) {
         }
         (Request::Solo, Role::Claiming) if path.run.host.arbiter.operator_decides() => done("going solo"),
         (Request::Solo, Role::Claiming) => {
-            refused("the witness has been asked and decides; an operator's word is only needed with --arbiter manual")
+            refused("the witness has been asked and decides; an operator's word is only needed with a manual arbiter")
         }
         // Its operator says that the standby is stopped, and the arbiter is one, or has been away for long enough.
         (Request::Solo, Role::Registering | Role::Protected) if path.run.host.arbiter.operator_may_decide() => {
@@ -78,7 +78,7 @@ pub(super) fn answer(path: &mut DataPath, asked: ControlRequest) {
         (Request::Keepalive, _) => live::keepalive(path),
         (Request::KeepaliveSet(wanted), _) => live::keepalive_set(path, &wanted),
         (Request::Set(settings), _) => live::set(path, &settings),
-        (Request::Witness(_), _) => refused("this is the primary; run that command against the witness"),
+        (Request::Witness(_), _) => refused("this is the primary; `witness` commands are for the witness"),
         (Request::Export { .. }, _) => {
             refused("`image export` is for the standby, which has the image; this is the primary")
         }

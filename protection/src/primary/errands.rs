@@ -3,7 +3,7 @@
 use super::{channel::ToSupervisor, data_path::DataPath};
 use anyhow::Result;
 use mc_core::{driver::PrimaryErrand, primary::Role, register::Swap, wire::control::NackReason};
-use node::units::size_text;
+use node::units::bytes_text;
 use node::{
     events::{Event, Fenced, Refused, emit},
     exit::Code,
@@ -74,7 +74,7 @@ impl DataPath {
 
     /// `--on-cap unprotect`; the machine has asked the arbiter.
     fn gave_up(&mut self) {
-        let cap = size_text(self.run.driver.pool_stats().cap_bytes);
+        let cap = bytes_text(self.run.driver.pool_stats().cap_bytes);
         let why = format!(
             "a checkpoint did not fit into staging ({cap}), and on-cap is unprotect. Raise it with `afterimage set \
              max-staging=SIZE`, or let the VM be paused with on-cap=throttle"

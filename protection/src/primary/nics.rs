@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use vmm_qemu::{
     gate::{GateError, Mode, NicGate, Options},
     mending,
+    qmp::is_ending,
 };
 
 /// For the TAP devices to be let go by whoever had them, and between two looks.
@@ -83,16 +84,21 @@ pub(super) fn listener(gate: &NicGate, brief: &Brief) -> u32 {
 }
 
 impl DataPath {
-    /// The gate had trouble: a NIC was lost, or a barrier or a release failed.
+    /// The gate had trouble: a NIC was lost, or a barrier or a release failed. A QEMU that ends closes its sockets before anybody hears
+    /// of its end: then there is nobody to connect to, and the end is what is worth an error.
     pub(super) fn gate_failed(&mut self, why: String) {
-        if self.is_vm_gone() || self.stop.is_ending() {
+        let (pid, instance) = self.brief.qemu_process();
+        let is_gone = self.is_vm_gone() || is_ending(pid, instance);
+        if is_gone || self.stop.is_ending() {
             tracing::info!(%why, "a NIC's connection has ended, as the VM or this process does");
             emit(Event::GateFailed(why.as_str().into()));
         } else if self.run.gate_failed(&why) {
             emit(Event::GateFailed(why.as_str().into()));
         }
         if self.run.driver.gate.nics().any(|nic| !nic.connected || !nic.port_works) {
-            self.mending.lost(self.run.host.now(), why);
+            if !is_gone {
+                self.mending.lost(self.run.host.now(), why);
+            }
         } else if !self.notes.contains(&why) {
             self.notes.push(why);
         }

@@ -15,6 +15,7 @@ use node::{
     events::{Event as Told, Role, WaitingForStandby, emit},
     exit::{Code, ExitError},
     signals::Signals,
+    units::spoken,
 };
 use std::time::{Duration, Instant};
 use vmm_qemu::qmp::find_instance;
@@ -117,7 +118,7 @@ fn arbiter_unreachable(waiting: &Waiting) -> anyhow::Error {
     let what = match (health.failover_possible().err(), health.last_error) {
         (Some(why), _) if health.reachable => format!("the arbiter {spec} does not say who owns the VM: {why}"),
         (_, why) => {
-            let why = why.unwrap_or_else(|| format!("no answer within {PATIENCE:?}"));
+            let why = why.unwrap_or_else(|| format!("no answer within {}", spoken(PATIENCE)));
             format!("the arbiter {spec} cannot be reached: {why}")
         }
     };

@@ -178,12 +178,15 @@ impl Node {
                     refused("this node is the VM's standby; run `protect` on the node where the VM runs")
                 }
                 Request::Set(_) => refused(
-                    "this is the standby; set epoch, max-staging and on-cap on the primary (the standby's own \
-                     staging is its --staging)",
+                    "this is the standby; the primary has the settings that can be changed (a standby's own staging is its \
+                     --staging)",
                 ),
-                Request::Witness(_) => refused("this is the standby; run that command against the witness"),
+                Request::Witness(_) => refused("this is the standby; `witness` commands are for the witness"),
                 Request::Solo | Request::Unprotect | Request::Protect | Request::MakeWay | Request::Export { .. } => {
-                    refused("that is for the primary; this is the standby: see `takeover`")
+                    refused(&format!(
+                        "`{}` is for the primary; this is the standby. On the standby use `takeover`",
+                        request.request.word()
+                    ))
                 }
             };
             request.reply(response);

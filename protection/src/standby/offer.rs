@@ -71,7 +71,7 @@ impl Node {
         let profile = vm.profile()?.to_json();
         let image = vm.image()?;
         if !vm.notes().is_empty() {
-            tracing::warn!(notes = ?vm.notes(), "the standby's QEMU command was changed");
+            tracing::warn!(notes = vm.notes().join("; "), "the standby's QEMU command was changed");
             emit(Event::QemuCommandChanged(QemuCommandChanged { notes: vm.notes().to_vec() }));
         }
         self.gate.connect(NIC_PATIENCE)?;

@@ -21,6 +21,7 @@ use super::{
     network::Network,
     report::snapshot,
     vm::earlier,
+    why_not::{ALONE, protect_again},
 };
 use crate::{
     keeper::{self, Charge},
@@ -29,7 +30,7 @@ use crate::{
 };
 use anyhow::{Context, Result};
 use api::{
-    Control, OfSide, RUNNING, Request, Response, SCHEMA, Session, Side, Status, done, metrics::IfTaken,
+    Control, OfSide, RUNNING, Request, Response, SCHEMA, Session, Side, Status, WhyNot, done, metrics::IfTaken,
     metrics::Scrapes, metrics::Snapshot, refused, report, socket_path,
 };
 use mc_core::{
@@ -39,7 +40,7 @@ use mc_core::{
 };
 use node::{
     arbiter::{Answer, ArbiterClient, ArbiterWatch, Ask, Stance},
-    clock::Clock,
+    clock::{Clock, unix_ms},
     events::{Ended, Event, Fenced, Operator, Reattached, Refused, RegisterRead, Role, Signal, VmGone, emit},
     exit::{Code, ExitError, cannot_listen},
     identity,
@@ -200,6 +201,13 @@ impl Running {
             role: RUNNING.into(),
             vm: config.vm.to_string(),
             node: config.node.to_string(),
+            why_not_protected: Some(WhyNot {
+                why: ALONE.to_owned(),
+                since_ms: unix_ms(),
+                times: 1,
+                next_try_in_ms: None,
+                what_to_do: Some(protect_again(&config, None)),
+            }),
             notes: report::standing_notes(),
             ..Status::default()
         };
@@ -385,7 +393,9 @@ impl Running {
                     done("leaving")
                 }
                 Request::Takeover => refused("nothing to take over: the VM runs here"),
-                _ => refused("the VM runs here, unprotected: `afterimage protect` protects it again"),
+                _ => {
+                    refused("the VM runs here, unprotected: `afterimage status` has the command that protects it again")
+                }
             };
             request.reply(response);
         }

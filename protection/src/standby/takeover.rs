@@ -15,6 +15,7 @@ use super::{
     running,
     task::Task,
     vm::Lent,
+    why_not::protect_again,
 };
 use anyhow::{Context, Result};
 use mc_core::{gate::OutputGate, id::Time, standby::Event};
@@ -22,6 +23,7 @@ use node::{
     events::{self, Event as Told, QemuTimes, TakeoverFailed, emit},
     exit,
     standby::{StandbyLoop, Won},
+    units::spoken,
 };
 use std::{
     os::fd::{AsFd, BorrowedFd},
@@ -226,7 +228,8 @@ impl Node {
     fn took_over(&mut self, won: &Won, qemu: QemuTimes) {
         let takeover = self.run.takeover(won);
         let qmp = running::qmp_path(&self.config);
-        tracing::info!(qmp = %qmp.display(), "the VM runs here, unprotected: `afterimage protect --qmp` protects it again");
+        let what_to_do = protect_again(&self.config, self.run.host.peer());
+        tracing::info!(what_to_do, "the VM runs here, unprotected");
         emit(Told::Running(Box::new(events::Running {
             generation: won.generation,
             epoch: won.epoch,
@@ -250,7 +253,12 @@ impl Node {
         };
         pending.again_at = again.then(|| now.after(wait));
         let remedy = remedy(&self.config.vm.to_string());
-        tracing::error!(error = pending.why, again_in = ?wait, remedy, "the takeover failed; everything is kept");
+        tracing::error!(
+            error = pending.why,
+            again_in = spoken(wait),
+            remedy,
+            "the takeover failed; everything is kept"
+        );
         let (why, again_in_ms) = (pending.why.clone(), again.then(|| events::ms(wait)));
         emit(Told::TakeoverFailed(TakeoverFailed { why, times: pending.failures, again_in_ms, remedy }));
     }

@@ -3,10 +3,18 @@
 use super::{
     main_loop::Node,
     report::{UNPROVEN, word},
+    running,
+    settings::Settings,
 };
-use api::WhyNot;
+use api::{RUN_DIR, WhyNot};
 use mc_core::standby::Role;
 use node::standby::StandbyLoop;
+use std::{net::SocketAddr, path::Path};
+use transport_tcp::reach::at_port;
+use vmm_qemu::argv::quoted;
+
+/// Of a VM that was taken over.
+pub(super) const ALONE: &str = "the VM runs here alone";
 
 /// `None` while it does.
 pub(super) fn why_not(node: &Node) -> Option<WhyNot> {
@@ -41,9 +49,13 @@ fn words(node: &Node) -> (String, Option<String>) {
                 .to_owned()
         }
         Role::TakingOver => "this host has won the VM, and starts it".to_owned(),
-        Role::Active => "the VM runs here alone".to_owned(),
+        Role::Active => ALONE.to_owned(),
     };
-    (why, what_to_do(machine.role(), node.config.vm.as_str()))
+    let what_to_do = match machine.role() {
+        Role::Active => Some(protect_again(&node.config, node.run.host.peer())),
+        role => what_to_do(role, node.config.vm.as_str()),
+    };
+    (why, what_to_do)
 }
 
 fn protecting(node: &Node) -> String {
@@ -78,9 +90,31 @@ pub(super) fn what_to_do(role: Role, vm: &str) -> Option<String> {
         Role::Disputed => Some(format!(
             "look at the other host. If the VM runs nowhere, and cannot: {takeover}, which may lose what the VM has sent last"
         )),
-        Role::Active => Some("`afterimage protect --qmp` here protects it again".to_owned()),
-        Role::Syncing | Role::Rehearsing | Role::Protecting | Role::TakingOver => None,
+        Role::Syncing | Role::Rehearsing | Role::Protecting | Role::TakingOver | Role::Active => None,
     }
+}
+
+/// The VM was taken over: how it gets a standby again. `peer`: who the other side was ("a at 10.0.1.1:40123").
+pub(super) fn protect_again(config: &Settings, peer: Option<&str>) -> String {
+    let host = peer.and_then(|peer| peer.rsplit_once(" at ")?.1.parse::<SocketAddr>().ok());
+    // The other host's port is its own matter; as a rule both have the same one.
+    let to = host.map_or("HOST:PORT".to_owned(), |host| at_port(host, config.listen.port()).to_string());
+    let qmp = running::qmp_path(config).display().to_string();
+    let mut words = vec!["--vm".into(), config.vm.to_string(), "--node".into(), config.node.to_string()];
+    words.extend(["--qmp".into(), qmp, "--to".into(), to, "--arbiter".into(), config.arbiter.to_string()]);
+    words.extend(config.nics.iter().flat_map(|nic| ["--nic".to_owned(), nic.to_string()]));
+    for (flag, dir, usual) in
+        [("--run-dir", &config.run_dir, RUN_DIR), ("--state-dir", &config.state_dir, node::journal::STATE_DIR)]
+    {
+        if dir != Path::new(usual) {
+            words.extend([flag.to_owned(), dir.display().to_string()]);
+        }
+    }
+    let words: Vec<_> = words.iter().map(|word| quoted(word)).collect();
+    format!(
+        "start `afterimage standby` on the other host, then here `afterimage protect {}`; --to is where that standby listens",
+        words.join(" ")
+    )
 }
 
 /// Why there is nothing to take over.
@@ -104,6 +138,39 @@ pub(super) fn nothing_to_take(role: Role) -> (String, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use node::{arbiter::ArbiterSpec, paths::PathsConfig};
+    use std::time::Duration;
+
+    #[test]
+    fn a_vm_that_was_taken_over_is_protected_again_by_a_command_that_can_be_copied() {
+        let config = Settings {
+            vm: "a b".parse().unwrap(),
+            node: "host-b".parse().unwrap(),
+            listen: "0.0.0.0:7411".parse().unwrap(),
+            arbiter: "witness://10.0.2.9:7400".parse::<ArbiterSpec>().unwrap(),
+            accept_witness: false,
+            nics: vec!["/run/a b.net=tap0".parse().unwrap()],
+            ram_dir: "/dev/shm".into(),
+            spill: None,
+            no_rehearsal: false,
+            staging_bytes: 1 << 20,
+            beat_interval: Duration::from_millis(10),
+            beat_min_rx: None,
+            detect_multiplier: 5,
+            stall_after: None,
+            run_dir: RUN_DIR.into(),
+            state_dir: "/srv/state".into(),
+            metrics: None,
+            qemu: vec![],
+            paths: PathsConfig::tcp(1 << 20),
+            config_file: None,
+        };
+        let command = "`afterimage protect --vm 'a b' --node host-b --qmp '/run/afterimage/a b/standby.qmp' --to \
+                       10.0.1.1:7411 --arbiter witness://10.0.2.9:7400 --nic '/run/a b.net=tap0' --state-dir /srv/state`";
+        let todo = protect_again(&config, Some("host-a at 10.0.1.1:40123"));
+        assert!(todo.contains(command) && todo.contains("start `afterimage standby` on the other host"), "{todo}");
+        assert!(protect_again(&config, None).contains("--to HOST:PORT"));
+    }
 
     #[test]
     fn whoever_asks_is_told_in_the_status_words_and_what_to_do() {

@@ -47,7 +47,7 @@ pub enum SessionError {
         began: String,
     },
     /// The deadline passed.
-    #[error("{peer}: no {awaited} within {after:?}")]
+    #[error("{peer}: no {awaited} within {} s", after.as_secs_f64())]
     Silent {
         /// Who.
         peer: SocketAddr,

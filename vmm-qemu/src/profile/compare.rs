@@ -1,7 +1,7 @@
 //! How two VMs differ.
 
 use super::{Cpu, Device, Profile};
-use node::units::size_text;
+use node::units::bytes_text;
 use std::collections::BTreeMap;
 
 /// Blocks that QEMU fills from fw_cfg and resizes by itself when it loads a VM.
@@ -53,8 +53,8 @@ impl Profile {
                 Some(other) => lines.push(format!(
                     "RAM block {:?}: {} on the primary, {} on the standby",
                     block.name,
-                    size_text(block.used_length),
-                    size_text(other.used_length)
+                    bytes_text(block.used_length),
+                    bytes_text(other.used_length)
                 )),
             }
         }

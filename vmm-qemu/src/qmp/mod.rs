@@ -9,10 +9,10 @@ mod line;
 mod process;
 
 pub use line::{Event, LineError, Lines, MAX_LINE, Message, parse};
-pub use process::{Watched, find_instance, has_ended, instance_id, is_stopped, kill_instance};
+pub use process::{Watched, find_instance, has_ended, instance_id, is_ending, is_stopped, kill_instance};
 
 use asked::Asked;
-use node::pass;
+use node::{pass, units::spoken};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
@@ -58,8 +58,8 @@ pub enum QmpError {
         found: String,
     },
     /// It does not greet in time.
-    #[error("no QMP greeting at {} within {after:?}: another client is connected (QMP serves one at a time), or this \
-         is not a QMP socket", path.display())]
+    #[error("no QMP greeting at {} within {}: another client is connected (QMP serves one at a time), or this \
+         is not a QMP socket", path.display(), spoken(*after))]
     Busy {
         /// Where.
         path: PathBuf,
@@ -69,7 +69,7 @@ pub enum QmpError {
         listener: Option<u32>,
     },
     /// No answer in time.
-    #[error("QEMU did not answer {what} within {after:?}")]
+    #[error("QEMU did not answer {what} within {}", spoken(*after))]
     Timeout {
         /// To what.
         what: String,

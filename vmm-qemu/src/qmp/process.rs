@@ -49,6 +49,20 @@ pub fn has_ended(pid: u32, instance: u64) -> bool {
     }
 }
 
+/// Whether the process is on its way out, or out. The kernel says so (PF_EXITING) before it closes the process's sockets, so whoever
+/// sees one of them close can tell an end from a fault. One that cannot be looked at is not.
+#[must_use]
+pub fn is_ending(pid: u32, instance: u64) -> bool {
+    const PF_EXITING: u32 = 4;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+    has_ended(pid, instance) || stat.is_ok_and(|stat| flags(&stat).is_some_and(|flags| flags & PF_EXITING != 0))
+}
+
+/// Field 9 of proc(5)'s `stat`.
+fn flags(stat: &str) -> Option<u32> {
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(6)?.parse().ok()
+}
+
 /// ESRCH: it ended while it was read.
 fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
@@ -164,6 +178,7 @@ mod tests {
         assert_ne!(own, other);
         kill_instance(child.id(), own).unwrap();
         assert!(child.try_wait().unwrap().is_none(), "another instance must not be killed");
+        assert!(!is_ending(child.id(), other) && is_ending(child.id(), own));
         let watched = Watched::new(child.id()).unwrap();
         assert!(!watched.has_ended());
         assert_eq!(find_instance(other).unwrap(), Some(child.id()));

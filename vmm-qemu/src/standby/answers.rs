@@ -5,6 +5,7 @@
 
 use super::{StandbyError, StandbyVm};
 use crate::qmp::{QmpError, is_stopped};
+use node::units::spoken;
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
@@ -76,7 +77,7 @@ impl StandbyVm {
         let pid = self.pid();
         match is_stopped(pid) {
             true => format!("(process {pid}) does not answer: it was stopped by a signal"),
-            false => format!("(process {pid}) does not answer within {ANSWER:?}: it is frozen, or hangs"),
+            false => format!("(process {pid}) does not answer within {}: it is frozen, or hangs", spoken(ANSWER)),
         }
     }
 

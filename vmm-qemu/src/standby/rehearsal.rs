@@ -29,6 +29,7 @@ use mc_core::id::BlockId;
 use node::{
     inbox::{Inbox, inbox},
     sys::child::ends_with_this_thread,
+    units::spoken,
 };
 use serde_json::{Value, json};
 use std::{
@@ -105,7 +106,7 @@ pub enum RehearsalError {
         said: String,
     },
     /// It took too long.
-    #[error("the rehearsal did not end within {after:?}; its QEMU said: {said}")]
+    #[error("the rehearsal did not end within {}; its QEMU said: {said}", spoken(*after))]
     Deadline {
         /// How long was waited.
         after: Duration,

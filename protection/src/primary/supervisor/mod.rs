@@ -248,7 +248,7 @@ impl Runner {
         match self.qemu.as_mut()?.perform(&task) {
             Ok(answer) => answer.map(Event::QemuSays),
             Err(error) => {
-                tracing::error!(why = words(&error), ?task, "QEMU");
+                tracing::error!(why = words(&error), "QEMU did not {}", task.words());
                 None
             }
         }

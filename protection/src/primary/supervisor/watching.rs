@@ -133,7 +133,10 @@ impl Supervisor {
         self.unfenced = error.or(self.unfenced.take());
     }
 
-    /// It may be there: nobody else may start one beside it.
+    /// What it said cannot be read, and it may be there: it is killed, since nobody else may start one beside it. To pass over one message
+    /// would not do. It may have been that the VM is to be fenced, or what the next data path begins with; and the stream that comes with
+    /// one would go to a later one. What was missed costs at most a question: without `StartSource` QEMU was told nothing, so nothing was
+    /// asked of the arbiter; without `Alone` the arbiter is asked before the VM goes on.
     pub(super) fn broken(&mut self, why: String) {
         if matches!(self.state, State::Watching { .. }) {
             self.state = State::Killing(why);
